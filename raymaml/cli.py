@@ -1,0 +1,162 @@
+"""``raymaml data import|sample|show``, ``train``, ``test``, ``report``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+import raymaml
+from raymaml.config.load import load_config
+from raymaml.config.schema import SPLITS, Split
+from raymaml.types import UserError
+
+INTERRUPTED = 130  # what a shell shows for a command that Ctrl-C ended
+CONFIG = click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
+OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+
+
+def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Show a ``UserError`` as its sentences, without a traceback, with exit code 2."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            for problem in error.problems:
+                click.echo(f"raymaml: {problem}", err=True)
+            sys.exit(2)
+
+    return run
+
+
+@click.group()
+@click.version_option(raymaml.__version__)
+def main() -> None:
+    """Train and judge MAML for few-shot image classification.
+
+    Every command takes a YAML config and key.path=value overrides.
+    """
+
+
+@main.group()
+def data() -> None:
+    """Make and look at image banks and episode shards."""
+
+
+@data.command("import")
+@CONFIG
+@OVERRIDES
+@_reports_user_errors
+def import_(config_path: Path, overrides: tuple[str, ...]) -> None:
+    """Import data.source into the image bank data.bank."""
+    from raymaml.data.importers import import_bank
+
+    config = load_config(config_path, overrides)
+    bank = import_bank(config.data, config.episodes)
+    counts = {split: len(bank.class_ids(split)) for split in ("train", "val", "test")}
+    click.echo(
+        f"{bank.folder}: {bank.num_images} images of {bank.source}, classes "
+        + " / ".join(f"{count} {split}" for split, count in counts.items())
+        + f", hash {bank.hash[:12]}"
+    )
+
+
+@data.command()
+@CONFIG
+@OVERRIDES
+@_reports_user_errors
+def sample(config_path: Path, overrides: tuple[str, ...]) -> None:
+    """Sample the episodes of all splits into shards under data.shards."""
+    from raymaml.data.episodes import write_shards
+    from raymaml.training.data import open_bank, shards_folder
+
+    config = load_config(config_path, overrides)
+    bank = open_bank(config)
+    for split in SPLITS:
+        shards = write_shards(
+            bank,
+            config.episodes.of(split),
+            seed=config.seed,
+            split=split,
+            folder=shards_folder(config, split),
+            materialize=config.data.materialize and split == "train",
+        )
+        click.echo(f"{shards_folder(config, split)}: {shards.count} episodes")
+
+
+@data.command()
+@CONFIG
+@OVERRIDES
+@click.option("--split", type=click.Choice(SPLITS), default="test")
+@click.option("--episode", type=click.IntRange(min=0), help="Draw this episode of the split.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default="sheet.png", show_default=True
+)
+@_reports_user_errors
+def show(
+    config_path: Path, overrides: tuple[str, ...], split: Split, episode: int | None, out: Path
+) -> None:
+    """Draw a contact sheet (PNG) of the bank, or of one episode."""
+    from raymaml.data.contact_sheet import bank_sheet, episode_sheet
+    from raymaml.data.episodes import sample_episode
+    from raymaml.training.data import open_bank
+
+    config = load_config(config_path, overrides)
+    bank = open_bank(config)
+    if episode is None:
+        bank_sheet(bank, out)
+    else:
+        spec = config.episodes.of(split)
+        episode_sheet(bank, sample_episode(bank, spec, config.seed, split, episode), out)
+    click.echo(out)
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@click.option("--local", is_flag=True, help="Run in this process, without Ray: same bits.")
+@_reports_user_errors
+def train(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
+    """Train, or go on with, the run that CONFIG names."""
+    config = load_config(config_path, overrides)
+    if local:
+        from raymaml.training.worker import train_locally as run
+    else:
+        from raymaml.cluster.train import train_on_cluster as run
+    if not run(config, click.echo):
+        sys.exit(INTERRUPTED)
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@click.option("--local", is_flag=True, help="Run in this process, without Ray: same records.")
+@_reports_user_errors
+def test(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
+    """Judge the run that CONFIG names on its test episodes, and write the report."""
+    config = load_config(config_path, overrides)
+    if local:
+        from raymaml.evaluation.campaign import judge_locally as run
+    else:
+        from raymaml.cluster.campaign import judge_on_cluster as run
+    click.echo(run(config, click.echo))
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@_reports_user_errors
+def report(config_path: Path, overrides: tuple[str, ...]) -> None:
+    """Write the report of a finished campaign again."""
+    import torch
+
+    from raymaml.evaluation.campaign import plan_campaign
+
+    config = load_config(config_path, overrides)
+    click.echo(plan_campaign(config, torch.device("cpu")).report())

@@ -1,0 +1,145 @@
+"""Joining a Ray cluster, or starting one, quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from raymaml.config.schema import ClusterConfig
+from raymaml.types import UserError
+
+_ENVIRONMENT = {
+    # No usage reports, no import hook around print, no progress bars, no change of directory: the
+    # workers run where the driver runs, so that relative paths mean the same everywhere.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The controller looks after its workers this often, s. Its default of 2 delays each end of a
+    # run by as much.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Tune's old output honours verbose=0, its new one prints a banner all the same.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+WORKER_CPUS = 0.9
+"""Logical CPUs of one CPU training worker..."""
+READER_CPUS = 0.1
+"""...and of the Ray Data task that reads for it: together one core. A cluster whose CPUs are all
+held by workers would leave its reading tasks waiting for ever."""
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine for the block.
+
+    Raises:
+        UserError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():  # inside a program that uses Ray itself
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    require_answer(address)
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        raise _no_cluster(address, error) from None
+    _silence()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_answer(address: str | None) -> None:
+    """Check that somebody listens at ``host:port``: Ray itself tries for minutes, loudly.
+
+    Raises:
+        UserError: nobody does.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # "auto", "local", or none: Ray knows at once
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str | None, error: Exception) -> UserError:
+    if address is None:
+        return UserError(
+            f"Ray does not start on this machine ({error}); look into its logs under /tmp/ray, or"
+            " give --local to run without Ray"
+        )
+    return UserError(
+        f"RAY_ADDRESS is {address}: no Ray cluster answers there ({error}); start one with"
+        " `ray start --head`, or unset RAY_ADDRESS to run on this machine"
+    )
+
+
+def prepare_environment() -> None:
+    """Set what Ray reads from the environment, where the user has not set it."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _silence() -> None:
+    """Keep other libraries' chatter off the terminal: errors only."""
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def plan_workers(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[int, bool]:
+    """Return the number of training workers and whether they use GPUs.
+
+    Args:
+        cluster: what the config asks for.
+        resources: total resources of the Ray cluster, by name.
+
+    Raises:
+        UserError: the cluster is smaller than what is asked for.
+    """
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    use_gpu = cluster.device == "cuda" or (cluster.device == "auto" and gpus > 0)
+    slots, kind = (gpus, "GPUs") if use_gpu else (cpus, "CPU cores")
+    if slots == 0:
+        raise UserError(
+            f"cluster.device is {cluster.device} but the Ray cluster has no {kind}; set"
+            " cluster.device to what there is, or auto"
+        )
+    if cluster.num_workers == "auto":
+        return slots, use_gpu
+    if cluster.num_workers > slots:
+        raise UserError(
+            f"cluster.num_workers is {cluster.num_workers} but the Ray cluster has {slots} {kind};"
+            f" use at most {slots}, or auto"
+        )
+    return cluster.num_workers, use_gpu
+
+
+def worker_resources(use_gpu: bool) -> dict[str, float]:
+    """Return what one training worker reserves."""
+    return {"GPU": 1, "CPU": WORKER_CPUS} if use_gpu else {"CPU": WORKER_CPUS}
+
+
+def cluster_resources() -> dict[str, float]:
+    """Return the total resources of the cluster."""
+    import ray
+
+    resources: dict[str, Any] = ray.cluster_resources()
+    return resources

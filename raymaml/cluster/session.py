@@ -1,0 +1,85 @@
+"""A worker's view of a run under Ray Train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
+from torch import Tensor
+
+from raymaml.cluster.stream import Share, stream_meta_batches
+from raymaml.training.data import TrainingData
+from raymaml.training.run_folder import stop_requested
+from raymaml.types import EpisodeBatch
+
+
+class RaySession:
+    """The ``Session`` of one of Ray Train's workers; collectives by gloo or NCCL."""
+
+    def __init__(self, folder: Path, data: TrainingData, num_steps: int) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self._folder = folder
+        self._data = data
+        self._num_steps = num_steps
+
+    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
+        """Stream this worker's share through Ray Data."""
+        return stream_meta_batches(
+            Share(
+                data=self._data,
+                first_step=first_step,
+                num_steps=self._num_steps,
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+        )
+
+    def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Pad all shares to the largest, all-gather, and cut the padding out."""
+        if self.world_size == 1:
+            return rows
+        padded = rows.new_zeros(max(counts), rows.shape[1])
+        padded[: len(rows)] = rows
+        gathered = rows.new_empty(self.world_size * max(counts), rows.shape[1])
+        dist.all_gather_into_tensor(gathered, padded)
+        shares = gathered.split(max(counts))
+        return torch.cat([s[:count] for s, count in zip(shares, counts, strict=True)])
+
+    def from_rank_zero(self, value: int) -> int:
+        """Broadcast rank 0's value."""
+        tensor = torch.tensor([value], device=self.device)
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+        return int(tensor.item())
+
+    def stop_requested(self) -> bool:
+        """Look for the stop file; rank 0 does it for all, the reduction tells the others."""
+        return self.rank == 0 and stop_requested(self._folder)
+
+    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+        """Tell Ray Train of a checkpoint that is in place already.
+
+        Asynchronous: a synchronous report waits for the controller, up to 2 s when the one before
+        it was less than that ago.
+        """
+        ray.train.report(
+            metrics,
+            checkpoint=Checkpoint(str(checkpoint.absolute())) if self.rank == 0 else None,
+            checkpoint_dir_name=checkpoint.name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=_already_in_place,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+
+def _already_in_place(checkpoint: Checkpoint, _name: str) -> Checkpoint:
+    return checkpoint

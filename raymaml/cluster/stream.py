@@ -1,0 +1,147 @@
+"""Ray Data: the episodes of one worker, in the order in which it learns from them.
+
+Every worker runs a pipeline of its own over its own share. So a share can have any size, no split
+coordinator stands between the workers, and a new number of workers just makes new shares.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.data
+
+from raymaml.cluster.runtime import READER_CPUS
+from raymaml.data.episodes import EpisodeShards, read_pixels, read_rows
+from raymaml.data.prefetch import prefetch
+from raymaml.data.tables import cut
+from raymaml.data.transforms import EpisodeLoader
+from raymaml.training.data import TrainingData
+from raymaml.types import EpisodeBatch
+
+ROWS_AT_ONCE = 2048
+"""Row-number episodes one reading task returns: about 1 MB, so that a task is mostly reading."""
+PIXELS_AT_ONCE = 16 << 20
+"""Bytes of pixels one reading task returns from materialised shards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which episodes one worker learns from, from one outer step on."""
+
+    data: TrainingData
+    first_step: int
+    num_steps: int
+    rank: int
+    world_size: int
+
+    def indices(self, step: int) -> range:
+        """Return the episodes of outer step ``step``."""
+        return self.data.indices(step, self.rank, self.world_size)
+
+
+def stream_meta_batches(share: Share) -> Iterator[EpisodeBatch]:
+    """Yield the worker's share of each meta-batch, pixels and all, made ready ahead of time.
+
+    Raises:
+        RuntimeError: Ray Data delivered an episode out of turn.
+    """
+    return prefetch(_meta_batches(share))
+
+
+def _meta_batches(share: Share) -> Iterator[EpisodeBatch]:
+    train = share.data.train
+    steps = range(share.first_step, share.num_steps)
+    pieces = cut(_tables(share), (len(share.indices(step)) for step in steps))
+    for step, piece in zip(steps, pieces, strict=True):
+        yield _load(piece, share.indices(step), train.shards, train.loader)
+
+
+def _tables(share: Share) -> Iterator[Any]:
+    """Yield tables of consecutive episodes of the share, read by Ray Data tasks."""
+    shards = share.data.train.shards
+    steps_at_once = _steps_at_once(share)
+    num_tasks = -(-(share.num_steps - share.first_step) // steps_at_once)
+    read = functools.partial(_read, share=_Portable.of(share), steps_at_once=steps_at_once)
+    tasks = [{"task": task} for task in range(num_tasks)]
+    dataset = ray.data.from_items(tasks, override_num_blocks=num_tasks).map_batches(
+        read, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS, concurrency=1
+    )
+    options = dataset.context.execution_options
+    options.preserve_order = True
+    options.verbose_progress = False
+    dataset.context.enable_progress_bars = False
+    batches = dataset.iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=4 if shards.materialized else 1
+    )
+    yield from batches
+
+
+def _steps_at_once(share: Share) -> int:
+    """Return how many outer steps one reading task covers."""
+    shards, per_step = share.data.train.shards, max(1, len(share.indices(0)))
+    if not shards.materialized:
+        return max(1, ROWS_AT_ONCE // per_step)
+    channels, height, width = share.data.image_shape
+    images = shards.spec.num_ways * shards.spec.images_per_class
+    return max(1, PIXELS_AT_ONCE // (per_step * images * channels * height * width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Portable:
+    """What a reading task, in another process, needs to know of a share."""
+
+    folder: Path
+    count: int
+    meta_batch_size: int
+    first_step: int
+    num_steps: int
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, share: Share) -> _Portable:
+        mine = share.indices(0)
+        return cls(
+            folder=share.data.train.shards.folder.absolute(),
+            count=share.data.train.shards.count,
+            meta_batch_size=share.data.meta_batch_size,
+            first_step=share.first_step,
+            num_steps=share.num_steps,
+            start=mine.start,
+            stop=mine.stop,
+        )
+
+
+def _read(block: Any, *, share: _Portable, steps_at_once: int) -> Any:
+    """Read the episodes of the outer steps that the task numbers in ``block`` stand for."""
+    indices: list[int] = []
+    for task in block["task"].to_pylist():
+        first = share.first_step + task * steps_at_once
+        for step in range(first, min(first + steps_at_once, share.num_steps)):
+            at = step * share.meta_batch_size
+            indices.extend(i % share.count for i in range(at + share.start, at + share.stop))
+    return _open(share.folder).table(indices)
+
+
+@functools.lru_cache(maxsize=4)
+def _open(folder: Path) -> EpisodeShards:
+    # The driver and every worker have verified the hashes; a reading task need not do it again.
+    return EpisodeShards.open(folder, verify=False)
+
+
+def _load(
+    table: Any | None, wanted: range, shards: EpisodeShards, loader: EpisodeLoader
+) -> EpisodeBatch:
+    if table is None:
+        return loader.load([])
+    expected = [index % shards.count for index in wanted]
+    delivered = table["index"].to_pylist()
+    if delivered != expected:
+        raise RuntimeError(f"Ray Data delivered episodes {delivered}, expected {expected}")
+    if shards.materialized:
+        return loader.load_pixels(*read_pixels(table))
+    return loader.load(read_rows(table))

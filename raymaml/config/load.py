@@ -1,0 +1,181 @@
+"""YAML and ``key.path=value`` -> ``Config``, with every mistake in one message.
+
+Precedence: defaults < file < overrides. A key given twice is an error, an unknown key is an error
+with a suggestion, and ``1e-3`` is a number (YAML 1.1 reads it as text).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raymaml.config.schema import Config
+from raymaml.types import UserError
+
+KeyPath = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with YAML 1.2 floats."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read ``path``, apply ``overrides`` and check the whole.
+
+    Raises:
+        UserError: with every problem found, each naming file, line, key, value and what is
+            allowed.
+    """
+    tree, places = _read_yaml(path)
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            _apply_override(tree, places, override)
+        except UserError as error:
+            problems.extend(error.problems)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(*problems, *_explain(error, places, str(path))) from None
+    if problems:
+        raise UserError(*problems)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """Write ``config`` as YAML that ``load_config`` reads back to an equal value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Return the tree of a YAML file and, for each key path, the place that sets it."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a config file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; give a YAML config file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}: holds no mapping; expected keys such as name, data, outer")
+    places: dict[KeyPath, str] = {}
+    duplicates: list[str] = []
+    _record_places(node, (), str(path), places, duplicates)
+    if duplicates:
+        raise UserError(*duplicates)
+    loader = _Loader("")
+    try:
+        tree = loader.construct_document(node)  # type: ignore[no-untyped-call]
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    return cast("dict[str, Any]", tree), places
+
+
+def _record_places(
+    node: yaml.Node, prefix: KeyPath, file: str, places: dict[KeyPath, str], duplicates: list[str]
+) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        key = (*prefix, str(key_node.value))
+        place = f"{file}:{key_node.start_mark.line + 1}"
+        if key in places:
+            duplicates.append(
+                f"{place}: {'.'.join(key)} is given twice (first at {places[key]}); keep one"
+            )
+        places[key] = place
+        _record_places(value_node, key, file, places, duplicates)
+
+
+def _apply_override(tree: dict[str, Any], places: dict[KeyPath, str], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = tuple(name.split("."))
+    if not equals or not all(keys):
+        raise UserError(f"{override}: is not an override; write key.path=value, as in outer.lr=1e-3")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError:
+        raise UserError(f"{override}: the value is not YAML") from None
+    section = tree
+    for depth, key in enumerate(keys[:-1], 1):
+        places.setdefault(keys[:depth], "command line")
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UserError(f"{override}: {'.'.join(keys[:depth])} is a value, not a section")
+    section[keys[-1]] = value
+    places[keys] = "command line"
+
+
+def _explain(
+    error: ValidationError, places: Mapping[KeyPath, str], file: str
+) -> Iterable[str]:
+    """Turn pydantic's errors into sentences, in the order of the file."""
+    details, explained = error.errors(), set[KeyPath]()
+    for detail in details:
+        keys, value = _strip_union_tags(detail["loc"]), detail["input"]
+        key = ".".join(keys)
+        place = _nearest_place(keys, places, file)
+        if detail["type"] == "missing":
+            yield f"{place}: {key} is missing; it has no default"
+        elif detail["type"] == "extra_forbidden":
+            yield f"{place}: {key} is unknown{_did_you_mean(keys)}"
+        elif detail["type"] == "value_error":
+            yield f"{place}: {detail['ctx']['error']}"
+        elif keys not in explained:
+            reasons = " or ".join(
+                other["msg"].removeprefix("Input ").removesuffix(", got an integer")
+                for other in details
+                if _strip_union_tags(other["loc"]) == keys
+            )
+            yield f"{place}: {key} is {value!r}; it {reasons}"
+        explained.add(keys)
+
+
+def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
+    """Drop what pydantic adds to a path to tell the branches of a union apart."""
+    tags = {"glyphs", "omniglot", "image-folder", "constrained-int", "literal['auto']"}
+    return tuple(str(part) for part in loc if str(part) not in tags)
+
+
+def _nearest_place(keys: KeyPath, places: Mapping[KeyPath, str], file: str) -> str:
+    for length in range(len(keys), 0, -1):
+        if keys[:length] in places:
+            return places[keys[:length]]
+    return file
+
+
+def _did_you_mean(keys: KeyPath) -> str:
+    names = _fields_at(keys[:-1])
+    near = difflib.get_close_matches(keys[-1], names, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; allowed here: {', '.join(names)}" if names else ""
+
+
+def _fields_at(prefix: KeyPath) -> list[str]:
+    """Return the key names that are allowed in the section ``prefix``, over all its kinds."""
+    models: list[type[BaseModel]] = [Config]
+    for key in prefix:
+        annotations = [m.model_fields[key].annotation for m in models if key in m.model_fields]
+        models = [model for note in annotations for model in _models_in(note)]
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -1,0 +1,289 @@
+"""Every option of raymaml: one frozen model a section, one line a field.
+
+These models are the truth; a YAML file only writes one. Unknown keys are errors, nothing is
+inherited or interpolated, and values derived from others are properties, never stored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class GlyphsSource(_Section):
+    """Characters drawn with the fonts that matplotlib ships; no download."""
+
+    kind: Literal["glyphs"]
+    min_fonts: PositiveInt = 12
+    """A character is a class when at least this many of the fonts draw it, each differently."""
+    images_per_class: PositiveInt = 20
+    """Instances drawn of each character, a font and a small affine distortion each."""
+    distortion: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
+    """Strength of the distortion: 1 is up to 10 degrees, 12% scale, 10% shear, 6% shift."""
+    seed: Count = 0
+    """Seed of the drawn instances."""
+
+
+class OmniglotSource(_Section):
+    """Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, 20 drawings each."""
+
+    kind: Literal["omniglot"]
+    path: Path
+    """Folder that holds images_background and images_evaluation, as .zip files or as folders."""
+    split: Literal["vinyals", "background_evaluation"] = "vinyals"
+    """vinyals: 1028/172/423 characters (Vinyals et al. 2016); background_evaluation: the
+    original 964/659 characters, the evaluation set as test and the last five background alphabets
+    by name as val."""
+    rotations: bool = True
+    """Add each character turned by 90, 180 and 270 degrees as a class of its own (train only
+    learns from more classes; val and test get them too, as in Santoro et al. 2016)."""
+
+
+class ImageFolderSource(_Section):
+    """Images of your own."""
+
+    kind: Literal["image-folder"]
+    path: Path
+    """Folder laid out as <split>/<class>/<image> or <class>/<image>, or the root of a CSV's paths."""
+    csv: Path | None = None
+    """A CSV with header path,class,split instead of a folder layout."""
+    fractions: tuple[PositiveRate, PositiveRate, PositiveRate] = (0.64, 0.16, 0.2)
+    """Shares of the classes that go to train, val and test when the folders name no split."""
+    seed: Count = 0
+    """Seed of the split by fractions."""
+    mode: Literal["rgb", "gray"] = "rgb"
+    """Colour (3 channels) or grey (1 channel)."""
+
+
+Source = Annotated[GlyphsSource | OmniglotSource | ImageFolderSource, Field(discriminator="kind")]
+
+
+class DataConfig(_Section):
+    """The image bank and the episode shards."""
+
+    source: Source
+    """What `raymaml data import` reads."""
+    bank: Path
+    """Folder of the image bank that the import writes and all else reads."""
+    shards: Path
+    """Folder of the episode shards that `raymaml data sample` writes."""
+    image_size: Annotated[int, Field(ge=8, le=1024, strict=True)] = 84
+    """Height and width of the stored images, pixels."""
+    materialize: bool = False
+    """Write pixels, not row numbers, into the shards of the train split (large; for streaming
+    where no bank is mounted)."""
+    normalize: Literal["bank", "none"] = "bank"
+    """bank: subtract the mean and divide by the standard deviation of the bank's train split,
+    channel by channel; none: pixels in 0..1."""
+
+
+class EpisodesConfig(_Section):
+    """Shape and number of the episodes of one split."""
+
+    num_ways: Annotated[int, Field(ge=2, strict=True)] = 5
+    """Classes an episode (N)."""
+    num_shots: PositiveInt = 1
+    """Support images a class (K)."""
+    num_queries: PositiveInt = 15
+    """Query images a class (Q)."""
+    num_episodes: PositiveInt
+    """Episodes to sample. Training goes round again when it needs more."""
+
+    @property
+    def images_per_class(self) -> int:
+        """Distinct images that an episode takes from each of its classes."""
+        return self.num_shots + self.num_queries
+
+
+class AllEpisodes(_Section):
+    """The episodes of the three splits."""
+
+    train: EpisodesConfig
+    val: EpisodesConfig
+    test: EpisodesConfig
+
+    def of(self, split: Split) -> EpisodesConfig:
+        """Return the section of ``split``."""
+        sections: dict[Split, EpisodesConfig] = {
+            "train": self.train,
+            "val": self.val,
+            "test": self.test,
+        }
+        return sections[split]
+
+
+class ModelConfig(_Section):
+    """Encoder, norm and head."""
+
+    encoder: Literal["convnet4"] = "convnet4"
+    """Feature extractor: four blocks of 3x3 convolution, norm, ReLU, 2x2 max-pool."""
+    width: PositiveInt = 32
+    """Channels of every block (paper: 64 for Omniglot, 32 for mini-ImageNet)."""
+    norm: Literal["transductive"] = "transductive"
+    """Whose moments the query pass uses; transductive: the query batch's own, as the paper."""
+    head: Literal["learned", "zero"] = "learned"
+    """Where the linear head starts in each episode: at meta-learned weights, or at zero."""
+
+
+class InnerConfig(_Section):
+    """Adaptation to one episode (Finn et al. 2017, algorithm 1, lines 5 and 6)."""
+
+    num_steps: Count = 5
+    """Inner steps (T); 0 judges the meta-parameters as they are."""
+    lr: Rate = 0.01
+    """Rate of the encoder on the mean cross-entropy of the support set."""
+    head_lr: Rate | None = None
+    """Rate of the head; null is the encoder's."""
+    gradient: Literal["unrolled", "first_order"] = "unrolled"
+    """unrolled: exact second-order meta-gradient by the plain graph; first_order: FOMAML."""
+
+
+class InnerOverride(_Section):
+    """What evaluation changes of `inner`; null keeps the value used in training."""
+
+    num_steps: Count | None = None
+    """Inner steps at validation and test."""
+    lr: Rate | None = None
+    """Encoder rate at validation and test."""
+    head_lr: Rate | None = None
+    """Head rate at validation and test."""
+
+    def apply(self, inner: InnerConfig) -> InnerConfig:
+        """Return ``inner`` with what is set here changed."""
+        return inner.model_copy(update=self.model_dump(exclude_none=True))
+
+
+class OuterConfig(_Section):
+    """Learning of the meta-parameters (algorithm 1, line 8) and its rhythm, in outer steps."""
+
+    num_steps: PositiveInt
+    """Outer steps of the whole run."""
+    meta_batch_size: PositiveInt = 4
+    """Episodes in one outer step, over all workers."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Update rule."""
+    lr: PositiveRate = 1e-3
+    """Learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of sgd."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: the rate falls to 0 along a half cosine over the run."""
+    clip_value: PositiveRate | None = None
+    """Clip each entry of the meta-gradient to this absolute value; null does not clip."""
+    log_every: PositiveInt = 50
+    """Write metrics and a progress line."""
+    validate_every: PositiveInt = 500
+    """Judge the validation episodes and write a checkpoint."""
+    checkpoint_every: PositiveInt | None = None
+    """Write further checkpoints between validations; null writes none."""
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> OuterConfig:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"outer.momentum is {self.momentum} but outer.optimizer is {self.optimizer}:"
+                " momentum belongs to sgd"
+            )
+        return self
+
+
+class EvaluationConfig(_Section):
+    """The campaign over the test episodes."""
+
+    inner: InnerOverride = InnerOverride()
+    """Changes to `inner` at validation and test."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint is tested: best validation accuracy, or the newest."""
+    chunk_size: PositiveInt = 500
+    """Episodes a Tune trial. Records do not depend on it."""
+    baseline_episodes: Count = 600
+    """Judge beside the model, on the first so many test episodes: the untrained weights with the
+    same adaptation, and the trained weights with none; 0 judges neither."""
+
+
+class ClusterConfig(_Section):
+    """Processes and devices."""
+
+    num_workers: PositiveInt | Literal["auto"] = "auto"
+    """Training workers; auto: one a GPU, or one a CPU core where there is no GPU. On CPU the
+    result does not depend on it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where the cluster has GPUs."""
+    threads_per_worker: PositiveInt = 1
+    """Intra-op threads of a CPU worker. Results are bit-equal only for equal values."""
+    max_failures: Count = 3
+    """How often lost workers are replaced before the run gives up (running it again resumes)."""
+
+
+class Config(_Section):
+    """One experiment, from the source of its images to its report."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run and of its folder."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = 0
+    """Seed of the initial weights and of all episodes."""
+    run_dir: Path = Path("runs")
+    """Folder that holds the run folders."""
+    data: DataConfig
+    episodes: AllEpisodes
+    model: ModelConfig = ModelConfig()
+    inner: InnerConfig = InnerConfig()
+    outer: OuterConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of this run: checkpoints, metrics, records, report."""
+        return self.run_dir / self.name
+
+    @property
+    def test_inner(self) -> InnerConfig:
+        """The inner loop of validation and test."""
+        return self.evaluation.inner.apply(self.inner)
+
+    @model_validator(mode="after")
+    def _learned_head_keeps_its_ways(self) -> Config:
+        ways = {split: self.episodes.of(split).num_ways for split in ("train", "val", "test")}
+        if self.model.head == "learned" and len(set(ways.values())) > 1:
+            raise ValueError(
+                f"episodes.*.num_ways are {ways} but model.head is learned: a learned head has"
+                " one row a way, so the ways must be equal (or set model.head: zero)"
+            )
+        return self
+
+
+def learning_fingerprint(config: Config) -> dict[str, Any]:
+    """Return what decides the weights: the keys that a resumed run may not change.
+
+    Everything else (workers, devices, rhythm of logging, evaluation) may differ between the
+    beginning of a run and its continuation; so may the number of outer steps, unless a schedule
+    depends on it.
+    """
+    dump = config.model_dump(mode="json")
+    free = {"log_every", "validate_every", "checkpoint_every"}
+    if config.outer.schedule == "constant":
+        free.add("num_steps")
+    return {
+        "seed": dump["seed"],
+        "data": {"image_size": dump["data"]["image_size"], "normalize": dump["data"]["normalize"]},
+        "episodes": {"train": dump["episodes"]["train"]},
+        "model": dump["model"],
+        "inner": dump["inner"],
+        "outer": {key: value for key, value in dump["outer"].items() if key not in free},
+        "cluster": {"threads_per_worker": dump["cluster"]["threads_per_worker"]},
+    }

@@ -1,0 +1,212 @@
+"""The image bank: every image of a data set as uint8 in one memory-mapped Arrow file.
+
+A bank is a folder of two files. ``bank.json`` holds all but the pixels and is meant to be read by
+people; ``images.arrow`` is an Arrow IPC file with one record batch a class, column ``image`` of
+fixed-shape tensors uint8. Rows are numbered 0..R-1 through all classes in their order: class ``c``
+owns the rows ``first_row[c] .. first_row[c + 1] - 1``.
+
+Arrays of images have the axes [n, H, W, C]. In the file and behind the arrays the channels are
+planes, [n, C, H, W]: the order that learning wants, so that no conversion has to sort bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raymaml.data.bank_format import (
+    HEADER_FILE,
+    IMAGES_FILE,
+    SCHEMA_VERSION,
+    BankClass,
+    ClassImages,
+    ContentDigest,
+    header_text,
+    images_schema,
+    write_images,
+)
+from raymaml.data.files import new_folder
+from raymaml.types import UserError
+
+__all__ = ["BankClass", "ClassImages", "ImageBank", "write_bank"]
+
+_REMEDY = "import it again with `raymaml data import CONFIG`"
+
+
+class ImageBank:
+    """A bank opened by memory map: no image is read before it is asked for.
+
+    Processes of one machine that open the same bank share its pages.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
+        channels, height, width = header["image_shape"]
+        self.folder = folder
+        self.source: str = header["source"]
+        self.licence: str = header["licence"]
+        self.hash: str = header["hash"]
+        self.image_shape: tuple[int, int, int] = (channels, height, width)
+        self.mean: tuple[float, ...] = tuple(header["mean"])
+        self.std: tuple[float, ...] = tuple(header["std"])
+        self.classes = tuple(BankClass(**entry) for entry in header["classes"])
+        counts = [bank_class.count for bank_class in self.classes]
+        self.first_row: NDArray[np.int64] = np.cumsum([0, *counts], dtype=np.int64)  # [classes + 1]
+        self._reader = _open_images(folder / IMAGES_FILE, header)
+        self._planes: dict[int, NDArray[np.uint8]] = {}
+        splits = np.array([bank_class.split for bank_class in self.classes])
+        self._ids_of_split = {split: np.flatnonzero(splits == split) for split in set(splits)}
+
+    @classmethod
+    def open(cls, folder: Path) -> ImageBank:
+        """Open the bank in ``folder``; takes milliseconds whatever its size.
+
+        Raises:
+            UserError: the folder or one of its files is missing, incomplete, or of another
+                version; the message names the file and the remedy.
+        """
+        path = folder / HEADER_FILE
+        try:
+            header = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(
+                f"{path}: there is no image bank here ({error.strerror}); {_REMEDY}"
+            ) from None
+        except ValueError:
+            raise UserError(
+                f"{path}: is damaged (not JSON); remove the folder, {_REMEDY}"
+            ) from None
+        version = header.get("schema_version") if isinstance(header, dict) else None
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION};"
+                f" remove the folder, {_REMEDY}"
+            )
+        try:
+            return cls(folder, header)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: is damaged; remove the folder, {_REMEDY}") from None
+
+    @property
+    def num_images(self) -> int:
+        """Number of images (R) over all classes."""
+        return int(self.first_row[-1])
+
+    def class_ids(self, split: str) -> NDArray[np.int64]:
+        """Return the ids (positions in ``classes``) of the classes of ``split``, ascending."""
+        return self._ids_of_split.get(split, np.empty(0, dtype=np.int64))
+
+    def class_images(self, class_id: int) -> NDArray[np.uint8]:
+        """Return all images [n, H, W, C] of a class: a read-only view of the mapped file."""
+        return np.moveaxis(self._class_planes(class_id), 1, -1)
+
+    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Gather the images [len(rows), H, W, C] of row numbers, in the order of ``rows``.
+
+        Fastest where rows of one class stand together: each such run is one copy.
+
+        Raises:
+            IndexError: a row number is outside 0..R-1.
+        """
+        out = np.empty((len(rows), *self.image_shape), dtype=np.uint8)  # [n, C, H, W]
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_images):
+            raise IndexError(f"row numbers must be in 0..{self.num_images - 1}")
+        class_ids = np.searchsorted(self.first_row, rows, side="right") - 1
+        starts = np.flatnonzero(np.diff(class_ids, prepend=-1))
+        offsets = rows - self.first_row[class_ids]
+        runs = zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=False)
+        for class_id, (start, stop) in zip(class_ids[starts].tolist(), runs, strict=True):
+            # mode="clip" lets take write straight into out; the range is checked above
+            planes = self._class_planes(class_id)
+            planes.take(offsets[start:stop], axis=0, out=out[start:stop], mode="clip")
+        return np.moveaxis(out, 1, -1)
+
+    def _class_planes(self, class_id: int) -> NDArray[np.uint8]:
+        """Return the images of a class as they lie in the file: [n, C, H, W]."""
+        planes = self._planes.get(class_id)
+        if planes is None:
+            column = self._reader.get_batch(class_id).column("image")
+            planes = self._planes[class_id] = column.to_numpy_ndarray()
+        return planes
+
+    def verify(self) -> None:
+        """Read every pixel and compare the content hash.
+
+        Raises:
+            UserError: the content is not what the header says.
+        """
+        digest = ContentDigest(self.image_shape)
+        for class_id, entry in enumerate(self.classes):
+            digest.add(entry, self._class_planes(class_id))
+        if digest.hexdigest() != self.hash:
+            raise UserError(
+                f"{self.folder / IMAGES_FILE}: is altered (content hash {digest.hexdigest()},"
+                f" {HEADER_FILE} says {self.hash}); remove the folder, {_REMEDY}"
+            )
+
+
+def write_bank(
+    folder: Path,
+    classes: Iterable[ClassImages],
+    *,
+    source: str,
+    licence: str,
+    image_shape: tuple[int, int, int],
+) -> ImageBank:
+    """Write a bank class by class and open it; memory holds one class at a time.
+
+    ``image_shape`` is (C, H, W). The folder appears complete or not at all. A bank of the same
+    content that is there already is kept and opened.
+
+    Raises:
+        UserError: ``folder`` exists and is anything but a bank of this very content.
+        ValueError: a class is empty, named twice, or its images have another shape.
+    """
+    if folder.exists() and not (folder / HEADER_FILE).exists():
+        raise UserError(
+            f"{folder}: exists and is not an image bank; remove it or set data.bank to another path"
+        )
+    try:
+        with new_folder(folder) as partial:
+            header = write_images(partial / IMAGES_FILE, classes, image_shape)
+            header = {
+                "schema_version": SCHEMA_VERSION,
+                "source": source,
+                "licence": licence,
+            } | header
+            (partial / HEADER_FILE).write_text(header_text(header), encoding="utf-8")
+    except FileExistsError:
+        bank = ImageBank.open(folder)
+        if bank.hash == header["hash"]:
+            return bank
+        raise UserError(
+            f"{folder}: holds another image bank (hash {bank.hash[:12]}, the import gives"
+            f" {header['hash'][:12]}); remove it or set data.bank to another path"
+        ) from None
+    return ImageBank.open(folder)
+
+
+def _open_images(path: Path, header: dict[str, Any]) -> Any:
+    """Memory-map the pixels after a check that the file is whole."""
+    size, expected = path.stat().st_size if path.exists() else None, header["images_bytes"]
+    if size is None:
+        raise UserError(f"{path}: is missing; remove the folder, {_REMEDY}")
+    if size != expected:
+        raise UserError(
+            f"{path}: is truncated or altered ({size} bytes, {HEADER_FILE} says {expected});"
+            f" remove the folder, {_REMEDY}"
+        )
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    except pa.ArrowException:
+        raise UserError(f"{path}: is damaged; remove the folder, {_REMEDY}") from None
+    if reader.num_record_batches != len(header["classes"]) or reader.schema != images_schema(
+        header["image_shape"]
+    ):
+        raise UserError(f"{path}: is not of this {HEADER_FILE}; remove the folder, {_REMEDY}")
+    return reader

@@ -1,0 +1,134 @@
+"""How a bank lies on disk: the Arrow file of pixels, its digest, its moments and the header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raymaml.data.tensors import tensor_column, tensor_type
+
+SCHEMA_VERSION = 1
+HEADER_FILE = "bank.json"
+IMAGES_FILE = "images.arrow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankClass:
+    """One class of a bank: its unique name, its split and its number of images."""
+
+    name: str
+    split: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassImages:
+    """One class on its way into a bank."""
+
+    name: str
+    split: str
+    images: NDArray[np.uint8]  # [n, H, W, C]
+
+
+def write_images(
+    path: Path, classes: Iterable[ClassImages], image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Stream the classes into ``path``; return what the header says about them."""
+    schema = images_schema(image_shape)
+    digest = ContentDigest(image_shape)
+    histogram = np.zeros((image_shape[0], 256), dtype=np.int64)
+    entries = []
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for item in _checked(classes, image_shape):
+            entry = BankClass(name=item.name, split=item.split, count=len(item.images))
+            planes = np.ascontiguousarray(np.moveaxis(item.images, -1, 1))  # [n, C, H, W]
+            writer.write_batch(pa.record_batch([tensor_column(planes)], schema=schema))
+            digest.add(entry, planes)
+            if item.split == "train":
+                histogram += _histogram(planes)
+            entries.append(entry)
+    mean, std = _moments(histogram)
+    return {
+        "hash": digest.hexdigest(),
+        "image_shape": list(image_shape),
+        "mean": mean,
+        "std": std,
+        "images_bytes": path.stat().st_size,
+        "classes": [asdict(entry) for entry in entries],
+    }
+
+
+def images_schema(image_shape: Sequence[int]) -> pa.Schema:
+    """Return the one column of the pixel file, for images of ``image_shape`` (C, H, W)."""
+    return pa.schema([pa.field("image", tensor_type(image_shape), nullable=False)])
+
+
+def _checked(
+    classes: Iterable[ClassImages], image_shape: tuple[int, int, int]
+) -> Iterator[ClassImages]:
+    channels, height, width = image_shape
+    names: set[str] = set()
+    for item in classes:
+        images = item.images
+        if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
+            raise ValueError(
+                f"class {item.name}: images are {images.dtype} {images.shape}, must be uint8"
+                f" (n, {height}, {width}, {channels})"
+            )
+        if len(images) == 0 or item.name in names:
+            raise ValueError(f"class {item.name}: is empty or given twice")
+        names.add(item.name)
+        yield item
+
+
+class ContentDigest:
+    """SHA-256 over the image shape, then name, split, count and pixels of each class."""
+
+    def __init__(self, image_shape: Sequence[int]) -> None:
+        self._digest = hashlib.sha256(json.dumps(list(image_shape)).encode())
+
+    def add(self, entry: BankClass, planes: NDArray[np.uint8]) -> None:
+        """Add a class; ``planes`` is [n, C, H, W]."""
+        self._digest.update(json.dumps([entry.name, entry.split, entry.count]).encode())
+        self._digest.update(planes.data)
+
+    def hexdigest(self) -> str:
+        """Return the digest of what was added so far."""
+        return self._digest.hexdigest()
+
+
+def _histogram(planes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Count the values of each channel: [C, 256]."""
+    channels = (planes[:, channel].ravel() for channel in range(planes.shape[1]))
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
+
+
+def _moments(histogram: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel, pixels in 0..1.
+
+    Counts are exact, so the moments do not depend on the order of the images. No pixel at all
+    gives mean 0; a channel that never varies gets standard deviation 1 (nothing to scale).
+    """
+    values = np.arange(256) / 255.0
+    total = np.maximum(histogram.sum(axis=1), 1)
+    mean = histogram @ values / total  # [C]
+    variance = (histogram * (values - mean[:, None]) ** 2).sum(axis=1) / total
+    varies = (histogram > 0).sum(axis=1) > 1
+    return mean.tolist(), np.where(varies, np.sqrt(variance), 1.0).tolist()
+
+
+def header_text(header: dict[str, Any]) -> str:
+    """Write the header as JSON, a line an entry and a line a class."""
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(header[key])}" for key in header if key != "classes"
+    ]
+    classes = ",\n".join(f"    {json.dumps(entry)}" for entry in header["classes"])
+    return "{\n" + ",\n".join(lines) + ',\n  "classes": [\n' + classes + "\n  ]\n}\n"

@@ -1,0 +1,112 @@
+"""Contact sheets: a bank or an episode at a glance, as a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from raymaml.config.schema import SPLITS
+from raymaml.data.bank import ImageBank
+from raymaml.data.sampling import EpisodeRows
+from raymaml.seeding import bit_stream, draw_without_replacement
+
+_CELL = 56  # pixels that small images are enlarged to, at most
+_LABEL, _GAP, _HEADER = 230, 3, 20  # pixels
+_INK, _PAPER = (30, 30, 30), (250, 250, 250)
+
+
+class _Row(NamedTuple):
+    label: str
+    images: NDArray[np.uint8]  # [n, H, W, C]
+
+
+def bank_sheet(
+    bank: ImageBank,
+    path: Path,
+    *,
+    classes_per_split: int = 8,
+    images_per_class: int = 12,
+    seed: int = 0,
+) -> None:
+    """Draw the first images of a seeded choice of classes of each split into ``path``."""
+    rows = []
+    for split in SPLITS:
+        ids = bank.class_ids(split)
+        bits = bit_stream(seed, "contact-sheet", split)
+        chosen = draw_without_replacement(bits, len(ids), min(classes_per_split, len(ids)))
+        for class_id in ids[chosen].tolist():
+            images = bank.class_images(class_id)[:images_per_class]
+            rows.append(_Row(f"{split}  {bank.classes[class_id].name}", images))
+    _save(_sheet(rows, {0: f"{bank.num_images} images of {len(bank.classes)} classes"}), path)
+
+
+def episode_sheet(bank: ImageBank, rows: EpisodeRows, path: Path) -> None:
+    """Draw an episode into ``path``: a row a class, its support images, then its query images."""
+    ways = len(rows.classes)
+    support = bank.images(rows.support).reshape(ways, -1, *_pixel_shape(bank))
+    query = bank.images(rows.query).reshape(ways, -1, *_pixel_shape(bank))
+    shots = support.shape[1]
+    labelled = [
+        _Row(f"{way}  {bank.classes[class_id].name}", np.concatenate([support[way], query[way]]))
+        for way, class_id in enumerate(rows.classes.tolist())
+    ]
+    _save(_sheet(labelled, {0: "support", shots: "query"}), path)
+
+
+def _pixel_shape(bank: ImageBank) -> tuple[int, int, int]:
+    channels, height, width = bank.image_shape
+    return height, width, channels
+
+
+def _sheet(rows: Sequence[_Row], headings: dict[int, str]) -> Image.Image:
+    """Lay out rows of images; each of ``headings`` opens a block at its column."""
+    height, width = rows[0].images.shape[1:3]
+    zoom = max(1, _CELL // max(height, width))
+    step_x, step_y = width * zoom + _GAP, height * zoom + _GAP
+    blocks = sorted(headings)
+    columns = max(len(row.images) for row in rows)
+    # a block begins a little to the right of the last one's end
+    lefts = [
+        _LABEL + column * step_x + 4 * _GAP * sum(column >= block for block in blocks)
+        for column in range(columns + 1)
+    ]
+    sheet = Image.new("RGB", (lefts[-1] + _GAP, _HEADER + len(rows) * step_y + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column in blocks:
+        draw.text((lefts[column], _HEADER // 2), headings[column], _INK, _font(), anchor="lm")
+    for number, row in enumerate(rows):
+        top = _HEADER + number * step_y
+        middle = top + height * zoom // 2
+        draw.text((2 * _GAP, middle), _shortened(row.label), _INK, _font(), anchor="lm")
+        for left, image in zip(lefts, row.images, strict=False):
+            sheet.paste(_picture(image, zoom), (left, top))
+    return sheet
+
+
+def _picture(image: NDArray[np.uint8], zoom: int) -> Image.Image:
+    """Turn [H, W, 1 or 3] into a picture enlarged by a whole number."""
+    pixels = np.ascontiguousarray(image if image.shape[-1] == 3 else image[..., 0])
+    picture = Image.fromarray(pixels)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default()
+
+
+def _shortened(label: str) -> str:
+    """Make a label plain ASCII, the one set that the font surely has, and narrow enough."""
+    text = label.encode("ascii", "backslashreplace").decode()
+    while _font().getlength(text) > _LABEL - 4 * _GAP:
+        text = text.removesuffix("...")[:-1] + "..."
+    return text
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")

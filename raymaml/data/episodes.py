@@ -1,0 +1,275 @@
+"""Shards: the sampled episodes of one split in a folder of Arrow files.
+
+An episode is a function of the bank, the spec, the seed, the split and its index (contract 4);
+shards only store what ``sample_episode`` says, whatever their size and number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import starmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raymaml.config.schema import EpisodesConfig
+from raymaml.data.bank import ImageBank
+from raymaml.data.files import new_folder, sha256_of_file
+from raymaml.data.sampling import EpisodeRows, fit_problems, listed, sample_episode
+from raymaml.data.shard_format import (
+    MANIFEST_FILE,
+    REMEDY,
+    SCHEMA_VERSION,
+    Manifest,
+    ShardFile,
+    read_manifest,
+    read_pixels,
+    read_rows,
+    row_columns,
+    shard_problem,
+    shard_schema,
+    write_manifest,
+)
+from raymaml.data.tensors import tensor_column
+from raymaml.types import UserError
+
+__all__ = [
+    "EpisodeRows",
+    "EpisodeShards",
+    "Manifest",
+    "ShardFile",
+    "check_shards",
+    "read_pixels",
+    "read_rows",
+    "sample_episode",
+    "write_shards",
+]
+
+_ROWS_PER_SHARD, _ROWS_PER_BATCH = 20_000, 1_000
+# 16 episodes of 80 images at 84x84x3 are 27 MB: a block that Ray's object store takes easily
+_PIXELS_PER_SHARD, _PIXELS_PER_BATCH = 256, 16
+
+
+class EpisodeShards:
+    """A folder of shards, opened for reading by episode index."""
+
+    def __init__(self, folder: Path, manifest: Manifest, manifest_hash: str) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.manifest_hash = manifest_hash
+        self.spec = EpisodesConfig(**manifest.spec)
+        self.count = manifest.count
+        self.bank_hash = manifest.bank_hash
+        self.materialized = manifest.materialized
+        self.files = [(folder / s.file, s.first, s.count) for s in manifest.shards]
+        self._firsts = [shard.first for shard in manifest.shards]
+        self._schema = shard_schema(
+            self.spec, manifest.image_shape, materialized=manifest.materialized
+        )
+        self._readers: dict[int, Any] = {}
+        self._batches: dict[tuple[int, int], pa.RecordBatch] = {}
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True) -> EpisodeShards:
+        """Open the shards of one split after checking size and SHA-256 of each file.
+
+        ``verify=False`` checks sizes only, for processes that open what was verified already.
+
+        Raises:
+            UserError: no or another manifest, or a shard that is missing, truncated or altered;
+                every bad file is named.
+        """
+        manifest, manifest_hash = read_manifest(folder)
+        problems = [
+            problem
+            for shard in manifest.shards
+            if (problem := shard_problem(folder / shard.file, shard, verify=verify))
+        ]
+        if problems:
+            raise UserError(*problems)
+        return cls(folder, manifest, manifest_hash)
+
+    def rows(self, indices: Sequence[int] | range) -> list[EpisodeRows]:
+        """Return the episodes of these indices, in their order.
+
+        Raises:
+            IndexError: an index is outside 0..count-1.
+        """
+        return read_rows(self.table(indices))
+
+    def pixels(self, indices: Sequence[int] | range) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return support [E, N*K, H, W, C] and query [E, N*Q, H, W, C] of materialised shards."""
+        return read_pixels(self.table(indices))
+
+    def table(self, indices: Sequence[int] | range) -> pa.Table:
+        """Return the shards' rows of these indices as a table in their order.
+
+        Neighbours are one slice of the mapped file, without a copy.
+        """
+        slices = list(starmap(pa.RecordBatch.slice, self._runs(indices)))
+        return pa.Table.from_batches(slices, self._schema).combine_chunks()
+
+    def _runs(self, indices: Sequence[int] | range) -> Iterator[tuple[pa.RecordBatch, int, int]]:
+        """Group indices that follow each other in one record batch: (batch, offset, length)."""
+        batch, offset, length = None, 0, 0
+        for index in indices:
+            next_batch, at = self._locate(index)
+            if next_batch is batch and at == offset + length:
+                length += 1
+                continue
+            if batch is not None:
+                yield batch, offset, length
+            batch, offset, length = next_batch, at, 1
+        if batch is not None:
+            yield batch, offset, length
+
+    def _locate(self, index: int) -> tuple[pa.RecordBatch, int]:
+        """Return the record batch that holds an episode, and its place there."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"episode {index} is outside 0..{self.count - 1} of {self.folder}")
+        shard = bisect_right(self._firsts, index) - 1
+        batch, at = divmod(index - self._firsts[shard], self.manifest.episodes_per_batch)
+        if shard not in self._readers:
+            self._readers[shard] = pa.ipc.open_file(pa.memory_map(str(self.files[shard][0])))
+        if (shard, batch) not in self._batches:
+            self._batches[shard, batch] = self._readers[shard].get_batch(batch)
+        return self._batches[shard, batch], at
+
+
+def write_shards(
+    bank: ImageBank,
+    spec: EpisodesConfig,
+    *,
+    seed: int,
+    split: str,
+    folder: Path,
+    materialize: bool = False,
+    episodes_per_shard: int | None = None,
+) -> EpisodeShards:
+    """Sample ``spec.num_episodes`` episodes of ``split`` into ``folder`` and open them.
+
+    The folder appears complete or not at all; one that holds these very episodes is reused.
+
+    Raises:
+        UserError: the bank cannot give such episodes, or ``folder`` holds something else.
+    """
+    counts = {bank.classes[i].name: bank.classes[i].count for i in bank.class_ids(split).tolist()}
+    if problems := fit_problems(spec, split, counts):
+        raise UserError(*listed(problems))
+    if not folder.exists():
+        sampling = _Sampling(bank=bank, spec=spec, seed=seed, split=split, materialize=materialize)
+        with contextlib.suppress(FileExistsError), new_folder(folder) as partial:
+            _write(partial, sampling, episodes_per_shard)
+    shards = EpisodeShards.open(folder)
+    check_shards(shards, bank, spec, seed, split, materialize=materialize)
+    return shards
+
+
+def check_shards(
+    shards: EpisodeShards,
+    bank: ImageBank,
+    spec: EpisodesConfig,
+    seed: int,
+    split: str,
+    *,
+    materialize: bool | None = None,
+) -> None:
+    """Check that ``shards`` are the episodes of this bank, spec, seed and split.
+
+    ``materialize=None`` accepts shards with and without pixels.
+
+    Raises:
+        UserError: naming everything that differs.
+    """
+    found = shards.manifest
+    pairs: dict[str, tuple[Any, Any]] = {
+        "bank_hash": (found.bank_hash, bank.hash),
+        "seed": (found.seed, seed),
+        "split": (found.split, split),
+    }
+    for key, value in spec.model_dump().items():
+        pairs[f"spec.{key}"] = (found.spec.get(key), value)
+    if materialize is not None:
+        pairs["materialized"] = (found.materialized, materialize)
+    problems = [
+        f"{shards.folder / MANIFEST_FILE}: {key} is {has!r}, config and bank ask for"
+        f" {wanted!r}; {REMEDY}, or set data.shards to another path"
+        for key, (has, wanted) in pairs.items()
+        if has != wanted
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sampling:
+    """What decides the episodes of a folder, and whether pixels go with them."""
+
+    bank: ImageBank
+    spec: EpisodesConfig
+    seed: int
+    split: str
+    materialize: bool
+
+    def table(self, indices: range) -> pa.RecordBatch:
+        """Sample the episodes of these indices."""
+        episodes = [
+            sample_episode(self.bank, self.spec, self.seed, self.split, index) for index in indices
+        ]
+        columns = row_columns(episodes)
+        if self.materialize:
+            columns.append(self._pixels([episode.support for episode in episodes]))
+            columns.append(self._pixels([episode.query for episode in episodes]))
+        schema = shard_schema(self.spec, self.bank.image_shape, materialized=self.materialize)
+        return pa.record_batch(columns, schema=schema)
+
+    def _pixels(self, rows: list[NDArray[np.int64]]) -> pa.Array:
+        planes = np.moveaxis(self.bank.images(np.concatenate(rows)), -1, 1)
+        return tensor_column(planes.reshape(len(rows), -1, *self.bank.image_shape))
+
+
+def _write(folder: Path, sampling: _Sampling, episodes_per_shard: int | None) -> None:
+    """Write all shards of a sampling, then its manifest."""
+    pixels, count = sampling.materialize, sampling.spec.num_episodes
+    per_shard = episodes_per_shard or (_PIXELS_PER_SHARD if pixels else _ROWS_PER_SHARD)
+    per_batch = min(per_shard, _PIXELS_PER_BATCH if pixels else _ROWS_PER_BATCH)
+    shards = []
+    for number, first in enumerate(range(0, count, per_shard)):
+        indices = range(first, min(first + per_shard, count))
+        path = folder / f"shard-{number:05d}.arrow"
+        shards.append(_write_shard(path, sampling, indices, per_batch))
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        bank_hash=sampling.bank.hash,
+        split=sampling.split,
+        spec=sampling.spec.model_dump(),
+        seed=sampling.seed,
+        count=count,
+        materialized=pixels,
+        image_shape=sampling.bank.image_shape,
+        episodes_per_batch=per_batch,
+        shards=tuple(shards),
+    )
+    write_manifest(folder, manifest)
+
+
+def _write_shard(path: Path, sampling: _Sampling, indices: range, per_batch: int) -> ShardFile:
+    batches = (indices[at : at + per_batch] for at in range(0, len(indices), per_batch))
+    first = sampling.table(next(batches))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
+        writer.write_batch(first)
+        for batch in batches:
+            writer.write_batch(sampling.table(batch))
+    return ShardFile(
+        file=path.name,
+        first=indices.start,
+        count=len(indices),
+        bytes=path.stat().st_size,
+        sha256=sha256_of_file(path),
+    )

@@ -1,0 +1,78 @@
+"""From a data set as the community distributes it to an image bank."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import get_args
+
+from raymaml.config.schema import (
+    AllEpisodes,
+    DataConfig,
+    GlyphsSource,
+    OmniglotSource,
+    Source,
+    Split,
+)
+from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.data.importers.glyphs import plan_glyphs
+from raymaml.data.importers.image_folder import plan_image_folder
+from raymaml.data.importers.omniglot import plan_omniglot
+from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.sampling import fit_problems, listed
+from raymaml.types import UserError
+
+
+def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
+    """Read ``data.source`` class by class into the bank ``data.bank``.
+
+    Raises:
+        UserError: listing every broken image, empty class, class in two splits, and every class
+            or split too small for ``episodes``; nothing half-written stays behind.
+    """
+    plan = _plan(data.source, data.image_size)
+    return write_bank(
+        data.bank,
+        _load(plan, episodes),
+        source=plan.source,
+        licence=plan.licence,
+        image_shape=(plan.num_channels, data.image_size, data.image_size),
+    )
+
+
+def _plan(source: Source, image_size: int) -> ImportPlan:
+    if isinstance(source, GlyphsSource):
+        return plan_glyphs(source, image_size)
+    if isinstance(source, OmniglotSource):
+        return plan_omniglot(source, image_size)
+    return plan_image_folder(source, image_size)
+
+
+def _load(plan: ImportPlan, episodes: AllEpisodes) -> Iterator[ClassImages]:
+    """Decode the classes one by one; raise all problems together after the last."""
+    problems = [*plan.problems, *_split_problems(plan, episodes)]
+    for planned in plan.classes:
+        try:
+            images = planned.load()
+        except UserError as error:
+            problems.extend(error.problems)
+            continue
+        if not problems:  # a bank that will not be kept need not be written
+            yield ClassImages(name=planned.name, split=planned.split, images=images)
+    if problems:
+        raise UserError(*listed(problems))
+
+
+def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
+    splits_of: dict[str, set[str]] = defaultdict(set)
+    for planned in plan.classes:
+        splits_of[planned.name].add(planned.split)
+    problems = [
+        f"class {name}: is in the splits {' and '.join(sorted(splits))}; keep it in one"
+        for name, splits in splits_of.items()
+        if len(splits) > 1
+    ]
+    for split in get_args(Split):
+        counts = {p.name: p.count for p in plan.classes if p.split == split and p.count}
+        problems += fit_problems(episodes.of(split), split, counts)
+    return problems

@@ -1,0 +1,51 @@
+"""Decoding of image files with every broken one named."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from raymaml.types import UserError
+
+Read = Callable[[], bytes]
+
+
+def decode(
+    files: Iterable[tuple[str, Read]], transform: Callable[[Image.Image], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """Decode named files and stack what ``transform`` makes of them: uint8 [n, H, W, C].
+
+    Raises:
+        UserError: naming each file that is not an image, is truncated or is too large.
+    """
+    images, problems = [], []
+    for name, read in files:
+        try:
+            with Image.open(BytesIO(read())) as image:
+                images.append(transform(image))
+        except (
+            OSError,
+            SyntaxError,  # how Pillow's PNG reader reports a damaged chunk
+            ValueError,
+            zipfile.BadZipFile,
+            zlib.error,
+            Image.DecompressionBombError,
+        ) as error:
+            problems.append(
+                f"{name}: is not a readable image ({_reason(error)}); mend or remove it"
+            )
+    if problems:
+        raise UserError(*problems)
+    return np.stack(images)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "unknown format"  # Pillow's message names an object in memory
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,83 @@
+"""Episodes as row numbers of a bank: who is drawn, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymaml.config.schema import EpisodesConfig
+from raymaml.data.bank import ImageBank
+from raymaml.seeding import bit_stream, draw_without_replacement, fold_in
+
+MAX_LISTED_PROBLEMS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRows:
+    """One episode as row numbers of a bank.
+
+    Rows stand in class order: the first K of ``support`` and the first Q of ``query`` belong to
+    ``classes[0]``, and so on. The label of the class at position ``j`` is ``j``.
+    """
+
+    index: int
+    seed: int
+    classes: NDArray[np.int64]  # [N], ids of the bank's classes
+    support: NDArray[np.int64]  # [N*K]
+    query: NDArray[np.int64]  # [N*Q]
+
+
+def sample_episode(
+    bank: ImageBank, spec: EpisodesConfig, seed: int, split: str, index: int
+) -> EpisodeRows:
+    """Draw episode ``index``: N classes of ``split``, then K + Q distinct images of each.
+
+    The classes and the support set do not depend on ``num_queries``: with another number, the
+    same index keeps its task and support images.
+    """
+    bits = bit_stream(seed, "episode", split, index)
+    ids = bank.class_ids(split)
+    classes = ids[draw_without_replacement(bits, len(ids), spec.num_ways)]
+    drawn = np.empty((spec.num_ways, spec.images_per_class), dtype=np.int64)
+    for way, class_id in enumerate(classes.tolist()):
+        first, count = bank.first_row[class_id], bank.classes[class_id].count
+        drawn[way] = first + draw_without_replacement(bits, count, spec.images_per_class)
+    return EpisodeRows(
+        index=index,
+        seed=fold_in(seed, "episode-seed", split, index),
+        classes=classes,
+        support=drawn[:, : spec.num_shots].ravel(),
+        query=drawn[:, spec.num_shots :].ravel(),
+    )
+
+
+def fit_problems(spec: EpisodesConfig, split: str, counts: Mapping[str, int]) -> list[str]:
+    """Say what keeps episodes of ``spec`` from being drawn from classes of these sizes.
+
+    ``counts`` maps the classes of ``split`` to their number of images.
+    """
+    problems = []
+    if len(counts) < spec.num_ways:
+        problems.append(
+            f"split {split}: has {len(counts)} classes, episodes.{split}.num_ways is"
+            f" {spec.num_ways}; add classes or lower it"
+        )
+    needed = spec.images_per_class
+    problems += [
+        f"class {name} of split {split}: has {count} images, episodes.{split} needs"
+        f" num_shots + num_queries = {needed}; add images or lower them"
+        for name, count in counts.items()
+        if count < needed
+    ]
+    return problems
+
+
+def listed(problems: Sequence[str]) -> list[str]:
+    """Return the first problems of a long list, each once, and the number of the others."""
+    different = list(dict.fromkeys(problems))
+    hidden = len(different) - MAX_LISTED_PROBLEMS
+    more = [f"... and {hidden} more problems like these"] if hidden > 0 else []
+    return different[:MAX_LISTED_PROBLEMS] + more

@@ -1,0 +1,175 @@
+"""How episodes lie in a folder of shards: the manifest and the columns of the Arrow files.
+
+``manifest.json`` says what was sampled; ``shard-00000.arrow``, ... are Arrow IPC files with the
+columns ``index``, ``seed``, ``classes`` [N], ``support`` [N*K], ``query`` [N*Q] and, when
+materialised, ``support_pixels`` and ``query_pixels`` (uint8 [N*K, C, H, W] and [N*Q, C, H, W]; as
+in a bank, arrays of them have the axes [..., H, W, C]).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raymaml.config.schema import EpisodesConfig
+from raymaml.data.files import sha256_of_file
+from raymaml.data.sampling import EpisodeRows
+from raymaml.data.tensors import tensor_type
+from raymaml.types import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+REMEDY = "remove the folder and sample again with `raymaml data sample CONFIG`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFile:
+    """One shard: the episodes ``first .. first + count - 1``, size and checksum of its file."""
+
+    file: str
+    first: int
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of shards holds and how it was sampled."""
+
+    schema_version: int
+    bank_hash: str
+    split: str
+    spec: dict[str, int]
+    seed: int
+    count: int
+    materialized: bool
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    episodes_per_batch: int
+    shards: tuple[ShardFile, ...]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder that is not in use yet."""
+    text = json.dumps(asdict(manifest), indent=2) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """Return the manifest and the SHA-256 of its file.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another version.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: there are no episode shards here ({error.strerror});"
+            " sample them with `raymaml data sample CONFIG`"
+        ) from None
+    try:
+        tree = json.loads(data)
+        if tree["schema_version"] != SCHEMA_VERSION:
+            raise UserError(
+                f"{path}: schema_version is {tree['schema_version']!r}, this program reads"
+                f" {SCHEMA_VERSION}; {REMEDY}"
+            )
+        shards = tuple(ShardFile(**shard) for shard in tree["shards"])
+        tree |= {"shards": shards, "image_shape": tuple(tree["image_shape"])}
+        return Manifest(**tree), hashlib.sha256(data).hexdigest()
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; {REMEDY}") from None
+
+
+def shard_problem(path: Path, shard: ShardFile, *, verify: bool) -> str | None:
+    """Say what is wrong with the file of a shard; ``verify`` compares the checksum too."""
+    if not path.exists():
+        return f"{path}: is missing; {REMEDY}"
+    if (size := path.stat().st_size) != shard.bytes:
+        return f"{path}: is truncated or altered ({size} bytes, not {shard.bytes}); {REMEDY}"
+    if verify and sha256_of_file(path) != shard.sha256:
+        return f"{path}: is altered (its SHA-256 is not the manifest's); {REMEDY}"
+    return None
+
+
+def shard_schema(
+    spec: EpisodesConfig, image_shape: tuple[int, int, int], *, materialized: bool
+) -> pa.Schema:
+    """Return the columns of the shards of ``spec``."""
+    lengths = {
+        "classes": spec.num_ways,
+        "support": spec.num_ways * spec.num_shots,
+        "query": spec.num_ways * spec.num_queries,
+    }
+    types: dict[str, Any] = {"index": pa.int64(), "seed": pa.int64()}
+    types |= {name: pa.list_(pa.int32(), length) for name, length in lengths.items()}
+    if materialized:
+        for name in ("support", "query"):
+            types[f"{name}_pixels"] = tensor_type((lengths[name], *image_shape))
+    return pa.schema(list(types.items()))
+
+
+def row_columns(episodes: Sequence[EpisodeRows]) -> list[pa.Array]:
+    """Return the columns of row numbers, in the order of ``shard_schema``."""
+    return [
+        pa.array([episode.index for episode in episodes], pa.int64()),
+        pa.array([episode.seed for episode in episodes], pa.int64()),
+        _fixed_lists([episode.classes for episode in episodes]),
+        _fixed_lists([episode.support for episode in episodes]),
+        _fixed_lists([episode.query for episode in episodes]),
+    ]
+
+
+def read_rows(table: pa.Table | pa.RecordBatch) -> list[EpisodeRows]:
+    """Return the episodes that the rows of a shard's table hold."""
+    return [
+        EpisodeRows(index=index, seed=seed, classes=classes, support=support, query=query)
+        for index, seed, classes, support, query in zip(
+            table.column("index").to_pylist(),
+            table.column("seed").to_pylist(),
+            _matrix(table, "classes"),
+            _matrix(table, "support"),
+            _matrix(table, "query"),
+            strict=True,
+        )
+    ]
+
+
+def read_pixels(table: pa.Table | pa.RecordBatch) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return support [E, N*K, H, W, C] and query [E, N*Q, H, W, C] of a materialised table.
+
+    The arrays are read-only views where the table is one chunk.
+    """
+    return (
+        np.moveaxis(_one_chunk(table, "support_pixels").to_numpy_ndarray(), -3, -1),
+        np.moveaxis(_one_chunk(table, "query_pixels").to_numpy_ndarray(), -3, -1),
+    )
+
+
+def _fixed_lists(arrays: list[NDArray[np.int64]]) -> pa.Array:
+    values = pa.array(np.concatenate(arrays).astype(np.int32))
+    return pa.FixedSizeListArray.from_arrays(values, len(arrays[0]))
+
+
+def _matrix(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.int64]:
+    """Return a column of fixed-size lists as [rows, length]."""
+    column = _one_chunk(table, name)
+    flat = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    return cast("NDArray[np.int64]", flat.astype(np.int64))
+
+
+def _one_chunk(table: pa.Table | pa.RecordBatch, name: str) -> Any:
+    column = table.column(name)
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

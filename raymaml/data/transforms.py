@@ -1,0 +1,110 @@
+"""From stored uint8 pixels to the tensors that learning sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raymaml.config.schema import EpisodesConfig
+from raymaml.data.bank import ImageBank
+from raymaml.data.sampling import EpisodeRows
+from raymaml.types import EpisodeBatch
+
+_CACHED_ELEMENTS = 2**18
+"""Images converted in one go: one megabyte of floats stays in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Subtract ``mean`` and divide by ``std``, channel by channel; both for pixels in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Turn uint8 [..., H, W, C] into contiguous float32 [..., C, H, W], on the same device.
+
+        Fastest where the channels are planes in memory, as a bank gives them.
+        """
+        scale, shift = (
+            torch.tensor(values, device=pixels.device).view(-1, 1, 1)
+            for values in zip(*map(_scale_and_shift, self.mean, self.std), strict=True)
+        )
+        planes = pixels.movedim(-1, -3)  # [..., C, H, W]
+        images = _empty(planes.shape, pixels.device)
+        flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
+        sources = planes.reshape(flat.shape)
+        step = max(1, _CACHED_ELEMENTS // planes.shape[-3:].numel())
+        for at in range(0, len(flat), step):
+            # multiply, then add: two roundings whatever the device, hence equal bits
+            flat[at : at + step].copy_(sources[at : at + step]).mul_(scale).add_(shift)
+        return images
+
+
+def _scale_and_shift(mean: float, std: float) -> tuple[float, float]:
+    return 1 / (255 * std), -mean / std
+
+
+def _empty(shape: torch.Size, device: torch.device) -> Tensor:
+    """Return memory for float32 images."""
+    if device.type != "cpu":
+        return torch.empty(shape, device=device)
+    # numpy asks Linux for huge pages: without, most of the time goes into page faults
+    return torch.from_numpy(np.empty(shape, dtype=np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeLoader:
+    """Gathers the pixels of episodes and makes an ``EpisodeBatch`` of them on ``device``.
+
+    Pixels travel as uint8 and are converted there. ``bank=None`` serves materialised episodes.
+    """
+
+    bank: ImageBank | None
+    spec: EpisodesConfig
+    normalize: Normalize
+    device: torch.device
+
+    def load(self, rows: Sequence[EpisodeRows]) -> EpisodeBatch:
+        """Gather the images of ``rows`` from the bank."""
+        if self.bank is None:
+            raise ValueError("a loader without bank loads pixels only")
+        channels, height, width = self.bank.image_shape
+        counts = (self.spec.num_shots, self.spec.num_queries)
+        support, query = (
+            self.bank.images(numbers).reshape(
+                len(rows), self.spec.num_ways * count, height, width, channels
+            )
+            for numbers, count in zip(_row_numbers(rows), counts, strict=True)
+        )
+        return self.load_pixels(support, query)
+
+    def load_pixels(self, support: NDArray[np.uint8], query: NDArray[np.uint8]) -> EpisodeBatch:
+        """Convert pixels [E, N*K, H, W, C] and [E, N*Q, H, W, C]."""
+        return EpisodeBatch(
+            support_x=self._images(support),
+            support_y=self._labels(len(support), self.spec.num_shots),
+            query_x=self._images(query),
+            query_y=self._labels(len(query), self.spec.num_queries),
+        )
+
+    def _images(self, pixels: NDArray[np.uint8]) -> Tensor:
+        # torch wants memory that it may write to; views of mapped files are read-only
+        owned = pixels if pixels.flags.writeable else pixels.copy(order="K")
+        return self.normalize(torch.from_numpy(owned).to(self.device))
+
+    def _labels(self, episodes: int, per_class: int) -> Tensor:
+        ways = torch.arange(self.spec.num_ways, device=self.device)
+        return ways.repeat_interleave(per_class).expand(episodes, -1)
+
+
+def _row_numbers(rows: Sequence[EpisodeRows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Join the support and the query rows; a worker's share of a meta-batch may be empty."""
+    none = np.empty(0, dtype=np.int64)
+    support = np.concatenate([none, *(episode.support for episode in rows)])
+    return support, np.concatenate([none, *(episode.query for episode in rows)])

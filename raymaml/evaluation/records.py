@@ -1,0 +1,288 @@
+"""What a campaign keeps: one record an episode, one Parquet file a chunk.
+
+A chunk is a run of consecutive episodes; its file carries the identity of what was judged (which
+weights, which episodes, which settings) in its schema metadata. Files appear whole or not at all,
+so a campaign that is killed goes on with the chunks that have none. How the episodes were cut
+into chunks leaves no trace in the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raymaml.data.files import replacing
+from raymaml.types import UserError
+
+_REMEDY = "move it away and run `raymaml test` again, which judges only what is missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRecord:
+    """The result of one episode.
+
+    Raises:
+        ValueError: when ``accuracy`` is not the last entry of ``accuracy_by_step``.
+    """
+
+    episode: int
+    """Index of the episode in its split."""
+    accuracy: float
+    """Share of the query images classified rightly after the last inner step, 0..1."""
+    loss: float
+    """Mean cross-entropy of the query set after the last inner step, nats."""
+    accuracy_by_step: tuple[float, ...]
+    """Accuracy after 0, 1, .. T inner steps."""
+    class_ids: tuple[int, ...]
+    """Bank class of each label 0..N-1."""
+
+    def __post_init__(self) -> None:
+        if self.accuracy_by_step[-1:] != (self.accuracy,):
+            raise ValueError(
+                f"episode {self.episode}: accuracy is {self.accuracy} but accuracy_by_step ends"
+                f" in {self.accuracy_by_step[-1:]}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordArrays:
+    """The records of one arm, column by column, in the order of the episodes."""
+
+    episode: NDArray[np.int64]  # [E]
+    accuracy: NDArray[np.float64]  # [E]
+    loss: NDArray[np.float64]  # [E]
+    accuracy_by_step: NDArray[np.float64]  # [E, T+1]
+    class_ids: NDArray[np.int64]  # [E, N]
+
+
+def chunk_path(folder: Path, first: int, count: int) -> Path:
+    """Name the file of episodes ``first`` to ``first + count - 1``."""
+    return folder / f"episodes-{first:08d}-{first + count - 1:08d}.parquet"
+
+
+def write_chunk(path: Path, records: Sequence[EpisodeRecord], identity: Mapping[str, str]) -> None:
+    """Write the records of one chunk to ``path``, atomically, with ``identity`` beside them.
+
+    Raises:
+        ValueError: when there are no records, their episodes are not consecutive, or they differ
+            in the number of inner steps or ways.
+    """
+    if not records:
+        raise ValueError("a chunk has at least one record")
+    episodes = [record.episode for record in records]
+    if episodes != list(range(episodes[0], episodes[0] + len(episodes))):
+        raise ValueError(f"the episodes of a chunk are consecutive; got {episodes}")
+    schema = _schema(len(records[0].accuracy_by_step), len(records[0].class_ids))
+    columns = {name: [getattr(record, name) for record in records] for name in schema.names}
+    # pa.ArrowInvalid is a ValueError: raised where a list has another length than the first.
+    table = pa.table(columns, schema=schema.with_metadata(dict(identity)))
+    with replacing(path) as file:
+        pq.write_table(table, file, write_page_checksum=True)
+
+
+def chunk_is_complete(path: Path, first: int, count: int, identity: Mapping[str, str]) -> bool:
+    """Say whether ``path`` holds exactly these episodes of exactly this identity.
+
+    Missing, torn, altered and foreign files are False; nothing is raised.
+    """
+    with suppress(UserError):
+        table = _read_chunk(path)
+        wanted = np.arange(first, first + count)
+        return identity_of(table) == dict(identity) and np.array_equal(_episodes(table), wanted)
+    return False
+
+
+def missing_chunks(
+    folder: Path, num_episodes: int, chunk_size: int, identity: Mapping[str, str]
+) -> list[range]:
+    """Cut the episodes that no complete chunk in ``folder`` holds into chunks.
+
+    The chunks found may be of any size: what is left is cut anew, so that a campaign can go on
+    with another ``chunk_size`` or more episodes.
+    """
+    judged = np.zeros(num_episodes, dtype=np.bool_)
+    for path in _chunk_files(folder):
+        with suppress(UserError):
+            table = _read_chunk(path)
+            if identity_of(table) == dict(identity):
+                episodes = _episodes(table)
+                judged[episodes[episodes < num_episodes]] = True
+    return [
+        range(start, min(start + chunk_size, hole.stop))
+        for hole in _runs(np.flatnonzero(~judged))
+        for start in range(hole.start, hole.stop, chunk_size)
+    ]
+
+
+def read_records(
+    source: Path | Sequence[Path],
+    num_episodes: int | None = None,
+    identity: Mapping[str, str] | None = None,
+) -> pa.Table:
+    """Read the chunks of a folder, or those listed, as one table sorted by episode.
+
+    Given ``num_episodes``, the table holds exactly episodes 0 to ``num_episodes - 1`` (later ones
+    are left out); given ``identity``, every chunk must carry it. The table's own identity is
+    ``identity_of(table)``.
+
+    Raises:
+        UserError: when there is no chunk, and for every chunk that cannot be read, has another
+            identity or overlaps another, and for every hole.
+    """
+    paths = _chunk_files(source) if isinstance(source, Path) else list(source)
+    place = source if isinstance(source, Path) else Path(*source[:1]).parent
+    if not paths:
+        raise UserError(f"{place}: holds no record files; run `raymaml test` first")
+    chunks = _read_all(paths)
+    reference = next(iter(chunks.values())).schema
+    if identity is not None:
+        reference = reference.with_metadata(dict(identity))
+    problems = [
+        f"{path}: {_difference(table.schema, reference)}; {_REMEDY}"
+        for path, table in chunks.items()
+        if not table.schema.equals(reference, check_metadata=True)
+    ]
+    problems += _overlaps(chunks)
+    if num_episodes is not None:
+        problems += _holes(place, chunks, num_episodes)
+    if problems:
+        raise UserError(*problems)
+    table = pa.concat_tables(chunks.values()).combine_chunks()
+    return table if num_episodes is None else table.slice(0, num_episodes)
+
+
+def identity_of(table: pa.Table) -> dict[str, str]:
+    """Return the identity that the records of ``table`` carry."""
+    metadata = table.schema.metadata or {}
+    return {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in metadata.items()
+    }
+
+
+def record_arrays(table: pa.Table) -> RecordArrays:
+    """Return the columns of ``table`` as numpy arrays."""
+
+    def column(name: str) -> NDArray[np.generic]:
+        values = table.column(name).combine_chunks()
+        if pa.types.is_fixed_size_list(values.type):
+            flat = values.flatten().to_numpy(zero_copy_only=False)
+            return np.asarray(flat).reshape(len(table), values.type.list_size)
+        return np.asarray(values.to_numpy(zero_copy_only=False))
+
+    return RecordArrays(
+        episode=column("episode").astype(np.int64),
+        accuracy=column("accuracy").astype(np.float64),
+        loss=column("loss").astype(np.float64),
+        accuracy_by_step=column("accuracy_by_step").astype(np.float64),
+        class_ids=column("class_ids").astype(np.int64),
+    )
+
+
+def _schema(num_accuracies: int, num_ways: int) -> pa.Schema:
+    # Lists of fixed size: the type itself says that all episodes have equal steps and ways.
+    return pa.schema(
+        [
+            ("episode", pa.int64()),
+            ("accuracy", pa.float64()),
+            ("loss", pa.float64()),
+            ("accuracy_by_step", pa.list_(pa.float64(), num_accuracies)),
+            ("class_ids", pa.list_(pa.int64(), num_ways)),
+        ]
+    )
+
+
+def _chunk_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet"))
+
+
+def _read_chunk(path: Path) -> pa.Table:
+    """Read one file; UserError when it is not a whole chunk of records."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+        table.validate(full=True)
+        lists = [table.schema.field(name).type for name in ("accuracy_by_step", "class_ids")]
+        expected = _schema(*(kind.list_size for kind in lists))
+    except FileNotFoundError:
+        raise UserError(f"{path}: does not exist") from None
+    except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException):
+        raise UserError(f"{path}: is torn or no file of records; {_REMEDY}") from None
+    if not table.schema.equals(expected, check_metadata=False):
+        raise UserError(f"{path}: has other columns than a file of records; {_REMEDY}")
+    episodes = _episodes(table)
+    if not len(episodes) or episodes[0] < 0 or np.any(np.diff(episodes) != 1):
+        raise UserError(f"{path}: its episodes are not consecutive; {_REMEDY}")
+    return table
+
+
+def _read_all(paths: Sequence[Path]) -> dict[Path, pa.Table]:
+    """Read every chunk, in the order of their episodes; one UserError for all bad files."""
+    tables: dict[Path, pa.Table] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            tables[path] = _read_chunk(path)
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(*problems)
+    return dict(sorted(tables.items(), key=lambda item: int(_episodes(item[1])[0])))
+
+
+def _episodes(table: pa.Table) -> NDArray[np.int64]:
+    return np.asarray(table.column("episode").to_numpy(), dtype=np.int64)
+
+
+def _difference(schema: pa.Schema, reference: pa.Schema) -> str:
+    if not schema.equals(reference, check_metadata=False):
+        return "has another number of inner steps or ways than the chunks beside it"
+    found, wanted = schema.metadata or {}, reference.metadata or {}
+    keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    texts = [
+        f"{key.decode()} is {_shown(found.get(key))}, expected {_shown(wanted.get(key))}"
+        for key in keys
+    ]
+    return f"belongs to another campaign ({'; '.join(texts)})"
+
+
+def _shown(value: bytes | None) -> str:
+    return "absent" if value is None else value.decode(errors="replace")
+
+
+def _overlaps(chunks: Mapping[Path, pa.Table]) -> list[str]:
+    """Name each chunk that begins before the one that reaches furthest has ended."""
+    problems: list[str] = []
+    furthest, holder = -1, Path()
+    for path, table in chunks.items():
+        episodes = _episodes(table)
+        if episodes[0] <= furthest:
+            problems.append(
+                f"{path}: episodes {episodes[0]} to {min(furthest, int(episodes[-1]))} are in"
+                f" {holder.name} too; {_REMEDY}"
+            )
+        if episodes[-1] > furthest:
+            furthest, holder = int(episodes[-1]), path
+    return problems
+
+
+def _holes(place: Path, chunks: Mapping[Path, pa.Table], num_episodes: int) -> list[str]:
+    present = np.concatenate([_episodes(table) for table in chunks.values()])
+    return [
+        f"{place}: no record of episodes {hole.start} to {hole.stop - 1}; run `raymaml test`"
+        " again, which judges only what is missing"
+        for hole in _runs(np.setdiff1d(np.arange(num_episodes), present))
+    ]
+
+
+def _runs(numbers: NDArray[np.int64]) -> list[range]:
+    """Group sorted numbers into runs of consecutive ones."""
+    groups = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return [range(int(group[0]), int(group[-1]) + 1) for group in groups if len(group)]

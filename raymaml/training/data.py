@@ -1,0 +1,122 @@
+"""Where data meets learning: the bank and shards of a config, opened and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from raymaml.config.schema import Config, EpisodesConfig, Split
+from raymaml.data.bank import ImageBank
+from raymaml.data.episodes import EpisodeShards, check_shards
+from raymaml.data.prefetch import prefetch
+from raymaml.data.transforms import EpisodeLoader, Normalize
+from raymaml.training.reduction import share
+from raymaml.types import EpisodeBatch, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSet:
+    """The pre-sampled episodes of one split, and what turns their rows into tensors."""
+
+    shards: EpisodeShards
+    loader: EpisodeLoader
+
+    def load(self, indices: range) -> EpisodeBatch:
+        """Read episodes by index, going round again past the last one."""
+        wrapped = [index % self.shards.count for index in indices]
+        if self.shards.materialized:
+            return self.loader.load_pixels(*self.shards.pixels(wrapped))
+        return self.loader.load(self.shards.rows(wrapped))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Training and validation episodes of one run."""
+
+    image_shape: tuple[int, int, int]  # C, H, W
+    train: EpisodeSet
+    val: EpisodeSet
+    meta_batch_size: int
+
+    def meta_batches(self, first_step: int, rank: int, world_size: int) -> Iterator[EpisodeBatch]:
+        """Yield a worker's share of every meta-batch from ``first_step`` on, read ahead."""
+
+        def load() -> Iterator[EpisodeBatch]:
+            step = first_step
+            while True:
+                yield self.train.load(self.indices(step, rank, world_size))
+                step += 1
+
+        return prefetch(load())
+
+    def indices(self, step: int, rank: int, world_size: int) -> range:
+        """Return the training episodes that a worker learns from in one outer step."""
+        mine = share(self.meta_batch_size, rank, world_size)
+        first = step * self.meta_batch_size
+        return range(first + mine.start, first + mine.stop)
+
+
+def open_training_data(config: Config, device: torch.device) -> TrainingData:
+    """Open bank and shards.
+
+    Raises:
+        UserError: something is missing, damaged, or was made for another config.
+    """
+    bank = open_bank(config)
+    sets = open_episode_sets(config, bank, ("train", "val"), device)
+    return TrainingData(
+        image_shape=bank.image_shape,
+        train=sets["train"],
+        val=sets["val"],
+        meta_batch_size=config.outer.meta_batch_size,
+    )
+
+
+def open_bank(config: Config) -> ImageBank:
+    """Open the image bank, checking that it is of the config's image size."""
+    bank = ImageBank.open(config.data.bank)
+    if bank.image_shape[1] != config.data.image_size:
+        raise UserError(
+            f"data.image_size is {config.data.image_size} but the bank {config.data.bank} holds"
+            f" images of {bank.image_shape[1]} pixels; give that size, or another data.bank to"
+            " import into"
+        )
+    return bank
+
+
+def open_episode_sets(
+    config: Config, bank: ImageBank, splits: tuple[Split, ...], device: torch.device
+) -> dict[Split, EpisodeSet]:
+    """Open the shards of several splits; all that is wrong with any of them is one error."""
+    sets: dict[Split, EpisodeSet] = {}
+    problems: list[str] = []
+    for split in splits:
+        try:
+            sets[split] = _open_episode_set(config, bank, split, device)
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(*problems)
+    return sets
+
+
+def shards_folder(config: Config, split: Split) -> Path:
+    """Return the folder of one split's shards."""
+    return config.data.shards / split
+
+
+def _open_episode_set(
+    config: Config, bank: ImageBank, split: Split, device: torch.device
+) -> EpisodeSet:
+    spec: EpisodesConfig = config.episodes.of(split)
+    shards = EpisodeShards.open(shards_folder(config, split))
+    check_shards(shards, bank, spec, config.seed, split)
+    if config.data.normalize == "bank":
+        normalize = Normalize(bank.mean, bank.std)
+    else:
+        normalize = Normalize((0.0,) * bank.image_shape[0], (1.0,) * bank.image_shape[0])
+    loader = EpisodeLoader(bank=bank, spec=spec, normalize=normalize, device=device)
+    return EpisodeSet(shards=shards, loader=loader)

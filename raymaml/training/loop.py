@@ -1,0 +1,116 @@
+"""The outer loop (Finn et al. 2017, algorithm 1): the whole run on one screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymaml.config.schema import Config
+from raymaml.training.checkpoint import CheckpointStore
+from raymaml.training.data import TrainingData
+from raymaml.training.metrics import MetricsWriter
+from raymaml.training.outer import update
+from raymaml.training.reduction import flatten, mean_in_order, share, unflatten
+from raymaml.training.session import Session
+from raymaml.training.state import TrainState, build_state
+from raymaml.training.validation import validate
+from raymaml.types import EpisodeBatch, UserError
+
+
+def meta_train(
+    config: Config,
+    data: TrainingData,
+    store: CheckpointStore,
+    writer: MetricsWriter,
+    session: Session,
+) -> TrainState:
+    """Learn theta with all workers, from the last checkpoint on.
+
+    The order is a contract. A checkpoint holds the state *before* outer step ``state.step``, and
+    episodes depend on (seed, split, index) alone; so a run that is killed anywhere goes on to the
+    same bits (contract 3).
+    """
+    outer = config.outer
+    state = build_state(config, data.image_shape, session.device)
+    store.restore(state, session)
+    writer.start(state.step)
+    meta_batches = session.meta_batches(state.step)
+
+    stop = False
+    while not stop and state.step < outer.num_steps:
+        if state.step % outer.validate_every == 0:
+            judge_and_save(state, data, store, writer, session)
+        elif outer.checkpoint_every is not None and state.step % outer.checkpoint_every == 0:
+            store.save(state, session)
+
+        metrics, stop = meta_step(state, next(meta_batches), config, session)
+        state.step += 1
+        if state.step % outer.log_every == 0:
+            writer.training(state.step, metrics)
+
+    if state.step == outer.num_steps:
+        judge_and_save(state, data, store, writer, session)
+    else:
+        store.save(state, session)
+    return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """Means over the episodes of one outer step."""
+
+    loss: float
+    accuracy: float
+    grad_norm: float
+
+
+def meta_step(
+    state: TrainState, episodes: EpisodeBatch, config: Config, session: Session
+) -> tuple[StepMetrics, bool]:
+    """Take one outer step; also tell whether any worker was asked to stop."""
+    outer = config.outer
+    stop = float(session.stop_requested())
+    rows = [torch.empty(0, sum(p.numel() for p in state.params.values()) + 3, device=session.device)]
+    for episode in episodes:
+        result = state.learner.episode_gradient(episode)
+        accuracy = (result.logits.argmax(-1) == episode.query_y).float().mean()
+        extra = torch.stack([result.loss, accuracy, result.loss.new_tensor(stop)])
+        rows.append(torch.cat([flatten(result.grads), extra])[None])  # [1, P+3]
+
+    sizes = [len(share(outer.meta_batch_size, r, session.world_size)) for r in range(session.world_size)]
+    gathered = session.gather(torch.cat(rows), sizes)  # [E, P+3], in episode order
+    _require_finite(gathered, state.step, outer.meta_batch_size)
+    mean = mean_in_order(gathered)
+    grads = unflatten(mean[:-3], state.params)
+    update(state.optimizer, outer, state.params, grads, state.step)
+    loss, accuracy_, stops = mean[-3:].tolist()
+    metrics = StepMetrics(loss=loss, accuracy=accuracy_, grad_norm=mean[:-3].norm().item())
+    return metrics, stops > 0
+
+
+def judge_and_save(
+    state: TrainState,
+    data: TrainingData,
+    store: CheckpointStore,
+    writer: MetricsWriter,
+    session: Session,
+) -> None:
+    """Judge the state on the validation episodes, unless it has been, and keep it."""
+    if state.validation is None or state.validation.step != state.step:
+        state.record(validate(state, data, session))
+        writer.validation(state.validation)
+    store.save(state, session)
+
+
+def _require_finite(rows: Tensor, step: int, meta_batch_size: int) -> None:
+    """Stop all workers alike, before the update, when an episode's loss or gradient is not finite."""
+    finite = torch.isfinite(rows).all(dim=1)
+    if not finite.all():
+        episode = step * meta_batch_size + int((~finite).nonzero()[0, 0])
+        raise UserError(
+            f"outer step {step}: training episode {episode} gave a loss or gradient that is not"
+            " finite; the last checkpoint is kept; lower inner.lr or outer.lr, or set"
+            " outer.clip_value"
+        )

@@ -1,0 +1,43 @@
+"""The exact reduction: results do not depend on how episodes were shared out (contract 2).
+
+A sum of floats depends on its order. So gradients are kept per episode, gathered from all workers
+in episode order, and added one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from raymaml.types import Params
+
+
+def share(count: int, rank: int, world_size: int) -> range:
+    """Return this worker's contiguous share of ``range(count)``; the first ones get the excess."""
+    quotient, excess = divmod(count, world_size)
+    start = rank * quotient + min(rank, excess)
+    return range(start, start + quotient + (rank < excess))
+
+
+def flatten(grads: Params) -> Tensor:
+    """Concatenate all entries, in the order of the dictionary: ``[P]``."""
+    return torch.cat([grad.reshape(-1) for grad in grads.values()])
+
+
+def unflatten(vector: Tensor, like: Params) -> Params:
+    """Cut ``[P]`` into views of the shapes of ``like``."""
+    pieces = vector.split([value.numel() for value in like.values()])
+    return {
+        name: piece.view_as(value)
+        for (name, value), piece in zip(like.items(), pieces, strict=True)
+    }
+
+
+def mean_in_order(rows: Sequence[Tensor] | Tensor) -> Tensor:
+    """Average ``[E, ...]`` over E by adding row after row, whatever the number of threads."""
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total += row
+    return total / len(rows)

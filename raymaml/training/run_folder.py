@@ -1,0 +1,105 @@
+"""The run folder: whose it is, who may write it, and what it was started with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from raymaml.config.load import dump_config
+from raymaml.config.schema import Config, learning_fingerprint
+from raymaml.data.files import remove_partial, write_text
+from raymaml.training.data import TrainingData
+from raymaml.types import UserError
+
+IDENTITY = "run.json"
+STOP = "STOP"
+
+
+@contextlib.contextmanager
+def claim(config: Config, data: TrainingData) -> Iterator[Path]:
+    """Hold the run folder for the length of the block, creating it if need be.
+
+    Raises:
+        UserError: another process holds it, or it belongs to another config.
+    """
+    folder = config.run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            _write_identity(folder, config, data)
+            (folder / STOP).unlink(missing_ok=True)
+            yield folder
+    except Timeout:
+        raise UserError(
+            f"{folder}: another process is writing this run; wait for it, stop it, or choose"
+            " another name"
+        ) from None
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the right to write checkpoints and metrics; rank 0 takes it.
+
+    The worker of a driver that was just killed may live a few seconds longer: wait for its end.
+    The right ends with the process, however that dies.
+    """
+    try:
+        with FileLock(folder / ".writer", timeout=60):
+            remove_partial(folder)
+            yield
+    except Timeout:
+        raise UserError(
+            f"{folder}: a worker of an earlier run still writes here after 60 s; end it first"
+        ) from None
+
+
+def request_stop(folder: Path) -> None:
+    """Ask the run to stop at the next step boundary."""
+    (folder / STOP).touch()
+
+
+def stop_requested(folder: Path) -> bool:
+    """Tell whether a stop was asked for."""
+    return (folder / STOP).exists()
+
+
+def _write_identity(folder: Path, config: Config, data: TrainingData) -> None:
+    identity = {
+        **learning_fingerprint(config),
+        "bank_hash": data.train.shards.bank_hash,
+        "train_manifest": data.train.shards.manifest_hash,
+    }
+    path = folder / IDENTITY
+    if path.exists():
+        _require_same(folder, _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(identity))
+    else:
+        write_text(path, json.dumps(identity, indent=2) + "\n")
+    write_text(folder / "config.yaml", dump_config(config))
+
+
+def _require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        raise UserError(
+            *(
+                f"{folder}: was started with {key} = {before.get(key)!r}, the config now says"
+                f" {now.get(key)!r}; give the old value to resume, or another name to start anew"
+                for key in changed
+            )
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves.update(_flat(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves

@@ -1,0 +1,88 @@
+"""What the training loop needs of the world around it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from raymaml.config.schema import ClusterConfig
+from raymaml.training.data import TrainingData
+from raymaml.types import EpisodeBatch, UserError
+
+
+class Session(Protocol):
+    """One worker's view of the run.
+
+    Every method but ``stop_requested`` is called by all workers in the same order, with arguments
+    that agree; a branch around such a call must depend on agreed numbers alone (contract 5).
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
+        """Yield this worker's share of the meta-batches of outer steps ``first_step, ...``."""
+
+    def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Concatenate ``[counts[rank], D]`` of all workers by rank: ``[sum(counts), D]``."""
+
+    def from_rank_zero(self, value: int) -> int:
+        """Return rank 0's ``value`` on every worker."""
+
+    def stop_requested(self) -> bool:
+        """Tell whether somebody asked for a stop; workers need not agree."""
+
+    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+        """Make a complete checkpoint known to whoever supervises the workers; must not block."""
+
+
+class LocalSession:
+    """One process, no Ray: for debugging, for notebooks, and the measure of Ray's overhead."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, data: TrainingData, device: torch.device) -> None:
+        self.device = device
+        self.stop = threading.Event()
+        self._data = data
+
+    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
+        """Read the shards by memory map, one meta-batch ahead."""
+        return self._data.meta_batches(first_step, self.rank, self.world_size)
+
+    def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Return ``rows``: they are all."""
+        assert counts == [len(rows)]
+        return rows
+
+    def from_rank_zero(self, value: int) -> int:
+        """Return ``value``."""
+        return value
+
+    def stop_requested(self) -> bool:
+        """Tell whether ``stop`` was set (by a signal handler)."""
+        return self.stop.is_set()
+
+    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+        """Do nothing: nobody supervises."""
+
+
+def local_device(cluster: ClusterConfig) -> torch.device:
+    """Return the device of a lone process.
+
+    Raises:
+        UserError: cuda is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if cluster.device == "cuda" and not available:
+        raise UserError(
+            "cluster.device is cuda but this process sees no GPU; set cluster.device to cpu or auto"
+        )
+    return torch.device("cuda" if available and cluster.device != "cpu" else "cpu")

@@ -1,0 +1,99 @@
+"""What an outer loop carries from step to step: all that a checkpoint must hold."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from raymaml.config.schema import Config
+from raymaml.meta.learner import MetaLearner
+from raymaml.models import build_model
+from raymaml.seeding import fold_in
+from raymaml.training.outer import build_optimizer
+from raymaml.types import Params
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Result on the fixed validation episodes, with the weights before outer step ``step``."""
+
+    step: int
+    accuracy: float
+    ci95: float
+    loss: float
+
+
+@dataclass
+class TrainState:
+    """Step, weights, optimizer state, and the last and best validation.
+
+    The position in the data is ``step`` alone: outer step ``s`` learns from the training episodes
+    ``s*B .. (s+1)*B - 1`` (contract 3).
+    """
+
+    learner: MetaLearner
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    validation: Validation | None = None
+    best: Validation | None = None
+
+    @property
+    def params(self) -> Params:
+        """The meta-parameters."""
+        return self.learner.params
+
+    def digest(self) -> int:
+        """Return 63 bits that differ when any bit of the meta-parameters differs."""
+        sha = hashlib.sha256()
+        for value in self.params.values():
+            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return int.from_bytes(sha.digest()[:8], "big") >> 1
+
+    def record(self, validation: Validation) -> None:
+        """Take note of a validation; an equal accuracy does not replace an older best."""
+        self.validation = validation
+        if self.best is None or validation.accuracy > self.best.accuracy:
+            self.best = validation
+
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """Return the tensors to keep, by file: parameters alone are enough to evaluate."""
+        params = {name: value.detach().cpu() for name, value in self.params.items()}
+        return {"params.pt": params, "optimizer.pt": self.optimizer.state_dict()}
+
+    def load(self, tensors: dict[str, dict[str, Any]]) -> None:
+        """Take over what ``tensors`` returned."""
+        load_params(self.learner, tensors["params.pt"])
+        self.optimizer.load_state_dict(tensors["optimizer.pt"])
+
+
+def build_learner(
+    config: Config, image_shape: tuple[int, int, int], num_ways: int, device: torch.device
+) -> MetaLearner:
+    """Return the meta-learner with its initial weights, a function of ``config.seed``."""
+    model = build_model(
+        config.model,
+        image_shape=image_shape,
+        num_ways=num_ways,
+        seed=fold_in(config.seed, "init"),
+    )
+    return MetaLearner(
+        model.to(device), config.inner, head=config.model.head, test_inner=config.test_inner
+    )
+
+
+def build_state(
+    config: Config, image_shape: tuple[int, int, int], device: torch.device
+) -> TrainState:
+    """Return the state before outer step 0."""
+    learner = build_learner(config, image_shape, config.episodes.train.num_ways, device)
+    return TrainState(learner, build_optimizer(config.outer, learner.params))
+
+
+@torch.no_grad()
+def load_params(learner: MetaLearner, params: Params) -> None:
+    """Copy ``params`` into the learner's meta-parameters; names and shapes must agree."""
+    for name, parameter in learner.params.items():
+        parameter.copy_(params[name])

@@ -1,0 +1,37 @@
+"""Validation on fixed episodes, shared out over the workers."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from raymaml.evaluation.statistics import mean_interval
+from raymaml.training.data import TrainingData
+from raymaml.training.reduction import share
+from raymaml.training.session import Session
+from raymaml.training.state import TrainState, Validation
+
+EPISODES_AT_ONCE = 8
+"""Episodes whose images are in memory together; the result does not depend on it."""
+
+
+def validate(state: TrainState, data: TrainingData, session: Session) -> Validation:
+    """Judge the state on all validation episodes; equal on all workers, for any number of them."""
+    count = data.val.shards.count
+    mine = share(count, session.rank, session.world_size)
+    rows = [torch.empty(0, 2, device=session.device)]
+    for start in range(mine.start, mine.stop, EPISODES_AT_ONCE):
+        episodes = data.val.load(range(start, min(start + EPISODES_AT_ONCE, mine.stop)))
+        logits = state.learner.predict(episodes)  # [E, N*Q, N]
+        for scores, labels in zip(logits, episodes.query_y, strict=True):
+            accuracy = (scores.argmax(-1) == labels).float().mean()
+            rows.append(torch.stack([F.cross_entropy(scores, labels), accuracy])[None])
+    sizes = [len(share(count, rank, session.world_size)) for rank in range(session.world_size)]
+    losses, accuracies = session.gather(torch.cat(rows), sizes).double().cpu().numpy().T
+    interval = mean_interval(accuracies)
+    return Validation(
+        step=state.step,
+        accuracy=interval.mean,
+        ci95=interval.half_width,
+        loss=float(losses.mean()),
+    )

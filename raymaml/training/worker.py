@@ -1,0 +1,85 @@
+"""One worker's run, in this process: the same for a lone process and for each Ray worker."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from raymaml.config.schema import Config
+from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
+from raymaml.training.data import TrainingData, open_training_data
+from raymaml.training.loop import meta_train
+from raymaml.training.metrics import NoMetrics, RunMetrics
+from raymaml.training.run_folder import claim, sole_writer
+from raymaml.training.session import LocalSession, Session, local_device
+from raymaml.training.state import TrainState
+
+Echo = Callable[[str], None]
+
+
+def train_locally(config: Config, echo: Echo) -> bool:
+    """Train in this process, without Ray; Ctrl-C stops at the next step boundary.
+
+    Returns:
+        Whether all outer steps are done.
+    """
+    device = local_device(config.cluster)
+    data = open_training_data(config, device)
+    with claim(config, data) as folder:
+        session = LocalSession(data, device)
+        with on_interrupt(session.stop.set):
+            train_worker(config, folder, data, session, echo)
+        return conclude(config, folder, echo)
+
+
+def train_worker(
+    config: Config, folder: Path, data: TrainingData, session: Session, echo: Echo
+) -> TrainState:
+    """Run the loop with what this rank may write."""
+    if session.device.type == "cpu":
+        torch.set_num_threads(config.cluster.threads_per_worker)
+    store = CheckpointStore(
+        folder, config, image_shape=data.image_shape, bank_hash=data.train.shards.bank_hash
+    )
+    if session.rank != 0:
+        return meta_train(config, data, store, NoMetrics(), session)
+    with sole_writer(folder):
+        return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
+
+
+def conclude(config: Config, folder: Path, echo: Echo) -> bool:
+    """Say where the run stands, and how to go on; tell whether all outer steps are done."""
+    card = read_card(find_checkpoint(folder, "last"))
+    if card.step < config.outer.num_steps:
+        echo(
+            f"{folder}: stopped before outer step {card.step} of {config.outer.num_steps}, and"
+            " saved; run the same command to go on"
+        )
+        return False
+    if card.best is not None:
+        best = card.best
+        echo(
+            f"{folder}: done; best validation accuracy {100 * best.accuracy:.2f} +-"
+            f" {100 * best.ci95:.2f}% before outer step {best.step}"
+        )
+    return True
+
+
+@contextlib.contextmanager
+def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """Call ``action`` at the first Ctrl-C; a second one interrupts as usual."""
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        action()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

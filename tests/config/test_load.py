@@ -1,0 +1,145 @@
+"""YAML and overrides: precedence, numbers, and every mistake at once with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymaml.config.load import dump_config, load_config
+from raymaml.types import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SMALLEST = """\
+name: a
+data: {source: {kind: glyphs}, bank: bank, shards: shards}
+episodes:
+  train: {num_episodes: 1}
+  val: {num_episodes: 1}
+  test: {num_episodes: 1}
+outer:
+  num_steps: 5
+"""
+
+
+def write(tmp_path: Path, text: str = SMALLEST) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems_of(path: Path, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    return caught.value.problems
+
+
+def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST + "  lr: 0.5\n")
+    assert load_config(path).outer.num_steps == 5
+    assert load_config(path).outer.lr == 0.5
+    assert load_config(path).outer.meta_batch_size == 4
+    changed = load_config(path, ["outer.lr=0.25", "outer.num_steps=7", "inner.num_steps=1"])
+    assert (changed.outer.lr, changed.outer.num_steps, changed.inner.num_steps) == (0.25, 7, 1)
+
+
+def test_the_last_of_two_overrides_wins(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path), ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", ".001", "1.0e-3", "0.001"])
+def test_every_way_to_write_a_number_is_a_number(tmp_path: Path, text: str) -> None:
+    # YAML 1.1 reads 1e-3 as text
+    assert load_config(write(tmp_path), [f"outer.lr={text}"]).outer.lr == 0.001
+    assert load_config(write(tmp_path, SMALLEST + f"  lr: {text}\n")).outer.lr == 0.001
+
+
+def test_null_and_sections_may_be_overridden(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST + "  clip_value: 10\n")
+    assert load_config(path).outer.clip_value == 10
+    assert load_config(path, ["outer.clip_value=null"]).outer.clip_value is None
+    assert load_config(path, ["model={width: 8, head: zero}"]).model.width == 8
+
+
+def test_a_config_survives_dump_and_load(tmp_path: Path) -> None:
+    overrides = ["outer.lr=1e-7", "seed=9223372036854775807", "inner.head_lr=0", "inner.lr=0.1"]
+    config = load_config(write(tmp_path), overrides)
+    again = load_config(write(tmp_path, dump_config(config)))
+    assert again == config
+    assert dump_config(again) == dump_config(config)
+
+
+def test_a_key_given_twice_is_an_error_with_both_places(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST + "  lr: 1\n  lr: 2\n")
+    (problem,) = problems_of(path)
+    assert problem == f"{path}:10: outer.lr is given twice (first at {path}:9); keep one"
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("outer.num_step=3", "outer.num_step is unknown; did you mean num_steps?"),
+        ("iner.lr=3", "iner is unknown; did you mean inner?"),
+        ("data.source.min_font=3", "data.source.min_font is unknown; did you mean min_fonts?"),
+        (
+            "cluster.zzz=3",
+            "cluster.zzz is unknown; allowed here: device, max_failures, num_workers,"
+            " threads_per_worker",
+        ),
+    ],
+)
+def test_an_unknown_key_gets_a_suggestion(tmp_path: Path, override: str, hint: str) -> None:
+    assert problems_of(write(tmp_path), override) == (f"command line: {hint}",)
+
+
+def test_a_problem_names_line_key_value_and_what_is_allowed(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST.replace("num_steps: 5", "num_steps: -5"))
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}:8: outer.num_steps is -5; ")
+    assert problem.endswith("greater than or equal to 1")
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST.replace("  num_steps: 5", "  lrr: 5"))
+    overrides = ["inner.lr=fast", "model.norm=batch", "seed"]
+    found = problems_of(path, *overrides)
+    for key in ("seed: is not an override", "outer.num_steps is missing", "outer.lrr is unknown"):
+        assert sum(key in problem for problem in found) == 1
+    for key in ("inner.lr is 'fast'", "model.norm is 'batch'"):
+        assert sum(key in problem for problem in found) == 1
+    assert len(found) == 5
+
+
+def test_a_number_of_workers_is_a_number_or_auto(tmp_path: Path) -> None:
+    found = problems_of(write(tmp_path), "cluster.num_workers=all")
+    assert any("cluster.num_workers is 'all'" in problem for problem in found)
+    assert any("'auto'" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- a\n", "holds no mapping"),
+        ("", "holds no mapping"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_what_is_no_config_is_refused_with_its_path(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    path = write(tmp_path, text)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}: ")
+    assert reason in problem
+
+
+def test_every_shipped_config_loads() -> None:
+    paths = sorted(CONFIGS.rglob("*.yaml"))
+    assert len(paths) >= 2
+    for path in paths:
+        config = load_config(path)
+        assert config.name
+        # paths in a shipped config are relative to where one runs it
+        assert not config.data.bank.is_absolute()
+    assert len({load_config(path).name for path in paths}) == len(paths)

@@ -1,0 +1,170 @@
+"""The schema: what is legal, what is derived, and what a resumed run may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from raymaml.config.schema import (
+    Config,
+    EpisodesConfig,
+    InnerConfig,
+    InnerOverride,
+    learning_fingerprint,
+)
+
+
+def tree() -> dict[str, Any]:
+    """The smallest config: what has no default."""
+    return {
+        "name": "a",
+        "data": {"source": {"kind": "glyphs"}, "bank": "bank", "shards": "shards"},
+        "episodes": {split: {"num_episodes": 1} for split in ("train", "val", "test")},
+        "outer": {"num_steps": 1},
+    }
+
+
+def make(**sections: dict[str, Any]) -> Config:
+    """The smallest config with keys of some sections changed."""
+    changed = tree()
+    for section, keys in sections.items():
+        changed[section] = {**changed.get(section, {}), **keys}
+    return Config.model_validate(changed)
+
+
+def test_defaults_are_the_papers() -> None:
+    config = make()
+    assert config.run_folder == Path("runs/a")
+    train = config.episodes.train
+    assert (train.num_ways, train.num_shots, train.num_queries) == (5, 1, 15)
+    assert (config.inner.num_steps, config.inner.lr, config.inner.gradient) == (5, 0.01, "unrolled")
+    assert (config.outer.optimizer, config.outer.lr, config.outer.meta_batch_size) == (
+        "adam",
+        1e-3,
+        4,
+    )
+    assert (config.evaluation.checkpoint, config.cluster.num_workers) == ("best", "auto")
+
+
+def test_zero_inner_steps_and_zero_rates_are_legal() -> None:
+    config = make(inner={"num_steps": 0, "lr": 0, "head_lr": 0})
+    assert (config.inner.num_steps, config.inner.lr, config.inner.head_lr) == (0, 0.0, 0.0)
+
+
+def test_an_override_of_zero_is_applied_and_null_is_not() -> None:
+    inner = InnerConfig(num_steps=5, lr=0.4, head_lr=0.1)
+    changed = InnerOverride(num_steps=0, head_lr=0.0).apply(inner)
+    assert (changed.num_steps, changed.lr, changed.head_lr) == (0, 0.4, 0.0)
+    assert InnerOverride().apply(inner) == inner
+
+
+def test_test_inner_is_inner_with_the_overrides_of_evaluation() -> None:
+    config = make(inner={"lr": 0.4}, evaluation={"inner": {"num_steps": 10}})
+    assert (config.test_inner.num_steps, config.test_inner.lr) == (10, 0.4)
+    assert config.inner.num_steps == 5
+
+
+def test_images_per_class_are_shots_and_queries() -> None:
+    spec = EpisodesConfig(num_ways=5, num_shots=2, num_queries=7, num_episodes=1)
+    assert spec.images_per_class == 9
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        ("outer", {"num_steps": 0}),
+        ("outer", {"num_steps": 1.5}),
+        ("outer", {"num_steps": True}),
+        ("outer", {"lr": 0}),
+        ("outer", {"lr": float("nan")}),
+        ("outer", {"clip_value": 0}),
+        ("outer", {"optimizer": "sgd", "momentum": 1}),
+        ("inner", {"num_steps": -1}),
+        ("inner", {"lr": float("inf")}),
+        ("cluster", {"num_workers": 0}),
+        ("cluster", {"num_workers": "all"}),
+        ("model", {"norm": "running"}),
+        ("model", {"unknown": 1}),
+        ("data", {"image_size": 7}),
+    ],
+)
+def test_what_makes_no_sense_is_refused(section: str, keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        make(**{section: keys})
+
+
+def test_momentum_belongs_to_sgd() -> None:
+    assert make(outer={"optimizer": "sgd", "momentum": 0.9}).outer.momentum == 0.9
+    with pytest.raises(ValidationError, match=r"momentum is 0\.9 but outer\.optimizer is adam"):
+        make(outer={"momentum": 0.9})
+
+
+def test_a_learned_head_keeps_its_ways() -> None:
+    other = {"test": {"num_episodes": 1, "num_ways": 3}}
+    with pytest.raises(ValidationError, match="model.head is learned"):
+        make(episodes=other)
+    assert make(episodes=other, model={"head": "zero"}).episodes.test.num_ways == 3
+
+
+def test_models_are_frozen() -> None:
+    config = make()
+    with pytest.raises(ValidationError):
+        config.outer.num_steps = 3  # type: ignore[misc]
+
+
+def test_every_field_says_what_it_means() -> None:
+    def fields(model: type[BaseModel]) -> dict[str, str | None]:
+        return {f"{model.__name__}.{k}": f.description for k, f in model.model_fields.items()}
+
+    plain = {"Config.name": ""} | {
+        name: text
+        for section in (Config, *(Config.model_fields[k].annotation for k in ("data", "inner")))
+        for name, text in fields(section).items()
+    }
+    assert len(plain) >= 19
+    # sections say what they mean in their own docstring
+    sections = {"data", "episodes", "model", "inner", "outer", "evaluation", "cluster"}
+    bare = {name for name, text in plain.items() if not text}
+    assert bare <= {f"Config.{section}" for section in sections}
+
+
+def fingerprint(**sections: dict[str, Any]) -> dict[str, Any]:
+    return learning_fingerprint(make(**sections))
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        ("cluster", {"num_workers": 3, "max_failures": 9}),
+        ("evaluation", {"chunk_size": 7}),
+        ("outer", {"log_every": 1, "validate_every": 2, "checkpoint_every": 3}),
+        ("outer", {"num_steps": 99}),
+        ("data", {"bank": "elsewhere"}),
+    ],
+)
+def test_what_does_not_decide_the_weights_may_change(section: str, keys: dict[str, Any]) -> None:
+    assert fingerprint(**{section: keys}) == fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        ("model", {"width": 8}),
+        ("inner", {"lr": 0.2}),
+        ("outer", {"meta_batch_size": 5}),
+        ("data", {"normalize": "none"}),
+        ("cluster", {"threads_per_worker": 2}),
+    ],
+)
+def test_what_decides_the_weights_is_in_the_fingerprint(section: str, keys: dict[str, Any]) -> None:
+    assert fingerprint(**{section: keys}) != fingerprint()
+
+
+def test_under_a_schedule_the_number_of_steps_decides_the_weights() -> None:
+    long, short = (
+        fingerprint(outer={"schedule": "cosine", "num_steps": steps}) for steps in (20, 10)
+    )
+    assert long != short

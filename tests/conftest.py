@@ -1,0 +1,99 @@
+"""Fixtures that many tests share: a tiny bank whose classes can be learned, and configs for it.
+
+Everything is a function of fixed seeds. 16x16 is the smallest image that ConvNet4 takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raymaml.config.load import dump_config, load_config
+from raymaml.config.schema import SPLITS, Config
+from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.data.episodes import write_shards
+
+torch.set_num_threads(1)
+
+MakeConfig = Callable[..., Config]
+
+CLASSES = {"train": 12, "val": 5, "test": 5}
+IMAGES_PER_CLASS = 8
+SIZE = 16
+
+TINY = """\
+name: tiny
+seed: 3
+run_dir: {place}/runs
+data:
+  source: {{kind: image-folder, path: {place}/images, mode: gray}}
+  bank: {bank}
+  shards: {place}/shards
+  image_size: 16
+episodes:
+  train: {{num_ways: 3, num_shots: 1, num_queries: 2, num_episodes: 24}}
+  val: {{num_ways: 3, num_shots: 1, num_queries: 2, num_episodes: 4}}
+  test: {{num_ways: 3, num_shots: 1, num_queries: 2, num_episodes: 10}}
+model: {{width: 4}}
+inner: {{num_steps: 2, lr: 0.1}}
+outer: {{num_steps: 6, meta_batch_size: 3, log_every: 1, validate_every: 3}}
+evaluation: {{chunk_size: 4, baseline_episodes: 5}}
+cluster: {{num_workers: 1, device: cpu}}
+"""
+
+
+def tiny_classes() -> list[ClassImages]:
+    """22 classes of 8 images: each a coarse random pattern of its own, under noise."""
+    generator = np.random.default_rng(0)
+    shape = (IMAGES_PER_CLASS, SIZE, SIZE, 1)
+    classes = []
+    for split, count in CLASSES.items():
+        for number in range(count):
+            pattern = np.kron(generator.integers(0, 2, (4, 4)) * 160, np.ones((4, 4)))
+            noise = generator.integers(0, 96, shape)
+            images = (pattern[None, :, :, None] + noise).astype(np.uint8)
+            classes.append(ClassImages(name=f"{split}-{number}", split=split, images=images))
+    return classes
+
+
+@pytest.fixture(scope="session")
+def tiny_bank(tmp_path_factory: pytest.TempPathFactory) -> ImageBank:
+    """12/5/5 classes x 8 images of 16x16x1; shared by all tests: never write into its folder."""
+    folder = tmp_path_factory.mktemp("tiny") / "bank"
+    image_shape = (1, SIZE, SIZE)
+    return write_bank(
+        folder, tiny_classes(), source="patterns", licence="none", image_shape=image_shape
+    )
+
+
+@pytest.fixture
+def make_config(tiny_bank: ImageBank, tmp_path: Path) -> MakeConfig:
+    """``make_config(place, "key.path=value", ...)`` -> a ``Config`` whose shards are sampled.
+
+    ``place`` is a folder, or a name under ``tmp_path``: shards and runs lie there, and the whole
+    config as ``place/config.yaml``. Calls with one place share what they may share.
+    """
+
+    def make(place: Path | str = "tiny", *overrides: str) -> Config:
+        folder = tmp_path / place  # an absolute place replaces tmp_path
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "config.yaml"
+        path.write_text(TINY.format(place=folder, bank=tiny_bank.folder), encoding="utf-8")
+        config = load_config(path, overrides)
+        path.write_text(dump_config(config), encoding="utf-8")
+        for split in SPLITS:
+            write_shards(
+                tiny_bank,
+                config.episodes.of(split),
+                seed=config.seed,
+                split=split,
+                folder=config.data.shards / split,
+                materialize=config.data.materialize and split == "train",
+            )
+        return config
+
+    return make

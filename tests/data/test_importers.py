@@ -1,0 +1,238 @@
+"""Image folders, and what every import promises: all problems at once, nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_data import spec_of
+from PIL import Image
+
+from raymaml.config.schema import AllEpisodes, DataConfig, GlyphsSource, ImageFolderSource
+from raymaml.data.bank import ImageBank
+from raymaml.data.importers import import_bank
+from raymaml.data.importers.image_folder import plan_image_folder
+from raymaml.types import UserError
+
+COLOURS = {"train": "red", "val": "lime", "test": "blue"}
+
+
+def save(path: Path, colour: str | int = "red", mode: str = "RGB", size: int = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (size, size), colour).save(path)
+    return path
+
+
+def write_splits(folder: Path, classes: int = 2, images: int = 3) -> None:
+    for split, colour in COLOURS.items():
+        for number in range(classes):
+            for image in range(images):
+                save(folder / split / f"{split}{number}" / f"{image}.png", colour)
+
+
+def source_of(folder: Path, **changes: object) -> ImageFolderSource:
+    return ImageFolderSource.model_validate({"kind": "image-folder", "path": folder} | changes)
+
+
+def run(folder: Path, bank: Path, images: int = 3, ways: int = 2, **changes: object) -> ImageBank:
+    data = DataConfig(
+        source=source_of(folder, **changes), bank=bank, shards=bank / "x", image_size=8
+    )
+    spec = spec_of(ways, 1, images - 1, 1)
+    return import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+
+
+def test_folders_of_splits_and_classes_become_a_bank(tmp_path: Path) -> None:
+    write_splits(tmp_path / "in")
+    bank = run(tmp_path / "in", tmp_path / "bank")
+    assert [(c.name, c.split, c.count) for c in bank.classes] == [
+        (f"{split}{number}", split, 3) for split in COLOURS for number in range(2)
+    ]
+    assert bank.image_shape == (3, 8, 8)
+    assert bank.class_images(0)[0, 0, 0].tolist() == [255, 0, 0]
+    assert bank.class_images(2)[0, 0, 0].tolist() == [0, 255, 0]
+
+
+def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
+    write_splits(tmp_path / "in")
+    (tmp_path / "in" / ".DS_Store").write_text("x")
+    (tmp_path / "in" / "train" / "train0" / "notes.txt").write_text("x")
+    save(tmp_path / "in" / "train" / "train0" / ".hidden.png")
+    save(tmp_path / "in" / "train" / ".cache" / "0.png")
+    save(tmp_path / "in" / ".thumbnails" / "a" / "0.png")
+    bank = run(tmp_path / "in", tmp_path / "bank")
+    assert bank.num_images == 3 * 2 * 3
+
+
+def test_class_folders_are_dealt_by_fractions_and_seed(tmp_path: Path) -> None:
+    for number in range(25):
+        save(tmp_path / f"class{number:02d}" / "0.png")
+    plans = [plan_image_folder(source_of(tmp_path, seed=seed), 8) for seed in (0, 0, 1)]
+    splits = [{p.name: p.split for p in plan.classes} for plan in plans]
+    assert splits[0] == splits[1] != splits[2]
+    # 25 * (0.64, 0.16, 0.2) = 16, 4, 5
+    counts = [list(splits[0].values()).count(split) for split in ("train", "val", "test")]
+    assert counts == [16, 4, 5]
+    halves = plan_image_folder(source_of(tmp_path, fractions=(2, 1, 1)), 8)
+    # 25 * (0.5, 0.25, 0.25): the bounds 12.5 and 18.75 round to 12 and 19
+    counts = [[p.split for p in halves.classes].count(s) for s in ("train", "val", "test")]
+    assert counts == [12, 7, 6]
+
+
+def test_a_csv_names_path_class_and_split(tmp_path: Path) -> None:
+    lines = ["path,class,split"]
+    for split, colour in COLOURS.items():
+        for number in range(6):
+            path = save(tmp_path / "in" / "all" / f"{split}{number}.png", colour)
+            lines.append(f"all/{path.name},{split} {number % 2},{split}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n\n", encoding="utf-8-sig")
+    bank = run(tmp_path / "in", tmp_path / "bank", csv=tmp_path / "table.csv")
+    assert [(c.name, c.count) for c in bank.classes[:3]] == [
+        ("train 0", 3),
+        ("train 1", 3),
+        ("val 0", 3),
+    ]
+    assert bank.class_images(4)[0, 0, 0].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("suffix", ["png", "JPG", "jpeg", "bmp", "gif", "webp", "tif", "tiff"])
+def test_common_formats_are_read(tmp_path: Path, suffix: str) -> None:
+    save(tmp_path / "train" / "a" / f"image.{suffix}", "red")
+    (planned,) = plan_image_folder(source_of(tmp_path), 8).classes
+    assert np.abs(planned.load()[0, 4, 4].astype(int) - [255, 0, 0]).max() < 5
+
+
+def load_one(folder: Path, size: int, **changes: object) -> np.ndarray:
+    (planned,) = plan_image_folder(source_of(folder, **changes), size).classes
+    return planned.load()[0]
+
+
+def test_the_middle_square_is_scaled_to_size(tmp_path: Path) -> None:
+    image = Image.new("RGB", (60, 20), "black")
+    image.paste("white", (20, 0, 40, 20))
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    image.save(tmp_path / "train" / "a" / "0.png")
+    # the filter reaches a little beyond the cut
+    assert load_one(tmp_path, 10).min() > 230
+    assert (load_one(tmp_path, 20) == 255).all()
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), "black")
+    image.paste("white", (0, 0, 8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it upright: the top goes to the right
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    image.save(tmp_path / "train" / "a" / "0.png", exif=exif)
+    pixels = load_one(tmp_path, 8)
+    assert pixels[:, 5:].min() == 255
+    assert pixels[:, :3].max() == 0
+
+
+def test_grey_is_one_channel(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a" / "0.png", "red")
+    # ITU-R 601: 0.299 of red is 76
+    assert (load_one(tmp_path, 8, mode="gray") == 76).all()
+    assert load_one(tmp_path, 8, mode="gray").shape == (8, 8, 1)
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a" / "0.png", (0, 0, 0, 0), mode="RGBA")  # type: ignore[arg-type]
+    assert (load_one(tmp_path, 8) == 255).all()
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a" / "0.png", 0x8040, mode="I;16")
+    assert (load_one(tmp_path, 8, mode="gray") == 0x80).all()
+
+
+def test_float_pixels_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a" / "0.tif", 1, mode="F")
+    with pytest.raises(UserError, match=r"0\.tif: is not a readable image.*floats"):
+        load_one(tmp_path, 8)
+
+
+def test_all_problems_are_one_message_and_nothing_remains(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    write_splits(source)
+    broken = source / "train" / "train0" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    save(source / "val" / "val0" / "text.jpg").write_text("no image")
+    (source / "train" / "empty").mkdir()
+    save(source / "test" / "train1" / "0.png")
+    save(source / "dev" / "a" / "0.png")
+    with pytest.raises(UserError) as caught:
+        run(source, tmp_path / "bank", images=3, ways=3)
+    message = "\n".join(caught.value.problems)
+    for part in (
+        f"{broken}: is not a readable image",
+        f"{source}/val/val0/text.jpg: is not a readable image",
+        "class empty of split train: has no images",
+        "class train1: is in the splits test and train",
+        f"{source}/dev: is not a split",
+        "class train1 of split test: has 1 images, episodes.test needs",
+        "split train: has 2 classes, episodes.train.num_ways is 3",
+        "split val: has 2 classes",
+    ):
+        assert part in message
+    assert len(caught.value.problems) == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_all_problems_of_a_csv_are_named_by_line(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "path,class,split\na.png,a,train\na.png,b,train\nb.png,a,val\na.png,a,dev\na.png,a\n"
+    )
+    plan = plan_image_folder(source_of(tmp_path, csv=table), 8)
+    second, third, fourth, fifth = plan.problems
+    assert second.startswith(f"{table}:3: a.png is listed twice")
+    assert third.startswith(f"{table}:4: {tmp_path / 'b.png'} does not exist")
+    assert fourth.startswith(f"{table}:5: split is 'dev'")
+    assert fifth.startswith(f"{table}:6: 'a.png,a' does not give path, class and split")
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("file,label\n", "file,label")])
+def test_another_csv_header_is_refused(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=rf"t\.csv:1: the header is {found}"):
+        plan_image_folder(source_of(tmp_path, csv=tmp_path / "t.csv"), 8)
+
+
+def test_a_source_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.source\.path: .*nowhere is not a folder"):
+        plan_image_folder(source_of(tmp_path / "nowhere"), 8)
+    with pytest.raises(UserError, match="holds no images"):
+        plan_image_folder(source_of(tmp_path), 8)
+    with pytest.raises(UserError, match=r"data\.source\.csv: .*cannot be read"):
+        plan_image_folder(source_of(tmp_path, csv=tmp_path / "no.csv"), 8)
+
+
+def test_a_long_list_of_broken_images_is_cut(tmp_path: Path) -> None:
+    write_splits(tmp_path / "in", images=20)
+    for path in (tmp_path / "in").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        run(tmp_path / "in", tmp_path / "bank")
+    # 3 splits of 2 classes of 20 images are 120 problems
+    assert len(caught.value.problems) == 51
+    assert caught.value.problems[-1] == "... and 70 more problems like these"
+
+
+def test_the_glyphs_become_a_bank(tmp_path: Path) -> None:
+    data = DataConfig(
+        source=GlyphsSource(kind="glyphs", min_fonts=16, images_per_class=3),
+        bank=tmp_path / "bank",
+        shards=tmp_path / "shards",
+        image_size=14,
+    )
+    spec = spec_of(5, 1, 2, 1)
+    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    assert bank.num_images == 3 * len(bank.classes)
+    assert "DejaVu" in bank.source
+    assert '"min_fonts":16' in bank.source
+    counts = [len(bank.class_ids(split)) for split in ("train", "val", "test")]
+    assert f"{counts[0]} train" in bank.source
+    assert min(counts) > 20

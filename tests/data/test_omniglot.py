@@ -1,0 +1,230 @@
+"""The Omniglot source, on archives of its layout that the tests build, and on the real ones."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_data import spec_of
+from PIL import Image
+
+from raymaml.config.schema import AllEpisodes, DataConfig, OmniglotSource
+from raymaml.data.importers import import_bank, omniglot
+from raymaml.data.importers.omniglot import plan_omniglot
+from raymaml.types import UserError
+
+OFFICIAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+def png(*ink: tuple[int, int]) -> bytes:
+    """A 1-bit 105x105 drawing: paper is 1, each (x, y) is a block of 15x15 ink."""
+    image = Image.new("1", (105, 105), 1)
+    for x, y in ink:
+        image.paste(0, (15 * x, 15 * y, 15 * x + 15, 15 * y + 15))
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def layout(characters: dict[str, int], drawings: dict[str, bytes]) -> dict[str, bytes]:
+    """The official members of alphabets ("<set>/<Alphabet>" -> number of characters)."""
+    return {
+        f"{alphabet}/character{number:02d}/{name}": content
+        for alphabet, count in characters.items()
+        for number in range(1, count + 1)
+        for name, content in drawings.items()
+    }
+
+
+def zip_to(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def background(*names: str, count: int = 2) -> dict[str, int]:
+    return {f"images_background/{name}": count for name in names}
+
+
+DRAWINGS = {"0001_02.png": png((1, 1)), "0001_01.png": png((0, 0), (3, 0))}
+SIX = background("Aa", "Bb", "Cc", "Dd", "Ee", "Ff")
+EVALUATION = {"images_evaluation/Zz": 3}
+
+
+def write_zips(folder: Path) -> None:
+    zip_to(folder / "omniglot_images_background.zip", layout(SIX, DRAWINGS))
+    zip_to(folder / "images_evaluation.zip", layout(EVALUATION, DRAWINGS))
+
+
+def source_of(folder: Path, **changes: object) -> OmniglotSource:
+    fields = {"kind": "omniglot", "path": folder, "split": "background_evaluation"} | changes
+    return OmniglotSource.model_validate(fields)
+
+
+def names(plan: omniglot.ImportPlan, split: str) -> list[str]:
+    return [planned.name for planned in plan.classes if planned.split == split]
+
+
+def test_the_vinyals_split_divides_all_characters() -> None:
+    splits = omniglot._vinyals_splits()
+    assert [len(splits[s]) for s in ("train", "val", "test")] == [1028, 172, 423]
+    everything = [character for characters in splits.values() for character in characters]
+    assert len(set(everything)) == 1623
+    sets = Counter(character.split("/")[0] for character in everything)
+    assert sets == {"images_background": 964, "images_evaluation": 659}
+    assert len({character.rsplit("/", 1)[0] for character in everything}) == 50
+    gurmukhi = [[c for c in splits[s] if "Gurmukhi" in c] for s in ("train", "val", "test")]
+    assert [len(characters) for characters in gurmukhi] == [41, 0, 4]
+
+
+def test_archives_of_the_whole_layout_give_1028_172_423_classes(tmp_path: Path) -> None:
+    sizes: Counter[str] = Counter()
+    for characters in omniglot._vinyals_splits().values():
+        sizes.update(character.rsplit("/", 1)[0] for character in characters)
+    for name in ("images_background", "images_evaluation"):
+        own = {alphabet: count for alphabet, count in sizes.items() if alphabet.startswith(name)}
+        zip_to(tmp_path / f"{name}.zip", layout(own, {"1_1.png": b"", "1_2.png": b""}))
+    plan = plan_omniglot(source_of(tmp_path, split="vinyals", rotations=False), 28)
+    assert plan.problems == ()
+    assert Counter(planned.split for planned in plan.classes) == {
+        **{"train": 1028, "val": 172, "test": 423}
+    }
+    assert {planned.count for planned in plan.classes} == {2}
+    rotated = plan_omniglot(source_of(tmp_path, split="vinyals"), 28)
+    assert len(names(rotated, "train")) == 4 * 1028
+
+
+def test_background_evaluation_takes_val_from_the_last_background_alphabets(
+    tmp_path: Path,
+) -> None:
+    write_zips(tmp_path)
+    plan = plan_omniglot(source_of(tmp_path, rotations=False), 28)
+    assert names(plan, "train") == ["Aa/character01", "Aa/character02"]
+    assert {name.split("/")[0] for name in names(plan, "val")} == {"Bb", "Cc", "Dd", "Ee", "Ff"}
+    assert names(plan, "test") == ["Zz/character01", "Zz/character02", "Zz/character03"]
+
+
+@pytest.mark.parametrize("where", ["zips", "folders", "folders of folders"])
+def test_strokes_are_white_and_rotations_are_classes(tmp_path: Path, where: str) -> None:
+    if where == "zips":
+        write_zips(tmp_path)
+    else:
+        for name, content in (layout(SIX, DRAWINGS) | layout(EVALUATION, DRAWINGS)).items():
+            path = tmp_path / ("deep" if "of" in where else "") / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    plan = plan_omniglot(source_of(tmp_path), 7)
+    assert [planned.name for planned in plan.classes[:4]] == [
+        f"Aa/character01{suffix}" for suffix in ("", "/rot090", "/rot180", "/rot270")
+    ]
+    upright, *turned = (planned.load() for planned in plan.classes[:4])
+    assert upright.shape == (2, 7, 7, 1)
+    # at 7x7 one block of ink is one pixel, softened by the filter; drawings are sorted by name
+    ink = upright[..., 0] > 128
+    assert np.argwhere(ink[0]).tolist() == [[0, 0], [0, 3]]
+    assert np.argwhere(ink[1]).tolist() == [[1, 1]]
+    for turns, images in enumerate(turned, 1):
+        np.testing.assert_array_equal(images, np.rot90(upright, turns, axes=(1, 2)))
+    assert turned[0][0, 6, 0, 0] > 128  # counter-clockwise: top left goes to bottom left
+
+
+def test_resizing_is_lanczos_of_the_grey_image(tmp_path: Path) -> None:
+    write_zips(tmp_path)
+    image = plan_omniglot(source_of(tmp_path, rotations=False), 28).classes[0].load()[0, ..., 0]
+    with Image.open(io.BytesIO(DRAWINGS["0001_01.png"])) as drawing:
+        grey = drawing.convert("L").resize((28, 28), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(image, 255 - np.asarray(grey))
+    assert len(np.unique(image)) > 2  # not nearest neighbour
+
+
+def config_of(folder: Path, **changes: object) -> tuple[DataConfig, AllEpisodes]:
+    data = DataConfig(
+        source=source_of(folder, **changes),
+        bank=folder / "bank",
+        shards=folder / "shards",
+        image_size=28,
+    )
+    spec = spec_of(2, 1, 1, 1)
+    return data, AllEpisodes(train=spec, val=spec, test=spec)
+
+
+def test_an_import_makes_a_bank(tmp_path: Path) -> None:
+    write_zips(tmp_path)
+    bank = import_bank(*config_of(tmp_path))
+    assert bank.image_shape == (1, 28, 28)
+    assert bank.num_images == 4 * (6 * 2 + 3) * 2
+    assert "Lake" in bank.source
+    assert "MIT" in bank.licence
+
+
+def test_each_broken_drawing_is_named_once_and_nothing_remains(tmp_path: Path) -> None:
+    members = layout(SIX, DRAWINGS)
+    broken = [name for name in members if "character02/0001_01" in name][:2]
+    members |= {broken[0]: b"not a png", broken[1]: png((1, 1))[:60]}
+    zip_to(tmp_path / "a.zip", members)
+    zip_to(tmp_path / "b.zip", layout(EVALUATION, DRAWINGS))
+    with pytest.raises(UserError) as caught:
+        import_bank(*config_of(tmp_path))
+    assert len(caught.value.problems) == 2
+    for name, problem in zip(broken, caught.value.problems, strict=True):
+        assert f"{name}: is not a readable image" in problem
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "b.zip"]
+
+
+def test_missing_characters_are_named(tmp_path: Path) -> None:
+    write_zips(tmp_path)
+    plan = plan_omniglot(source_of(tmp_path, split="vinyals"), 28)
+    assert len(plan.problems) == 1623
+    assert "images_background/Alphabet_of_the_Magi/character01 of split train" in plan.problems[0]
+
+
+def test_a_missing_set_is_named_with_where_to_get_it(tmp_path: Path) -> None:
+    zip_to(tmp_path / "a.zip", layout(SIX, DRAWINGS))
+    with pytest.raises(UserError, match=r"no images_evaluation\.zip.*github"):
+        plan_omniglot(source_of(tmp_path), 28)
+    with pytest.raises(UserError, match=r"data\.source\.path: .*nowhere is not a folder"):
+        plan_omniglot(source_of(tmp_path / "nowhere"), 28)
+
+
+def test_a_torn_archive_is_named(tmp_path: Path) -> None:
+    write_zips(tmp_path)
+    archive = tmp_path / "images_evaluation.zip"
+    archive.write_bytes(archive.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"images_evaluation\.zip: is not a complete zip"):
+        plan_omniglot(source_of(tmp_path), 28)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.png", "/evil.png", "images_background/../../evil", "C:/evil", "a\\..\\evil"]
+)
+def test_archives_with_escaping_paths_are_refused(tmp_path: Path, name: str) -> None:
+    write_zips(tmp_path)
+    zip_to(tmp_path / "evil.zip", {name: b""})
+    with pytest.raises(UserError, match=r"evil\.zip: holds the unsafe path"):
+        plan_omniglot(source_of(tmp_path), 28)
+
+
+@pytest.mark.parametrize(
+    ("split", "counts"),
+    [("vinyals", [1028, 172, 423]), ("background_evaluation", [964, None, 659])],
+)
+def test_the_official_archives(split: str, counts: list[int | None]) -> None:
+    for name in ("omniglot_images_background.zip", "omniglot_images_evaluation.zip"):
+        if not (OFFICIAL / name).exists():
+            pytest.skip(f"{OFFICIAL / name} is not there")
+    # other archives may lie beside these two
+    plan = plan_omniglot(source_of(OFFICIAL, split=split, rotations=False), 28)
+    assert plan.problems == ()
+    found = [len(names(plan, s)) for s in ("train", "val", "test")]
+    if split == "background_evaluation":
+        found = [found[0] + found[1], None, found[2]]
+    assert found == counts
+    assert {planned.count for planned in plan.classes} == {20}
+    for planned in plan.classes[::400]:
+        images = planned.load()
+        assert images.shape == (20, 28, 28, 1)
+        assert 0 < images.mean() < 64  # mostly paper, which is black

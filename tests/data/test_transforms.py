@@ -1,0 +1,107 @@
+"""From stored pixels to episode batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_data import make_bank, spec_of
+
+from raymaml.data.bank import ImageBank
+from raymaml.data.episodes import sample_episode, write_shards
+from raymaml.data.transforms import EpisodeLoader, Normalize
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> ImageBank:
+    folder = tmp_path_factory.mktemp("transforms") / "bank"
+    return make_bank(folder, {"train": [8] * 6}, size=5, channels=3)
+
+
+def loader_of(bank: ImageBank | None, mean: float = 0.0, std: float = 1.0) -> EpisodeLoader:
+    normalize = Normalize((mean,) * 3, (std,) * 3)
+    return EpisodeLoader(bank=bank, spec=spec_of(4, 2, 3, 9), normalize=normalize, device=CPU)
+
+
+@pytest.mark.parametrize("lead", [(), (7,), (2, 3), (0, 4)])
+@pytest.mark.parametrize("planar", [True, False])
+def test_normalisation_is_its_formula(lead: tuple[int, ...], planar: bool) -> None:
+    generator = np.random.default_rng(0)
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 1.0)
+    pixels = generator.integers(0, 256, (*lead, 6, 5, 3), dtype=np.uint8)
+    if planar:
+        pixels = np.moveaxis(np.ascontiguousarray(np.moveaxis(pixels, -1, -3)), -3, -1)
+    images = Normalize(mean, std)(torch.from_numpy(pixels))
+    expected = np.moveaxis((pixels / 255.0 - np.array(mean)) / np.array(std), -1, -3)
+    assert images.shape == (*lead, 3, 6, 5)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous()
+    np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)
+
+
+def test_normalisation_does_not_depend_on_how_much_is_converted_at_once() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(9 * 100 * 100 * 3 // 256 + 1)
+    pixels = pixels[: 9 * 100 * 100 * 3].view(9, 100, 100, 3)  # 9 images are more than one piece
+    normalize = Normalize((0.3, 0.4, 0.5), (0.2, 0.25, 0.3))
+    one_by_one = torch.stack([normalize(image) for image in pixels])
+    assert torch.equal(normalize(pixels), one_by_one)
+
+
+def test_a_bank_normalised_with_its_moments_has_mean_0_and_variance_1(bank: ImageBank) -> None:
+    pixels = torch.from_numpy(bank.images(np.arange(bank.num_images)))
+    images = Normalize(bank.mean, bank.std)(pixels).double()
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-6, rtol=0)
+    variance = images.var((0, 2, 3), correction=0)
+    torch.testing.assert_close(variance, torch.ones(3).double(), atol=1e-5, rtol=0)
+
+
+def test_a_batch_holds_the_images_of_its_episodes(bank: ImageBank) -> None:
+    rows = [sample_episode(bank, spec_of(4, 2, 3, 9), 0, "train", index) for index in (5, 2)]
+    batch = loader_of(bank).load(rows)
+    assert batch.support_x.shape == (2, 8, 3, 5, 5)
+    assert batch.query_x.shape == (2, 12, 3, 5, 5)
+    assert batch.support_y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2
+    assert batch.query_y.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]] * 2
+    assert batch.support_y.dtype == torch.int64
+    for episode, expected in zip(batch, rows, strict=True):
+        restored = (episode.query_x * 255).round().to(torch.uint8).movedim(1, -1)
+        np.testing.assert_array_equal(restored.numpy(), bank.images(expected.query))
+
+
+def test_an_episode_is_the_same_alone_and_in_a_batch(bank: ImageBank) -> None:
+    loader = loader_of(bank, mean=0.4, std=0.3)
+    rows = [sample_episode(bank, loader.spec, 0, "train", index) for index in range(5)]
+    together = loader.load(rows)
+    for index, row in enumerate(rows):
+        alone = loader.load([row])
+        assert torch.equal(alone.support_x[0], together.support_x[index])
+        assert torch.equal(alone.query_x[0], together.query_x[index])
+
+
+def test_pixels_of_materialised_shards_make_the_same_batch(bank: ImageBank, tmp_path: Path) -> None:
+    loader = loader_of(bank, mean=0.4, std=0.3)
+    shards = write_shards(
+        bank, loader.spec, seed=0, split="train", folder=tmp_path / "t", materialize=True
+    )
+    gathered = loader.load(shards.rows([4, 1]))
+    for support, query in (shards.pixels([4, 1]), map(np.ascontiguousarray, shards.pixels([4, 1]))):
+        stored = loader_of(None, mean=0.4, std=0.3).load_pixels(support, query)
+        assert torch.equal(stored.support_x, gathered.support_x)
+        assert torch.equal(stored.query_x, gathered.query_x)
+        assert torch.equal(stored.query_y, gathered.query_y)
+
+
+def test_a_share_may_be_empty(bank: ImageBank) -> None:
+    batch = loader_of(bank).load([])
+    assert len(batch) == 0
+    assert batch.query_x.shape == (0, 12, 3, 5, 5)
+    assert batch.query_y.shape == (0, 12)
+
+
+def test_rows_need_a_bank() -> None:
+    with pytest.raises(ValueError, match="without bank"):
+        loader_of(None).load([])

@@ -1,0 +1,285 @@
+"""Records: whole or not at all, the same for any partition, refused by name if they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raymaml.data.files import replacing
+from raymaml.evaluation.records import (
+    EpisodeRecord,
+    chunk_is_complete,
+    chunk_path,
+    identity_of,
+    missing_chunks,
+    read_records,
+    record_arrays,
+    write_chunk,
+)
+from raymaml.types import UserError
+
+IDENTITY = {"checkpoint": "c0ffee", "episodes": "feed"}
+
+
+def record(episode: int, num_steps: int = 2) -> EpisodeRecord:
+    by_step = tuple(((episode * 7 + step) % 76) / 75 for step in range(num_steps + 1))
+    return EpisodeRecord(
+        episode=episode,
+        accuracy=by_step[-1],
+        loss=1 / (episode + 3),
+        accuracy_by_step=by_step,
+        class_ids=(episode % 11, 20, 30),
+    )
+
+
+def write(folder: Path, first: int, count: int, identity: dict[str, str] = IDENTITY) -> Path:
+    path = chunk_path(folder, first, count)
+    write_chunk(path, [record(episode) for episode in range(first, first + count)], identity)
+    return path
+
+
+def problems(source: Path | Sequence[Path], **expected: int) -> tuple[str, ...]:
+    with pytest.raises(UserError) as caught:
+        read_records(source, expected.get("num_episodes"))
+    return caught.value.problems
+
+
+def test_any_partition_gives_the_same_table(tmp_path: Path) -> None:
+    tables = []
+    for size in (1, 7, 500):
+        folder = tmp_path / str(size)
+        for first in range(0, 500, size):
+            write(folder, first, min(size, 500 - first))
+        assert len(list(folder.iterdir())) == -(-500 // size)
+        tables.append(read_records(folder, 500, IDENTITY))
+    assert all(table.equals(tables[0], check_metadata=True) for table in tables)
+    assert tables[0].column("episode").to_pylist() == list(range(500))
+
+
+def test_what_is_written_is_read_to_the_last_bit(tmp_path: Path) -> None:
+    write(tmp_path, 10, 5)
+    table = read_records(tmp_path)
+    assert table.to_pylist() == [
+        {
+            "episode": episode,
+            "accuracy": record(episode).accuracy,
+            "loss": record(episode).loss,
+            "accuracy_by_step": list(record(episode).accuracy_by_step),
+            "class_ids": list(record(episode).class_ids),
+        }
+        for episode in range(10, 15)
+    ]
+    assert identity_of(table) == IDENTITY
+
+
+def test_arrays_hold_the_columns(tmp_path: Path) -> None:
+    write(tmp_path, 0, 3)
+    write(tmp_path, 3, 2)
+    arrays = record_arrays(read_records(tmp_path, 4))
+    assert arrays.episode.tolist() == [0, 1, 2, 3]
+    assert arrays.accuracy_by_step.shape == (4, 3)
+    assert arrays.class_ids.shape == (4, 3)
+    assert arrays.accuracy_by_step[3].tolist() == [21 / 75, 22 / 75, 23 / 75]  # 3 * 7 = 21
+    assert arrays.accuracy.tolist() == arrays.accuracy_by_step[:, -1].tolist()
+    assert arrays.class_ids[2].tolist() == [2, 20, 30]
+    assert arrays.loss.tolist() == [1 / 3, 1 / 4, 1 / 5, 1 / 6]
+
+
+def test_a_chunk_is_complete_only_for_its_own_episodes_and_identity(tmp_path: Path) -> None:
+    path = write(tmp_path, 5, 10)
+    assert chunk_is_complete(path, 5, 10, IDENTITY)
+    assert not chunk_is_complete(path, 5, 9, IDENTITY)
+    assert not chunk_is_complete(path, 5, 11, IDENTITY)
+    assert not chunk_is_complete(path, 4, 10, IDENTITY)
+    assert not chunk_is_complete(path, 5, 10, IDENTITY | {"episodes": "beef"})
+    assert not chunk_is_complete(path, 5, 10, {"checkpoint": "c0ffee"})
+    assert not chunk_is_complete(path, 5, 10, IDENTITY | {"more": "1"})
+    assert not chunk_is_complete(tmp_path / "missing.parquet", 5, 10, IDENTITY)
+    assert not chunk_is_complete(tmp_path, 5, 10, IDENTITY)
+
+
+def test_a_torn_chunk_is_not_complete(tmp_path: Path) -> None:
+    path = write(tmp_path, 0, 10)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 101):
+        path.write_bytes(whole[:size])
+        assert not chunk_is_complete(path, 0, 10, IDENTITY), size
+
+
+def test_an_altered_chunk_is_not_complete_unless_its_records_are_untouched(tmp_path: Path) -> None:
+    path = write(tmp_path, 0, 10)
+    whole, records = path.read_bytes(), read_records(tmp_path)
+    refused = 0
+    for position in range(0, len(whole), 13):
+        altered = bytearray(whole)
+        altered[position] ^= 1 << position % 8
+        path.write_bytes(altered)
+        if chunk_is_complete(path, 0, 10, IDENTITY):
+            assert read_records(tmp_path).equals(records), position
+        else:
+            refused += 1
+    assert refused > 100  # of about 220 flips; the others hit what no record depends on
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "file.txt"
+    with replacing(path) as file:
+        file.write(b"old")
+        assert not path.exists()
+
+    def fail() -> None:
+        with replacing(path) as file:
+            file.write(b"half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_killed_writer_s_hidden_file_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path, 0, 2)
+    (tmp_path / f".{path.name}.0123.tmp").write_bytes(b"PAR1")
+    assert len(read_records(tmp_path, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "at least one"),
+        ([record(0), record(2)], "consecutive"),
+        ([record(1), record(0)], "consecutive"),
+        ([record(0), record(1, num_steps=3)], "length|expected"),
+    ],
+)
+def test_a_chunk_that_makes_no_sense_is_not_written(
+    tmp_path: Path, records: list[EpisodeRecord], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_chunk(tmp_path / "chunk.parquet", records, IDENTITY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_record_ends_in_its_accuracy() -> None:
+    with pytest.raises(ValueError, match=r"episode 3: accuracy is 0\.5"):
+        EpisodeRecord(
+            episode=3, accuracy=0.5, loss=1.0, accuracy_by_step=(0.5, 0.4), class_ids=(1, 2)
+        )
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    assert problems(tmp_path) == (f"{tmp_path}: holds no record files; run `raymaml test` first",)
+    assert "holds no record files" in problems(tmp_path / "missing")[0]
+
+
+def test_every_hole_is_named(tmp_path: Path) -> None:
+    write(tmp_path, 2, 3)
+    write(tmp_path, 6, 2)
+    found = problems(tmp_path, num_episodes=10)
+    assert [text.split(";")[0] for text in found] == [
+        f"{tmp_path}: no record of episodes 0 to 1",
+        f"{tmp_path}: no record of episodes 5 to 5",
+        f"{tmp_path}: no record of episodes 8 to 9",
+    ]
+    assert len(read_records(tmp_path)) == 5  # no count was expected
+
+
+def test_files_may_be_listed_in_any_order(tmp_path: Path) -> None:
+    files = [write(tmp_path, 4, 2), write(tmp_path, 0, 4)]
+    assert read_records(files, 6).column("episode").to_pylist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_episodes_past_the_expected_count_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, 0, 4)
+    write(tmp_path, 4, 4)
+    assert read_records(tmp_path, 6).column("episode").to_pylist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_every_overlap_is_named_even_of_chunks_that_are_not_neighbours(tmp_path: Path) -> None:
+    wide = write(tmp_path, 0, 10)
+    inner = [write(tmp_path, 2, 3), write(tmp_path, 7, 5)]
+    found = problems(tmp_path)
+    assert len(found) == 2
+    assert found[0].startswith(f"{inner[0]}: episodes 2 to 4 are in {wide.name} too")
+    assert found[1].startswith(f"{inner[1]}: episodes 7 to 9 are in {wide.name} too")
+
+
+def test_a_chunk_of_another_campaign_is_named_with_what_differs(tmp_path: Path) -> None:
+    write(tmp_path, 0, 2)
+    foreign = write(tmp_path, 2, 2, {"checkpoint": "bad", "episodes": "feed"})
+    (found,) = problems(tmp_path)
+    assert found.startswith(
+        f"{foreign}: belongs to another campaign (checkpoint is bad, expected c0ffee)"
+    )
+    with pytest.raises(UserError, match="episodes is feed, expected absent") as caught:
+        read_records(tmp_path, identity={"checkpoint": "c0ffee"})
+    assert len(caught.value.problems) == 2
+
+
+def test_a_chunk_of_another_shape_is_named(tmp_path: Path) -> None:
+    write(tmp_path, 0, 2)
+    other = chunk_path(tmp_path, 2, 1)
+    write_chunk(other, [record(2, num_steps=5)], IDENTITY)
+    (found,) = problems(tmp_path)
+    assert found.startswith(f"{other}: has another number of inner steps or ways")
+
+
+def test_all_files_that_are_no_chunks_are_named_at_once(tmp_path: Path) -> None:
+    write(tmp_path, 0, 2)
+    torn = write(tmp_path, 2, 2)
+    torn.write_bytes(torn.read_bytes()[:-20])
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "foreign.parquet")
+    table = read_records([chunk_path(tmp_path, 0, 2)])
+    pq.write_table(table.append_column("y", [[1, 2]]), tmp_path / "more.parquet")
+    pq.write_table(table.take([1, 0]), tmp_path / "shuffled.parquet")
+    absent = tmp_path / "absent.parquet"
+    assert [text.split(";")[0] for text in problems([*sorted(tmp_path.iterdir()), absent])] == [
+        f"{torn}: is torn or no file of records",
+        f"{tmp_path / 'foreign.parquet'}: is torn or no file of records",
+        f"{tmp_path / 'more.parquet'}: has other columns than a file of records",
+        f"{tmp_path / 'shuffled.parquet'}: its episodes are not consecutive",
+        f"{absent}: does not exist",
+    ]
+
+
+def test_only_what_no_complete_chunk_holds_is_missing(tmp_path: Path) -> None:
+    assert missing_chunks(tmp_path, 7, 3, IDENTITY) == [range(3), range(3, 6), range(6, 7)]
+    write(tmp_path, 2, 2)
+    write(tmp_path, 6, 6)
+    torn = write(tmp_path, 13, 1)
+    torn.write_bytes(b"PAR1")
+    write(tmp_path, 14, 1, {"checkpoint": "another"})
+    missing = missing_chunks(tmp_path, 16, 3, IDENTITY)
+    # Held: 2, 3, 6..11. Holes: 0..1, 4..5, 12..15.
+    assert missing == [range(2), range(4, 6), range(12, 15), range(15, 16)]
+    assert missing_chunks(tmp_path, 4, 3, IDENTITY) == [range(2)]
+    assert missing_chunks(tmp_path, 4, 3, {}) == [range(3), range(3, 4)]
+
+
+def test_a_campaign_goes_on_with_another_chunk_size(tmp_path: Path) -> None:
+    write(tmp_path, 0, 4)
+    write(tmp_path, 8, 4)
+    for chunk in missing_chunks(tmp_path, 20, 3, IDENTITY):
+        write(tmp_path, chunk.start, len(chunk))
+    assert not missing_chunks(tmp_path, 20, 5, IDENTITY)
+    write(tmp_path / "at once", 0, 20)
+    assert read_records(tmp_path, 20).equals(read_records(tmp_path / "at once", 20))
+
+
+def test_values_that_are_not_finite_survive(tmp_path: Path) -> None:
+    bad = [
+        EpisodeRecord(
+            episode=index, accuracy=0.2, loss=loss, accuracy_by_step=(0.2,), class_ids=(1, 2)
+        )
+        for index, loss in enumerate((float("nan"), float("inf")))
+    ]
+    write_chunk(tmp_path / "bad.parquet", bad, IDENTITY)
+    loss = record_arrays(read_records(tmp_path, 2)).loss
+    assert np.isnan(loss[0])
+    assert np.isposinf(loss[1])

@@ -1,0 +1,298 @@
+"""The report: its numbers, its page and its pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raymaml.config.schema import EpisodesConfig
+from raymaml.evaluation.plots import bar_edges, round_ticks, spread_labels
+from raymaml.evaluation.records import EpisodeRecord, read_records, write_chunk
+from raymaml.evaluation.report import ArmResult, plain, protocol_line, write_report
+
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+SPEC = EpisodesConfig(num_episodes=4)
+PROTOCOL = protocol_line(SPEC, "transductive", 1, "zero")
+CURVE: list[dict[str, Any]] = [
+    {"step": 0, "val_accuracy": 0.2, "val_ci95": 0.01},
+    {"step": 500, "val_accuracy": 0.8},
+    {"step": 1000, "val_accuracy": 0.7, "val_ci95": None},
+]
+
+
+def arm(
+    folder: Path,
+    name: str,
+    by_step: Sequence[Sequence[float]],
+    loss: Sequence[float] | None = None,
+    description: str = "As trained.",
+) -> ArmResult:
+    losses = [1.0] * len(by_step) if loss is None else loss
+    records = [
+        EpisodeRecord(
+            episode=index,
+            accuracy=steps[-1],
+            loss=losses[index],
+            accuracy_by_step=tuple(steps),
+            class_ids=(0, 1, 2, 3, 4),
+        )
+        for index, steps in enumerate(by_step)
+    ]
+    path = folder / "records" / f"{len(list(folder.rglob('*.parquet')))}.parquet"
+    write_chunk(path, records, {})
+    return ArmResult(name=name, description=description, records=read_records([path]))
+
+
+def two_arms(folder: Path) -> list[ArmResult]:
+    return [
+        arm(folder, "model", [[0.2, 0.6], [0.2, 0.8], [0.4, 0.8], [0.2, 1.0]], [4, 3, 2, 1]),
+        arm(folder, "no-adaptation", [[0.2], [0.2], [0.4], [0.2]]),
+    ]
+
+
+def report(folder: Path, arms: Sequence[ArmResult], **options: Any) -> tuple[dict[str, Any], str]:
+    options = {"protocol": PROTOCOL, "identity": {}} | options
+    path = write_report(folder / "report", arms, **options)
+    assert path == folder / "report" / "summary.json"
+    summary = json.loads(path.read_text(), parse_constant=pytest.fail)
+    return summary, (folder / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def tables(page: str) -> list[list[list[str]]]:
+    """Cells of each Markdown table of ``page``."""
+    blocks = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
+    return [
+        [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+        for lines in blocks
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "norm", "num_steps", "head", "expected"),
+    [
+        (
+            EpisodesConfig(num_episodes=1),
+            "transductive",
+            1,
+            "zero",
+            "5-way 1-shot 15-query | transductive | 1 step | head zero | single model",
+        ),
+        (
+            EpisodesConfig(num_ways=20, num_shots=5, num_queries=1, num_episodes=1),
+            "context",
+            10,
+            "learned",
+            "20-way 5-shot 1-query | inductive (context) | 10 steps | head learned | single model",
+        ),
+    ],
+)
+def test_protocol_line(
+    spec: EpisodesConfig, norm: str, num_steps: int, head: str, expected: str
+) -> None:
+    assert protocol_line(spec, norm, num_steps, head) == expected
+
+
+def test_summary_holds_the_numbers(tmp_path: Path) -> None:
+    summary, _ = report(tmp_path, two_arms(tmp_path), identity={"checkpoint": "c0ffee"})
+    # 0.6, 0.8, 0.8, 1.0: mean 0.8, s^2 = (0.04 + 0.04) / 3, t(0.975; 3) = 3.182446.
+    half_width = 3.182446 * math.sqrt(0.08 / 3) / 2
+    accuracy = summary["accuracy"]
+    assert accuracy["mean"] == pytest.approx(0.8, rel=1e-12)
+    assert accuracy["ci95"] == pytest.approx(half_width, rel=1e-6)
+    assert accuracy["interval95"] == pytest.approx([0.8 - half_width, 0.8 + half_width], rel=1e-6)
+    assert accuracy["std"] == pytest.approx(math.sqrt(0.08 / 3), rel=1e-12)
+    assert accuracy["first_600"]["num_episodes"] == 4
+    assert accuracy["quantiles"]["50%"] == pytest.approx(0.8)
+    assert list(accuracy["quantiles"]) == ["5%", "25%", "50%", "75%", "95%"]
+    assert summary["loss"]["mean"] == 2.5
+    assert summary["num_episodes"] == 4
+    assert summary["protocol"] == PROTOCOL
+    assert summary["identity"] == {"checkpoint": "c0ffee"}
+    assert [point["step"] for point in summary["accuracy_by_step"]] == [0, 1]
+    assert summary["accuracy_by_step"][0]["mean"] == pytest.approx(0.25)  # 1.0 / 4
+    assert summary["accuracy_by_step"][1]["mean"] == accuracy["mean"]
+    assert list(summary["arms"]) == ["model", "no-adaptation"]
+    assert {key: summary[key] for key in summary["arms"]["model"]} == summary["arms"]["model"]
+    assert summary["arms"]["no-adaptation"]["accuracy"]["mean"] == pytest.approx(0.25)
+
+
+def test_first_600_are_the_first_600(tmp_path: Path) -> None:
+    main = arm(tmp_path, "model", [[0.5]] * 600 + [[1.0]] * 400)
+    summary, page = report(tmp_path, [main])
+    assert summary["accuracy"]["first_600"]["mean"] == 0.5
+    assert summary["accuracy"]["mean"] == 0.7  # (300 + 400) / 1,000
+    header, _, row = tables(page)[0]
+    assert row[header.index("first 600")] == f"50.00% {PLUS_MINUS} 0.00%"
+
+
+def test_page_says_what_was_judged_and_how(tmp_path: Path) -> None:
+    _, page = report(
+        tmp_path,
+        two_arms(tmp_path),
+        identity={"checkpoint": "c0ffee", "seed": 7, "versions": {"torch": "2.14"}},
+        curve=CURVE,
+        title="Glyphs",
+    )
+    assert page.startswith("# Glyphs\n")
+    assert f"`{PROTOCOL}`" in page
+    results, steps, identity = tables(page)
+    header, _, model, baseline = results
+    # The half-width of 0.6, 0.8, 0.8, 1.0 is 3.182446 * 0.1632993 / 2 = 0.259843.
+    assert model[header.index("accuracy")] == f"**80.00% {PLUS_MINUS} 25.98%**"
+    # 1, 2, 3, 4: 3.182446 * sqrt(5/3) / 2 = 2.0543.
+    assert model[header.index("loss")] == f"2.5000 {PLUS_MINUS} 2.0543"
+    # 0.6 + 0.15 * 0.2 (position 0.15 of the sorted values), 0.8, and 0.8 + 0.85 * 0.2.
+    shown = ["63.0%", "75.0%", "80.0%", "85.0%", "97.0%"]
+    assert model[header.index("quantile 5%") : header.index("loss")] == shown
+    assert baseline[0] == "no-adaptation"
+    assert [row[0] for row in steps[2:]] == ["0", "1"]
+    assert steps[3][2] == ""  # no-adaptation takes no step
+    assert identity[2:] == [
+        ["checkpoint", "`c0ffee`"],
+        ["seed", "`7`"],
+        ["versions", '`{"torch": "2.14"}`'],
+    ]
+    assert "not an interval for new classes" in page
+    assert "depends on the number of queries" in page
+
+
+def test_the_transductive_note_is_only_for_transductive_norms(tmp_path: Path) -> None:
+    protocol = protocol_line(SPEC, "context", 1, "zero")
+    _, page = report(tmp_path, two_arms(tmp_path), protocol=protocol)
+    assert "not an interval for new classes" in page
+    assert "number of queries" not in page
+
+
+def test_every_table_has_rows_of_one_length_whatever_the_names(tmp_path: Path) -> None:
+    odd = "a|b `c`\n*d* <e> $\\no$ [f]\\"
+    arms = [*two_arms(tmp_path), arm(tmp_path, odd, [[0.2, 0.4]] * 4, description=odd)]
+    identity = {odd: odd, "nothing": None, "empty": "", "pipe": ["|"]}
+    summary, page = report(tmp_path, arms, identity=identity, title=odd)
+    assert summary["identity"] == identity
+    found = tables(page)
+    assert len(found) == 3
+    for table in found:
+        assert {len(row) for row in table} == {len(table[0])}
+
+
+def test_every_picture_is_shown_and_drawn_on_white(tmp_path: Path) -> None:
+    _, page = report(tmp_path, two_arms(tmp_path), curve=CURVE)
+    names = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert names == ["accuracy_distribution.png", "accuracy_by_step.png", "learning_curve.png"]
+    for name in names:
+        with Image.open(tmp_path / "report" / name) as image:
+            assert image.size == (1152, 648)
+            pixels = np.asarray(image.convert("RGB"))
+        assert pixels[0, 0].tolist() == [255, 255, 255]
+        assert 0.5 < np.mean(pixels == 255) < 0.99
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert written == {*names, "report.md", "summary.json"}
+
+
+def test_equal_results_give_equal_files(tmp_path: Path) -> None:
+    arms = two_arms(tmp_path)
+    first = write_report(tmp_path / "a", arms, protocol=PROTOCOL, identity={}, curve=CURVE)
+    second = write_report(tmp_path / "b", arms, protocol=PROTOCOL, identity={}, curve=CURVE)
+    files = sorted(path.name for path in first.parent.iterdir())
+    assert len(files) == 5
+    for name in files:
+        assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
+
+
+@pytest.mark.parametrize("curve", [(), [{"step": 0, "val_accuracy": None}], [{"step": 0}]])
+def test_without_history_there_is_no_learning_curve(tmp_path: Path, curve: Any) -> None:
+    _, page = report(tmp_path, two_arms(tmp_path), curve=curve)
+    assert "learning_curve" not in page
+    assert not (tmp_path / "report" / "learning_curve.png").exists()
+
+
+def test_one_episode_has_a_mean_but_no_interval(tmp_path: Path) -> None:
+    summary, page = report(tmp_path, [arm(tmp_path, "model", [[0.8]])], curve=CURVE[:1])
+    assert summary["accuracy"]["mean"] == 0.8
+    assert summary["accuracy"]["ci95"] is None
+    assert summary["accuracy"]["interval95"] == [None, None]
+    assert summary["accuracy"]["std"] is None
+    assert tables(page)[0][2][2] == "**80.00%**"
+
+
+def test_losses_that_are_not_finite_are_counted_not_averaged(tmp_path: Path) -> None:
+    losses = [1.0, math.nan, math.inf, 1.0]
+    main = arm(tmp_path, "model", [[0.2], [0.4], [0.2], [0.4]], losses)
+    summary, page = report(tmp_path, [main])
+    assert summary["loss"]["mean"] is None
+    assert set(summary["loss"]["quantiles"].values()) == {None}
+    assert summary["loss"]["num_nonfinite"] == 2
+    assert summary["accuracy"]["num_nonfinite"] == 0
+    assert tables(page)[0][2][-1] == "not finite in 2 episodes"
+
+
+def test_arms_need_names_of_their_own(tmp_path: Path) -> None:
+    main = arm(tmp_path, "model", [[0.8]])
+    for arms in ([], [main, main]):
+        with pytest.raises(ValueError, match="different names"):
+            write_report(tmp_path / "report", arms, protocol=PROTOCOL, identity={})
+    assert not (tmp_path / "report").exists()
+
+
+def test_plain_leaves_only_what_json_knows() -> None:
+    value = {
+        1: (np.float64(0.5), np.int64(2), np.bool_(True)),
+        "not finite": [math.nan, -math.inf, np.float32("nan")],
+        "array": np.array([[1.0, math.inf]]),
+        "path": Path("runs") / "a",
+        "none": None,
+    }
+    expected = {
+        "1": [0.5, 2, True],
+        "not finite": [None, None, None],
+        "array": [[1.0, None]],
+        "path": str(Path("runs/a")),
+        "none": None,
+    }
+    assert plain(value) == expected
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
+
+
+@pytest.mark.parametrize("num_images", [1, 3, 5, 75, 100, 375, 2000])
+def test_bars_hold_every_episode_and_equally_many_values(num_images: int) -> None:
+    counts = np.arange(num_images // 3, num_images + 1)
+    accuracy = np.repeat(counts, 2) / num_images
+    edges = bar_edges(accuracy)
+    held = np.histogram(accuracy, edges)[0]
+    assert held.sum() == len(accuracy)
+    assert len(held) <= 81
+    # Every possible value is there twice: a comb would show as bars of different height. Only
+    # the lowest bar may reach below the data.
+    assert set(held[1:]) <= {held[-1]}
+    assert held[0] <= held[-1]
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.2, 1.0])
+def test_bars_of_one_value(accuracy: float) -> None:
+    edges = bar_edges(np.full(5, accuracy))
+    assert len(edges) == 2
+    assert edges[0] < accuracy < edges[1]
+
+
+def test_labels_are_spread_by_moving_them_as_little_as_possible() -> None:
+    assert spread_labels([0.2, 0.9], 0.1, 0, 1) == pytest.approx([0.2, 0.9])
+    # Two at one height part evenly; the third is far enough off.
+    assert spread_labels([0.5, 0.5, 0.9], 0.1, 0, 1) == pytest.approx([0.45, 0.55, 0.9])
+    # In the order given, and inside: 1.0 and 0.98 become 1.0 and 0.9.
+    assert spread_labels([1.0, 0.98], 0.1, 0, 1) == pytest.approx([1.0, 0.9])
+    assert spread_labels([0.0, 0.01], 0.1, 0, 1) == pytest.approx([0.0, 0.1])
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert round_ticks(0.527, 1.0) == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])
+    assert round_ticks(0, 1, integer=True) == [0, 1]
+    assert round_ticks(0, 5, integer=True) == [0, 1, 2, 3, 4, 5]
+    assert round_ticks(0, 0, integer=True) == [0]  # arms without inner steps

@@ -1,0 +1,111 @@
+"""Statistics against numbers worked out by hand and against scipy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from raymaml.evaluation.statistics import (
+    interval_by_step,
+    mean_interval,
+    quantiles,
+    summarize,
+)
+
+
+def test_interval_of_four_numbers_by_hand() -> None:
+    # mean 10/4; squared deviations 2.25 + 0.25 + 0.25 + 2.25 = 5, so s^2 = 5/3;
+    # t(0.975; 3) = 3.182446 (any table); half-width 3.182446 * sqrt(5/3) / sqrt(4).
+    found = mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert found.mean == 2.5
+    assert found.count == 4
+    assert found.std == pytest.approx(math.sqrt(5 / 3), rel=1e-12)
+    assert found.half_width == pytest.approx(3.182446 * math.sqrt(5 / 3) / 2, rel=1e-6)
+    assert (found.low, found.high) == (2.5 - found.half_width, 2.5 + found.half_width)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_interval_agrees_with_scipy(level: float) -> None:
+    values = np.random.default_rng(3).uniform(size=60)
+    found = mean_interval(values, level)
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(level)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    values = np.random.default_rng(0).normal(loc=5.0, size=(1000, 8))
+    covered = sum(abs(found.mean - 5) <= found.half_width for found in interval_by_step(values.T))
+    # Binomial(1000, 0.95) has standard deviation 6.9: 930..970 is 3 of them on either side.
+    assert 930 <= covered <= 970
+
+
+def test_equal_values_have_no_width() -> None:
+    values = np.full(3, 0.1)
+    assert np.mean(values) != 0.1  # which is why it is a case of its own
+    found = mean_interval(values)
+    assert (found.mean, found.low, found.high) == (0.1, 0.1, 0.1)
+    assert (found.half_width, found.std, found.count) == (0.0, 0.0, 3)
+
+
+def test_one_value_has_an_infinite_interval() -> None:
+    found = mean_interval(np.array([0.4]))
+    assert (found.mean, found.low, found.high) == (0.4, -math.inf, math.inf)
+    assert found.half_width == math.inf
+    assert math.isnan(found.std)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_leaves_nothing_defined(bad: float) -> None:
+    found = summarize(np.array([1.0, bad, 2.0]))
+    numbers = dataclasses.asdict(found.overall)
+    assert numbers.pop("count") == 3
+    assert all(math.isnan(number) for number in numbers.values())
+    assert all(math.isnan(number) for number in found.quantiles.values())
+    assert found.num_nonfinite == 1
+
+
+@pytest.mark.parametrize("function", [mean_interval, quantiles, summarize])
+@pytest.mark.parametrize("values", [np.array([]), np.zeros((2, 2))])
+def test_only_a_row_of_values_is_taken(function: object, values: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected values of shape"):
+        function(values)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95])
+def test_a_level_is_between_0_and_1(level: float) -> None:
+    with pytest.raises(ValueError, match="level is"):
+        mean_interval(np.array([1.0, 2.0]), level)
+
+
+def test_quantiles_lie_on_the_line_between_order_statistics() -> None:
+    # Positions p * 4 of 0, 10, 20, 30, 40: 0.2 -> 2, 1 -> 10, 2 -> 20, 3 -> 30, 3.8 -> 38.
+    found = quantiles(np.array([40.0, 0.0, 30.0, 10.0, 20.0]))
+    assert list(found) == [0.05, 0.25, 0.5, 0.75, 0.95]
+    assert list(found.values()) == pytest.approx([2, 10, 20, 30, 38], rel=1e-12)
+
+
+def test_the_first_episodes_are_summed_up_beside_all() -> None:
+    values = np.concatenate([np.zeros(300), np.ones(300), np.ones(400)])
+    found = summarize(values)
+    assert (found.first.mean, found.first.count) == (0.5, 600)  # 300 of 600
+    assert (found.overall.mean, found.overall.count) == (0.7, 1000)  # 700 of 1,000
+    few = summarize(values[:50])
+    assert few.first == few.overall
+
+
+def test_intervals_by_step_are_those_of_the_columns() -> None:
+    accuracy = np.random.default_rng(5).integers(0, 76, size=(700, 3)) / 75
+    found = interval_by_step(accuracy)
+    assert found == [mean_interval(accuracy[:, step].copy()) for step in range(3)]
+
+
+def test_numbers_are_plain_floats() -> None:
+    found = summarize(np.array([0.5, 0.25, 1.0]))
+    numbers = [*dataclasses.astuple(found.overall)[:-1], *found.quantiles.values()]
+    assert {type(number) for number in numbers} == {float}
+    assert type(found.overall.count) is int
+    assert type(found.num_nonfinite) is int

@@ -1,0 +1,142 @@
+"""The house keeps its shape: who imports whom, one home for each library, nothing too long."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "raymaml"
+
+LAYERS = [
+    {"types", "seeding"},
+    {"config"},
+    {"data", "models", "meta"},
+    {"training", "evaluation"},
+    {"cluster"},
+    {"cli"},
+    {"__main__"},
+]
+"""A part imports parts of lower layers, and of its own layer as ``MEET`` allows."""
+MEET = [{"types"}, {"training", "evaluation"}]
+
+HOMES = {
+    "ray": ["cluster/"],
+    "yaml": ["config/load.py"],
+    "pyarrow": ["data/", "evaluation/"],
+    "tensorboardX": ["training/metrics.py"],
+    "matplotlib": ["evaluation/", "data/importers/glyph"],
+    "click": ["cli.py"],
+}
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """The syntax tree of each module, by its path inside the package."""
+    return {
+        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Every imported module, wherever the statement stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(module: str) -> str:
+    """``raymaml.data.bank`` and ``data/bank.py`` belong to the part ``data``."""
+    return module.removeprefix("raymaml.").replace("/", ".").removesuffix(".py").split(".")[0]
+
+
+def layer_of(part: str) -> int:
+    return next(number for number, parts in enumerate(LAYERS) if part in parts)
+
+
+def test_all_files_were_looked_at() -> None:
+    assert len(sources()) >= 45
+    parts = {part_of(path) for path in sources()} - {"__init__"}
+    assert parts == set().union(*LAYERS)
+
+
+def test_parts_import_only_what_lies_below_them() -> None:
+    seen = 0
+    for path, tree in sources().items():
+        part = part_of(path)
+        for module in imports(tree):
+            if not module.startswith("raymaml.") or module == "raymaml.__version__":
+                continue
+            other = part_of(module)
+            seen += 1
+            allowed = other == part or layer_of(other) < layer_of(part)
+            allowed = allowed or any({part, other} <= meeting for meeting in MEET)
+            assert part != "__init__", f"{path} imports {module}: the package imports nothing"
+            assert allowed, f"{path} imports {module}"
+    assert seen >= 200
+
+
+def test_of_config_the_algorithm_knows_the_schema_alone() -> None:
+    for path, tree in sources().items():
+        if part_of(path) in {"data", "models", "meta"}:
+            assert not any(module.startswith("raymaml.config.load") for module in imports(tree))
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_each_library_has_one_home(library: str) -> None:
+    users = [
+        path
+        for path, tree in sources().items()
+        if any(module.split(".")[0] == library for module in imports(tree))
+    ]
+    assert users, f"nothing imports {library}: is this test out of date?"
+    strangers = [path for path in users if not path.startswith(tuple(HOMES[library]))]
+    assert not strangers
+
+
+def test_functions_are_at_most_60_lines_and_files_400() -> None:
+    functions = [
+        (f"{path}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1)
+        for path, tree in sources().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+    ]
+    assert len(functions) >= 300
+    assert not [(name, length) for name, length in functions if length > 60]
+    files = {path: len((PACKAGE / path).read_text("utf-8").splitlines()) for path in sources()}
+    assert not {path: length for path, length in files.items() if length > 400}
+
+
+def test_the_algorithm_reads_in_one_sitting() -> None:
+    files = ["types", "meta/inner_loop", "meta/gradients", "meta/learner", "training/loop"]
+    lines = [len((PACKAGE / f"{name}.py").read_text("utf-8").splitlines()) for name in files]
+    assert sum(lines) <= 500
+
+
+def test_no_pickle_is_trusted() -> None:
+    """Contract 10: ``torch.load`` takes weights only, and nothing else unpickles."""
+    loads = [
+        (path, node)
+        for path, tree in sources().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    assert loads
+    for path, call in loads:
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert keywords.get("weights_only") == "True", f"{path}:{call.lineno}"
+    for path, tree in sources().items():
+        loaders = {"pickle", "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle"}
+        # `from pickle import UnpicklingError` alone is harmless
+        plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        named = set(imports(tree)) - {"pickle"}
+        assert not loaders & (plain | named), path
