@@ -21,7 +21,7 @@ OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 
 
 def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a ``UserError`` as its sentences, without a traceback, with exit code 2."""
+    """Show a ``UserError``, or Ctrl-C, as one message without a traceback."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -31,6 +31,12 @@ def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             for problem in error.problems:
                 click.echo(f"raymaml: {problem}", err=True)
             sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo(
+                "raymaml: interrupted; what is finished is kept: run the same command to go on",
+                err=True,
+            )
+            sys.exit(INTERRUPTED)
 
     return run
 
@@ -73,21 +79,11 @@ def import_(config_path: Path, overrides: tuple[str, ...]) -> None:
 @_reports_user_errors
 def sample(config_path: Path, overrides: tuple[str, ...]) -> None:
     """Sample the episodes of all splits into shards under data.shards."""
-    from raymaml.data.episodes import write_shards
-    from raymaml.training.data import open_bank, shards_folder
+    from raymaml.training.data import open_bank, sample_shards
 
     config = load_config(config_path, overrides)
-    bank = open_bank(config)
-    for split in SPLITS:
-        shards = write_shards(
-            bank,
-            config.episodes.of(split),
-            seed=config.seed,
-            split=split,
-            folder=shards_folder(config, split),
-            materialize=config.data.materialize and split == "train",
-        )
-        click.echo(f"{shards_folder(config, split)}: {shards.count} episodes")
+    for shards in sample_shards(config, open_bank(config)):
+        click.echo(f"{shards.folder}: {shards.count} episodes")
 
 
 @data.command()
@@ -104,7 +100,7 @@ def show(
 ) -> None:
     """Draw a contact sheet (PNG) of the bank, or of one episode."""
     from raymaml.data.contact_sheet import bank_sheet, episode_sheet
-    from raymaml.data.episodes import sample_episode
+    from raymaml.data.episodes import check_spec, sample_episode
     from raymaml.training.data import open_bank
 
     config = load_config(config_path, overrides)
@@ -113,6 +109,7 @@ def show(
         bank_sheet(bank, out)
     else:
         spec = config.episodes.of(split)
+        check_spec(bank, spec, split)
         episode_sheet(bank, sample_episode(bank, spec, config.seed, split, episode), out)
     click.echo(out)
 

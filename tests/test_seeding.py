@@ -27,9 +27,7 @@ def test_seeds_have_63_bits() -> None:
     ("one", "other"),
     [((0, 1), (0, "1")), ((0, "a", "b"), (0, "ab")), ((0, "a"), (1, "a")), ((0,), (0, ""))],
 )
-def test_different_paths_give_different_seeds(
-    one: tuple[int, str], other: tuple[int, str]
-) -> None:
+def test_different_paths_give_different_seeds(one: tuple[int, str], other: tuple[int, str]) -> None:
     assert fold_in(*one) != fold_in(*other)
 
 

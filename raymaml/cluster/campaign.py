@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from raymaml.cluster.runtime import cluster_resources, connected, plan_workers
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Progress, plan_campaign
+from raymaml.training.process import prepare_process
+from raymaml.training.run_folder import request_stop, stop_requested
+from raymaml.training.worker import on_interrupt
 from raymaml.types import UserError
 
 
@@ -23,42 +30,65 @@ def judge_on_cluster(config: Config, echo: Echo) -> Path:
     campaign goes on after any kill with the chunks that have no complete file.
 
     Raises:
-        UserError: the run cannot be judged, or some chunks failed.
+        UserError: the run cannot be judged, another process judges it, or some chunks failed.
+        KeyboardInterrupt: Ctrl-C; the chunks that were done are kept.
     """
     campaign = plan_campaign(config, torch.device("cpu"))
     chunks = campaign.missing()
     if chunks:
-        with connected():
+        with _scratch(campaign.folder) as scratch, connected():
             _, use_gpu = plan_workers(
                 config.cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
             )
-            _run_trials(campaign, chunks, use_gpu, echo)
+            with on_interrupt(lambda: request_stop(scratch)):
+                _run_trials(campaign, chunks, use_gpu, scratch, echo)
     return campaign.report()
 
 
-def _run_trials(campaign: Campaign, chunks: list[Chunk], use_gpu: bool, echo: Echo) -> None:
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Hold the right to judge, with an empty folder for Tune's own state."""
+    scratch = folder.absolute() / ".tune"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            shutil.rmtree(scratch, ignore_errors=True)  # of a campaign that was killed
+            scratch.mkdir()
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another process is judging this run; wait for it, or stop it"
+        ) from None
+
+
+def _run_trials(
+    campaign: Campaign, chunks: list[Chunk], use_gpu: bool, scratch: Path, echo: Echo
+) -> None:
     from ray import tune
 
-    storage = campaign.folder.absolute() / f".tune-{os.getpid()}"
-    trial = tune.with_parameters(_judge_chunk, config=campaign.config, directory=str(Path.cwd()))
+    trial = tune.with_parameters(
+        _judge_chunk, config=campaign.config, directory=str(Path.cwd()), use_gpu=use_gpu
+    )
     resources: dict[str, float] = {"GPU": 1, "CPU": 1} if use_gpu else {"CPU": 1}
-    progress = _progress_callback(Progress(chunks, echo))
     tuner = tune.Tuner(
         tune.with_resources(trial, resources),
         param_space={"chunk": tune.grid_search([dict(vars(chunk)) for chunk in chunks])},
         tune_config=tune.TuneConfig(reuse_actors=True),
         run_config=tune.RunConfig(
             name="trials",
-            storage_path=str(storage),
+            storage_path=str(scratch),
             verbose=0,
-            callbacks=[progress],
+            callbacks=[_progress_callback(Progress(chunks, echo))],
+            stop=_stopper(scratch),
             failure_config=tune.FailureConfig(max_failures=campaign.config.cluster.max_failures),
         ),
     )
-    try:
-        results = tuner.fit()
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
+    results = _fit(tuner)
+    if stop_requested(scratch):
+        raise KeyboardInterrupt
     if results.errors:
         lines = [line for line in str(results.errors[0]).splitlines() if line.strip()]
         raise UserError(
@@ -68,21 +98,39 @@ def _run_trials(campaign: Campaign, chunks: list[Chunk], use_gpu: bool, echo: Ec
         )
 
 
-def _judge_chunk(trial: dict[str, Any], config: Config, directory: str) -> None:
+def _fit(tuner: Any) -> Any:
+    """Run ``tuner.fit()`` in a thread, so that Ctrl-C is ours and not Tune's."""
+    results: list[Any] = []
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            results.append(tuner.fit())
+        except BaseException as error:  # raised again by the main thread, whatever it is
+            failures.append(error)
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _judge_chunk(trial: dict[str, Any], config: Config, directory: str, use_gpu: bool) -> None:
     """Judge one chunk; the process, with its opened data, serves many trials."""
     from ray import tune
 
     os.chdir(directory)
-    accuracies = _campaign(config.model_dump_json()).judge(Chunk(**trial["chunk"]))
+    accuracies = _campaign(config.model_dump_json(), use_gpu).judge(Chunk(**trial["chunk"]))
     tune.report({"accuracies": accuracies})
 
 
 @functools.lru_cache(maxsize=1)
-def _campaign(config_json: str) -> Campaign:
+def _campaign(config_json: str, use_gpu: bool) -> Campaign:
     config = Config.model_validate_json(config_json)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(config.cluster.threads_per_worker)
+    device = torch.device("cuda" if use_gpu else "cpu")
+    prepare_process(config.cluster, device)
     return plan_campaign(config, device)
 
 
@@ -96,3 +144,16 @@ def _progress_callback(progress: Progress) -> Any:
             progress.add(Chunk(**trial.config["chunk"]), trial.last_result["accuracies"])
 
     return Callback()
+
+
+def _stopper(scratch: Path) -> Any:
+    from ray import tune
+
+    class Stopper(tune.Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return stop_requested(scratch)
+
+    return Stopper()

@@ -27,6 +27,8 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+CONNECT_TIMEOUT = 10.0
+"""Seconds to wait for the address that RAY_ADDRESS names."""
 WORKER_CPUS = 0.9
 """Logical CPUs of one CPU training worker..."""
 READER_CPUS = 0.1

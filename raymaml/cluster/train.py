@@ -19,6 +19,7 @@ from raymaml.cluster.runtime import (
     worker_resources,
 )
 from raymaml.config.schema import Config
+from raymaml.data.files import write_text
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run_folder import claim, request_stop
@@ -27,6 +28,8 @@ from raymaml.types import UserError
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 _FAILURE = ".failure"
+_START_ATTEMPTS = 10
+"""Minutes to wait for the workers' CPUs or GPUs to be free; Ray's default is for ever."""
 
 
 def train_on_cluster(config: Config, echo: Echo) -> bool:
@@ -45,8 +48,9 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
         (folder / _FAILURE).unlink(missing_ok=True)
         echo(f"{folder}: {num_workers} {'GPU' if use_gpu else 'CPU'} worker(s)")
         trainer = _build_trainer(config, folder, num_workers, use_gpu)
-        with _follow(folder, config.outer.num_steps, echo), on_interrupt(
-            lambda: request_stop(folder)
+        with (
+            _follow(folder, config.outer.num_steps, echo),
+            on_interrupt(lambda: request_stop(folder)),
         ):
             _fit(trainer, folder)
         return conclude(config, folder, echo)
@@ -72,7 +76,10 @@ def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool
         run_config=RunConfig(
             name=config.name,
             storage_path=str(folder.parent.absolute()),
-            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            failure_config=FailureConfig(
+                max_failures=config.cluster.max_failures,
+                controller_failure_limit=_START_ATTEMPTS,
+            ),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -80,21 +87,24 @@ def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool
 
 def _run_worker(job: dict[str, Any]) -> None:
     """Run one worker of Ray Train."""
-    from raymaml.cluster.session import RaySession
+    from raymaml.cluster.session import RaySession, device_and_world_size
     from raymaml.training.worker import train_worker
 
     config: Config = job["config"]
     folder: Path = job["folder"]
     os.chdir(job["directory"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = open_training_data(config, device)
-    session = RaySession(folder, data, config.outer.num_steps)
+    if (folder / _FAILURE).exists():
+        return  # the workers before these met a mistake of the user's: nothing to try again
+    device, world_size = device_and_world_size()
     try:
+        data = open_training_data(config, device)
+        session = RaySession(folder, data, config.outer.num_steps)
         train_worker(config, folder, data, session, lambda _line: None)
     except UserError as error:
-        # Raised again it would only be retried; the driver shows it instead.
-        if session.rank == 0:
-            (folder / _FAILURE).write_text(json.dumps(error.problems), encoding="utf-8")
+        write_text(folder / _FAILURE, json.dumps(error.problems))
+        if world_size > 1:
+            # The others may not have met it and would wait for this one: let Ray end them.
+            raise
 
 
 def _fit(trainer: Any, folder: Path) -> None:

@@ -57,7 +57,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """Write ``config`` as YAML that ``load_config`` reads back to an equal value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    return text
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
@@ -79,7 +80,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
         raise UserError(*duplicates)
     loader = _Loader("")
     try:
-        tree = loader.construct_document(node)  # type: ignore[no-untyped-call]
+        tree = loader.construct_document(node)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     return cast("dict[str, Any]", tree), places
@@ -105,9 +106,11 @@ def _apply_override(tree: dict[str, Any], places: dict[KeyPath, str], override: 
     name, equals, text = override.partition("=")
     keys = tuple(name.split("."))
     if not equals or not all(keys):
-        raise UserError(f"{override}: is not an override; write key.path=value, as in outer.lr=1e-3")
+        raise UserError(
+            f"{override}: is not an override; write key.path=value, as in outer.lr=1e-3"
+        )
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"{override}: the value is not YAML") from None
     section = tree
@@ -120,9 +123,7 @@ def _apply_override(tree: dict[str, Any], places: dict[KeyPath, str], override: 
     places[keys] = "command line"
 
 
-def _explain(
-    error: ValidationError, places: Mapping[KeyPath, str], file: str
-) -> Iterable[str]:
+def _explain(error: ValidationError, places: Mapping[KeyPath, str], file: str) -> Iterable[str]:
     """Turn pydantic's errors into sentences, in the order of the file."""
     details, explained = error.errors(), set[KeyPath]()
     for detail in details:
@@ -137,7 +138,10 @@ def _explain(
             yield f"{place}: {detail['ctx']['error']}"
         elif keys not in explained:
             reasons = " or ".join(
-                other["msg"].removeprefix("Input ").removesuffix(", got an integer")
+                other["msg"]
+                .removeprefix("Input ")
+                .removeprefix("String ")
+                .removesuffix(", got an integer")
                 for other in details
                 if _strip_union_tags(other["loc"]) == keys
             )

@@ -44,7 +44,9 @@ __all__ = [
     "EpisodeShards",
     "Manifest",
     "ShardFile",
+    "check_sampling",
     "check_shards",
+    "check_spec",
     "read_pixels",
     "read_rows",
     "sample_episode",
@@ -159,9 +161,7 @@ def write_shards(
     Raises:
         UserError: the bank cannot give such episodes, or ``folder`` holds something else.
     """
-    counts = {bank.classes[i].name: bank.classes[i].count for i in bank.class_ids(split).tolist()}
-    if problems := fit_problems(spec, split, counts):
-        raise UserError(*listed(problems))
+    check_spec(bank, spec, split)
     if not folder.exists():
         sampling = _Sampling(bank=bank, spec=spec, seed=seed, split=split, materialize=materialize)
         with contextlib.suppress(FileExistsError), new_folder(folder) as partial:
@@ -169,6 +169,37 @@ def write_shards(
     shards = EpisodeShards.open(folder)
     check_shards(shards, bank, spec, seed, split, materialize=materialize)
     return shards
+
+
+def check_spec(bank: ImageBank, spec: EpisodesConfig, split: str) -> None:
+    """Check that the bank can give episodes of ``spec``.
+
+    Raises:
+        UserError: naming each class or split that is too small.
+    """
+    counts = {bank.classes[i].name: bank.classes[i].count for i in bank.class_ids(split).tolist()}
+    if problems := fit_problems(spec, split, counts):
+        raise UserError(*listed(problems))
+
+
+def check_sampling(
+    bank: ImageBank,
+    spec: EpisodesConfig,
+    *,
+    seed: int,
+    split: str,
+    folder: Path,
+    materialize: bool = False,
+) -> None:
+    """Check that ``write_shards`` with these arguments can write, or keep, ``folder``.
+
+    Raises:
+        UserError: the bank cannot give such episodes, or ``folder`` holds something else.
+    """
+    check_spec(bank, spec, split)
+    if folder.exists():
+        shards = EpisodeShards.open(folder, verify=False)
+        check_shards(shards, bank, spec, seed, split, materialize=materialize)
 
 
 def check_shards(

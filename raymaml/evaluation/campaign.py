@@ -24,10 +24,12 @@ from raymaml.training.checkpoint import (
     find_checkpoint,
     load_tensors,
     read_card,
+    require_same_model,
     versions,
 )
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.metrics import METRICS_FILE, duration, read_metrics
+from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 from raymaml.training.state import build_learner, load_params
 from raymaml.types import UserError
@@ -231,14 +233,14 @@ def plan_campaign(config: Config, device: torch.device) -> Campaign:
     )
     campaign = Campaign(config, (model, untrained, unadapted) if few else (model,), device)
     _ = campaign.episodes  # opened now, so that what is wrong with them is said before any work
+    require_same_model(checkpoint, config, campaign.bank.image_shape)
     return campaign
 
 
 def judge_locally(config: Config, echo: Echo) -> Path:
     """Judge all that is missing in this process, without Ray, and write the report."""
     device = local_device(config.cluster)
-    if device.type == "cpu":
-        torch.set_num_threads(config.cluster.threads_per_worker)
+    prepare_process(config.cluster, device)
     campaign = plan_campaign(config, device)
     progress = Progress(campaign.missing(), echo)
     for chunk in campaign.missing():

@@ -25,16 +25,26 @@ def build_model(
     Raises:
         UserError: the images are too small for the encoder.
     """
+    check_image_size(model, image_shape)
     channels, size, _ = image_shape
-    if size >> NUM_BLOCKS == 0:
-        raise UserError(
-            f"data.image_size is {size}, but model.encoder convnet4 halves it {NUM_BLOCKS} times;"
-            f" use at least {2**NUM_BLOCKS}"
-        )
     encoder = ConvNet4(channels, size, model.width)
     classifier = Classifier(encoder, encoder.out_features, num_ways)
     _initialize(classifier, torch.Generator().manual_seed(seed))
     return classifier
+
+
+def check_image_size(model: ModelConfig, image_shape: tuple[int, int, int]) -> None:
+    """Check that images of ``image_shape`` (C, H, W) are large enough for the encoder.
+
+    Raises:
+        UserError: they are not.
+    """
+    size = image_shape[1]
+    if size >> NUM_BLOCKS == 0:
+        raise UserError(
+            f"data.image_size is {size}, but model.encoder {model.encoder} halves it {NUM_BLOCKS}"
+            f" times; use at least {2**NUM_BLOCKS}"
+        )
 
 
 def _initialize(model: nn.Module, generator: torch.Generator) -> None:

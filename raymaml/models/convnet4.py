@@ -43,4 +43,5 @@ class ConvNet4(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode images."""
-        return self.conv4(self.conv3(self.conv2(self.conv1(x)))).flatten(1)
+        features: Tensor = self.conv4(self.conv3(self.conv2(self.conv1(x))))
+        return features.flatten(1)

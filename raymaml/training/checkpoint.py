@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,8 @@ _NAME = re.compile(r"checkpoint_(\d{8,})")
 class CheckpointCard(BaseModel):
     """The readable part of a checkpoint."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON knows no infinity, which is what the interval of a single validation episode is.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     schema_version: int
     step: int
@@ -173,15 +175,62 @@ def load_tensors(
     """Load one file of a checkpoint, weights only, after checking its hash.
 
     Raises:
-        UserError: the file is missing or altered.
+        UserError: the file is missing or altered, or holds anything but tensors and plain values.
     """
     file = path / name
     if not file.is_file():
         raise _damaged(path, name, "it is missing")
     if sha256_of_file(file) != card.files.get(name):
         raise _damaged(path, name, "its sha256 is not the one in checkpoint.json")
-    tensors: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    try:
+        tensors: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    except UnpicklingError:
+        raise _damaged(path, name, "it holds more than tensors, which is not loaded") from None
     return tensors
+
+
+def check_last(folder: Path) -> None:
+    """Check that the checkpoint that a run would go on from, if any, is whole.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    while steps := list_steps(folder):
+        path = checkpoint_path(folder, steps[-1])
+        try:
+            card = read_card(path)
+            for name in card.files:
+                load_tensors(path, card, name, torch.device("cpu"))
+            return
+        except UserError:
+            if path.exists():
+                raise
+            # A worker that outlives its killed driver has just dropped it for a newer one.
+
+
+def require_same_model(path: Path, config: Config, image_shape: tuple[int, int, int]) -> None:
+    """Check that the weights of a checkpoint fit the model that ``config`` and images ask for.
+
+    Raises:
+        UserError: naming everything that differs.
+    """
+    card = read_card(path)
+    pairs = {
+        f"model.{key}": (card.config["model"].get(key), value)
+        for key, value in config.model.model_dump(mode="json").items()
+    }
+    pairs["the image shape (C, H, W)"] = (card.image_shape, image_shape)
+    if config.model.head == "learned":
+        ways = card.config["episodes"]["train"]["num_ways"]
+        pairs["num_ways"] = (ways, config.episodes.test.num_ways)
+    problems = [
+        f"{path}: was trained with {key} = {had!r}, config and bank now say {has!r}; give the old"
+        " value, or train under another name"
+        for key, (had, has) in pairs.items()
+        if had != has
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def _damaged(path: Path, name: str, reason: str) -> UserError:
@@ -193,7 +242,7 @@ def _damaged(path: Path, name: str, reason: str) -> UserError:
 
 def _discard(path: Path) -> None:
     """Remove a checkpoint so that no half of it is ever taken for a whole."""
-    hidden = path.with_name(f".{path.name}.old")
+    hidden = path.with_name(f".{path.name}.partial-old")  # what a kill leaves, the next run removes
     path.rename(hidden)
     shutil.rmtree(hidden)
 

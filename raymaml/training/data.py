@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from raymaml.config.schema import Config, EpisodesConfig, Split
+from raymaml.config.schema import SPLITS, Config, EpisodesConfig, Split
 from raymaml.data.bank import ImageBank
-from raymaml.data.episodes import EpisodeShards, check_shards
+from raymaml.data.episodes import EpisodeShards, check_sampling, check_shards, write_shards
 from raymaml.data.prefetch import prefetch
 from raymaml.data.transforms import EpisodeLoader, Normalize
+from raymaml.models import check_image_size
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch, UserError
 
@@ -63,9 +65,11 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
     """Open bank and shards.
 
     Raises:
-        UserError: something is missing, damaged, or was made for another config.
+        UserError: something is missing, damaged, was made for another config, or is too small for
+            the model.
     """
     bank = open_bank(config)
+    check_image_size(config.model, bank.image_shape)
     sets = open_episode_sets(config, bank, ("train", "val"), device)
     return TrainingData(
         image_shape=bank.image_shape,
@@ -101,6 +105,35 @@ def open_episode_sets(
     if problems:
         raise UserError(*problems)
     return sets
+
+
+def sample_shards(config: Config, bank: ImageBank) -> Iterator[EpisodeShards]:
+    """Sample the episodes of all splits into shards, and yield them split by split.
+
+    Raises:
+        UserError: naming all that keeps any split from being sampled; nothing is written then.
+    """
+    problems: list[str] = []
+    jobs = [_sampling_job(config, split) for split in SPLITS]
+    for job in jobs:
+        try:
+            check_sampling(bank, **job)
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(*problems)
+    for job in jobs:
+        yield write_shards(bank, **job)
+
+
+def _sampling_job(config: Config, split: Split) -> dict[str, Any]:
+    return {
+        "spec": config.episodes.of(split),
+        "seed": config.seed,
+        "split": split,
+        "folder": shards_folder(config, split),
+        "materialize": config.data.materialize and split == "train",
+    }
 
 
 def shards_folder(config: Config, split: Split) -> Path:

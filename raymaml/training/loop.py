@@ -12,7 +12,7 @@ from raymaml.training.checkpoint import CheckpointStore
 from raymaml.training.data import TrainingData
 from raymaml.training.metrics import MetricsWriter
 from raymaml.training.outer import update
-from raymaml.training.reduction import flatten, mean_in_order, share, unflatten
+from raymaml.training.reduction import flatten, mean_in_order, share_sizes, unflatten
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, build_state
 from raymaml.training.validation import validate
@@ -72,14 +72,15 @@ def meta_step(
     """Take one outer step; also tell whether any worker was asked to stop."""
     outer = config.outer
     stop = float(session.stop_requested())
-    rows = [torch.empty(0, sum(p.numel() for p in state.params.values()) + 3, device=session.device)]
+    num_params = sum(parameter.numel() for parameter in state.params.values())
+    rows = [torch.empty(0, num_params + 3, device=session.device)]  # a share may be empty
     for episode in episodes:
         result = state.learner.episode_gradient(episode)
         accuracy = (result.logits.argmax(-1) == episode.query_y).float().mean()
         extra = torch.stack([result.loss, accuracy, result.loss.new_tensor(stop)])
         rows.append(torch.cat([flatten(result.grads), extra])[None])  # [1, P+3]
 
-    sizes = [len(share(outer.meta_batch_size, r, session.world_size)) for r in range(session.world_size)]
+    sizes = share_sizes(outer.meta_batch_size, session.world_size)
     gathered = session.gather(torch.cat(rows), sizes)  # [E, P+3], in episode order
     _require_finite(gathered, state.step, outer.meta_batch_size)
     mean = mean_in_order(gathered)
@@ -99,8 +100,9 @@ def judge_and_save(
 ) -> None:
     """Judge the state on the validation episodes, unless it has been, and keep it."""
     if state.validation is None or state.validation.step != state.step:
-        state.record(validate(state, data, session))
-        writer.validation(state.validation)
+        validation = validate(state, data, session)
+        state.record(validation)
+        writer.validation(validation)
     store.save(state, session)
 
 

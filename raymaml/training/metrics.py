@@ -136,7 +136,9 @@ def progress_line(row: dict[str, Any], num_steps: int) -> str:
     step = f"step {row['step']:>{len(str(num_steps))}}/{num_steps}"
     if "val_accuracy" in row:
         accuracy, ci95 = 100 * row["val_accuracy"], 100 * row["val_ci95"]
-        return f"{step}  validation accuracy {accuracy:.2f} +- {ci95:.2f}%  loss {row['val_loss']:.4f}"
+        return (
+            f"{step}  validation accuracy {accuracy:.2f} +- {ci95:.2f}%  loss {row['val_loss']:.4f}"
+        )
     return (
         f"{step}  loss {row['query_loss']:.4f}  accuracy {100 * row['query_accuracy']:.2f}%"
         f"  {row['episodes_per_second']:.1f} episodes/s  {duration(row['seconds_left'])} left"

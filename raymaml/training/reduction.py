@@ -21,6 +21,11 @@ def share(count: int, rank: int, world_size: int) -> range:
     return range(start, start + quotient + (rank < excess))
 
 
+def share_sizes(count: int, world_size: int) -> list[int]:
+    """Return the length of every worker's share."""
+    return [len(share(count, rank, world_size)) for rank in range(world_size)]
+
+
 def flatten(grads: Params) -> Tensor:
     """Concatenate all entries, in the order of the dictionary: ``[P]``."""
     return torch.cat([grad.reshape(-1) for grad in grads.values()])

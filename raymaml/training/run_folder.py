@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.data.files import remove_partial, write_text
+from raymaml.training.checkpoint import check_last
 from raymaml.training.data import TrainingData
 from raymaml.types import UserError
 
@@ -25,10 +26,16 @@ def claim(config: Config, data: TrainingData) -> Iterator[Path]:
     """Hold the run folder for the length of the block, creating it if need be.
 
     Raises:
-        UserError: another process holds it, or it belongs to another config.
+        UserError: another process holds it, it belongs to another config, its last checkpoint is
+            damaged, or it cannot be made.
     """
     folder = config.run_folder
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"run_dir: {folder} cannot be made a folder ({error.strerror}); give another run_dir"
+        ) from None
     try:
         with FileLock(folder / ".lock", timeout=0):
             _write_identity(folder, config, data)
@@ -76,10 +83,21 @@ def _write_identity(folder: Path, config: Config, data: TrainingData) -> None:
     }
     path = folder / IDENTITY
     if path.exists():
-        _require_same(folder, _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(identity))
-    else:
+        _require_same(folder, _flat(_read_identity(path)), _flat(identity))
+    check_last(folder)
+    if not path.exists():
         write_text(path, json.dumps(identity, indent=2) + "\n")
     write_text(folder / "config.yaml", dump_config(config))
+
+
+def _read_identity(path: Path) -> dict[str, Any]:
+    try:
+        identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(
+            f"{path}: is damaged; restore it from a copy, or choose another name to start anew"
+        ) from None
+    return identity
 
 
 def _require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from raymaml.evaluation.statistics import mean_interval
 from raymaml.training.data import TrainingData
-from raymaml.training.reduction import share
+from raymaml.training.reduction import share, share_sizes
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, Validation
 
@@ -26,7 +26,7 @@ def validate(state: TrainState, data: TrainingData, session: Session) -> Validat
         for scores, labels in zip(logits, episodes.query_y, strict=True):
             accuracy = (scores.argmax(-1) == labels).float().mean()
             rows.append(torch.stack([F.cross_entropy(scores, labels), accuracy])[None])
-    sizes = [len(share(count, rank, session.world_size)) for rank in range(session.world_size)]
+    sizes = share_sizes(count, session.world_size)
     losses, accuracies = session.gather(torch.cat(rows), sizes).double().cpu().numpy().T
     interval = mean_interval(accuracies)
     return Validation(

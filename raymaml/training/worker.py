@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from raymaml.config.schema import Config
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import NoMetrics, RunMetrics
+from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import claim, sole_writer
 from raymaml.training.session import LocalSession, Session, local_device
 from raymaml.training.state import TrainState
@@ -41,8 +40,7 @@ def train_worker(
     config: Config, folder: Path, data: TrainingData, session: Session, echo: Echo
 ) -> TrainState:
     """Run the loop with what this rank may write."""
-    if session.device.type == "cpu":
-        torch.set_num_threads(config.cluster.threads_per_worker)
+    prepare_process(config.cluster, session.device)
     store = CheckpointStore(
         folder, config, image_shape=data.image_shape, bank_hash=data.train.shards.bank_hash
     )

@@ -125,9 +125,7 @@ def test_a_number_of_workers_is_a_number_or_auto(tmp_path: Path) -> None:
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
     ],
 )
-def test_what_is_no_config_is_refused_with_its_path(
-    tmp_path: Path, text: str, reason: str
-) -> None:
+def test_what_is_no_config_is_refused_with_its_path(tmp_path: Path, text: str, reason: str) -> None:
     path = write(tmp_path, text)
     (problem,) = problems_of(path)
     assert problem.startswith(f"{path}: ")

@@ -104,7 +104,7 @@ def test_momentum_belongs_to_sgd() -> None:
 
 def test_a_learned_head_keeps_its_ways() -> None:
     other = {"test": {"num_episodes": 1, "num_ways": 3}}
-    with pytest.raises(ValidationError, match="model.head is learned"):
+    with pytest.raises(ValidationError, match=r"model\.head is learned"):
         make(episodes=other)
     assert make(episodes=other, model={"head": "zero"}).episodes.test.num_ways == 3
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.data.sampling import EpisodeRows
 
 
 def make_classes(
@@ -42,3 +43,7 @@ def spec_of(ways: int, shots: int, queries: int, episodes: int) -> EpisodesConfi
     return EpisodesConfig(
         num_ways=ways, num_shots=shots, num_queries=queries, num_episodes=episodes
     )
+
+
+def as_lists(rows: EpisodeRows) -> list[object]:
+    return [rows.index, rows.seed, *(a.tolist() for a in (rows.classes, rows.support, rows.query))]

@@ -6,6 +6,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from raymaml.config.schema import GlyphsSource
@@ -125,9 +126,9 @@ def test_without_distortion_every_font_comes_before_any_comes_again() -> None:
     assert images[:16] == images[16:]
 
 
-def drawing(*box: int) -> np.ndarray:
+def drawing(left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
     ink = Image.new("L", (20, 20))
-    ink.paste(255, box)
+    ink.paste(255, (left, top, right, bottom))
     return frame(ink)
 
 

@@ -105,7 +105,8 @@ def test_common_formats_are_read(tmp_path: Path, suffix: str) -> None:
 
 def load_one(folder: Path, size: int, **changes: object) -> np.ndarray:
     (planned,) = plan_image_folder(source_of(folder, **changes), size).classes
-    return planned.load()[0]
+    image: np.ndarray = planned.load()[0]
+    return image
 
 
 def test_the_middle_square_is_scaled_to_size(tmp_path: Path) -> None:

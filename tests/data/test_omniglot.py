@@ -15,6 +15,7 @@ from PIL import Image
 from raymaml.config.schema import AllEpisodes, DataConfig, OmniglotSource
 from raymaml.data.importers import import_bank, omniglot
 from raymaml.data.importers.omniglot import plan_omniglot
+from raymaml.data.importers.plan import ImportPlan
 from raymaml.types import UserError
 
 OFFICIAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -65,7 +66,7 @@ def source_of(folder: Path, **changes: object) -> OmniglotSource:
     return OmniglotSource.model_validate(fields)
 
 
-def names(plan: omniglot.ImportPlan, split: str) -> list[str]:
+def names(plan: ImportPlan, split: str) -> list[str]:
     return [planned.name for planned in plan.classes if planned.split == split]
 
 
@@ -219,9 +220,9 @@ def test_the_official_archives(split: str, counts: list[int | None]) -> None:
     # other archives may lie beside these two
     plan = plan_omniglot(source_of(OFFICIAL, split=split, rotations=False), 28)
     assert plan.problems == ()
-    found = [len(names(plan, s)) for s in ("train", "val", "test")]
+    found: list[int | None] = [len(names(plan, s)) for s in ("train", "val", "test")]
     if split == "background_evaluation":
-        found = [found[0] + found[1], None, found[2]]
+        found = [len(names(plan, "train")) + len(names(plan, "val")), None, found[2]]
     assert found == counts
     assert {planned.count for planned in plan.classes} == {20}
     for planned in plan.classes[::400]:

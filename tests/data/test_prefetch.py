@@ -64,7 +64,7 @@ def test_an_exception_comes_after_the_items_before_it() -> None:
         yield 2
         raise OSError("disk on fire")
 
-    received = []
+    received: list[int] = []
     with pytest.raises(OSError, match="disk on fire"):
         received.extend(iter_into(received, prefetch(items(), depth=5)))
     assert received == [1, 2]

@@ -98,9 +98,7 @@ def theta(model: nn.Module) -> Params:
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-def adapted_loss(
-    model: nn.Module, params: Params, episode: Episode, inner: InnerConfig
-) -> float:
+def adapted_loss(model: nn.Module, params: Params, episode: Episode, inner: InnerConfig) -> float:
     return query_loss(model, adapted(model, params, episode, inner), episode).item()
 
 
@@ -199,7 +197,7 @@ def test_training_and_evaluation_adapt_by_one_path() -> None:
     torch.testing.assert_close(maml.predict(batch), logits, rtol=0, atol=1e-10)
     by_step = [maml.logits_by_step(episode) for episode in batch]
     assert all(steps.shape == (4, WAYS * QUERIES, WAYS) for steps in by_step)
-    assert all(torch.equal(steps[-1], last) for steps, last in zip(by_step, maml.predict(batch)))
+    assert torch.equal(torch.stack([steps[-1] for steps in by_step]), maml.predict(batch))
 
 
 def test_logits_by_step_are_those_of_shorter_inner_loops() -> None:
@@ -282,22 +280,6 @@ def test_an_encoder_learned_on_three_ways_judges_five_with_a_zero_head() -> None
         five.params["encoder.conv1.conv.weight"], three.params["encoder.conv1.conv.weight"]
     )
     assert five.predict(episodes(ways=5)).shape == (1, 5 * QUERIES, 5)
-    # the same head of three ways is still that of three
-    torch.testing.assert_close(
-        three.predict(episodes())[0, 0],
-        functional_call(
-            three.model,
-            adapted(
-                three.model,
-                {n: torch.zeros_like(v) if "head" in n else v for n, v in theta(three.model).items()},
-                episodes()[0],
-                inner,
-            ),
-            (episodes()[0].query_x,),
-        )[0],
-        rtol=0,
-        atol=1e-10,
-    )
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", "first_order"])
@@ -350,17 +332,3 @@ def test_the_support_set_alone_decides_the_fast_weights() -> None:
     *_, fast = maml.adapt(one)
     *_, again = maml.adapt(mixed)
     assert all(torch.equal(fast[name], again[name]) for name in fast)
-
-
-def test_exact_second_order_makes_learning_go_down() -> None:
-    """A few steps down the exact meta-gradient lower the adapted loss, as a direction must."""
-    model, batch = convnet(), episodes(2)
-    maml = learner(model, num_steps=2)
-    losses = []
-    for _ in range(5):
-        loss, _, grads = maml.meta_gradient(batch)
-        losses.append(loss.item())
-        with torch.no_grad():
-            for name, parameter in maml.params.items():
-                parameter -= 0.02 * grads[name] / flat(grads).norm()
-    assert losses == sorted(losses, reverse=True)

@@ -32,7 +32,7 @@ def test_four_poolings_halve_the_image_four_times(size: int, features: int) -> N
 
 
 def test_an_image_too_small_for_the_encoder_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.image_size is 15 .* use at least 16"):
+    with pytest.raises(UserError, match=r"data\.image_size is 15, .* use at least 16"):
         build(15)
 
 
@@ -40,13 +40,9 @@ def test_weights_depend_on_the_seed_alone() -> None:
     one = build(seed=7).state_dict()
     torch.manual_seed(99)
     torch.randn(3)
-    before = torch.get_rng_state()
     again, other = build(seed=7).state_dict(), build(seed=8).state_dict()
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["encoder.conv1.conv.weight"], other["encoder.conv1.conv.weight"])
-    # nn.Module's own initialisation may use the global generator; ours has one of its own, and
-    # what is built does not depend on either
-    torch.set_rng_state(before)
 
 
 def test_the_head_starts_small_and_biases_at_zero() -> None:
@@ -59,7 +55,7 @@ def test_the_head_starts_small_and_biases_at_zero() -> None:
 
 
 def test_transductive_norm_uses_the_moments_of_its_batch() -> None:
-    norm = TransductiveNorm2d(2, eps=0.0)
+    norm = TransductiveNorm2d(2, eps=1e-12)
     x = torch.tensor([1.0, 3.0, 5.0, 7.0]).view(2, 1, 1, 2).repeat(1, 2, 1, 1)
     # mean 4, variance (9 + 1 + 1 + 9) / 4 = 5
     wanted = (x - 4) / 5**0.5

@@ -1,0 +1,68 @@
+"""One Ray cluster for all tests of this folder, and what they share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from raymaml.cluster.runtime import prepare_environment
+from raymaml.training.checkpoint import find_checkpoint
+
+Weights = Callable[[Path], dict[str, Tensor]]
+
+
+@pytest.fixture(scope="session")
+def short_folder() -> Iterator[Path]:
+    """A folder with a path short enough for Ray's sockets (about 107 bytes in all)."""
+    folder = Path(tempfile.mkdtemp(prefix="rm-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(short_folder: Path) -> Iterator[None]:
+    """A cluster of four logical CPUs in this process: three workers and their readers fit."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("RAY_ADDRESS", raising=False)
+        environment.setenv("RAY_AUTH_MODE", "disabled")  # no token is written into the home
+        prepare_environment()
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=4,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(short_folder),
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def weights() -> Weights:
+    """Return the meta-parameters in the last checkpoint of a run folder."""
+
+    def read(folder: Path) -> dict[str, Tensor]:
+        path = find_checkpoint(folder, "last") / "params.pt"
+        tensors: dict[str, Tensor] = torch.load(path, weights_only=True)
+        return tensors
+
+    return read
+
+
+@pytest.fixture
+def process_environment(tmp_path: Path, short_folder: Path) -> dict[str, str]:
+    """The environment of a user's fresh shell: a home without a Ray token, no cluster."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    home = tmp_path / "home"
+    home.mkdir()
+    return {**inherited, "HOME": str(home), "RAY_TMPDIR": str(short_folder)}

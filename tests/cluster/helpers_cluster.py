@@ -1,0 +1,92 @@
+"""Waiting for a condition, comparing weights, and commands in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import ray  # noqa: F401  # makes the psutil that it brings along importable
+import psutil  # isort: skip
+import torch
+from torch import Tensor
+
+from raymaml.training.metrics import METRICS_FILE, read_metrics
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    """Look again and again; fail after a generous while."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds} s: still not {what}"
+        time.sleep(0.02)
+
+
+def trained_steps(folder: Path) -> int:
+    """Return how many outer steps a run has written metrics of."""
+    return max((row["step"] for row in read_metrics(folder / METRICS_FILE)), default=0)
+
+
+def assert_same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Fail unless both hold the same tensors under the same names, bit by bit."""
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert different == []
+
+
+class Command:
+    """``python -m raymaml ...`` with a session of its own, as a terminal gives each command."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], *arguments: str) -> None:
+        self.orphans: list[psutil.Process] = []
+        self._files = (folder / "stdout.txt", folder / "stderr.txt")
+        with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "raymaml", *arguments],
+                cwd=folder,
+                env=dict(environment),
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for a condition that must come true before the command ends."""
+        wait_until(lambda: condition() or self.process.poll() is not None, what)
+        assert self.process.poll() is None, f"ended before it was {what}: {self.errors}"
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C: the signal goes to every process of the terminal."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """End the process itself at once; what it started is left to itself."""
+        self.orphans = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+
+    def finish(self) -> int:
+        """Wait for the end and return the exit code."""
+        return self.process.wait(timeout=240)
+
+    @property
+    def lines(self) -> list[str]:
+        """What it has written to stdout."""
+        return self._files[0].read_text(encoding="utf-8").splitlines()
+
+    @property
+    def errors(self) -> str:
+        """What it has written to stderr."""
+        return self._files[1].read_text(encoding="utf-8")
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """Kill those of the processes that live on."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

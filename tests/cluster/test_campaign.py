@@ -1,0 +1,155 @@
+"""Ray Tune: the records of a lone process, whatever the chunks and whatever befalls them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from filelock import FileLock
+from helpers_cluster import Command, end
+
+from raymaml.cluster.campaign import judge_on_cluster
+from raymaml.config.schema import Config
+from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.records import read_records
+from raymaml.training.worker import train_locally
+from raymaml.types import UserError
+
+pytestmark = pytest.mark.ray
+
+ARMS = ("model", "no-adaptation", "untrained")
+LINE = re.compile(
+    r" *\d+/\d+ episodes  \S+ \d+\.\d\d% over \d+  \d+\.\d episodes/s  \d+m\d\ds left"
+)
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def trained(make_config, *overrides: str) -> Config:
+    """Train one outer step and return the config; 10 test episodes, 5 of each baseline."""
+    config = make_config("run", "name=trained", "outer.num_steps=1", *overrides)
+    assert train_locally(config, quiet)
+    return config
+
+
+def copy_of(config: Config, name: str, chunk_size: int) -> Config:
+    """Return a config of the same run under another name, not judged yet."""
+    evaluation = config.evaluation.model_copy(update={"chunk_size": chunk_size})
+    copy = config.model_copy(update={"name": name, "evaluation": evaluation})
+    shutil.copytree(config.run_folder, copy.run_folder)
+    return copy
+
+
+def records(config: Config) -> dict[str, pa.Table]:
+    """Return the records of each arm; their schema carries the identity of what was judged."""
+    folders = {arm: list((config.run_folder / "test" / arm).iterdir()) for arm in ARMS}
+    assert [len(found) for found in folders.values()] == [1, 1, 1]
+    return {arm: read_records(found[0]) for arm, found in folders.items()}
+
+
+def assert_same_records(config: Config, expected: Config) -> None:
+    found, wanted = records(config), records(expected)
+    for arm in ARMS:
+        assert found[arm].equals(wanted[arm], check_metadata=True), arm
+
+
+def chunk_files(config: Config) -> dict[Path, int]:
+    """Return when each chunk was written."""
+    files = (config.run_folder / "test").glob("*/*/*.parquet")
+    return {file: file.stat().st_mtime_ns for file in sorted(files)}
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "num_chunks"),
+    [(1, 20), (7, 4), (10, 3)],  # 10 + 5 + 5; (7 + 3) + 5 + 5; 10, 5 and 5 whole
+)
+def test_the_partition_leaves_no_trace(cluster, make_config, chunk_size, num_chunks):
+    config = trained(make_config)
+    lone = copy_of(config, "lone", 4)
+    judge_locally(lone, quiet)
+    together = copy_of(config, "together", chunk_size)
+    lines: list[str] = []
+
+    summary = judge_on_cluster(together, lines.append)
+
+    assert summary == together.run_folder / "test" / "summary.json"
+    assert len(chunk_files(together)) == num_chunks
+    assert_same_records(together, lone)
+    assert len(lines) == num_chunks
+    assert lines[-1].startswith("20/20 episodes")
+
+
+def test_only_lost_chunks_are_judged_again(cluster, make_config):
+    config = copy_of(trained(make_config), "judged", 4)
+    judge_locally(config, quiet)
+    whole = copy_of(config, "whole", 4)
+    before = chunk_files(config)
+    assert len(before) == 3 + 2 + 2  # 4 + 4 + 2 episodes, and 4 + 1 of each baseline
+    deleted, torn = sorted(before)[1], sorted(before)[5]
+    assert (deleted.parent.parent.name, torn.parent.parent.name) == ("model", "untrained")
+    deleted.unlink()
+    torn.write_bytes(torn.read_bytes()[:-9])
+    lines: list[str] = []
+
+    judge_on_cluster(config, lines.append)
+
+    after = chunk_files(config)
+    assert [file for file in before if after[file] != before[file]] == [deleted, torn]
+    assert lines[-1].startswith("8/8 episodes")
+    assert_same_records(config, whole)
+
+    lines.clear()
+    judge_on_cluster(config, lines.append)  # nothing is left to do
+    assert chunk_files(config) == after
+    assert lines == []
+
+
+def test_a_campaign_has_one_driver(make_config):
+    config = trained(make_config)
+    (config.run_folder / "test").mkdir()
+    with (
+        FileLock(config.run_folder / "test" / ".lock"),
+        pytest.raises(UserError, match="another process is judging this run"),
+    ):
+        judge_on_cluster(config, quiet)
+
+
+def test_an_interrupted_then_killed_campaign_goes_on(
+    cluster, tmp_path, make_config, process_environment
+):
+    config = trained(make_config, "episodes.test.num_episodes=300", "evaluation.chunk_size=1")
+    lone = copy_of(config, "lone", 100)
+    judge_locally(lone, quiet)
+    arguments = ("test", str(tmp_path / "run/config.yaml"))
+
+    interrupted = Command(tmp_path, process_environment, *arguments)
+    interrupted.wait_until(lambda: len(chunk_files(config)) >= 5, "at the fifth chunk")
+    interrupted.interrupt()
+    assert interrupted.finish() == 130
+    assert [line for line in interrupted.lines if not LINE.fullmatch(line)] == []
+    assert interrupted.errors == (
+        "raymaml: interrupted; what is finished is kept: run the same command to go on\n"
+    )
+    first = chunk_files(config)
+    assert 5 <= len(first) < 310
+
+    killed = Command(tmp_path, process_environment, *arguments)
+    try:
+        killed.wait_until(lambda: len(chunk_files(config)) >= len(first) + 5, "five chunks further")
+        killed.kill()
+        second = chunk_files(config)
+        assert len(second) < 310
+
+        judge_on_cluster(config.model_copy(update={"evaluation": lone.evaluation}), quiet)
+    finally:
+        end(killed.orphans)
+    last = chunk_files(config)
+    assert first.items() <= second.items() <= last.items()
+    assert_same_records(config, lone)
+    hidden = [path.name for path in (config.run_folder / "test").glob(".*")]
+    assert hidden == [".lock"]

@@ -1,0 +1,114 @@
+"""The command itself: interrupted, killed, run again; and what it prints."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import psutil
+import pytest
+from helpers_cluster import Command, assert_same_bits, end, trained_steps, wait_until
+
+from raymaml.training.checkpoint import list_steps
+from raymaml.training.worker import train_locally
+
+pytestmark = pytest.mark.ray
+
+RATE = r"\d+\.\d episodes/s  (\d+h\d\d|\d+)m(\d\ds)? left"
+PERCENT = r"\d{1,3}\.\d\d"
+TRAINING = re.compile(rf"step +\d+/150  loss \d+\.\d{{4}}  accuracy {PERCENT}%  {RATE}")
+VALIDATION = re.compile(
+    rf"step +\d+/150  validation accuracy {PERCENT} \+- {PERCENT}%  loss \d+\.\d{{4}}"
+)
+STEPS = ("outer.num_steps=150", "outer.validate_every=25")
+
+
+def test_an_interrupted_then_killed_run_ends_in_the_bits_of_an_undisturbed_one(
+    tmp_path, make_config, weights, process_environment
+):
+    lone = make_config("run", "name=lone", *STEPS)
+    assert train_locally(lone, lambda _line: None)
+    config = make_config("run", "name=disturbed", *STEPS)
+    folder = config.run_folder
+
+    def start() -> Command:
+        return Command(tmp_path, process_environment, "train", str(tmp_path / "run/config.yaml"))
+
+    interrupted = start()
+    interrupted.wait_until(lambda: trained_steps(folder) >= 10, "at step 10")
+    interrupted.interrupt()
+    assert interrupted.finish() == 130
+    stopped_at = list_steps(folder)[-1]
+    assert 10 <= stopped_at < 100
+    assert_only_our_lines(
+        interrupted,
+        first=f"{folder}: 1 CPU worker(s)",
+        last=f"{folder}: stopped before outer step {stopped_at} of 150, and saved; run the same"
+        " command to go on",
+    )
+    assert trained_steps(folder) == stopped_at
+
+    killed = start()
+    killed.wait_until(lambda: trained_steps(folder) >= stopped_at + 10, "ten steps further")
+    killed.kill()
+    assert trained_steps(folder) < 150
+
+    finished = start()  # while the worker of the killed run may live on for a second or two
+    try:
+        assert finished.finish() == 0
+        wait_until(lambda: not workers_of(killed), "rid of the killed run's workers")
+    finally:
+        end(killed.orphans)
+    best = r"done; best validation accuracy \S+ \+- \S+% before outer step \d+"
+    assert_only_our_lines(
+        finished,
+        first=f"{folder}: 1 CPU worker(s)",
+        last=re.compile(f"{re.escape(str(folder))}: {best}"),
+    )
+    assert_same_bits(weights(folder), weights(lone.run_folder))
+
+
+def test_a_cluster_that_does_not_answer_is_one_message(tmp_path, make_config, process_environment):
+    make_config("run")
+    with socket.socket() as reserved:  # bound and not listening: connections are refused
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        command = Command(
+            tmp_path,
+            {**process_environment, "RAY_ADDRESS": address},
+            *("train", str(tmp_path / "run/config.yaml")),
+        )
+        assert command.finish() == 2
+
+    assert command.lines == []
+    message = (
+        rf"raymaml: RAY_ADDRESS is {address}: no Ray cluster answers there \(.*refused\); start one"
+        r" with `ray start --head`, or unset RAY_ADDRESS to run on this machine\n"
+    )
+    assert re.fullmatch(message, command.errors)
+
+
+def assert_only_our_lines(command: Command, *, first: str, last: str | re.Pattern[str]) -> None:
+    """Every line is a known one: nothing of Ray, no warning, no traceback, no colour."""
+    lines = command.lines
+    assert lines[0] == first
+    assert re.fullmatch(last if isinstance(last, re.Pattern) else re.escape(last), lines[-1])
+    unknown = [
+        line
+        for line in lines[1:-1]
+        if not TRAINING.fullmatch(line) and not VALIDATION.fullmatch(line)
+    ]
+    assert unknown == []
+    assert command.errors == ""
+
+
+def workers_of(command: Command) -> list[psutil.Process]:
+    """Return the training workers of a command that live."""
+    return [process for process in command.orphans if title(process) == "ray::RayTrainWorker"]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.NoSuchProcess:
+        return ""

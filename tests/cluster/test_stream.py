@@ -1,0 +1,164 @@
+"""Ray Data delivers each worker the very episodes that a lone process reads for it."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from raymaml.cluster.runtime import WORKER_CPUS
+from raymaml.data.episodes import write_shards
+from raymaml.training.data import open_training_data
+from raymaml.types import EpisodeBatch
+
+pytestmark = pytest.mark.ray
+
+STEPS = 7  # of 4 episodes each: 28 of 24, so that the stream goes round again
+
+
+@pytest.fixture(scope="module")
+def workers(cluster):
+    """Three processes that hold as much of the cluster as training workers do."""
+    import ray
+
+    @ray.remote(num_cpus=WORKER_CPUS)
+    class Worker:
+        def open(self, config, rows_at_once, pixels_at_once):
+            """Open the data; a reading task returns at most so many rows, or bytes of pixels."""
+            from raymaml.cluster import stream
+
+            stream.ROWS_AT_ONCE = rows_at_once
+            stream.PIXELS_AT_ONCE = pixels_at_once
+            self.data = open_training_data(config, torch.device("cpu"))
+
+        def stream(self, rank, world_size, first_step, num_steps, take):
+            """Return the first ``take`` meta-batches of a share, then end the stream."""
+            from raymaml.cluster.stream import Share, stream_meta_batches
+
+            share = Share(
+                data=self.data,
+                first_step=first_step,
+                num_steps=num_steps,
+                rank=rank,
+                world_size=world_size,
+            )
+            batches = stream_meta_batches(share)
+            taken = list(islice(batches, take))
+            batches.close()
+            return taken
+
+    members = [Worker.remote() for _ in range(3)]
+    yield members
+    for member in members:
+        ray.kill(member)
+
+
+def stream(workers, config, *, world_size, first_step=0, take=STEPS, at_once=(6, 4000)):
+    """Let one worker per rank stream, all at once."""
+    import ray
+
+    ranks = workers[:world_size]
+    ray.get([worker.open.remote(config, *at_once) for worker in ranks])
+    return ray.get(
+        [
+            worker.stream.remote(rank, world_size, first_step, STEPS, take)
+            for rank, worker in enumerate(ranks)
+        ]
+    )
+
+
+def read(config, *, rank=0, world_size=1, first_step=0, take=STEPS):
+    data = open_training_data(config, torch.device("cpu"))
+    batches = data.meta_batches(first_step, rank, world_size)
+    taken = list(islice(batches, take))
+    batches.close()
+    return taken
+
+
+def assert_same(found: list[EpisodeBatch], expected: list[EpisodeBatch]) -> None:
+    assert [len(batch) for batch in found] == [len(batch) for batch in expected]
+    for step, (one, other) in enumerate(zip(found, expected, strict=True)):
+        for name, tensor in vars(one).items():
+            assert torch.equal(tensor, vars(other)[name]), (step, name)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("materialize", ["false", "true"])
+def test_each_rank_gets_its_share(workers, make_config, world_size, materialize):
+    # Shares of 4: [4], [2, 2], [2, 1, 1]. A task reads 6 rows or 4000 bytes (an episode of 9
+    # images of 256 pixels is 2304): several steps of some, less than a step of others.
+    config = make_config("run", "outer.meta_batch_size=4", f"data.materialize={materialize}")
+
+    found = stream(workers, config, world_size=world_size)
+
+    for rank, batches in enumerate(found):
+        assert_same(batches, read(config, rank=rank, world_size=world_size))
+
+
+def test_materialised_shards_hold_the_pixels_of_the_bank(workers, make_config):
+    rows = make_config("rows", "outer.meta_batch_size=4")
+    pixels = make_config("pixels", "outer.meta_batch_size=4", "data.materialize=true")
+
+    found = stream(workers, pixels, world_size=1)
+
+    assert_same(found[0], read(rows))
+
+
+@pytest.mark.parametrize("first_step", [1, 5, 6, 7])
+def test_a_resumed_stream_is_the_tail(workers, make_config, first_step):
+    # Step 5 begins with episode 20, step 6 with 24 = 0: a new round; before step 7 all is done.
+    config = make_config("run", "outer.meta_batch_size=4")
+
+    found = stream(workers, config, world_size=1, first_step=first_step)
+
+    assert_same(found[0], read(config)[first_step:])
+
+
+def test_a_worker_without_episodes_gets_empty_batches(workers, make_config):
+    config = make_config("run", "outer.meta_batch_size=1")
+
+    found = stream(workers, config, world_size=2)
+
+    assert [len(batch) for batch in found[0]] == [1] * STEPS
+    assert [len(batch) for batch in found[1]] == [0] * STEPS
+
+
+def test_a_resumed_stream_reads_no_earlier_shard(workers, make_config, tiny_bank):
+    """Shards of 5 episodes; steps 3 and 4 are episodes 12 to 19, so the shards 2 and 3."""
+    import ray
+
+    config = make_config("run", "outer.meta_batch_size=4")
+    folder = config.data.shards / "train"
+    shutil.rmtree(folder)
+    spec, seed = config.episodes.train, config.seed
+    write_shards(tiny_bank, spec, seed=seed, split="train", folder=folder, episodes_per_shard=5)
+    expected = read(config, first_step=3, take=2)
+    worker = workers[0]
+    ray.get(worker.open.remote(config, 4, 4000))  # a step a task
+    for number in (0, 1, 4):
+        overwrite(folder / f"shard-{number:05d}.arrow")
+
+    assert_same(ray.get(worker.stream.remote(0, 1, 3, 5, 2)), expected)
+
+    with pytest.raises(ray.exceptions.RayTaskError):  # or this test would prove nothing
+        ray.get(worker.stream.remote(0, 1, 0, 5, 2))
+
+
+def test_a_stream_can_end_early_and_another_begin(workers, make_config):
+    config = make_config("run", "outer.meta_batch_size=4")
+
+    first = stream(workers, config, world_size=2, take=2)
+    again = stream(workers, config, world_size=2)
+
+    for rank in range(2):
+        expected = read(config, rank=rank, world_size=2)
+        assert_same(first[rank], expected[:2])
+        assert_same(again[rank], expected)
+
+
+def overwrite(path: Path) -> None:
+    """Fill a file with zeros, keeping its size, which is all that a reading task checks."""
+    path.write_bytes(bytes(path.stat().st_size))

@@ -1,0 +1,217 @@
+"""The commands end to end, in this process and without Ray: from images to a report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import raymaml
+from raymaml.cli import main
+from raymaml.config.schema import Config
+from raymaml.data.bank import ImageBank
+from raymaml.evaluation.records import read_records, record_arrays
+
+COMMANDS = [
+    ["data", "import"],
+    ["data", "sample"],
+    ["data", "show"],
+    ["train"],
+    ["test"],
+    ["report"],
+]
+
+
+def raymaml_(*arguments: object, exit_code: int = 0) -> Result:
+    outcome = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert outcome.exit_code == exit_code, (outcome.output, outcome.exception)
+    return outcome
+
+
+def draw_images(bank: ImageBank, folder: Path) -> None:
+    """Write the tiny bank's images as <split>/<class>/<image>.png."""
+    for class_id, entry in enumerate(bank.classes):
+        place = folder / entry.split / entry.name
+        place.mkdir(parents=True)
+        for number, image in enumerate(bank.class_images(class_id)):
+            Image.fromarray(image[:, :, 0].copy()).save(place / f"{number}.png")
+
+
+@pytest.mark.parametrize("command", [[], ["data"], *COMMANDS], ids=" ".join)
+def test_every_command_explains_itself(command: list[str]) -> None:
+    text = raymaml_(*command, "--help").output
+    assert text.startswith(f"Usage: main {' '.join(command)}".rstrip())
+    if command in COMMANDS:
+        assert "CONFIG [KEY=VALUE]..." in text
+        # the summary is a sentence of its own
+        assert any(line.strip().endswith(".") for line in text.splitlines()[1:4])
+
+
+def test_help_lists_the_commands() -> None:
+    text = raymaml_("--help").output
+    assert all(f"\n  {name} " in text for name in ("data", "train", "test", "report"))
+    text = raymaml_("data", "--help").output
+    assert all(f"\n  {name} " in text for name in ("import", "sample", "show"))
+
+
+def test_version() -> None:
+    assert raymaml.__version__ in raymaml_("--version").output
+
+
+def test_what_click_refuses_ends_with_2_too() -> None:
+    assert "No such command 'tain'" in raymaml_("tain", exit_code=2).output
+    assert "Missing argument 'CONFIG'" in raymaml_("train", exit_code=2).output
+    assert "No such option" in raymaml_("train", "--loca", "c.yaml", exit_code=2).output
+
+
+def test_the_module_runs_and_imports_nothing_heavy_for_help() -> None:
+    code = (
+        "import sys; from raymaml.cli import main; main(['--help'], standalone_mode=False);"
+        " sys.exit(' '.join({'ray', 'matplotlib', 'pyarrow', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+    assert "Usage:" in done.stdout
+
+
+def test_from_images_to_a_report(
+    make_config: Any, tiny_bank: ImageBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")  # relative paths are relative to where one is
+    config: Config = make_config("made", "data.bank=bank", "data.shards=shards", "run_dir=runs")
+    shutil.rmtree("shards")  # sampled by the fixture
+    draw_images(tiny_bank, config.data.source.path)  # type: ignore[union-attr]
+    path = tmp_path / "made" / "config.yaml"
+
+    (line,) = raymaml_("data", "import", path).output.splitlines()
+    assert line.startswith("bank: 176 images of image folder images, gray, cropped to squares, ")
+    assert "classes 12 train / 5 val / 5 test, hash " in line
+    imported = ImageBank.open(Path("bank"))
+    assert imported.num_images == (12 + 5 + 5) * 8
+    # PNGs of the right size come through unchanged; the bank sorts its classes by name
+    first = [entry.name for entry in tiny_bank.classes].index(imported.classes[1].name)
+    assert np.array_equal(imported.class_images(1), tiny_bank.class_images(first))
+    assert raymaml_("data", "import", path).output.splitlines() == [line]  # the same bank again
+
+    lines = raymaml_("data", "sample", path).output.splitlines()
+    assert lines == [
+        "shards/train: 24 episodes",
+        "shards/val: 4 episodes",
+        "shards/test: 10 episodes",
+    ]
+
+    assert raymaml_("data", "show", path).output == "sheet.png\n"
+    raymaml_("data", "show", "--episode", 3, "--split", "val", "--out", "episode.png", path)
+    with Image.open("sheet.png") as sheet, Image.open("episode.png") as episode:
+        assert sheet.height > episode.height > 0  # rows of 8 + 5 + 5 classes, and of 3
+
+    lines = raymaml_("train", "--local", path).output.splitlines()
+    assert len(lines) == 6 + 3 + 1  # a line a step, three validations, the end
+    assert lines[-1].startswith("runs/tiny: done; best validation accuracy ")
+    (again,) = raymaml_("train", "--local", path).output.splitlines()
+    assert again == lines[-1]  # done is done
+
+    lines = raymaml_("test", "--local", path).output.splitlines()
+    assert lines[-1] == "runs/tiny/test/summary.json"
+    assert len(lines) == 3 + 2 + 2 + 1  # chunks of 4 of 10, 5 and 5 episodes
+    check_summary(Path(lines[-1]))
+    before = Path(lines[-1]).read_bytes()
+
+    # all is judged: nothing is judged again, and the report comes out the same
+    assert raymaml_("test", "--local", path).output.splitlines() == lines[-1:]
+    Path(lines[-1]).unlink()
+    assert raymaml_("report", path).output.splitlines() == lines[-1:]
+    assert Path(lines[-1]).read_bytes() == before
+
+
+def check_summary(path: Path) -> None:
+    summary = json.loads(path.read_text())
+    assert summary["num_episodes"] == 10
+    assert "3-way 1-shot" in summary["protocol"]
+    assert "transductive" in summary["protocol"]
+    assert set(summary["arms"]) == {"model", "untrained", "no-adaptation"}
+    assert [summary["arms"][a]["num_episodes"] for a in summary["arms"]] == [10, 5, 5]
+    assert [entry["step"] for entry in summary["accuracy_by_step"]] == [0, 1, 2]
+    assert summary["accuracy_by_step"][-1]["mean"] == summary["accuracy"]["mean"]
+    records = {
+        arm: record_arrays(read_records(next((path.parent / arm).iterdir())))
+        for arm in summary["arms"]
+    }
+    model = records["model"]
+    assert model.episode.tolist() == list(range(10))
+    assert summary["accuracy"]["mean"] == pytest.approx(model.accuracy.mean())
+    # 6 queries an episode: every accuracy is a number of sixths
+    assert np.allclose(model.accuracy * 6, np.round(model.accuracy * 6))
+    # what no inner step gives is where adaptation starts
+    assert records["no-adaptation"].accuracy_by_step.shape == (5, 1)
+    assert np.array_equal(records["no-adaptation"].accuracy, model.accuracy_by_step[:5, 0])
+    page = (path.parent / "report.md").read_text()
+    for picture in ("accuracy_distribution", "accuracy_by_step", "learning_curve"):
+        assert f"{picture}.png" in page
+        assert (path.parent / f"{picture}.png").stat().st_size > 1000
+
+
+def test_a_campaign_goes_on_where_it_was_cut_off(make_config: Any, tmp_path: Path) -> None:
+    config: Config = make_config("cut", "outer.num_steps=1", "evaluation.baseline_episodes=0")
+    path = tmp_path / "cut" / "config.yaml"
+    raymaml_("train", "--local", path)
+    raymaml_("test", "--local", path)
+    (folder,) = (config.run_folder / "test" / "model").iterdir()
+    whole = read_records(folder)
+    files = sorted(folder.iterdir())
+    assert len(files) == 3
+    files[1].unlink()  # a kill before it was written
+    files[2].write_bytes(files[2].read_bytes()[:-20])  # a disk that lost the end
+    before = files[0].stat().st_mtime_ns
+    lines = raymaml_("test", "--local", path).output.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["4/6", "6/6"]  # 4..7 and 8..9
+    assert read_records(folder, 10).equals(whole)
+    files[1].unlink()
+    # another chunk size cuts what is missing anew: 4..6 and 7
+    lines = raymaml_("test", "--local", path, "evaluation.chunk_size=3").output.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["3/4", "4/4"]
+    assert read_records(folder, 10).equals(whole)
+    assert files[0].stat().st_mtime_ns == before
+
+
+def test_more_ways_at_test_than_in_training(make_config: Any, tmp_path: Path) -> None:
+    path = tmp_path / "ways" / "config.yaml"
+    overrides = ["model.head=zero", "episodes.test.num_ways=5", "outer.num_steps=1"]
+    config: Config = make_config("ways", *overrides)
+    raymaml_("train", "--local", path)
+    summary = Path(raymaml_("test", "--local", path).output.splitlines()[-1])
+    assert "5-way" in json.loads(summary.read_text())["protocol"]
+    (folder,) = (config.run_folder / "test" / "no-adaptation").iterdir()
+    # zero logits are a tie, won by the first class: 2 of 10 queries
+    assert np.allclose(record_arrays(read_records(folder)).accuracy, 0.2)
+
+
+def test_ctrl_c_ends_with_130_and_the_run_can_go_on(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_config("stopped", "outer.num_steps=4")
+    path = tmp_path / "stopped" / "config.yaml"
+    from raymaml.training import loop
+
+    real_step = loop.meta_step
+
+    def interrupted_step(state: Any, *rest: Any) -> Any:
+        if state.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return real_step(state, *rest)
+
+    monkeypatch.setattr(loop, "meta_step", interrupted_step)
+    lines = raymaml_("train", "--local", path, exit_code=130).output.splitlines()
+    assert "stopped before outer step 2 of 4, and saved; run the same command" in lines[-1]
+    monkeypatch.undo()
+    assert ": done; " in raymaml_("train", "--local", path).output.splitlines()[-1]

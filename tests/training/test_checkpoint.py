@@ -1,0 +1,310 @@
+"""Checkpoints: whole or absent, readable, refused by name when damaged, never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raymaml.config.schema import Config
+from raymaml.training import checkpoint
+from raymaml.training.checkpoint import (
+    CheckpointStore,
+    checkpoint_path,
+    find_checkpoint,
+    list_steps,
+    read_card,
+    require_same_model,
+)
+from raymaml.training.session import LocalSession
+from raymaml.training.state import TrainState, Validation, build_state
+from raymaml.types import UserError
+
+CPU = torch.device("cpu")
+SHAPE = (1, 16, 16)
+
+
+@pytest.fixture
+def config(make_config: Any) -> Config:
+    return make_config()
+
+
+@pytest.fixture
+def store(tmp_path: Path, config: Config) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "run", config, image_shape=SHAPE, bank_hash="b" * 64)
+
+
+@pytest.fixture
+def session() -> LocalSession:
+    return LocalSession(None, CPU)  # type: ignore[arg-type]  # no episode is read here
+
+
+def state_at(config: Config, step: int, shift: float = 0.0) -> TrainState:
+    """A state with weights and optimizer state that differ from those of a new one."""
+    state = build_state(config, SHAPE, CPU)
+    for parameter in state.params.values():
+        parameter.grad = torch.full_like(parameter, 0.5 + shift)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step = step
+    return state
+
+
+def judged(step: int, accuracy: float) -> Validation:
+    return Validation(step=step, accuracy=accuracy, ci95=0.1, loss=1.0)
+
+
+def moments(state: TrainState) -> list[Any]:
+    saved = state.optimizer.state_dict()["state"]
+    return [value for entry in saved.values() for value in entry.values()]
+
+
+def test_restoring_gives_back_every_bit(
+    config: Config, store: CheckpointStore, session: LocalSession
+) -> None:
+    state = state_at(config, 4)
+    state.record(judged(4, 0.25))
+    store.save(state, session)
+    other = build_state(config, SHAPE, CPU)
+    assert other.digest() != state.digest()
+    store.restore(other, session)
+    assert other.digest() == state.digest()
+    assert (other.step, other.validation, other.best) == (4, state.validation, state.best)
+    assert len(moments(state)) == 3 * len(state.params)  # Adam: step and two moments
+    assert all(torch.equal(a, b) for a, b in zip(moments(state), moments(other), strict=True))
+
+
+def test_without_a_checkpoint_the_state_stays_as_it_is(
+    config: Config, store: CheckpointStore, session: LocalSession
+) -> None:
+    state = build_state(config, SHAPE, CPU)
+    digest = state.digest()
+    store.restore(state, session)
+    assert (state.step, state.digest()) == (0, digest)
+
+
+def test_a_person_can_read_a_checkpoint(
+    config: Config, store: CheckpointStore, session: LocalSession
+) -> None:
+    state = state_at(config, 7)
+    state.record(judged(7, 0.5))
+    store.save(state, session)
+    folder = checkpoint_path(store.folder, 7)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint.json",
+        "optimizer.pt",
+        "params.pt",
+    ]
+    card = json.loads((folder / "checkpoint.json").read_text())
+    assert card["step"] == 7
+    assert card["validation"] == {"step": 7, "accuracy": 0.5, "ci95": 0.1, "loss": 1.0}
+    assert card["config"]["outer"]["num_steps"] == 6
+    assert card["bank_hash"] == "b" * 64
+    assert set(card["versions"]) == {"raymaml", "torch", "python"}
+    for name, sha256 in card["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
+    # params.pt alone is enough to evaluate
+    params = torch.load(folder / "params.pt", weights_only=True)
+    assert set(params) == set(state.params)
+
+
+def test_a_validation_of_one_episode_has_an_infinite_interval_and_survives(
+    config: Config, store: CheckpointStore, session: LocalSession
+) -> None:
+    state = state_at(config, 1)
+    state.record(Validation(step=1, accuracy=0.5, ci95=math.inf, loss=2.0))
+    store.save(state, session)
+    text = (checkpoint_path(store.folder, 1) / "checkpoint.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    other = build_state(config, SHAPE, CPU)
+    store.restore(other, session)
+    assert other.validation == state.validation
+
+
+@pytest.mark.parametrize("failing_call", [1, 2])
+def test_an_interrupted_write_leaves_nothing_new(
+    config: Config,
+    store: CheckpointStore,
+    session: LocalSession,
+    monkeypatch: pytest.MonkeyPatch,
+    failing_call: int,
+) -> None:
+    store.save(state_at(config, 1), session)
+    real_save, calls = torch.save, []
+
+    def save(tensors: Any, path: Path) -> None:
+        calls.append(path)
+        real_save(tensors, path)
+        if len(calls) == failing_call:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        store.save(state_at(config, 2), session)
+    assert [path.name for path in store.folder.iterdir()] == ["checkpoint_00000001"]
+    monkeypatch.undo()
+    other = build_state(config, SHAPE, CPU)
+    store.restore(other, session)
+    assert other.step == 1
+
+
+def test_the_last_and_the_best_are_kept(
+    config: Config, store: CheckpointStore, session: LocalSession
+) -> None:
+    state, kept = state_at(config, 0), []
+    for step, accuracy in enumerate([0.3, 0.5, 0.4, 0.5, 0.6, 0.1]):
+        state.step = step
+        state.record(judged(step, accuracy))
+        store.save(state, session)
+        kept.append(list_steps(store.folder))
+    # 0.5 of step 3 is not better than 0.5 of step 1: the older one stays
+    assert kept == [[0], [1], [1, 2], [1, 3], [4], [4, 5]]
+    assert find_checkpoint(store.folder, "last").name == "checkpoint_00000005"
+    assert find_checkpoint(store.folder, "best").name == "checkpoint_00000004"
+    assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_without_validation_the_newest_is_the_best(
+    config: Config, store: CheckpointStore, session: LocalSession
+) -> None:
+    store.save(state_at(config, 3), session)
+    assert find_checkpoint(store.folder, "best") == checkpoint_path(store.folder, 3)
+
+
+def test_a_run_without_checkpoint_has_none_to_find(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint; run `raymaml train CONFIG` first"):
+        find_checkpoint(tmp_path, "best")
+
+
+def test_steps_are_ordered_as_numbers_and_foreign_folders_ignored(tmp_path: Path) -> None:
+    names = ["checkpoint_00000009", "checkpoint_100000000", "checkpoint_x", "checkpoint_5"]
+    for name in [*names, ".checkpoint_00000010.partial-0"]:
+        (tmp_path / name).mkdir()
+    assert list_steps(tmp_path) == [9, 100_000_000]
+
+
+def damage_flip(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(bytes(data))
+
+
+def damage_cut(folder: Path, name: str) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:-10])
+
+
+def damage_remove(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove])
+@pytest.mark.parametrize("name", ["params.pt", "optimizer.pt"])
+def test_a_damaged_file_is_named_with_the_remedy(
+    config: Config, store: CheckpointStore, session: LocalSession, damage: Any, name: str
+) -> None:
+    store.save(state_at(config, 2), session)
+    folder = checkpoint_path(store.folder, 2)
+    damage(folder, name)
+    state = build_state(config, SHAPE, CPU)
+    digest = state.digest()
+    with pytest.raises(UserError) as caught:
+        store.restore(state, session)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{folder / name}: is damaged (")
+    assert f"move {folder} away" in problem
+    assert (state.step, state.digest()) == (0, digest)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "checkpoint.json: is damaged"),
+        ("[]", "has schema_version None, this raymaml reads 1"),
+        ('{"schema_version": 2}', "has schema_version 2, this raymaml reads 1"),
+        ('{"schema_version": 1}', "checkpoint.json: is damaged"),
+        (None, "checkpoint.json: is damaged"),
+    ],
+)
+def test_a_damaged_card_is_named(tmp_path: Path, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "checkpoint.json").write_text(content)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_card(tmp_path)
+    assert str(tmp_path / "checkpoint.json") in str(caught.value)
+
+
+class Bomb:
+    """What a malicious pickle does: run something when it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_a_pickle_is_never_run_even_with_the_right_hash(
+    tmp_path: Path, config: Config, store: CheckpointStore, session: LocalSession
+) -> None:
+    store.save(state_at(config, 2), session)
+    folder, mark = checkpoint_path(store.folder, 2), tmp_path / "it-was-run"
+    torch.save({"encoder.conv1.conv.weight": Bomb(mark)}, folder / "params.pt")
+    card = json.loads((folder / "checkpoint.json").read_text())
+    sha256 = hashlib.sha256((folder / "params.pt").read_bytes()).hexdigest()
+    card["files"]["params.pt"] = sha256
+    (folder / "checkpoint.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=r"params\.pt: is damaged \(it holds more than tensors"):
+        store.restore(build_state(config, SHAPE, CPU), session)
+    assert not mark.exists()
+    torch.load(folder / "params.pt", weights_only=False)  # the bomb is a live one
+    assert mark.exists()
+
+
+def test_weights_that_differ_between_workers_are_not_saved(
+    config: Config, store: CheckpointStore, session: LocalSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        return torch.cat([rows, rows + 1])
+
+    monkeypatch.setattr(session, "gather", gather)
+    with pytest.raises(RuntimeError, match="outer step 3: the workers' weights differ"):
+        store.save(state_at(config, 3), session)
+    assert list_steps(store.folder) == []
+
+
+def test_the_same_step_saved_again_takes_the_validation_along(
+    config: Config, store: CheckpointStore, session: LocalSession
+) -> None:
+    """A run stopped before a validation step writes a checkpoint; its continuation judges it."""
+    state = state_at(config, 3)
+    store.save(state, session)
+    before = (checkpoint_path(store.folder, 3) / "checkpoint.json").stat().st_ino
+    store.save(state, session)
+    assert (checkpoint_path(store.folder, 3) / "checkpoint.json").stat().st_ino == before
+    state.record(judged(3, 0.5))
+    store.save(state, session)
+    assert read_card(checkpoint_path(store.folder, 3)).validation == judged(3, 0.5)
+
+
+def test_all_that_keeps_weights_from_fitting_a_model_is_named(
+    config: Config, store: CheckpointStore, session: LocalSession, make_config: Any
+) -> None:
+    store.save(state_at(config, 3), session)
+    path = checkpoint_path(store.folder, 3)
+    require_same_model(path, config, SHAPE)
+    episodes = [f"episodes.{split}.num_ways=4" for split in ("train", "val", "test")]
+    other = make_config("other", "model.width=8", *episodes)
+    with pytest.raises(UserError) as caught:
+        require_same_model(path, other, (3, 16, 16))
+    assert len(caught.value.problems) == 3
+    for text in (
+        "model.width = 4, config and bank now say 8",
+        "the image shape (C, H, W) = (1, 16, 16), config and bank now say (3, 16, 16)",
+        "num_ways = 3, config and bank now say 4",
+    ):
+        assert text in str(caught.value)

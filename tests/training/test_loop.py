@@ -1,0 +1,398 @@
+"""Contracts 2 and 3 without Ray: no number of workers and no kill changes a bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raymaml.config.schema import Config
+from raymaml.data.bank import ImageBank
+from raymaml.training.checkpoint import (
+    CheckpointStore,
+    checkpoint_path,
+    find_checkpoint,
+    list_steps,
+    read_card,
+)
+from raymaml.training.data import TrainingData, open_training_data
+from raymaml.training.loop import meta_train
+from raymaml.training.metrics import METRICS_FILE, NoMetrics, RunMetrics, read_metrics
+from raymaml.training.session import LocalSession, Session
+from raymaml.training.state import build_state
+from raymaml.training.worker import on_interrupt, train_locally, train_worker
+from raymaml.types import EpisodeBatch, UserError
+
+CPU = torch.device("cpu")
+STEPS = 6  # outer steps of the tiny config, validations before steps 0, 3 and after 5
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing that runs in the process may catch it."""
+
+
+class StoppingSession(LocalSession):
+    """A lone process that is asked to stop during outer step ``during``."""
+
+    def __init__(self, data: TrainingData, during: int) -> None:
+        super().__init__(data, CPU)
+        self.during = during
+        self.step = -1
+
+    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
+        for step, batch in enumerate(super().meta_batches(first_step), first_step):
+            self.step = step
+            yield batch
+
+    def stop_requested(self) -> bool:
+        # asked before the step's work, after its episodes were fetched
+        return self.step == self.during
+
+
+class DyingSession(LocalSession):
+    """A lone process that is killed before outer step ``before``, or at a report."""
+
+    def __init__(self, data: TrainingData, before: int = -1, reports: int = -1) -> None:
+        super().__init__(data, CPU)
+        self.before, self.reports = before, reports
+
+    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
+        for step, batch in enumerate(super().meta_batches(first_step), first_step):
+            if step == self.before:
+                raise Killed
+            yield batch
+
+    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+        self.reports -= 1
+        if self.reports == 0:
+            raise Killed
+
+
+class ThreadSession:
+    """One of several workers that are threads of this process."""
+
+    device = CPU
+
+    def __init__(self, data: TrainingData, rank: int, group: Group) -> None:
+        self.rank, self.world_size = rank, group.world_size
+        self._data, self._group = data, group
+
+    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
+        return self._data.meta_batches(first_step, self.rank, self.world_size)
+
+    def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
+        assert len(rows) == counts[self.rank]
+        return torch.cat(self._group.exchange(self.rank, rows))
+
+    def from_rank_zero(self, value: int) -> int:
+        return self._group.exchange(self.rank, value)[0]
+
+    def stop_requested(self) -> bool:
+        return False
+
+    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+        # Ray Train's report is a barrier too: all workers must come by equally often
+        self._group.exchange(self.rank, None)
+
+
+class Group:
+    """What the threads of one run share."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._slots: list[Any] = [None] * world_size
+        self._barrier = threading.Barrier(world_size, timeout=60)
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        self._slots[rank] = value
+        self._barrier.wait()
+        values = list(self._slots)
+        self._barrier.wait()
+        return values
+
+    def run(self, worker: Callable[[int], None]) -> None:
+        def guarded(rank: int) -> None:
+            try:
+                worker(rank)
+            except BaseException:
+                self._barrier.abort()
+                raise
+
+        with ThreadPoolExecutor(self.world_size) as pool:
+            done = [pool.submit(guarded, rank) for rank in range(self.world_size)]
+        errors = [error for future in done if (error := future.exception())]
+        own = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
+        for error in own + errors:
+            raise error
+
+
+def opened(config: Config) -> TrainingData:
+    return open_training_data(config, CPU)
+
+
+def run(config: Config, make: Callable[[TrainingData], Session] | None = None) -> Path:
+    """Train in this process in the run folder of ``config``, with a session of one's own."""
+    data = opened(config)
+    session = LocalSession(data, CPU) if make is None else make(data)
+    config.run_folder.mkdir(parents=True, exist_ok=True)
+    train_worker(config, config.run_folder, data, session, lambda _line: None)
+    return config.run_folder
+
+
+def run_with_workers(config: Config, world_size: int) -> Path:
+    """Train with several workers; rank 0 alone writes metrics."""
+    folder, data, group = config.run_folder, opened(config), Group(world_size)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def worker(rank: int) -> None:
+        store = CheckpointStore(
+            folder, config, image_shape=data.image_shape, bank_hash=data.train.shards.bank_hash
+        )
+        writer = RunMetrics(folder, config.outer, lambda _line: None) if rank == 0 else NoMetrics()
+        meta_train(config, data, store, writer, ThreadSession(data, rank, group))
+
+    group.run(worker)
+    return folder
+
+
+def result(folder: Path) -> tuple[Any, ...]:
+    """All that must be equal to the last bit: weights, optimizer, validations, metrics."""
+    path = find_checkpoint(folder, "last")
+    card = read_card(path)
+    tensors = [torch.load(path / name, weights_only=True) for name in ("params.pt", "optimizer.pt")]
+    timing = {"episodes_per_second", "seconds_left"}
+    rows = [
+        {key: value for key, value in row.items() if key not in timing}
+        for row in read_metrics(folder / METRICS_FILE)
+    ]
+    return bits(tensors), card.step, card.validation, card.best, rows, list_steps(folder)
+
+
+def bits(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return (str(tree.dtype), tuple(tree.shape), tree.numpy().tobytes())
+    if isinstance(tree, dict):
+        return {key: bits(value) for key, value in tree.items()}
+    return [bits(value) for value in tree] if isinstance(tree, list) else tree
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_bank: ImageBank) -> Path:
+    """The run folder that nothing happened to; shards and config lie beside it."""
+    return tmp_path_factory.mktemp("undisturbed")
+
+
+@pytest.fixture
+def config(make_config: Any, undisturbed: Path) -> Config:
+    """The tiny config with shards that all tests here share, and a run folder of its own."""
+    config: Config = make_config(undisturbed)
+    if not config.run_folder.exists():
+        run(config)
+    return config
+
+
+@pytest.fixture
+def fresh(config: Config, tmp_path: Path) -> Config:
+    return config.model_copy(update={"run_dir": tmp_path / "runs"})
+
+
+def test_a_run_validates_logs_and_keeps_what_the_config_says(config: Config) -> None:
+    _, step, validation, best, rows, steps = result(config.run_folder)
+    assert step == validation.step == STEPS
+    assert [row["step"] for row in rows if "val_accuracy" in row] == [0, 3, 6]
+    assert [row["step"] for row in rows if "query_loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert best.accuracy == max(row["val_accuracy"] for row in rows if "val_accuracy" in row)
+    assert set(steps) == {STEPS, best.step}
+
+
+def test_weights_and_metrics_change_with_every_step(config: Config) -> None:
+    state = build_state(config, (1, 16, 16), CPU)
+    last = find_checkpoint(config.run_folder, "last")
+    params = torch.load(last / "params.pt", weights_only=True)
+    still = [name for name, value in state.params.items() if torch.equal(value, params[name])]
+    assert still == []
+    losses = [row["query_loss"] for row in result(config.run_folder)[4] if "query_loss" in row]
+    assert len(set(losses)) == STEPS
+
+
+@pytest.mark.parametrize("during", [0, 1, 2, 3, 5])
+def test_a_stopped_run_goes_on_to_the_same_bits(config: Config, fresh: Config, during: int) -> None:
+    # stopped during step 2, its checkpoint is the one before step 3, a step that validates
+    run(fresh, lambda data: StoppingSession(data, during))
+    card = read_card(find_checkpoint(fresh.run_folder, "last"))
+    assert card.step == during + 1
+    run(fresh)
+    assert result(fresh.run_folder) == result(config.run_folder)
+
+
+def test_a_run_may_stop_after_every_step(config: Config, fresh: Config) -> None:
+    for step in range(STEPS):
+        run(fresh, lambda data, step=step: StoppingSession(data, step))
+    assert result(fresh.run_folder) == result(config.run_folder)
+
+
+@pytest.mark.parametrize(
+    "kill", [{"before": 0}, {"before": 2}, {"before": 5}, {"reports": 1}, {"reports": 2}]
+)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    config: Config, fresh: Config, kill: dict[str, int]
+) -> None:
+    with pytest.raises(Killed):
+        run(fresh, lambda data: DyingSession(data, **kill))
+    run(fresh)
+    assert result(fresh.run_folder) == result(config.run_folder)
+
+
+def test_what_a_kill_tore_is_mended(config: Config, fresh: Config) -> None:
+    with pytest.raises(Killed):
+        run(fresh, lambda data: DyingSession(data, before=5))
+    folder = fresh.run_folder
+    with (folder / METRICS_FILE).open("a") as file:
+        file.write('{"step": 5, "query_lo')
+    half = folder / ".checkpoint_00000005.partial-00ff"
+    half.mkdir()
+    (half / "params.pt").write_bytes(b"half")
+    run(fresh)
+    assert result(folder) == result(config.run_folder)
+    assert not half.exists()
+
+
+def test_checkpoints_between_validations_save_work(config: Config, fresh: Config) -> None:
+    outer = fresh.outer.model_copy(update={"checkpoint_every": 2})
+    often = fresh.model_copy(update={"outer": outer})
+    with pytest.raises(Killed):
+        run(often, lambda data: DyingSession(data, before=5))
+    assert read_card(find_checkpoint(often.run_folder, "last")).step == 4
+    run(often)
+    assert result(often.run_folder) == result(config.run_folder)
+
+
+def test_a_finished_run_is_left_as_it_is(config: Config) -> None:
+    before = result(config.run_folder)
+    times = {path: path.stat().st_mtime_ns for path in config.run_folder.glob("checkpoint_*/*")}
+    run(config)
+    assert result(config.run_folder) == before
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_a_finished_run_can_be_made_longer(config: Config, fresh: Config) -> None:
+    def steps(count: int) -> Config:
+        outer = fresh.outer.model_copy(update={"num_steps": count})
+        return fresh.model_copy(update={"outer": outer})
+
+    run(steps(3))
+    run(steps(STEPS))
+    assert result(fresh.run_folder) == result(config.run_folder)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_the_number_of_workers_does_not_change_a_bit(
+    config: Config, fresh: Config, world_size: int
+) -> None:
+    # 3 episodes and 4 validation episodes: 2+1 and 2+2, 1+1+1 and 2+1+1, 1+1+1+0 and 1+1+1+1
+    run_with_workers(fresh, world_size)
+    assert result(fresh.run_folder) == result(config.run_folder)
+
+
+def test_a_run_may_go_on_with_another_number_of_workers(config: Config, fresh: Config) -> None:
+    run(fresh, lambda data: StoppingSession(data, 1))
+    run_with_workers(fresh, 2)
+    assert result(fresh.run_folder) == result(config.run_folder)
+
+
+def test_another_seed_gives_other_bits(config: Config, make_config: Any) -> None:
+    # so the equalities above are not those of a constant
+    other = run(make_config("other", "seed=4"))
+    assert result(other)[0] != result(config.run_folder)[0]
+
+
+class PoisonedSession(LocalSession):
+    """Outer step 2 learns from an image that is not a number."""
+
+    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
+        for step, batch in enumerate(super().meta_batches(first_step), first_step):
+            query = batch.query_x.clone()
+            if step == 2:
+                query[1, 0, 0, 0, 0] = float("nan")
+            yield replace(batch, query_x=query)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_episode(fresh: Config) -> None:
+    with pytest.raises(UserError) as caught:
+        run(fresh, lambda data: PoisonedSession(data, CPU))
+    (problem,) = caught.value.problems
+    # 3 episodes a step: the second one of step 2 is number 7
+    assert problem.startswith("outer step 2: training episode 7 gave a loss or gradient that is")
+    assert "lower inner.lr or outer.lr" in problem
+    assert list_steps(fresh.run_folder) == [0]
+
+
+def test_training_goes_round_again_when_episodes_run_out(make_config: Any) -> None:
+    data = opened(make_config("few", "episodes.train.num_episodes=4"))
+    batches = data.meta_batches(0, 0, 1)
+    first, second, third = (next(batches) for _ in range(3))
+    batches.close()  # type: ignore[attr-defined]
+    # steps learn from 0 1 2 | 3 0 1 | 2 3 0
+    assert torch.equal(second.support_x[1:], first.support_x[:2])
+    assert torch.equal(third.query_x[0], first.query_x[2])
+    assert torch.equal(third.query_x[1], second.query_x[0])
+    assert not torch.equal(second.support_x[0], first.support_x[0])
+
+
+def test_every_worker_takes_its_share_of_every_step(config: Config) -> None:
+    data = opened(config)
+    assert [data.indices(2, rank, 2) for rank in range(2)] == [range(6, 8), range(8, 9)]
+    assert [len(data.indices(0, rank, 4)) for rank in range(4)] == [1, 1, 1, 0]
+    nothing = next(data.meta_batches(0, 3, 4))
+    assert nothing.support_x.shape == (0, 3, 1, 16, 16)
+
+
+def test_materialised_episodes_give_the_same_bits(config: Config, make_config: Any) -> None:
+    folder = run(make_config("pixels", "data.materialize=true"))
+    assert result(folder) == result(config.run_folder)
+
+
+def test_ctrl_c_stops_after_the_step_and_says_how_to_go_on(config: Config, fresh: Config) -> None:
+    lines: list[str] = []
+
+    def echo(line: str) -> None:
+        lines.append(line)
+        if line.startswith("step 2/"):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    assert train_locally(fresh, echo) is False
+    assert signal.getsignal(signal.SIGINT) is before
+    assert lines[-1] == (
+        f"{fresh.run_folder}: stopped before outer step 3 of 6, and saved; run the same command"
+        " to go on"
+    )
+    assert train_locally(fresh, lines.append) is True
+    assert lines[-1].startswith(f"{fresh.run_folder}: done; best validation accuracy ")
+    assert result(fresh.run_folder) == result(config.run_folder)
+
+
+def test_a_second_ctrl_c_interrupts() -> None:
+    asked: list[bool] = []
+    with on_interrupt(lambda: asked.append(True)):
+        signal.raise_signal(signal.SIGINT)
+        assert asked == [True]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert asked == [True]
+
+
+def test_the_checkpoint_says_with_what_it_was_made(config: Config) -> None:
+    folder = checkpoint_path(config.run_folder, STEPS)
+    card = json.loads((folder / "checkpoint.json").read_text())
+    assert card["config"]["seed"] == 3
+    assert card["image_shape"] == [1, 16, 16]

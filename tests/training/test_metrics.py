@@ -1,0 +1,114 @@
+"""Metrics: a JSON line a row, whole after a kill, without rows of steps that are done again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from raymaml.config.schema import OuterConfig
+from raymaml.training.metrics import (
+    METRICS_FILE,
+    NoMetrics,
+    RunMetrics,
+    duration,
+    progress_line,
+    read_metrics,
+)
+from raymaml.training.state import Validation
+
+
+@dataclass(frozen=True)
+class Means:
+    loss: float = 1.5
+    accuracy: float = 0.25
+    grad_norm: float = 2.0
+
+
+def writer(folder: Path, lines: list[str] | None = None) -> RunMetrics:
+    echo = [] if lines is None else lines
+    return RunMetrics(folder, OuterConfig(num_steps=10, meta_batch_size=4), echo.append)
+
+
+def validation(step: int) -> Validation:
+    return Validation(step=step, accuracy=0.75, ci95=0.125, loss=0.5)
+
+
+def test_rows_hold_what_was_measured(tmp_path: Path) -> None:
+    lines: list[str] = []
+    metrics = writer(tmp_path, lines)
+    metrics.start(0)
+    metrics.training(2, Means())
+    metrics.validation(validation(2))
+    train, val = read_metrics(tmp_path / METRICS_FILE)
+    assert val == {"step": 2, "val_accuracy": 0.75, "val_ci95": 0.125, "val_loss": 0.5}
+    assert {k: train[k] for k in ("step", "query_loss", "query_accuracy", "grad_norm")} == {
+        "step": 2,
+        "query_loss": 1.5,
+        "query_accuracy": 0.25,
+        "grad_norm": 2.0,
+    }
+    # two steps of four episodes: 8 episodes; eight steps of four to go
+    assert train["episodes_per_second"] * train["seconds_left"] == pytest.approx(8 * 4)
+    assert len(lines) == 2
+    assert "step  2/10  loss 1.5000  accuracy 25.00%" in lines[0]
+    assert lines[1] == "step  2/10  validation accuracy 75.00 +- 12.50%  loss 0.5000"
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_rows_after_the_step_to_go_on_from_are_dropped(tmp_path: Path) -> None:
+    first = writer(tmp_path)
+    first.start(0)
+    for step in (1, 2, 3):
+        first.training(step, Means())
+    first.validation(validation(3))
+    second = writer(tmp_path)
+    second.start(2)
+    assert [row["step"] for row in read_metrics(tmp_path / METRICS_FILE)] == [1, 2]
+    second.training(3, Means(loss=7.0))
+    rows = read_metrics(tmp_path / METRICS_FILE)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["query_loss"] == 7.0
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_FILE
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "que')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    metrics = writer(tmp_path)
+    metrics.start(5)
+    metrics.validation(validation(6))
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 6]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_no_file_has_no_rows(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / METRICS_FILE) == []
+
+
+def test_no_metrics_writes_nothing() -> None:
+    metrics = NoMetrics()
+    metrics.start(0)
+    metrics.training(1, Means())
+    metrics.validation(validation(1))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0m00s"), (59.6, "1m00s"), (61, "1m01s"), (3_660, "1h01m")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_progress_line_says_rate_and_time_left() -> None:
+    row = {
+        "step": 50,
+        "query_loss": 0.5,
+        "query_accuracy": 0.875,
+        "episodes_per_second": 12.34,
+        "seconds_left": 90,
+    }
+    line = "step   50/1000  loss 0.5000  accuracy 87.50%  12.3 episodes/s  1m30s left"
+    assert progress_line(row, 1000) == line
