@@ -22,7 +22,7 @@ from raymaml.config.schema import Config
 from raymaml.data.files import write_text
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
-from raymaml.training.run_folder import claim, request_stop
+from raymaml.training.run_folder import claim, is_done, request_stop
 from raymaml.training.worker import Echo, conclude, on_interrupt
 from raymaml.types import UserError
 
@@ -42,18 +42,21 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
         UserError: data, run folder or cluster do not fit the config, or a worker found such.
     """
     data = open_training_data(config, torch.device("cpu"))
-    with claim(config, data) as folder, connected():
-        num_workers, use_gpu = plan_workers(config.cluster, cluster_resources())
-        _forget_ray_snapshot(folder)
-        (folder / _FAILURE).unlink(missing_ok=True)
-        echo(f"{folder}: {num_workers} {'GPU' if use_gpu else 'CPU'} worker(s)")
-        trainer = _build_trainer(config, folder, num_workers, use_gpu)
-        with (
-            _follow(folder, config.outer.num_steps, echo),
-            on_interrupt(lambda: request_stop(folder)),
-        ):
-            _fit(trainer, folder)
+    with claim(config, data) as folder:
+        if not is_done(folder, config):
+            with connected():
+                _train(config, folder, echo)
         return conclude(config, folder, echo)
+
+
+def _train(config: Config, folder: Path, echo: Echo) -> None:
+    num_workers, use_gpu = plan_workers(config.cluster, cluster_resources())
+    _forget_ray_snapshot(folder)
+    (folder / _FAILURE).unlink(missing_ok=True)
+    echo(f"{folder}: {num_workers} {'GPU' if use_gpu else 'CPU'} worker(s)")
+    trainer = _build_trainer(config, folder, num_workers, use_gpu)
+    with _follow(folder, config.outer.num_steps, echo), on_interrupt(lambda: request_stop(folder)):
+        _fit(trainer, folder)
 
 
 def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool) -> Any:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.data.files import remove_partial, write_text
-from raymaml.training.checkpoint import check_last
+from raymaml.training.checkpoint import check_last, list_steps
 from raymaml.training.data import TrainingData
 from raymaml.types import UserError
 
@@ -23,7 +23,7 @@ STOP = "STOP"
 
 @contextlib.contextmanager
 def claim(config: Config, data: TrainingData) -> Iterator[Path]:
-    """Hold the run folder for the length of the block, creating it if need be.
+    """Hold the run folder for the length of the block, making it if need be; nothing in it changes.
 
     Raises:
         UserError: another process holds it, it belongs to another config, its last checkpoint is
@@ -38,7 +38,7 @@ def claim(config: Config, data: TrainingData) -> Iterator[Path]:
         ) from None
     try:
         with FileLock(folder / ".lock", timeout=0):
-            _write_identity(folder, config, data)
+            _check_identity(folder, config, data)
             (folder / STOP).unlink(missing_ok=True)
             yield folder
     except Timeout:
@@ -75,19 +75,31 @@ def stop_requested(folder: Path) -> bool:
     return (folder / STOP).exists()
 
 
-def _write_identity(folder: Path, config: Config, data: TrainingData) -> None:
-    identity = {
+def begin(folder: Path, config: Config, data: TrainingData) -> None:
+    """Write what the run is started, or gone on, with; the sole writer does it."""
+    if not (folder / IDENTITY).exists():
+        write_text(folder / IDENTITY, json.dumps(_identity(config, data), indent=2) + "\n")
+    write_text(folder / "config.yaml", dump_config(config))
+
+
+def is_done(folder: Path, config: Config) -> bool:
+    """Tell whether no outer step is left to do."""
+    return max(list_steps(folder), default=-1) >= config.outer.num_steps
+
+
+def _check_identity(folder: Path, config: Config, data: TrainingData) -> None:
+    path = folder / IDENTITY
+    if path.exists():
+        _require_same(folder, _flat(_read_identity(path)), _flat(_identity(config, data)))
+    check_last(folder)
+
+
+def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
+    return {
         **learning_fingerprint(config),
         "bank_hash": data.train.shards.bank_hash,
         "train_manifest": data.train.shards.manifest_hash,
     }
-    path = folder / IDENTITY
-    if path.exists():
-        _require_same(folder, _flat(_read_identity(path)), _flat(identity))
-    check_last(folder)
-    if not path.exists():
-        write_text(path, json.dumps(identity, indent=2) + "\n")
-    write_text(folder / "config.yaml", dump_config(config))
 
 
 def _read_identity(path: Path) -> dict[str, Any]:

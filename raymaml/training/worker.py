@@ -14,7 +14,7 @@ from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import NoMetrics, RunMetrics
 from raymaml.training.process import prepare_process
-from raymaml.training.run_folder import claim, sole_writer
+from raymaml.training.run_folder import begin, claim, is_done, sole_writer
 from raymaml.training.session import LocalSession, Session, local_device
 from raymaml.training.state import TrainState
 
@@ -30,9 +30,10 @@ def train_locally(config: Config, echo: Echo) -> bool:
     device = local_device(config.cluster)
     data = open_training_data(config, device)
     with claim(config, data) as folder:
-        session = LocalSession(data, device)
-        with on_interrupt(session.stop.set):
-            train_worker(config, folder, data, session, echo)
+        if not is_done(folder, config):
+            session = LocalSession(data, device)
+            with on_interrupt(session.stop.set):
+                train_worker(config, folder, data, session, echo)
         return conclude(config, folder, echo)
 
 
@@ -47,6 +48,7 @@ def train_worker(
     if session.rank != 0:
         return meta_train(config, data, store, NoMetrics(), session)
     with sole_writer(folder):
+        begin(folder, config, data)
         return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_cluster import Command
 from torch import Tensor
 
 from raymaml.cluster.runtime import prepare_environment
@@ -60,9 +61,21 @@ def weights() -> Weights:
 
 
 @pytest.fixture
-def process_environment(tmp_path: Path, short_folder: Path) -> dict[str, str]:
-    """The environment of a user's fresh shell: a home without a Ray token, no cluster."""
+def start(tmp_path: Path, short_folder: Path) -> Iterator[Callable[..., Command]]:
+    """``start("train", ...)`` runs a command as from a user's fresh shell.
+
+    The shell's home has no Ray token yet, and nothing says where a cluster may be.
+    """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     home = tmp_path / "home"
     home.mkdir()
-    return {**inherited, "HOME": str(home), "RAY_TMPDIR": str(short_folder)}
+    environment = {**inherited, "HOME": str(home), "RAY_TMPDIR": str(short_folder)}
+    started: list[Command] = []
+
+    def begin(*arguments: str, **more: str) -> Command:
+        started.append(Command(tmp_path, {**environment, **more}, *arguments))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        command.clean_up()

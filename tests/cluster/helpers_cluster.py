@@ -7,19 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import ray  # noqa: F401  # makes the psutil that it brings along importable
-import psutil  # isort: skip
 import torch
+from ray.thirdparty_files import psutil
 from torch import Tensor
 
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
     """Look again and again; fail after a generous while."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -70,9 +69,17 @@ class Command:
         self.process.kill()
         self.process.wait()
 
+    def clean_up(self) -> None:
+        """End all that is left of it."""
+        if self.process.poll() is None:
+            self.kill()
+        for orphan in self.orphans:
+            with suppress(psutil.NoSuchProcess):
+                orphan.kill()
+
     def finish(self) -> int:
         """Wait for the end and return the exit code."""
-        return self.process.wait(timeout=240)
+        return self.process.wait(timeout=300)
 
     @property
     def lines(self) -> list[str]:
@@ -83,10 +90,3 @@ class Command:
     def errors(self) -> str:
         """What it has written to stderr."""
         return self._files[1].read_text(encoding="utf-8")
-
-
-def end(processes: Iterable[psutil.Process]) -> None:
-    """Kill those of the processes that live on."""
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from filelock import FileLock
-from helpers_cluster import Command, end
 
 from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.config.schema import Config
@@ -119,15 +118,13 @@ def test_a_campaign_has_one_driver(make_config):
         judge_on_cluster(config, quiet)
 
 
-def test_an_interrupted_then_killed_campaign_goes_on(
-    cluster, tmp_path, make_config, process_environment
-):
+def test_an_interrupted_then_killed_campaign_goes_on(cluster, tmp_path, make_config, start):
     config = trained(make_config, "episodes.test.num_episodes=300", "evaluation.chunk_size=1")
     lone = copy_of(config, "lone", 100)
     judge_locally(lone, quiet)
-    arguments = ("test", str(tmp_path / "run/config.yaml"))
+    command = ("test", str(tmp_path / "run/config.yaml"))
 
-    interrupted = Command(tmp_path, process_environment, *arguments)
+    interrupted = start(*command)
     interrupted.wait_until(lambda: len(chunk_files(config)) >= 5, "at the fifth chunk")
     interrupted.interrupt()
     assert interrupted.finish() == 130
@@ -138,16 +135,13 @@ def test_an_interrupted_then_killed_campaign_goes_on(
     first = chunk_files(config)
     assert 5 <= len(first) < 310
 
-    killed = Command(tmp_path, process_environment, *arguments)
-    try:
-        killed.wait_until(lambda: len(chunk_files(config)) >= len(first) + 5, "five chunks further")
-        killed.kill()
-        second = chunk_files(config)
-        assert len(second) < 310
+    killed = start(*command)
+    killed.wait_until(lambda: len(chunk_files(config)) >= len(first) + 5, "five chunks further")
+    killed.kill()
+    second = chunk_files(config)
+    assert len(second) < 310
 
-        judge_on_cluster(config.model_copy(update={"evaluation": lone.evaluation}), quiet)
-    finally:
-        end(killed.orphans)
+    judge_on_cluster(config.model_copy(update={"evaluation": lone.evaluation}), quiet)
     last = chunk_files(config)
     assert first.items() <= second.items() <= last.items()
     assert_same_records(config, lone)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import socket
 
-import psutil
 import pytest
-from helpers_cluster import Command, assert_same_bits, end, trained_steps, wait_until
+from helpers_cluster import Command, assert_same_bits, trained_steps, wait_until
+from ray.thirdparty_files import psutil
 
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
@@ -24,17 +24,15 @@ STEPS = ("outer.num_steps=150", "outer.validate_every=25")
 
 
 def test_an_interrupted_then_killed_run_ends_in_the_bits_of_an_undisturbed_one(
-    tmp_path, make_config, weights, process_environment
+    tmp_path, make_config, weights, start
 ):
     lone = make_config("run", "name=lone", *STEPS)
     assert train_locally(lone, lambda _line: None)
     config = make_config("run", "name=disturbed", *STEPS)
     folder = config.run_folder
+    command = ("train", str(tmp_path / "run/config.yaml"))
 
-    def start() -> Command:
-        return Command(tmp_path, process_environment, "train", str(tmp_path / "run/config.yaml"))
-
-    interrupted = start()
+    interrupted = start(*command)
     interrupted.wait_until(lambda: trained_steps(folder) >= 10, "at step 10")
     interrupted.interrupt()
     assert interrupted.finish() == 130
@@ -48,36 +46,29 @@ def test_an_interrupted_then_killed_run_ends_in_the_bits_of_an_undisturbed_one(
     )
     assert trained_steps(folder) == stopped_at
 
-    killed = start()
+    killed = start(*command)
     killed.wait_until(lambda: trained_steps(folder) >= stopped_at + 10, "ten steps further")
     killed.kill()
     assert trained_steps(folder) < 150
 
-    finished = start()  # while the worker of the killed run may live on for a second or two
-    try:
-        assert finished.finish() == 0
-        wait_until(lambda: not workers_of(killed), "rid of the killed run's workers")
-    finally:
-        end(killed.orphans)
-    best = r"done; best validation accuracy \S+ \+- \S+% before outer step \d+"
+    finished = start(*command)  # while the worker of the killed run may live on for a while
+    assert finished.finish() == 0
+    wait_until(lambda: not workers_of(killed), "rid of the killed run's workers")
+    best = r"best validation accuracy \S+ \+- \S+% before outer step \d+"
     assert_only_our_lines(
         finished,
         first=f"{folder}: 1 CPU worker(s)",
-        last=re.compile(f"{re.escape(str(folder))}: {best}"),
+        last=re.compile(f"{re.escape(str(folder))}: done; {best}"),
     )
     assert_same_bits(weights(folder), weights(lone.run_folder))
 
 
-def test_a_cluster_that_does_not_answer_is_one_message(tmp_path, make_config, process_environment):
+def test_a_cluster_that_does_not_answer_is_one_message(tmp_path, make_config, start):
     make_config("run")
     with socket.socket() as reserved:  # bound and not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{reserved.getsockname()[1]}"
-        command = Command(
-            tmp_path,
-            {**process_environment, "RAY_ADDRESS": address},
-            *("train", str(tmp_path / "run/config.yaml")),
-        )
+        command = start("train", str(tmp_path / "run/config.yaml"), RAY_ADDRESS=address)
         assert command.finish() == 2
 
     assert command.lines == []

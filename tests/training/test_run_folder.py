@@ -15,6 +15,7 @@ from raymaml.config.schema import Config
 from raymaml.training.data import open_training_data
 from raymaml.training.run_folder import (
     IDENTITY,
+    begin,
     claim,
     request_stop,
     sole_writer,
@@ -24,7 +25,9 @@ from raymaml.types import UserError
 
 
 def claimed(config: Config) -> Path:
-    with claim(config, open_training_data(config, torch.device("cpu"))) as folder:
+    data = open_training_data(config, torch.device("cpu"))
+    with claim(config, data) as folder:
+        begin(folder, config, data)
         return folder
 
 
@@ -42,6 +45,12 @@ def test_a_claim_makes_the_folder_and_says_what_it_is(make_config: Any) -> None:
     assert identity["model"]["width"] == 4
     assert len(identity["bank_hash"]) == len(identity["train_manifest"]) == 64
     assert load_config(folder / "config.yaml") == config
+
+
+def test_a_claim_alone_writes_nothing(make_config: Any) -> None:
+    config = make_config()
+    with claim(config, open_training_data(config, torch.device("cpu"))) as folder:
+        assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 def test_two_processes_cannot_write_one_run(make_config: Any) -> None:
