@@ -20,6 +20,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 address=$1
 shift
+if [ -n "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ] || [ -f ~/.ray/auth_token ]; then
+    export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} # Ray sends a token only when told to
+fi
 # /data/ is not to be confused with raymaml/data/, which is code
 runtime_env='{
   "excludes": ["/data/", "/runs/", "/tests/", ".git/", ".venv*/", ".*_cache/", "*.arrow", "*.pt"],

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from raymaml.config.schema import ClusterConfig
@@ -43,13 +44,15 @@ def connected() -> Iterator[None]:
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
     """
+    address = os.environ.get("RAY_ADDRESS")
     prepare_environment()
+    if address:
+        _send_token()
     import ray
 
     if ray.is_initialized():  # inside a program that uses Ray itself
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
     require_answer(address)
     try:
         ray.init(
@@ -80,6 +83,13 @@ def require_answer(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
     except (OSError, OverflowError) as error:
         raise _no_cluster(address, error) from None
+
+
+def _send_token() -> None:
+    """Have Ray send the user's token, if there is one: to a cluster at an address it does not."""
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if given or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _no_cluster(address: str | None, error: Exception) -> UserError:
@@ -119,6 +129,8 @@ def plan_workers(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[i
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     use_gpu = cluster.device == "cuda" or (cluster.device == "auto" and gpus > 0)
     slots, kind = (gpus, "GPUs") if use_gpu else (cpus, "CPU cores")
+    if cpus < slots:  # a worker on a GPU takes a CPU core as well
+        slots, kind = cpus, "CPU cores for its GPUs"
     if slots == 0:
         raise UserError(
             f"cluster.device is {cluster.device} but the Ray cluster has no {kind}; set"

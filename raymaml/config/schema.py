@@ -58,7 +58,7 @@ class ImageFolderSource(_Section):
 
     kind: Literal["image-folder"]
     path: Path
-    """Folder laid out as <split>/<class>/<image> or <class>/<image>, or the root of a CSV's paths."""
+    """Folder of <split>/<class>/<image> or <class>/<image>, or the root of a CSV's paths."""
     csv: Path | None = None
     """A CSV with header path,class,split instead of a folder layout."""
     fractions: tuple[PositiveRate, PositiveRate, PositiveRate] = (0.64, 0.16, 0.2)

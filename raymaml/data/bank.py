@@ -75,7 +75,8 @@ class ImageBank:
             header = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(
-                f"{path}: there is no image bank here ({error.strerror}); {_REMEDY}"
+                f"{path}: there is no image bank here ({error.strerror}); import one with"
+                " `raymaml data import CONFIG`"
             ) from None
         except ValueError:
             raise UserError(

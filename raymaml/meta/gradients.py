@@ -44,7 +44,7 @@ def unrolled(losses: EpisodeLosses, params: Params, inner: InnerConfig) -> Episo
 
 
 def first_order(losses: EpisodeLosses, params: Params, inner: InnerConfig) -> EpisodeGradient:
-    """Take the query gradient at the adapted weights for the meta-gradient (FOMAML, section 5.2)."""
+    """Take the query gradient at the adapted weights for the meta-gradient (FOMAML)."""
     *_, fast = unroll(losses.support, params, inner, create_graph=False)
     return _differentiate(losses, fast, fast)
 

@@ -107,7 +107,7 @@ def judge_and_save(
 
 
 def _require_finite(rows: Tensor, step: int, meta_batch_size: int) -> None:
-    """Stop all workers alike, before the update, when an episode's loss or gradient is not finite."""
+    """Stop all workers alike, before the update, when a loss or gradient is not finite."""
     finite = torch.isfinite(rows).all(dim=1)
     if not finite.all():
         episode = step * meta_batch_size + int((~finite).nonzero()[0, 0])

@@ -72,8 +72,8 @@ def start(tmp_path: Path, short_folder: Path) -> Iterator[Callable[..., Command]
     environment = {**inherited, "HOME": str(home), "RAY_TMPDIR": str(short_folder)}
     started: list[Command] = []
 
-    def begin(*arguments: str, **more: str) -> Command:
-        started.append(Command(tmp_path, {**environment, **more}, *arguments))
+    def begin(*arguments: str, cwd: Path = tmp_path, **more: str) -> Command:
+        started.append(Command(tmp_path, {**environment, **more}, *arguments, cwd=cwd))
         return started[-1]
 
     yield begin

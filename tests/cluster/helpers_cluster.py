@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from ray.thirdparty_files import psutil
 from torch import Tensor
 
 from raymaml.training.metrics import METRICS_FILE, read_metrics
+
+RATE = r"\d+\.\d episodes/s  (\d+h\d\dm|\d+m\d\ds) left"
+"""How every progress line ends, as a regular expression."""
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
@@ -41,13 +44,15 @@ def assert_same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 class Command:
     """``python -m raymaml ...`` with a session of its own, as a terminal gives each command."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], *arguments: str, cwd: Path
+    ) -> None:
         self.orphans: list[psutil.Process] = []
         self._files = (folder / "stdout.txt", folder / "stderr.txt")
         with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "raymaml", *arguments],
-                cwd=folder,
+                cwd=cwd,
                 env=dict(environment),
                 stdout=out,
                 stderr=err,
@@ -73,9 +78,7 @@ class Command:
         """End all that is left of it."""
         if self.process.poll() is None:
             self.kill()
-        for orphan in self.orphans:
-            with suppress(psutil.NoSuchProcess):
-                orphan.kill()
+        kill_all(self.orphans)
 
     def finish(self) -> int:
         """Wait for the end and return the exit code."""
@@ -90,3 +93,19 @@ class Command:
     def errors(self) -> str:
         """What it has written to stderr."""
         return self._files[1].read_text(encoding="utf-8")
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """Kill those of the processes that live."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def kill_with_children(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started, and nothing else."""
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        kill_all(children)
+    process.wait()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from filelock import FileLock
+from helpers_cluster import RATE
 
 from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.config.schema import Config
@@ -20,9 +21,7 @@ from raymaml.types import UserError
 pytestmark = pytest.mark.ray
 
 ARMS = ("model", "no-adaptation", "untrained")
-LINE = re.compile(
-    r" *\d+/\d+ episodes  \S+ \d+\.\d\d% over \d+  \d+\.\d episodes/s  \d+m\d\ds left"
-)
+LINE = re.compile(rf" *\d+/310 episodes  [a-z-]+ \d+\.\d\d% over \d+  {RATE}")
 
 
 def quiet(_line: str) -> None:

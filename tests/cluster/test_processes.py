@@ -6,7 +6,7 @@ import re
 import socket
 
 import pytest
-from helpers_cluster import Command, assert_same_bits, trained_steps, wait_until
+from helpers_cluster import RATE, Command, assert_same_bits, trained_steps, wait_until
 from ray.thirdparty_files import psutil
 
 from raymaml.training.checkpoint import list_steps
@@ -14,7 +14,6 @@ from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
 
-RATE = r"\d+\.\d episodes/s  (\d+h\d\d|\d+)m(\d\ds)? left"
 PERCENT = r"\d{1,3}\.\d\d"
 TRAINING = re.compile(rf"step +\d+/150  loss \d+\.\d{{4}}  accuracy {PERCENT}%  {RATE}")
 VALIDATION = re.compile(

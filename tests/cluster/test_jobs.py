@@ -1,0 +1,122 @@
+"""A cluster that somebody else started: jobs submitted to it, and commands that join it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from helpers_cluster import assert_same_bits, kill_with_children, wait_until
+
+from raymaml.training.worker import train_locally
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A cluster of one node that asks for a token, and the shell of somebody who has it."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory, short_folder) -> Iterator[Head]:
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    programs = Path(sys.executable).parent
+    environment = {**inherited, "HOME": str(home), "PATH": f"{programs}:{inherited['PATH']}"}
+    environment.pop("PYTHONPATH", None)  # jobs bring their code along
+    port, dashboard_port = free_ports(2)
+    output = home / "head.txt"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"),
+                *(f"--dashboard-port={dashboard_port}", "--disable-usage-stats"),
+                f"--temp-dir={short_folder / 'head'}",
+            ],
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until(
+            lambda: "Ray runtime started" in output.read_text() or process.poll() is not None,
+            "started",
+        )
+        assert process.poll() is None, output.read_text()
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment)
+    finally:
+        kill_with_children(process)
+
+
+def test_a_submitted_job_ends_in_the_bits_of_a_lone_process(head, tmp_path, make_config, weights):
+    lone = make_config("run", "name=lone")
+    assert train_locally(lone, lambda _line: None)
+    config = make_config("run", "name=job", "cluster.num_workers=2")
+
+    job = subprocess.run(
+        [
+            "bash",
+            ROOT / "launch" / "submit.sh",
+            head.dashboard,
+            "train",
+            tmp_path / "run/config.yaml",
+        ],
+        env=head.environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert f"{config.run_folder}: 2 CPU worker(s)\n" in job.stdout
+    assert re.search(r"Job '\S+' succeeded", job.stdout)
+    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+
+
+def test_a_command_joins_the_cluster_that_ray_address_names(
+    head, tmp_path, make_config, weights, start
+):
+    lone = make_config("run", "name=lone")
+    assert train_locally(lone, lambda _line: None)
+    config = make_config("run", "name=joined")
+
+    command = start(
+        *("train", str(tmp_path / "run/config.yaml")),
+        cwd=ROOT,  # where the workers, too, find the code
+        RAY_ADDRESS=head.address,
+        HOME=head.environment["HOME"],  # where the token is
+    )
+
+    assert command.finish() == 0, command.errors
+    assert command.errors == ""
+    assert command.lines[0] == f"{config.run_folder}: 1 CPU worker(s)"
+    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
