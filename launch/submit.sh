@@ -25,7 +25,7 @@ if [ -n "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ] || [ -f ~/.ray/auth_toke
 fi
 # /data/ is not to be confused with raymaml/data/, which is code
 runtime_env='{
-  "excludes": ["/data/", "/runs/", "/tests/", ".git/", ".venv*/", ".*_cache/", "*.arrow", "*.pt"],
+  "excludes": ["/data/", "/runs/", "/tests/", ".*/", "*.arrow", "*.pt"],
   "env_vars": {"PYTHONUNBUFFERED": "1"}
 }'
 # shellcheck disable=SC2086  # several words on purpose

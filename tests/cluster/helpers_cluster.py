@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
-from ray.thirdparty_files import psutil
 from torch import Tensor
 
 from raymaml.training.metrics import METRICS_FILE, read_metrics

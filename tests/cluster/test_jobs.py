@@ -71,21 +71,7 @@ def test_a_submitted_job_ends_in_the_bits_of_a_lone_process(head, tmp_path, make
     assert train_locally(lone, lambda _line: None)
     config = make_config("run", "name=job", "cluster.num_workers=2")
 
-    job = subprocess.run(
-        [
-            "bash",
-            ROOT / "launch" / "submit.sh",
-            head.dashboard,
-            "train",
-            tmp_path / "run/config.yaml",
-        ],
-        env=head.environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    job = submit(head, "train", str(tmp_path / "run/config.yaml"))
 
     assert job.returncode == 0, job.stdout + job.stderr
     assert f"{config.run_folder}: 2 CPU worker(s)\n" in job.stdout
@@ -111,6 +97,27 @@ def test_a_command_joins_the_cluster_that_ray_address_names(
     assert command.errors == ""
     assert command.lines[0] == f"{config.run_folder}: 1 CPU worker(s)"
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+
+
+def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Submit a command and wait for its end; a head that has only just started takes no job yet."""
+    jobs: list[subprocess.CompletedProcess[str]] = []
+
+    def taken() -> bool:
+        jobs.append(
+            subprocess.run(
+                ["bash", ROOT / "launch" / "submit.sh", head.dashboard, *arguments],
+                env=head.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=300,
+            )
+        )
+        return "No available agent to submit job" not in jobs[-1].stderr
+
+    wait_until(taken, "taken as a job")
+    return jobs[-1]
 
 
 def free_ports(count: int) -> list[int]:

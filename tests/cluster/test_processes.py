@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import socket
 
+import psutil
 import pytest
 from helpers_cluster import RATE, Command, assert_same_bits, trained_steps, wait_until
-from ray.thirdparty_files import psutil
 
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
