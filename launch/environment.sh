@@ -27,5 +27,5 @@ raymaml_install() { # $1: "" or extras such as "[test]"
         "$RAYMAML_VENV/bin/pip" install --quiet $RAYMAML_TORCH
     fi
     "$RAYMAML_VENV/bin/pip" install --quiet ".$1"
-    PATH="$PWD/$RAYMAML_VENV/bin:$PATH"
+    PATH="$(cd "$RAYMAML_VENV" && pwd)/bin:$PATH"
 }
