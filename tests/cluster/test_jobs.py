@@ -41,7 +41,8 @@ def head(tmp_path_factory, short_folder) -> Iterator[Head]:
     programs = Path(sys.executable).parent
     environment = {**inherited, "HOME": str(home), "PATH": f"{programs}:{inherited['PATH']}"}
     environment.pop("PYTHONPATH", None)  # jobs bring their code along
-    port, dashboard_port = free_ports(2)
+    # The agent, which starts jobs, has a fixed port by default: only one cluster could have it.
+    port, dashboard_port, agent_port = free_ports(3)
     output = home / "head.txt"
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -49,6 +50,7 @@ def head(tmp_path_factory, short_folder) -> Iterator[Head]:
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
                 *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"),
                 *(f"--dashboard-port={dashboard_port}", "--disable-usage-stats"),
+                f"--dashboard-agent-listen-port={agent_port}",
                 f"--temp-dir={short_folder / 'head'}",
             ],
             env=environment,
