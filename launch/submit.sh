@@ -23,10 +23,16 @@ shift
 if [ -n "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ] || [ -f ~/.ray/auth_token ]; then
     export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} # Ray sends a token only when told to
 fi
-# /data/ is not to be confused with raymaml/data/, which is code
+# /data/ is not to be confused with raymaml/data/, which is code. The allocator settings are those of
+# a Ray that raymaml starts itself (raymaml/training/process.py).
 runtime_env='{
   "excludes": ["/data/", "/runs/", "/tests/", ".*/", "*.arrow", "*.pt"],
-  "env_vars": {"PYTHONUNBUFFERED": "1"}
+  "env_vars": {
+    "PYTHONUNBUFFERED": "1",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_ARENA_MAX": "1"
+  }
 }'
 # shellcheck disable=SC2086  # several words on purpose
 exec ray job submit --address "$address" --working-dir . --runtime-env-json "$runtime_env" \

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raymaml.config.schema import ClusterConfig
+from raymaml.training.process import MALLOC_ENVIRONMENT
 from raymaml.types import UserError
 
 _ENVIRONMENT = {
@@ -26,8 +27,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Tune's old output honours verbose=0, its new one prints a banner all the same.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Without it Ray announces, at every start of a worker without GPU, a default that will change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+} | MALLOC_ENVIRONMENT
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for the address that RAY_ADDRESS names."""
 WORKER_CPUS = 0.9

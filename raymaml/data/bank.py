@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,14 @@ class ImageBank:
             IndexError: a row number is outside 0..R-1.
         """
         out = np.empty((len(rows), *self.image_shape), dtype=np.uint8)  # [n, C, H, W]
-        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_images):
-            raise IndexError(f"row numbers must be in 0..{self.num_images - 1}")
         class_ids = np.searchsorted(self.first_row, rows, side="right") - 1
-        starts = np.flatnonzero(np.diff(class_ids, prepend=-1))
         offsets = rows - self.first_row[class_ids]
-        runs = zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=False)
-        for class_id, (start, stop) in zip(class_ids[starts].tolist(), runs, strict=True):
-            # mode="clip" lets take write straight into out; the range is checked above
+        changes = np.flatnonzero(class_ids[1:] != class_ids[:-1]) + 1
+        for start, stop in pairwise([0, *changes.tolist(), len(rows)] if len(rows) else []):
+            class_id = int(class_ids[start])
+            if not 0 <= class_id < len(self.classes):
+                raise IndexError(f"row numbers must be in 0..{self.num_images - 1}")
+            # mode="clip" lets take write straight into out; the offsets are in range
             planes = self._class_planes(class_id)
             planes.take(offsets[start:stop], axis=0, out=out[start:stop], mode="clip")
         return np.moveaxis(out, 1, -1)

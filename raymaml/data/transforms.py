@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,10 +32,7 @@ class Normalize:
 
         Fastest where the channels are planes in memory, as a bank gives them.
         """
-        scale, shift = (
-            torch.tensor(values, device=pixels.device).view(-1, 1, 1)
-            for values in zip(*map(_scale_and_shift, self.mean, self.std), strict=True)
-        )
+        scale, shift = _scale_and_shift(self.mean, self.std, pixels.device)
         planes = pixels.movedim(-1, -3)  # [..., C, H, W]
         images = _empty(planes.shape, pixels.device)
         flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
@@ -46,8 +44,17 @@ class Normalize:
         return images
 
 
-def _scale_and_shift(mean: float, std: float) -> tuple[float, float]:
-    return 1 / (255 * std), -mean / std
+@functools.lru_cache(maxsize=16)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return what bytes are multiplied by and what is added then, [C, 1, 1] each."""
+    scale = [1 / (255 * s) for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    return (
+        torch.tensor(scale, device=device).view(-1, 1, 1),
+        torch.tensor(shift, device=device).view(-1, 1, 1),
+    )
 
 
 def _empty(shape: torch.Size, device: torch.device) -> Tensor:
@@ -74,22 +81,23 @@ class EpisodeLoader:
         """Gather the images of ``rows`` from the bank."""
         if self.bank is None:
             raise ValueError("a loader without bank loads pixels only")
-        channels, height, width = self.bank.image_shape
-        counts = (self.spec.num_shots, self.spec.num_queries)
-        support, query = (
-            self.bank.images(numbers).reshape(
-                len(rows), self.spec.num_ways * count, height, width, channels
-            )
-            for numbers, count in zip(_row_numbers(rows), counts, strict=True)
+        support, query = _row_numbers(rows)
+        images = self._images(self.bank.images(np.concatenate([support, query])))
+        num_support, num_query = self._images_per_episode()
+        return self._batch(
+            images[: len(support)].view(len(rows), num_support, *images.shape[1:]),
+            images[len(support) :].view(len(rows), num_query, *images.shape[1:]),
         )
-        return self.load_pixels(support, query)
 
     def load_pixels(self, support: NDArray[np.uint8], query: NDArray[np.uint8]) -> EpisodeBatch:
         """Convert pixels [E, N*K, H, W, C] and [E, N*Q, H, W, C]."""
+        return self._batch(self._images(support), self._images(query))
+
+    def _batch(self, support: Tensor, query: Tensor) -> EpisodeBatch:
         return EpisodeBatch(
-            support_x=self._images(support),
+            support_x=support,
             support_y=self._labels(len(support), self.spec.num_shots),
-            query_x=self._images(query),
+            query_x=query,
             query_y=self._labels(len(query), self.spec.num_queries),
         )
 
@@ -98,9 +106,17 @@ class EpisodeLoader:
         owned = pixels if pixels.flags.writeable else pixels.copy(order="K")
         return self.normalize(torch.from_numpy(owned).to(self.device))
 
+    def _images_per_episode(self) -> tuple[int, int]:
+        spec = self.spec
+        return spec.num_ways * spec.num_shots, spec.num_ways * spec.num_queries
+
     def _labels(self, episodes: int, per_class: int) -> Tensor:
-        ways = torch.arange(self.spec.num_ways, device=self.device)
-        return ways.repeat_interleave(per_class).expand(episodes, -1)
+        return _episode_labels(self.spec.num_ways, per_class, self.device).expand(episodes, -1)
+
+
+@functools.lru_cache(maxsize=16)
+def _episode_labels(num_ways: int, per_class: int, device: torch.device) -> Tensor:
+    return torch.arange(num_ways, device=device).repeat_interleave(per_class)
 
 
 def _row_numbers(rows: Sequence[EpisodeRows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,16 +9,24 @@ import torch
 
 from raymaml.config.schema import ClusterConfig
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _KEEP = 1 << 30
+MALLOC_ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": str(_KEEP),
+    "MALLOC_MMAP_THRESHOLD_": str(_KEEP),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""The same settings for a process that is yet to start: a worker of Ray has many threads, each with
+a heap of its own, before our code runs in it."""
 
 
 def prepare_process(cluster: ClusterConfig, device: torch.device) -> None:
     """Set the number of threads, and keep freed memory, of a process that computes on CPU.
 
     glibc returns large blocks to the kernel at each free and pays a page fault for each page at the
-    next allocation: more than the arithmetic of small images. Above these thresholds it does not.
-    Other C libraries are left as they are.
+    next allocation: more than the arithmetic of small images. Below these thresholds it does not,
+    provided that all threads share one heap: those of other threads are at most 64 MB each, and
+    shrink. Other C libraries are left as they are.
     """
     if device.type != "cpu":
         return
@@ -28,3 +36,4 @@ def prepare_process(cluster: ClusterConfig, device: torch.device) -> None:
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, _KEEP)
             mallopt(_M_TRIM_THRESHOLD, _KEEP)
+            mallopt(_M_ARENA_MAX, 1)
