@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from raymaml.cluster.runtime import cluster_resources, connected, plan_workers
+from raymaml.cluster.runtime import (
+    call_in_thread,
+    cluster_resources,
+    connected,
+    plan_workers,
+)
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Progress, plan_campaign
 from raymaml.training.process import prepare_process
@@ -86,7 +90,7 @@ def _run_trials(
             failure_config=tune.FailureConfig(max_failures=campaign.config.cluster.max_failures),
         ),
     )
-    results = _fit(tuner)
+    results = call_in_thread(tuner.fit)
     if stop_requested(scratch):
         raise KeyboardInterrupt
     if results.errors:
@@ -96,25 +100,6 @@ def _run_trials(
             f" cluster.max_failures allows, the first with: {lines[-1].strip()}; finished chunks"
             " are kept: run the same command to go on"
         )
-
-
-def _fit(tuner: Any) -> Any:
-    """Run ``tuner.fit()`` in a thread, so that Ctrl-C is ours and not Tune's."""
-    results: list[Any] = []
-    failures: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            results.append(tuner.fit())
-        except BaseException as error:  # raised again by the main thread, whatever it is
-            failures.append(error)
-
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
 
 
 def _judge_chunk(trial: dict[str, Any], config: Config, directory: str, use_gpu: bool) -> None:

@@ -6,14 +6,17 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raymaml.config.schema import ClusterConfig
 from raymaml.training.process import MALLOC_ENVIRONMENT
 from raymaml.types import UserError
 
+T = TypeVar("T")
 _ENVIRONMENT = {
     # No usage reports, no import hook around print, no progress bars, no change of directory: the
     # workers run where the driver runs, so that relative paths mean the same everywhere.
@@ -104,6 +107,20 @@ def _no_cluster(address: str | None, error: Exception) -> UserError:
         f"RAY_ADDRESS is {address}: no Ray cluster answers there ({error}); start one with"
         " `ray start --head`, or unset RAY_ADDRESS to run on this machine"
     )
+
+
+def call_in_thread(function: Callable[[], T]) -> T:
+    """Return ``function()``, called in another thread: so Ctrl-C is ours and not Ray's."""
+    outcome: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # the caller sees it, whatever it is
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, name="call_in_thread", daemon=True).start()
+    return outcome.result()
 
 
 def prepare_environment() -> None:

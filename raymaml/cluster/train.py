@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from raymaml.cluster.runtime import (
+    call_in_thread,
     cluster_resources,
     connected,
     plan_workers,
@@ -111,29 +112,23 @@ def _run_worker(job: dict[str, Any]) -> None:
 
 
 def _fit(trainer: Any, folder: Path) -> None:
-    """Run ``trainer.fit()`` in a thread, so that Ctrl-C is ours and not Ray's."""
-    failures: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # shown by the main thread, whatever it is
-            failures.append(error)
-
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
-    thread.start()
-    thread.join()
+    """Let Ray Train run the workers; a mistake of the user's that one of them met is told as such."""
+    failure: Exception | None = None
+    try:
+        call_in_thread(trainer.fit)
+    except Exception as error:
+        failure = error
     if (folder / _FAILURE).exists():
         raise UserError(*json.loads((folder / _FAILURE).read_text(encoding="utf-8")))
-    if failures:
+    if failure is not None:
         raise UserError(
             f"{folder}: the workers failed more often than cluster.max_failures allows, last with:"
-            f" {_last_line(failures[0])}; everything up to the last checkpoint is kept: run the"
+            f" {_last_line(failure)}; everything up to the last checkpoint is kept: run the"
             " same command to go on"
-        ) from failures[0]
+        ) from failure
 
 
-def _last_line(error: BaseException) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 

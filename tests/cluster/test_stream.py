@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -157,6 +159,35 @@ def test_a_stream_can_end_early_and_another_begin(workers, make_config):
         expected = read(config, rank=rank, world_size=2)
         assert_same(first[rank], expected[:2])
         assert_same(again[rank], expected)
+
+
+@pytest.mark.parametrize(("materialize", "pause"), [("false", 0.05), ("true", 0.01)])
+@pytest.mark.usefixtures("cluster")
+def test_the_executor_pauses_after_each_round(make_config, monkeypatch, materialize, pause):
+    from raymaml.cluster.stream import Share, _tables
+
+    config = make_config("run", f"data.materialize={materialize}")
+    data = open_training_data(config, torch.device("cpu"))
+    pauses = []
+    monkeypatch.setattr(time, "sleep", recording(pauses, time.sleep))
+
+    share = Share(data=data, first_step=0, num_steps=2, rank=0, world_size=1)
+    tables = list(_tables(share))
+
+    assert sum(map(len, tables)) == 2 * config.outer.meta_batch_size
+    rounds = [(thread, seconds) for thread, seconds in pauses if thread.startswith("Streaming")]
+    assert rounds
+    assert {seconds for _, seconds in rounds} == {pause}
+
+
+def recording(calls, sleep):
+    """Return ``sleep``, noting who calls it and for how long."""
+
+    def record(seconds):
+        calls.append((threading.current_thread().name, seconds))
+        sleep(seconds)
+
+    return record
 
 
 def overwrite(path: Path) -> None:
