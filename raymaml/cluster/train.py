@@ -112,7 +112,7 @@ def _run_worker(job: dict[str, Any]) -> None:
 
 
 def _fit(trainer: Any, folder: Path) -> None:
-    """Let Ray Train run the workers; a mistake of the user's that one of them met is told as such."""
+    """Let Ray Train run the workers; a mistake of the user's that one of them met is told so."""
     failure: Exception | None = None
     try:
         call_in_thread(trainer.fit)
