@@ -14,6 +14,8 @@ from torch import Tensor
 
 Params = dict[str, Tensor]
 """Parameters by their dotted name, as ``nn.Module.named_parameters`` names them."""
+Buffers = dict[str, Tensor]
+"""Buffers by their dotted name: the moments that norm layers carry from pass to pass."""
 
 
 class UserError(Exception):

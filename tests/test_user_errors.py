@@ -201,7 +201,10 @@ CONFIG_CASES = [
     Case(
         name="choice-unknown",
         overrides=("inner.gradient=second_order",),
-        says=("inner.gradient is 'second_order'; it should be 'unrolled' or 'first_order'",),
+        says=(
+            "inner.gradient is 'second_order'; it should be 'unrolled', 'checkpointed' or"
+            " 'first_order'",
+        ),
     ),
     Case(
         name="source-unknown",

@@ -24,7 +24,7 @@ from raymaml.data.files import write_text
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run_folder import claim, is_done, request_stop
-from raymaml.training.worker import Echo, conclude, on_interrupt
+from raymaml.training.worker import Echo, adaptation_table, conclude, on_interrupt
 from raymaml.types import UserError
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -43,8 +43,10 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
         UserError: data, run folder or cluster do not fit the config, or a worker found such.
     """
     data = open_training_data(config, torch.device("cpu"))
+    table = adaptation_table(config, data)
     with claim(config, data) as folder:
         if not is_done(folder, config):
+            echo(table)
             with connected():
                 _train(config, folder, echo)
         return conclude(config, folder, echo)

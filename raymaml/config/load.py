@@ -141,6 +141,7 @@ def _explain(error: ValidationError, places: Mapping[KeyPath, str], file: str) -
                 other["msg"]
                 .removeprefix("Input ")
                 .removeprefix("String ")
+                .replace("valid tuple", "list")
                 .removesuffix(", got an integer")
                 for other in details
                 if _strip_union_tags(other["loc"]) == keys
@@ -152,6 +153,7 @@ def _explain(error: ValidationError, places: Mapping[KeyPath, str], file: str) -
 def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
     """Drop what pydantic adds to a path to tell the branches of a union apart."""
     tags = {"glyphs", "omniglot", "image-folder", "constrained-int", "literal['auto']"}
+    tags |= {"one width", "widths", "policy", "by pattern"}
     return tuple(str(part) for part in loc if str(part) not in tags)
 
 

@@ -9,22 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
+from raymaml.config.section import Count, PositiveInt, PositiveRate, Section
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class GlyphsSource(_Section):
+class GlyphsSource(Section):
     """Characters drawn with the fonts that matplotlib ships; no download."""
 
     kind: Literal["glyphs"]
@@ -38,7 +32,7 @@ class GlyphsSource(_Section):
     """Seed of the drawn instances."""
 
 
-class OmniglotSource(_Section):
+class OmniglotSource(Section):
     """Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, 20 drawings each."""
 
     kind: Literal["omniglot"]
@@ -53,7 +47,7 @@ class OmniglotSource(_Section):
     learns from more classes; val and test get them too, as in Santoro et al. 2016)."""
 
 
-class ImageFolderSource(_Section):
+class ImageFolderSource(Section):
     """Images of your own."""
 
     kind: Literal["image-folder"]
@@ -72,7 +66,7 @@ class ImageFolderSource(_Section):
 Source = Annotated[GlyphsSource | OmniglotSource | ImageFolderSource, Field(discriminator="kind")]
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """The image bank and the episode shards."""
 
     source: Source
@@ -91,7 +85,7 @@ class DataConfig(_Section):
     channel by channel; none: pixels in 0..1."""
 
 
-class EpisodesConfig(_Section):
+class EpisodesConfig(Section):
     """Shape and number of the episodes of one split."""
 
     num_ways: Annotated[int, Field(ge=2, strict=True)] = 5
@@ -109,7 +103,7 @@ class EpisodesConfig(_Section):
         return self.num_shots + self.num_queries
 
 
-class AllEpisodes(_Section):
+class AllEpisodes(Section):
     """The episodes of the three splits."""
 
     train: EpisodesConfig
@@ -126,48 +120,7 @@ class AllEpisodes(_Section):
         return sections[split]
 
 
-class ModelConfig(_Section):
-    """Encoder, norm and head."""
-
-    encoder: Literal["convnet4"] = "convnet4"
-    """Feature extractor: four blocks of 3x3 convolution, norm, ReLU, 2x2 max-pool."""
-    width: PositiveInt = 32
-    """Channels of every block (paper: 64 for Omniglot, 32 for mini-ImageNet)."""
-    norm: Literal["transductive"] = "transductive"
-    """Whose moments the query pass uses; transductive: the query batch's own, as the paper."""
-    head: Literal["learned", "zero"] = "learned"
-    """Where the linear head starts in each episode: at meta-learned weights, or at zero."""
-
-
-class InnerConfig(_Section):
-    """Adaptation to one episode (Finn et al. 2017, algorithm 1, lines 5 and 6)."""
-
-    num_steps: Count = 5
-    """Inner steps (T); 0 judges the meta-parameters as they are."""
-    lr: Rate = 0.01
-    """Rate of the encoder on the mean cross-entropy of the support set."""
-    head_lr: Rate | None = None
-    """Rate of the head; null is the encoder's."""
-    gradient: Literal["unrolled", "first_order"] = "unrolled"
-    """unrolled: exact second-order meta-gradient by the plain graph; first_order: FOMAML."""
-
-
-class InnerOverride(_Section):
-    """What evaluation changes of `inner`; null keeps the value used in training."""
-
-    num_steps: Count | None = None
-    """Inner steps at validation and test."""
-    lr: Rate | None = None
-    """Encoder rate at validation and test."""
-    head_lr: Rate | None = None
-    """Head rate at validation and test."""
-
-    def apply(self, inner: InnerConfig) -> InnerConfig:
-        """Return ``inner`` with what is set here changed."""
-        return inner.model_copy(update=self.model_dump(exclude_none=True))
-
-
-class OuterConfig(_Section):
+class OuterConfig(Section):
     """Learning of the meta-parameters (algorithm 1, line 8) and its rhythm, in outer steps."""
 
     num_steps: PositiveInt
@@ -201,7 +154,7 @@ class OuterConfig(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """The campaign over the test episodes."""
 
     inner: InnerOverride = InnerOverride()
@@ -215,7 +168,7 @@ class EvaluationConfig(_Section):
     same adaptation, and the trained weights with none; 0 judges neither."""
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """Processes and devices."""
 
     num_workers: PositiveInt | Literal["auto"] = "auto"
@@ -229,7 +182,7 @@ class ClusterConfig(_Section):
     """How often lost workers are replaced before the run gives up (running it again resumes)."""
 
 
-class Config(_Section):
+class Config(Section):
     """One experiment, from the source of its images to its report."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from raymaml.config.schema import Config, InnerConfig
+from raymaml.config.model import InnerConfig
+from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.evaluation.records import chunk_path, missing_chunks, read_records, write_chunk
 from raymaml.evaluation.trial import judge
@@ -106,7 +107,7 @@ class Campaign:
         """Judge a chunk, write its records, and return its accuracies."""
         arm = self.arm(chunk.arm)
         indices = range(chunk.first, chunk.first + chunk.count)
-        records = list(judge(self._learner(arm), self.episodes, indices))
+        records = list(judge(self.learner(arm), self.episodes, indices))
         path = chunk_path(self._records(arm), chunk.first, chunk.count)
         write_chunk(path, records, self._identity(arm))
         return [record.accuracy for record in records]
@@ -139,12 +140,7 @@ class Campaign:
         return write_report(
             self.folder,
             results,
-            protocol=protocol_line(
-                config.episodes.test,
-                config.model.norm,
-                config.test_inner.num_steps,
-                config.model.head,
-            ),
+            protocol=protocol_line(config.episodes.test, config.model, config.test_inner.num_steps),
             identity=self._full_identity(),
             curve=[
                 row
@@ -187,17 +183,22 @@ class Campaign:
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {self.device.type}",
         }
 
-    def _learner(self, arm: Arm) -> MetaLearner:
+    def learner(self, arm: Arm) -> MetaLearner:
+        """Build what ``arm`` judges.
+
+        Raises:
+            UserError: the model cannot be built, or name patterns do not fit it.
+        """
         learner = build_learner(
             self.config,
             self.bank.image_shape,
             self.config.episodes.test.num_ways,
             self.device,
+            arm.inner,
         )
         if arm.checkpoint is not None:
             card = read_card(arm.checkpoint)
             load_params(learner, load_tensors(arm.checkpoint, card, "params.pt", self.device))
-        learner.test_inner = arm.inner
         return learner
 
 
@@ -234,6 +235,7 @@ def plan_campaign(config: Config, device: torch.device) -> Campaign:
     campaign = Campaign(config, (model, untrained, unadapted) if few else (model,), device)
     _ = campaign.episodes  # opened now, so that what is wrong with them is said before any work
     require_same_model(checkpoint, config, campaign.bank.image_shape)
+    campaign.learner(model)
     return campaign
 
 

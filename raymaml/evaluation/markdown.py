@@ -35,7 +35,7 @@ def report_page(
     """
     main = arms[0].accuracy.overall
     notes = [_INTERVAL_NOTE]
-    if "transductive" in protocol.split(" | "):
+    if any(part.startswith("transductive") for part in protocol.split(" | ")):
         notes.append(_TRANSDUCTIVE_NOTE)
     parts = [
         f"# {_escaped(title)}",

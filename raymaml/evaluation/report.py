@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.files import write_text
 from raymaml.evaluation.markdown import report_page
@@ -43,7 +44,7 @@ class ArmResult:
     """As ``records.read_records`` returns them."""
 
 
-def protocol_line(spec: EpisodesConfig, norm: str, num_steps: int, head: str) -> str:
+def protocol_line(spec: EpisodesConfig, model: ModelConfig, num_steps: int) -> str:
     """Say in one line what decides an accuracy beside the weights.
 
     For example ``5-way 1-shot 15-query | transductive | 1 step | head zero | single model``.
@@ -51,13 +52,20 @@ def protocol_line(spec: EpisodesConfig, norm: str, num_steps: int, head: str) ->
     return " | ".join(
         (
             f"{spec.num_ways}-way {spec.num_shots}-shot {spec.num_queries}-query",
-            # Every other policy is inductive; the reader of a number must be told which it is.
-            norm if norm == "transductive" else f"inductive ({norm})",
+            _norm_text(model),
             f"{num_steps} step" if num_steps == 1 else f"{num_steps} steps",
-            f"head {head}",
+            f"head {model.head}",
             "single model",
         )
     )
+
+
+def _norm_text(model: ModelConfig) -> str:
+    """Name the norm; the reader of a number must be told whether it is inductive."""
+    if model.norm == "transductive":
+        return "transductive"
+    kind = "transductive" if model.is_transductive else "inductive"
+    return f"{kind} ({model.norm_text})"
 
 
 def write_report(

@@ -1,7 +1,8 @@
 """The meta-gradient of one episode, by each method of ``inner.gradient``.
 
 A method takes the two losses of an episode as functions of the parameters and returns the query
-loss after adaptation, the query logits, and the gradient of that loss in ``params``.
+loss after adaptation, the query logits, and the gradient of that loss in all parameters, those
+that adapt and those that do not.
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymaml.config.schema import InnerConfig
-from raymaml.meta.inner_loop import unroll
-from raymaml.types import Params
+from raymaml.config.model import InnerConfig
+from raymaml.meta.inner_loop import Fast, SupportLoss, leaves, unroll
+from raymaml.types import Buffers, Params
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeLosses:
     """What the meta-gradient of one episode is made of."""
 
-    support: Callable[[Params], Tensor]
-    """Mean cross-entropy on the support set."""
-    query: Callable[[Params], tuple[Tensor, Tensor]]
+    support: SupportLoss
+    """Mean cross-entropy on the support set, and the moments after the pass."""
+    query: Callable[[Params, Buffers], tuple[Tensor, Tensor]]
     """Mean cross-entropy on the query set, and the logits ``[N*Q, N]``."""
+
+    def with_frozen(self, frozen: Params) -> EpisodeLosses:
+        """Return the same losses as functions of the other parameters."""
+        return EpisodeLosses(
+            support=lambda params, buffers: self.support(frozen | params, buffers),
+            query=lambda params, buffers: self.query(frozen | params, buffers),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,27 +42,49 @@ class EpisodeGradient:
     loss: Tensor  # []
     logits: Tensor  # [N*Q, N]
     grads: Params
+    buffers: Buffers
+    """Moments after the last support pass; of a learner, the running ones alone."""
 
 
-def unrolled(losses: EpisodeLosses, params: Params, inner: InnerConfig) -> EpisodeGradient:
+Method = Callable[[EpisodeLosses, Params, Fast, InnerConfig], EpisodeGradient]
+"""(losses, frozen parameters, start of those that adapt, inner loop) -> meta-gradient."""
+
+
+def unrolled(
+    losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
+) -> EpisodeGradient:
     """Differentiate through every inner step by the plain graph (MAML, exact second order)."""
-    start = {name: value.detach().requires_grad_() for name, value in params.items()}
+    frozen, start = leaves(frozen), start.detached()
+    losses = losses.with_frozen(frozen)
     *_, fast = unroll(losses.support, start, inner, create_graph=True)
-    return _differentiate(losses, fast, start)
+    loss, logits = losses.query(fast.params, fast.buffers)
+    grads = differentiate([loss], frozen | start.params)
+    return outcome(loss, logits, grads, fast)
 
 
-def first_order(losses: EpisodeLosses, params: Params, inner: InnerConfig) -> EpisodeGradient:
+def first_order(
+    losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
+) -> EpisodeGradient:
     """Take the query gradient at the adapted weights for the meta-gradient (FOMAML)."""
-    *_, fast = unroll(losses.support, params, inner, create_graph=False)
-    return _differentiate(losses, fast, fast)
+    frozen = leaves(frozen)
+    losses = losses.with_frozen(frozen)
+    *_, fast = unroll(losses.support, start, inner, create_graph=False)
+    loss, logits = losses.query(fast.params, fast.buffers)
+    return outcome(loss, logits, differentiate([loss], frozen | fast.params), fast)
 
 
-def _differentiate(losses: EpisodeLosses, fast: Params, leaves: Params) -> EpisodeGradient:
-    loss, logits = losses.query(fast)
-    grads = torch.autograd.grad(loss, tuple(leaves.values()))
-    return EpisodeGradient(
-        loss=loss.detach(), logits=logits.detach(), grads=dict(zip(leaves, grads, strict=True))
+def differentiate(
+    outputs: list[Tensor], inputs: Params, weights: list[Tensor] | None = None
+) -> Params:
+    """Differentiate; where an output does not depend on an input there are zeros."""
+    grads = torch.autograd.grad(
+        outputs, list(inputs.values()), weights, allow_unused=True, materialize_grads=True
     )
+    return dict(zip(inputs, grads, strict=True))
 
 
-METHODS = {"unrolled": unrolled, "first_order": first_order}
+def outcome(loss: Tensor, logits: Tensor, grads: Params, fast: Fast) -> EpisodeGradient:
+    """Detach what a method has computed."""
+    return EpisodeGradient(
+        loss=loss.detach(), logits=logits.detach(), grads=grads, buffers=fast.buffers
+    )

@@ -3,45 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from raymaml.config.schema import InnerConfig
+from raymaml.config.model import InnerConfig
 from raymaml.meta import rules
-from raymaml.types import Params
+from raymaml.types import Buffers, Params
+
+SupportLoss = Callable[[Params, Buffers], tuple[Tensor, Buffers]]
+"""(weights, moments) -> scalar loss on the support set, and the moments after the pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fast:
+    """What the inner loop carries from step to step."""
+
+    params: Params
+    """The adapted parameters, theta'."""
+    velocity: Params
+    """Of the momentum, by the same names; empty without."""
+    buffers: Buffers
+    """Moments that norm layers accumulate; never differentiated through."""
+
+    @classmethod
+    def at(cls, params: Params, buffers: Buffers, inner: InnerConfig) -> Fast:
+        """Start at ``params``, at rest."""
+        moving = params if inner.momentum else {}
+        velocity = {name: torch.zeros_like(value) for name, value in moving.items()}
+        return cls(params=params, velocity=velocity, buffers=buffers)
+
+    def detached(self) -> Fast:
+        """Return fresh leaves of the same values."""
+        return Fast(
+            params=leaves(self.params), velocity=leaves(self.velocity), buffers=self.buffers
+        )
 
 
 def unroll(
-    support_loss: Callable[[Params], Tensor],
-    params: Params,
-    inner: InnerConfig,
-    *,
-    create_graph: bool,
-) -> Iterator[Params]:
+    support_loss: SupportLoss, start: Fast, inner: InnerConfig, *, create_graph: bool
+) -> Iterator[Fast]:
     """Yield the fast weights before the first inner step, then after each step (T + 1 in all).
 
     Finn et al. 2017, algorithm 1, lines 5 and 6; the only inner loop of the package, for training
     and evaluation alike.
 
     Args:
-        support_loss: scalar loss on the support set as a function of the parameters.
-        params: where adaptation starts.
-        inner: number of steps and rates.
-        create_graph: keep what yields differentiable in ``params`` (second order). Without it
+        support_loss: what each step descends.
+        start: where adaptation starts.
+        inner: number of steps, rates, momentum and weight decay.
+        create_graph: keep what yields differentiable in ``start`` (second order). Without it
             every yield is a set of fresh leaves, and no step outlives its use.
     """
-    fast = params if create_graph else _leaves(params)
+    fast = start if create_graph else start.detached()
     yield fast
     for _ in range(inner.num_steps):
-        grads = torch.autograd.grad(
-            support_loss(fast), tuple(fast.values()), create_graph=create_graph
-        )
-        fast = rules.sgd(fast, dict(zip(fast, grads, strict=True)), inner)
+        fast = step(support_loss, fast, inner, create_graph=create_graph)
         if not create_graph:
-            fast = _leaves(fast)
+            fast = fast.detached()
         yield fast
 
 
-def _leaves(params: Params) -> Params:
+def step(support_loss: SupportLoss, fast: Fast, inner: InnerConfig, *, create_graph: bool) -> Fast:
+    """Take one inner step."""
+    loss, buffers = support_loss(fast.params, fast.buffers)
+    names = list(fast.params)
+    grads = torch.autograd.grad(
+        loss, list(fast.params.values()), create_graph=create_graph, allow_unused=True
+    )
+    params, velocity = rules.sgd(
+        fast.params, fast.velocity, dict(zip(names, grads, strict=True)), inner
+    )
+    return Fast(params=params, velocity=velocity, buffers=buffers)
+
+
+def leaves(params: Params) -> Params:
+    """Return detached copies that gradients can be taken in."""
     return {name: value.detach().requires_grad_() for name, value in params.items()}

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
-from raymaml.config.schema import InnerConfig
-from raymaml.meta.gradients import METHODS, EpisodeGradient, EpisodeLosses
-from raymaml.meta.inner_loop import unroll
+from raymaml.config.model import InnerConfig
+from raymaml.meta.checkpointing import checkpointed
+from raymaml.meta.freezing import adaptation_table, frozen_names
+from raymaml.meta.gradients import EpisodeGradient, Method, first_order, unrolled
+from raymaml.meta.inner_loop import Fast, unroll
+from raymaml.meta.moments import absorb, lasting_buffers
+from raymaml.meta.passes import Passes
 from raymaml.meta.rules import HEAD
-from raymaml.types import Episode, EpisodeBatch, Params
+from raymaml.meta.start import Head, begin, of_parameter
+from raymaml.types import Buffers, Episode, EpisodeBatch, Params
+
+METHODS: dict[str, Method] = {
+    "unrolled": unrolled,
+    "checkpointed": checkpointed,
+    "first_order": first_order,
+}
 
 
 class MetaLearner:
@@ -25,8 +34,15 @@ class MetaLearner:
             and are never changed by an episode.
         inner: the inner loop of training.
         head: ``learned`` starts each episode at the model's head; ``zero`` at zeros, which are no
-            meta-parameters.
+            meta-parameters; ``shared`` at the one row of the model's head, repeated for each way.
         test_inner: the inner loop of ``predict`` and ``logits_by_step``; that of training if None.
+        channels_last: lay images out so for passes without a meta-gradient: on CPU 2 to 4 times
+            faster than the plain layout, and rounded otherwise. Training keeps the plain layout:
+            there PyTorch's channels-last norm costs a digit of the meta-gradient (3e-4 instead of
+            3e-5 relative to the golden vectors).
+
+    Raises:
+        UserError: a pattern of ``frozen`` matches no parameter.
     """
 
     def __init__(
@@ -34,13 +50,19 @@ class MetaLearner:
         model: nn.Module,
         inner: InnerConfig,
         *,
-        head: Literal["learned", "zero"] = "learned",
+        head: Head = "learned",
         test_inner: InnerConfig | None = None,
+        channels_last: bool = False,
     ) -> None:
         self.model = model
         self.inner = inner
         self.head = head
         self.test_inner = inner if test_inner is None else test_inner
+        self.channels_last = channels_last
+        names = [name for name, _ in model.named_parameters()]
+        self._frozen = frozen_names(names, self.inner.frozen)
+        self._test_frozen = frozen_names(names, self.test_inner.frozen)
+        self._passes = Passes(model)
 
     @property
     def params(self) -> Params:
@@ -48,74 +70,101 @@ class MetaLearner:
         return {
             name: parameter
             for name, parameter in self.model.named_parameters()
-            if self.head == "learned" or not name.startswith(HEAD)
+            if self.head != "zero" or not name.startswith(HEAD)
         }
 
-    def episode_gradient(self, episode: Episode) -> EpisodeGradient:
-        """Return query loss, query logits and meta-gradient of one episode."""
-        gradient = METHODS[self.inner.gradient](self._losses(episode), self._start(), self.inner)
-        grads = {name: gradient.grads[name] for name in self.params}
-        return EpisodeGradient(loss=gradient.loss, logits=gradient.logits, grads=grads)
+    @property
+    def moments(self) -> Buffers:
+        """The buffers that belong to the model's state, by name; the same tensors."""
+        lasting = self.model.state_dict()
+        return {name: value for name, value in self.model.named_buffers() if name in lasting}
 
-    def meta_gradient(self, episodes: EpisodeBatch) -> tuple[Tensor, Tensor, Params]:
-        """Return mean query loss, logits ``[E, N*Q, N]`` and the gradient of that loss by name."""
-        results = [self.episode_gradient(episode) for episode in episodes]
+    @property
+    def running_moments(self) -> Buffers:
+        """What an episode gives beside gradients: its running moments, by name."""
+        return lasting_buffers(self.model, dict(self.model.named_buffers()))
+
+    def episode_gradient(self, episode: Episode) -> EpisodeGradient:
+        """Return query loss, query logits, meta-gradient and running moments of one episode."""
+        self.model.train()
+        losses = self._passes.losses(episode)
+        frozen, start = begin(self.model, self.head, episode, self._frozen, self.inner)
+        if self.inner.num_steps == 0:
+            start = self._passes.observed(start, losses.with_frozen(frozen))
+        result = METHODS[self.inner.gradient](losses, frozen, start, self.inner)
+        names = [name for name, _ in self.model.named_parameters()]
+        return EpisodeGradient(
+            loss=result.loss,
+            logits=result.logits,
+            grads={name: of_parameter(self.head, name, result.grads[name]) for name in names},
+            buffers=lasting_buffers(self.model, result.buffers),
+        )
+
+    def meta_gradient(
+        self, episodes: EpisodeBatch, *, update_moments: bool = False
+    ) -> tuple[Tensor, Tensor, Params]:
+        """Return mean query loss, logits ``[E, N*Q, N]`` and the gradient of that loss by name.
+
+        The names are those of all parameters of the model: of a head that starts at zero as well,
+        although it is no meta-parameter.
+
+        Args:
+            episodes: of one shape.
+            update_moments: leave the running moments (norm policy ``running``) as the episodes,
+                each starting from those of the one before, have moved them: once in each outer
+                step. Otherwise the model is not changed.
+        """
+        before = {name: value.clone() for name, value in self.running_moments.items()}
+        results = []
+        for episode in episodes:
+            results.append(self.episode_gradient(episode))
+            self.absorb([results[-1].buffers])
+        if not update_moments:
+            for name, value in self.running_moments.items():
+                value.copy_(before[name])
         grads = {
             name: torch.stack([result.grads[name] for result in results]).mean(0)
-            for name in self.params
+            for name in results[0].grads
         }
         loss = torch.stack([result.loss for result in results]).mean()
         return loss, torch.stack([result.logits for result in results]), grads
 
-    def adapt(self, episode: Episode) -> Iterator[Params]:
+    def absorb(self, buffers: Sequence[Buffers]) -> None:
+        """Let running moments go on by what episodes that started from them did, in order."""
+        absorb(self.model, buffers)
+
+    def adapt(self, episode: Episode) -> Iterator[Fast]:
         """Yield the fast weights after 0..T inner steps of ``test_inner``, without a graph."""
+        self.model.eval()
+        inner = self.test_inner
+        frozen, start = begin(self.model, self.head, episode, self._test_frozen, inner)
+        losses = self._passes.losses(episode).with_frozen(frozen)
         with torch.enable_grad():
-            support = self._losses(episode).support
-            yield from unroll(support, self._start(), self.test_inner, create_graph=False)
+            states = unroll(losses.support, start, inner, create_graph=False)
+            for number, state in enumerate(states):
+                fast = state if number else self._passes.observed(state, losses)
+                yield replace(fast, params=frozen | fast.params)
 
     def logits_by_step(self, episode: Episode) -> Tensor:
         """Return the query logits after 0..T inner steps: ``[T+1, N*Q, N]``."""
-        episode = _laid_out(episode)
-        return torch.stack([self._judge(fast, episode.query_x) for fast in self.adapt(episode)])
+        episode = self._laid_out(episode)
+        return torch.stack([self._judge(fast, episode) for fast in self.adapt(episode)])
 
     def predict(self, episodes: EpisodeBatch) -> Tensor:
         """Adapt to each support set and return the query logits ``[E, N*Q, N]``."""
         logits = []
-        for episode in map(_laid_out, episodes):
+        for episode in map(self._laid_out, episodes):
             *_, fast = self.adapt(episode)
-            logits.append(self._judge(fast, episode.query_x))
+            logits.append(self._judge(fast, episode))
         return torch.stack(logits)
 
-    def _start(self) -> Params:
-        """Where every episode starts: theta, with the head at zero if it is not learned."""
-        return {
-            name: torch.zeros_like(parameter)
-            if self.head == "zero" and name.startswith(HEAD)
-            else parameter
-            for name, parameter in self.model.named_parameters()
-        }
-
-    def _losses(self, episode: Episode) -> EpisodeLosses:
-        def support(params: Params) -> Tensor:
-            logits: Tensor = functional_call(self.model, params, (episode.support_x,))
-            return F.cross_entropy(logits, episode.support_y)
-
-        def query(params: Params) -> tuple[Tensor, Tensor]:
-            logits: Tensor = functional_call(self.model, params, (episode.query_x,))
-            return F.cross_entropy(logits, episode.query_y), logits
-
-        return EpisodeLosses(support=support, query=query)
+    def adaptation_table(self) -> str:
+        """Lay out what adapts in training, with how many parameters."""
+        return adaptation_table(dict(self.model.named_parameters()), self._frozen)
 
     @torch.no_grad()
-    def _judge(self, params: Params, x: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self.model, params, (x,))
-        return logits
+    def _judge(self, fast: Fast, episode: Episode) -> Tensor:
+        return self._passes.query_logits(fast.params, fast.buffers, episode)
 
-
-def _laid_out(episode: Episode) -> Episode:
-    """Lay images out for the passes without a graph: channels last is 2 to 4 times faster on CPU.
-
-    Training keeps the plain layout: there PyTorch's channels-last norm costs a digit of the
-    meta-gradient (3e-4 instead of 3e-5 relative to the golden vectors).
-    """
-    return episode.channels_last() if episode.query_x.device.type == "cpu" else episode
+    def _laid_out(self, episode: Episode) -> Episode:
+        return episode.channels_last() if self.channels_last else episode

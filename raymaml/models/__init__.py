@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import importlib
+from collections.abc import Sequence
 
-from raymaml.config.schema import ModelConfig
-from raymaml.models.convnet4 import NUM_BLOCKS, ConvNet4
+import torch
+from torch import Tensor, nn
+
+from raymaml.config.model import ENCODERS, ModelConfig
+from raymaml.models.convnet4 import ConvNet4
 from raymaml.models.heads import Classifier
+from raymaml.models.norm import apply_policies
+from raymaml.models.resnet12 import ResNet12
+from raymaml.models.resnet18 import ResNet18
 from raymaml.types import UserError
 
 
@@ -19,17 +25,30 @@ def build_model(
     Args:
         model: its section of the configuration.
         image_shape: (C, H, W) of the images.
-        num_ways: rows of the head (N).
+        num_ways: rows of the head (N); a shared head has one whatever this is.
         seed: seed of the initial weights.
 
     Raises:
-        UserError: the images are too small for the encoder.
+        UserError: the images are too small for the encoder, an own encoder cannot be imported or
+            built or does not give ``[B, features]``, or ``model.norm`` does not fit the layers.
     """
     check_image_size(model, image_shape)
-    channels, size, _ = image_shape
-    encoder = ConvNet4(channels, size, model.width)
-    classifier = Classifier(encoder, encoder.out_features, num_ways)
-    _initialize(classifier, torch.Generator().manual_seed(seed))
+    with torch.random.fork_rng(devices=[]):  # an own encoder may draw its weights from it
+        torch.manual_seed(seed)
+        encoder = _build_encoder(model, image_shape[0])
+    num_features = _count_features(encoder, model, image_shape)
+    classifier = Classifier(
+        encoder,
+        num_features,
+        1 if model.head == "shared" else num_ways,
+        temperature=model.temperature,
+        learn_temperature=model.learn_temperature,
+    )
+    apply_policies(
+        classifier, model.norm_by_pattern, eps=model.norm_eps, momentum=model.norm_momentum
+    )
+    own = model.encoder not in ENCODERS
+    _initialize(classifier.head if own else classifier, torch.Generator().manual_seed(seed))
     return classifier
 
 
@@ -40,11 +59,59 @@ def check_image_size(model: ModelConfig, image_shape: tuple[int, int, int]) -> N
         UserError: they are not.
     """
     size = image_shape[1]
-    if size >> NUM_BLOCKS == 0:
+    halvings = ENCODERS.get(model.encoder, 0)
+    if size >> halvings == 0:
         raise UserError(
-            f"data.image_size is {size}, but model.encoder {model.encoder} halves it {NUM_BLOCKS}"
-            f" times; use at least {2**NUM_BLOCKS}"
+            f"data.image_size is {size}, but model.encoder {model.encoder} halves it {halvings}"
+            f" times; use at least {2**halvings}"
         )
+
+
+def _build_encoder(model: ModelConfig, channels: int) -> nn.Module:
+    if model.encoder not in ENCODERS:
+        return _own_encoder(model)
+    widths = model.stage_widths
+    if model.encoder == "convnet4":
+        return ConvNet4(channels, widths[0])
+    if model.encoder == "resnet12":
+        return ResNet12(channels, widths)
+    return ResNet18(channels, widths, blocks=2 if model.encoder == "resnet18" else 1)
+
+
+def _own_encoder(model: ModelConfig) -> nn.Module:
+    """Import ``package.module:Name`` and call it with ``model.encoder_args``."""
+    module_name, _, name = model.encoder.partition(":")
+    try:
+        encoder = getattr(importlib.import_module(module_name), name)(**model.encoder_args)
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(
+            f"model.encoder: {model.encoder} cannot be imported or built with model.encoder_args"
+            f" {model.encoder_args} ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(encoder, nn.Module):
+        raise UserError(f"model.encoder: {model.encoder} gives {encoder!r}, not a torch.nn.Module")
+    return encoder
+
+
+def _count_features(encoder: nn.Module, model: ModelConfig, image_shape: Sequence[int]) -> int:
+    """Return how many features an encoder gives, by a pass in evaluation mode."""
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            features = encoder.eval()(torch.zeros(2, *image_shape))
+    except Exception as error:
+        raise UserError(
+            f"model.encoder: {model.encoder} fails on images of shape (C, H, W) ="
+            f" {tuple(image_shape)} ({type(error).__name__}: {error})"
+        ) from error
+    encoder.train(training)
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
+        shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(
+            f"model.encoder: {model.encoder} turns 2 images into {shape}; it must give features of"
+            " shape [2, number of features]"
+        )
+    return features.shape[1]
 
 
 def _initialize(model: nn.Module, generator: torch.Generator) -> None:

@@ -1,29 +1,292 @@
-"""Norm policies: whose moments normalise which pass (the table in the README)."""
+"""Norm policies: whose moments normalise which pass (the table in the README).
+
+Every layer takes ``[B, C, H, W]``. What it carries from the support passes to the query pass lies
+in buffers that it replaces and never changes in place; so whoever calls the model through
+``torch.func.functional_call`` with buffers of their own keeps episodes apart.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymaml.names import choose
+from raymaml.passes import PassAware
+from raymaml.types import UserError
 
-class TransductiveNorm2d(nn.Module):
-    """Batch norm by the moments of whatever batch passes, support or query, as the MAML paper.
 
-    Nothing is accumulated, so nothing leaks from one episode to the next. The query pass uses the
-    query batch's own moments: predictions depend on the other queries (transductive).
+class _Norm2d(PassAware):
+    """Scale and shift by channel, which every policy but ``none`` has.
 
     Args:
-        num_channels: C of the input ``[B, C, H, W]``.
+        num_channels: C of the input.
         eps: added to the variance.
+        momentum: weight of the newest batch in accumulated moments.
     """
 
-    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
+    mean: Tensor
+    var: Tensor
+    kept: Tensor
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps = eps
+        self.momentum = momentum
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``[B, C, H, W]`` over B, H and W."""
+    def _by_batch(self, x: Tensor) -> Tensor:
+        """Normalise by the moments of the batch over B, H and W."""
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+    def _by(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """Normalise by given moments, [C] or [B, C], differentiable in them as well."""
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return x * scale[..., None, None] + (self.bias - mean * scale)[..., None, None]
+
+    def _add_moments(self, num_channels: int, *, outlive_episodes: bool = False) -> None:
+        """Register accumulated moments at their reset values, mean 0 and variance 1."""
+        self.register_buffer("mean", torch.zeros(num_channels), persistent=outlive_episodes)
+        self.register_buffer("var", torch.ones(num_channels), persistent=outlive_episodes)
+        # The weight that the starting moments still have: (1 - momentum) ** batches.
+        self.register_buffer("kept", torch.ones(()), persistent=False)
+
+    def _accumulate(self, x: Tensor) -> Tensor:
+        """Normalise by the batch, and move the moments toward it (the variance by n - 1)."""
+        mean, var = self.mean.clone(), self.var.clone()
+        out = F.batch_norm(
+            x, mean, var, self.weight, self.bias, True, momentum=self.momentum, eps=self.eps
+        )
+        self.mean, self.var, self.kept = mean, var, self.kept * (1 - self.momentum)
+        return out
+
+
+class TransductiveNorm2d(_Norm2d):
+    """Each pass by its own batch, as the MAML paper: predictions depend on the other queries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        return self._by_batch(x)
+
+
+class RunningNorm2d(_Norm2d):
+    """Global moments, accumulated over the support passes of all training.
+
+    In training the support pass uses its batch; every other pass uses the global moments.
+    """
+
+    accumulates = True
+    outlives_episodes = True
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(num_channels, eps, momentum)
+        self._add_moments(num_channels, outlive_episodes=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        if self.training and self.current_pass == "support":
+            return self._accumulate(x)
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, eps=self.eps)
+
+
+class EpisodicNorm2d(_Norm2d):
+    """Moments of the episode alone, accumulated over its support passes.
+
+    ``biased``: as they stand, starting from mean 0 and variance 1, which still weigh
+    (1 - momentum)^T after T inner steps (59% after 5): the reference's estimate. Otherwise without
+    the share of these starting values, as Adam corrects its averages (Kingma and Ba 2015).
+    """
+
+    accumulates = True
+
+    def __init__(
+        self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, *, biased: bool = False
+    ) -> None:
+        super().__init__(num_channels, eps, momentum)
+        self.biased = biased
+        self._add_moments(num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        if self.current_pass != "query":
+            return self._accumulate(x)
+        mean, var = self.mean, self.var
+        if not self.biased:
+            seen = 1 - self.kept
+            mean, var = mean / seen, (var - self.kept) / seen
+        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+
+
+class ContextNorm2d(_Norm2d):
+    """Queries by the moments of the support set at the adapted weights, in the graph (MetaBN)."""
+
+    reads_context = True
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(num_channels, eps, momentum)
+        self._add_moments(num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        if self.current_pass == "support":
+            return self._by_batch(x)
+        if self.current_pass == "context":
+            self.var, self.mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        return self._by(x, self.mean, self.var)
+
+
+class TaskNorm2d(_Norm2d):
+    """TaskNorm (Bronskill et al. 2020, section 4.3): context moments mixed with an image's own.
+
+    Both passes use ``alpha * context + (1 - alpha) * own``, pooled, with
+    ``alpha = sigmoid(alpha_scale * |context| + alpha_offset)`` meta-learned and not adapted; the
+    context is the support set at the weights of the pass.
+
+    Args:
+        num_channels, eps, momentum: as above.
+        own_dims: axes of an image's own moments: (2, 3) for TaskNorm-I, (1, 2, 3) for TaskNorm-L.
+    """
+
+    reads_context = True
+    size: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        *,
+        own_dims: tuple[int, ...] = (2, 3),
+    ) -> None:
+        super().__init__(num_channels, eps, momentum)
+        self.own_dims = own_dims
+        self.alpha_scale = nn.Parameter(torch.zeros(()))
+        self.alpha_offset = nn.Parameter(torch.zeros(()))
+        self._add_moments(num_channels)
+        self.register_buffer("size", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        if self.current_pass == "query":
+            return self._pooled(x, self.mean, self.var, self.size)
+        var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        size = x.new_tensor(float(x.shape[0]))
+        if self.current_pass == "context":
+            self.mean, self.var, self.size = mean, var, size
+        return self._pooled(x, mean, var, size)
+
+    def _pooled(self, x: Tensor, mean: Tensor, var: Tensor, size: Tensor) -> Tensor:
+        """Normalise by the moments of the mixture; ``mean``, ``var`` [C] are the context's."""
+        own_var, own_mean = torch.var_mean(x, dim=self.own_dims, correction=0, keepdim=True)
+        own_mean, own_var = own_mean[..., 0, 0], own_var[..., 0, 0]  # [B, C] or [B, 1]
+        alpha = torch.sigmoid(self.alpha_scale * size + self.alpha_offset)
+        mixed = alpha * mean + (1 - alpha) * own_mean
+        # the variance of a mixture: that within its parts and that between their means
+        within = alpha * var + (1 - alpha) * own_var
+        return self._by(x, mixed, within + alpha * (1 - alpha) * (mean - own_mean) ** 2)
+
+
+class ReferenceTaskNorm2d(TaskNorm2d):
+    """The reference's variant of TaskNorm-I: support by its batch, queries by a mixture.
+
+    The mixture is of the episode's accumulated (biased, not differentiated) moments and the
+    query's own; the context's size is that of the support batch.
+    """
+
+    accumulates = True
+    reads_context = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        if self.current_pass == "query":
+            return self._pooled(x, self.mean, self.var, self.size)
+        self.size = x.new_tensor(float(x.shape[0]))
+        return self._accumulate(x)
+
+
+class GroupedNorm2d(_Norm2d):
+    """Each image by its own moments: of each channel (instance) or of all channels (layer)."""
+
+    def __init__(
+        self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, *, per_channel: bool
+    ) -> None:
+        super().__init__(num_channels, eps, momentum)
+        self.num_groups = num_channels if per_channel else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class NoNorm2d(PassAware):
+    """Nothing."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input."""
+        return x
+
+
+POLICIES: Mapping[str, Callable[[int, float, float], PassAware]] = {
+    "transductive": TransductiveNorm2d,
+    "running": RunningNorm2d,
+    "episodic": EpisodicNorm2d,
+    "episodic_biased": partial(EpisodicNorm2d, biased=True),
+    "context": ContextNorm2d,
+    "tasknorm_i": TaskNorm2d,
+    "tasknorm_l": partial(TaskNorm2d, own_dims=(1, 2, 3)),
+    "tasknorm_reference": ReferenceTaskNorm2d,
+    "instance": partial(GroupedNorm2d, per_channel=True),
+    "layer": partial(GroupedNorm2d, per_channel=False),
+    "none": NoNorm2d,
+}
+"""The policies of ``model.norm`` by name: (channels, eps, momentum) -> layer."""
+
+
+def apply_policies(
+    model: nn.Module, norm: Mapping[str, str], *, eps: float, momentum: float
+) -> None:
+    """Put a norm of the chosen policy in the place of every ``nn.BatchNorm2d``.
+
+    Weights, biases and running moments go over to the new layers.
+
+    Args:
+        model: changed in place.
+        norm: policy by name pattern; the first that matches a layer counts.
+        eps, momentum: of all layers.
+
+    Raises:
+        UserError: a pattern matches no norm layer, a layer has no policy, or the model has batch
+            norms of other dimensions, whose moments would leak from episode to episode.
+    """
+    batch_norms = (nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LazyBatchNorm2d)
+    if strange := [name for name, m in model.named_modules() if isinstance(m, batch_norms)]:
+        raise UserError(
+            f"model.encoder: {', '.join(strange)} keep moments from episode to episode; use"
+            " nn.BatchNorm2d, which model.norm replaces, or a norm without moments"
+        )
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for name, policy in choose("model.norm", norm, list(layers)).items() if layers else ():
+        model.set_submodule(name, _converted(layers[name], POLICIES[policy], eps, momentum))
+
+
+def _converted(
+    layer: nn.BatchNorm2d,
+    policy: Callable[[int, float, float], PassAware],
+    eps: float,
+    momentum: float,
+) -> PassAware:
+    new = policy(layer.num_features, eps, momentum)
+    if layer.affine and isinstance(new, _Norm2d):
+        new.weight, new.bias = layer.weight, layer.bias
+    if layer.track_running_stats and isinstance(new, RunningNorm2d):
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        new.mean, new.var = layer.running_mean, layer.running_var
+    return new

@@ -1,7 +1,8 @@
 """Checkpoints: folders that a person can read, whole or absent, the last and the best kept.
 
-``checkpoint_00000500/`` holds the state before outer step 500: ``params.pt`` (the meta-parameters,
-all that evaluation needs), ``optimizer.pt`` (what else training needs), and ``checkpoint.json``.
+``checkpoint_00000500/`` holds the state before outer step 500: ``params.pt`` (meta-parameters and
+running moments, all that evaluation needs), ``optimizer.pt`` (what else training needs), and
+``checkpoint.json``.
 """
 
 from __future__ import annotations

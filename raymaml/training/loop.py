@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from raymaml.config.schema import Config
+from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import CheckpointStore
 from raymaml.training.data import TrainingData
 from raymaml.training.metrics import MetricsWriter
 from raymaml.training.outer import update
-from raymaml.training.reduction import flatten, mean_in_order, share_sizes, unflatten
+from raymaml.training.reduction import flatten, mean_in_order, share, share_sizes, unflatten
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, build_state
 from raymaml.training.validation import validate
@@ -70,25 +71,30 @@ def meta_step(
     state: TrainState, episodes: EpisodeBatch, config: Config, session: Session
 ) -> tuple[StepMetrics, bool]:
     """Take one outer step; also tell whether any worker was asked to stop."""
-    outer = config.outer
+    outer, learner = config.outer, state.learner
     stop = float(session.stop_requested())
-    num_params = sum(parameter.numel() for parameter in state.params.values())
-    rows = [torch.empty(0, num_params + 3, device=session.device)]  # a share may be empty
-    for episode in episodes:
-        result = state.learner.episode_gradient(episode)
+    like = state.params | learner.running_moments
+    width = sum(value.numel() for value in like.values()) + 3
+    rows = [torch.empty(0, width, device=session.device)]  # a share may be empty
+    mine = share(outer.meta_batch_size, session.rank, session.world_size)
+    for number, episode in zip(mine, episodes, strict=True):
+        torch.manual_seed(fold_in(config.seed, "episode", state.step, number))  # for dropout
+        result = learner.episode_gradient(episode)
         accuracy = (result.logits.argmax(-1) == episode.query_y).float().mean()
         extra = torch.stack([result.loss, accuracy, result.loss.new_tensor(stop)])
-        rows.append(torch.cat([flatten(result.grads), extra])[None])  # [1, P+3]
+        outcome = result.grads | result.buffers
+        rows.append(torch.cat([flatten({name: outcome[name] for name in like}), extra])[None])
 
     sizes = share_sizes(outer.meta_batch_size, session.world_size)
     gathered = session.gather(torch.cat(rows), sizes)  # [E, P+3], in episode order
     _require_finite(gathered, state.step, outer.meta_batch_size)
     mean = mean_in_order(gathered)
-    grads = unflatten(mean[:-3], state.params)
+    grads = unflatten(mean[:-3], like)
+    grad_norm = flatten({name: grads[name] for name in state.params}).norm().item()
     update(state.optimizer, outer, state.params, grads, state.step)
+    learner.absorb([unflatten(row[:-3], like) for row in gathered])
     loss, accuracy_, stops = mean[-3:].tolist()
-    metrics = StepMetrics(loss=loss, accuracy=accuracy_, grad_norm=mean[:-3].norm().item())
-    return metrics, stops > 0
+    return StepMetrics(loss=loss, accuracy=accuracy_, grad_norm=grad_norm), stops > 0
 
 
 def judge_and_save(

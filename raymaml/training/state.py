@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
@@ -46,9 +47,9 @@ class TrainState:
         return self.learner.params
 
     def digest(self) -> int:
-        """Return 63 bits that differ when any bit of the meta-parameters differs."""
+        """Return 63 bits that differ when any bit of the weights or running moments differs."""
         sha = hashlib.sha256()
-        for value in self.params.values():
+        for value in (self.params | self.learner.moments).values():
             sha.update(value.detach().cpu().contiguous().numpy().tobytes())
         return int.from_bytes(sha.digest()[:8], "big") >> 1
 
@@ -60,7 +61,8 @@ class TrainState:
 
     def tensors(self) -> dict[str, dict[str, Any]]:
         """Return the tensors to keep, by file: parameters alone are enough to evaluate."""
-        params = {name: value.detach().cpu() for name, value in self.params.items()}
+        lasting = self.params | self.learner.moments
+        params = {name: value.detach().cpu() for name, value in lasting.items()}
         return {"params.pt": params, "optimizer.pt": self.optimizer.state_dict()}
 
     def load(self, tensors: dict[str, dict[str, Any]]) -> None:
@@ -70,9 +72,19 @@ class TrainState:
 
 
 def build_learner(
-    config: Config, image_shape: tuple[int, int, int], num_ways: int, device: torch.device
+    config: Config,
+    image_shape: tuple[int, int, int],
+    num_ways: int,
+    device: torch.device,
+    test_inner: InnerConfig | None = None,
 ) -> MetaLearner:
-    """Return the meta-learner with its initial weights, a function of ``config.seed``."""
+    """Return the meta-learner with its initial weights, a function of ``config.seed``.
+
+    ``test_inner`` is the inner loop of evaluation, ``config.test_inner`` if None.
+
+    Raises:
+        UserError: the model cannot be built, or name patterns do not fit it.
+    """
     model = build_model(
         config.model,
         image_shape=image_shape,
@@ -80,7 +92,11 @@ def build_learner(
         seed=fold_in(config.seed, "init"),
     )
     return MetaLearner(
-        model.to(device), config.inner, head=config.model.head, test_inner=config.test_inner
+        model.to(device),
+        config.inner,
+        head=config.model.head,
+        test_inner=config.test_inner if test_inner is None else test_inner,
+        channels_last=device.type == "cpu",
     )
 
 
@@ -94,6 +110,6 @@ def build_state(
 
 @torch.no_grad()
 def load_params(learner: MetaLearner, params: Params) -> None:
-    """Copy ``params`` into the learner's meta-parameters; names and shapes must agree."""
-    for name, parameter in learner.params.items():
-        parameter.copy_(params[name])
+    """Copy into the learner's meta-parameters and moments; names and shapes must agree."""
+    for name, value in (learner.params | learner.moments).items():
+        value.copy_(params[name])

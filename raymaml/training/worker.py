@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from raymaml.config.schema import Config
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data
@@ -16,7 +18,7 @@ from raymaml.training.metrics import NoMetrics, RunMetrics
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import begin, claim, is_done, sole_writer
 from raymaml.training.session import LocalSession, Session, local_device
-from raymaml.training.state import TrainState
+from raymaml.training.state import TrainState, build_learner
 
 Echo = Callable[[str], None]
 
@@ -29,12 +31,25 @@ def train_locally(config: Config, echo: Echo) -> bool:
     """
     device = local_device(config.cluster)
     data = open_training_data(config, device)
+    table = adaptation_table(config, data)
     with claim(config, data) as folder:
         if not is_done(folder, config):
+            echo(table)
             session = LocalSession(data, device)
             with on_interrupt(session.stop.set):
                 train_worker(config, folder, data, session, echo)
         return conclude(config, folder, echo)
+
+
+def adaptation_table(config: Config, data: TrainingData) -> str:
+    """Return what adapts in the inner loop, a line a module, and how many parameters it has.
+
+    Raises:
+        UserError: the model cannot be built, or the name patterns do not fit it.
+    """
+    ways = config.episodes.train.num_ways
+    learner = build_learner(config, data.image_shape, ways, torch.device("cpu"))
+    return f"{config.run_folder}: the inner loop adapts\n{learner.adaptation_table()}"
 
 
 def train_worker(

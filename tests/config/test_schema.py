@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from raymaml.config.schema import (
-    Config,
-    EpisodesConfig,
-    InnerConfig,
-    InnerOverride,
-    learning_fingerprint,
-)
+from raymaml.config.model import InnerConfig, InnerOverride
+from raymaml.config.schema import Config, EpisodesConfig, learning_fingerprint
 
 
 def tree() -> dict[str, Any]:
@@ -86,7 +81,14 @@ def test_images_per_class_are_shots_and_queries() -> None:
         ("inner", {"lr": float("inf")}),
         ("cluster", {"num_workers": 0}),
         ("cluster", {"num_workers": "all"}),
-        ("model", {"norm": "running"}),
+        ("model", {"norm": "batch"}),
+        ("model", {"norm": {}}),
+        ("model", {"norm": {"*": "batch"}}),
+        ("model", {"encoder": "resnet13"}),
+        ("model", {"encoder_args": {"a": 1}}),
+        ("model", {"encoder": "my.module:Encoder", "width": 8}),
+        ("model", {"width": [1, 2, 3, 4]}),
+        ("model", {"encoder": "resnet12", "width": [1, 2]}),
         ("model", {"unknown": 1}),
         ("data", {"image_size": 7}),
     ],

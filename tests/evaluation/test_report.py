@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.evaluation.plots import bar_edges, round_ticks, spread_labels
 from raymaml.evaluation.records import EpisodeRecord, read_records, write_chunk
@@ -20,7 +21,7 @@ from raymaml.evaluation.report import ArmResult, plain, protocol_line, write_rep
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 SPEC = EpisodesConfig(num_episodes=4)
-PROTOCOL = protocol_line(SPEC, "transductive", 1, "zero")
+PROTOCOL = protocol_line(SPEC, ModelConfig(head="zero"), 1)
 CURVE: list[dict[str, Any]] = [
     {"step": 0, "val_accuracy": 0.2, "val_ci95": 0.01},
     {"step": 500, "val_accuracy": 0.8},
@@ -76,28 +77,33 @@ def tables(page: str) -> list[list[list[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("spec", "norm", "num_steps", "head", "expected"),
+    ("spec", "model", "num_steps", "expected"),
     [
         (
             EpisodesConfig(num_episodes=1),
-            "transductive",
+            ModelConfig(head="zero"),
             1,
-            "zero",
             "5-way 1-shot 15-query | transductive | 1 step | head zero | single model",
         ),
         (
             EpisodesConfig(num_ways=20, num_shots=5, num_queries=1, num_episodes=1),
-            "context",
+            ModelConfig(norm="context"),
             10,
-            "learned",
             "20-way 5-shot 1-query | inductive (context) | 10 steps | head learned | single model",
+        ),
+        (
+            EpisodesConfig(num_episodes=1),
+            ModelConfig(norm={"encoder.conv1": "transductive", "*": "layer"}, head="shared"),
+            0,
+            "5-way 1-shot 15-query | transductive (encoder.conv1: transductive, *: layer) | 0 steps"
+            " | head shared | single model",
         ),
     ],
 )
 def test_protocol_line(
-    spec: EpisodesConfig, norm: str, num_steps: int, head: str, expected: str
+    spec: EpisodesConfig, model: ModelConfig, num_steps: int, expected: str
 ) -> None:
-    assert protocol_line(spec, norm, num_steps, head) == expected
+    assert protocol_line(spec, model, num_steps) == expected
 
 
 def test_summary_holds_the_numbers(tmp_path: Path) -> None:
@@ -165,7 +171,7 @@ def test_page_says_what_was_judged_and_how(tmp_path: Path) -> None:
 
 
 def test_the_transductive_note_is_only_for_transductive_norms(tmp_path: Path) -> None:
-    protocol = protocol_line(SPEC, "context", 1, "zero")
+    protocol = protocol_line(SPEC, ModelConfig(norm="context"), 1)
     _, page = report(tmp_path, two_arms(tmp_path), protocol=protocol)
     assert "not an interval for new classes" in page
     assert "number of queries" not in page

@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from raymaml.config.schema import InnerConfig, ModelConfig
+from raymaml.config.model import InnerConfig, ModelConfig
 from raymaml.meta import rules
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model

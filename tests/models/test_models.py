@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raymaml.config.schema import ModelConfig
+from raymaml.config.model import ModelConfig
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier
 from raymaml.models.norm import TransductiveNorm2d

@@ -1,0 +1,150 @@
+"""The sections `model` and `inner`: what learns, and how it adapts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from raymaml.config.section import Count, PositiveInt, PositiveRate, Rate, Section
+
+NormPolicy = Literal[
+    "transductive",
+    "running",
+    "episodic",
+    "episodic_biased",
+    "context",
+    "tasknorm_i",
+    "tasknorm_l",
+    "tasknorm_reference",
+    "instance",
+    "layer",
+    "none",
+]
+NormByPattern = Annotated[dict[str, NormPolicy], Field(min_length=1)]
+FourWidths = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+ENCODERS = {"convnet4": 4, "resnet12": 4, "resnet18": 0, "resnet10": 0}
+"""The encoders of raymaml, and how often each needs to halve an image by pooling."""
+
+
+class ModelConfig(Section):
+    """Encoder, norm and head."""
+
+    encoder: str = "convnet4"
+    """convnet4; resnet12; resnet18; resnet10 (one block a stage); or an nn.Module of your own as
+    package.module:Name, which turns [B, C, H, W] into [B, features]."""
+    encoder_args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of an encoder of your own."""
+    width: Annotated[
+        Annotated[PositiveInt | None, Tag("one width")] | Annotated[FourWidths, Tag("widths")],
+        Discriminator(lambda value: "widths" if isinstance(value, list | tuple) else "one width"),
+    ] = None
+    """Channels: of every convnet4 block (paper: 64 for Omniglot, 32 for mini-ImageNet), or of the
+    four stages of a resnet, where one number w is (w, 2w, 4w, 8w). null: 32, and 64 for resnets."""
+    norm: Annotated[
+        Annotated[NormPolicy, Tag("policy")] | Annotated[NormByPattern, Tag("by pattern")],
+        Discriminator(lambda value: "by pattern" if isinstance(value, dict) else "policy"),
+    ] = "transductive"
+    """Whose moments the query pass uses (the table in the README); or policies by name pattern,
+    the first that matches a layer counts: {"encoder.conv[13]": episodic, "*": running}."""
+    norm_momentum: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Weight of the newest batch in accumulated moments."""
+    norm_eps: PositiveRate = 1e-5
+    """Added to the variance."""
+    head: Literal["learned", "zero", "shared"] = "learned"
+    """Where the linear head starts in each episode: at meta-learned weights, at zero, or at one
+    meta-learned row repeated for every way."""
+    temperature: PositiveRate = 1.0
+    """What the logits are multiplied by."""
+    learn_temperature: bool = False
+    """Meta-learn the temperature, from this value on; it is not adapted."""
+
+    @property
+    def norm_by_pattern(self) -> dict[str, NormPolicy]:
+        """``norm`` as policies by name pattern."""
+        return self.norm if isinstance(self.norm, dict) else {"*": self.norm}
+
+    @property
+    def norm_text(self) -> str:
+        """``norm`` as results print it."""
+        if isinstance(self.norm, str):
+            return self.norm
+        return ", ".join(f"{pattern}: {policy}" for pattern, policy in self.norm.items())
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether predictions depend on the other queries."""
+        return "transductive" in self.norm_by_pattern.values()
+
+    @property
+    def stage_widths(self) -> tuple[int, int, int, int]:
+        """Channels of the four blocks or stages."""
+        if isinstance(self.width, tuple):
+            return self.width
+        if self.encoder == "convnet4":
+            width = 32 if self.width is None else self.width
+            return width, width, width, width
+        width = 64 if self.width is None else self.width
+        return width, 2 * width, 4 * width, 8 * width
+
+    @model_validator(mode="after")
+    def _encoder_is_known(self) -> ModelConfig:
+        own = self.encoder not in ENCODERS
+        if own and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.encoder):
+            close = difflib.get_close_matches(self.encoder, ENCODERS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"model.encoder is {self.encoder!r}; it must be one of {', '.join(ENCODERS)}, or"
+                f" package.module:Name{hint}"
+            )
+        if self.encoder_args and not own:
+            raise ValueError("model.encoder_args are of an encoder of your own; leave them out")
+        if own and self.width is not None:
+            raise ValueError("model.width is not of an encoder of your own; use model.encoder_args")
+        if self.encoder == "convnet4" and isinstance(self.width, tuple):
+            raise ValueError("model.width: convnet4 has blocks of one width; give one number")
+        return self
+
+
+class InnerConfig(Section):
+    """Adaptation to one episode (Finn et al. 2017, algorithm 1, lines 5 and 6)."""
+
+    num_steps: Count = 5
+    """Inner steps (T); 0 judges the meta-parameters as they are."""
+    lr: Rate = 0.01
+    """Rate of the encoder on the mean cross-entropy of the support set."""
+    head_lr: Rate | None = None
+    """Rate of the head; null is the encoder's."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of the inner steps; each episode starts at rest."""
+    weight_decay: Rate = 0.0
+    """Added to the gradient, times the weight (L2)."""
+    frozen: tuple[str, ...] = ()
+    """Name patterns of what is not adapted, but meta-learned all the same: encoder.conv1, *.norm,
+    head, encoder.layer[12]."""
+    gradient: Literal["unrolled", "checkpointed", "first_order"] = "unrolled"
+    """unrolled: exact second-order meta-gradient by the plain graph; checkpointed: the same with
+    the memory of one inner step, each being computed again; first_order: FOMAML."""
+
+
+class InnerOverride(Section):
+    """What evaluation changes of `inner`; null keeps the value used in training."""
+
+    num_steps: Count | None = None
+    """Inner steps at validation and test."""
+    lr: Rate | None = None
+    """Encoder rate at validation and test."""
+    head_lr: Rate | None = None
+    """Head rate at validation and test."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum at validation and test."""
+    weight_decay: Rate | None = None
+    """Weight decay at validation and test."""
+    frozen: tuple[str, ...] | None = None
+    """What is not adapted at validation and test."""
+
+    def apply(self, inner: InnerConfig) -> InnerConfig:
+        """Return ``inner`` with what is set here changed."""
+        return inner.model_copy(update=self.model_dump(exclude_none=True))

@@ -1,0 +1,46 @@
+"""Where an episode starts, and the way back from there to the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Literal
+
+from torch import Tensor, nn
+
+from raymaml.config.model import InnerConfig
+from raymaml.meta.inner_loop import Fast
+from raymaml.meta.rules import HEAD
+from raymaml.types import Episode, Params
+
+Head = Literal["learned", "zero", "shared"]
+"""``model.head``: where the head starts in each episode."""
+
+
+def begin(
+    model: nn.Module, head: Head, episode: Episode, frozen: Set[str], inner: InnerConfig
+) -> tuple[Params, Fast]:
+    """Return the parameters that stay, and those that adapt, at rest."""
+    params = {
+        name: _head_start(head, value, episode) if name.startswith(HEAD) else value
+        for name, value in model.named_parameters()
+    }
+    # cloned: a layer of somebody else's may change its buffers in place
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    adapting = {name: value for name, value in params.items() if name not in frozen}
+    fixed = {name: value.detach() for name, value in params.items() if name in frozen}
+    return fixed, Fast.at(adapting, buffers, inner)
+
+
+def _head_start(head: Head, value: Tensor, episode: Episode) -> Tensor:
+    """Where a parameter of the head, [rows, ...], starts in the episode."""
+    if head == "learned":
+        return value
+    shape = (int(episode.support_y.max()) + 1, *value.shape[1:])  # N rows
+    return value.new_zeros(shape) if head == "zero" else value.expand(shape)
+
+
+def of_parameter(head: Head, name: str, grad: Tensor) -> Tensor:
+    """Take the gradient in where an episode starts to that in the parameter ``name``."""
+    if head == "shared" and name.startswith(HEAD):
+        return grad.sum(0, keepdim=True)
+    return grad

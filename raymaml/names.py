@@ -1,0 +1,60 @@
+"""Name patterns: how the configuration points at layers and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from raymaml.types import UserError
+
+T = TypeVar("T")
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Tell whether ``pattern`` is the whole dotted ``name``, or that of a module around it.
+
+    Patterns are anchored at both ends: ``encoder.conv1`` matches ``encoder.conv1.norm.bias`` but
+    not ``encoder.conv10.weight``. ``*`` stands for any text, dots included, ``?`` for one letter,
+    ``[12]`` for one of these.
+    """
+    parts = name.split(".")
+    around = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return any(fnmatchcase(prefix, pattern) for prefix in around)
+
+
+def require_matches(key: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Check that each pattern of the option ``key`` matches at least one of ``names``.
+
+    Raises:
+        UserError: naming every pattern that matches nothing.
+    """
+    idle = [p for p in patterns if not any(matches(p, name) for name in names)]
+    if idle:
+        modules = sorted({name.rpartition(".")[0] or name for name in names})
+        raise UserError(
+            *(
+                f"{key}: {pattern!r} matches nothing in the model; it has {', '.join(modules)}"
+                for pattern in idle
+            )
+        )
+
+
+def choose(key: str, choices: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
+    """Give each of ``names`` the choice of the first pattern that matches it.
+
+    Raises:
+        UserError: a pattern matches nothing, or a name is matched by none.
+    """
+    require_matches(key, choices, names)
+    chosen = {
+        name: choice
+        for name in names
+        for choice in [c for pattern, c in choices.items() if matches(pattern, name)][:1]
+    }
+    if missing := [name for name in names if name not in chosen]:
+        raise UserError(
+            f"{key}: {', '.join(missing)} match none of the patterns {', '.join(choices)};"
+            ' add "*" as the last one'
+        )
+    return chosen

@@ -1,0 +1,26 @@
+"""The passes of an episode through a model, and the layers that tell them apart."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+Pass = Literal["support", "context", "query"]
+"""What a forward pass of an episode is for: ``support`` to adapt on the support set; ``context``
+to look at the support set once more, with the adapted weights; ``query`` to be judged."""
+
+
+class PassAware(nn.Module):
+    """A layer that tells the passes of an episode apart; whoever runs a pass says which it is.
+
+    ``training`` keeps PyTorch's meaning: meta-training, or evaluation.
+    """
+
+    current_pass: Pass = "support"
+    accumulates: bool = False
+    """The layer's buffers change in the support passes and are read in the query pass."""
+    reads_context: bool = False
+    """The query pass reads what a context pass has written into the layer's buffers."""
+    outlives_episodes: bool = False
+    """The moments go on from one meta-batch to the next; otherwise each episode starts anew."""
