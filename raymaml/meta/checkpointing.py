@@ -33,7 +33,7 @@ def checkpointed(
     total = {name: grads[name] for name in frozen}
     adjoint = [grads[name] for name in names]
     adjoint += [torch.zeros_like(value) for value in fast.velocity.values()]
-    for state, generator in reversed(before):
+    for state, generator in reversed(before if names else []):
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(generator)
             after = step(losses.support, state, inner, create_graph=True)

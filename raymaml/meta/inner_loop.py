@@ -68,6 +68,8 @@ def unroll(
 def step(support_loss: SupportLoss, fast: Fast, inner: InnerConfig, *, create_graph: bool) -> Fast:
     """Take one inner step."""
     loss, buffers = support_loss(fast.params, fast.buffers)
+    if not fast.params:  # all is frozen, and autograd refuses to have nothing to do
+        return Fast(params={}, velocity={}, buffers=buffers)
     names = list(fast.params)
     grads = torch.autograd.grad(
         loss, list(fast.params.values()), create_graph=create_graph, allow_unused=True

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_meta import QUERIES, SIZE, WAYS, episodes, flat, relative_error
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -15,9 +16,7 @@ from raymaml.config.model import InnerConfig, ModelConfig
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.training.state import load_params
-from raymaml.types import Episode, EpisodeBatch, Params
-
-WAYS, SHOTS, QUERIES, SIZE = 3, 2, 3, 16
+from raymaml.types import Episode, Params
 
 
 class Mlp(nn.Module):
@@ -31,25 +30,6 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.head(torch.tanh(self.hidden(x.flatten(1))))
         return scores
-
-
-def episodes(count: int = 1, size: int = SIZE, ways: int = WAYS, seed: int = 0) -> EpisodeBatch:
-    """Random images, float64."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def images(per_class: int) -> Tensor:
-        shape = (count, ways * per_class, 1, size, size)
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def labels(per_class: int) -> Tensor:
-        return torch.arange(ways).repeat_interleave(per_class).expand(count, -1)
-
-    return EpisodeBatch(
-        support_x=images(SHOTS),
-        support_y=labels(SHOTS),
-        query_x=images(QUERIES),
-        query_y=labels(QUERIES),
-    )
 
 
 def convnet(ways: int = WAYS, width: int = 2) -> nn.Module:
@@ -100,14 +80,6 @@ def theta(model: nn.Module) -> Params:
 
 def adapted_loss(model: nn.Module, params: Params, episode: Episode, inner: InnerConfig) -> float:
     return query_loss(model, adapted(model, params, episode, inner), episode).item()
-
-
-def flat(grads: Params) -> Tensor:
-    return torch.cat([grad.flatten() for grad in grads.values()])
-
-
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()
 
 
 @pytest.mark.parametrize("head_lr", [None, 0.05, 0.0])

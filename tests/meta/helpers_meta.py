@@ -1,0 +1,56 @@
+"""Small learners and random episodes, float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raymaml.config.model import InnerConfig, ModelConfig
+from raymaml.meta.learner import MetaLearner
+from raymaml.models import build_model
+from raymaml.types import EpisodeBatch, Params
+
+WAYS, SHOTS, QUERIES, SIZE = 3, 2, 3, 16
+
+
+def episodes(count: int = 1, size: int = SIZE, ways: int = WAYS, seed: int = 0) -> EpisodeBatch:
+    """Random images, float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def images(per_class: int) -> Tensor:
+        shape = (count, ways * per_class, 1, size, size)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def labels(per_class: int) -> Tensor:
+        return torch.arange(ways).repeat_interleave(per_class).expand(count, -1)
+
+    return EpisodeBatch(
+        support_x=images(SHOTS),
+        support_y=labels(SHOTS),
+        query_x=images(QUERIES),
+        query_y=labels(QUERIES),
+    )
+
+
+def build(encoder: str, norm: str, head: str, size: int = SIZE, **inner: Any) -> MetaLearner:
+    """A learner of width 2 whose head and mixtures are away from where they start."""
+    config = ModelConfig(encoder=encoder, width=2, norm=norm, head=head, learn_temperature=True)
+    model = build_model(config, image_shape=(1, size, size), num_ways=WAYS, seed=1).double()
+    with torch.no_grad():
+        model.head.weight.mul_(50)  # at its start the head is so small that all gradients are
+        for name, value in model.named_parameters():
+            if name.endswith("alpha_offset"):
+                value.fill_(0.3)
+            elif name.endswith("norm.bias"):  # a norm of one pixel gives its bias: not the kink, 0
+                value.copy_(torch.linspace(-0.4, 0.5, len(value)))
+    return MetaLearner(model, InnerConfig(**{"num_steps": 2, "lr": 0.1, **inner}), head=head)
+
+
+def flat(grads: Params) -> Tensor:
+    return torch.cat([grad.flatten() for grad in grads.values()])
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).norm() / wanted.norm()).item()

@@ -1,0 +1,193 @@
+"""Contracts 1 and 8 over encoders, norms, heads, update rules and freezing (float64)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+from helpers_meta import WAYS, build, episodes, flat, relative_error
+from torch import Tensor
+
+from raymaml.config.model import ENCODERS
+from raymaml.meta.inner_loop import unroll
+from raymaml.meta.learner import MetaLearner
+from raymaml.meta.passes import Passes
+from raymaml.meta.start import begin
+from raymaml.models.norm import POLICIES
+from raymaml.types import Buffers, Episode
+
+RULES = [
+    {},
+    {"momentum": 0.9},
+    {"weight_decay": 0.05},
+    {"momentum": 0.5, "weight_decay": 0.01, "head_lr": 0.2},
+]
+FROZEN = [(), ("*.norm",), ("encoder.*1", "head.bias"), ("encoder",)]
+HEADS = ["learned", "zero", "shared"]
+# every encoder with every norm; heads (3), rules (4) and freezing (4, a turn behind) go round
+PRODUCT = [
+    (encoder, norm, head, rule, FROZEN[(number + number // 4) % 4])
+    for number, (encoder, norm, head, rule) in enumerate(
+        (encoder, norm, head, rule)
+        for (encoder, norm), head, rule in zip(
+            [(e, n) for e in ENCODERS for n in POLICIES], cycle(HEADS), cycle(RULES), strict=False
+        )
+    )
+]
+
+
+def loss_at(learner: MetaLearner, episode: Episode, moments: Buffers | None) -> tuple[Tensor, Any]:
+    """Adapt without a graph, judge with given accumulated moments or with those of the way."""
+    learner.model.train()
+    passes = Passes(learner.model)
+    frozen, start = begin(learner.model, learner.head, episode, learner._frozen, learner.inner)
+    losses = passes.losses(episode).with_frozen(frozen)
+    *_, fast = unroll(losses.support, start, learner.inner, create_graph=False)
+    buffers = fast.buffers if moments is None else moments
+    with torch.no_grad():
+        return losses.query(fast.params, buffers)[0], fast.buffers
+
+
+def slope_along(learner: MetaLearner, episode: Episode, direction: Tensor, step: float) -> float:
+    """Central difference of the query loss; accumulated moments are constants of the gradient."""
+    _, moments = loss_at(learner, episode, None)
+    values = list(learner.params.values())
+    before = [value.detach().clone() for value in values]
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for value, piece in zip(
+                values, direction.split([v.numel() for v in values]), strict=True
+            ):
+                value.add_(piece.view_as(value), alpha=sign * step)
+        ends.append(loss_at(learner, episode, moments)[0].item())
+        with torch.no_grad():
+            for value, old in zip(values, before, strict=True):
+                value.copy_(old)
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+@pytest.mark.parametrize(("encoder", "norm", "head", "rule", "frozen"), PRODUCT)
+def test_unrolled_checkpointed_and_central_differences_agree(
+    encoder: str, norm: str, head: str, rule: dict[str, float], frozen: tuple[str, ...]
+) -> None:
+    if norm == "none":
+        frozen = tuple(pattern for pattern in frozen if pattern != "*.norm")
+    episode = episodes()[0]
+    learner = build(encoder, norm, head, frozen=frozen, **rule)
+    again = build(encoder, norm, head, frozen=frozen, gradient="checkpointed", **rule)
+    exact = learner.episode_gradient(episode)
+    result = again.episode_gradient(episode)
+    assert relative_error(flat(result.grads), flat(exact.grads)) < 1e-10
+    torch.testing.assert_close(result.logits, exact.logits, rtol=1e-11, atol=1e-11)
+    for name, value in exact.buffers.items():  # no second update of statistics
+        torch.testing.assert_close(result.buffers[name], value, rtol=1e-11, atol=1e-11)
+
+    grads = flat({name: exact.grads[name] for name in learner.params})
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(grads.shape, generator=generator, dtype=torch.float64)
+    wanted = (grads @ direction).item()
+    # small, so that no maximum or sign changes its place; the best of four lengths
+    errors = [
+        abs(slope_along(learner, episode, direction, step) - wanted)
+        for step in (1e-9, 1e-8, 1e-7, 1e-6)
+    ]
+    assert min(errors) < 1e-6 * (grads.norm() * direction.norm()).item()
+
+
+def test_all_parts_of_the_product_occur() -> None:
+    assert len(PRODUCT) == len(ENCODERS) * len(POLICIES) == 44
+    for place, parts in ((2, HEADS), (3, RULES), (4, FROZEN)):
+        assert all(any(case[place] == part for case in PRODUCT) for part in parts)
+
+
+@pytest.mark.parametrize("norm", [name for name in POLICIES if name != "transductive"])
+def test_inductive_means_one_query_at_a_time_as_all_at_once(norm: str) -> None:
+    learner, episode = build("convnet4", norm, "learned"), episodes()[0]
+    for steps in (0, 2):
+        learner = build("convnet4", norm, "learned", num_steps=steps)
+        together = learner.logits_by_step(episode)  # [T+1, N*Q, N]
+        for place in range(len(episode.query_y)):
+            one = replace(
+                episode,
+                query_x=episode.query_x[place : place + 1],
+                query_y=episode.query_y[place : place + 1],
+            )
+            alone = learner.logits_by_step(one)
+            assert torch.isfinite(alone).all()
+            assert (alone[:, 0] - together[:, place]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("norm", POLICIES)
+@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "first_order"])
+def test_no_statistics_leak_from_one_episode_to_the_next(norm: str, gradient: str) -> None:
+    batch = episodes(2)
+    learner = build("convnet4", norm, "zero", gradient=gradient)
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    alone = learner.episode_gradient(batch[1])
+    predicted = learner.predict(batch)
+    learner.episode_gradient(batch[0])
+    learner.meta_gradient(batch)
+    again = learner.episode_gradient(batch[1])
+    assert torch.equal(flat(alone.grads), flat(again.grads))
+    assert torch.equal(predicted, learner.predict(batch))
+    assert all(torch.equal(v, before[n]) for n, v in learner.model.state_dict().items())
+
+
+def test_running_moments_go_on_as_if_episodes_came_one_after_the_other() -> None:
+    batch, one, other = episodes(3), build("resnet10", "running", "zero"), None
+    other = build("resnet10", "running", "zero")
+    one.meta_gradient(batch, update_moments=True)  # each from what the one before has left
+    other.absorb([other.episode_gradient(episode).buffers for episode in batch])  # all from theta's
+    assert len(one.running_moments) == 3 * 12  # stem, 8 convolutions, 3 shortcuts
+    for name, value in one.running_moments.items():
+        torch.testing.assert_close(value, other.running_moments[name], rtol=1e-12, atol=1e-12)
+    assert not torch.equal(one.moments["encoder.stem.norm.mean"], torch.zeros(2).double())
+
+
+def test_a_shared_head_does_not_know_the_order_of_the_ways() -> None:
+    learner, episode = build("convnet4", "context", "shared"), episodes()[0]
+    turned = replace(
+        episode, support_y=(episode.support_y + 1) % WAYS, query_y=(episode.query_y + 1) % WAYS
+    )
+    logits, again = learner.logits_by_step(episode), learner.logits_by_step(turned)
+    torch.testing.assert_close(again, logits.roll(1, dims=2), rtol=0, atol=1e-12)
+    assert logits[-1].std() > 1e-3
+    one, two = learner.episode_gradient(episode), learner.episode_gradient(turned)
+    assert relative_error(flat(one.grads), flat(two.grads)) < 1e-10
+    assert one.grads["head.weight"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("head", ["zero", "shared"])
+def test_zero_and_shared_heads_judge_another_number_of_ways(head: str) -> None:
+    learner = build("convnet4", "layer", head)
+    assert learner.predict(episodes(2, ways=5)).shape == (2, 15, 5)
+
+
+def test_momentum_and_decay_are_those_of_torch_sgd() -> None:
+    inner = {"momentum": 0.9, "weight_decay": 0.1, "num_steps": 4, "lr": 0.05}
+    learner, episode = build("convnet4", "layer", "learned", **inner), episodes()[0]
+    *_, fast = learner.adapt(episode)
+    model = build("convnet4", "layer", "learned").model
+    moving = [p for n, p in model.named_parameters() if n != "temperature"]
+    optimizer = torch.optim.SGD(moving, lr=0.05, momentum=0.9, weight_decay=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(episode.support_x), episode.support_y).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(fast.params[name], parameter.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_temperature_scales_the_logits_and_is_learned_but_not_adapted() -> None:
+    learner, episode = build("convnet4", "layer", "learned"), episodes()[0]
+    cold = learner.logits_by_step(episode)[0]
+    with torch.no_grad():
+        learner.model.temperature.fill_(3)
+    torch.testing.assert_close(learner.logits_by_step(episode)[0], 3 * cold)
+    *_, fast = learner.adapt(episode)
+    assert fast.params["temperature"].item() == 3
+    assert learner.episode_gradient(episode).grads["temperature"].item() != 0
