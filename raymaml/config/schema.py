@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
+from raymaml.config.outer import OuterConfig
 from raymaml.config.section import Count, PositiveInt, PositiveRate, Section
 
 Split = Literal["train", "val", "test"]
@@ -118,40 +119,6 @@ class AllEpisodes(Section):
             "test": self.test,
         }
         return sections[split]
-
-
-class OuterConfig(Section):
-    """Learning of the meta-parameters (algorithm 1, line 8) and its rhythm, in outer steps."""
-
-    num_steps: PositiveInt
-    """Outer steps of the whole run."""
-    meta_batch_size: PositiveInt = 4
-    """Episodes in one outer step, over all workers."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Update rule."""
-    lr: PositiveRate = 1e-3
-    """Learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum of sgd."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """cosine: the rate falls to 0 along a half cosine over the run."""
-    clip_value: PositiveRate | None = None
-    """Clip each entry of the meta-gradient to this absolute value; null does not clip."""
-    log_every: PositiveInt = 50
-    """Write metrics and a progress line."""
-    validate_every: PositiveInt = 500
-    """Judge the validation episodes and write a checkpoint."""
-    checkpoint_every: PositiveInt | None = None
-    """Write further checkpoints between validations; null writes none."""
-
-    @model_validator(mode="after")
-    def _momentum_is_of_sgd(self) -> OuterConfig:
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(
-                f"outer.momentum is {self.momentum} but outer.optimizer is {self.optimizer}:"
-                " momentum belongs to sgd"
-            )
-        return self
 
 
 class EvaluationConfig(Section):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
 
-from raymaml.config.schema import OuterConfig
+from raymaml.config.outer import OuterConfig
 from raymaml.data.files import write_text
 from raymaml.training.state import Validation
 

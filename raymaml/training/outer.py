@@ -6,33 +6,49 @@ import math
 
 import torch
 
-from raymaml.config.schema import OuterConfig
+from raymaml.config.outer import OuterConfig
 from raymaml.types import Params
 
 
 def build_optimizer(outer: OuterConfig, params: Params) -> torch.optim.Optimizer:
     """Return the optimizer of the meta-parameters."""
+    values, lr, decay = list(params.values()), outer.lr, outer.weight_decay
     if outer.optimizer == "adam":
-        return torch.optim.Adam(params.values(), lr=outer.lr)
-    return torch.optim.SGD(params.values(), lr=outer.lr, momentum=outer.momentum)
+        return torch.optim.Adam(values, lr=lr, weight_decay=decay)
+    if outer.optimizer == "adamw":
+        return torch.optim.AdamW(values, lr=lr, weight_decay=decay)
+    if outer.optimizer == "rmsprop":
+        return torch.optim.RMSprop(values, lr=lr, weight_decay=decay, momentum=outer.momentum)
+    return torch.optim.SGD(values, lr=lr, weight_decay=decay, momentum=outer.momentum)
 
 
 def learning_rate(outer: OuterConfig, step: int) -> float:
     """Return the rate of outer step ``step``: a function of the step, so that resuming is exact."""
-    if outer.schedule == "constant":
-        return outer.lr
-    return outer.lr * 0.5 * (1 + math.cos(math.pi * step / outer.num_steps))
+    warm = min(1.0, (step + 1) / outer.warmup_steps) if outer.warmup_steps else 1.0
+    return outer.lr * warm * _scheduled(outer, step)
+
+
+def _scheduled(outer: OuterConfig, step: int) -> float:
+    """Return the share of the full rate that the schedule leaves."""
+    if outer.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / outer.num_steps))
+    # without milestones, as for constant, this is 1
+    return outer.gamma ** sum(step >= milestone for milestone in outer.milestones)
 
 
 def update(
     optimizer: torch.optim.Optimizer, outer: OuterConfig, params: Params, grads: Params, step: int
 ) -> None:
-    """Move the meta-parameters down ``grads`` (algorithm 1, line 8), in place."""
+    """Move the meta-parameters down ``grads`` (algorithm 1, line 8), in place.
+
+    Clipped first entry by entry, then as a whole.
+    """
     for name, parameter in params.items():
-        grad = grads[name]
-        parameter.grad = (
-            grad if outer.clip_value is None else grad.clamp(-outer.clip_value, outer.clip_value)
-        )
+        parameter.grad = grads[name]
+    if outer.clip_value is not None:
+        torch.nn.utils.clip_grad_value_(params.values(), outer.clip_value)
+    if outer.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(params.values(), outer.clip_norm)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(outer, step)
     optimizer.step()

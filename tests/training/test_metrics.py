@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raymaml.config.schema import OuterConfig
+from raymaml.config.outer import OuterConfig
 from raymaml.training.metrics import (
     METRICS_FILE,
     NoMetrics,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from raymaml.config.schema import OuterConfig
+from raymaml.config.outer import OuterConfig
 from raymaml.training.outer import build_optimizer, learning_rate, update
 
 
@@ -71,3 +71,77 @@ def test_an_update_uses_the_rate_of_its_step() -> None:
     config = outer(optimizer="sgd", schedule="cosine")
     ((middle, _),) = after(config, [1.0, 0.0], first_step=5)
     assert middle == pytest.approx(1 - 0.25)
+
+
+def test_decay_is_added_to_the_gradient() -> None:
+    # 1 - 0.5 * (2 + 0.1 * 1) = -0.05
+    ((left, _),) = after(outer(optimizer="sgd", weight_decay=0.1), [2.0, 0.0])
+    assert left == pytest.approx(-0.05)
+
+
+def test_adamw_decays_apart_from_the_gradient() -> None:
+    # decay first, 1 - 0.5 * 0.1 * 1 = 0.95; then the first step of Adam, the rate
+    ((left, _),) = after(outer(optimizer="adamw", weight_decay=0.1), [100.0, 1.0])
+    assert left == pytest.approx(0.45, rel=1e-4)
+
+
+def test_rmsprop_divides_by_the_root_of_the_mean_square() -> None:
+    # v = 0.01 * g^2: the first step is 0.5 * g / (0.1 * |g|) = 5; the second, with momentum 0.9,
+    # v = 0.99 * 0.01 + 0.01 = 0.0199: 0.9 * 10 + 1 / 0.141067 = 16.088763 times 0.5
+    first, second = after(outer(optimizer="rmsprop", momentum=0.9), [1.0, -1.0], [1.0, -1.0])
+    assert first == pytest.approx([1 - 5, 1 + 5], rel=1e-5)
+    assert second[0] == pytest.approx(1 - 5 - 8.0443815, rel=1e-5)
+
+
+def test_the_whole_gradient_is_scaled_down_after_its_entries_are_clipped() -> None:
+    # (30, 4) -> entries at most 3 -> (3, 3) -> length 1: 3 / sqrt(18) = 0.707107
+    config = outer(optimizer="sgd", lr=1.0, clip_value=3.0, clip_norm=1.0)
+    ((left, right),) = after(config, [30.0, 4.0])
+    assert (left, right) == pytest.approx((1 - 0.707107, 1 - 0.707107), abs=1e-5)
+    assert after(config, [0.25, 0.5]) == [pytest.approx([0.75, 0.5])]  # short enough as it is
+
+
+def test_the_rate_falls_at_each_milestone() -> None:
+    config = outer(schedule="step", milestones=[3, 5], gamma=0.5)
+    rates = [learning_rate(config, step) for step in range(7)]
+    assert rates == [0.5, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+
+
+@pytest.mark.parametrize(("schedule", "full"), [("constant", 0.5), ("cosine", None)])
+def test_the_rate_rises_in_equal_parts_at_first(schedule: str, full: float | None) -> None:
+    warm, cold = (outer(schedule=schedule, warmup_steps=steps) for steps in (4, 0))
+    for step, part in enumerate([0.25, 0.5, 0.75, 1.0, 1.0]):
+        assert learning_rate(warm, step) == pytest.approx(part * learning_rate(cold, step))
+    assert full is None or learning_rate(warm, 9) == full
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"momentum": 0.9}, "momentum belongs to sgd and rmsprop"),
+        ({"schedule": "step"}, "step needs milestones"),
+        ({"milestones": [3]}, "nothing else has them"),
+        ({"gamma": 0.5}, "gamma belongs to step"),
+        ({"schedule": "step", "milestones": [5, 3]}, "it must ascend"),
+        ({"warmup_steps": 10}, "must be below outer.num_steps, 10"),
+    ],
+)
+def test_options_without_effect_are_refused(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        outer(**keys)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+def test_every_optimizer_goes_on_from_its_state(optimizer: str) -> None:
+    keys = {"momentum": 0.5} if optimizer in {"sgd", "rmsprop"} else {}
+    config = outer(optimizer=optimizer, weight_decay=0.01, schedule="cosine", **keys)
+    gradients = [[1.0, -2.0], [0.5, 3.0], [-1.0, 0.25]]
+    whole = after(config, *gradients)[-1]
+    params = {"w": torch.ones(2, requires_grad=True)}
+    state = build_optimizer(config, params).state_dict()
+    for step, gradient in enumerate(gradients):
+        again = build_optimizer(config, params)
+        again.load_state_dict(state)
+        update(again, config, params, {"w": torch.tensor(gradient)}, step)
+        state = again.state_dict()
+    assert params["w"].tolist() == whole

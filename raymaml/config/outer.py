@@ -1,0 +1,74 @@
+"""The section `outer`: learning of the meta-parameters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from raymaml.config.section import Count, PositiveInt, PositiveRate, Rate, Section
+
+
+class OuterConfig(Section):
+    """Learning of the meta-parameters (algorithm 1, line 8) and its rhythm, in outer steps."""
+
+    num_steps: PositiveInt
+    """Outer steps of the whole run."""
+    meta_batch_size: PositiveInt = 4
+    """Episodes in one outer step, over all workers."""
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    """Update rule."""
+    lr: PositiveRate = 1e-3
+    """Learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of sgd and rmsprop."""
+    weight_decay: Rate = 0.0
+    """Decay of the meta-parameters: added to the gradient (L2); apart from it for adamw."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """cosine: the rate falls to 0 along a half cosine over the run; step: times `gamma` at each of
+    `milestones`."""
+    milestones: tuple[PositiveInt, ...] = ()
+    """Outer steps from which on the rate is smaller, ascending (step)."""
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor of the rate at each milestone (step)."""
+    warmup_steps: Count = 0
+    """The rate rises in equal parts over so many outer steps, whatever the schedule."""
+    clip_value: PositiveRate | None = None
+    """Clip each entry of the meta-gradient to this absolute value; null does not clip."""
+    clip_norm: PositiveRate | None = None
+    """Scale the meta-gradient down to this Euclidean length, after `clip_value`; null does not."""
+    log_every: PositiveInt = 50
+    """Write metrics and a progress line."""
+    validate_every: PositiveInt = 500
+    """Judge the validation episodes and write a checkpoint."""
+    checkpoint_every: PositiveInt | None = None
+    """Write further checkpoints between validations; null writes none."""
+
+    @model_validator(mode="after")
+    def _options_are_of_what_is_chosen(self) -> OuterConfig:
+        problems = []
+        if self.momentum and self.optimizer not in {"sgd", "rmsprop"}:
+            problems.append(
+                f"outer.momentum is {self.momentum} but outer.optimizer is {self.optimizer}:"
+                " momentum belongs to sgd and rmsprop"
+            )
+        if bool(self.milestones) != (self.schedule == "step"):
+            problems.append(
+                f"outer.milestones is {list(self.milestones)} but outer.schedule is"
+                f" {self.schedule}: step needs milestones, and nothing else has them"
+            )
+        if self.gamma != 0.1 and self.schedule != "step":
+            problems.append(
+                f"outer.gamma is {self.gamma} but outer.schedule is {self.schedule}: gamma belongs"
+                " to step"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            problems.append(f"outer.milestones is {list(self.milestones)}; it must ascend")
+        if self.warmup_steps >= self.num_steps:
+            problems.append(
+                f"outer.warmup_steps is {self.warmup_steps}; it must be below outer.num_steps,"
+                f" {self.num_steps}"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
