@@ -156,11 +156,11 @@ def _load(
     table: Any | None, wanted: range, shards: EpisodeShards, loader: EpisodeLoader
 ) -> EpisodeBatch:
     if table is None:
-        return loader.load([])
+        return loader.load([], [])
     expected = [index % shards.count for index in wanted]
     delivered = table["index"].to_pylist()
     if delivered != expected:
         raise RuntimeError(f"Ray Data delivered episodes {delivered}, expected {expected}")
     if shards.materialized:
-        return loader.load_pixels(*read_pixels(table))
-    return loader.load(read_rows(table))
+        return loader.load_pixels(*read_pixels(table), wanted)
+    return loader.load(read_rows(table), wanted)

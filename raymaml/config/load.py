@@ -57,7 +57,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """Write ``config`` as YAML that ``load_config`` reads back to an equal value."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    return dump_mapping(config.model_dump(mode="json"))
+
+
+def dump_mapping(tree: Mapping[str, Any]) -> str:
+    """Write keys and plain values as YAML, in their order."""
+    text: str = yaml.safe_dump(dict(tree), sort_keys=False, width=100)
     return text
 
 
@@ -153,7 +158,7 @@ def _explain(error: ValidationError, places: Mapping[KeyPath, str], file: str) -
 def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
     """Drop what pydantic adds to a path to tell the branches of a union apart."""
     tags = {"glyphs", "omniglot", "image-folder", "constrained-int", "literal['auto']"}
-    tags |= {"one width", "widths", "policy", "by pattern"}
+    tags |= {"one width", "widths", "policy", "by pattern", "by name", "given"}
     return tuple(str(part) for part in loc if str(part) not in tags)
 
 
@@ -185,3 +190,24 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file of somebody else's.
+
+    Raises:
+        UserError: it cannot be read, or holds anything but keys and values.
+    """
+    return _read_yaml(path)[0]
+
+
+def check_config(tree: Mapping[str, Any], origin: str) -> Config:
+    """Check keys and values that were made by a program.
+
+    Raises:
+        UserError: naming everything that is wrong.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(*_explain(error, {}, origin)) from None

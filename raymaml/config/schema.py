@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
 from raymaml.config.outer import OuterConfig
@@ -67,6 +67,46 @@ class ImageFolderSource(Section):
 Source = Annotated[GlyphsSource | OmniglotSource | ImageFolderSource, Field(discriminator="kind")]
 
 
+class Moments(Section):
+    """Mean and standard deviation of each channel, pixels in 0..1."""
+
+    mean: Annotated[tuple[float, ...], Field(min_length=1)]
+    """Subtracted."""
+    std: Annotated[tuple[PositiveRate, ...], Field(min_length=1)]
+    """Divided by."""
+
+
+Augmentation = Literal["none", "flip", "crop", "color", "resize", "enlarge"]
+
+
+class AugmentPair(Section):
+    """flip: mirrored every second time; crop: shifted by up to 8 pixels, flip; color: crop, and
+    brightness, contrast and saturation times 0.6 to 1.4; resize: a random part scaled to the whole,
+    flip; enlarge: scaled up by 256/224 and cropped, without chance."""
+
+    support: Augmentation = "none"
+    """Of the images that the inner loop adapts on."""
+    query: Augmentation = "none"
+    """Of the images that the adapted model is judged on."""
+
+
+class AugmentConfig(Section):
+    """Random changes of images by split, seeded by episode."""
+
+    train: AugmentPair = AugmentPair()
+    val: AugmentPair = AugmentPair()
+    test: AugmentPair = AugmentPair()
+
+    def of(self, split: Split) -> AugmentPair:
+        """Return the section of ``split``."""
+        sections: dict[Split, AugmentPair] = {
+            "train": self.train,
+            "val": self.val,
+            "test": self.test,
+        }
+        return sections[split]
+
+
 class DataConfig(Section):
     """The image bank and the episode shards."""
 
@@ -81,9 +121,14 @@ class DataConfig(Section):
     materialize: bool = False
     """Write pixels, not row numbers, into the shards of the train split (large; for streaming
     where no bank is mounted)."""
-    normalize: Literal["bank", "none"] = "bank"
+    normalize: Annotated[
+        Annotated[Literal["bank", "none"], Tag("by name")] | Annotated[Moments, Tag("given")],
+        Discriminator(lambda value: "by name" if isinstance(value, str) else "given"),
+    ] = "bank"
     """bank: subtract the mean and divide by the standard deviation of the bank's train split,
-    channel by channel; none: pixels in 0..1."""
+    channel by channel; none: pixels in 0..1; or {mean: [...], std: [...]}, for pixels in 0..1."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of images."""
 
 
 class EpisodesConfig(Section):
@@ -200,7 +245,11 @@ def learning_fingerprint(config: Config) -> dict[str, Any]:
         free.add("num_steps")
     return {
         "seed": dump["seed"],
-        "data": {"image_size": dump["data"]["image_size"], "normalize": dump["data"]["normalize"]},
+        "data": {
+            "image_size": dump["data"]["image_size"],
+            "normalize": dump["data"]["normalize"],
+            "augment": dump["data"]["augment"]["train"],
+        },
         "episodes": {"train": dump["episodes"]["train"]},
         "model": dump["model"],
         "inner": dump["inner"],

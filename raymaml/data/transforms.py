@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymaml.config.schema import EpisodesConfig
+from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
 from raymaml.types import EpisodeBatch
@@ -69,29 +71,42 @@ def _empty(shape: torch.Size, device: torch.device) -> Tensor:
 class EpisodeLoader:
     """Gathers the pixels of episodes and makes an ``EpisodeBatch`` of them on ``device``.
 
-    Pixels travel as uint8 and are converted there. ``bank=None`` serves materialised episodes.
+    Pixels travel as uint8 and are changed and converted there. ``bank=None`` serves materialised
+    episodes.
     """
 
     bank: ImageBank | None
     spec: EpisodesConfig
     normalize: Normalize
+    augment: Augmenter
     device: torch.device
 
-    def load(self, rows: Sequence[EpisodeRows]) -> EpisodeBatch:
-        """Gather the images of ``rows`` from the bank."""
+    def load(self, rows: Sequence[EpisodeRows], indices: Sequence[int] | range) -> EpisodeBatch:
+        """Gather the images of ``rows`` from the bank; they are the episodes ``indices``."""
         if self.bank is None:
             raise ValueError("a loader without bank loads pixels only")
         support, query = _row_numbers(rows)
-        images = self._images(self.bank.images(np.concatenate([support, query])))
-        num_support, num_query = self._images_per_episode()
-        return self._batch(
-            images[: len(support)].view(len(rows), num_support, *images.shape[1:]),
-            images[len(support) :].view(len(rows), num_query, *images.shape[1:]),
-        )
+        pixels = self._on_device(self.bank.images(np.concatenate([support, query])))
+        if not self.augment.is_active:  # one conversion is faster than two
+            return self._batch(*self._divided(self.normalize(pixels), len(rows)))
+        return self._changed(*self._divided(pixels, len(rows)), indices)
 
-    def load_pixels(self, support: NDArray[np.uint8], query: NDArray[np.uint8]) -> EpisodeBatch:
-        """Convert pixels [E, N*K, H, W, C] and [E, N*Q, H, W, C]."""
-        return self._batch(self._images(support), self._images(query))
+    def load_pixels(
+        self,
+        support: NDArray[np.uint8],
+        query: NDArray[np.uint8],
+        indices: Sequence[int] | range,
+    ) -> EpisodeBatch:
+        """Convert pixels [E, N*K, H, W, C] and [E, N*Q, H, W, C] of the episodes ``indices``."""
+        return self._changed(self._on_device(support), self._on_device(query), indices)
+
+    def _changed(
+        self, support: Tensor, query: Tensor, indices: Sequence[int] | range
+    ) -> EpisodeBatch:
+        return self._batch(
+            self.normalize(self._augmented(support, "support", indices)),
+            self.normalize(self._augmented(query, "query", indices)),
+        )
 
     def _batch(self, support: Tensor, query: Tensor) -> EpisodeBatch:
         return EpisodeBatch(
@@ -101,10 +116,32 @@ class EpisodeLoader:
             query_y=self._labels(len(query), self.spec.num_queries),
         )
 
-    def _images(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def _divided(self, images: Tensor, episodes: int) -> tuple[Tensor, Tensor]:
+        """Cut [E*N*K + E*N*Q, ...] into [E, N*K, ...] and [E, N*Q, ...]."""
+        num_support, num_query = self._images_per_episode()
+        first, shape = episodes * num_support, images.shape[1:]
+        return (
+            images[:first].view(episodes, num_support, *shape),
+            images[first:].view(episodes, num_query, *shape),
+        )
+
+    def _augmented(
+        self, pixels: Tensor, which: Literal["support", "query"], indices: Sequence[int] | range
+    ) -> Tensor:
+        """Change pixels [E, n, H, W, C], episode by episode."""
+        if getattr(self.augment.pair, which) == "none" or not len(pixels):
+            return pixels
+        planes = pixels.movedim(-1, -3)  # [E, n, C, H, W]
+        changed = [
+            self.augment(images, which, index)
+            for images, index in zip(planes, indices, strict=True)
+        ]
+        return torch.stack(changed).movedim(-3, -1)
+
+    def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
         # torch wants memory that it may write to; views of mapped files are read-only
         owned = pixels if pixels.flags.writeable else pixels.copy(order="K")
-        return self.normalize(torch.from_numpy(owned).to(self.device))
+        return torch.from_numpy(owned).to(self.device)
 
     def _images_per_episode(self) -> tuple[int, int]:
         spec = self.spec

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from raymaml.config.schema import SPLITS, Config, EpisodesConfig, Split
+from raymaml.config.schema import SPLITS, Config, DataConfig, EpisodesConfig, Split
+from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.episodes import EpisodeShards, check_sampling, check_shards, write_shards
 from raymaml.data.prefetch import prefetch
@@ -30,8 +31,8 @@ class EpisodeSet:
         """Read episodes by index, going round again past the last one."""
         wrapped = [index % self.shards.count for index in indices]
         if self.shards.materialized:
-            return self.loader.load_pixels(*self.shards.pixels(wrapped))
-        return self.loader.load(self.shards.rows(wrapped))
+            return self.loader.load_pixels(*self.shards.pixels(wrapped), indices)
+        return self.loader.load(self.shards.rows(wrapped), indices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +148,26 @@ def _open_episode_set(
     spec: EpisodesConfig = config.episodes.of(split)
     shards = EpisodeShards.open(shards_folder(config, split))
     check_shards(shards, bank, spec, config.seed, split)
-    if config.data.normalize == "bank":
-        normalize = Normalize(bank.mean, bank.std)
-    else:
-        normalize = Normalize((0.0,) * bank.image_shape[0], (1.0,) * bank.image_shape[0])
-    loader = EpisodeLoader(bank=bank, spec=spec, normalize=normalize, device=device)
+    loader = EpisodeLoader(
+        bank=bank,
+        spec=spec,
+        normalize=_normalize(config.data, bank),
+        augment=Augmenter(pair=config.data.augment.of(split), seed=config.seed, split=split),
+        device=device,
+    )
     return EpisodeSet(shards=shards, loader=loader)
+
+
+def _normalize(data: DataConfig, bank: ImageBank) -> Normalize:
+    channels = bank.image_shape[0]
+    if data.normalize == "bank":
+        return Normalize(bank.mean, bank.std)
+    if data.normalize == "none":
+        return Normalize((0.0,) * channels, (1.0,) * channels)
+    lengths = len(data.normalize.mean), len(data.normalize.std)
+    if lengths != (channels, channels):
+        raise UserError(
+            f"data.normalize has {lengths[0]} means and {lengths[1]} stds, the bank {data.bank}"
+            f" {channels} channels; give {channels} of each"
+        )
+    return Normalize(data.normalize.mean, data.normalize.std)

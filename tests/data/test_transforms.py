@@ -9,11 +9,14 @@ import pytest
 import torch
 from helpers_data import make_bank, spec_of
 
+from raymaml.config.schema import AugmentPair
+from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.episodes import sample_episode, write_shards
 from raymaml.data.transforms import EpisodeLoader, Normalize
 
 CPU = torch.device("cpu")
+NONE = Augmenter(pair=AugmentPair(), seed=0, split="train")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,9 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> ImageBank:
 
 def loader_of(bank: ImageBank | None, mean: float = 0.0, std: float = 1.0) -> EpisodeLoader:
     normalize = Normalize((mean,) * 3, (std,) * 3)
-    return EpisodeLoader(bank=bank, spec=spec_of(4, 2, 3, 9), normalize=normalize, device=CPU)
+    return EpisodeLoader(
+        bank=bank, spec=spec_of(4, 2, 3, 9), normalize=normalize, augment=NONE, device=CPU
+    )
 
 
 @pytest.mark.parametrize("lead", [(), (7,), (2, 3), (0, 4)])
@@ -61,7 +66,7 @@ def test_a_bank_normalised_with_its_moments_has_mean_0_and_variance_1(bank: Imag
 
 def test_a_batch_holds_the_images_of_its_episodes(bank: ImageBank) -> None:
     rows = [sample_episode(bank, spec_of(4, 2, 3, 9), 0, "train", index) for index in (5, 2)]
-    batch = loader_of(bank).load(rows)
+    batch = loader_of(bank).load(rows, range(len(rows)))
     assert batch.support_x.shape == (2, 8, 3, 5, 5)
     assert batch.query_x.shape == (2, 12, 3, 5, 5)
     assert batch.support_y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2
@@ -75,9 +80,9 @@ def test_a_batch_holds_the_images_of_its_episodes(bank: ImageBank) -> None:
 def test_an_episode_is_the_same_alone_and_in_a_batch(bank: ImageBank) -> None:
     loader = loader_of(bank, mean=0.4, std=0.3)
     rows = [sample_episode(bank, loader.spec, 0, "train", index) for index in range(5)]
-    together = loader.load(rows)
+    together = loader.load(rows, range(len(rows)))
     for index, row in enumerate(rows):
-        alone = loader.load([row])
+        alone = loader.load([row], [0])
         assert torch.equal(alone.support_x[0], together.support_x[index])
         assert torch.equal(alone.query_x[0], together.query_x[index])
 
@@ -87,16 +92,16 @@ def test_pixels_of_materialised_shards_make_the_same_batch(bank: ImageBank, tmp_
     shards = write_shards(
         bank, loader.spec, seed=0, split="train", folder=tmp_path / "t", materialize=True
     )
-    gathered = loader.load(shards.rows([4, 1]))
+    gathered = loader.load(shards.rows([4, 1]), [4, 1])
     for support, query in (shards.pixels([4, 1]), map(np.ascontiguousarray, shards.pixels([4, 1]))):
-        stored = loader_of(None, mean=0.4, std=0.3).load_pixels(support, query)
+        stored = loader_of(None, mean=0.4, std=0.3).load_pixels(support, query, [4, 1])
         assert torch.equal(stored.support_x, gathered.support_x)
         assert torch.equal(stored.query_x, gathered.query_x)
         assert torch.equal(stored.query_y, gathered.query_y)
 
 
 def test_a_share_may_be_empty(bank: ImageBank) -> None:
-    batch = loader_of(bank).load([])
+    batch = loader_of(bank).load([], [])
     assert len(batch) == 0
     assert batch.query_x.shape == (0, 12, 3, 5, 5)
     assert batch.query_y.shape == (0, 12)
@@ -104,4 +109,4 @@ def test_a_share_may_be_empty(bank: ImageBank) -> None:
 
 def test_rows_need_a_bank() -> None:
     with pytest.raises(ValueError, match="without bank"):
-        loader_of(None).load([])
+        loader_of(None).load([], [])
