@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from raymaml.config.schema import Config
+from raymaml.config.sources import SOURCE_KINDS
 from raymaml.types import UserError
 
 KeyPath = tuple[str, ...]
@@ -157,7 +158,7 @@ def _explain(error: ValidationError, places: Mapping[KeyPath, str], file: str) -
 
 def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
     """Drop what pydantic adds to a path to tell the branches of a union apart."""
-    tags = {"glyphs", "omniglot", "image-folder", "constrained-int", "literal['auto']"}
+    tags = {*SOURCE_KINDS, "constrained-int", "literal['auto']"}
     tags |= {"one width", "widths", "policy", "by pattern", "by name", "given"}
     return tuple(str(part) for part in loc if str(part) not in tags)
 

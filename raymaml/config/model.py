@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raymaml.config.section import Count, PositiveInt, PositiveRate, Rate, Section
+from raymaml.config.base import Count, PositiveInt, PositiveRate, Rate, Section
 
 NormPolicy = Literal[
     "transductive",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raymaml.config.section import Count, PositiveInt, PositiveRate, Rate, Section
+from raymaml.config.base import Count, PositiveInt, PositiveRate, Rate, Section
 
 
 class OuterConfig(Section):

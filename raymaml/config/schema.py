@@ -11,60 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from raymaml.config.base import Count, PositiveInt, PositiveRate, Section
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
 from raymaml.config.outer import OuterConfig
-from raymaml.config.section import Count, PositiveInt, PositiveRate, Section
+from raymaml.config.sources import Source
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
-class GlyphsSource(Section):
-    """Characters drawn with the fonts that matplotlib ships; no download."""
-
-    kind: Literal["glyphs"]
-    min_fonts: PositiveInt = 12
-    """A character is a class when at least this many of the fonts draw it, each differently."""
-    images_per_class: PositiveInt = 20
-    """Instances drawn of each character, a font and a small affine distortion each."""
-    distortion: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
-    """Strength of the distortion: 1 is up to 10 degrees, 12% scale, 10% shear, 6% shift."""
-    seed: Count = 0
-    """Seed of the drawn instances."""
-
-
-class OmniglotSource(Section):
-    """Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, 20 drawings each."""
-
-    kind: Literal["omniglot"]
-    path: Path
-    """Folder that holds images_background and images_evaluation, as .zip files or as folders."""
-    split: Literal["vinyals", "background_evaluation"] = "vinyals"
-    """vinyals: 1028/172/423 characters (Vinyals et al. 2016); background_evaluation: the
-    original 964/659 characters, the evaluation set as test and the last five background alphabets
-    by name as val."""
-    rotations: bool = True
-    """Add each character turned by 90, 180 and 270 degrees as a class of its own (train only
-    learns from more classes; val and test get them too, as in Santoro et al. 2016)."""
-
-
-class ImageFolderSource(Section):
-    """Images of your own."""
-
-    kind: Literal["image-folder"]
-    path: Path
-    """Folder of <split>/<class>/<image> or <class>/<image>, or the root of a CSV's paths."""
-    csv: Path | None = None
-    """A CSV with header path,class,split instead of a folder layout."""
-    fractions: tuple[PositiveRate, PositiveRate, PositiveRate] = (0.64, 0.16, 0.2)
-    """Shares of the classes that go to train, val and test when the folders name no split."""
-    seed: Count = 0
-    """Seed of the split by fractions."""
-    mode: Literal["rgb", "gray"] = "rgb"
-    """Colour (3 channels) or grey (1 channel)."""
-
-
-Source = Annotated[GlyphsSource | OmniglotSource | ImageFolderSource, Field(discriminator="kind")]
 
 
 class Moments(Section):

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from raymaml.config.schema import GlyphsSource
+from raymaml.config.sources import GlyphsSource
 from raymaml.data.importers.glyph_selection import distinct_fonts, frame, without_doubles
 from raymaml.data.importers.glyphs import plan_glyphs, split_of
 from raymaml.data.importers.plan import ImportPlan, PlannedClass

@@ -9,7 +9,8 @@ import pytest
 from helpers_data import spec_of
 from PIL import Image
 
-from raymaml.config.schema import AllEpisodes, DataConfig, GlyphsSource, ImageFolderSource
+from raymaml.config.schema import AllEpisodes, DataConfig
+from raymaml.config.sources import GlyphsSource, ImageFolderSource
 from raymaml.data.bank import ImageBank
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.image_folder import plan_image_folder

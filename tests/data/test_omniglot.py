@@ -12,7 +12,8 @@ import pytest
 from helpers_data import spec_of
 from PIL import Image
 
-from raymaml.config.schema import AllEpisodes, DataConfig, OmniglotSource
+from raymaml.config.schema import AllEpisodes, DataConfig
+from raymaml.config.sources import OmniglotSource
 from raymaml.data.importers import import_bank, omniglot
 from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.plan import ImportPlan

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
-from raymaml.config.schema import (
-    AllEpisodes,
-    DataConfig,
+from raymaml.config.schema import AllEpisodes, DataConfig, Split
+from raymaml.config.sources import (
+    AnySource,
+    CifarFsSource,
+    CubSource,
+    Fc100Source,
     GlyphsSource,
+    ImageFolderSource,
+    INaturalist2017Source,
+    MiniImageNetSource,
     OmniglotSource,
-    Source,
-    Split,
+    TieredImageNetSource,
 )
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.data.importers.cifar import plan_cifar
+from raymaml.data.importers.cub import plan_cub
 from raymaml.data.importers.glyphs import plan_glyphs
 from raymaml.data.importers.image_folder import plan_image_folder
+from raymaml.data.importers.inaturalist import plan_inaturalist
+from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.importers.stored import Scratch
+from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, listed
 from raymaml.types import UserError
 
@@ -30,7 +42,7 @@ def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
         UserError: listing every broken image, empty class, class in two splits, and every class
             or split too small for ``episodes``; nothing half-written stays behind.
     """
-    plan = _plan(data.source, data.image_size)
+    plan = _plan(data.source, data.image_size, data.bank)
     return write_bank(
         data.bank,
         _load(plan, episodes),
@@ -40,12 +52,27 @@ def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
     )
 
 
-def _plan(source: Source, image_size: int) -> ImportPlan:
-    if isinstance(source, GlyphsSource):
-        return plan_glyphs(source, image_size)
-    if isinstance(source, OmniglotSource):
-        return plan_omniglot(source, image_size)
-    return plan_image_folder(source, image_size)
+def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
+    """List the classes of a source, by its kind."""
+    scratch = Scratch(bank)
+    match source:
+        case GlyphsSource():
+            plan = plan_glyphs(source, image_size)
+        case OmniglotSource():
+            plan = plan_omniglot(source, image_size)
+        case ImageFolderSource():
+            plan = plan_image_folder(source, image_size)
+        case MiniImageNetSource():
+            plan = plan_mini_imagenet(source, image_size, scratch)
+        case TieredImageNetSource():
+            plan = plan_tiered_imagenet(source, image_size, scratch)
+        case CifarFsSource() | Fc100Source():
+            plan = plan_cifar(source, image_size, scratch)
+        case CubSource():
+            plan = plan_cub(source, image_size, scratch)
+        case INaturalist2017Source():
+            plan = plan_inaturalist(source, image_size)
+    return plan
 
 
 def _load(plan: ImportPlan, episodes: AllEpisodes) -> Iterator[ClassImages]:

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
-from raymaml.config.schema import SPLITS, GlyphsSource, Split
+from raymaml.config.schema import SPLITS, Split
+from raymaml.config.sources import GlyphsSource
 from raymaml.data.importers.glyph_selection import (
     Drawings,
     distinct_fonts,

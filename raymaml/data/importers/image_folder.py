@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from raymaml.config.schema import SPLITS, ImageFolderSource
+from raymaml.config.schema import SPLITS
+from raymaml.config.sources import ImageFolderSource
 from raymaml.data.importers.images import decode
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.seeding import bit_stream, draw_without_replacement

@@ -9,7 +9,7 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raymaml.types import UserError
 
@@ -43,6 +43,20 @@ def decode(
     if problems:
         raise UserError(*problems)
     return np.stack(images)
+
+
+def squashed(size: int) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """Return what makes a square [size, size, 3] of an image, whatever its aspect."""
+    return lambda image: np.asarray(
+        image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+    )
+
+
+def squared(size: int) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """Return what scales an image's shorter side and takes the middle [size, size, 3]."""
+    return lambda image: np.asarray(
+        ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raymaml.config.schema import OmniglotSource
+from raymaml.config.sources import OmniglotSource
 from raymaml.data.importers.images import decode
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.types import UserError

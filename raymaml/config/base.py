@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of."""
+"""What every section of the config is made of."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, and with no key that is not declared."""
+    """Frozen; unknown keys are errors; the text under a field is its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -1,0 +1,189 @@
+"""CUB-200-2011 (Wah et al. 2011): 200 kinds of birds, 11,788 photographs.
+
+Read as it is distributed: ``images/``, ``images.txt`` and ``bounding_boxes.txt``, in
+``CUB_200_2011.tgz`` or unpacked. Two divisions of the classes are in use and give different
+accuracies, so that the config has to name one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from raymaml.config.schema import SPLITS, Split
+from raymaml.config.sources import CubSource
+from raymaml.data.importers.benchmark import Benchmark, Images, in_order, verify
+from raymaml.data.importers.images import decode, squared, squashed
+from raymaml.data.importers.plan import ImportPlan, PlannedClass
+from raymaml.data.importers.stored import Scratch
+from raymaml.data.importers.trees import Tree, find_tree
+from raymaml.types import UserError
+
+NUM_CLASSES = 200
+NUM_IMAGES = 11_788
+LICENCE = "images of many owners, non-commercial research and education only (Wah et al. 2011)"
+WHERE = "https://www.vision.caltech.edu/datasets/cub_200_2011"
+
+# Class numbers of the split of Triantafillou et al. 2020 (Meta-Dataset); the others train
+_VAL_OF_140 = {
+    *(44, 51, 52, 55, 57, 61, 64, 66, 68, 72, 76, 80, 84, 96, 113, 121, 127, 136, 140, 145),
+    *(150, 155, 159, 162, 172, 176, 178, 198, 199, 200),
+}
+_TEST_OF_140 = {
+    *(8, 9, 15, 20, 28, 30, 35, 39, 45, 46, 82, 85, 94, 101, 103, 112, 118, 122, 128, 133),
+    *(134, 137, 147, 148, 163, 168, 169, 170, 193, 194),
+}
+BENCHMARKS = {
+    "cub_100_50_50": Benchmark(
+        title="CUB 100/50/50", num_classes={"train": 100, "val": 50, "test": 50}
+    ),
+    "cub_140_30_30": Benchmark(
+        title="CUB 140/30/30", num_classes={"train": 140, "val": 30, "test": 30}
+    ),
+}
+
+Box = tuple[float, float, float, float]
+"""Left, top, width and height of a bird, pixels."""
+
+
+def split_of(number: int, split: str) -> Split:
+    """Return the split of class ``number``, 1 to 200."""
+    if split == "cub_140_30_30":
+        return "val" if number in _VAL_OF_140 else "test" if number in _TEST_OF_140 else "train"
+    # Hilliard et al. 2018: of four, the first and third train, the second validates
+    return "train" if number % 2 else "val" if number % 4 == 2 else "test"
+
+
+def plan_cub(source: CubSource, size: int, scratch: Scratch) -> ImportPlan:
+    """List the images of ``images.txt`` by class.
+
+    Raises:
+        UserError: a file is missing or damaged, or classes, images or boxes are missing.
+    """
+    tree = find_tree(source.path, ("images.txt",), scratch)
+    if tree is None:
+        raise UserError(
+            f"data.source.path: {source.path} holds no images.txt of CUB-200-2011, nor an archive"
+            f" with one; get CUB_200_2011.tgz at {WHERE}"
+        )
+    names = {key: line[0] for key, line in _table(tree, "images.txt", 1).items()}
+    boxes = _boxes(tree, names) if source.crop_to_box else None
+    classes = _classes(tree, names, boxes, source.split, size)
+    if source.verify_counts:
+        _verify(tree, classes, source.split)
+    crop = "cut out by bounding box" if source.crop_to_box else "middle squares"
+    return ImportPlan(
+        source=f"CUB-200-2011 (Wah et al. 2011), split {source.split}, {crop}",
+        licence=LICENCE,
+        num_channels=3,
+        classes=classes,
+    )
+
+
+def _table(tree: Tree, file: str, columns: int) -> dict[str, list[str]]:
+    """Read a file of lines of a number and ``columns`` values."""
+    text = tree.blob(file).read().decode("utf-8", "replace")
+    lines = {number: line.split() for number, line in enumerate(text.splitlines(), 1)}
+    wrong = [number for number, line in lines.items() if line and len(line) != 1 + columns]
+    if wrong:
+        raise UserError(
+            *(f"{tree.name}/{file}:{n}: must hold {1 + columns} values; mend it" for n in wrong)
+        )
+    return {line[0]: line[1:] for line in lines.values() if line}
+
+
+def _boxes(tree: Tree, names: Mapping[str, str]) -> dict[str, Box]:
+    """Return the box of each image by the image's name."""
+    try:
+        table = {
+            key: tuple(map(float, line))
+            for key, line in _table(tree, "bounding_boxes.txt", 4).items()
+        }
+    except ValueError as error:
+        raise UserError(f"{tree.name}/bounding_boxes.txt: {error}; get it again") from None
+    missing = [
+        f"{tree.name}/bounding_boxes.txt: has no box of {name}; get it again, or set"
+        " data.source.crop_to_box: false"
+        for key, name in names.items()
+        if key not in table
+    ]
+    if missing:
+        raise UserError(*missing)
+    return {name: table[key] for key, name in names.items()}  # type: ignore[misc]
+
+
+def _classes(
+    tree: Tree, names: Mapping[str, str], boxes: Mapping[str, Box] | None, split: str, size: int
+) -> tuple[PlannedClass, ...]:
+    images: dict[str, list[str]] = defaultdict(list)
+    wrong = []
+    for name in names.values():
+        folder = name.partition("/")[0]
+        if folder[:3].isdigit() and 1 <= int(folder[:3]) <= NUM_CLASSES:
+            images[folder].append(name)
+        else:
+            wrong.append(f"{tree.name}/images.txt: {name} is of no class 001 to 200; get it again")
+    if wrong:
+        raise UserError(*wrong)
+    return in_order(
+        PlannedClass(
+            name=name,
+            split=split_of(int(name[:3]), split),
+            count=len(own),
+            load=partial(_load, tree, sorted(own), boxes, size),
+        )
+        for name, own in images.items()
+    )
+
+
+def _verify(tree: Tree, classes: tuple[PlannedClass, ...], split: str) -> None:
+    """Check classes a split and images over all: how many a split has follows from the classes."""
+    problems: list[str] = []
+    total = sum(planned.count for planned in classes)
+    if total != NUM_IMAGES:
+        problems.append(
+            f"{tree.name}/images.txt: lists {total:,} images, CUB-200-2011 has {NUM_IMAGES:,}; get"
+            " it again, or set data.source.verify_counts: false to take what is there"
+        )
+    try:
+        verify(classes, BENCHMARKS[split], dict.fromkeys(SPLITS, tree.name))
+    except UserError as error:
+        problems.extend(error.problems)
+    if problems:
+        raise UserError(*problems)
+
+
+def _load(tree: Tree, names: list[str], boxes: Mapping[str, Box] | None, size: int) -> Images:
+    images: list[Images] = []
+    problems: list[str] = []
+    for name in names:
+        transform = squared(size) if boxes is None else _cut_out(boxes[name], size)
+        file = f"images/{name}"
+        try:
+            (image,) = decode([(f"{tree.name}/{file}", partial(_read, tree, file))], transform)
+            images.append(image)
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(*problems)
+    return np.stack(images)
+
+
+def _read(tree: Tree, file: str) -> bytes:
+    return tree.blob(file).read()
+
+
+def _cut_out(box: Box, size: int) -> Callable[[Image.Image], Images]:
+    """Return what cuts a box out and scales it to the square, whatever its aspect."""
+    left, top, width, height = box
+
+    def transform(image: Image.Image) -> Images:
+        right, bottom = min(left + width, image.width), min(top + height, image.height)
+        part = image.crop((round(left), round(top), round(right), round(bottom)))
+        return squashed(size)(part)
+
+    return transform

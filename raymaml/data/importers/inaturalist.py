@@ -1,0 +1,154 @@
+"""iNaturalist 2017 as meta-iNat (Wertheimer and Hariharan 2019): 908 and 227 classes.
+
+``images/`` is the release of iNaturalist 2017, ``fs-splits/`` holds two CSVs without a header
+whose lines are an image's path in ``images/`` and its class, a whole number. There is no val: a
+share of the training classes, drawn by seed, becomes it.
+
+Which CSV is train is told from its number of classes, and by its name only where that is neither
+908 nor 227. Only classes are counted: numbers of images vary between the lists in circulation.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from raymaml.config.schema import Split
+from raymaml.config.sources import INaturalist2017Source
+from raymaml.data.importers.benchmark import KEEP_ANYWAY, Images, in_order
+from raymaml.data.importers.images import decode, squared
+from raymaml.data.importers.plan import ImportPlan, PlannedClass
+from raymaml.data.sampling import listed
+from raymaml.seeding import bit_stream, draw_without_replacement
+from raymaml.types import UserError
+
+NUM_CLASSES: dict[Split, int] = {"train": 908, "test": 227}
+LICENCE = "images of many owners, non-commercial research only (iNaturalist 2017 terms)"
+
+Classes = dict[int, list[str]]
+"""The images of each class, as paths below ``images/``."""
+
+
+def plan_inaturalist(source: INaturalist2017Source, size: int) -> ImportPlan:
+    """List the images of both CSVs by class, and take val from train.
+
+    Raises:
+        UserError: a CSV is missing or damaged, or classes are missing.
+    """
+    tables = {path: _read(path) for path in _tables(source.path)}
+    chosen = _choose(tables, source.path)
+    if problems := _problems(chosen, tables, source.verify_counts):
+        raise UserError(*problems)
+    classes = []
+    for split, table in chosen.items():
+        val = _drawn(tables[table], source) if split == "train" else set()
+        for label, names in tables[table].items():
+            paths = [source.path / "images" / name for name in names]
+            classes.append(
+                PlannedClass(
+                    name=f"{split}-{label:04d} {_folder(names)}".rstrip(),
+                    split="val" if label in val else split,
+                    count=len(paths),
+                    load=partial(_load, paths, size),
+                )
+            )
+    return ImportPlan(
+        source=f"iNaturalist 2017 (few-shot splits of {chosen['train'].name} and"
+        f" {chosen['test'].name}; val is {source.val_fraction:g} of the training classes, seed"
+        f" {source.seed}), middle squares",
+        licence=LICENCE,
+        num_channels=3,
+        classes=in_order(classes),
+    )
+
+
+def _tables(folder: Path) -> list[Path]:
+    for place in (folder / "fs-splits", folder):
+        if tables := sorted(place.glob("*.csv")):
+            return tables
+    raise UserError(
+        f"data.source.path: {folder} holds no fs-splits/train.csv and fs-splits/test.csv (lines"
+        " path,label); give the folder that holds fs-splits and images"
+    )
+
+
+def _read(table: Path) -> Classes:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: cannot be read ({error}); get it again") from None
+    problems, classes = [], defaultdict(list)
+    seen: set[str] = set()
+    for number, row in enumerate(rows, 1):
+        if problem := _problem(row, seen):
+            problems.append(f"{table}:{number}: {problem}")
+        elif row:
+            classes[int(row[1])].append(row[0])
+            seen.add(row[0])
+    if problems:
+        raise UserError(*listed(problems))
+    return classes
+
+
+def _problem(row: Sequence[str], seen: set[str]) -> str | None:
+    """Say what is wrong with a line; an empty one is fine."""
+    if not row:
+        return None
+    if len(row) != 2 or not row[1].strip().isdecimal():
+        return f"{','.join(row)!r} is not a path and a whole number; mend the line"
+    if ".." in PurePosixPath(row[0]).parts or row[0].startswith("/"):
+        return f"{row[0]!r} leaves the folder images; mend the path"
+    return f"{row[0]} is listed twice; keep one line" if row[0] in seen else None
+
+
+def _choose(tables: Mapping[Path, Classes], folder: Path) -> dict[Split, Path]:
+    chosen: dict[Split, Path] = {}
+    for split, count in NUM_CLASSES.items():
+        sized = [table for table, classes in tables.items() if len(classes) == count]
+        named = [table for table in tables if split in table.stem.lower()]
+        for candidates in (sized, named):
+            if split not in chosen and len(candidates) == 1:
+                chosen[split] = candidates[0]
+    if len(set(chosen.values())) < len(NUM_CLASSES):
+        there = ", ".join(f"{table.name} ({len(c)} classes)" for table, c in tables.items())
+        raise UserError(
+            f"data.source.path: {folder} does not hold one CSV of train (908 classes) and one of"
+            f" test (227 classes), but {there}; call them train.csv and test.csv"
+        )
+    return chosen
+
+
+def _problems(
+    chosen: Mapping[Split, Path], tables: Mapping[Path, Classes], verify_counts: bool
+) -> list[str]:
+    counts = [
+        f"{table}: split {split} has {len(tables[table])} classes, meta-iNat has"
+        f" {NUM_CLASSES[split]}; {KEEP_ANYWAY}"
+        for split, table in chosen.items()
+        if len(tables[table]) != NUM_CLASSES[split]
+    ]
+    first, second = ({name for own in tables[t].values() for name in own} for t in chosen.values())
+    shared = [f"{name}: is in both splits; keep it in one CSV" for name in sorted(first & second)]
+    return listed([*(counts if verify_counts else []), *shared])
+
+
+def _drawn(classes: Classes, source: INaturalist2017Source) -> set[int]:
+    """Draw the training classes that become val: a share of them, at least one."""
+    labels = sorted(classes)
+    count = max(1, round(source.val_fraction * len(labels)))
+    bits = bit_stream(source.seed, "class-split")
+    return {labels[place] for place in draw_without_replacement(bits, len(labels), count).tolist()}
+
+
+def _folder(names: Sequence[str]) -> str:
+    """Return the folder that all images of a class share: its scientific name, in the release."""
+    folders = {PurePosixPath(name).parent.name for name in names}
+    return folders.pop() if len(folders) == 1 else ""
+
+
+def _load(paths: Sequence[Path], size: int) -> Images:
+    return decode(((str(path), path.read_bytes) for path in paths), squared(size))

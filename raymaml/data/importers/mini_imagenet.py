@@ -1,0 +1,169 @@
+"""mini-ImageNet (Vinyals et al. 2016, with the splits of Ravi and Larochelle 2017).
+
+60,000 images of 100 classes of ImageNet, in four forms:
+
+- pickles of either kind (``labelled_pickles.py``), 84x84;
+- ``images/`` and CSVs of file names and classes, as Ravi and Larochelle published it;
+- the class folders of ILSVRC 2012, of which the list of files that belongs to this package picks
+  the images (the list is the one that easyfsl distributes).
+
+Files are resized as Ravi and Larochelle's script does: to the square without regard to the
+aspect, with Lanczos' filter. Which file is which split is told from the classes' WordNet ids, or
+from their number, or from the range of their labels (0-63, 64-79, 80-99), before its name.
+"""
+
+from __future__ import annotations
+
+import csv
+import lzma
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from importlib import resources
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymaml.config.schema import SPLITS, Split
+from raymaml.config.sources import MiniImageNetSource
+from raymaml.data.importers.benchmark import (
+    IMAGENET_LICENCE,
+    Benchmark,
+    Images,
+    LabelledFile,
+    choose,
+    origin,
+    plan_classes,
+    verify,
+)
+from raymaml.data.importers.images import decode, squashed
+from raymaml.data.importers.labelled_pickles import files_in, labelled_pickles
+from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.importers.stored import Scratch
+from raymaml.types import UserError
+
+RAVI_CSV = "images and CSVs (Ravi and Larochelle)"
+ILSVRC = "the class folders of ILSVRC 2012"
+_CSV_HEADER = ["filename", "label"]
+_WHERE_ILSVRC_KEEPS_THEM = ("", "train", "ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train")
+
+
+def plan_mini_imagenet(source: MiniImageNetSource, size: int, scratch: Scratch) -> ImportPlan:
+    """Find the three splits in ``source.path``: class folders first, then pickles, then CSVs.
+
+    Raises:
+        UserError: a file is damaged, a split is missing, or classes or images are.
+    """
+    files = _from_ilsvrc(source.path) or labelled_pickles(source.path, scratch)
+    files = files or _from_csvs(source.path)
+    facts = benchmark()
+    chosen = choose(files, facts, source.path)
+    classes = plan_classes(chosen, facts, size)
+    if source.verify_counts:
+        verify(classes, facts, {split: file.name for split, file in chosen.items()})
+    return ImportPlan(
+        source="mini-ImageNet (Vinyals et al. 2016, splits of Ravi and Larochelle 2017) from "
+        + origin(chosen),
+        licence=IMAGENET_LICENCE,
+        num_channels=3,
+        classes=classes,
+    )
+
+
+@cache
+def benchmark() -> Benchmark:
+    """Return the published facts."""
+    return Benchmark(
+        title="mini-ImageNet",
+        num_classes={"train": 64, "val": 16, "test": 20},
+        images_per_class=600,
+        names={split: frozenset(files) for split, files in ilsvrc_files().items()},
+        labels={"train": range(64), "val": range(64, 80), "test": range(80, 100)},
+    )
+
+
+@cache
+def ilsvrc_files() -> dict[Split, dict[str, list[str]]]:
+    """Return the files of ILSVRC 2012's training set that mini-ImageNet consists of.
+
+    Split -> WordNet id -> file names. The list of the package has a line a class: split, id, and
+    the sorted numbers of its files, each but the first as the difference to the one before.
+    """
+    packed = resources.files(__package__).joinpath("mini_imagenet.txt.xz").read_bytes()
+    found: dict[Split, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    for line in lzma.decompress(packed).decode().splitlines():
+        split, wnid, *steps = line.split()
+        numbers = accumulate(map(int, steps))
+        names = [f"{wnid}_{number}.JPEG" for number in numbers]
+        next(found[own] for own in SPLITS if own == split)[wnid] = names
+    return found
+
+
+def _from_ilsvrc(folder: Path) -> list[LabelledFile]:
+    wnids = [wnid for classes in ilsvrc_files().values() for wnid in classes]
+    for place in (folder / part for part in _WHERE_ILSVRC_KEEPS_THEM):
+        there = [wnid for wnid in wnids if (place / wnid).is_dir()]
+        if there:
+            return [
+                _labelled(str(place), ILSVRC, _listed_files(place, classes))
+                for classes in ilsvrc_files().values()
+                if set(classes) & set(there)
+            ]
+    return []
+
+
+def _listed_files(place: Path, classes: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
+    found = {}
+    for wnid, names in classes.items():
+        folder = place / wnid
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if own := [folder / name for name in names if name in there]:
+            found[wnid] = own
+    return found
+
+
+def _from_csvs(folder: Path) -> list[LabelledFile]:
+    tables = [path for path in files_in(folder) if path.suffix.lower() == ".csv"]
+    found = {table: _read_csv(table) for table in tables}
+    return [_labelled(str(table), RAVI_CSV, files) for table, files in found.items() if files]
+
+
+def _read_csv(table: Path) -> dict[str, list[Path]]:
+    """Return the files of each class; nothing where the header is another."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: cannot be read ({error}); get it again") from None
+    if header != _CSV_HEADER:
+        return {}
+    wrong = [number for number, row in enumerate(rows, 2) if row and len(row) != len(_CSV_HEADER)]
+    if wrong:
+        raise UserError(
+            *(f"{table}:{number}: must give filename and label; mend the line" for number in wrong)
+        )
+    images = table.parent / "images"
+    folder = images if images.is_dir() else table.parent
+    found: dict[str, list[Path]] = {}
+    for name, label in filter(None, rows):
+        found.setdefault(label, []).append(folder / name)
+    return found
+
+
+def _labelled(name: str, form: str, files: Mapping[str, Sequence[Path]]) -> LabelledFile:
+    """Number the classes of listed files by name."""
+    names = sorted(files)
+    paths = [path for own in names for path in files[own]]
+    return LabelledFile(
+        name=name,
+        labels=np.repeat(np.arange(len(names)), [len(files[own]) for own in names]),
+        load=partial(_decode, paths),
+        form=form,
+        class_names=dict(enumerate(names)),
+    )
+
+
+def _decode(paths: Sequence[Path], rows: NDArray[np.int64], size: int) -> Images:
+    chosen = [paths[row] for row in rows.tolist()]
+    return decode(((str(path), path.read_bytes) for path in chosen), squashed(size))

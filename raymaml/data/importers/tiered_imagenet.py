@@ -1,0 +1,186 @@
+"""tiered-ImageNet (Ren et al. 2018): 351/97/160 classes, 779,165 images of 84x84.
+
+Two forms, each a file of images and a pickle of labels a split:
+
+- pickles of PNG files, as Ren et al. published it: a list of uint8 arrays [n] or [n, 1], and
+  ``label_specific`` beside the superclass in ``label_general``. cv2 took its own BGR arrays for
+  encoding, so the PNG files are ordinary: their channels are red, green, blue for any decoder but
+  cv2's, which gives BGR again.
+- npz files, ``images`` uint8 [n, 84, 84, 3], and ``labels``, as MetaOptNet (Lee et al. 2019)
+  distributes it: made from the former with cv2, so the channels are **blue, green, red**. They
+  are turned round here. (MetaOptNet itself does not.)
+
+Which images go with which labels is told from their number, and by name where several numbers
+agree; which split they are, from the number of classes, then from the range of the labels (0-350,
+351-447, 448-607), and by name only where these cannot tell. Images are read class by class, in
+bounded memory (measured: an index of 448,695 PNG files in a pickle takes 0.2 to 0.4 GB).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymaml.config.sources import TieredImageNetSource
+from raymaml.data.importers.benchmark import (
+    IMAGENET_LICENCE,
+    Benchmark,
+    Images,
+    LabelledFile,
+    choose,
+    integers,
+    origin,
+    pixels_problem,
+    plan_classes,
+    resized,
+    verify,
+)
+from raymaml.data.importers.images import decode, squashed
+from raymaml.data.importers.labelled_pickles import files_in, pickles_in, texts_of
+from raymaml.data.importers.npz import NpzArray, open_npz
+from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.importers.stored import Blob, Scratch, StoredArray
+from raymaml.types import UserError
+
+BENCHMARK = Benchmark(
+    title="tiered-ImageNet",
+    num_classes={"train": 351, "val": 97, "test": 160},
+    num_images={"train": 448_695, "val": 124_261, "test": 206_209},
+    labels={"train": range(351), "val": range(351, 448), "test": range(448, 608)},
+)
+NPZ = "npz files of BGR pixels (MetaOptNet)"
+PNGS = "pickles of PNG files (Ren et al.)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pictures:
+    """The images of one file, still without labels."""
+
+    path: Path
+    count: int
+    labelled: LabelledFile  # with no labels yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labels:
+    """The labels of one file, still without images."""
+
+    path: Path
+    values: NDArray[np.int64]
+    names: dict[int, str]
+
+
+def plan_tiered_imagenet(source: TieredImageNetSource, size: int, scratch: Scratch) -> ImportPlan:
+    """Find the images and labels of the three splits in ``source.path``.
+
+    Raises:
+        UserError: a file is damaged or has no partner, a split is missing, or classes or images.
+    """
+    pictures, labels = _read(source.path, scratch)
+    chosen = choose(_paired(pictures, labels), BENCHMARK, source.path)
+    classes = plan_classes(chosen, BENCHMARK, size)
+    if source.verify_counts:
+        verify(classes, BENCHMARK, {split: file.name for split, file in chosen.items()})
+    return ImportPlan(
+        source=f"tiered-ImageNet (Ren et al. 2018) from {origin(chosen)}",
+        licence=IMAGENET_LICENCE,
+        num_channels=3,
+        classes=classes,
+    )
+
+
+def _read(folder: Path, scratch: Scratch) -> tuple[list[_Pictures], list[_Labels]]:
+    pictures, labels = [], []
+    # the splits come one after the other: what was unpacked for one need not outlive it
+    opened = lru_cache(maxsize=1)(NpzArray.open)
+    for path in files_in(folder):
+        if zipfile.is_zipfile(path) and (array := open_npz(path, "images", scratch)):
+            pictures.append(_npz(array, partial(opened, array)))
+    for path, content in pickles_in(folder, scratch):
+        if isinstance(content, list):
+            pictures.append(_pngs(path, content))
+        elif isinstance(content, dict) and {"labels", "label_specific"} & content.keys():
+            labels.append(_labels(path, content))
+    return pictures, labels
+
+
+def _npz(array: NpzArray, opened: Callable[[], StoredArray]) -> _Pictures:
+    described = StoredArray(b"", array.dtype, array.shape)
+    if problem := pixels_problem(str(array.path), described, array.shape[0]):
+        raise UserError(problem)
+    return _pictures(array.path, array.shape[0], partial(_load_npz, opened), NPZ)
+
+
+def _load_npz(opened: Callable[[], StoredArray], rows: NDArray[np.int64], size: int) -> Images:
+    return resized(opened().rows(rows)[..., ::-1], size)  # BGR -> RGB
+
+
+def _pngs(path: Path, content: list[Any]) -> _Pictures:
+    files = [item.data if isinstance(item, StoredArray) else item for item in content]
+    wrong = next((item for item in files if not isinstance(item, Blob | bytes)), None)
+    if wrong is not None or not files:
+        raise UserError(
+            f"{path}: is a list of {type(wrong).__name__}, must be of PNG files as arrays of bytes"
+        )
+    return _pictures(path, len(files), partial(_load_pngs, path, files), PNGS)
+
+
+def _load_pngs(
+    path: Path, files: Sequence[Blob | bytes], rows: NDArray[np.int64], size: int
+) -> Images:
+    return decode(
+        ((f"{path}: image {row}", partial(_bytes, files[row])) for row in rows.tolist()),
+        squashed(size),
+    )
+
+
+def _bytes(file: Blob | bytes) -> bytes:
+    return file.read() if isinstance(file, Blob) else file
+
+
+def _pictures(path: Path, count: int, load: Any, form: str) -> _Pictures:
+    empty = np.empty(0, dtype=np.int64)
+    file = LabelledFile(name=str(path), labels=empty, load=load, form=form)
+    return _Pictures(path=path, count=count, labelled=file)
+
+
+def _labels(path: Path, content: dict[str, Any]) -> _Labels:
+    key = "label_specific" if "label_specific" in content else "labels"
+    values = integers(content[key])
+    if values is None:
+        raise UserError(f"{path}: its {key} are no whole numbers; get the file again")
+    names = dict(enumerate(texts_of(content.get("label_specific_str"))))
+    return _Labels(path=path, values=values, names=names)
+
+
+def _paired(pictures: Iterable[_Pictures], labels: Sequence[_Labels]) -> list[LabelledFile]:
+    """Give each file of images the labels that are as many, of the most similar name."""
+    paired, problems = [], []
+    for item in pictures:
+        own = [candidate for candidate in labels if len(candidate.values) == item.count]
+        if own:
+            best = max(own, key=partial(_likeness, item.path))
+            paired.append(replace(item.labelled, labels=best.values, class_names=best.names))
+        else:
+            there = ", ".join(f"{label.path.name} {len(label.values)}" for label in labels)
+            problems.append(
+                f"{item.path}: holds {item.count} images, but no pickle holds as many labels"
+                f" (there are {there or 'none'}); get both again"
+            )
+    if problems:
+        raise UserError(*problems)
+    return paired
+
+
+def _likeness(images: Path, labels: _Labels) -> int:
+    """Count the letters with which both names begin."""
+    letters = zip(images.name, labels.path.name, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], letters))

@@ -1,0 +1,342 @@
+"""mini-ImageNet in its four forms, on small files of exactly these forms."""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers_data import spec_of
+from helpers_pickles import python2
+from PIL import Image
+
+from raymaml.config.schema import AllEpisodes, DataConfig
+from raymaml.config.sources import MiniImageNetSource
+from raymaml.data.importers import import_bank
+from raymaml.data.importers.mini_imagenet import ilsvrc_files, plan_mini_imagenet
+from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.importers.stored import Scratch
+from raymaml.types import UserError
+
+LISTS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "splits"
+if not LISTS.exists():
+    LISTS = Path("/work/shared/data/splits")
+
+SIZES = {"train": 64, "val": 16, "test": 20}
+FIRST = {"train": 0, "val": 64, "test": 80}
+GIDARIS = "miniImageNet_category_split_{}.pickle"
+WNIDS = {split: sorted(classes) for split, classes in ilsvrc_files().items()}
+
+Dump = Callable[[Any], bytes]
+
+
+def dump3(value: Any) -> bytes:
+    return pickle.dumps(value, protocol=4)
+
+
+def pixels(labels: list[int], size: int = 2, shift: int = 0) -> np.ndarray:
+    """Image i of the file is filled with (label, i mod 256, shift)."""
+    images = np.empty((len(labels), size, size, 3), np.uint8)
+    images[...] = [[[[label, i % 256, shift]]] for i, label in enumerate(labels)]
+    return images
+
+
+def data_labels(first: int, classes: int, each: int, size: int = 2, **more: Any) -> dict[Any, Any]:
+    """The form of Gidaris; classes take turns, so that they do not stand together."""
+    labels = [first + i % classes for i in range(classes * each)]
+    return {"data": pixels(labels, size), "labels": labels, **more}
+
+
+def cache(wnids: list[str], each: int, size: int = 2) -> dict[Any, Any]:
+    """The form of few-shot-ssl."""
+    labels = [i // each for i in range(len(wnids) * each)]
+    rows = {wnid: list(range(i * each, (i + 1) * each)) for i, wnid in enumerate(wnids)}
+    return {"image_data": pixels(labels, size), "class_dict": rows}
+
+
+def write(folder: Path, files: dict[str, Any], dump: Dump = dump3) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, value in files.items():
+        (folder / name).write_bytes(dump(value))
+
+
+def plan(folder: Path, size: int = 2, **changes: Any) -> ImportPlan:
+    source = MiniImageNetSource(kind="mini-imagenet", path=folder, **changes)
+    return plan_mini_imagenet(source, size, Scratch(folder / "bank"))
+
+
+def counts(found: ImportPlan) -> dict[str, tuple[int, int]]:
+    """Classes and images of each split."""
+    own = {s: [c.count for c in found.classes if c.split == s] for s in SIZES}
+    return {split: (len(counts), sum(counts)) for split, counts in own.items()}
+
+
+FULL = {"train": (64, 38_400), "val": (16, 9_600), "test": (20, 12_000)}
+
+
+@pytest.mark.parametrize("dump", [dump3, python2], ids=["python 3", "python 2"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"train": GIDARIS.format("train_phase_train"), "val": GIDARIS.format("val")},
+        {"train": "train_phase_train.pickle", "val": "val.pickle"},  # the reference's
+        {"train": "mini_imagenet_train.pickle", "val": "mini_imagenet_val.pickle"},
+        {"train": "b", "val": "train.pkl"},  # names do not matter
+    ],
+    ids=["gidaris", "reference", "dpgn", "misleading"],
+)
+def test_pickles_of_data_and_labels_are_told_by_content(
+    tmp_path: Path, dump: Dump, names: dict[str, str]
+) -> None:
+    names = {**names, "test": names["val"].replace("val", "test").replace("train", "val")}
+    files = {names[split]: data_labels(FIRST[split], SIZES[split], 600) for split in SIZES}
+    # what plain classification is tested on: further images of the 64 classes, and train and val
+    files["train_phase_val.pickle"] = data_labels(0, 64, 293)
+    files["train_phase_test.pickle"] = data_labels(0, 64, 300)
+    files["trainval.pickle"] = data_labels(0, 80, 600)
+    write(tmp_path, files, dump)
+    found = plan(tmp_path)
+    assert counts(found) == FULL
+    assert found.problems == ()
+    for split, name in names.items():
+        assert f"{split} {name}" in found.source
+    assert "Gidaris" in found.source
+    assert "trainval" not in found.source
+    # the classes are sorted by label; images of a class keep their order
+    images = found.classes[64 + 3].load()
+    assert images.shape == (600, 2, 2, 3)
+    assert images[:3, 0, 0].tolist() == [[67, 3, 0], [67, 19, 0], [67, 35, 0]]
+
+
+def test_labels_may_start_at_0_in_every_file(tmp_path: Path) -> None:
+    write(tmp_path, {f"{split}.pickle": data_labels(0, SIZES[split], 600) for split in SIZES})
+    found = plan(tmp_path)
+    assert counts(found) == FULL
+    assert found.classes[64].name == "val-000"
+
+
+def test_names_of_the_classes_are_kept_and_tell_the_split(tmp_path: Path) -> None:
+    files = {}
+    for name, split in {"a": "test", "b": "train", "c": "val"}.items():
+        wnids = WNIDS[split][:2]
+        numbers = {wnid: 40 + i for i, wnid in enumerate(wnids)}
+        files[f"{name}.pkl"] = data_labels(40, 2, 3, catname2label=numbers)
+    write(tmp_path, files)
+    found = plan(tmp_path, verify_counts=False)
+    assert [(c.split, c.name) for c in found.classes] == [
+        (split, wnid) for split in SIZES for wnid in WNIDS[split][:2]
+    ]
+
+
+@pytest.mark.parametrize("dump", [dump3, python2], ids=["python 3", "python 2"])
+@pytest.mark.parametrize("val", ["val", "validation"])
+def test_cache_pickles(tmp_path: Path, dump: Dump, val: str) -> None:
+    names = {"train": "train", "val": val, "test": "test"}
+    write(
+        tmp_path,
+        {f"mini-imagenet-cache-{names[s]}.pkl": cache(WNIDS[s], 600) for s in SIZES},
+        dump,
+    )
+    found = plan(tmp_path)
+    assert counts(found) == FULL
+    assert [c.name for c in found.classes if c.split == "val"] == WNIDS["val"]
+    assert f"val mini-imagenet-cache-{val}.pkl" in found.source
+    assert "class_dict" in found.source
+    # class 5 of train are the rows 3000 to 3599
+    assert found.classes[5].load()[:2, 0, 0].tolist() == [[5, 3000 % 256, 0], [5, 3001 % 256, 0]]
+
+
+def test_keys_may_be_bytes(tmp_path: Path) -> None:
+    for split, classes in SIZES.items():
+        value = data_labels(FIRST[split], classes, 600)
+        write(tmp_path, {split: {key.encode(): item for key, item in value.items()}})
+    assert counts(plan(tmp_path)) == FULL
+
+
+def test_arrays_of_the_size_are_taken_as_they_are_and_others_resized(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    files = {s: {"data": noise, "labels": [FIRST[s]] * 6} for s in SIZES}
+    write(tmp_path, files)
+    np.testing.assert_array_equal(plan(tmp_path, 8, verify_counts=False).classes[0].load(), noise)
+    smaller = plan(tmp_path, 4, verify_counts=False).classes[0].load()
+    wanted = Image.fromarray(noise[2]).resize((4, 4), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(smaller[2], np.asarray(wanted))
+
+
+def problems_of(folder: Path, **changes: Any) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        plan(folder, **changes)
+    return list(caught.value.problems)
+
+
+def test_wrong_counts_are_one_message_with_all_that_is_wrong(tmp_path: Path) -> None:
+    train = data_labels(0, 64, 600)
+    train["data"], train["labels"] = train["data"][:-1], train["labels"][:-1]
+    write(
+        tmp_path,
+        {"train": train, "val": data_labels(64, 15, 600), "test": data_labels(80, 20, 600)},
+    )
+    problems = problems_of(tmp_path)
+    remedy = "get the files again, or set data.source.verify_counts: false to take what is there"
+    assert problems == [
+        f"{tmp_path / 'train'}: split train has 38,399 images, mini-ImageNet has 38,400; {remedy}",
+        f"{tmp_path / 'train'}: split train, class train-063 has 599 images, must have 600;"
+        f" {remedy}",
+        f"{tmp_path / 'val'}: split val has 15 classes, mini-ImageNet has 16; {remedy}",
+        f"{tmp_path / 'val'}: split val has 9,000 images, mini-ImageNet has 9,600; {remedy}",
+    ]
+    assert counts(plan(tmp_path, verify_counts=False))["val"] == (15, 9000)
+
+
+def test_a_missing_split_is_named_with_what_is_there(tmp_path: Path) -> None:
+    write(tmp_path, {"train": data_labels(0, 64, 600), "test": data_labels(80, 20, 600)})
+    (problem,) = problems_of(tmp_path)
+    assert f"{tmp_path} holds no file of split val of mini-ImageNet (16 classes)" in problem
+    assert "train (64 classes, 38400 images)" in problem
+
+
+def test_two_files_of_a_split_are_not_chosen_between(tmp_path: Path) -> None:
+    write(tmp_path, {split: data_labels(FIRST[split], SIZES[split], 600) for split in SIZES})
+    write(tmp_path, {"copy": data_labels(64, 16, 600)})
+    (problem,) = problems_of(tmp_path)
+    assert problem == f"{tmp_path / 'copy'} and {tmp_path / 'val'}: each holds split val of" + (
+        " mini-ImageNet; keep one"
+    )
+
+
+def test_all_broken_files_are_named(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, ("touch ran",)
+
+    write(
+        tmp_path,
+        {
+            "a.pkl": {"data": np.zeros((3, 2, 2, 3), np.uint8), "labels": [1, 2]},
+            "b.pkl": {"data": np.zeros((2, 2, 2, 3), np.float32), "labels": [1, 2]},
+            "c.pkl": {"data": np.zeros((2, 2, 2), np.uint8), "labels": [1, 2]},
+            "d.pkl": {"data": [1, 2], "labels": [1, 2]},
+            "e.pkl": {"data": np.zeros((2, 2, 2, 3), np.uint8), "labels": ["a", "b"]},
+            "f.pkl": {"image_data": np.zeros((2, 2, 2, 3), np.uint8), "class_dict": {"a": [0, 2]}},
+            "g.pkl": {"image_data": np.zeros((2, 2, 2, 3), np.uint8), "class_dict": {"a": [0, 0]}},
+        },
+    )
+    found = problems_of(tmp_path)
+    says = ["3 images and 2 labels", "float32", "(2, 2, 2)", "a list, must be one array"]
+    says += ["no whole numbers", "rows that are not there", "a row twice"]
+    assert len(found) == len(says)
+    for name, text, problem in zip("abcdefg", says, found, strict=True):
+        assert problem.startswith(f"{tmp_path / name}.pkl: ")
+        assert text in problem
+    write(tmp_path, {"h.pkl": Bomb(), "i.pkl": 1})
+    (tmp_path / "i.pkl").write_bytes(b"\x80\x04]")
+    refused = [problem for problem in problems_of(tmp_path) if "/h.pkl" in problem]
+    assert "posix.system" in refused[0]
+    assert any("i.pkl: is not a whole pickle" in problem for problem in problems_of(tmp_path))
+
+
+def save_jpeg(path: Path, width: int = 30, height: int = 20) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", (width, height), "black")
+    image.paste("white", (0, 0, width // 2, height))
+    image.save(path, quality=100, subsampling=0)
+
+
+def write_ravi(folder: Path, classes: int, images: int) -> None:
+    """``images/`` and CSVs with misleading names."""
+    for table, split in {"a.csv": "val", "train.csv": "test", "z.csv": "train"}.items():
+        lines = ["filename,label"]
+        for wnid in WNIDS[split][:classes]:
+            for number in range(1, images + 1):
+                lines.append(f"{wnid}{number:08d}.jpg,{wnid}")
+                save_jpeg(folder / "images" / f"{wnid}{number:08d}.jpg")
+        (folder / table).write_text("\n".join(lines) + "\n")
+
+
+def test_images_and_csvs(tmp_path: Path) -> None:
+    write_ravi(tmp_path, 2, 3)
+    found = plan(tmp_path, 8, verify_counts=False)
+    assert counts(found) == {"train": (2, 6), "val": (2, 6), "test": (2, 6)}
+    assert "images and CSVs (Ravi" in found.source
+    assert "val a.csv, test train.csv" in found.source
+    assert found.classes[0].name == WNIDS["train"][0]
+    # the whole width is squeezed into the square: the left half is white
+    image = found.classes[0].load()[0]
+    assert image.shape == (8, 8, 3)
+    assert image[:, :3].min() > 240
+    assert image[:, 5:].max() < 15
+
+
+def test_images_of_csvs_are_counted(tmp_path: Path) -> None:
+    write_ravi(tmp_path, 2, 1)
+    problems = problems_of(tmp_path)
+    # classes, images, and two classes of one image, in each of three splits
+    assert len(problems) == 3 * (1 + 1 + 2)
+    assert "z.csv: split train has 2 classes, mini-ImageNet has 64" in problems[0]
+
+
+def test_a_missing_image_and_a_broken_line_are_named(tmp_path: Path) -> None:
+    write_ravi(tmp_path, 2, 2)
+    gone = tmp_path / "images" / f"{WNIDS['train'][0]}00000001.jpg"
+    gone.unlink()
+    with pytest.raises(UserError, match=rf"{gone.name}: is not a readable image \(.*No such file"):
+        plan(tmp_path, verify_counts=False).classes[0].load()
+    with (tmp_path / "z.csv").open("a") as file:
+        file.write("only-a-name.jpg\n")
+    assert problems_of(tmp_path)[0].startswith(f"{tmp_path / 'z.csv'}:6: must give filename and")
+
+
+@pytest.mark.parametrize("inside", ["", "train", "ILSVRC/Data/CLS-LOC/train"])
+def test_class_folders_of_ilsvrc(tmp_path: Path, inside: str) -> None:
+    for split, classes in ilsvrc_files().items():
+        for wnid in WNIDS[split][:2]:
+            for name in (*classes[wnid][:3], f"{wnid}_999999.JPEG"):  # the last is not listed
+                save_jpeg(tmp_path / inside / wnid / name)
+    save_jpeg(tmp_path / inside / "n99999999" / "n99999999_1.JPEG")
+    found = plan(tmp_path, 8, verify_counts=False)
+    assert counts(found) == {"train": (2, 6), "val": (2, 6), "test": (2, 6)}
+    assert "class folders of ILSVRC 2012" in found.source
+    assert found.classes[1].load().shape == (3, 8, 8, 3)
+    assert "has 2 classes, mini-ImageNet has 64" in problems_of(tmp_path)[0]
+
+
+def test_the_packages_list_is_the_published_one() -> None:
+    path = LISTS / "mini_imagenet_images.csv.xz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    with lzma.open(path, "rt") as file:
+        rows = [tuple(row) for row in csv.reader(file)][1:]
+    own = [
+        (split, wnid, name)
+        for split, classes in ilsvrc_files().items()
+        for wnid, names in classes.items()
+        for name in names
+    ]
+    assert len(own) == 60_000
+    assert sorted(own) == sorted(rows)
+    wnids = json.loads((LISTS / "mini_imagenet_wnids.json").read_text())
+    assert {split: list(classes) for split, classes in ilsvrc_files().items()} == wnids
+
+
+def test_an_import_makes_a_bank(tmp_path: Path) -> None:
+    write(tmp_path / "in", {s: data_labels(FIRST[s], 3, 4, size=8) for s in SIZES})
+    spec = spec_of(3, 1, 2, 1)
+    data = DataConfig(
+        source=MiniImageNetSource(kind="mini-imagenet", path=tmp_path / "in", verify_counts=False),
+        bank=tmp_path / "bank",
+        shards=tmp_path / "shards",
+        image_size=8,
+    )
+    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    assert [(c.split, c.count) for c in bank.classes] == [(s, 4) for s in SIZES for _ in range(3)]
+    assert bank.class_images(4)[:, 0, 0].tolist() == [[65, 1 + 3 * i, 0] for i in range(4)]
+    assert "mini-ImageNet" in bank.source
+    assert "non-commercial" in bank.licence
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bank", "in"]

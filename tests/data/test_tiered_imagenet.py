@@ -1,0 +1,272 @@
+"""tiered-ImageNet in its two forms, on small files of exactly these forms, and its memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers_data import spec_of
+from helpers_pickles import python2
+from PIL import Image
+
+from raymaml.config.schema import AllEpisodes, DataConfig
+from raymaml.config.sources import TieredImageNetSource
+from raymaml.data.importers import import_bank
+from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.importers.stored import Scratch
+from raymaml.data.importers.tiered_imagenet import BENCHMARK, plan_tiered_imagenet
+from raymaml.types import UserError
+
+SPLITS = ("train", "val", "test")
+FIRST = {"train": 0, "val": 351, "test": 448}
+
+
+def colours(labels: list[int], size: int = 4) -> np.ndarray:
+    """Image i is filled with red = its label mod 256, green = i mod 256, blue = 7."""
+    images = np.empty((len(labels), size, size, 3), np.uint8)
+    images[...] = [[[[label % 256, i % 256, 7]]] for i, label in enumerate(labels)]
+    return images
+
+
+def labels_of(split: str, classes: int, each: int) -> list[int]:
+    """Classes take turns: no class stands together."""
+    return [FIRST[split] + i % classes for i in range(classes * each)]
+
+
+def png(pixels: np.ndarray) -> np.ndarray:
+    """What cv2.imencode gives: a column of the bytes of an ordinary PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return np.frombuffer(stream.getvalue(), np.uint8)[:, None]
+
+
+def write_npz(
+    folder: Path, split: str, labels: list[int], compressed: bool = False, name: str = ""
+) -> None:
+    save = np.savez_compressed if compressed else np.savez
+    save(folder / f"{name or split}_images.npz", images=colours(labels)[..., ::-1])  # BGR
+    (folder / f"{name or split}_labels.pkl").write_bytes(python2({"labels": labels}))
+
+
+def write_pngs(folder: Path, split: str, labels: list[int], flat: bool = False) -> None:
+    images = [png(pixels) for pixels in colours(labels)]
+    images = [image.ravel() for image in images] if flat else images
+    own = np.array(labels) - min(labels)
+    names = ["crane"] * (own.max() + 1)  # two classes of ImageNet are called so
+    content = {
+        "label_specific": own,
+        "label_general": own // 2,
+        "label_specific_str": names,
+        "label_general_str": ["bird"],
+    }
+    (folder / f"{split}_images_png.pkl").write_bytes(python2(images))
+    (folder / f"{split}_labels.pkl").write_bytes(python2(content))
+
+
+def plan(folder: Path, size: int = 4, **changes: Any) -> ImportPlan:
+    source = TieredImageNetSource(kind="tiered-imagenet", path=folder, **changes)
+    return plan_tiered_imagenet(source, size, Scratch(folder / "bank"))
+
+
+def first_pixels(found: ImportPlan, name: str) -> list[list[int]]:
+    (own,) = (planned for planned in found.classes if planned.name.startswith(name))
+    pixels: list[list[int]] = own.load()[:, 0, 0].tolist()
+    return pixels
+
+
+def test_published_numbers_add_up() -> None:
+    assert BENCHMARK.num_images is not None
+    assert sum(BENCHMARK.num_images.values()) == 779_165
+    assert sum(BENCHMARK.num_classes.values()) == 608
+    assert [BENCHMARK.num_images[s] for s in SPLITS] == [448_695, 124_261, 206_209]
+
+
+def test_the_published_classes_are_as_many() -> None:
+    path = Path("/work/shared/data/splits/tiered_imagenet_wnids.json")
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    lists = json.loads(path.read_text())
+    assert {split: len(names) for split, names in lists.items()} == BENCHMARK.num_classes
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["stored", "compressed"])
+def test_npz_files_are_turned_from_bgr_to_rgb(tmp_path: Path, compressed: bool) -> None:
+    for split in SPLITS:
+        write_npz(tmp_path, split, labels_of(split, 3, 2), compressed)
+    found = plan(tmp_path, verify_counts=False)
+    assert [(c.split, c.count) for c in found.classes] == [(s, 2) for s in SPLITS for _ in "abc"]
+    # class 1 of val has label 352 = 96 mod 256, and its rows are 1 and 4
+    assert first_pixels(found, "val-352") == [[96, 1, 7], [96, 4, 7]]
+    assert "npz files of BGR pixels (MetaOptNet): train train_images.npz" in found.source
+    assert found.classes[0].load().shape == (2, 4, 4, 3)
+    assert plan(tmp_path, 8, verify_counts=False).classes[0].load().shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["column", "flat"])
+def test_pickles_of_png_files_are_rgb(tmp_path: Path, flat: bool) -> None:
+    for split in SPLITS:
+        write_pngs(tmp_path, split, labels_of(split, 3, 2), flat)
+    found = plan(tmp_path, verify_counts=False)
+    assert [c.name for c in found.classes] == [
+        f"{split}-00{label} crane" for split in SPLITS for label in range(3)
+    ]
+    assert first_pixels(found, "val-001") == [[96, 1, 7], [96, 4, 7]]
+    assert "pickles of PNG files (Ren et al.)" in found.source
+
+
+def test_splits_are_told_by_the_number_of_classes(tmp_path: Path) -> None:
+    # labels that start at 0 and names that mislead
+    for name, (split, classes) in {
+        "a": ("val", 97),
+        "train": ("test", 160),
+        "test": ("train", 351),
+        "b": ("train", 350),  # of no split: neither number of classes nor name
+    }.items():
+        write_npz(tmp_path, split, [label % classes for label in range(2 * classes)], name=name)
+    found = plan(tmp_path, verify_counts=False)
+    assert [sum(c.split == split for c in found.classes) for split in SPLITS] == [351, 97, 160]
+    places = "train test_images.npz, val a_images.npz, test train_images.npz"
+    assert found.source.endswith(places)
+
+
+def test_wrong_counts_are_one_message(tmp_path: Path) -> None:
+    for split in SPLITS:
+        write_npz(tmp_path, split, labels_of(split, 3, 2))
+    with pytest.raises(UserError) as caught:
+        plan(tmp_path)
+    problems = caught.value.problems
+    assert len(problems) == 6
+    assert problems[0].startswith(
+        f"{tmp_path / 'train_images.npz'}: split train has 3 classes, tiered-ImageNet has 351; get"
+    )
+    assert "split train has 6 images, tiered-ImageNet has 448,695" in problems[1]
+
+
+def test_images_without_labels_are_named(tmp_path: Path) -> None:
+    for split in SPLITS:
+        write_npz(tmp_path, split, labels_of(split, 3, 2))
+    (tmp_path / "val_labels.pkl").write_bytes(python2({"labels": [351, 352]}))
+    (tmp_path / "train_labels.pkl").unlink()
+    (tmp_path / "test_labels.pkl").unlink()
+    with pytest.raises(UserError) as caught:
+        plan(tmp_path, verify_counts=False)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        str(tmp_path / f"{split}_images.npz") for split in ("test", "train", "val")
+    ]
+    assert "holds 6 images, but no pickle holds as many labels" in caught.value.problems[0]
+    assert "val_labels.pkl 2" in caught.value.problems[0]
+
+
+def rewritten(path: Path, change: Any) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+def test_damaged_npz_files_are_named(tmp_path: Path) -> None:
+    for split in SPLITS:
+        write_npz(tmp_path, split, labels_of(split, 3, 2), compressed=True)
+    path = tmp_path / "val_images.npz"
+    whole = path.read_bytes()
+    rewritten(path, lambda data: data[:100] + bytes(30) + data[130:])
+    with pytest.raises(UserError, match=r"val_images\.npz: is not a whole npz file"):
+        plan(tmp_path, verify_counts=False).classes[3].load()
+    path.write_bytes(whole)
+    stream = io.BytesIO()
+    np.save(stream, colours([1, 2])[..., ::-1])
+    for content, says in (
+        (stream.getvalue().replace(b"(2,", b"(9,"), r"declared as uint8 \(9, 4, 4, 3\)"),
+        (stream.getvalue().replace(b"|u1", b"|O8"), "arrays of objects are refused"),
+        (b"no array", "is not a whole npz file"),
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("images.npy", content)
+        with pytest.raises(UserError, match=says):
+            plan(tmp_path, verify_counts=False)
+
+
+def test_a_broken_png_is_named_by_its_number(tmp_path: Path) -> None:
+    for split in SPLITS:
+        write_pngs(tmp_path, split, labels_of(split, 2, 2))
+    rewritten(tmp_path / "val_images_png.pkl", lambda data: data.replace(b"IHDR", b"XHDR", 3))
+    with pytest.raises(UserError) as caught:
+        plan(tmp_path, verify_counts=False).classes[2].load()
+    assert [problem.split(" is not")[0] for problem in caught.value.problems] == [
+        f"{tmp_path / 'val_images_png.pkl'}: image {row}:" for row in (0, 2)
+    ]
+
+
+def test_an_import_makes_a_bank_and_leaves_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for split in SPLITS:
+        labels = [FIRST[split] + i % 3 for i in range(9)]
+        np.savez_compressed(folder / f"{split}_images.npz", images=colours(labels, 8)[..., ::-1])
+        (folder / f"{split}_labels.pkl").write_bytes(pickle.dumps({"labels": labels}))
+    spec = spec_of(3, 1, 2, 1)
+    source = TieredImageNetSource(kind="tiered-imagenet", path=folder, verify_counts=False)
+    data = DataConfig(
+        source=source, bank=tmp_path / "bank", shards=tmp_path / "shards", image_size=8
+    )
+    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    assert bank.class_images(1)[:, 0, 0].tolist() == [[1, 1, 7], [1, 4, 7], [1, 7, 7]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bank", "in"]
+
+
+IMPORT = """
+    import resource, sys
+    from pathlib import Path
+    from raymaml.config.schema import AllEpisodes, DataConfig, EpisodesConfig
+    from raymaml.config.sources import TieredImageNetSource
+    from raymaml.data.importers import import_bank
+
+    def resident():  # MiB, the highest so far
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    folder = Path(sys.argv[1])
+    spec = EpisodesConfig(num_ways=2, num_shots=1, num_queries=1, num_episodes=1)
+    source = TieredImageNetSource(kind="tiered-imagenet", path=folder, verify_counts=False)
+    data = DataConfig(source=source, bank=folder / "bank", shards=folder / "shards")
+    before = resident()
+    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    print(bank.num_images, resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["stored", "compressed", "png"])
+def test_memory_does_not_grow_with_the_files(tmp_path: Path, form: str) -> None:
+    """12,000 images are 242 MiB; classes of 60 images are 1.2 MiB. An import may take 64 MiB."""
+    images, each = {"train": 12_000, "val": 120, "test": 120}, 60
+    noise = np.random.default_rng(0).integers(0, 256, (84, 84, 3), dtype=np.uint8)
+    file = png(noise)
+    assert len(file) > 20_000  # as real ones
+    for split, count in images.items():
+        labels = [FIRST[split] + i % (count // each) for i in range(count)]
+        (tmp_path / f"{split}_labels.pkl").write_bytes(python2({"labels": labels}))
+        if form == "png":
+            (tmp_path / f"{split}_images_png.pkl").write_bytes(python2([file] * count))
+        else:
+            save = np.savez if form == "stored" else np.savez_compressed
+            pixels = np.zeros((count, 84, 84, 3), np.uint8)
+            save(tmp_path / f"{split}_images.npz", images=pixels)
+            del pixels
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    outcome = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(IMPORT), str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    imported, mebibytes = outcome.stdout.split()
+    assert int(imported) == 12_240
+    assert float(mebibytes) < 64
