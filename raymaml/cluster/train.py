@@ -46,17 +46,17 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
     table = adaptation_table(config, data)
     with claim(config, data) as folder:
         if not is_done(folder, config):
-            echo(table)
             with connected():
-                _train(config, folder, echo)
+                _train(config, folder, table, echo)
         return conclude(config, folder, echo)
 
 
-def _train(config: Config, folder: Path, echo: Echo) -> None:
+def _train(config: Config, folder: Path, table: str, echo: Echo) -> None:
     num_workers, use_gpu = plan_workers(config.cluster, cluster_resources())
     _forget_ray_snapshot(folder)
     (folder / _FAILURE).unlink(missing_ok=True)
     echo(f"{folder}: {num_workers} {'GPU' if use_gpu else 'CPU'} worker(s)")
+    echo(table)
     trainer = _build_trainer(config, folder, num_workers, use_gpu)
     with _follow(folder, config.outer.num_steps, echo), on_interrupt(lambda: request_stop(folder)):
         _fit(trainer, folder)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.ray
 
 PERCENT = r"\d{1,3}\.\d\d"
 TRAINING = re.compile(rf"step +\d+/150  loss \d+\.\d{{4}}  accuracy {PERCENT}%  {RATE}")
+TABLE = re.compile(r".*: the inner loop adapts|  \S.* [\d,]+  (adapts|[\d,]+ adapt)")
 VALIDATION = re.compile(
     rf"step +\d+/150  validation accuracy {PERCENT} \+- {PERCENT}%  loss \d+\.\d{{4}}"
 )
@@ -86,7 +87,7 @@ def assert_only_our_lines(command: Command, *, first: str, last: str | re.Patter
     unknown = [
         line
         for line in lines[1:-1]
-        if not TRAINING.fullmatch(line) and not VALIDATION.fullmatch(line)
+        if not any(known.fullmatch(line) for known in (TABLE, TRAINING, VALIDATION))
     ]
     assert unknown == []
     assert command.errors == ""

@@ -23,21 +23,33 @@ def quiet(_line: str) -> None:
     pass
 
 
+EVERYTHING = (  # that is drawn, accumulated or kept from step to step
+    "model.norm=running",
+    "model.head=shared",
+    "inner.momentum=0.5",
+    "inner.gradient=checkpointed",
+    "outer.optimizer=rmsprop",
+    "outer.warmup_steps=3",
+    "data.augment.train.support=crop",
+    "data.augment.train.query=resize",
+    "data.augment.val.query=crop",
+)
+
+
 @pytest.mark.parametrize(
-    ("num_workers", "meta_batch_size"),
+    ("num_workers", "options"),
     [
-        (1, 4),
-        (2, 4),  # 2 + 2
-        (3, 4),  # 2 + 1 + 1
-        (2, 1),  # 1 + 0: a worker that only helps to validate
+        (1, ("outer.meta_batch_size=4",)),
+        (2, ("outer.meta_batch_size=4",)),  # 2 + 2
+        (3, ("outer.meta_batch_size=4", *EVERYTHING)),  # 2 + 1 + 1
+        (2, ("outer.meta_batch_size=1",)),  # 1 + 0: a worker that only helps to validate
     ],
 )
 def test_workers_end_in_the_bits_of_a_lone_process(
-    cluster, make_config, weights, num_workers, meta_batch_size
+    cluster, make_config, weights, num_workers, options
 ):
     # 7 steps of 4 are 28 of 24 episodes: the stream goes round again in the last step
-    size = f"outer.meta_batch_size={meta_batch_size}"
-    steps = ("outer.num_steps=7", size, f"cluster.num_workers={num_workers}")
+    steps = ("outer.num_steps=7", f"cluster.num_workers={num_workers}", *options)
     lone = make_config("run", "name=lone", *steps)
     together = make_config("run", "name=together", *steps)
     assert train_locally(lone, quiet)
