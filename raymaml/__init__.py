@@ -1,10 +1,53 @@
-"""raymaml: train and judge MAML on one CPU, one GPU or a Ray cluster."""
+"""raymaml: train and judge MAML on one CPU, one GPU or a Ray cluster.
 
+For people who write their own loop, these names are stable: ``MetaLearner``, ``EpisodeBatch``,
+``Episode``, ``InnerConfig``, ``ModelConfig``, ``build_model``, ``UserError``, and the module
+``raymaml.convert``. They are imported when first asked for, so that ``import raymaml`` is quick.
+"""
+
+import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raymaml import convert
+    from raymaml.config.model import InnerConfig, ModelConfig
+    from raymaml.meta.learner import MetaLearner
+    from raymaml.models import build_model
+    from raymaml.types import Episode, EpisodeBatch, UserError
 
 try:
     __version__ = version("raymaml")
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__"]
+__all__ = [
+    "Episode",
+    "EpisodeBatch",
+    "InnerConfig",
+    "MetaLearner",
+    "ModelConfig",
+    "UserError",
+    "__version__",
+    "build_model",
+    "convert",
+]
+
+_HOMES = {
+    "Episode": "raymaml.types",
+    "EpisodeBatch": "raymaml.types",
+    "InnerConfig": "raymaml.config.model",
+    "MetaLearner": "raymaml.meta.learner",
+    "ModelConfig": "raymaml.config.model",
+    "UserError": "raymaml.types",
+    "build_model": "raymaml.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name == "convert":
+        return importlib.import_module("raymaml.convert")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'raymaml' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``raymaml data import|sample|show``, ``train``, ``test``, ``report``."""
+"""``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``convert``."""
 
 from __future__ import annotations
 
@@ -157,3 +157,21 @@ def report(config_path: Path, overrides: tuple[str, ...]) -> None:
 
     config = load_config(config_path, overrides)
     click.echo(plan_campaign(config, torch.device("cpu")).report())
+
+
+@main.command()
+@click.argument("configs", metavar="[REFERENCE_YAML]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A .pth of the reference.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The YAML to write.")
+@click.option("--name", help="Name of the run.")
+@_reports_user_errors
+def convert(
+    configs: tuple[Path, ...], checkpoint: Path | None, out: Path, name: str | None
+) -> None:
+    """Convert configurations and a checkpoint of fmu2/PyTorch-MAML.
+
+    Give its training YAML, its test YAML, or both; a checkpoint can stand for the training YAML.
+    """
+    from raymaml.convert.command import convert_files
+
+    convert_files(configs, checkpoint, out, name, click.echo)

@@ -17,7 +17,7 @@ LAYERS = [
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},
-    {"cluster"},
+    {"cluster", "convert"},
     {"cli"},
     {"__main__"},
 ]
@@ -78,9 +78,10 @@ def test_parts_import_only_what_lies_below_them() -> None:
                 continue
             other = part_of(module)
             seen += 1
+            if part == "__init__":  # re-exports, for type checkers alone; a test says it is lazy
+                continue
             allowed = other == part or layer_of(other) < layer_of(part)
             allowed = allowed or any({part, other} <= meeting for meeting in MEET)
-            assert part != "__init__", f"{path} imports {module}: the package imports nothing"
             assert allowed, f"{path} imports {module}"
     assert seen >= 200
 
@@ -123,7 +124,7 @@ def test_the_algorithm_reads_in_one_sitting() -> None:
 
 
 def test_no_pickle_is_trusted() -> None:
-    """Contract 10: ``torch.load`` takes weights only, and nothing else unpickles."""
+    """Contract 10: ``torch.load`` takes weights only; one file unpickles, and restricts it."""
     loads = [
         (path, node)
         for path, tree in sources().items()
@@ -139,4 +140,6 @@ def test_no_pickle_is_trusted() -> None:
         # `from pickle import UnpicklingError` alone is harmless
         plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         named = set(imports(tree)) - {"pickle"}
-        assert not loaders & (plain | named), path
+        allowed = {"pickle"} if path == "data/importers/pickles.py" else set()
+        assert not loaders & (plain | named) - allowed, path
+        assert "allow_pickle=True" not in ast.unparse(tree), path

@@ -98,21 +98,35 @@ class CheckpointStore:
             if read_card(path).validation == state.validation:
                 return
             _discard(path)
-        with new_folder(path) as folder:
-            for name, tensors in state.tensors().items():
-                torch.save(tensors, folder / name)
-            card = CheckpointCard(
-                schema_version=SCHEMA_VERSION,
-                step=state.step,
-                validation=state.validation,
-                best=state.best,
-                files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
-                image_shape=self._image_shape,
-                bank_hash=self._bank_hash,
-                versions=versions(),
-                config=self._config.model_dump(mode="json"),
-            )
-            (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_checkpoint(
+            path, state, self._config, image_shape=self._image_shape, bank_hash=self._bank_hash
+        )
+
+
+def write_checkpoint(
+    path: Path,
+    state: TrainState,
+    config: Config,
+    *,
+    image_shape: tuple[int, int, int],
+    bank_hash: str,
+) -> None:
+    """Write the checkpoint folder ``path``, whole or not at all."""
+    with new_folder(path) as folder:
+        for name, tensors in state.tensors().items():
+            torch.save(tensors, folder / name)
+        card = CheckpointCard(
+            schema_version=SCHEMA_VERSION,
+            step=state.step,
+            validation=state.validation,
+            best=state.best,
+            files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
+            image_shape=image_shape,
+            bank_hash=bank_hash,
+            versions=versions(),
+            config=config.model_dump(mode="json"),
+        )
+        (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

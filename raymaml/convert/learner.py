@@ -1,0 +1,113 @@
+"""A meta-learner from the reference's settings and checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from raymaml.config.model import InnerConfig, ModelConfig
+from raymaml.convert.model import inner_settings, merged, model_settings
+from raymaml.convert.names import their_names
+from raymaml.meta.learner import MetaLearner
+from raymaml.models import build_model
+from raymaml.types import UserError
+
+PARTS = {"encoder": "encoder_state_dict", "classifier": "classifier_state_dict"}
+
+
+def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLearner:
+    """Build the learner that the reference's settings, and its checkpoint if given, describe.
+
+    Args:
+        config: a training or test configuration of the reference, as its YAML gives it. What a
+            test configuration does not say (encoder, head) comes from the checkpoint.
+        checkpoint: a ``.pth`` of the reference, loaded weights-only; without one the weights are
+            new ones.
+
+    Raises:
+        UserError: naming everything that has no counterpart here.
+    """
+    saved = load_reference(checkpoint) if checkpoint is not None else {}
+    config = merged(config, saved)
+    model = ModelConfig(**model_settings(config))
+    size = image_size(config)
+    built = build_model(model, image_shape=(3, size, size), num_ways=num_ways(config), seed=0)
+    names = [name for name, _ in built.named_parameters()]
+    theirs = dict(zip(names, their_names(built, names), strict=True))
+    inner = InnerConfig(**inner_settings(config, theirs)[0])
+    if saved:
+        load_weights(built, saved, head_too=model.head != "zero")
+    return MetaLearner(built, inner, head=model.head)
+
+
+def load_reference(path: Path) -> dict[str, Any]:
+    """Read a ``.pth`` of the reference, tensors and plain values only.
+
+    Raises:
+        UserError: the file cannot be read, holds more than that, or is of something else.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise UserError(f"{path}: holds more than tensors and plain values; not loaded") from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: is not a checkpoint that torch can read ({error})") from None
+    wanted = {"encoder", "encoder_args", "classifier", "classifier_args", *PARTS.values()}
+    if not isinstance(saved, dict) or (missing := sorted(wanted - set(saved))):
+        raise UserError(
+            f"{path}: is not a checkpoint of the reference"
+            + (f" (lacks {', '.join(missing)})" if isinstance(saved, dict) else "")
+        )
+    return saved
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, saved: Mapping[str, Any], *, head_too: bool = True) -> None:
+    """Copy the weights, and the running moments that the model keeps, of the reference's state.
+
+    ``head_too=False`` leaves the head alone, which starts at zero in each episode anyway.
+
+    Raises:
+        UserError: naming every tensor that is missing or of another shape.
+    """
+    theirs = {f"{part}.{k}": v for part, key in PARTS.items() for k, v in saved[key].items()}
+    ours = model.state_dict()
+    names = [name for name in ours if head_too or not name.startswith("head.")]
+    problems = []
+    for name, their_name in zip(names, their_names(model, names), strict=True):
+        value = theirs.get(their_name)
+        if value is None:
+            problems.append(f"the checkpoint has no {their_name} (ours: {name})")
+        elif value.shape != ours[name].shape:
+            problems.append(
+                f"{their_name} has shape {list(value.shape)}, ours ({name})"
+                f" {list(ours[name].shape)}"
+            )
+        else:
+            ours[name].copy_(value)
+    if problems:
+        raise UserError(*problems)
+
+
+def image_size(config: Mapping[str, Any]) -> int:
+    """Return the size of the images; 84, which the reference's convnet4 is made for, if unsaid."""
+    for section in (config, *(config[k] for k in ("train", "val", "test") if config.get(k))):
+        if "image_size" in section:
+            return int(section["image_size"])
+    return 84
+
+
+def num_ways(config: Mapping[str, Any]) -> int:
+    """Return N; 5 if unsaid, as in the reference."""
+    arguments = config.get("classifier_args") or {}
+    if "n_way" in arguments:
+        return int(arguments["n_way"])
+    for section in (config, *(config[k] for k in ("train", "test", "val") if config.get(k))):
+        if "n_way" in section:
+            return int(section["n_way"])
+    return 5

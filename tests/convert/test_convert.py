@@ -1,0 +1,313 @@
+"""Settings and checkpoints of the reference, as it writes them, in our words."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from raymaml.cli import main
+from raymaml.config.load import load_config
+from raymaml.convert import from_reference, reference_names
+from raymaml.convert.model import frozen_patterns
+from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
+from raymaml.types import UserError
+
+SECTION = {
+    "split": "meta-train",
+    "image_size": 84,
+    "normalization": True,
+    "transform": "flip",
+    "n_batch": 200,
+    "n_episode": 4,
+    "n_way": 5,
+    "n_shot": 1,
+    "n_query": 15,
+}
+TRAIN: dict[str, Any] = {
+    "dataset": "meta-mini-imagenet",
+    "train": SECTION,
+    "val": {**SECTION, "split": "meta-val"},
+    "encoder": "convnet4",
+    "encoder_args": {
+        "bn_args": {"track_running_stats": True, "episodic": ["conv1", "conv2", "conv3", "conv4"]}
+    },
+    "classifier": "logistic",
+    "inner_args": {
+        "reset_classifier": True,
+        "n_step": 5,
+        "encoder_lr": 0.01,
+        "classifier_lr": 0.02,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+    },
+    "optimizer": "sgd",
+    "optimizer_args": {
+        "lr": 0.01,
+        "weight_decay": 5e-4,
+        "schedule": "step",
+        "milestones": [120, 140],
+    },
+    "epoch": 150,
+}
+TEST: dict[str, Any] = {
+    "dataset": "meta-mini-imagenet",
+    "test": {**SECTION, "split": "meta-test", "n_query": 1, "transform": None},
+    "load": "./save/x/max-va.pth",
+    "inner_args": {"reset_classifier": True, "n_step": 10, "momentum": 0.9},
+    "epoch": 10,
+}
+
+
+def changed(config: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    """A copy with ``a__b=value`` for config["a"]["b"]; None removes the key."""
+    result = copy.deepcopy(config)
+    for key, value in keys.items():
+        *path, last = key.split("__")
+        section = result
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+        if value is None:
+            del section[last]
+    return result
+
+
+def write(folder: Path, name: str, config: dict[str, Any]) -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def checkpoint(folder: Path, config: dict[str, Any] = TRAIN) -> Path:
+    """A .pth as the reference saves it; our model gives the shapes, random numbers the values."""
+    learner = from_reference(config, None)
+    generator = torch.Generator().manual_seed(1)
+    parts: dict[str, dict[str, torch.Tensor]] = {"encoder": {}, "classifier": {}}
+    for ours, theirs in reference_names(learner).items():
+        part, _, rest = theirs.partition(".")
+        shape = learner.model.state_dict()[ours].shape
+        parts[part][rest] = torch.randn(shape, generator=generator)
+    parts["encoder"]["encoder.conv1.bn.running_mean_0"] = torch.zeros(32)  # ignored
+    saved = {
+        "file": "train.py",
+        "config": config,
+        "encoder": config["encoder"],
+        "encoder_args": config["encoder_args"],
+        "encoder_state_dict": parts["encoder"],
+        "classifier": "logistic",
+        "classifier_args": {"n_way": 5, "in_dim": 800},
+        "classifier_state_dict": parts["classifier"],
+        "training": {"epoch": 3},
+    }
+    path = folder / "max-va.pth"
+    torch.save(saved, path)
+    return path
+
+
+def convert(*arguments: object) -> Any:
+    return CliRunner().invoke(main, ["convert", *map(str, arguments)])
+
+
+def test_a_training_and_a_test_configuration_become_one_of_ours(tmp_path: Path) -> None:
+    train, test = write(tmp_path, "train.yaml", TRAIN), write(tmp_path, "test.yaml", TEST)
+    out = tmp_path / "ours.yaml"
+    outcome = convert(train, test, "--out", out)
+    assert outcome.exit_code == 0, outcome.output
+    config = load_config(out)
+    assert config.name == "convnet4-mini-imagenet-5way-1shot"
+    assert (config.model.encoder, config.model.stage_widths[0]) == ("convnet4", 32)
+    assert (config.model.norm, config.model.head) == ("episodic_biased", "zero")
+    inner = config.inner
+    assert (inner.num_steps, inner.lr, inner.head_lr) == (5, 0.01, 0.02)
+    assert (inner.momentum, inner.weight_decay, inner.gradient) == (0.9, 5e-4, "unrolled")
+    judged = config.test_inner
+    assert (judged.num_steps, judged.head_lr, judged.weight_decay) == (10, 0.01, 0.0)
+    outer = config.outer
+    assert (outer.num_steps, outer.meta_batch_size, outer.validate_every) == (30_000, 4, 200)
+    assert (outer.optimizer, outer.lr, outer.momentum) == ("sgd", 0.01, 0.9)
+    assert (outer.schedule, outer.milestones, outer.gamma) == ("step", (24_000, 28_000), 0.1)
+    assert (outer.weight_decay, outer.clip_value) == (5e-4, 10)
+    counts = [config.episodes.of(split).num_episodes for split in ("train", "val", "test")]
+    assert counts == [120_000, 800, 8000]  # 150 x 200 x 4; the same 200 x 4; 10 x 200 x 4
+    assert config.episodes.test.num_queries == 1
+    assert config.data.image_size == 84
+
+
+@pytest.mark.parametrize(
+    ("bn", "norm"),
+    [
+        ({"track_running_stats": False}, "transductive"),
+        ({"track_running_stats": True}, "running"),
+        ({}, "running"),
+        (
+            {"episodic": ["conv1", "conv3"]},
+            {
+                "encoder.conv1": "episodic_biased",
+                "encoder.conv3": "episodic_biased",
+                "*": "running",
+            },
+        ),
+        (
+            {"episodic": ["conv1", "conv2", "conv3", "conv4"], "alpha": True},
+            "tasknorm_reference",
+        ),
+    ],
+)
+def test_each_way_of_the_references_batch_norm_has_its_policy(
+    bn: dict[str, Any], norm: object, tmp_path: Path
+) -> None:
+    config = changed(TRAIN, encoder_args__bn_args={**bn, "momentum": 0.2, "eps": 1e-3})
+    out = tmp_path / "ours.yaml"
+    assert convert(write(tmp_path, "train.yaml", config), "--out", out).exit_code == 0
+    model = load_config(out).model
+    assert (model.norm, model.norm_momentum, model.norm_eps) == (norm, 0.2, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "ours", "widths"),
+    [
+        ("wide-convnet4", "convnet4", (64, 64, 64, 64)),
+        ("resnet12", "resnet12", (64, 128, 256, 512)),
+        ("wide-resnet12", "resnet12", (64, 160, 320, 640)),
+        ("resnet18", "resnet10", (64, 128, 256, 512)),
+    ],
+)
+def test_encoders_keep_their_widths_and_names(
+    encoder: str, ours: str, widths: tuple[int, ...], tmp_path: Path
+) -> None:
+    config = changed(TRAIN, encoder=encoder, encoder_args={"bn_args": {}}, train__image_size=16)
+    config = changed(config, val__image_size=16)
+    out = tmp_path / "ours.yaml"
+    assert convert(write(tmp_path, "train.yaml", config), "--out", out).exit_code == 0
+    model = load_config(out).model
+    assert (model.encoder, model.stage_widths) == (ours, widths)
+    names = reference_names(from_reference(config, None))
+    assert len(set(names.values())) == len(names)
+    if ours == "resnet12":
+        assert names["encoder.layer2.conv3.norm.bias"] == "encoder.layer2.bn3.bias"
+        assert names["encoder.layer1.shortcut.conv.weight"] == "encoder.layer1.res_conv.conv.weight"
+    if ours == "resnet10":
+        assert names["encoder.stem.norm.weight"] == "encoder.layer0.bn.weight"
+        assert names["encoder.layer2.0.conv1.conv.weight"] == "encoder.layer2.conv1.weight"
+    assert names["head.bias"] == "classifier.linear.bias"
+
+
+def test_a_checkpoint_becomes_a_run_that_can_be_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, out = checkpoint(tmp_path), tmp_path / "ours.yaml"
+    test = write(tmp_path, "test.yaml", TEST)
+    outcome = convert(test, "--checkpoint", path, "--out", out)
+    assert outcome.exit_code == 0, outcome.output
+    config = load_config(out)
+    found = find_checkpoint(config.run_folder, "best")
+    params = load_tensors(found, read_card(found), "params.pt", torch.device("cpu"))
+    learner = from_reference(TEST, path)
+    assert learner.inner.num_steps == 10
+    assert set(params) == {*learner.params}
+    for name, value in learner.params.items():
+        assert torch.equal(params[name], value)
+    saved = torch.load(path, weights_only=True)
+    wanted = saved["encoder_state_dict"]["encoder.conv3.bn.weight"]
+    assert torch.equal(params["encoder.conv3.norm.weight"], wanted)
+    again = convert(test, "--checkpoint", path, "--out", tmp_path / "other.yaml")
+    assert again.exit_code == 2
+    assert "holds checkpoints; give another --name" in again.output
+    assert not (tmp_path / "other.yaml").exists()
+
+
+def test_zero_means_the_default_in_the_reference_and_is_said(tmp_path: Path) -> None:
+    config = changed(TRAIN, inner_args__n_step=0, inner_args__encoder_lr=0)
+    config["inner_args"]["frozen"] = ["bn", "nothing"]
+    out = tmp_path / "ours.yaml"
+    outcome = convert(write(tmp_path, "train.yaml", config), "--out", out)
+    inner = load_config(out).inner
+    assert (inner.num_steps, inner.lr, inner.frozen) == (5, 0.01, ("*.norm",))
+    for text in ("n_step: 0 stands for 5", "encoder_lr: 0 stands for 0.01", "'nothing' is in no"):
+        assert text in outcome.output
+        assert text in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("texts", "patterns"),
+    [
+        (["bn"], ["*.norm"]),
+        (["encoder"], ["encoder"]),
+        (["classifier"], ["head"]),
+        (["conv1", "linear.bias"], ["encoder.conv1", "head.bias"]),
+        ([], []),
+    ],
+)
+def test_frozen_parts_of_names_become_patterns(texts: list[str], patterns: list[str]) -> None:
+    learner = from_reference(TRAIN, None)
+    theirs = reference_names(learner)
+    found = frozen_patterns(texts, theirs)
+    assert found == patterns
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"dataset": "mini-imagenet"}, "dataset: 'mini-imagenet' has no counterpart"),
+    ({"encoder": "resnet50"}, "encoder: 'resnet50' is none of the reference's"),
+    ({"classifier": "meta-nn"}, "classifier: 'meta-nn' has no counterpart"),
+    ({"inner_args__nstep": 3}, "inner_args.nstep is no setting of the reference"),
+    ({"optimizer": "adamax"}, "optimizer: 'adamax' is not adam, sgd or rmsprop"),
+    ({"val__image_size": 80}, "image_size: the sections say 80, 84"),
+    ({"train__split": "train"}, "train.split: 'train' is not 'meta-train'"),
+    ({"encoder_args__bn_args__affine": False}, "affine: false has no counterpart"),
+    ({"encoder_args__bn_args__episodic": ["layer1"]}, "the encoder has no layer1"),
+    ({"encoder_args__bn_args": {"alpha": True}}, "alpha: has no counterpart without episodic"),
+    ({"optimizer_args__schedule": "cosine"}, "cosine ends after 140 epochs of 150"),
+    ({"epoch": None}, "training configuration: epoch is missing"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), REFUSED, ids=[says[:24] for _, says in REFUSED])
+def test_what_has_no_counterpart_is_refused_with_the_reason(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "ours.yaml"
+    outcome = convert(write(tmp_path, "train.yaml", changed(TRAIN, **change)), "--out", out)
+    assert outcome.exit_code == 2, outcome.output
+    assert "Traceback" not in outcome.output
+    assert says in outcome.output
+    assert not out.exists()
+
+
+def test_files_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> None:
+    test, out = write(tmp_path, "test.yaml", TEST), tmp_path / "ours.yaml"
+    (tmp_path / "bad.pth").write_bytes(b"no checkpoint")
+    torch.save({"encoder": "convnet4"}, tmp_path / "half.pth")
+    cases = [
+        ([test], "names no model"),
+        ([test, test], "are both test configurations"),
+        ([test, "--checkpoint", tmp_path / "bad.pth"], "bad.pth"),
+        ([test, "--checkpoint", tmp_path / "half.pth"], "lacks classifier"),
+        ([test, "--checkpoint", tmp_path / "none.pth"], "none.pth"),
+    ]
+    for arguments, says in cases:
+        outcome = convert(*arguments, "--out", out)
+        assert outcome.exit_code == 2, (arguments, outcome.output, outcome.exception)
+        assert "Traceback" not in outcome.output
+        assert says in outcome.output
+
+
+def test_tensors_of_another_shape_and_missing_ones_are_all_named(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    saved = torch.load(path, weights_only=True)
+    del saved["encoder_state_dict"]["encoder.conv1.conv.bias"]
+    saved["encoder_state_dict"]["encoder.conv2.bn.bias"] = torch.zeros(7)
+    torch.save(saved, path)
+    with pytest.raises(UserError) as caught:
+        from_reference(TRAIN, path)
+    first, second = caught.value.problems
+    assert "no encoder.encoder.conv1.conv.bias" in first
+    assert (
+        "encoder.encoder.conv2.bn.bias has shape [7], ours (encoder.conv2.norm.bias) [32]" in second
+    )
