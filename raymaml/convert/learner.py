@@ -13,6 +13,7 @@ from torch import nn
 from raymaml.config.model import InnerConfig, ModelConfig
 from raymaml.convert.model import inner_settings, merged, model_settings
 from raymaml.convert.names import their_names
+from raymaml.convert.running import ReferenceLearner, follow_reference
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.types import UserError
@@ -22,6 +23,9 @@ PARTS = {"encoder": "encoder_state_dict", "classifier": "classifier_state_dict"}
 
 def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLearner:
     """Build the learner that the reference's settings, and its checkpoint if given, describe.
+
+    Its ``meta_gradient`` is the reference's, also where running moments spoil that (see
+    ``raymaml.convert.running``); training with the converted settings uses the exact one.
 
     Args:
         config: a training or test configuration of the reference, as its YAML gives it. What a
@@ -42,7 +46,8 @@ def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLe
     inner = InnerConfig(**inner_settings(config, theirs)[0])
     if saved:
         load_weights(built, saved, head_too=model.head != "zero")
-    return MetaLearner(built, inner, head=model.head)
+    learner = ReferenceLearner if follow_reference(built) else MetaLearner
+    return learner(built, inner, head=model.head)
 
 
 def load_reference(path: Path) -> dict[str, Any]:
