@@ -23,7 +23,7 @@ from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.types import UserError
 
-LISTS = Path("/work/shared/data/splits")
+LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 SPLITS = ("train", "val", "test")
 FINE = list(splits_of("fc100"))  # alphabetical, so the place is the label
 COARSE_OF_APPLE = "fruit_and_vegetables"

@@ -21,7 +21,7 @@ from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.types import UserError
 
-LISTS = Path("/work/shared/data/splits")
+LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 SPLITS = ("train", "val", "test")
 WIDTH, HEIGHT = 60, 40
 BOX = (10, 5, 20, 30)  # left, top, width, height

@@ -25,9 +25,7 @@ from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.types import UserError
 
-LISTS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "splits"
-if not LISTS.exists():
-    LISTS = Path("/work/shared/data/splits")
+LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 
 SIZES = {"train": 64, "val": 16, "test": 20}
 FIRST = {"train": 0, "val": 64, "test": 80}

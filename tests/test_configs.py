@@ -1,0 +1,157 @@
+"""Each shipped config, through the commands, on small files of its data set's own form."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from raymaml.cli import main
+from raymaml.config.load import load_config
+from raymaml.config.schema import Config
+from raymaml.training.checkpoint import find_checkpoint, read_card
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHIPPED = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+SIZE = 32
+MINI = {"train": 64, "val": 16, "test": 20}
+TIERED = {"train": 351, "val": 97, "test": 160}  # the number of classes tells the split
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def labels(num_classes: int, each: int) -> list[int]:
+    return [number for number in range(num_classes) for _ in range(each)]
+
+
+def png(seed: int, size: int) -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 2, (size, size), dtype=np.uint8) * 255
+    Image.fromarray(pixels).convert("1").save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def mini_imagenet(folder: Path, each: int) -> list[str]:
+    """Pickles of ``data`` and ``labels``."""
+    for split, count in MINI.items():
+        content = {"data": noise(count * each, SIZE, SIZE, 3), "labels": labels(count, each)}
+        (folder / f"mini_imagenet_{split}.pickle").write_bytes(pickle.dumps(content))
+    return ["data.source.verify_counts=false"]
+
+
+def tiered_imagenet(folder: Path, each: int) -> list[str]:
+    """An npz of BGR pixels and a pickle of labels for each split."""
+    for split, count in TIERED.items():
+        np.savez(folder / f"{split}_images.npz", images=noise(count * each, SIZE, SIZE, 3))
+        content = pickle.dumps({"labels": labels(count, each)})
+        (folder / f"{split}_labels.pkl").write_bytes(content)
+    return ["data.source.verify_counts=false"]
+
+
+def omniglot(folder: Path, each: int) -> list[str]:
+    """The two archives, with the last five alphabets of the first as val."""
+    for name, alphabets in (("background", "ABCDEF"), ("evaluation", "G")):
+        with zipfile.ZipFile(folder / f"images_{name}.zip", "w") as archive:
+            for seed, alphabet in enumerate(alphabets):
+                for number in range(1, 6):
+                    for image in range(1, 1 + each):
+                        archive.writestr(
+                            f"images_{name}/{alphabet}/character{number:02d}/0001_{image:02d}.png",
+                            png(seed + 100 * number + image, 105),
+                        )
+    return ["data.source.split=background_evaluation"]
+
+
+def own_images(folder: Path, each: int) -> list[str]:
+    """``<split>/<class>/<image>``."""
+    for split in MINI:
+        for label in range(5):
+            place = folder / split / f"{split}{label}"
+            place.mkdir(parents=True)
+            for number in range(each):
+                Image.fromarray(noise(90, 70, 3)).save(place / f"{number}.jpg")
+    return []
+
+
+def glyphs(_folder: Path, each: int) -> list[str]:
+    """Drawn, as always, but only what most fonts have."""
+    return ["data.source.min_fonts=16", f"data.source.images_per_class={max(each, 20)}"]
+
+
+SOURCES: dict[str, Callable[[Path, int], list[str]]] = {
+    "mini-imagenet": mini_imagenet,
+    "tiered-imagenet": tiered_imagenet,
+    "omniglot": omniglot,
+    "image-folder": own_images,
+    "glyphs": glyphs,
+}
+
+
+def small_overrides(config: Config, folder: Path) -> list[str]:
+    """Two outer steps of one episode, one test chunk, one query, small images and resnets."""
+    each = 1 + max(config.episodes.of(split).num_shots for split in ("train", "val", "test"))
+    source = folder / "download"
+    source.mkdir()
+    overrides = [
+        *SOURCES[config.data.source.kind](source, each),
+        *(f"episodes.{split}.num_queries=1" for split in ("train", "val", "test")),
+        *("episodes.train.num_episodes=2", "episodes.val.num_episodes=2"),
+        *("episodes.test.num_episodes=2", "evaluation.baseline_episodes=1"),
+        *("outer.num_steps=2", "outer.meta_batch_size=1", "outer.log_every=1"),
+        *(f"data.bank={folder}/bank", f"data.shards={folder}/shards", f"run_dir={folder}/runs"),
+        f"data.image_size={min(config.data.image_size, SIZE)}",
+    ]
+    if config.outer.schedule == "step":
+        overrides.append("outer.milestones=[1]")
+    if config.outer.warmup_steps:
+        overrides.append("outer.warmup_steps=1")
+    if config.model.encoder.startswith("resnet"):
+        overrides.append("model.width=[4,8,8,8]")
+    if config.data.source.kind != "glyphs":
+        overrides.append(f"data.source.path={source}")
+    return overrides
+
+
+def test_there_are_configs() -> None:
+    assert len(SHIPPED) == 15
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_config_opens_with_its_claim(name: str) -> None:
+    head = [line for line in (CONFIGS / name).read_text("utf-8").splitlines()[:8] if line[0] == "#"]
+    config = load_config(CONFIGS / name)
+    size = config.data.image_size
+    shape = rf"{config.episodes.test.num_ways}-way {config.episodes.test.num_shots}-shot"
+    assert shape in head[0]
+    assert f"{size}x{size}" in head[0]
+    assert any(word in "\n".join(head) for word in ("Claim:", "Measured:", "place to start"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_config_imports_samples_trains_and_tests(name: str, tmp_path: Path) -> None:
+    path = CONFIGS / name
+    overrides = small_overrides(load_config(path), tmp_path)
+    commands: list[tuple[str, ...]] = [
+        ("data", "import"),
+        ("data", "sample"),
+        ("train",),
+        ("test",),
+    ]
+    for command in commands:
+        local = [] if command[0] == "data" else ["--local"]
+        outcome = CliRunner().invoke(main, [*command, str(path), *overrides, *local])
+        assert outcome.exit_code == 0, outcome.output
+    config = load_config(path, overrides)
+    assert read_card(find_checkpoint(config.run_folder, "last")).step == 2
+    summary = json.loads((config.run_folder / "test" / "summary.json").read_text("utf-8"))
+    assert summary["arms"]["model"]["num_episodes"] == 2
