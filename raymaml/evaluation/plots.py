@@ -86,7 +86,7 @@ def plot_learning_curve(path: Path, curve: Sequence[Mapping[str, Any]]) -> None:
     """
     steps = np.array([point["step"] for point in curve], dtype=np.float64)
     accuracy = np.array([point["val_accuracy"] for point in curve], dtype=np.float64)
-    margin = np.array([point.get("val_ci95") or 0.0 for point in curve], dtype=np.float64)
+    margin = np.array([min(point.get("val_ci95") or 0.0, 1.0) for point in curve])
     figure, axes = _figure("Validation accuracy while learning")
     axes.fill_between(
         steps, accuracy - margin, accuracy + margin, color=_MAIN, alpha=0.18, linewidth=0
@@ -171,12 +171,14 @@ def _mark_mean(axes: Axes, mean: Interval) -> None:
     text = f"mean {mean.mean:.2%}"
     if half_width:
         text += f" {PLUS_MINUS} {half_width:.2%}\n(95% interval)"
-    axes.axvspan(mean.mean - half_width, mean.mean + half_width, color=_INK, alpha=0.15, lw=0)
+    # Of a handful of episodes the interval is far wider than the picture.
+    left, right = np.clip([mean.mean - half_width, mean.mean + half_width], *axes.get_xlim())
+    axes.axvspan(left, right, color=_INK, alpha=0.15, lw=0)
     axes.axvline(mean.mean, color=_INK, linewidth=2)
     on_left = mean.mean > sum(axes.get_xlim()) / 2
     axes.annotate(
         text,
-        (mean.mean - half_width if on_left else mean.mean + half_width, 0.97),
+        (left if on_left else right, 0.97),
         xycoords=("data", "axes fraction"),
         xytext=(-8 if on_left else 8, 0),
         textcoords="offset points",
