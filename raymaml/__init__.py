@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raymaml import convert
     from raymaml.config.model import InnerConfig, ModelConfig
+    from raymaml.errors import UserError
     from raymaml.meta.learner import MetaLearner
     from raymaml.models import build_model
-    from raymaml.types import Episode, EpisodeBatch, UserError
+    from raymaml.types import Episode, EpisodeBatch
 
 try:
     __version__ = version("raymaml")
@@ -39,7 +40,7 @@ _HOMES = {
     "InnerConfig": "raymaml.config.model",
     "MetaLearner": "raymaml.meta.learner",
     "ModelConfig": "raymaml.config.model",
-    "UserError": "raymaml.types",
+    "UserError": "raymaml.errors",
     "build_model": "raymaml.models",
 }
 

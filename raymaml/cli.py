@@ -13,7 +13,7 @@ import click
 import raymaml
 from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Split
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 INTERRUPTED = 130  # what a shell shows for a command that Ctrl-C ended
 CONFIG = click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))

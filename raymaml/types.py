@@ -18,21 +18,6 @@ Buffers = dict[str, Tensor]
 """Buffers by their dotted name: the moments that norm layers carry from pass to pass."""
 
 
-class UserError(Exception):
-    """A mistake that the user can mend: shown as one message, exit code 2, no traceback.
-
-    ``problems`` holds every mistake found, each a sentence that names the place, the value and
-    what is allowed.
-    """
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__(*problems)
-        self.problems = problems
-
-    def __str__(self) -> str:
-        return "\n".join(self.problems)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Episode:
     """One support set and one query set of a task."""

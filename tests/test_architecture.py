@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raymaml"
 
 LAYERS = [
-    {"types", "seeding", "names", "passes"},
+    {"errors", "types", "seeding", "names", "passes"},
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"__main__"},
 ]
 """A part imports parts of lower layers, and of its own layer as ``MEET`` allows."""
-MEET = [{"types", "names"}, {"training", "evaluation"}]
+MEET = [{"errors", "names"}, {"training", "evaluation"}]
 
 HOMES = {
     "ray": ["cluster/"],

@@ -18,8 +18,16 @@ def test_every_public_name_is_there() -> None:
         _ = raymaml.nothing
 
 
-def test_importing_raymaml_imports_nothing_heavy() -> None:
-    code = "import sys, raymaml; print(sorted({'torch', 'ray', 'pydantic'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("raymaml", {"torch", "ray", "pydantic"}),
+        ("raymaml.cli", {"torch", "ray", "matplotlib"}),
+        ("raymaml.data.importers", {"torch", "ray"}),  # an import's memory is its images'
+    ],
+)
+def test_importing_imports_nothing_heavy(module: str, heavy: set[str]) -> None:
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

@@ -26,8 +26,8 @@ from raymaml.cli import main
 from raymaml.cluster.runtime import plan_workers
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.errors import UserError
 from raymaml.training.worker import train_locally
-from raymaml.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

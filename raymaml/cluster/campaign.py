@@ -20,11 +20,11 @@ from raymaml.cluster.runtime import (
     plan_workers,
 )
 from raymaml.config.schema import Config
+from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Progress, plan_campaign
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import request_stop, stop_requested
 from raymaml.training.worker import on_interrupt
-from raymaml.types import UserError
 
 
 def judge_on_cluster(config: Config, echo: Echo) -> Path:

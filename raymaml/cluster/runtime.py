@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raymaml.config.schema import ClusterConfig
+from raymaml.errors import UserError
 from raymaml.training.process import MALLOC_ENVIRONMENT
-from raymaml.types import UserError
 
 T = TypeVar("T")
 _ENVIRONMENT = {

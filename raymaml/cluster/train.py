@@ -21,11 +21,11 @@ from raymaml.cluster.runtime import (
 )
 from raymaml.config.schema import Config
 from raymaml.data.files import write_text
+from raymaml.errors import UserError
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run_folder import claim, is_done, request_stop
 from raymaml.training.worker import Echo, adaptation_table, conclude, on_interrupt
-from raymaml.types import UserError
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 _FAILURE = ".failure"

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 KeyPath = tuple[str, ...]
 

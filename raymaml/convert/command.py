@@ -16,10 +16,10 @@ from raymaml.convert.model import inner_settings, merged, model_settings
 from raymaml.convert.names import their_names
 from raymaml.convert.settings import default_name, is_test_config, whole_config
 from raymaml.data.files import write_text
+from raymaml.errors import UserError
 from raymaml.models import build_model
 from raymaml.training.checkpoint import checkpoint_path, list_steps, write_checkpoint
 from raymaml.training.state import build_state
-from raymaml.types import UserError
 
 Echo = Callable[[str], None]
 Mappings = tuple[Mapping[str, Any], Mapping[str, Any] | None]

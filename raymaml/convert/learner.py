@@ -14,9 +14,9 @@ from raymaml.config.model import InnerConfig, ModelConfig
 from raymaml.convert.model import inner_settings, merged, model_settings
 from raymaml.convert.names import their_names
 from raymaml.convert.running import ReferenceLearner, follow_reference
+from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
-from raymaml.types import UserError
 
 PARTS = {"encoder": "encoder_state_dict", "classifier": "classifier_state_dict"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from raymaml.errors import UserError
 from raymaml.names import matches
-from raymaml.types import UserError
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "convnet4": {"encoder": "convnet4", "width": 32},

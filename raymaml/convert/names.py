@@ -6,11 +6,11 @@ import re
 
 from torch import nn
 
+from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models.convnet4 import ConvNet4
 from raymaml.models.resnet12 import ResNet12
 from raymaml.models.resnet18 import ResNet18
-from raymaml.types import UserError
 
 _RULES = (
     (r"^encoder\.stem\.conv\.", "encoder.layer0.conv."),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raymaml.convert.model import unknown
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 Settings = dict[str, Any]
 

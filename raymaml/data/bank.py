@@ -33,7 +33,7 @@ from raymaml.data.bank_format import (
     write_images,
 )
 from raymaml.data.files import new_folder
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 __all__ = ["BankClass", "ClassImages", "ImageBank", "write_bank"]
 

@@ -37,7 +37,7 @@ from raymaml.data.shard_format import (
     write_manifest,
 )
 from raymaml.data.tensors import tensor_column
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 __all__ = [
     "EpisodeRows",

@@ -23,7 +23,7 @@ from raymaml.config.schema import EpisodesConfig
 from raymaml.data.files import sha256_of_file
 from raymaml.data.sampling import EpisodeRows
 from raymaml.data.tensors import tensor_type
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"

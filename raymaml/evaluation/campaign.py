@@ -17,6 +17,7 @@ import torch
 from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
+from raymaml.errors import UserError
 from raymaml.evaluation.records import chunk_path, missing_chunks, read_records, write_chunk
 from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
@@ -33,7 +34,6 @@ from raymaml.training.metrics import METRICS_FILE, duration, read_metrics
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 from raymaml.training.state import build_learner, load_params
-from raymaml.types import UserError
 
 Echo = Callable[[str], None]
 

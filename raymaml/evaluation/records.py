@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymaml.data.files import replacing
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 _REMEDY = "move it away and run `raymaml test` again, which judges only what is missing"
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymaml.errors import UserError
 from raymaml.names import choose
 from raymaml.passes import PassAware
-from raymaml.types import UserError
 
 
 class _Norm2d(PassAware):

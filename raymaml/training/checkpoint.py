@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import raymaml
 from raymaml.config.schema import Config
 from raymaml.data.files import new_folder, sha256_of_file
+from raymaml.errors import UserError
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, Validation
-from raymaml.types import UserError
 
 SCHEMA_VERSION = 1
 CARD = "checkpoint.json"

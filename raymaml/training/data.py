@@ -15,9 +15,10 @@ from raymaml.data.bank import ImageBank
 from raymaml.data.episodes import EpisodeShards, check_sampling, check_shards, write_shards
 from raymaml.data.prefetch import prefetch
 from raymaml.data.transforms import EpisodeLoader, Normalize
+from raymaml.errors import UserError
 from raymaml.models import check_image_size
 from raymaml.training.reduction import share
-from raymaml.types import EpisodeBatch, UserError
+from raymaml.types import EpisodeBatch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raymaml.config.schema import Config
+from raymaml.errors import UserError
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import CheckpointStore
 from raymaml.training.data import TrainingData
@@ -17,7 +18,7 @@ from raymaml.training.reduction import flatten, mean_in_order, share, share_size
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, build_state
 from raymaml.training.validation import validate
-from raymaml.types import EpisodeBatch, UserError
+from raymaml.types import EpisodeBatch
 
 
 def meta_train(

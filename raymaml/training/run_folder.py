@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.data.files import remove_partial, write_text
+from raymaml.errors import UserError
 from raymaml.training.checkpoint import check_last, list_steps
 from raymaml.training.data import TrainingData
-from raymaml.types import UserError
 
 IDENTITY = "run.json"
 STOP = "STOP"

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from raymaml.config.schema import ClusterConfig
+from raymaml.errors import UserError
 from raymaml.training.data import TrainingData
-from raymaml.types import EpisodeBatch, UserError
+from raymaml.types import EpisodeBatch
 
 
 class Session(Protocol):

@@ -13,10 +13,10 @@ from helpers_cluster import RATE
 
 from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.config.schema import Config
+from raymaml.errors import UserError
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.records import read_records
 from raymaml.training.worker import train_locally
-from raymaml.types import UserError
 
 pytestmark = pytest.mark.ray
 

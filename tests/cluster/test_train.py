@@ -13,8 +13,8 @@ from filelock import FileLock
 from helpers_cluster import assert_same_bits, trained_steps, wait_until
 
 from raymaml.cluster.train import RAY_SNAPSHOT, train_on_cluster
+from raymaml.errors import UserError
 from raymaml.training.worker import train_locally
-from raymaml.types import UserError
 
 pytestmark = pytest.mark.ray
 

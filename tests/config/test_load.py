@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymaml.config.load import dump_config, load_config
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALLEST = """\

@@ -15,8 +15,8 @@ from raymaml.cli import main
 from raymaml.config.load import load_config
 from raymaml.convert import from_reference, reference_names
 from raymaml.convert.model import frozen_patterns
+from raymaml.errors import UserError
 from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
-from raymaml.types import UserError
 
 SECTION = {
     "split": "meta-train",

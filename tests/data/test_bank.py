@@ -14,7 +14,7 @@ import pytest
 from helpers_data import make_bank, make_classes
 
 from raymaml.data.bank import BankClass, ClassImages, ImageBank, write_bank
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 COUNTS = {"train": [3, 1, 5], "val": [2], "test": [4]}
 

@@ -21,7 +21,7 @@ from raymaml.data.importers import import_bank
 from raymaml.data.importers.cifar import benchmark, plan_cifar, splits_of
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 SPLITS = ("train", "val", "test")

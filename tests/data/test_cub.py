@@ -19,7 +19,7 @@ from raymaml.data.importers import import_bank
 from raymaml.data.importers.cub import plan_cub, split_of
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 SPLITS = ("train", "val", "test")

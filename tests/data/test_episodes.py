@@ -22,7 +22,7 @@ from raymaml.data.episodes import (
     sample_episode,
     write_shards,
 )
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 COUNTS = {"train": [20] * 12, "val": [20] * 5, "test": [20] * 6}
 

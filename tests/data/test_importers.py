@@ -14,7 +14,7 @@ from raymaml.config.sources import GlyphsSource, ImageFolderSource
 from raymaml.data.bank import ImageBank
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.image_folder import plan_image_folder
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 COLOURS = {"train": "red", "val": "lime", "test": "blue"}
 

@@ -14,7 +14,7 @@ from raymaml.config.sources import INaturalist2017Source
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 
 def lines(first: int, classes: int, each: int = 1, folder: str = "Aves") -> list[str]:

@@ -17,7 +17,7 @@ from raymaml.config.sources import OmniglotSource
 from raymaml.data.importers import import_bank, omniglot
 from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 OFFICIAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -19,7 +19,7 @@ import pytest
 from helpers_pickles import python2, read, read_bytes
 
 from raymaml.data.importers.stored import Blob, StoredArray
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
 PLAIN = {

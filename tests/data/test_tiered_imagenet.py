@@ -25,7 +25,7 @@ from raymaml.data.importers import import_bank
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import BENCHMARK, plan_tiered_imagenet
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 SPLITS = ("train", "val", "test")
 FIRST = {"train": 0, "val": 351, "test": 448}

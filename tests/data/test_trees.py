@@ -10,7 +10,7 @@ import pytest
 
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.trees import find_tree, read_folder, read_tar
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:

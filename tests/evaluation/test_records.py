@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymaml.data.files import replacing
+from raymaml.errors import UserError
 from raymaml.evaluation.records import (
     EpisodeRecord,
     chunk_is_complete,
@@ -21,7 +22,6 @@ from raymaml.evaluation.records import (
     record_arrays,
     write_chunk,
 )
-from raymaml.types import UserError
 
 IDENTITY = {"checkpoint": "c0ffee", "episodes": "feed"}
 

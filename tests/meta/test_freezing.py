@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers_meta import build, episodes
 
+from raymaml.errors import UserError
 from raymaml.meta.freezing import frozen_names
 from raymaml.names import matches
-from raymaml.types import UserError
 
 
 @pytest.mark.parametrize(

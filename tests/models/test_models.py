@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from raymaml.config.model import ModelConfig
+from raymaml.errors import UserError
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier
 from raymaml.models.norm import TransductiveNorm2d
-from raymaml.types import UserError
 
 
 def build(size: int = 16, channels: int = 1, width: int = 4, seed: int = 0) -> Classifier:

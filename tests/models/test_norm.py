@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from raymaml.config.model import ModelConfig
+from raymaml.errors import UserError
 from raymaml.models import build_model
 from raymaml.models.norm import POLICIES, TaskNorm2d, apply_policies
 from raymaml.passes import Pass, PassAware
-from raymaml.types import UserError
 
 C, EPS, MOMENTUM = 3, 1e-3, 0.2
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from raymaml.config.schema import Config
+from raymaml.errors import UserError
 from raymaml.training import checkpoint
 from raymaml.training.checkpoint import (
     CheckpointStore,
@@ -23,7 +24,6 @@ from raymaml.training.checkpoint import (
 )
 from raymaml.training.session import LocalSession
 from raymaml.training.state import TrainState, Validation, build_state
-from raymaml.types import UserError
 
 CPU = torch.device("cpu")
 SHAPE = (1, 16, 16)

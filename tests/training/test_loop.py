@@ -17,6 +17,7 @@ from torch import Tensor
 
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
+from raymaml.errors import UserError
 from raymaml.training.checkpoint import (
     CheckpointStore,
     checkpoint_path,
@@ -30,7 +31,7 @@ from raymaml.training.metrics import METRICS_FILE, NoMetrics, RunMetrics, read_m
 from raymaml.training.session import LocalSession, Session
 from raymaml.training.state import build_state
 from raymaml.training.worker import on_interrupt, train_locally, train_worker
-from raymaml.types import EpisodeBatch, UserError
+from raymaml.types import EpisodeBatch
 
 CPU = torch.device("cpu")
 STEPS = 6  # outer steps of the tiny config, validations before steps 0, 3 and after 5

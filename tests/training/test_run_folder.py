@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
+from raymaml.errors import UserError
 from raymaml.training.data import open_training_data
 from raymaml.training.run_folder import (
     IDENTITY,
@@ -21,7 +22,6 @@ from raymaml.training.run_folder import (
     sole_writer,
     stop_requested,
 )
-from raymaml.types import UserError
 
 
 def claimed(config: Config) -> Path:

@@ -32,7 +32,7 @@ from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, listed
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 
 def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:

@@ -18,7 +18,7 @@ from raymaml.config.schema import SPLITS, Split
 from raymaml.data.importers.plan import PlannedClass
 from raymaml.data.importers.stored import StoredArray
 from raymaml.data.sampling import listed
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 IMAGENET_LICENCE = "ImageNet terms of access: non-commercial research and education only"
 KEEP_ANYWAY = "get the files again, or set data.source.verify_counts: false to take what is there"

@@ -40,7 +40,7 @@ from raymaml.data.importers.pickles import load_pickle
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.stored import Scratch, StoredArray
 from raymaml.data.importers.trees import Tree, find_tree
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 LICENCE = "none stated (Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html)"
 TITLES = {

@@ -21,7 +21,7 @@ from raymaml.data.importers.images import decode, squared, squashed
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.trees import Tree, find_tree
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 NUM_CLASSES = 200
 NUM_IMAGES = 11_788

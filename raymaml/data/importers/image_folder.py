@@ -21,8 +21,8 @@ from raymaml.config.schema import SPLITS
 from raymaml.config.sources import ImageFolderSource
 from raymaml.data.importers.images import decode
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
+from raymaml.errors import UserError
 from raymaml.seeding import bit_stream, draw_without_replacement
-from raymaml.types import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 CSV_HEADER = ["path", "class", "split"]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 Read = Callable[[], bytes]
 

@@ -22,8 +22,8 @@ from raymaml.data.importers.benchmark import KEEP_ANYWAY, Images, in_order
 from raymaml.data.importers.images import decode, squared
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.sampling import listed
+from raymaml.errors import UserError
 from raymaml.seeding import bit_stream, draw_without_replacement
-from raymaml.types import UserError
 
 NUM_CLASSES: dict[Split, int] = {"train": 908, "test": 227}
 LICENCE = "images of many owners, non-commercial research only (iNaturalist 2017 terms)"

@@ -17,7 +17,7 @@ import numpy as np
 from raymaml.data.importers.benchmark import LabelledFile, integers, load_rows, pixels_problem
 from raymaml.data.importers.pickles import load_pickle
 from raymaml.data.importers.stored import Scratch, StoredArray, open_blob
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 DATA_LABELS = "pickles of data and labels (Gidaris, MetaOptNet)"
 CACHE = "cache pickles of image_data and class_dict (few-shot-ssl, torchmeta, learn2learn)"

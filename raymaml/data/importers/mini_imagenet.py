@@ -41,7 +41,7 @@ from raymaml.data.importers.images import decode, squashed
 from raymaml.data.importers.labelled_pickles import files_in, labelled_pickles
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 RAVI_CSV = "images and CSVs (Ravi and Larochelle)"
 ILSVRC = "the class folders of ILSVRC 2012"

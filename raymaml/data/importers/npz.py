@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from raymaml.data.importers.stored import Blob, Scratch, StoredArray, chunks_of, open_blob
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 _LOCAL_HEADER = 30  # bytes of a zip's local file header before the name (APPNOTE.TXT 4.3.7)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError)

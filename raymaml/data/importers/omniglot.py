@@ -23,7 +23,7 @@ from PIL import Image
 from raymaml.config.sources import OmniglotSource
 from raymaml.data.importers.images import decode
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 SETS = ("images_background", "images_evaluation")
 NUM_VAL_ALPHABETS = 5

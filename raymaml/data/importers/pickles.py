@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from raymaml.data.importers.stored import CHUNK, Blob, Scratch, ScratchFile, StoredArray, is_shape
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 LAZY_BYTES = 256
 """Values of this length and more stay in the file."""

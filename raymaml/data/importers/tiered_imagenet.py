@@ -48,7 +48,7 @@ from raymaml.data.importers.labelled_pickles import files_in, pickles_in, texts_
 from raymaml.data.importers.npz import NpzArray, open_npz
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Blob, Scratch, StoredArray
-from raymaml.types import UserError
+from raymaml.errors import UserError
 
 BENCHMARK = Benchmark(
     title="tiered-ImageNet",
