@@ -6,13 +6,13 @@ from __future__ import annotations
 class UserError(Exception):
     """A mistake that the user can mend: shown as one message, exit code 2, no traceback.
 
-    ``problems`` holds every mistake found, each a sentence that names the place, the value and
-    what is allowed.
+    ``problems`` holds every mistake found, once each: a sentence that names the place, the value
+    and what is allowed.
     """
 
     def __init__(self, *problems: str) -> None:
         super().__init__(*problems)
-        self.problems = problems
+        self.problems = tuple(dict.fromkeys(problems))
 
     def __str__(self) -> str:
         return "\n".join(self.problems)

@@ -446,6 +446,64 @@ RUN_CASES = [
         says=("cluster.device is cuda but this process sees no GPU; set cluster.device to cpu",),
     ),
     Case(
+        name="frozen-nothing",
+        overrides=("name=new", "inner.frozen=[encoder.conv9,head]"),
+        says=("inner.frozen: 'encoder.conv9' matches nothing in the model; it has encoder.conv1",),
+    ),
+    Case(
+        name="frozen-nothing-at-test",
+        overrides=("name=new", "evaluation.inner.frozen=['nor*']"),
+        says=("evaluation.inner.frozen: 'nor*' matches nothing in the model",),
+    ),
+    Case(
+        name="norm-of-no-layer",
+        overrides=("name=new", "model.norm={encoder.conv9: context, '*': running}"),
+        says=("model.norm: 'encoder.conv9' matches nothing in the model; it has encoder.conv1",),
+    ),
+    Case(
+        name="layer-without-norm-policy",
+        overrides=("name=new", "model.norm={'encoder.conv[123]': context}"),
+        says=("model.norm: encoder.conv4.norm match none of the patterns", 'add "*" as the last'),
+    ),
+    Case(
+        name="own-encoder-not-there",
+        overrides=("name=new", "model.width=null", "model.encoder=no_such_package:Encoder"),
+        says=("model.encoder: no_such_package:Encoder cannot be imported", "No module named"),
+    ),
+    Case(
+        name="own-encoder-without-arguments",
+        overrides=("name=new", "model.width=null", "model.encoder=torch.nn:Linear"),
+        says=("model.encoder: torch.nn:Linear cannot be", "model.encoder_args {}", "in_features"),
+    ),
+    Case(
+        name="own-encoder-gives-images",
+        overrides=("name=new", "model.width=null", "model.encoder=torch.nn:Identity"),
+        says=("turns 2 images into [2, 1, 16, 16]; it must give features of shape [2, number",),
+    ),
+    Case(
+        name="nothing-to-learn",
+        overrides=(
+            *("name=new", "model.width=null", "model.encoder=torch.nn:Flatten"),
+            "model.head=zero",
+        ),
+        says=("model: has no parameters to learn: the encoder has none, and the head starts at",),
+    ),
+    Case(
+        name="moments-of-other-channels",
+        overrides=("name=new", "data.normalize={mean: [0, 0, 0], std: [1, 1, 1]}"),
+        says=("data.normalize has 3 means and 3 stds, the bank {place}/bank 1 channels; give 1",),
+    ),
+    Case(
+        name="milestones-without-schedule",
+        overrides=("outer.milestones=[1]",),
+        says=("outer.milestones is [1] but outer.schedule is constant: step needs milestones",),
+    ),
+    Case(
+        name="momentum-of-adam",
+        overrides=("outer.momentum=0.9",),
+        says=("outer.momentum is 0.9 but outer.optimizer is adam",),
+    ),
+    Case(
         name="no-workers",
         overrides=("cluster.num_workers=0",),
         says=("command line: cluster.num_workers is 0; it should be", "'auto'"),

@@ -11,13 +11,13 @@ NEVER_ADAPTED = ("temperature", "*.alpha_scale", "*.alpha_offset")
 """Meta-parameters that no inner step moves: the temperature, and how TaskNorm mixes moments."""
 
 
-def frozen_names(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
-    """Return the parameters that are not adapted.
+def frozen_names(key: str, names: Sequence[str], patterns: Sequence[str]) -> set[str]:
+    """Return the parameters that are not adapted by the patterns of the option ``key``.
 
     Raises:
         UserError: a pattern matches no parameter.
     """
-    require_matches("inner.frozen", patterns, names)
+    require_matches(key, patterns, names)
     return {
         name
         for name in names

@@ -60,8 +60,8 @@ class MetaLearner:
         self.test_inner = inner if test_inner is None else test_inner
         self.channels_last = channels_last
         names = [name for name, _ in model.named_parameters()]
-        self._frozen = frozen_names(names, self.inner.frozen)
-        self._test_frozen = frozen_names(names, self.test_inner.frozen)
+        self._frozen = frozen_names("inner.frozen", names, inner.frozen)
+        self._test_frozen = frozen_names("evaluation.inner.frozen", names, self.test_inner.frozen)
         self._passes = Passes(model)
 
     @property

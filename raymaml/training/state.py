@@ -10,6 +10,7 @@ import torch
 
 from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
+from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.seeding import fold_in
@@ -83,7 +84,7 @@ def build_learner(
     ``test_inner`` is the inner loop of evaluation, ``config.test_inner`` if None.
 
     Raises:
-        UserError: the model cannot be built, or name patterns do not fit it.
+        UserError: the model cannot be built, has nothing to learn, or name patterns do not fit it.
     """
     model = build_model(
         config.model,
@@ -91,13 +92,19 @@ def build_learner(
         num_ways=num_ways,
         seed=fold_in(config.seed, "init"),
     )
-    return MetaLearner(
+    learner = MetaLearner(
         model.to(device),
         config.inner,
         head=config.model.head,
         test_inner=config.test_inner if test_inner is None else test_inner,
         channels_last=device.type == "cpu",
     )
+    if not learner.params:
+        raise UserError(
+            "model: has no parameters to learn: the encoder has none, and the head starts at zero;"
+            " set model.head: learned, or take another encoder"
+        )
+    return learner
 
 
 def build_state(

@@ -57,7 +57,7 @@ def test_test_may_freeze_something_else() -> None:
 def test_all_patterns_without_a_match_are_named() -> None:
     names = ["encoder.conv1.weight", "head.bias"]
     with pytest.raises(UserError) as caught:
-        frozen_names(names, ("bn", "head", "encoder.conv2"))
+        frozen_names("inner.frozen", names, ("bn", "head", "encoder.conv2"))
     assert [problem.partition(" matches")[0] for problem in caught.value.problems] == [
         "inner.frozen: 'bn'",
         "inner.frozen: 'encoder.conv2'",
