@@ -22,5 +22,8 @@ class PassAware(nn.Module):
     """The layer's buffers change in the support passes and are read in the query pass."""
     reads_context: bool = False
     """The query pass reads what a context pass has written into the layer's buffers."""
+    closed_rules: bool = False
+    """Passes are differentiated backward once at most, and maybe forward over that; so rules of
+    one's own, without a second backward pass, may stand in for PyTorch's."""
     outlives_episodes: bool = False
     """The moments go on from one meta-batch to the next; otherwise each episode starts anew."""

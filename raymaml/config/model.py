@@ -124,9 +124,10 @@ class InnerConfig(Section):
     frozen: tuple[str, ...] = ()
     """Name patterns of what is not adapted, but meta-learned all the same: encoder.conv1, *.norm,
     head, encoder.layer[12]."""
-    gradient: Literal["unrolled", "checkpointed", "first_order"] = "unrolled"
+    gradient: Literal["unrolled", "checkpointed", "mixed_mode", "first_order"] = "unrolled"
     """unrolled: exact second-order meta-gradient by the plain graph; checkpointed: the same with
-    the memory of one inner step, each being computed again; first_order: FOMAML."""
+    the memory of one inner step, each being computed again; mixed_mode: the same with that memory
+    and in less time, by Hessian-vector products; first_order: FOMAML."""
 
 
 class InnerOverride(Section):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from raymaml.config.model import InnerConfig
 from raymaml.meta.gradients import EpisodeGradient, EpisodeLosses, differentiate, outcome
-from raymaml.meta.inner_loop import Fast, leaves, step, unroll
+from raymaml.meta.inner_loop import Fast, SupportLoss, leaves, step, unroll
 from raymaml.types import Params
 
 
@@ -23,24 +26,44 @@ def checkpointed(
     """
     frozen = leaves(frozen)
     losses = losses.with_frozen(frozen)
-    before, states = [], unroll(losses.support, start, inner, create_graph=False)
-    for fast in states:
-        before.append((fast, torch.get_rng_state()))  # the step draws from it, if there is dropout
-    fast, _ = before.pop()
+    states, fast = trajectory(losses.support, start, inner)
     loss, logits = losses.query(fast.params, fast.buffers)
     names = list(fast.params)
     grads = differentiate([loss], frozen | fast.params)
     total = {name: grads[name] for name in frozen}
     adjoint = [grads[name] for name in names]
     adjoint += [torch.zeros_like(value) for value in fast.velocity.values()]
-    for state, generator in reversed(before if names else []):
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(generator)
+    for state, generator in reversed(states):
+        with drawing_as(generator):
             after = step(losses.support, state, inner, create_graph=True)
         grads = differentiate(_outputs(after), _inputs(state) | frozen, adjoint)
         total = {name: value + grads[name] for name, value in total.items()}
         adjoint = [grads[name] for name in _inputs(state)]
     return outcome(loss, logits, total | dict(zip(names, adjoint, strict=False)), fast)
+
+
+def trajectory(
+    support_loss: SupportLoss, start: Fast, inner: InnerConfig
+) -> tuple[list[tuple[Fast, Tensor]], Fast]:
+    """Adapt without a graph.
+
+    Returns:
+        What each inner step starts from with torch's generator (a step draws from it, if there is
+        dropout), no steps if nothing adapts; and the adapted weights.
+    """
+    states = []
+    for fast in unroll(support_loss, start, inner, create_graph=False):
+        states.append((fast, torch.get_rng_state()))
+    fast, _ = states.pop()
+    return states if fast.params else [], fast
+
+
+@contextmanager
+def drawing_as(generator: Tensor) -> Iterator[None]:
+    """Draw random numbers from a state of torch's generator, and leave the present one alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator)
+        yield
 
 
 def _inputs(fast: Fast) -> Params:

@@ -13,6 +13,7 @@ from raymaml.meta.checkpointing import checkpointed
 from raymaml.meta.freezing import adaptation_table, frozen_names
 from raymaml.meta.gradients import EpisodeGradient, Method, first_order, unrolled
 from raymaml.meta.inner_loop import Fast, unroll
+from raymaml.meta.mixed_mode import mixed_mode
 from raymaml.meta.moments import absorb, lasting_buffers
 from raymaml.meta.passes import Passes
 from raymaml.meta.rules import HEAD
@@ -22,8 +23,11 @@ from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 METHODS: dict[str, Method] = {
     "unrolled": unrolled,
     "checkpointed": checkpointed,
+    "mixed_mode": mixed_mode,
     "first_order": first_order,
 }
+SINGLE_BACKWARD = {"mixed_mode", "first_order"}
+"""Methods that differentiate each pass backward once, at most, and maybe forward over that."""
 
 
 class MetaLearner:
@@ -36,10 +40,10 @@ class MetaLearner:
         head: ``learned`` starts each episode at the model's head; ``zero`` at zeros, which are no
             meta-parameters; ``shared`` at the one row of the model's head, repeated for each way.
         test_inner: the inner loop of ``predict`` and ``logits_by_step``; that of training if None.
-        channels_last: lay images out so for passes without a meta-gradient: on CPU 2 to 4 times
-            faster than the plain layout, and rounded otherwise. Training keeps the plain layout:
-            there PyTorch's channels-last norm costs a digit of the meta-gradient (3e-4 instead of
-            3e-5 relative to the golden vectors).
+        channels_last: lay images out so, except for a gradient by a second backward pass
+            (``unrolled``, ``checkpointed``), which takes longer in that layout and loses a digit to
+            PyTorch's channels-last norm. On CPU 1.3 to 4 times faster than the plain layout, and
+            rounded otherwise.
 
     Raises:
         UserError: a pattern of ``frozen`` matches no parameter.
@@ -87,7 +91,10 @@ class MetaLearner:
     def episode_gradient(self, episode: Episode) -> EpisodeGradient:
         """Return query loss, query logits, meta-gradient and running moments of one episode."""
         self.model.train()
-        losses = self._passes.losses(episode)
+        closed_rules = self.inner.gradient in SINGLE_BACKWARD
+        if closed_rules:
+            episode = self._laid_out(episode)
+        losses = self._passes.losses(episode, closed_rules=closed_rules)
         frozen, start = begin(self.model, self.head, episode, self._frozen, self.inner)
         if self.inner.num_steps == 0:
             start = self._passes.observed(start, losses.with_frozen(frozen))

@@ -22,8 +22,13 @@ class Passes:
         self._model = model
         self._layers = [module for module in model.modules() if isinstance(module, PassAware)]
 
-    def losses(self, episode: Episode) -> EpisodeLosses:
-        """Return the losses that the meta-gradient of ``episode`` is made of."""
+    def losses(self, episode: Episode, *, closed_rules: bool = False) -> EpisodeLosses:
+        """Return the losses that the meta-gradient of ``episode`` is made of.
+
+        ``closed_rules``: they are differentiated backward once at most, and maybe forward over it.
+        """
+        for layer in self._layers:
+            layer.closed_rules = closed_rules
 
         def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:
             logits, buffers = self._run("support", params, buffers, episode.support_x)

@@ -36,7 +36,11 @@ def _head_start(head: Head, value: Tensor, episode: Episode) -> Tensor:
     if head == "learned":
         return value
     shape = (int(episode.support_y.max()) + 1, *value.shape[1:])  # N rows
-    return value.new_zeros(shape) if head == "zero" else value.expand(shape)
+    return (
+        value.new_zeros(shape)
+        if head == "zero"
+        else value.repeat(shape[0], *([1] * (value.ndim - 1)))
+    )
 
 
 def of_parameter(head: Head, name: str, grad: Tensor) -> Tensor:

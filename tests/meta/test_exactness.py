@@ -71,20 +71,23 @@ def slope_along(learner: MetaLearner, episode: Episode, direction: Tensor, step:
 
 
 @pytest.mark.parametrize(("encoder", "norm", "head", "rule", "frozen"), PRODUCT)
-def test_unrolled_checkpointed_and_central_differences_agree(
+def test_unrolled_checkpointed_mixed_mode_and_central_differences_agree(
     encoder: str, norm: str, head: str, rule: dict[str, float], frozen: tuple[str, ...]
 ) -> None:
     if norm == "none":
         frozen = tuple(pattern for pattern in frozen if pattern != "*.norm")
     episode = episodes()[0]
     learner = build(encoder, norm, head, frozen=frozen, **rule)
-    again = build(encoder, norm, head, frozen=frozen, gradient="checkpointed", **rule)
     exact = learner.episode_gradient(episode)
-    result = again.episode_gradient(episode)
-    assert relative_error(flat(result.grads), flat(exact.grads)) < 1e-10
-    torch.testing.assert_close(result.logits, exact.logits, rtol=1e-11, atol=1e-11)
-    for name, value in exact.buffers.items():  # no second update of statistics
-        torch.testing.assert_close(result.buffers[name], value, rtol=1e-11, atol=1e-11)
+    turned = episode.channels_last()
+    ways = [("checkpointed", episode), ("mixed_mode", episode), ("mixed_mode", turned)]
+    for gradient, images in ways:
+        again = build(encoder, norm, head, frozen=frozen, gradient=gradient, **rule)
+        result = again.episode_gradient(images)
+        assert relative_error(flat(result.grads), flat(exact.grads)) < 1e-10
+        torch.testing.assert_close(result.logits, exact.logits, rtol=1e-11, atol=1e-11)
+        for name, value in exact.buffers.items():  # no second update of statistics
+            torch.testing.assert_close(result.buffers[name], value, rtol=1e-11, atol=1e-11)
 
     grads = flat({name: exact.grads[name] for name in learner.params})
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +125,7 @@ def test_inductive_means_one_query_at_a_time_as_all_at_once(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", POLICIES)
-@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "first_order"])
+@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "mixed_mode", "first_order"])
 def test_no_statistics_leak_from_one_episode_to_the_next(norm: str, gradient: str) -> None:
     batch = episodes(2)
     learner = build("convnet4", norm, "zero", gradient=gradient)

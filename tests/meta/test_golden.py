@@ -89,7 +89,7 @@ def gradient_error(
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed"])
+@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "mixed_mode"])
 def test_logits_loss_and_meta_gradient_are_the_references(name: str, gradient: str) -> None:
     learner, batch, expected = load(name)
     if learner.inner.gradient == "unrolled":

@@ -139,7 +139,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_weights(make: Any) -> 
     assert relative_error(found, exact) > 1e-2  # it is another gradient than the exact one
 
 
-@pytest.mark.parametrize("gradient", ["unrolled", "first_order"])
+@pytest.mark.parametrize("gradient", ["unrolled", "mixed_mode", "first_order"])
 def test_without_inner_steps_theta_itself_is_judged(gradient: str) -> None:
     model, batch = convnet(), episodes()
     maml = learner(model, num_steps=0, gradient=gradient)
@@ -254,7 +254,7 @@ def test_an_encoder_learned_on_three_ways_judges_five_with_a_zero_head() -> None
     assert five.predict(episodes(ways=5)).shape == (1, 5 * QUERIES, 5)
 
 
-@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "first_order"])
+@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "mixed_mode", "first_order"])
 def test_an_episode_changes_nothing_and_leaves_nothing(gradient: str) -> None:
     model, batch = convnet(), episodes(2)
     before, maml = theta(model), learner(model, gradient=gradient)
