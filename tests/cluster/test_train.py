@@ -40,7 +40,7 @@ EVERYTHING = (  # that is drawn, accumulated or kept from step to step
     ("num_workers", "options"),
     [
         (1, ("outer.meta_batch_size=4",)),
-        (2, ("outer.meta_batch_size=4",)),  # 2 + 2
+        (2, ("outer.meta_batch_size=4", "inner.gradient=mixed_mode")),  # 2 + 2
         (3, ("outer.meta_batch_size=4", *EVERYTHING)),  # 2 + 1 + 1
         (2, ("outer.meta_batch_size=1",)),  # 1 + 0: a worker that only helps to validate
     ],
