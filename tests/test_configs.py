@@ -123,7 +123,7 @@ def small_overrides(config: Config, folder: Path) -> list[str]:
 
 
 def test_there_are_configs() -> None:
-    assert len(SHIPPED) == 15
+    assert len(SHIPPED) == 16
 
 
 @pytest.mark.parametrize("name", SHIPPED)
