@@ -7,6 +7,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -127,14 +128,17 @@ def test_there_are_configs() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_config_opens_with_its_claim(name: str) -> None:
-    head = [line for line in (CONFIGS / name).read_text("utf-8").splitlines()[:8] if line[0] == "#"]
+def test_a_config_opens_with_its_claim_and_its_command(name: str) -> None:
+    lines = (CONFIGS / name).read_text("utf-8").splitlines()
+    head = list(takewhile(lambda line: line.startswith("#"), lines))
     config = load_config(CONFIGS / name)
     size = config.data.image_size
     shape = rf"{config.episodes.test.num_ways}-way {config.episodes.test.num_shots}-shot"
     assert shape in head[0]
     assert f"{size}x{size}" in head[0]
     assert any(word in "\n".join(head) for word in ("Claim:", "Measured:", "place to start"))
+    commands = [line for line in head if line.startswith("#   ")]
+    assert any(f"configs/{name}" in line or "quickstart.sh" in line for line in commands)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
