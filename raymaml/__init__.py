@@ -1,8 +1,9 @@
 """raymaml: train and judge MAML on one CPU, one GPU or a Ray cluster.
 
 For people who write their own loop, these names are stable: ``MetaLearner``, ``EpisodeBatch``,
-``Episode``, ``InnerConfig``, ``ModelConfig``, ``build_model``, ``UserError``, and the module
-``raymaml.convert``. They are imported when first asked for, so that ``import raymaml`` is quick.
+``Episode``, ``InnerConfig``, ``ModelConfig``, ``build_model``, ``apply_policies``, ``UserError``,
+and the module ``raymaml.convert``. They are imported when first asked for, so that
+``import raymaml`` is quick.
 """
 
 import importlib
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from raymaml.errors import UserError
     from raymaml.meta.learner import MetaLearner
     from raymaml.models import build_model
+    from raymaml.models.norm import apply_policies
     from raymaml.types import Episode, EpisodeBatch
 
 try:
@@ -30,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "UserError",
     "__version__",
+    "apply_policies",
     "build_model",
     "convert",
 ]
@@ -41,6 +44,7 @@ _HOMES = {
     "MetaLearner": "raymaml.meta.learner",
     "ModelConfig": "raymaml.config.model",
     "UserError": "raymaml.errors",
+    "apply_policies": "raymaml.models.norm",
     "build_model": "raymaml.models",
 }
 

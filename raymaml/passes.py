@@ -6,6 +6,23 @@ from typing import Literal
 
 from torch import nn
 
+TRACKING = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+"""PyTorch's norms that may keep moments, which would leak from episode to episode."""
+
+
+def tracking_norms(model: nn.Module) -> list[str]:
+    """Name the layers that keep moments and do not tell the passes of an episode apart."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, TRACKING) and module.track_running_stats
+    ]
+
+
 Pass = Literal["support", "context", "query"]
 """What a forward pass of an episode is for: ``support`` to adapt on the support set; ``context``
 to look at the support set once more, with the adapted weights; ``query`` to be judged."""

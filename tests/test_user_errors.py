@@ -202,8 +202,8 @@ CONFIG_CASES = [
         name="choice-unknown",
         overrides=("inner.gradient=second_order",),
         says=(
-            "inner.gradient is 'second_order'; it should be 'unrolled', 'checkpointed' or"
-            " 'first_order'",
+            "inner.gradient is 'second_order'; it should be 'unrolled', 'checkpointed',"
+            " 'mixed_mode' or 'first_order'",
         ),
     ),
     Case(
@@ -484,6 +484,7 @@ RUN_CASES = [
         name="nothing-to-learn",
         overrides=(
             *("name=new", "model.width=null", "model.encoder=torch.nn:Flatten"),
+            "model.norm=none",
             "model.head=zero",
         ),
         says=("model: has no parameters to learn: the encoder has none, and the head starts at",),

@@ -64,6 +64,11 @@ class OuterConfig(Section):
             )
         if list(self.milestones) != sorted(set(self.milestones)):
             problems.append(f"outer.milestones is {list(self.milestones)}; it must ascend")
+        if self.milestones and self.milestones[-1] >= self.num_steps:
+            problems.append(
+                f"outer.milestones is {list(self.milestones)}; they are outer steps below"
+                f" outer.num_steps, {self.num_steps}"
+            )
         if self.warmup_steps >= self.num_steps:
             problems.append(
                 f"outer.warmup_steps is {self.warmup_steps}; it must be below outer.num_steps,"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raymaml.config.base import Count, PositiveInt, PositiveRate, Section
+from raymaml.config.base import Count, Number, PositiveInt, PositiveRate, Section
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
 from raymaml.config.outer import OuterConfig
 from raymaml.config.sources import Source
@@ -23,7 +23,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class Moments(Section):
     """Mean and standard deviation of each channel, pixels in 0..1."""
 
-    mean: Annotated[tuple[float, ...], Field(min_length=1)]
+    mean: Annotated[tuple[Number, ...], Field(min_length=1)]
     """Subtracted."""
     std: Annotated[tuple[PositiveRate, ...], Field(min_length=1)]
     """Divided by."""
@@ -194,7 +194,7 @@ def learning_fingerprint(config: Config) -> dict[str, Any]:
     """
     dump = config.model_dump(mode="json")
     free = {"log_every", "validate_every", "checkpoint_every"}
-    if config.outer.schedule == "constant":
+    if config.outer.schedule != "cosine":
         free.add("num_steps")
     return {
         "seed": dump["seed"],

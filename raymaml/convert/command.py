@@ -12,9 +12,15 @@ from raymaml.config.load import check_config, dump_mapping, read_mapping
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import Config
 from raymaml.convert.learner import image_size, load_reference, load_weights, num_ways
-from raymaml.convert.model import inner_settings, merged, model_settings
+from raymaml.convert.model import checked, inner_settings, merged, model_settings
 from raymaml.convert.names import their_names
-from raymaml.convert.settings import default_name, is_test_config, whole_config
+from raymaml.convert.settings import (
+    completed,
+    default_name,
+    find_problems,
+    is_test_config,
+    whole_config,
+)
 from raymaml.data.files import write_text
 from raymaml.errors import UserError
 from raymaml.models import build_model
@@ -42,7 +48,15 @@ def convert_files(
     """
     saved = load_reference(checkpoint) if checkpoint is not None else {}
     train, test = _roles(paths, saved)
-    tree, notes = _converted(merged(train, saved), test, name)
+    train, examples = completed(merged(train, saved))
+    if problems := find_problems(train, test):
+        raise UserError(*problems)
+    tree, notes = _converted(train, test, name)
+    notes = [*examples, *notes]
+    if train.get("load") and checkpoint is None:
+        notes.append(f"load: {train['load']} is left out; give it as --checkpoint")
+    if train["dataset"] == "meta-cub200":
+        notes.append("data.source.split: the reference reads its classes from CSVs; check the name")
     config = check_config(tree, str(out))
     if out.exists():
         raise UserError(f"{out}: exists; remove it, or give another --out")
@@ -66,10 +80,12 @@ def _roles(paths: Sequence[Path], saved: Mapping[str, Any]) -> Mappings:
             raise UserError(f"{found[0]} and {found[1]} are both {kind} configurations; give one")
     train = read[trains[0]] if trains else saved.get("config")
     if not isinstance(train, Mapping):
-        raise UserError(
-            f"{tests[0]}: is a test configuration, which names no model; give the training"
-            " configuration or the checkpoint as well"
-        )
+        given = "nothing is given"
+        if saved:
+            given = "the checkpoint holds no configuration"
+        elif tests:
+            given = f"{tests[0]}: is a test configuration, which names no model"
+        raise UserError(f"{given}; give the training configuration, or the checkpoint, as well")
     return train, read[tests[0]] if tests else None
 
 
@@ -79,7 +95,7 @@ def _converted(
     model = model_settings(train)
     size = image_size(train)
     built = build_model(
-        ModelConfig(**model), image_shape=(3, size, size), num_ways=num_ways(train), seed=0
+        checked(ModelConfig, model), image_shape=(3, size, size), num_ways=num_ways(train), seed=0
     )
     names = [n for n, _ in built.named_parameters()]
     theirs = dict(zip(names, their_names(built, names), strict=True))

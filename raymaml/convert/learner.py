@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from raymaml.config.model import InnerConfig, ModelConfig
-from raymaml.convert.model import inner_settings, merged, model_settings
+from raymaml.convert.model import checked, inner_settings, merged, model_settings
 from raymaml.convert.names import their_names
-from raymaml.convert.running import ReferenceLearner, follow_reference
+from raymaml.convert.reference import ReferenceLearner, follow_reference
 from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
@@ -24,8 +24,8 @@ PARTS = {"encoder": "encoder_state_dict", "classifier": "classifier_state_dict"}
 def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLearner:
     """Build the learner that the reference's settings, and its checkpoint if given, describe.
 
-    Its ``meta_gradient`` is the reference's, also where running moments spoil that (see
-    ``raymaml.convert.running``); training with the converted settings uses the exact one.
+    Its gradients are the reference's, also where those are artefacts (see
+    ``raymaml.convert.reference``); training with the converted settings uses the exact ones.
 
     Args:
         config: a training or test configuration of the reference, as its YAML gives it. What a
@@ -38,16 +38,16 @@ def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLe
     """
     saved = load_reference(checkpoint) if checkpoint is not None else {}
     config = merged(config, saved)
-    model = ModelConfig(**model_settings(config))
+    model = checked(ModelConfig, model_settings(config))
     size = image_size(config)
     built = build_model(model, image_shape=(3, size, size), num_ways=num_ways(config), seed=0)
     names = [name for name, _ in built.named_parameters()]
     theirs = dict(zip(names, their_names(built, names), strict=True))
-    inner = InnerConfig(**inner_settings(config, theirs)[0])
+    inner = checked(InnerConfig, inner_settings(config, theirs)[0])
     if saved:
         load_weights(built, saved, head_too=model.head != "zero")
-    learner = ReferenceLearner if follow_reference(built) else MetaLearner
-    return learner(built, inner, head=model.head)
+    follow_reference(built)
+    return ReferenceLearner(built, inner, head=model.head)
 
 
 def load_reference(path: Path) -> dict[str, Any]:

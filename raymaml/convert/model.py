@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from raymaml.config.base import Section
 from raymaml.errors import UserError
 from raymaml.names import matches
 
@@ -83,10 +86,10 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **ENCODERS[name],
         "norm": norm,
-        "norm_momentum": float(bn.get("momentum", 0.1)),
-        "norm_eps": float(bn.get("eps", 1e-5)),
+        "norm_momentum": bn.get("momentum", 0.1),
+        "norm_eps": bn.get("eps", 1e-5),
         "head": "zero" if reset else "learned",
-        "temperature": float(head.get("temp", 1.0)),
+        "temperature": head.get("temp", 1.0),
         "learn_temperature": bool(head.get("learn_temp", False)),
     }
 
@@ -155,11 +158,11 @@ def inner_settings(
         if not any(text in name for name in theirs.values())
     ]
     settings = {
-        "num_steps": int(inner.get("n_step") or 5),
-        "lr": float(inner.get("encoder_lr") or 0.01),
-        "head_lr": float(inner.get("classifier_lr") or 0.01),
-        "momentum": float(inner.get("momentum") or 0.0),
-        "weight_decay": float(inner.get("weight_decay") or 0.0),
+        "num_steps": int(number(inner, "n_step", 5)),
+        "lr": number(inner, "encoder_lr", 0.01),
+        "head_lr": number(inner, "classifier_lr", 0.01),
+        "momentum": number(inner, "momentum", 0.0),
+        "weight_decay": number(inner, "weight_decay", 0.0),
         "frozen": tuple(frozen_patterns(frozen, theirs)),
         "gradient": "first_order" if inner.get("first_order") else "unrolled",
     }
@@ -189,6 +192,40 @@ def _candidates(names: list[str]) -> list[str]:
     prefixes = [".".join(name.split(".")[:depth]) for depth in depths for name in names]
     parts = [prefix for prefix in prefixes if "." not in prefix]
     return list(dict.fromkeys([*parts, "*.norm", *prefixes]))
+
+
+Checked = TypeVar("Checked", bound=Section)
+
+
+def checked(section: type[Checked], settings: Mapping[str, Any]) -> Checked:
+    """Make a section of ours.
+
+    Raises:
+        UserError: naming each value that it cannot have.
+    """
+    try:
+        return section.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(
+            *(
+                f"{'.'.join(map(str, each['loc']))}: {each['input']!r} has no counterpart:"
+                f" {each['msg']}"
+                for each in error.errors()
+            )
+        ) from None
+
+
+def number(section: Mapping[str, Any], key: str, default: float) -> float:
+    """Return a number of the reference's; 0 and nothing stand for the default there.
+
+    Raises:
+        UserError: it is none.
+    """
+    value = section.get(key) or default
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{key}: {value!r} is not a number") from None
 
 
 def unknown(place: str, section: Mapping[str, Any], known: set[str]) -> list[str]:

@@ -19,6 +19,8 @@ SOURCES: dict[str, tuple[str, tuple[list[float], list[float]]]] = {
     "meta-inatural": ("inaturalist-2017", ([0.4905, 0.4961, 0.4330], [0.1737, 0.1713, 0.1779])),
 }
 """Our source, and the mean and standard deviation the reference normalises by, by its name."""
+SPLIT_BY_NAME = {"cub": {"split": "cub_100_50_50"}}
+"""What a source has to be told beside; the reference reads CUB's classes from CSVs of one's own."""
 TRAIN_KEYS = {
     "dataset",
     "train",
@@ -49,10 +51,32 @@ SECTION_KEYS = {
     "n_shot",
     "n_query",
 }
+SHAPE_KEYS = ("image_size", "n_way", "n_shot", "n_query", "n_episode")
 SPLITS = {"train": "meta-train", "val": "meta-val", "test": "meta-test"}
 DEFAULTS = {"n_batch": 200, "n_episode": 4, "n_way": 5, "n_shot": 1, "n_query": 15}
 CLIP_VALUE = 10.0
 """The reference clips each entry of the meta-gradient at this value, always."""
+
+
+def completed(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Fill in data and outer loop where a configuration describes a model and its inner loop alone.
+
+    Returns:
+        A training configuration, and what to know about it.
+    """
+    if "encoder" not in config or {"train", "dataset", "optimizer"} & config.keys():
+        return dict(config), []
+    shape = {key: config[key] for key in SHAPE_KEYS if key in config}
+    rest = {key: value for key, value in config.items() if key not in SHAPE_KEYS}
+    example = {
+        "dataset": "meta-mini-imagenet",
+        "train": shape | {"normalization": False},
+        "optimizer": "adam",
+        "optimizer_args": {"lr": 0.001},
+        "epoch": 300,
+    }
+    note = "the configuration says a model and its inner loop alone; data and outer are examples"
+    return example | rest, [note]
 
 
 def is_test_config(config: Mapping[str, Any]) -> bool:
@@ -70,6 +94,7 @@ def find_problems(train: Mapping[str, Any], test: Mapping[str, Any] | None) -> l
     ]
     if test is not None:
         problems += unknown("test configuration", test, TEST_KEYS)
+        problems += [f"test configuration: {k} is missing" for k in ("epoch",) if k not in test]
         if test.get("dataset") != train.get("dataset"):
             problems.append(
                 f"dataset: training says {train.get('dataset')!r}, the test"
@@ -100,11 +125,13 @@ def _optimizer_problems(train: Mapping[str, Any]) -> list[str]:
         problems.append(f"optimizer: {train['optimizer']!r} is not adam, sgd or rmsprop")
     if "lr" not in arguments:
         problems.append("optimizer_args.lr is missing")
-    milestones = arguments.get("milestones")
-    if milestones and arguments.get("schedule") == "cosine" and milestones[-1] != train["epoch"]:
+    if arguments.get("schedule", "step") not in {None, "step", "cosine"}:
+        problems.append(f"optimizer_args.schedule: {arguments['schedule']!r} is not step or cosine")
+    milestones, epochs = arguments.get("milestones"), train.get("epoch")
+    if milestones and arguments.get("schedule") == "cosine" and milestones[-1] != epochs:
         problems.append(
             f"optimizer_args.milestones: the reference's cosine ends after {milestones[-1]} epochs"
-            f" of {train['epoch']}; ours spans the run"
+            f" of {epochs}; ours spans the run"
         )
     return problems
 
@@ -139,10 +166,9 @@ def whole_config(
     if problems := find_problems(train, test):
         raise UserError(*problems)
     sections = _sections(train, test)
-    kind, moments = SOURCES[train["dataset"]]
     config: Settings = {
         "name": name,
-        "data": _data(kind, moments, sections, name),
+        "data": _data(train["dataset"], sections, name),
         "episodes": {split: _episodes(split, sections, train, test) for split in SPLITS},
         "model": model,
         "inner": inner,
@@ -154,14 +180,10 @@ def whole_config(
     return config
 
 
-def _data(
-    kind: str,
-    moments: tuple[list[float], list[float]],
-    sections: Mapping[str, Mapping[str, Any]],
-    name: str,
-) -> Settings:
+def _data(dataset: str, sections: Mapping[str, Mapping[str, Any]], name: str) -> Settings:
     train = sections["train"]
-    root = train.get("root_path") or f"materials/{kind}"
+    kind, moments = SOURCES[dataset]
+    root = train.get("root_path") or f"materials/{dataset.removeprefix('meta-')}"
     normalized = train.get("normalization", True)
     augment = {
         split: {
@@ -171,7 +193,7 @@ def _data(
         for split, section in sections.items()
     }
     return {
-        "source": {"kind": kind, "path": root},
+        "source": {"kind": kind, "path": root} | SPLIT_BY_NAME.get(kind, {}),
         "bank": f"data/{kind}/bank",
         "shards": f"data/{kind}/episodes-{name}",
         "image_size": train.get("image_size", 84),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from raymaml.names import matches, require_matches
 from raymaml.types import Params
 
@@ -23,6 +25,17 @@ def frozen_names(key: str, names: Sequence[str], patterns: Sequence[str]) -> set
         for name in names
         if any(matches(pattern, name) for pattern in (*patterns, *NEVER_ADAPTED))
     }
+
+
+def frozen_params(key: str, model: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """Return the parameters of a model that are not adapted: those that require no gradient, too.
+
+    Raises:
+        UserError: a pattern matches no parameter.
+    """
+    params = dict(model.named_parameters())
+    fixed = {name for name, parameter in params.items() if not parameter.requires_grad}
+    return fixed | frozen_names(key, list(params), patterns)
 
 
 def adaptation_table(params: Params, frozen: set[str]) -> str:

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from raymaml.config.model import InnerConfig
 from raymaml.meta.checkpointing import checkpointed
-from raymaml.meta.freezing import adaptation_table, frozen_names
+from raymaml.meta.freezing import adaptation_table, frozen_params
 from raymaml.meta.gradients import EpisodeGradient, Method, first_order, unrolled
 from raymaml.meta.inner_loop import Fast, unroll
 from raymaml.meta.mixed_mode import mixed_mode
 from raymaml.meta.moments import absorb, lasting_buffers
 from raymaml.meta.passes import Passes
 from raymaml.meta.rules import HEAD
-from raymaml.meta.start import Head, begin, of_parameter
+from raymaml.meta.start import Head, begin, of_parameter, require_fitting
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 METHODS: dict[str, Method] = {
@@ -39,6 +39,7 @@ class MetaLearner:
         inner: the inner loop of training.
         head: ``learned`` starts each episode at the model's head; ``zero`` at zeros, which are no
             meta-parameters; ``shared`` at the one row of the model's head, repeated for each way.
+            None is the model's own ``head_start``, which ``build_model`` sets, or ``learned``.
         test_inner: the inner loop of ``predict`` and ``logits_by_step``; that of training if None.
         channels_last: lay images out so, except for a gradient by a second backward pass
             (``unrolled``, ``checkpointed``), which takes longer in that layout and loses a digit to
@@ -46,7 +47,8 @@ class MetaLearner:
             rounded otherwise.
 
     Raises:
-        UserError: a pattern of ``frozen`` matches no parameter.
+        UserError: a pattern of ``frozen`` matches no parameter, a shared head has not one row, or a
+            norm keeps moments from episode to episode.
     """
 
     def __init__(
@@ -54,27 +56,30 @@ class MetaLearner:
         model: nn.Module,
         inner: InnerConfig,
         *,
-        head: Head = "learned",
+        head: Head | None = None,
         test_inner: InnerConfig | None = None,
         channels_last: bool = False,
     ) -> None:
         self.model = model
         self.inner = inner
-        self.head = head
+        self.head: Head = getattr(model, "head_start", "learned") if head is None else head
         self.test_inner = inner if test_inner is None else test_inner
         self.channels_last = channels_last
-        names = [name for name, _ in model.named_parameters()]
-        self._frozen = frozen_names("inner.frozen", names, inner.frozen)
-        self._test_frozen = frozen_names("evaluation.inner.frozen", names, self.test_inner.frozen)
+        require_fitting(model, self.head)
+        self._frozen = frozen_params("inner.frozen", model, inner.frozen)
+        self._test_frozen = frozen_params("evaluation.inner.frozen", model, self.test_inner.frozen)
         self._passes = Passes(model)
 
     @property
     def params(self) -> Params:
-        """The meta-parameters (theta) by name; the same tensors as the model's."""
+        """The meta-parameters (theta) by name; the same tensors as the model's.
+
+        Without those that require no gradient, and without a head that starts at zero.
+        """
         return {
             name: parameter
             for name, parameter in self.model.named_parameters()
-            if self.head != "zero" or not name.startswith(HEAD)
+            if parameter.requires_grad and (self.head != "zero" or not name.startswith(HEAD))
         }
 
     @property

@@ -8,8 +8,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from raymaml.config.model import InnerConfig
+from raymaml.errors import UserError
 from raymaml.meta.inner_loop import Fast
 from raymaml.meta.rules import HEAD
+from raymaml.passes import tracking_norms
 from raymaml.types import Episode, Params
 
 Head = Literal["learned", "zero", "shared"]
@@ -48,3 +50,21 @@ def of_parameter(head: Head, name: str, grad: Tensor) -> Tensor:
     if head == "shared" and name.startswith(HEAD):
         return grad.sum(0, keepdim=True)
     return grad
+
+
+def require_fitting(model: nn.Module, head: Head) -> None:
+    """Check that episodes can start at the model.
+
+    Raises:
+        UserError: a norm keeps moments from episode to episode, or a shared head has not one row.
+    """
+    if names := tracking_norms(model):
+        raise UserError(
+            f"model: {', '.join(names)} keep moments from episode to episode;"
+            " raymaml.apply_policies gives them a norm policy"
+        )
+    rows = len(model.get_parameter(f"{HEAD}weight"))
+    if (head == "shared") != (rows == 1):
+        raise UserError(
+            f"head: is {head}, and head.weight has {rows} row(s); a shared head has one"
+        )

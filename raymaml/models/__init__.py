@@ -47,6 +47,7 @@ def build_model(
     apply_policies(
         classifier, model.norm_by_pattern, eps=model.norm_eps, momentum=model.norm_momentum
     )
+    classifier.head_start = model.head
     own = model.encoder not in ENCODERS
     _initialize(classifier.head if own else classifier, torch.Generator().manual_seed(seed))
     return classifier

@@ -20,6 +20,8 @@ class Classifier(nn.Module):
     """
 
     temperature: Tensor | float
+    head_start: str = "learned"
+    """Where the head starts in each episode, as ``model.head`` of the configuration says it."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from raymaml.errors import UserError
 from raymaml.models.batch_norm import batch_norm
 from raymaml.names import choose
-from raymaml.passes import PassAware
+from raymaml.passes import PassAware, tracking_norms
 
 
 class _Norm2d(PassAware):
@@ -131,8 +131,10 @@ class EpisodicNorm2d(_Norm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
-        if self.current_pass != "query":
+        if self.current_pass == "support":
             return self._accumulate(x)
+        if self.current_pass == "context":  # another layer's look at the support set
+            return self._by_batch(x)
         mean, var = self.mean, self.var
         if not self.biased:
             seen = 1 - self.kept
@@ -222,6 +224,8 @@ class ReferenceTaskNorm2d(TaskNorm2d):
         """Normalise."""
         if self.current_pass == "query":
             return self._pooled(x, self.mean, self.var, self.size)
+        if self.current_pass == "context":
+            return self._by_batch(x)
         self.size = x.new_tensor(float(x.shape[0]))
         return self._accumulate(x)
 
@@ -294,18 +298,30 @@ def apply_policies(
         eps, momentum: of all layers.
 
     Raises:
-        UserError: a pattern matches no norm layer, a layer has no policy, or the model has batch
-            norms of other dimensions, whose moments would leak from episode to episode.
+        UserError: a pattern matches no norm layer, a layer has no policy, there is nothing to
+            replace though ``norm`` is not ``none``, or other norms keep moments, which would leak
+            from episode to episode.
     """
-    batch_norms = (nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LazyBatchNorm2d)
-    if strange := [name for name, m in model.named_modules() if isinstance(m, batch_norms)]:
+    named = dict(model.named_modules(remove_duplicate=False))
+    layers = {name: m for name, m in named.items() if isinstance(m, nn.BatchNorm2d)}
+    if strange := [name for name in tracking_norms(model) if name not in layers]:
         raise UserError(
             f"model.encoder: {', '.join(strange)} keep moments from episode to episode; use"
             " nn.BatchNorm2d, which model.norm replaces, or a norm without moments"
         )
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    for name, policy in choose("model.norm", norm, list(layers)).items() if layers else ():
-        model.set_submodule(name, _converted(layers[name], POLICIES[policy], eps, momentum))
+    if not layers:
+        if set(norm.values()) != {"none"}:
+            raise UserError(
+                "model.norm: the encoder has no nn.BatchNorm2d that it could replace; set it to"
+                " none, so that results say so"
+            )
+        return
+    new: dict[nn.BatchNorm2d, PassAware] = {}  # a layer may stand at several places
+    for name, policy in choose("model.norm", norm, list(layers)).items():
+        layer = layers[name]
+        if layer not in new:
+            new[layer] = _converted(layer, POLICIES[policy], eps, momentum)
+        model.set_submodule(name, new[layer])
 
 
 def _converted(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import CheckpointStore
 from raymaml.training.data import TrainingData
+from raymaml.training.finite import NotFiniteError, require_finite
 from raymaml.training.metrics import MetricsWriter
 from raymaml.training.outer import update
 from raymaml.training.reduction import flatten, mean_in_order, share, share_sizes, unflatten
@@ -47,7 +46,11 @@ def meta_train(
         elif outer.checkpoint_every is not None and state.step % outer.checkpoint_every == 0:
             store.save(state, session)
 
-        metrics, stop = meta_step(state, next(meta_batches), config, session)
+        try:
+            metrics, stop = meta_step(state, next(meta_batches), config, session)
+        except NotFiniteError:  # on all workers alike, and before the update
+            store.save(state, session)
+            raise
         state.step += 1
         if state.step % outer.log_every == 0:
             writer.training(state.step, metrics)
@@ -88,7 +91,7 @@ def meta_step(
 
     sizes = share_sizes(outer.meta_batch_size, session.world_size)
     gathered = session.gather(torch.cat(rows), sizes)  # [E, P+3], in episode order
-    _require_finite(gathered, state.step, outer.meta_batch_size)
+    require_finite(gathered, state.step, outer.meta_batch_size)
     mean = mean_in_order(gathered)
     grads = unflatten(mean[:-3], like)
     grad_norm = flatten({name: grads[name] for name in state.params}).norm().item()
@@ -111,15 +114,3 @@ def judge_and_save(
         state.record(validation)
         writer.validation(validation)
     store.save(state, session)
-
-
-def _require_finite(rows: Tensor, step: int, meta_batch_size: int) -> None:
-    """Stop all workers alike, before the update, when a loss or gradient is not finite."""
-    finite = torch.isfinite(rows).all(dim=1)
-    if not finite.all():
-        episode = step * meta_batch_size + int((~finite).nonzero()[0, 0])
-        raise UserError(
-            f"outer step {step}: training episode {episode} gave a loss or gradient that is not"
-            " finite; the last checkpoint is kept; lower inner.lr or outer.lr, or set"
-            " outer.clip_value"
-        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from raymaml.evaluation.statistics import mean_interval
 from raymaml.training.data import TrainingData
+from raymaml.training.finite import REMEDY, NotFiniteError
 from raymaml.training.reduction import share, share_sizes
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, Validation
@@ -16,7 +18,11 @@ EPISODES_AT_ONCE = 8
 
 
 def validate(state: TrainState, data: TrainingData, session: Session) -> Validation:
-    """Judge the state on all validation episodes; equal on all workers, for any number of them."""
+    """Judge the state on all validation episodes; equal on all workers, for any number of them.
+
+    Raises:
+        NotFiniteError: naming the first episode whose loss is not finite, on all workers alike.
+    """
     count = data.val.shards.count
     mine = share(count, session.rank, session.world_size)
     rows = [torch.empty(0, 2, device=session.device)]
@@ -28,6 +34,11 @@ def validate(state: TrainState, data: TrainingData, session: Session) -> Validat
             rows.append(torch.stack([F.cross_entropy(scores, labels), accuracy])[None])
     sizes = share_sizes(count, session.world_size)
     losses, accuracies = session.gather(torch.cat(rows), sizes).double().cpu().numpy().T
+    if not np.isfinite(losses).all():
+        raise NotFiniteError(
+            f"outer step {state.step}: validation episode {int((~np.isfinite(losses)).argmax())}"
+            f" gave a loss that is not finite; {REMEDY}"
+        )
     interval = mean_interval(accuracies)
     return Validation(
         step=state.step,

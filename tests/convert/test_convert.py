@@ -311,3 +311,60 @@ def test_tensors_of_another_shape_and_missing_ones_are_all_named(tmp_path: Path)
     assert (
         "encoder.encoder.conv2.bn.bias has shape [7], ours (encoder.conv2.norm.bias) [32]" in second
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"inner_args__n_step": "five"}, "n_step: 'five' is not a number"),
+        ({"classifier_args__temp": -1.0}, "temperature: -1.0 has no counterpart"),
+        ({"encoder_args__bn_args__momentum": 1.0}, "norm_momentum: 1.0 has no counterpart"),
+        ({"optimizer_args__schedule": "foo"}, "optimizer_args.schedule: 'foo' is not step or"),
+        ({"epoch": None}, "epoch is missing"),
+    ],
+)
+def test_what_has_no_counterpart_is_a_message(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    outcome = convert(write(tmp_path, "t.yaml", changed(TRAIN, **changes)), "--out", tmp_path / "o")
+    assert outcome.exit_code == 2
+    assert says in outcome.output
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_test_configuration_without_epochs_is_a_message(tmp_path: Path) -> None:
+    paths = write(tmp_path, "a.yaml", TRAIN), write(tmp_path, "b.yaml", changed(TEST, epoch=None))
+    outcome = convert(*paths, "--out", tmp_path / "o")
+    assert outcome.exit_code == 2
+    assert "test configuration: epoch is missing" in outcome.output
+
+
+def test_nothing_to_convert_is_a_message(tmp_path: Path) -> None:
+    outcome = convert("--out", tmp_path / "o")
+    assert outcome.exit_code == 2
+    assert "nothing is given; give the training configuration" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("dataset", "path"),
+    [("meta-cub200", "materials/cub200"), ("meta-inatural", "materials/inatural")],
+)
+def test_data_stays_where_the_reference_looks_for_it(
+    tmp_path: Path, dataset: str, path: str
+) -> None:
+    out = tmp_path / "o.yaml"
+    outcome = convert(write(tmp_path, "t.yaml", changed(TRAIN, dataset=dataset)), "--out", out)
+    assert outcome.exit_code == 0, outcome.output
+    assert load_config(out).data.source.path == Path(path)
+    assert ("check the name" in outcome.output) == (dataset == "meta-cub200")
+
+
+def test_a_model_and_its_inner_loop_are_enough(tmp_path: Path) -> None:
+    config = {key: TRAIN[key] for key in ("encoder", "encoder_args", "classifier", "inner_args")}
+    config |= {"n_way": 3, "n_shot": 2, "image_size": 84}
+    out = tmp_path / "o.yaml"
+    outcome = convert(write(tmp_path, "t.yaml", config), "--out", out)
+    assert outcome.exit_code == 0, outcome.output
+    assert "data and outer are examples" in outcome.output
+    episodes = load_config(out).episodes
+    assert (episodes.train.num_ways, episodes.test.num_shots) == (3, 2)

@@ -13,8 +13,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from raymaml.config.model import InnerConfig, ModelConfig
+from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
+from raymaml.models.heads import Classifier
+from raymaml.models.norm import apply_policies
 from raymaml.training.state import load_params
 from raymaml.types import Episode, Params
 
@@ -304,3 +307,30 @@ def test_the_support_set_alone_decides_the_fast_weights() -> None:
     *_, fast = maml.adapt(one)
     *_, again = maml.adapt(mixed)
     assert all(torch.equal(fast.params[name], again.params[name]) for name in fast.params)
+
+
+def test_a_model_that_does_not_fit_is_refused() -> None:
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    model = Classifier(encoder, 4 * 6 * 6, 3)
+    with pytest.raises(UserError, match=r"encoder\.1 keep moments from episode to episode"):
+        MetaLearner(model, InnerConfig())
+    apply_policies(model, {"*": "context"}, eps=1e-5, momentum=0.1)
+    assert MetaLearner(model, InnerConfig()).head == "learned"
+    with pytest.raises(UserError, match=r"head: is shared, and head.weight has 3 row"):
+        MetaLearner(model, InnerConfig(), head="shared")
+
+
+@pytest.mark.parametrize("head", ["learned", "zero", "shared"])
+def test_a_built_model_knows_where_its_head_starts(head: Any) -> None:
+    config = ModelConfig(width=4, head=head)
+    model = build_model(config, image_shape=(3, 16, 16), num_ways=3, seed=0)
+    assert MetaLearner(model, InnerConfig()).head == head
+
+
+def test_what_requires_no_gradient_is_neither_adapted_nor_learned() -> None:
+    model = build_model(ModelConfig(width=4), image_shape=(3, 16, 16), num_ways=3, seed=0)
+    model.encoder.conv1.conv.requires_grad_(False)
+    maml = MetaLearner(model, InnerConfig())
+    still = {"encoder.conv1.conv.weight", "encoder.conv1.conv.bias"}
+    assert still.isdisjoint(maml.params)
+    assert "encoder.conv1.conv                        112  frozen" in maml.adaptation_table()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from raymaml.config.model import ModelConfig
 from raymaml.errors import UserError
 from raymaml.models import build_model
-from raymaml.models.norm import POLICIES, TaskNorm2d, apply_policies
+from raymaml.models.norm import POLICIES, EpisodicNorm2d, TaskNorm2d, apply_policies
 from raymaml.passes import Pass, PassAware
 
 C, EPS, MOMENTUM = 3, 1e-3, 0.2
@@ -205,3 +205,29 @@ def test_batch_norms_of_other_dimensions_are_refused() -> None:
     model = nn.Sequential(nn.BatchNorm1d(C))
     with pytest.raises(UserError, match=r"model\.encoder: 0 keep moments from episode to episode"):
         apply_policies(model, {"*": "running"}, eps=EPS, momentum=MOMENTUM)
+
+
+def test_a_norm_that_stands_at_two_places_is_one_layer_at_both() -> None:
+    norm = nn.BatchNorm2d(C)
+    model = nn.Sequential(norm, nn.ReLU(), norm)
+    apply_policies(model, {"*": "context"}, eps=1e-5, momentum=0.1)
+    assert model[0] is model[2]
+    assert type(model[0]).__name__ == "ContextNorm2d"
+
+
+def test_a_policy_without_a_norm_to_replace_is_refused() -> None:
+    model = nn.Sequential(nn.GroupNorm(1, C))
+    with pytest.raises(UserError, match=r"no nn.BatchNorm2d .* set it to none"):
+        apply_policies(model, {"*": "transductive"}, eps=1e-5, momentum=0.1)
+    apply_policies(model, {"*": "none"}, eps=1e-5, momentum=0.1)
+
+
+def test_another_layers_context_pass_adds_nothing_to_accumulated_moments() -> None:
+    layer = EpisodicNorm2d(C)
+    layer.current_pass = "support"
+    layer(torch.randn(4, C, 3, 3))
+    mean, kept = layer.mean, layer.kept
+    layer.current_pass = "context"
+    layer(torch.randn(4, C, 3, 3))
+    assert layer.mean is mean
+    assert layer.kept is kept

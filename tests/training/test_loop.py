@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -334,7 +334,7 @@ def test_a_loss_that_is_not_finite_names_step_and_episode(fresh: Config) -> None
     # 3 episodes a step: the second one of step 2 is number 7
     assert problem.startswith("outer step 2: training episode 7 gave a loss or gradient that is")
     assert "lower inner.lr or outer.lr" in problem
-    assert list_steps(fresh.run_folder) == [0]
+    assert list_steps(fresh.run_folder) == [0, 2]  # the best, and the state before that step
 
 
 def test_training_goes_round_again_when_episodes_run_out(make_config: Any) -> None:
@@ -397,3 +397,21 @@ def test_the_checkpoint_says_with_what_it_was_made(config: Config) -> None:
     card = json.loads((folder / "checkpoint.json").read_text())
     assert card["config"]["seed"] == 3
     assert card["image_shape"] == [1, 16, 16]
+
+
+class PoisonedValidation(LocalSession):
+    """Every row of validation, a loss and an accuracy, has lost its loss in the second episode."""
+
+    def gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        gathered = super().gather(rows, sizes).clone()
+        if gathered.shape[1] == 2:
+            gathered[1, 0] = float("nan")
+        return gathered
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(fresh: Config) -> None:
+    with pytest.raises(UserError) as caught:
+        run(fresh, lambda data: PoisonedValidation(data, CPU))
+    (problem,) = caught.value.problems
+    assert problem.startswith("outer step 0: validation episode 1 gave a loss that is not finite")
+    assert list_steps(fresh.run_folder) == []

@@ -1,4 +1,4 @@
-"""The gradient that the reference computes with moments it moves in place."""
+"""Gradients of the reference that are not ours: moments moved in place, decay in first order."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def in_place_gradient(learner: MetaLearner, batch: EpisodeBatch) -> dict[str, Te
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raymaml.convert.running.ReferenceRunningNorm2d.forward", normalise)
+        patch.setattr("raymaml.convert.reference.ReferenceRunningNorm2d.forward", normalise)
         theta = dict(model.named_parameters())
         losses = []
         for episode in batch:
@@ -94,3 +94,19 @@ def test_of_one_episode_the_gradient_is_exact() -> None:
     found = learner.meta_gradient(episodes(1))[2]
     exact = MetaLearner.meta_gradient(learner, episodes(1))[2]
     assert relative_error(found, exact) < 1e-5
+
+
+def test_first_order_is_differentiated_through_weight_decay_as_in_the_reference() -> None:
+    inner = {"first_order": True, "weight_decay": 0.1, "momentum": 0.5, "frozen": ["conv1"]}
+    config = {**CONFIG, "inner_args": {**CONFIG["inner_args"], **inner}}
+    config["encoder_args"] = {"bn_args": {"track_running_stats": False}}
+    learner = from_reference(config, None)
+    found = learner.episode_gradient(episodes(1)[0]).grads
+    plain = MetaLearner.episode_gradient(learner, episodes(1)[0]).grads
+    # v1 = g1 + decay w0; w1 = w0 - lr v1; v2 = momentum v1 + g2 + decay w1; w2 = w1 - lr v2
+    for name, grad in found.items():
+        lr = 0.2 if name.startswith("head") else 0.1
+        first = 1 - lr * 0.1
+        factor = first - lr * (0.5 * 0.1 + 0.1 * first)
+        frozen = name.startswith("encoder.conv1.")
+        torch.testing.assert_close(grad, plain[name] * (1 if frozen else factor))

@@ -1,22 +1,30 @@
-"""The reference's meta-gradient with running moments, an artefact that its results contain.
+"""Where the reference's meta-gradient is another than ours: artefacts that its results contain.
 
-It moves the moments in place while the graph of the meta-batch is still to be differentiated. So
-each query pass is normalised by the moments of its time, and differentiated with those that the
-last episode leaves behind. Relative to the exact gradient (norm policy ``running``, which is what
-training uses) the golden vectors differ by 5e-3; with the order of events below by rounding.
+Running moments: it moves them in place while the graph of the meta-batch is still to be
+differentiated. So each query pass is normalised by the moments of its time, and differentiated
+with those that the last episode leaves behind. Relative to the exact gradient (norm policy
+``running``, which is what training uses) the golden vectors differ by 5e-3; with the order of
+events below by rounding.
+
+First order: it drops the Hessian alone, and goes on to differentiate through weight decay (and the
+momentum of what decay adds), where FOMAML takes the query gradient at the adapted weights.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from raymaml.config.model import InnerConfig
+from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.learner import MetaLearner
+from raymaml.meta.rules import learning_rate
 from raymaml.models.norm import RunningNorm2d
-from raymaml.types import EpisodeBatch, Params
+from raymaml.types import Episode, EpisodeBatch, Params
 
 
 class ReferenceRunningNorm2d(RunningNorm2d):
@@ -63,13 +71,27 @@ class _DifferentiatedWith(torch.autograd.Function):
 
 
 class ReferenceLearner(MetaLearner):
-    """A learner whose ``meta_gradient`` is the reference's where it has running moments."""
+    """A learner whose gradients are the reference's."""
+
+    def episode_gradient(self, episode: Episode) -> EpisodeGradient:
+        """As ``MetaLearner.episode_gradient``, but for first order with weight decay."""
+        result = super().episode_gradient(episode)
+        if self.inner.gradient != "first_order":
+            return result
+        adapted = {
+            name: grad * decay_factor(name, self.inner)
+            for name, grad in result.grads.items()
+            if name not in self._frozen
+        }
+        return replace(result, grads=result.grads | adapted)
 
     def meta_gradient(
         self, episodes: EpisodeBatch, *, update_moments: bool = False
     ) -> tuple[Tensor, Tensor, Params]:
         """As ``MetaLearner.meta_gradient``, at the cost of a first-order sweep more."""
         layers = [m for m in self.model.modules() if isinstance(m, ReferenceRunningNorm2d)]
+        if not layers:
+            return super().meta_gradient(episodes, update_moments=update_moments)
         before = {name: value.clone() for name, value in self.running_moments.items()}
         inner = self.inner
         self.inner = inner.model_copy(update={"gradient": "first_order"})
@@ -86,11 +108,22 @@ class ReferenceLearner(MetaLearner):
                 layer.last = None
 
 
-def follow_reference(model: nn.Module) -> bool:
-    """Give the model the reference's running moments; tell whether it has any."""
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, RunningNorm2d)]
-    for name, layer in found:
+def decay_factor(name: str, inner: InnerConfig) -> float:
+    """Return the derivative of an adapted weight in where it started, inner gradients held fixed.
+
+    The recursion of ``raymaml.meta.mixed_mode`` with a Hessian of zero; 1 without weight decay.
+    """
+    lam, nu = 1.0, 0.0
+    for _ in range(inner.num_steps):
+        u = nu - learning_rate(name, inner) * lam
+        lam, nu = lam + inner.weight_decay * u, inner.momentum * u
+    return lam
+
+
+def follow_reference(model: nn.Module) -> None:
+    """Give the model the reference's running moments, where it has any."""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, RunningNorm2d)}
+    for name, layer in found.items():
         new = ReferenceRunningNorm2d(layer.weight.numel(), layer.eps, layer.momentum)
         new.weight, new.bias, new.mean, new.var = layer.weight, layer.bias, layer.mean, layer.var
         model.set_submodule(name, new)
-    return bool(found)
