@@ -118,7 +118,7 @@ class Asks:
         (Asks(exec, "open('ran', 'w')"), "exec"),
         (Asks(getattr, "x", "upper"), "getattr"),
         (Asks(subprocess.Popen, "touch ran"), ".Popen"),
-        (Asks(functools.partial, print), "functools.partial"),
+        (Asks(functools.partial, len), "functools.partial"),
         (Asks(codecs.decode, "x", "hex"), "_codecs.decode"),
         (Asks(np.load, "x"), "numpy"),
         (Asks(open, "ran", "w"), "open"),

@@ -382,6 +382,15 @@ def test_ctrl_c_stops_after_the_step_and_says_how_to_go_on(config: Config, fresh
     assert result(fresh.run_folder) == result(config.run_folder)
 
 
+@pytest.fixture
+def _usual_ctrl_c() -> Iterator[None]:
+    """What a shell's job in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_usual_ctrl_c")
 def test_a_second_ctrl_c_interrupts() -> None:
     asked: list[bool] = []
     with on_interrupt(lambda: asked.append(True)):
