@@ -114,7 +114,8 @@ def test_a_run_folder_has_one_driver(make_config):
 
 
 def test_a_user_error_of_all_workers_is_shown_and_not_tried_again(cluster, make_config):
-    config = make_config("run", "inner.lr=1e30", "cluster.num_workers=2")
+    rates = ("inner.lr=1e30", "evaluation.inner.lr=0.1")  # training alone is not finite
+    config = make_config("run", *rates, "cluster.num_workers=2")
 
     with pytest.raises(UserError) as raised:
         train_on_cluster(config, quiet)
