@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raymaml.errors import UserError
     from raymaml.meta.learner import MetaLearner
     from raymaml.models import build_model
-    from raymaml.models.norm import apply_policies
+    from raymaml.models.policies import apply_policies
     from raymaml.types import Episode, EpisodeBatch
 
 try:
@@ -44,7 +44,7 @@ _HOMES = {
     "MetaLearner": "raymaml.meta.learner",
     "ModelConfig": "raymaml.config.model",
     "UserError": "raymaml.errors",
-    "apply_policies": "raymaml.models.norm",
+    "apply_policies": "raymaml.models.policies",
     "build_model": "raymaml.models",
 }
 

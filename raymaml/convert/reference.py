@@ -13,15 +13,13 @@ momentum of what decay adds), where FOMAML takes the query gradient at the adapt
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from raymaml.config.model import InnerConfig
 from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.learner import MetaLearner
+from raymaml.meta.moments import restored
 from raymaml.meta.rules import learning_rate
 from raymaml.models.norm import RunningNorm2d
 from raymaml.types import Episode, EpisodeBatch, Params
@@ -38,36 +36,8 @@ class ReferenceRunningNorm2d(RunningNorm2d):
         normalised = super().forward(x)
         if self.last is None or not self.training or self.current_pass != "query":
             return normalised
-        mean, var = self.last
-        std = torch.sqrt(var + self.eps)
-        fixed = (normalised.detach(), mean, std)
-        result: Tensor = _DifferentiatedWith.apply(x, self.weight, self.bias, fixed)
-        return result
-
-
-class _DifferentiatedWith(torch.autograd.Function):
-    """A given output, differentiated as ``weight * (x - mean) / std + bias``."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, _bias: Tensor, fixed: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
-        out, mean, std = fixed
-        ctx.save_for_backward(x, weight, mean, std)
-        return out.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, std = ctx.saved_tensors
-        by_channel = (slice(None), None, None)
-        normalised = (x - mean[by_channel]) / std[by_channel]
-        return (
-            grad * (weight / std)[by_channel],
-            (grad * normalised).sum((0, 2, 3)),
-            grad.sum((0, 2, 3)),
-            None,
-        )
+        differentiated = self._by(x, *self.last)
+        return differentiated + (normalised - differentiated).detach()
 
 
 class ReferenceLearner(MetaLearner):
@@ -92,18 +62,18 @@ class ReferenceLearner(MetaLearner):
         layers = [m for m in self.model.modules() if isinstance(m, ReferenceRunningNorm2d)]
         if not layers:
             return super().meta_gradient(episodes, update_moments=update_moments)
-        before = {name: value.clone() for name, value in self.running_moments.items()}
         inner = self.inner
-        self.inner = inner.model_copy(update={"gradient": "first_order"})
-        super().meta_gradient(episodes, update_moments=True)
-        self.inner = inner
-        for layer in layers:
-            layer.last = (layer.mean.clone(), layer.var.clone())
-        for name, value in self.running_moments.items():
-            value.copy_(before[name])
         try:
+            with restored(self.model):
+                self.inner = inner.model_copy(update={"gradient": "first_order"})
+                super().meta_gradient(episodes, update_moments=True)
+                last = [(layer.mean.clone(), layer.var.clone()) for layer in layers]
+            self.inner = inner
+            for layer, moments in zip(layers, last, strict=True):
+                layer.last = moments
             return super().meta_gradient(episodes, update_moments=update_moments)
         finally:
+            self.inner = inner
             for layer in layers:
                 layer.last = None
 

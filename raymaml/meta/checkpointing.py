@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raymaml.config.model import InnerConfig
 from raymaml.meta.gradients import EpisodeGradient, EpisodeLosses, differentiate, outcome
-from raymaml.meta.inner_loop import Fast, SupportLoss, leaves, step, unroll
+from raymaml.meta.inner_loop import Fast, SupportLoss, step, unroll
 from raymaml.types import Params
 
 
@@ -24,8 +24,6 @@ def checkpointed(
     the adjoint (the derivative of the query loss) from after the step to before it. (Chen et al.
     2016, arXiv 1604.06174, with the inner steps as the segments.)
     """
-    frozen = leaves(frozen)
-    losses = losses.with_frozen(frozen)
     states, fast = trajectory(losses.support, start, inner)
     loss, logits = losses.query(fast.params, fast.buffers)
     names = list(fast.params)

@@ -1,8 +1,8 @@
 """The meta-gradient of one episode, by each method of ``inner.gradient``.
 
-A method takes the two losses of an episode as functions of the parameters and returns the query
-loss after adaptation, the query logits, and the gradient of that loss in all parameters, those
-that adapt and those that do not.
+A method takes the two losses of an episode as functions of what adapts, and the leaves on which
+they depend beside that. It returns the query loss after adaptation, the query logits, and the
+gradient of that loss in all parameters, those that adapt and those that do not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raymaml.config.model import InnerConfig
-from raymaml.meta.inner_loop import Fast, SupportLoss, leaves, unroll
+from raymaml.meta.inner_loop import Fast, SupportLoss, unroll
 from raymaml.types import Buffers, Params
 
 
@@ -47,15 +47,14 @@ class EpisodeGradient:
 
 
 Method = Callable[[EpisodeLosses, Params, Fast, InnerConfig], EpisodeGradient]
-"""(losses, frozen parameters, start of those that adapt, inner loop) -> meta-gradient."""
+"""(losses, leaves that do not adapt, start of those that do, inner loop) -> meta-gradient."""
 
 
 def unrolled(
     losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
 ) -> EpisodeGradient:
     """Differentiate through every inner step by the plain graph (MAML, exact second order)."""
-    frozen, start = leaves(frozen), start.detached()
-    losses = losses.with_frozen(frozen)
+    start = start.detached()
     *_, fast = unroll(losses.support, start, inner, create_graph=True)
     loss, logits = losses.query(fast.params, fast.buffers)
     grads = differentiate([loss], frozen | start.params)
@@ -66,8 +65,6 @@ def first_order(
     losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
 ) -> EpisodeGradient:
     """Take the query gradient at the adapted weights for the meta-gradient (FOMAML)."""
-    frozen = leaves(frozen)
-    losses = losses.with_frozen(frozen)
     *_, fast = unroll(losses.support, start, inner, create_graph=False)
     loss, logits = losses.query(fast.params, fast.buffers)
     return outcome(loss, logits, differentiate([loss], frozen | fast.params), fast)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -12,9 +13,9 @@ from raymaml.config.model import InnerConfig
 from raymaml.meta.checkpointing import checkpointed
 from raymaml.meta.freezing import adaptation_table, frozen_params
 from raymaml.meta.gradients import EpisodeGradient, Method, first_order, unrolled
-from raymaml.meta.inner_loop import Fast, unroll
+from raymaml.meta.inner_loop import Fast, leaves, unroll
 from raymaml.meta.mixed_mode import mixed_mode
-from raymaml.meta.moments import absorb, lasting_buffers
+from raymaml.meta.moments import absorb, lasting_buffers, restored
 from raymaml.meta.passes import Passes
 from raymaml.meta.rules import HEAD
 from raymaml.meta.start import Head, begin, of_parameter, require_fitting
@@ -103,7 +104,9 @@ class MetaLearner:
         frozen, start = begin(self.model, self.head, episode, self._frozen, self.inner)
         if self.inner.num_steps == 0:
             start = self._passes.observed(start, losses.with_frozen(frozen))
-        result = METHODS[self.inner.gradient](losses, frozen, start, self.inner)
+        frozen = leaves(frozen)
+        method = METHODS[self.inner.gradient]
+        result = method(losses.with_frozen(frozen), frozen, start, self.inner)
         names = [name for name, _ in self.model.named_parameters()]
         return EpisodeGradient(
             loss=result.loss,
@@ -126,14 +129,11 @@ class MetaLearner:
                 each starting from those of the one before, have moved them: once in each outer
                 step. Otherwise the model is not changed.
         """
-        before = {name: value.clone() for name, value in self.running_moments.items()}
         results = []
-        for episode in episodes:
-            results.append(self.episode_gradient(episode))
-            self.absorb([results[-1].buffers])
-        if not update_moments:
-            for name, value in self.running_moments.items():
-                value.copy_(before[name])
+        with nullcontext() if update_moments else restored(self.model):
+            for episode in episodes:
+                results.append(self.episode_gradient(episode))
+                self.absorb([results[-1].buffers])
         grads = {
             name: torch.stack([result.grads[name] for result in results]).mean(0)
             for name in results[0].grads

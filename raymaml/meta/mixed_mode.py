@@ -31,7 +31,7 @@ from torch.autograd import forward_ad
 from raymaml.config.model import InnerConfig
 from raymaml.meta.checkpointing import drawing_as, trajectory
 from raymaml.meta.gradients import EpisodeGradient, EpisodeLosses, differentiate, outcome
-from raymaml.meta.inner_loop import Fast, SupportLoss, leaves
+from raymaml.meta.inner_loop import Fast, SupportLoss
 from raymaml.meta.rules import learning_rate
 from raymaml.types import Params
 
@@ -41,8 +41,6 @@ def mixed_mode(
 ) -> EpisodeGradient:
     """Compute the exact second-order gradient with the memory of one inner step."""
     make_forward_mode_ready()
-    frozen = leaves(frozen)
-    losses = losses.with_frozen(frozen)
     states, fast = trajectory(losses.support, start, inner)
     loss, logits = losses.query(fast.params, fast.buffers)
     grads = differentiate([loss], frozen | fast.params)

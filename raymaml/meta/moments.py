@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -24,6 +25,18 @@ def lasting_buffers(model: nn.Module, buffers: Buffers) -> Buffers:
     """Pick what ``absorb`` needs of an episode's last buffers."""
     layers = lasting_layers(model)
     return {name: value for name, value in buffers.items() if name.rpartition(".")[0] in layers}
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Put the running moments back, after the block, to what they were before it."""
+    moments = lasting_buffers(model, dict(model.named_buffers()))
+    before = {name: value.clone() for name, value in moments.items()}
+    try:
+        yield
+    finally:
+        for name, value in moments.items():
+            value.copy_(before[name])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.errors import UserError
 from raymaml.models.convnet4 import ConvNet4
 from raymaml.models.heads import Classifier
-from raymaml.models.norm import apply_policies
+from raymaml.models.policies import apply_policies
 from raymaml.models.resnet12 import ResNet12
 from raymaml.models.resnet18 import ResNet18
 

@@ -7,20 +7,15 @@ in buffers that it replaces and never changes in place; so whoever calls the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymaml.errors import UserError
 from raymaml.models.batch_norm import batch_norm
-from raymaml.names import choose
-from raymaml.passes import PassAware, tracking_norms
+from raymaml.passes import PassAware
 
 
-class _Norm2d(PassAware):
+class ScaledNorm2d(PassAware):
     """Scale and shift by channel, which every policy but ``none`` has.
 
     Args:
@@ -70,6 +65,8 @@ class _Norm2d(PassAware):
 
     def _accumulate(self, x: Tensor) -> Tensor:
         """Normalise by the batch, and move the moments toward it (the variance by n - 1)."""
+        if self.current_pass == "context":  # another layer's look at the support set
+            return self._by_batch(x)
         mean, var = self.mean.clone(), self.var.clone()
         self.kept = self.kept * (1 - self.momentum)
         if self._goes_by_own_rules(x):
@@ -84,7 +81,7 @@ class _Norm2d(PassAware):
         )
 
 
-class TransductiveNorm2d(_Norm2d):
+class TransductiveNorm2d(ScaledNorm2d):
     """Each pass by its own batch, as the MAML paper: predictions depend on the other queries."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +89,7 @@ class TransductiveNorm2d(_Norm2d):
         return self._by_batch(x)
 
 
-class RunningNorm2d(_Norm2d):
+class RunningNorm2d(ScaledNorm2d):
     """Global moments, accumulated over the support passes of all training.
 
     In training the support pass uses its batch; every other pass uses the global moments.
@@ -112,7 +109,7 @@ class RunningNorm2d(_Norm2d):
         return self._by_constants(x, self.mean, self.var)
 
 
-class EpisodicNorm2d(_Norm2d):
+class EpisodicNorm2d(ScaledNorm2d):
     """Moments of the episode alone, accumulated over its support passes.
 
     ``biased``: as they stand, starting from mean 0 and variance 1, which still weigh
@@ -131,10 +128,8 @@ class EpisodicNorm2d(_Norm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
-        if self.current_pass == "support":
+        if self.current_pass != "query":
             return self._accumulate(x)
-        if self.current_pass == "context":  # another layer's look at the support set
-            return self._by_batch(x)
         mean, var = self.mean, self.var
         if not self.biased:
             seen = 1 - self.kept
@@ -142,7 +137,7 @@ class EpisodicNorm2d(_Norm2d):
         return self._by_constants(x, mean, var)
 
 
-class ContextNorm2d(_Norm2d):
+class ContextNorm2d(ScaledNorm2d):
     """Queries by the moments of the support set at the adapted weights, in the graph (MetaBN)."""
 
     reads_context = True
@@ -160,7 +155,7 @@ class ContextNorm2d(_Norm2d):
         return self._by(x, self.mean, self.var)
 
 
-class TaskNorm2d(_Norm2d):
+class TaskNorm2d(ScaledNorm2d):
     """TaskNorm (Bronskill et al. 2020, section 4.3): context moments mixed with an image's own.
 
     Both passes use ``alpha * context + (1 - alpha) * own``, pooled, with
@@ -224,8 +219,6 @@ class ReferenceTaskNorm2d(TaskNorm2d):
         """Normalise."""
         if self.current_pass == "query":
             return self._pooled(x, self.mean, self.var, self.size)
-        if self.current_pass == "context":
-            return self._by_batch(x)
         self.size = x.new_tensor(float(x.shape[0]))
         return self._accumulate(x)
 
@@ -241,7 +234,7 @@ def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return (mean[0], var[0]) if 0 in dims else (mean, var)
 
 
-class GroupedNorm2d(_Norm2d):
+class GroupedNorm2d(ScaledNorm2d):
     """Each image by its own moments: of each channel (instance) or of all channels (layer)."""
 
     def __init__(
@@ -267,74 +260,3 @@ class NoNorm2d(PassAware):
     def forward(self, x: Tensor) -> Tensor:
         """Return the input."""
         return x
-
-
-POLICIES: Mapping[str, Callable[[int, float, float], PassAware]] = {
-    "transductive": TransductiveNorm2d,
-    "running": RunningNorm2d,
-    "episodic": EpisodicNorm2d,
-    "episodic_biased": partial(EpisodicNorm2d, biased=True),
-    "context": ContextNorm2d,
-    "tasknorm_i": TaskNorm2d,
-    "tasknorm_l": partial(TaskNorm2d, own_dims=(1, 2, 3)),
-    "tasknorm_reference": ReferenceTaskNorm2d,
-    "instance": partial(GroupedNorm2d, per_channel=True),
-    "layer": partial(GroupedNorm2d, per_channel=False),
-    "none": NoNorm2d,
-}
-"""The policies of ``model.norm`` by name: (channels, eps, momentum) -> layer."""
-
-
-def apply_policies(
-    model: nn.Module, norm: Mapping[str, str], *, eps: float, momentum: float
-) -> None:
-    """Put a norm of the chosen policy in the place of every ``nn.BatchNorm2d``.
-
-    Weights, biases and running moments go over to the new layers.
-
-    Args:
-        model: changed in place.
-        norm: policy by name pattern; the first that matches a layer counts.
-        eps, momentum: of all layers.
-
-    Raises:
-        UserError: a pattern matches no norm layer, a layer has no policy, there is nothing to
-            replace though ``norm`` is not ``none``, or other norms keep moments, which would leak
-            from episode to episode.
-    """
-    named = dict(model.named_modules(remove_duplicate=False))
-    layers = {name: m for name, m in named.items() if isinstance(m, nn.BatchNorm2d)}
-    if strange := [name for name in tracking_norms(model) if name not in layers]:
-        raise UserError(
-            f"model.encoder: {', '.join(strange)} keep moments from episode to episode; use"
-            " nn.BatchNorm2d, which model.norm replaces, or a norm without moments"
-        )
-    if not layers:
-        if set(norm.values()) != {"none"}:
-            raise UserError(
-                "model.norm: the encoder has no nn.BatchNorm2d that it could replace; set it to"
-                " none, so that results say so"
-            )
-        return
-    new: dict[nn.BatchNorm2d, PassAware] = {}  # a layer may stand at several places
-    for name, policy in choose("model.norm", norm, list(layers)).items():
-        layer = layers[name]
-        if layer not in new:
-            new[layer] = _converted(layer, POLICIES[policy], eps, momentum)
-        model.set_submodule(name, new[layer])
-
-
-def _converted(
-    layer: nn.BatchNorm2d,
-    policy: Callable[[int, float, float], PassAware],
-    eps: float,
-    momentum: float,
-) -> PassAware:
-    new = policy(layer.num_features, eps, momentum)
-    if layer.affine and isinstance(new, _Norm2d):
-        new.weight, new.bias = layer.weight, layer.bias
-    if layer.track_running_stats and isinstance(new, RunningNorm2d):
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        new.mean, new.var = layer.running_mean, layer.running_var
-    return new

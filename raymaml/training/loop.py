@@ -77,7 +77,8 @@ def meta_step(
     """Take one outer step; also tell whether any worker was asked to stop."""
     outer, learner = config.outer, state.learner
     stop = float(session.stop_requested())
-    like = state.params | learner.running_moments
+    moments = learner.running_moments
+    like = state.params | moments
     width = sum(value.numel() for value in like.values()) + 3
     rows = [torch.empty(0, width, device=session.device)]  # a share may be empty
     mine = share(outer.meta_batch_size, session.rank, session.world_size)
@@ -91,12 +92,14 @@ def meta_step(
 
     sizes = share_sizes(outer.meta_batch_size, session.world_size)
     gathered = session.gather(torch.cat(rows), sizes)  # [E, P+3], in episode order
-    require_finite(gathered, state.step, outer.meta_batch_size)
+    first = state.step * outer.meta_batch_size
+    require_finite(gathered, "a loss or gradient", step=state.step, kind="training", first=first)
     mean = mean_in_order(gathered)
     grads = unflatten(mean[:-3], like)
     grad_norm = flatten({name: grads[name] for name in state.params}).norm().item()
     update(state.optimizer, outer, state.params, grads, state.step)
-    learner.absorb([unflatten(row[:-3], like) for row in gathered])
+    if moments:
+        learner.absorb([unflatten(row[:-3], like) for row in gathered])
     loss, accuracy_, stops = mean[-3:].tolist()
     return StepMetrics(loss=loss, accuracy=accuracy_, grad_norm=grad_norm), stops > 0
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from raymaml.evaluation.statistics import mean_interval
 from raymaml.training.data import TrainingData
-from raymaml.training.finite import REMEDY, NotFiniteError
+from raymaml.training.finite import require_finite
 from raymaml.training.reduction import share, share_sizes
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, Validation
@@ -33,12 +32,9 @@ def validate(state: TrainState, data: TrainingData, session: Session) -> Validat
             accuracy = (scores.argmax(-1) == labels).float().mean()
             rows.append(torch.stack([F.cross_entropy(scores, labels), accuracy])[None])
     sizes = share_sizes(count, session.world_size)
-    losses, accuracies = session.gather(torch.cat(rows), sizes).double().cpu().numpy().T
-    if not np.isfinite(losses).all():
-        raise NotFiniteError(
-            f"outer step {state.step}: validation episode {int((~np.isfinite(losses)).argmax())}"
-            f" gave a loss that is not finite; {REMEDY}"
-        )
+    gathered = session.gather(torch.cat(rows), sizes)
+    require_finite(gathered, "a loss", step=state.step, kind="validation")
+    losses, accuracies = gathered.double().cpu().numpy().T
     interval = mean_interval(accuracies)
     return Validation(
         step=state.step,

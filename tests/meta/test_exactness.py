@@ -16,7 +16,7 @@ from raymaml.meta.inner_loop import unroll
 from raymaml.meta.learner import MetaLearner
 from raymaml.meta.passes import Passes
 from raymaml.meta.start import begin
-from raymaml.models.norm import POLICIES
+from raymaml.models.policies import POLICIES
 from raymaml.types import Buffers, Episode
 
 RULES = [

@@ -17,7 +17,7 @@ from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier
-from raymaml.models.norm import apply_policies
+from raymaml.models.policies import apply_policies
 from raymaml.training.state import load_params
 from raymaml.types import Episode, Params
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from raymaml.config.model import ModelConfig
 from raymaml.errors import UserError
 from raymaml.models import build_model
-from raymaml.models.norm import POLICIES, EpisodicNorm2d, TaskNorm2d, apply_policies
+from raymaml.models.norm import EpisodicNorm2d, TaskNorm2d
+from raymaml.models.policies import POLICIES, apply_policies
 from raymaml.passes import Pass, PassAware
 
 C, EPS, MOMENTUM = 3, 1e-3, 0.2

@@ -1,0 +1,93 @@
+"""The norm policies by name, and how a model comes to have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import nn
+
+from raymaml.errors import UserError
+from raymaml.models.norm import (
+    ContextNorm2d,
+    EpisodicNorm2d,
+    GroupedNorm2d,
+    NoNorm2d,
+    ReferenceTaskNorm2d,
+    RunningNorm2d,
+    ScaledNorm2d,
+    TaskNorm2d,
+    TransductiveNorm2d,
+)
+from raymaml.names import choose
+from raymaml.passes import PassAware, tracking_norms
+
+POLICIES: Mapping[str, Callable[[int, float, float], PassAware]] = {
+    "transductive": TransductiveNorm2d,
+    "running": RunningNorm2d,
+    "episodic": EpisodicNorm2d,
+    "episodic_biased": partial(EpisodicNorm2d, biased=True),
+    "context": ContextNorm2d,
+    "tasknorm_i": TaskNorm2d,
+    "tasknorm_l": partial(TaskNorm2d, own_dims=(1, 2, 3)),
+    "tasknorm_reference": ReferenceTaskNorm2d,
+    "instance": partial(GroupedNorm2d, per_channel=True),
+    "layer": partial(GroupedNorm2d, per_channel=False),
+    "none": NoNorm2d,
+}
+"""The policies of ``model.norm`` by name: (channels, eps, momentum) -> layer."""
+
+
+def apply_policies(
+    model: nn.Module, norm: Mapping[str, str], *, eps: float, momentum: float
+) -> None:
+    """Put a norm of the chosen policy in the place of every ``nn.BatchNorm2d``.
+
+    Weights, biases and running moments go over to the new layers.
+
+    Args:
+        model: changed in place.
+        norm: policy by name pattern; the first that matches a layer counts.
+        eps, momentum: of all layers.
+
+    Raises:
+        UserError: a pattern matches no norm layer, a layer has no policy, there is nothing to
+            replace though ``norm`` is not ``none``, or other norms keep moments, which would leak
+            from episode to episode.
+    """
+    named = dict(model.named_modules(remove_duplicate=False))
+    layers = {name: m for name, m in named.items() if isinstance(m, nn.BatchNorm2d)}
+    if strange := [name for name in tracking_norms(model) if name not in layers]:
+        raise UserError(
+            f"model.encoder: {', '.join(strange)} keep moments from episode to episode; use"
+            " nn.BatchNorm2d, which model.norm replaces, or a norm without moments"
+        )
+    if not layers:
+        if set(norm.values()) != {"none"}:
+            raise UserError(
+                "model.norm: the encoder has no nn.BatchNorm2d that it could replace; set it to"
+                " none, so that results say so"
+            )
+        return
+    new: dict[nn.BatchNorm2d, PassAware] = {}  # a layer may stand at several places
+    for name, policy in choose("model.norm", norm, list(layers)).items():
+        layer = layers[name]
+        if layer not in new:
+            new[layer] = _converted(layer, POLICIES[policy], eps, momentum)
+        model.set_submodule(name, new[layer])
+
+
+def _converted(
+    layer: nn.BatchNorm2d,
+    policy: Callable[[int, float, float], PassAware],
+    eps: float,
+    momentum: float,
+) -> PassAware:
+    new = policy(layer.num_features, eps, momentum)
+    if layer.affine and isinstance(new, ScaledNorm2d):
+        new.weight, new.bias = layer.weight, layer.bias
+    if layer.track_running_stats and isinstance(new, RunningNorm2d):
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        new.mean, new.var = layer.running_mean, layer.running_var
+    return new
