@@ -28,7 +28,16 @@ Pass = Literal["support", "context", "query"]
 to look at the support set once more, with the adapted weights; ``query`` to be judged."""
 
 
-class PassAware(nn.Module):
+class ClosedRules(nn.Module):
+    """A layer with derivatives of its own."""
+
+    closed_rules: bool = False
+    """Passes are differentiated backward once at most, and maybe forward over that for the sake of
+    the derivatives along the direction alone; so rules of one's own, which give just this, may
+    stand in for PyTorch's."""
+
+
+class PassAware(ClosedRules):
     """A layer that tells the passes of an episode apart; whoever runs a pass says which it is.
 
     ``training`` keeps PyTorch's meaning: meta-training, or evaluation.
@@ -39,8 +48,5 @@ class PassAware(nn.Module):
     """The layer's buffers change in the support passes and are read in the query pass."""
     reads_context: bool = False
     """The query pass reads what a context pass has written into the layer's buffers."""
-    closed_rules: bool = False
-    """Passes are differentiated backward once at most, and maybe forward over that; so rules of
-    one's own, without a second backward pass, may stand in for PyTorch's."""
     outlives_episodes: bool = False
     """The moments go on from one meta-batch to the next; otherwise each episode starts anew."""

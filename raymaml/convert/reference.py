@@ -31,12 +31,12 @@ class ReferenceRunningNorm2d(RunningNorm2d):
     last: tuple[Tensor, Tensor] | None = None
     """Mean and variance, each [C]; the layer's own if None."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
-        normalised = super().forward(x)
+        normalised = super().forward(x, window)
         if self.last is None or not self.training or self.current_pass != "query":
             return normalised
-        differentiated = self._by(x, *self.last)
+        differentiated = self._by(x, *self.last, window)
         return differentiated + (normalised - differentiated).detach()
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from raymaml.meta.gradients import EpisodeLosses
 from raymaml.meta.inner_loop import Fast
-from raymaml.passes import Pass, PassAware
+from raymaml.passes import ClosedRules, Pass, PassAware
 from raymaml.types import Buffers, Episode, Params
 
 
@@ -20,6 +20,7 @@ class Passes:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._ruled = [module for module in model.modules() if isinstance(module, ClosedRules)]
         self._layers = [module for module in model.modules() if isinstance(module, PassAware)]
 
     def losses(self, episode: Episode, *, closed_rules: bool = False) -> EpisodeLosses:
@@ -27,7 +28,7 @@ class Passes:
 
         ``closed_rules``: they are differentiated backward once at most, and maybe forward over it.
         """
-        for layer in self._layers:
+        for layer in self._ruled:
             layer.closed_rules = closed_rules
 
         def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:

@@ -1,4 +1,4 @@
-"""Batch norm by the batch's own moments, with closed forward-mode rules.
+"""Batch norm by the batch's own moments, and a max-pool behind it, with closed rules.
 
 PyTorch has no rule for the forward derivative of batch norm's backward pass and spells it out in
 dozens of passes over the images; and its kernel for the channels-last layout adds up in one float32
@@ -6,10 +6,10 @@ dozens of passes over the images; and its kernel for the channels-last layout ad
 multiply-adds with coefficients by channel, and sums are torch's, which are pairwise.
 
 With ``d = x - mean``, ``r = 1 / sqrt(var + eps)``, ``s = weight * r`` and ``<a>`` the mean of ``a``
-over B, H and W of a channel:
+over B, H and W of a channel, which has n entries:
 
-    out     = s d + bias
-    grad_x  = s (g - <g> - r^2 <g d> d),    grad_weight = n r <g d>,    grad_bias = n <g>
+    out    = s d + bias
+    grad_x = s (g - <g> - r^2 <g d> d),    grad_weight = n r <g d>,    grad_bias = n <g>
 
 and the derivatives of these lines along tangents ``x'``, ``weight'``, ``bias'`` and ``g'`` are
 
@@ -17,141 +17,142 @@ and the derivatives of these lines along tangents ``x'``, ``weight'``, ``bias'``
     <g d>' = <g' d> + <g x'> - <g> <x'>
     out'    = s d' + s' d + bias'
     grad_x' = s (g' - <g'>) + s' (g - <g>) - (s r^2 <g d>)' d - s r^2 <g d> d'
+
+Behind a max-pool only the maxima are needed of ``out`` and ``out'``, and ``g`` and ``g'`` are zero
+elsewhere: what is left to do with whole images are the moments and one sum a gradient.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from raymaml.models.duals import joined, laid_out_as, pair, pick, pooled, spread
 
 
 def batch_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, window: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise by the moments of the batch; differentiable once backward, and forward over that.
+    """Normalise by the moments of the batch; differentiable forward, and once backward over that.
 
     Args:
         x: ``[B, C, H, W]`` in either layout.
         weight, bias: ``[C]``.
         eps: added to the variance.
+        window: side of the max-pool behind the norm; 1 is none.
 
     Returns:
-        What ``F.batch_norm`` gives, and the batch's mean and (biased) variance, which are not
-        differentiated.
+        What ``F.batch_norm`` gives, pooled, and the batch's mean and (biased) variance, which are
+        not differentiated.
     """
-    out, mean, var = _Forward.apply(x, weight, bias, eps)
-    return out, mean, var
+    primals, (x_tangent, *own) = zip(pair(x), pair(weight), pair(bias), strict=True)
+    if any(tangent is not None for tangent in (x_tangent, *own)):
+        own = [torch.zeros_like(weight) if tangent is None else tangent for tangent in own]
+    tangents = (x_tangent, *own)
+    out, tangent, mean, var = _BatchNorm.apply(*primals, *tangents, eps, window)
+    return joined(out, tangent), mean, var
 
 
-class _Tangents(NamedTuple):
-    """What the forward derivative of the output leaves for that of the gradient."""
-
-    x: Tensor | None
-    x_mean: Tensor  # [C]
-    rstd: Tensor  # [C]
-    weight: Tensor  # [C]
-
-    @classmethod
-    def of_weight(cls, weight: Tensor) -> _Tangents:
-        """Where the images do not move."""
-        zero = torch.zeros_like(weight)
-        return cls(x=None, x_mean=zero, rstd=zero, weight=weight)
-
-
-class _Forward(Function):
+class _BatchNorm(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        x, weight, bias, x_tangent, weight_tangent, bias_tangent, eps, window = args
         mean = _mean(x)
         centred = x - _by_channel(mean)
         var = _mean(centred * centred)
         rstd = torch.rsqrt(var + eps)
-        ctx.save_for_backward(centred, weight, rstd)
-        ctx.save_for_forward(centred, weight, rstd)
-        ctx.mark_non_differentiable(mean, var)
-        ctx.tangents, ctx.dtype = None, x.dtype
-        out = torch.addcmul(_by_channel(bias), centred, _by_channel(weight * rstd))
-        return out.to(x.dtype), mean, var
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_moments: Tensor) -> tuple[Tensor | None, ...]:
-        centred, weight, rstd = ctx.saved_tensors
-        if ctx.tangents is not None:  # `_Backward.jvp` is called for the sake of some tangent only
-            weight = forward_ad.make_dual(weight.detach(), ctx.tangents.weight)
-        fixed = (centred, rstd, ctx.tangents, ctx.needs_input_grad[0])
-        return (*_Backward.apply(grad, weight, fixed), None)
-
-    @staticmethod
-    def jvp(
-        ctx: Any, x: Tensor | None, weight: Tensor | None, bias: Tensor | None, _eps: None
-    ) -> tuple[Tensor, None, None]:
-        centred, own_weight, rstd = ctx.saved_tensors
-        weight = torch.zeros_like(own_weight) if weight is None else weight
-        shift = torch.zeros_like(own_weight) if bias is None else bias
-        if x is None:
-            ctx.tangents = _Tangents.of_weight(weight)
-            out = torch.addcmul(_by_channel(shift), centred, _by_channel(weight * rstd))
-            return out.to(ctx.dtype), None, None
-        x_mean, rstd_tangent = _mean(x), -(rstd**3) * _mean(x * centred)
-        ctx.tangents = _Tangents(x, x_mean, rstd_tangent, weight)
-        scale, scale_tangent = own_weight * rstd, weight * rstd + own_weight * rstd_tangent
-        out = torch.addcmul(_by_channel(shift - scale * x_mean), x, _by_channel(scale))
-        return out.addcmul_(centred, _by_channel(scale_tangent)).to(x.dtype), None, None
-
-
-class _Backward(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad: Tensor,
-        weight: Tensor,
-        fixed: tuple[Tensor, Tensor, _Tangents | None, bool],
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        centred, rstd, ctx.tangents, ctx.needs_x = fixed
-        grad_mean, product = _mean(grad), _mean(grad * centred)
-        ctx.save_for_forward(grad, centred, weight, rstd, grad_mean, product)
-        scale, count = weight * rstd, centred.numel() // len(rstd)
-        grad_x = None
-        if ctx.needs_x:
-            grad_x = torch.addcmul(_by_channel(-scale * grad_mean), grad, _by_channel(scale))
-            grad_x.addcmul_(centred, _by_channel(-scale * rstd**2 * product))
-            grad_x = grad_x.to(grad.dtype)
-        return grad_x, count * rstd * product, count * grad_mean
-
-    @staticmethod
-    def jvp(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor, Tensor]:
-        own_grad, centred, weight, rstd, grad_mean, product = ctx.saved_tensors
-        tangents = ctx.tangents or _Tangents.of_weight(torch.zeros_like(weight))
-        grad = torch.zeros_like(own_grad) if grad is None else grad
-        grad_mean_tangent, product_tangent = _mean(grad), _mean(grad * centred)
-        if tangents.x is not None:
-            product_tangent += _mean(own_grad * tangents.x) - grad_mean * tangents.x_mean
-        count = centred.numel() // len(rstd)
-        weight_tangent = count * (product_tangent * rstd + product * tangents.rstd)
-        bias_tangent = count * grad_mean_tangent
-        if not ctx.needs_x:
-            return None, weight_tangent, bias_tangent
+        at, where = centred, None  # d where out is needed, and the positions
+        if window > 1:
+            rising = bool((weight > 0).all())
+            at, where = pooled(centred if rising else centred * _by_channel(weight.sign()), window)
+            at = at if rising else pick(centred, where)
         scale = weight * rstd
-        scale_tangent = tangents.weight * rstd + weight * tangents.rstd
-        slope = scale * rstd**2 * product  # of grad_x in -d
-        slope_tangent = rstd**2 * (scale_tangent * product + scale * product_tangent)
-        slope_tangent += 2 * scale * rstd * tangents.rstd * product
-        const = slope * tangents.x_mean - scale_tangent * grad_mean - scale * grad_mean_tangent
-        out = torch.addcmul(_by_channel(const), grad, _by_channel(scale))
-        out.addcmul_(own_grad, _by_channel(scale_tangent))
-        out.addcmul_(centred, _by_channel(-slope_tangent))
-        if tangents.x is not None:
-            out.addcmul_(tangents.x, _by_channel(-slope))
-        return out.to(own_grad.dtype), weight_tangent, bias_tangent
+        out = torch.addcmul(_by_channel(bias), at, _by_channel(scale)).to(x.dtype)
+        ctx.mark_non_differentiable(mean, var)
+        ctx.dtype = x.dtype
+        moving: tuple[Tensor | None, ...] = (None,) * 5
+        tangent = None
+        if weight_tangent is not None:
+            x_mean = rstd_tangent = torch.zeros_like(rstd)
+            x_at = None
+            if x_tangent is not None:
+                x_tangent = laid_out_as(centred, x_tangent)
+                x_at = x_tangent if where is None else pick(x_tangent, where)
+                x_mean = _mean(x_tangent)
+                rstd_tangent = -(rstd**3) * _mean(x_tangent * centred)
+            scale_tangent = weight_tangent * rstd + weight * rstd_tangent
+            shift = _by_channel(bias_tangent - scale * x_mean)
+            tangent = torch.addcmul(shift, at, _by_channel(scale_tangent))
+            if x_at is not None:
+                tangent.addcmul_(x_at, _by_channel(scale))
+            tangent = tangent.to(x.dtype)
+            ctx.mark_non_differentiable(tangent, mean, var)
+            moving = (x_tangent, x_at, x_mean, rstd_tangent, scale_tangent)
+        ctx.save_for_backward(centred, at, where, weight, rstd, *moving)
+        return out, tangent, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_others: Tensor) -> tuple[Tensor | None, ...]:
+        centred, at, where, weight, rstd, x_tangent, x_at, *moving = ctx.saved_tensors
+        grad, grad_tangent = pair(grad)
+        count = centred.numel() // len(rstd)
+        scale = weight * rstd
+        grad_mean, product = _sum(grad) / count, _sum(grad * at) / count
+        weight_grad, bias_grad = count * rstd * product, count * grad_mean
+        bend = scale * rstd**2 * product  # of grad_x in -d
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            const = _by_channel(-scale * grad_mean)
+            x_grad = torch.addcmul(const, centred, _by_channel(-bend))
+            x_grad = _add(x_grad, where, grad, scale).to(ctx.dtype)
+        if grad_tangent is None and moving[0] is None:
+            return x_grad, weight_grad, bias_grad, *_NO_GRADS
+
+        if grad_tangent is None:
+            grad_tangent = torch.zeros_like(grad)
+        none = torch.zeros_like(rstd)
+        x_mean, rstd_tangent, scale_tangent = (none if v is None else v for v in moving)
+        grad_mean_tangent = _sum(grad_tangent) / count
+        product_tangent = _sum(grad_tangent * at) / count
+        if x_at is not None:
+            product_tangent += _sum(grad * x_at) / count - grad_mean * x_mean
+        weight_tangent = count * (product_tangent * rstd + product * rstd_tangent)
+        if x_grad is not None:
+            bend_tangent = rstd**2 * (scale_tangent * product + scale * product_tangent)
+            bend_tangent += 2 * scale * rstd * rstd_tangent * product
+            const = bend * x_mean - scale_tangent * grad_mean - scale * grad_mean_tangent
+            out = torch.addcmul(_by_channel(const), centred, _by_channel(-bend_tangent))
+            if x_tangent is not None:
+                out.addcmul_(x_tangent, _by_channel(-bend))
+            _add(out, where, grad_tangent, scale)
+            x_grad = joined(x_grad, _add(out, where, grad, scale_tangent).to(ctx.dtype))
+        weight_grad = joined(weight_grad, weight_tangent)
+        bias_grad = joined(bias_grad, count * grad_mean_tangent)
+        return x_grad, weight_grad, bias_grad, *_NO_GRADS
+
+
+_NO_GRADS = (None,) * 5  # in the tangents, which are constants, in eps and in window
+
+
+def _add(x: Tensor, where: Tensor | None, grad: Tensor, scale: Tensor) -> Tensor:
+    """Add ``scale * grad`` in place, at the positions that the gradient is of."""
+    if where is None:
+        return x.addcmul_(grad, _by_channel(scale))
+    return spread(x, where, grad * _by_channel(scale))
 
 
 def _mean(x: Tensor) -> Tensor:
     """Average over B, H and W, in float32 at least."""
     return x.mean((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _by_channel(x: Tensor) -> Tensor:

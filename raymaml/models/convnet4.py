@@ -5,19 +5,28 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymaml.models.duals import Conv2d, max_pool
+from raymaml.passes import PassAware
+
 
 class ConvBlock(nn.Module):
     """3x3 convolution, norm, ReLU, 2x2 max-pool: ``[B, C, H, W] -> [B, width, H//2, W//2]``."""
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
+        self.conv = Conv2d(in_channels, width, kernel_size=3, padding=1)
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         # ReLU and maximum commute; after the pooling there is a quarter left to rectify.
-        return F.relu(F.max_pool2d(self.norm(self.conv(x)), 2))
+        return F.relu(norm_and_pool(self.norm, self.conv(x)))
+
+
+def norm_and_pool(norm: nn.Module, x: Tensor) -> Tensor:
+    """Normalise, then 2x2 max-pool: in one where the norm can."""
+    out: Tensor = norm(x, 2) if isinstance(norm, PassAware) else max_pool(norm(x), 2)
+    return out
 
 
 class ConvNet4(nn.Module):

@@ -1,8 +1,10 @@
 """Norm policies: whose moments normalise which pass (the table in the README).
 
-Every layer takes ``[B, C, H, W]``. What it carries from the support passes to the query pass lies
-in buffers that it replaces and never changes in place; so whoever calls the model through
-``torch.func.functional_call`` with buffers of their own keeps episodes apart.
+Every layer takes ``[B, C, H, W]``, and max-pools what it has normalised by ``window x window`` (1:
+not at all): the two go together, since the norm is needed at the maxima alone. What a layer carries
+from the support passes to the query pass lies in buffers that it replaces and never changes in
+place; so whoever calls the model through ``torch.func.functional_call`` with buffers of their own
+keeps episodes apart.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymaml.models.batch_norm import batch_norm
+from raymaml.models.duals import max_pool
 from raymaml.passes import PassAware
 
 
@@ -35,26 +38,31 @@ class ScaledNorm2d(PassAware):
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
-    def _by_batch(self, x: Tensor) -> Tensor:
+    def _by_batch(self, x: Tensor, window: int) -> Tensor:
         """Normalise by the moments of the batch over B, H and W."""
         if self._goes_by_own_rules(x):
-            return batch_norm(x, self.weight, self.bias, self.eps)[0]
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            return batch_norm(x, self.weight, self.bias, self.eps, window)[0]
+        x = F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return max_pool(x, window)
 
-    def _by_constants(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    def _by_constants(self, x: Tensor, mean: Tensor, var: Tensor, window: int) -> Tensor:
         """Normalise by given moments, [C], which are not differentiated."""
         if self._goes_by_own_rules(x):
-            return self._by(x, mean, var)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+            return self._by(x, mean, var, window)
+        return max_pool(F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps), window)
 
     def _goes_by_own_rules(self, x: Tensor) -> bool:
         """Whether to keep clear of PyTorch's channels-last kernels, which lose two digits."""
         return self.closed_rules and x.is_contiguous(memory_format=torch.channels_last)
 
-    def _by(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    def _by(self, x: Tensor, mean: Tensor, var: Tensor, window: int) -> Tensor:
         """Normalise by given moments, [C] or [B, C], differentiable in them as well."""
         scale = self.weight * torch.rsqrt(var + self.eps)
-        return x * scale[..., None, None] + (self.bias - mean * scale)[..., None, None]
+        # Where nothing is turned over, the maximum can go first: a quarter is left to scale.
+        first = window > 1 and self.closed_rules and bool((self.weight > 0).all())
+        x = max_pool(x, window) if first else x
+        x = x * scale[..., None, None] + (self.bias - mean * scale)[..., None, None]
+        return x if first else max_pool(x, window)
 
     def _add_moments(self, num_channels: int, *, outlive_episodes: bool = False) -> None:
         """Register accumulated moments at their reset values, mean 0 and variance 1."""
@@ -63,30 +71,31 @@ class ScaledNorm2d(PassAware):
         # The weight that the starting moments still have: (1 - momentum) ** batches.
         self.register_buffer("kept", torch.ones(()), persistent=False)
 
-    def _accumulate(self, x: Tensor) -> Tensor:
+    def _accumulate(self, x: Tensor, window: int) -> Tensor:
         """Normalise by the batch, and move the moments toward it (the variance by n - 1)."""
         if self.current_pass == "context":  # another layer's look at the support set
-            return self._by_batch(x)
+            return self._by_batch(x, window)
         mean, var = self.mean.clone(), self.var.clone()
         self.kept = self.kept * (1 - self.momentum)
         if self._goes_by_own_rules(x):
-            out, batch_mean, batch_var = batch_norm(x, self.weight, self.bias, self.eps)
+            out, batch_mean, batch_var = batch_norm(x, self.weight, self.bias, self.eps, window)
             count = x.numel() // x.shape[1]
             self.mean = mean.lerp_(batch_mean, self.momentum)
             self.var = var.lerp_(batch_var * (count / (count - 1)), self.momentum)
             return out
         self.mean, self.var = mean, var
-        return F.batch_norm(
+        x = F.batch_norm(
             x, mean, var, self.weight, self.bias, True, momentum=self.momentum, eps=self.eps
         )
+        return max_pool(x, window)
 
 
 class TransductiveNorm2d(ScaledNorm2d):
     """Each pass by its own batch, as the MAML paper: predictions depend on the other queries."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
-        return self._by_batch(x)
+        return self._by_batch(x, window)
 
 
 class RunningNorm2d(ScaledNorm2d):
@@ -102,11 +111,11 @@ class RunningNorm2d(ScaledNorm2d):
         super().__init__(num_channels, eps, momentum)
         self._add_moments(num_channels, outlive_episodes=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
         if self.training and self.current_pass == "support":
-            return self._accumulate(x)
-        return self._by_constants(x, self.mean, self.var)
+            return self._accumulate(x, window)
+        return self._by_constants(x, self.mean, self.var, window)
 
 
 class EpisodicNorm2d(ScaledNorm2d):
@@ -126,15 +135,15 @@ class EpisodicNorm2d(ScaledNorm2d):
         self.biased = biased
         self._add_moments(num_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
         if self.current_pass != "query":
-            return self._accumulate(x)
+            return self._accumulate(x, window)
         mean, var = self.mean, self.var
         if not self.biased:
             seen = 1 - self.kept
             mean, var = mean / seen, (var - self.kept) / seen
-        return self._by_constants(x, mean, var)
+        return self._by_constants(x, mean, var, window)
 
 
 class ContextNorm2d(ScaledNorm2d):
@@ -146,13 +155,13 @@ class ContextNorm2d(ScaledNorm2d):
         super().__init__(num_channels, eps, momentum)
         self._add_moments(num_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
         if self.current_pass == "support":
-            return self._by_batch(x)
+            return self._by_batch(x, window)
         if self.current_pass == "context":
             self.mean, self.var = _moments(x, (0, 2, 3))
-        return self._by(x, self.mean, self.var)
+        return self._by(x, self.mean, self.var, window)
 
 
 class TaskNorm2d(ScaledNorm2d):
@@ -185,24 +194,25 @@ class TaskNorm2d(ScaledNorm2d):
         self._add_moments(num_channels)
         self.register_buffer("size", torch.zeros(()), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
         if self.current_pass == "query":
-            return self._pooled(x, self.mean, self.var, self.size)
+            return self._mixed(x, self.mean, self.var, self.size, window)
         mean, var = _moments(x, (0, 2, 3))
         size = x.new_tensor(float(x.shape[0]))
         if self.current_pass == "context":
             self.mean, self.var, self.size = mean, var, size
-        return self._pooled(x, mean, var, size)
+        return self._mixed(x, mean, var, size, window)
 
-    def _pooled(self, x: Tensor, mean: Tensor, var: Tensor, size: Tensor) -> Tensor:
+    def _mixed(self, x: Tensor, mean: Tensor, var: Tensor, size: Tensor, window: int) -> Tensor:
         """Normalise by the moments of the mixture; ``mean``, ``var`` [C] are the context's."""
         own_mean, own_var = _moments(x, self.own_dims)  # [B, C] or [B, 1]
         alpha = torch.sigmoid(self.alpha_scale * size + self.alpha_offset)
         mixed = alpha * mean + (1 - alpha) * own_mean
         # the variance of a mixture: that within its parts and that between their means
         within = alpha * var + (1 - alpha) * own_var
-        return self._by(x, mixed, within + alpha * (1 - alpha) * (mean - own_mean) ** 2)
+        var = within + alpha * (1 - alpha) * (mean - own_mean) ** 2
+        return self._by(x, mixed, var, window)
 
 
 class ReferenceTaskNorm2d(TaskNorm2d):
@@ -215,12 +225,12 @@ class ReferenceTaskNorm2d(TaskNorm2d):
     accumulates = True
     reads_context = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
         if self.current_pass == "query":
-            return self._pooled(x, self.mean, self.var, self.size)
+            return self._mixed(x, self.mean, self.var, self.size, window)
         self.size = x.new_tensor(float(x.shape[0]))
-        return self._accumulate(x)
+        return self._accumulate(x, window)
 
 
 def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -244,11 +254,12 @@ class GroupedNorm2d(ScaledNorm2d):
         self.num_groups = num_channels if per_channel else 1
         self.own_dims = (2, 3) if per_channel else (1, 2, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
         if self.closed_rules:  # group_norm has no forward derivative of its gradient
-            return self._by(x, *_moments(x, self.own_dims))
-        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+            return self._by(x, *_moments(x, self.own_dims), window)
+        x = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return max_pool(x, window)
 
 
 class NoNorm2d(PassAware):
@@ -257,6 +268,6 @@ class NoNorm2d(PassAware):
     def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Return the input."""
-        return x
+        return max_pool(x, window)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymaml.models.duals import max_pool
 from raymaml.models.resnet import ConvNorm
 
 SLOPE = 0.1
@@ -28,7 +29,7 @@ class Block12(nn.Module):
         out = F.leaky_relu(self.conv1(x), SLOPE)
         out = F.leaky_relu(self.conv2(out), SLOPE)
         # LeakyReLU and maximum commute; after the pooling there is a quarter left.
-        return F.leaky_relu(F.max_pool2d(self.conv3(out) + self.shortcut(x), 2), SLOPE)
+        return F.leaky_relu(max_pool(self.conv3(out) + self.shortcut(x), 2), SLOPE)
 
 
 class ResNet12(nn.Module):

@@ -40,11 +40,12 @@ def in_place_gradient(learner: MetaLearner, batch: EpisodeBatch) -> dict[str, Te
     moments = {id(m): (m.mean.clone(), m.var.clone()) for m in layers}
     role = ["support"]
 
-    def normalise(layer: RunningNorm2d, x: Tensor) -> Tensor:
+    def normalise(layer: RunningNorm2d, x: Tensor, window: int) -> Tensor:
         moving = role[0] == "support"
-        return F.batch_norm(
+        x = F.batch_norm(
             x, *moments[id(layer)], layer.weight, layer.bias, moving, layer.momentum, layer.eps
         )
+        return F.max_pool2d(x, window)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raymaml.convert.reference.ReferenceRunningNorm2d.forward", normalise)

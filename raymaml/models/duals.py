@@ -1,0 +1,178 @@
+"""Layers on pairs of a value and its tangent, for derivatives forward over reverse.
+
+In a pass along a direction every tensor that moves has a tangent beside it (PyTorch's dual
+numbers), in the backward pass as well. PyTorch's rules for them are right, and slow in two places:
+a convolution is done once more for the tangent of images that do not move, and in each gradient for
+a value that nobody asked for; and max-pool picks tangents element by element. These layers take the
+pairs apart, calculate both, and put them together again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function, forward_ad
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from raymaml.passes import ClosedRules
+
+Pair = tuple[Tensor, Tensor | None]
+
+
+def pair(x: Tensor) -> Pair:
+    """Take a dual number apart; anything else has no tangent."""
+    primal, tangent = forward_ad.unpack_dual(x)
+    return primal, tangent
+
+
+def joined(primal: Tensor, tangent: Tensor | None) -> Tensor:
+    """Put a dual number together."""
+    return primal if tangent is None else forward_ad.make_dual(primal, tangent)
+
+
+def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Add what there is."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+class Conv2d(ClosedRules, nn.Conv2d):
+    """``nn.Conv2d``; with ``closed_rules`` it convolves nothing that is not needed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        if not self.closed_rules or not isinstance(self.padding, tuple):
+            return nn.Conv2d.forward(self, x)
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        bias = (None, None) if self.bias is None else pair(self.bias)
+        primals, tangents = zip(pair(x), pair(self.weight), bias, strict=True)
+        return joined(*_Convolution.apply(*primals, *tangents, geometry))
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Pair:
+        x, weight, bias, x_tangent, weight_tangent, bias_tangent, ctx.geometry = args
+        if weight_tangent is None and bias_tangent is not None:
+            weight_tangent = torch.zeros_like(weight)
+        ctx.save_for_backward(x, weight, x_tangent, weight_tangent)
+        tangent = None
+        if x_tangent is not None:
+            tangent = F.conv2d(x_tangent, weight, None, *ctx.geometry)
+        if weight_tangent is not None:
+            along = F.conv2d(x, weight_tangent, bias_tangent, *ctx.geometry)
+            tangent = added(tangent, along)
+        if tangent is not None:
+            ctx.mark_non_differentiable(tangent)
+        return F.conv2d(x, weight, bias, *ctx.geometry), tangent
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_tangent: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, x_tangent, weight_tangent = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad, grad_tangent = pair(grad)
+        if grad_tangent is None and x_tangent is None and weight_tangent is None:
+            x_grad, weight_grad = _gradients(ctx, grad, x, weight, needs_x, needs_weight)
+            bias_grad = grad.sum((0, 2, 3)) if needs_bias else None
+            return x_grad, weight_grad, bias_grad, None, None, None, None
+        if grad_tangent is None:
+            grad_tangent = torch.zeros_like(grad)
+        x_grad, _ = _gradients(ctx, grad, x, weight, needs_x, False)
+        by_grad = _gradients(ctx, grad_tangent, x, weight, needs_x, needs_weight)
+        by_weight = _gradients(ctx, grad, x, weight_tangent, needs_x, False)
+        by_x = _gradients(ctx, grad, x_tangent, weight, False, needs_weight)
+        x_grad = x_grad if x_grad is None else joined(x_grad, added(by_grad[0], by_weight[0]))
+        weight_grad = _only(added(by_grad[1], by_x[1]))
+        bias_grad = _only(grad_tangent.sum((0, 2, 3))) if needs_bias else None
+        return x_grad, weight_grad, bias_grad, None, None, None, None
+
+
+def _gradients(
+    ctx: Any, grad: Tensor, x: Tensor | None, weight: Tensor | None, *needed: bool
+) -> list[Tensor | None]:
+    """Return the gradients in images and weights that are needed; None where a factor is zero."""
+    if x is None or weight is None or not any(needed):
+        return [None, None]
+    stride, padding, dilation, groups = ctx.geometry
+    mask, none = [*needed, False], [0, 0]
+    grads: list[Tensor | None] = torch.ops.aten.convolution_backward(
+        grad, x, weight, none, stride, padding, dilation, False, none, groups, mask
+    )
+    return grads[:2]
+
+
+def _only(tangent: Tensor | None) -> Tensor | None:
+    """A gradient of which the tangent alone is asked for; the value is left out."""
+    if tangent is None:
+        return None
+    return joined(torch.full_like(tangent, torch.nan), tangent)
+
+
+def max_pool(x: Tensor, window: int) -> Tensor:
+    """Max-pool ``[B, C, H, W]`` by ``window x window`` (1: not at all)."""
+    primal, tangent = pair(x)
+    if window == 1:
+        return x
+    if tangent is None:
+        return F.max_pool2d(x, window)
+    return joined(*_MaxPool.apply(primal, tangent, window))
+
+
+class _MaxPool(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tangent: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        out, where = pooled(x, window)
+        tangent = pick(laid_out_as(x, tangent), where)
+        ctx.save_for_backward(where)
+        ctx.mark_non_differentiable(tangent)
+        ctx.like = torch.empty_like(x, device="meta")
+        return out, tangent
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _tangent: Tensor) -> tuple[Tensor | None, ...]:
+        (where,) = ctx.saved_tensors
+        primal, tangent = (
+            None if g is None else spread(torch.zeros_like(ctx.like, device=g.device), where, g)
+            for g in pair(grad)
+        )
+        assert primal is not None
+        return joined(primal, tangent), None, None
+
+
+def pooled(x: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Max-pool a dense tensor ``[B, C, H, W]``.
+
+    Returns:
+        The maxima ``[B, C, h, w]``, and the position of each in the memory of ``x``.
+    """
+    out, in_plane = F.max_pool2d_with_indices(x, (window, window))
+    by_image = torch.arange(x.shape[0], device=x.device)[:, None] * x.stride(0)
+    by_channel = torch.arange(x.shape[1], device=x.device) * x.stride(1)
+    return out, in_plane.mul_(x.stride(3)).add_((by_image + by_channel)[..., None, None])
+
+
+def pick(x: Tensor, where: Tensor) -> Tensor:
+    """Return what stands in the memory of ``x`` at the positions ``where``."""
+    return _memory(x).index_select(0, _memory(where)).as_strided(where.shape, where.stride())
+
+
+def spread(x: Tensor, where: Tensor, values: Tensor) -> Tensor:
+    """Add ``values`` in place to what stands in the memory of ``x`` at ``where``."""
+    _memory(x).scatter_add_(0, _memory(where), _memory(laid_out_as(where, values.to(x.dtype))))
+    return x
+
+
+def laid_out_as(like: Tensor, x: Tensor) -> Tensor:
+    """Return ``x`` with the strides of a dense tensor of its shape."""
+    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+
+def _memory(x: Tensor) -> Tensor:
+    """A dense tensor as the vector that lies in memory."""
+    return x.as_strided((x.numel(),), (1,))
