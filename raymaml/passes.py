@@ -28,16 +28,20 @@ Pass = Literal["support", "context", "query"]
 to look at the support set once more, with the adapted weights; ``query`` to be judged."""
 
 
-class ClosedRules(nn.Module):
-    """A layer with derivatives of its own."""
-
-    closed_rules: bool = False
-    """Passes are differentiated backward once at most, and maybe forward over that for the sake of
-    the derivatives along the direction alone; so rules of one's own, which give just this, may
-    stand in for PyTorch's."""
+Rules = Literal["torch", "composed", "closed"]
+"""Whose derivatives a pass needs: ``torch`` PyTorch's kernels, which can be differentiated backward
+again; ``composed`` functions of PyTorch that can be differentiated forward over backward and
+vectorised; ``closed`` rules of raymaml, for one backward pass, and forward over that for the sake
+of the derivatives along the direction alone."""
 
 
-class PassAware(ClosedRules):
+class OwnRules(nn.Module):
+    """A layer with derivatives of its own; whoever runs a pass says which it needs."""
+
+    rules: Rules = "torch"
+
+
+class PassAware(OwnRules):
     """A layer that tells the passes of an episode apart; whoever runs a pass says which it is.
 
     ``training`` keeps PyTorch's meaning: meta-training, or evaluation.

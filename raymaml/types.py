@@ -7,7 +7,7 @@ per class, ``S = N*K`` support images, ``C H W`` an image, ``P`` parameters, ``T
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,14 @@ class EpisodeBatch:
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(len(self)))
+
+    def chunks(self, size: int) -> Iterator[EpisodeBatch]:
+        """Yield runs of ``size`` consecutive episodes; the last may be shorter."""
+        for first in range(0, len(self), size):
+            some = slice(first, first + size)
+            yield EpisodeBatch(
+                **{field.name: getattr(self, field.name)[some] for field in fields(self)}
+            )
 
     def to(self, device: torch.device) -> EpisodeBatch:
         """Return the same episodes on ``device``."""

@@ -116,11 +116,12 @@ def test_from_images_to_a_report(
         assert sheet.height > episode.height > 0  # rows of 8 + 5 + 5 classes, and of 3
 
     lines = raymaml_("train", "--local", path).output.splitlines()
-    # what adapts: 4 blocks of conv and norm, the head, a line above and one below; then a line a
-    # step, three validations, the end
-    assert len(lines) == 11 + 6 + 3 + 1
+    # the settings; what adapts: 4 blocks of conv and norm, the head, a line above and one below;
+    # then a line a step, three validations, the end
+    assert len(lines) == 1 + 11 + 6 + 3 + 1
+    assert lines[0].startswith("runs/tiny: 1 CPU worker(s) of 1 thread(s), ")
     # conv1 40 + 8, three of 148 + 8, the head 3 x 4 + 3
-    assert lines[10].split() == ["in", "all", "531", "531", "adapt"]
+    assert lines[11].split() == ["in", "all", "531", "531", "adapt"]
     assert lines[-1].startswith("runs/tiny: done; best validation accuracy ")
     (again,) = raymaml_("train", "--local", path).output.splitlines()
     assert again == lines[-1]  # done is done

@@ -202,9 +202,14 @@ CONFIG_CASES = [
         name="choice-unknown",
         overrides=("inner.gradient=second_order",),
         says=(
-            "inner.gradient is 'second_order'; it should be 'unrolled', 'checkpointed',"
+            "inner.gradient is 'second_order'; it should be 'auto', 'unrolled', 'checkpointed',"
             " 'mixed_mode' or 'first_order'",
         ),
+    ),
+    Case(
+        name="precision-of-gpus",
+        overrides=("cluster.precision=tf32",),
+        says=("cluster.precision is tf32, which GPUs alone have, and there is none to be used",),
     ),
     Case(
         name="source-unknown",

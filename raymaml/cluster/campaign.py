@@ -40,7 +40,7 @@ def judge_on_cluster(config: Config, echo: Echo) -> Path:
     campaign = plan_campaign(config, torch.device("cpu"))
     chunks = campaign.missing()
     if chunks:
-        with _scratch(campaign.folder) as scratch, connected():
+        with _scratch(campaign.folder) as scratch, connected(config.cluster):
             _, use_gpu = plan_workers(
                 config.cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
             )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from raymaml.config.schema import ClusterConfig
 from raymaml.errors import UserError
 from raymaml.training.process import MALLOC_ENVIRONMENT
+from raymaml.training.session import require_precision
 
 T = TypeVar("T")
 _ENVIRONMENT = {
@@ -32,7 +33,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # Without it Ray announces, at every start of a worker without GPU, a default that will change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-} | MALLOC_ENVIRONMENT
+}
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for the address that RAY_ADDRESS names."""
 WORKER_CPUS = 0.9
@@ -43,14 +44,14 @@ held by workers would leave its reading tasks waiting for ever."""
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[None]:
+def connected(cluster: ClusterConfig) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine for the block.
 
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
     """
     address = os.environ.get("RAY_ADDRESS")
-    prepare_environment()
+    prepare_environment(cluster)
     if address:
         _send_token()
     import ray
@@ -123,9 +124,10 @@ def call_in_thread(function: Callable[[], T]) -> T:
     return outcome.result()
 
 
-def prepare_environment() -> None:
-    """Set what Ray reads from the environment, where the user has not set it."""
-    for name, value in _ENVIRONMENT.items():
+def prepare_environment(cluster: ClusterConfig) -> None:
+    """Set what Ray and its workers read from the environment, where the user has not set it."""
+    malloc = MALLOC_ENVIRONMENT if cluster.keep_freed_memory else {}
+    for name, value in (_ENVIRONMENT | malloc).items():
         os.environ.setdefault(name, value)
 
 
@@ -143,10 +145,11 @@ def plan_workers(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[i
         resources: total resources of the Ray cluster, by name.
 
     Raises:
-        UserError: the cluster is smaller than what is asked for.
+        UserError: the cluster is smaller than what is asked for, or has not the precision.
     """
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     use_gpu = cluster.device == "cuda" or (cluster.device == "auto" and gpus > 0)
+    require_precision(cluster, use_gpu)
     slots, kind = (gpus, "GPUs") if use_gpu else (cpus, "CPU cores")
     if cpus < slots:  # a worker on a GPU takes a CPU core as well
         slots, kind = cpus, "CPU cores for its GPUs"

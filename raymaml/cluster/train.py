@@ -25,6 +25,7 @@ from raymaml.errors import UserError
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run_folder import claim, is_done, request_stop
+from raymaml.training.settings import settings_line
 from raymaml.training.worker import Echo, adaptation_table, conclude, on_interrupt
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -46,16 +47,19 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
     table = adaptation_table(config, data)
     with claim(config, data) as folder:
         if not is_done(folder, config):
-            with connected():
-                _train(config, folder, table, echo)
+            with connected(config.cluster):
+                _train(config, folder, data.image_shape, table, echo)
         return conclude(config, folder, echo)
 
 
-def _train(config: Config, folder: Path, table: str, echo: Echo) -> None:
+def _train(
+    config: Config, folder: Path, image_shape: tuple[int, int, int], table: str, echo: Echo
+) -> None:
     num_workers, use_gpu = plan_workers(config.cluster, cluster_resources())
     _forget_ray_snapshot(folder)
     (folder / _FAILURE).unlink(missing_ok=True)
-    echo(f"{folder}: {num_workers} {'GPU' if use_gpu else 'CPU'} worker(s)")
+    device = torch.device("cuda" if use_gpu else "cpu")
+    echo(settings_line(config, image_shape, device, num_workers))
     echo(table)
     trainer = _build_trainer(config, folder, num_workers, use_gpu)
     with _follow(folder, config.outer.num_steps, echo), on_interrupt(lambda: request_stop(folder)):

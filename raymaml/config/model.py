@@ -124,10 +124,11 @@ class InnerConfig(Section):
     frozen: tuple[str, ...] = ()
     """Name patterns of what is not adapted, but meta-learned all the same: encoder.conv1, *.norm,
     head, encoder.layer[12]."""
-    gradient: Literal["unrolled", "checkpointed", "mixed_mode", "first_order"] = "unrolled"
+    gradient: Literal["auto", "unrolled", "checkpointed", "mixed_mode", "first_order"] = "auto"
     """unrolled: exact second-order meta-gradient by the plain graph; checkpointed: the same with
     the memory of one inner step, each being computed again; mixed_mode: the same with that memory
-    and in less time, by Hessian-vector products; first_order: FOMAML."""
+    and in less time, by Hessian-vector products; first_order: FOMAML. auto: the one of the exact
+    ones that was measured to be best for such a model (the README's table)."""
 
 
 class InnerOverride(Section):

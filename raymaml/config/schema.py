@@ -143,6 +143,16 @@ class ClusterConfig(Section):
     """auto: cuda where the cluster has GPUs."""
     threads_per_worker: PositiveInt = 1
     """Intra-op threads of a CPU worker. Results are bit-equal only for equal values."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """float32; tf32: convolutions and products of a GPU with 10 bits of mantissa; bf16: autocast,
+    convolutions and products in bfloat16, weights, sums and losses in float32."""
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """Layout of images, where it makes a difference: auto is channels_last on CPU."""
+    keep_freed_memory: bool = True
+    """Keep freed memory in a CPU process (glibc's mmap and trim thresholds at 1 GiB, one arena),
+    where it otherwise goes back to the kernel and is paid for page by page."""
+    episodes_per_chunk: PositiveInt = 1
+    """Training episodes that are vectorised (torch.func.vmap); 1 is a loop, the fastest on CPU."""
     max_failures: Count = 3
     """How often lost workers are replaced before the run gives up (running it again resumes)."""
 
@@ -207,5 +217,8 @@ def learning_fingerprint(config: Config) -> dict[str, Any]:
         "model": dump["model"],
         "inner": dump["inner"],
         "outer": {key: value for key, value in dump["outer"].items() if key not in free},
-        "cluster": {"threads_per_worker": dump["cluster"]["threads_per_worker"]},
+        "cluster": {
+            key: dump["cluster"][key]
+            for key in ("threads_per_worker", "precision", "memory_format", "episodes_per_chunk")
+        },
     }

@@ -33,6 +33,7 @@ from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.metrics import METRICS_FILE, duration, read_metrics
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
+from raymaml.training.settings import image_layout
 from raymaml.training.state import build_learner, load_params
 
 Echo = Callable[[str], None]
@@ -166,6 +167,8 @@ class Campaign:
             "weights": weights,
             "model": config.model.model_dump_json(),
             "inner": arm.inner.model_dump_json(),
+            "precision": config.cluster.precision,
+            "memory_format": image_layout(config, self.device),
             "normalize": json.dumps(config.data.model_dump(mode="json")["normalize"]),
             "augment": config.data.augment.test.model_dump_json(),
             "bank": self.episodes.shards.bank_hash,

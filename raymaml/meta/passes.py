@@ -1,4 +1,4 @@
-"""The passes of one episode through a model, as functions of weights and moments."""
+"""The passes of episodes through a model, as functions of weights and moments."""
 
 from __future__ import annotations
 
@@ -6,42 +6,55 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from raymaml.meta.gradients import EpisodeLosses
 from raymaml.meta.inner_loop import Fast
-from raymaml.passes import ClosedRules, Pass, PassAware
-from raymaml.types import Buffers, Episode, Params
+from raymaml.passes import OwnRules, Pass, PassAware, Rules
+from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 
 class Passes:
-    """Calls a model without changing it."""
+    """Calls a model without changing it.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: images ``[B, C, H, W]`` -> logits ``[B, N]``.
+        half_precision: type that convolutions and products are autocast to, if any.
+    """
+
+    def __init__(self, model: nn.Module, half_precision: torch.dtype | None = None) -> None:
         self._model = model
-        self._ruled = [module for module in model.modules() if isinstance(module, ClosedRules)]
+        self._half_precision = half_precision
+        self._ruled = [module for module in model.modules() if isinstance(module, OwnRules)]
         self._layers = [module for module in model.modules() if isinstance(module, PassAware)]
 
-    def losses(self, episode: Episode, *, closed_rules: bool = False) -> EpisodeLosses:
-        """Return the losses that the meta-gradient of ``episode`` is made of.
+    def losses(self, episode: Episode | EpisodeBatch, *, rules: Rules = "torch") -> EpisodeLosses:
+        """Return the losses that the meta-gradient is made of.
 
-        ``closed_rules``: they are differentiated backward once at most, and maybe forward over it.
+        Of several episodes the losses are sums, and every weight, moment and logit has a leading
+        axis E: no episode's loss depends on another's weights.
         """
         for layer in self._ruled:
-            layer.closed_rules = closed_rules
+            layer.rules = rules
+        count = len(episode) if isinstance(episode, EpisodeBatch) else 1
+
+        def loss_of(logits: Tensor, labels: Tensor) -> Tensor:  # [..., B, N], [..., B]
+            return count * F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
         def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:
             logits, buffers = self._run("support", params, buffers, episode.support_x)
-            return F.cross_entropy(logits, episode.support_y), buffers
+            return loss_of(logits, episode.support_y), buffers
 
         def query(params: Params, buffers: Buffers) -> tuple[Tensor, Tensor]:
             logits = self.query_logits(params, buffers, episode)
-            return F.cross_entropy(logits, episode.query_y), logits
+            return loss_of(logits, episode.query_y), logits
 
         return EpisodeLosses(support=support, query=query)
 
-    def query_logits(self, params: Params, buffers: Buffers, episode: Episode) -> Tensor:
+    def query_logits(
+        self, params: Params, buffers: Buffers, episode: Episode | EpisodeBatch
+    ) -> Tensor:
         """Pass the query set through, after a look at the support set where a norm needs it."""
         if any(layer.reads_context for layer in self._layers):
             _, buffers = self._run("context", params, buffers, episode.support_x)
@@ -60,6 +73,14 @@ class Passes:
     ) -> tuple[Tensor, Buffers]:
         for layer in self._layers:
             layer.current_pass = current
+        call = self._call if x.dim() == 4 else vmap(self._call, randomness="different")
+        half = self._half_precision
+        # without the cache, in which a derivative would find the casts of another pass
+        with torch.autocast(x.device.type, half, enabled=half is not None, cache_enabled=False):
+            logits, buffers = call(params, buffers, x)
+        return logits if half is None else logits.float(), buffers
+
+    def _call(self, params: Params, buffers: Buffers, x: Tensor) -> tuple[Tensor, Buffers]:
         state = params | buffers
         logits: Tensor = functional_call(self._model, state, (x,))  # keeps ``state`` up to date
         return logits, {name: state[name] for name in buffers}

@@ -9,31 +9,38 @@ from torch import Tensor, nn
 
 from raymaml.config.model import InnerConfig
 from raymaml.errors import UserError
+from raymaml.meta.chunks import repeated
 from raymaml.meta.inner_loop import Fast
 from raymaml.meta.rules import HEAD
 from raymaml.passes import tracking_norms
-from raymaml.types import Episode, Params
+from raymaml.types import Episode, EpisodeBatch, Params
 
 Head = Literal["learned", "zero", "shared"]
 """``model.head``: where the head starts in each episode."""
 
 
 def begin(
-    model: nn.Module, head: Head, episode: Episode, frozen: Set[str], inner: InnerConfig
+    model: nn.Module,
+    head: Head,
+    episode: Episode | EpisodeBatch,
+    frozen: Set[str],
+    inner: InnerConfig,
 ) -> tuple[Params, Fast]:
-    """Return the parameters that stay, and those that adapt, at rest."""
+    """Return the parameters that stay, and those that adapt, at rest; a copy for each episode."""
     params = {
         name: _head_start(head, value, episode) if name.startswith(HEAD) else value
         for name, value in model.named_parameters()
     }
     # cloned: a layer of somebody else's may change its buffers in place
     buffers = {name: value.clone() for name, value in model.named_buffers()}
+    if isinstance(episode, EpisodeBatch):
+        params, buffers = repeated(params, len(episode)), repeated(buffers, len(episode))
     adapting = {name: value for name, value in params.items() if name not in frozen}
     fixed = {name: value.detach() for name, value in params.items() if name in frozen}
     return fixed, Fast.at(adapting, buffers, inner)
 
 
-def _head_start(head: Head, value: Tensor, episode: Episode) -> Tensor:
+def _head_start(head: Head, value: Tensor, episode: Episode | EpisodeBatch) -> Tensor:
     """Where a parameter of the head, [rows, ...], starts in the episode."""
     if head == "learned":
         return value
@@ -48,7 +55,8 @@ def _head_start(head: Head, value: Tensor, episode: Episode) -> Tensor:
 def of_parameter(head: Head, name: str, grad: Tensor) -> Tensor:
     """Take the gradient in where an episode starts to that in the parameter ``name``."""
     if head == "shared" and name.startswith(HEAD):
-        return grad.sum(0, keepdim=True)
+        rows = -2 if name.endswith("weight") else -1  # of [E, N, features] or [E, N]
+        return grad.sum(rows, keepdim=True)
     return grad
 
 

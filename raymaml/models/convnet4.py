@@ -25,7 +25,7 @@ class ConvBlock(nn.Module):
 
 def norm_and_pool(norm: nn.Module, x: Tensor) -> Tensor:
     """Normalise, then 2x2 max-pool: in one where the norm can."""
-    out: Tensor = norm(x, 2) if isinstance(norm, PassAware) else max_pool(norm(x), 2)
+    out: Tensor = norm(x, 2) if isinstance(norm, PassAware) else max_pool(norm(x), 2, "torch")
     return out
 
 

@@ -17,7 +17,7 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from raymaml.passes import ClosedRules
+from raymaml.passes import OwnRules, Rules
 
 Pair = tuple[Tensor, Tensor | None]
 
@@ -40,16 +40,22 @@ def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b
 
 
-class Conv2d(ClosedRules, nn.Conv2d):
-    """``nn.Conv2d``; with ``closed_rules`` it convolves nothing that is not needed."""
+class Conv2d(OwnRules, nn.Conv2d):
+    """``nn.Conv2d``; by closed rules it convolves nothing that is not needed."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
-        if not self.closed_rules or not isinstance(self.padding, tuple):
+        if self.rules != "closed" or not isinstance(self.padding, tuple):
             return nn.Conv2d.forward(self, x)
+        if torch.is_autocast_enabled(x.device.type):
+            half = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(half), self.weight.to(half)
+            bias = None if self.bias is None else self.bias.to(half)
+        else:
+            weight, bias = self.weight, self.bias
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        bias = (None, None) if self.bias is None else pair(self.bias)
-        primals, tangents = zip(pair(x), pair(self.weight), bias, strict=True)
+        pairs = (pair(x), pair(weight), (None, None) if bias is None else pair(bias))
+        primals, tangents = zip(*pairs, strict=True)
         return joined(*_Convolution.apply(*primals, *tangents, geometry))
 
 
@@ -113,11 +119,19 @@ def _only(tangent: Tensor | None) -> Tensor | None:
     return joined(torch.full_like(tangent, torch.nan), tangent)
 
 
-def max_pool(x: Tensor, window: int) -> Tensor:
+class MaxPool2d(OwnRules):
+    """2x2 max-pool: ``[B, C, H, W] -> [B, C, H//2, W//2]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool."""
+        return max_pool(x, 2, self.rules)
+
+
+def max_pool(x: Tensor, window: int, rules: Rules) -> Tensor:
     """Max-pool ``[B, C, H, W]`` by ``window x window`` (1: not at all)."""
-    primal, tangent = pair(x)
     if window == 1:
         return x
+    primal, tangent = pair(x) if rules == "closed" else (x, None)
     if tangent is None:
         return F.max_pool2d(x, window)
     return joined(*_MaxPool.apply(primal, tangent, window))

@@ -43,26 +43,27 @@ class ScaledNorm2d(PassAware):
         if self._goes_by_own_rules(x):
             return batch_norm(x, self.weight, self.bias, self.eps, window)[0]
         x = F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        return max_pool(x, window)
+        return max_pool(x, window, self.rules)
 
     def _by_constants(self, x: Tensor, mean: Tensor, var: Tensor, window: int) -> Tensor:
         """Normalise by given moments, [C], which are not differentiated."""
         if self._goes_by_own_rules(x):
             return self._by(x, mean, var, window)
-        return max_pool(F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps), window)
+        x = F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+        return max_pool(x, window, self.rules)
 
     def _goes_by_own_rules(self, x: Tensor) -> bool:
         """Whether to keep clear of PyTorch's channels-last kernels, which lose two digits."""
-        return self.closed_rules and x.is_contiguous(memory_format=torch.channels_last)
+        return self.rules == "closed" and x.is_contiguous(memory_format=torch.channels_last)
 
     def _by(self, x: Tensor, mean: Tensor, var: Tensor, window: int) -> Tensor:
         """Normalise by given moments, [C] or [B, C], differentiable in them as well."""
         scale = self.weight * torch.rsqrt(var + self.eps)
         # Where nothing is turned over, the maximum can go first: a quarter is left to scale.
-        first = window > 1 and self.closed_rules and bool((self.weight > 0).all())
-        x = max_pool(x, window) if first else x
+        first = window > 1 and self.rules == "closed" and bool((self.weight > 0).all())
+        x = max_pool(x, window, self.rules) if first else x
         x = x * scale[..., None, None] + (self.bias - mean * scale)[..., None, None]
-        return x if first else max_pool(x, window)
+        return x if first else max_pool(x, window, self.rules)
 
     def _add_moments(self, num_channels: int, *, outlive_episodes: bool = False) -> None:
         """Register accumulated moments at their reset values, mean 0 and variance 1."""
@@ -87,7 +88,7 @@ class ScaledNorm2d(PassAware):
         x = F.batch_norm(
             x, mean, var, self.weight, self.bias, True, momentum=self.momentum, eps=self.eps
         )
-        return max_pool(x, window)
+        return max_pool(x, window, self.rules)
 
 
 class TransductiveNorm2d(ScaledNorm2d):
@@ -256,10 +257,10 @@ class GroupedNorm2d(ScaledNorm2d):
 
     def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
-        if self.closed_rules:  # group_norm has no forward derivative of its gradient
+        if self.rules != "torch":  # group_norm has no forward derivative of its gradient
             return self._by(x, *_moments(x, self.own_dims), window)
         x = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        return max_pool(x, window)
+        return max_pool(x, window, self.rules)
 
 
 class NoNorm2d(PassAware):
@@ -270,4 +271,4 @@ class NoNorm2d(PassAware):
 
     def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Return the input."""
-        return max_pool(x, window)
+        return max_pool(x, window, self.rules)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymaml.models.duals import max_pool
+from raymaml.models.duals import MaxPool2d
 from raymaml.models.resnet import ConvNorm
 
 SLOPE = 0.1
@@ -23,13 +23,14 @@ class Block12(nn.Module):
         self.conv2 = ConvNorm(width, width, 3)
         self.conv3 = ConvNorm(width, width, 3)
         self.shortcut = ConvNorm(in_channels, width, 1)
+        self.pool = MaxPool2d()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
         out = F.leaky_relu(self.conv1(x), SLOPE)
         out = F.leaky_relu(self.conv2(out), SLOPE)
         # LeakyReLU and maximum commute; after the pooling there is a quarter left.
-        return F.leaky_relu(max_pool(self.conv3(out) + self.shortcut(x), 2), SLOPE)
+        return F.leaky_relu(self.pool(self.conv3(out) + self.shortcut(x)), SLOPE)
 
 
 class ResNet12(nn.Module):

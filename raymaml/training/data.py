@@ -44,6 +44,7 @@ class TrainingData:
     train: EpisodeSet
     val: EpisodeSet
     meta_batch_size: int
+    episodes_per_chunk: int
 
     def meta_batches(self, first_step: int, rank: int, world_size: int) -> Iterator[EpisodeBatch]:
         """Yield a worker's share of every meta-batch from ``first_step`` on, read ahead."""
@@ -58,7 +59,7 @@ class TrainingData:
 
     def indices(self, step: int, rank: int, world_size: int) -> range:
         """Return the training episodes that a worker learns from in one outer step."""
-        mine = share(self.meta_batch_size, rank, world_size)
+        mine = share(self.meta_batch_size, rank, world_size, self.episodes_per_chunk)
         first = step * self.meta_batch_size
         return range(first + mine.start, first + mine.stop)
 
@@ -78,6 +79,7 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
         train=sets["train"],
         val=sets["val"],
         meta_batch_size=config.outer.meta_batch_size,
+        episodes_per_chunk=config.cluster.episodes_per_chunk,
     )
 
 

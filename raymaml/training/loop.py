@@ -81,16 +81,17 @@ def meta_step(
     like = state.params | moments
     width = sum(value.numel() for value in like.values()) + 3
     rows = [torch.empty(0, width, device=session.device)]  # a share may be empty
-    mine = share(outer.meta_batch_size, session.rank, session.world_size)
-    for number, episode in zip(mine, episodes, strict=True):
+    at_once = config.cluster.episodes_per_chunk
+    mine = share(outer.meta_batch_size, session.rank, session.world_size, at_once)
+    for number, chunk in zip(mine[::at_once], episodes.chunks(at_once), strict=True):
         torch.manual_seed(fold_in(config.seed, "episode", state.step, number))  # for dropout
-        result = learner.episode_gradient(episode)
-        accuracy = (result.logits.argmax(-1) == episode.query_y).float().mean()
-        extra = torch.stack([result.loss, accuracy, result.loss.new_tensor(stop)])
-        outcome = result.grads | result.buffers
-        rows.append(torch.cat([flatten({name: outcome[name] for name in like}), extra])[None])
+        for result, labels in zip(learner.chunk_gradients(chunk), chunk.query_y, strict=True):
+            accuracy = (result.logits.argmax(-1) == labels).float().mean()
+            extra = torch.stack([result.loss, accuracy, result.loss.new_tensor(stop)])
+            outcome = result.grads | result.buffers
+            rows.append(torch.cat([flatten({name: outcome[name] for name in like}), extra])[None])
 
-    sizes = share_sizes(outer.meta_batch_size, session.world_size)
+    sizes = share_sizes(outer.meta_batch_size, session.world_size, at_once)
     gathered = session.gather(torch.cat(rows), sizes)  # [E, P+3], in episode order
     first = state.step * outer.meta_batch_size
     require_finite(gathered, "a loss or gradient", step=state.step, kind="training", first=first)

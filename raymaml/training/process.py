@@ -21,7 +21,7 @@ a heap of its own, before our code runs in it."""
 
 
 def prepare_process(cluster: ClusterConfig, device: torch.device) -> None:
-    """Set the number of threads, and keep freed memory, of a process that computes on CPU.
+    """Set precision of a process on a GPU; threads, and to keep freed memory, of one on CPU.
 
     glibc returns large blocks to the kernel at each free and pays a page fault for each page at the
     next allocation: more than the arithmetic of small images. Below these thresholds it does not,
@@ -29,9 +29,11 @@ def prepare_process(cluster: ClusterConfig, device: torch.device) -> None:
     shrink. Other C libraries are left as they are.
     """
     if device.type != "cpu":
+        torch.backends.cuda.matmul.allow_tf32 = cluster.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = cluster.precision == "tf32"
         return
     torch.set_num_threads(cluster.threads_per_worker)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and cluster.keep_freed_memory:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, _KEEP)

@@ -14,16 +14,21 @@ from torch import Tensor
 from raymaml.types import Params
 
 
-def share(count: int, rank: int, world_size: int) -> range:
-    """Return this worker's contiguous share of ``range(count)``; the first ones get the excess."""
-    quotient, excess = divmod(count, world_size)
+def share(count: int, rank: int, world_size: int, chunk: int = 1) -> range:
+    """Return this worker's contiguous share of ``range(count)``; the first ones get the excess.
+
+    Shares are of whole chunks of consecutive episodes, of which the last may be smaller: what is
+    computed together does not depend on the number of workers.
+    """
+    quotient, excess = divmod(-(-count // chunk), world_size)
     start = rank * quotient + min(rank, excess)
-    return range(start, start + quotient + (rank < excess))
+    stop = start + quotient + (rank < excess)
+    return range(min(start * chunk, count), min(stop * chunk, count))
 
 
-def share_sizes(count: int, world_size: int) -> list[int]:
+def share_sizes(count: int, world_size: int, chunk: int = 1) -> list[int]:
     """Return the length of every worker's share."""
-    return [len(share(count, rank, world_size)) for rank in range(world_size)]
+    return [len(share(count, rank, world_size, chunk)) for rank in range(world_size)]
 
 
 def flatten(grads: Params) -> Tensor:

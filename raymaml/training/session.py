@@ -79,11 +79,26 @@ def local_device(cluster: ClusterConfig) -> torch.device:
     """Return the device of a lone process.
 
     Raises:
-        UserError: cuda is asked for and there is none.
+        UserError: cuda is asked for and there is none, or the device has not the precision.
     """
     available = torch.cuda.is_available()
     if cluster.device == "cuda" and not available:
         raise UserError(
             "cluster.device is cuda but this process sees no GPU; set cluster.device to cpu or auto"
         )
-    return torch.device("cuda" if available and cluster.device != "cpu" else "cpu")
+    use_gpu = available and cluster.device != "cpu"
+    require_precision(cluster, use_gpu)
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def require_precision(cluster: ClusterConfig, use_gpu: bool) -> None:
+    """Check that the device has the precision.
+
+    Raises:
+        UserError: tf32 is asked for on a CPU.
+    """
+    if cluster.precision == "tf32" and not use_gpu:
+        raise UserError(
+            "cluster.precision is tf32, which GPUs alone have, and there is none to be used; use"
+            " float32 or bf16"
+        )

@@ -15,6 +15,7 @@ from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.seeding import fold_in
 from raymaml.training.outer import build_optimizer
+from raymaml.training.settings import gradient_method, image_layout
 from raymaml.types import Params
 
 
@@ -92,12 +93,14 @@ def build_learner(
         num_ways=num_ways,
         seed=fold_in(config.seed, "init"),
     )
+    method = gradient_method(config, image_shape, device)
     learner = MetaLearner(
         model.to(device),
-        config.inner,
+        config.inner.model_copy(update={"gradient": method}),
         head=config.model.head,
         test_inner=config.test_inner if test_inner is None else test_inner,
-        channels_last=device.type == "cpu",
+        channels_last=image_layout(config, device) == "channels_last",
+        half_precision=torch.bfloat16 if config.cluster.precision == "bf16" else None,
     )
     if not learner.params:
         raise UserError(

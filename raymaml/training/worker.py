@@ -18,6 +18,7 @@ from raymaml.training.metrics import NoMetrics, RunMetrics
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import begin, claim, is_done, sole_writer
 from raymaml.training.session import LocalSession, Session, local_device
+from raymaml.training.settings import settings_line
 from raymaml.training.state import TrainState, build_learner
 
 Echo = Callable[[str], None]
@@ -34,6 +35,7 @@ def train_locally(config: Config, echo: Echo) -> bool:
     table = adaptation_table(config, data)
     with claim(config, data) as folder:
         if not is_done(folder, config):
+            echo(settings_line(config, data.image_shape, device, 1))
             echo(table)
             session = LocalSession(data, device)
             with on_interrupt(session.stop.set):

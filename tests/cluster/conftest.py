@@ -15,6 +15,7 @@ from helpers_cluster import Command
 from torch import Tensor
 
 from raymaml.cluster.runtime import prepare_environment
+from raymaml.config.schema import ClusterConfig
 from raymaml.training.checkpoint import find_checkpoint
 
 Weights = Callable[[Path], dict[str, Tensor]]
@@ -34,7 +35,7 @@ def cluster(short_folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
         environment.setenv("RAY_AUTH_MODE", "disabled")  # no token is written into the home
-        prepare_environment()
+        prepare_environment(ClusterConfig())
         import ray
 
         ray.init(

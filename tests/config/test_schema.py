@@ -35,7 +35,7 @@ def test_defaults_are_the_papers() -> None:
     assert config.run_folder == Path("runs/a")
     train = config.episodes.train
     assert (train.num_ways, train.num_shots, train.num_queries) == (5, 1, 15)
-    assert (config.inner.num_steps, config.inner.lr, config.inner.gradient) == (5, 0.01, "unrolled")
+    assert (config.inner.num_steps, config.inner.lr, config.inner.gradient) == (5, 0.01, "auto")
     assert (config.outer.optimizer, config.outer.lr, config.outer.meta_batch_size) == (
         "adam",
         1e-3,

@@ -304,6 +304,20 @@ def test_the_number_of_workers_does_not_change_a_bit(
     assert result(fresh.run_folder) == result(config.run_folder)
 
 
+def test_chunks_of_episodes_are_the_same_for_any_number_of_workers(
+    make_config: Any, tmp_path: Path
+) -> None:
+    # 5 episodes in chunks of 2, 2, 1: by 1 worker, 4 + 1, 2 + 2 + 1 and 2 + 2 + 1 + 0
+    chunks = ("cluster.episodes_per_chunk=2", "outer.meta_batch_size=5", "outer.num_steps=2")
+    # PyTorch has one level of dual numbers for all threads: mixed_mode needs processes
+    config = make_config(tmp_path, *chunks, "inner.gradient=checkpointed")
+    lone = result(run(config))
+    for world_size in (2, 3, 4):
+        runs = tmp_path / f"by {world_size}"
+        folder = run_with_workers(config.model_copy(update={"run_dir": runs}), world_size)
+        assert result(folder) == lone
+
+
 def test_a_run_may_go_on_with_another_number_of_workers(config: Config, fresh: Config) -> None:
     run(fresh, lambda data: StoppingSession(data, 1))
     run_with_workers(fresh, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raymaml.training.reduction import flatten, mean_in_order, share, unflatten
+from raymaml.training.reduction import flatten, mean_in_order, share, share_sizes, unflatten
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 7, 8])
@@ -21,6 +21,20 @@ def test_shares_cover_the_range_once_in_order(count: int, world_size: int) -> No
 
 def test_uneven_shares_by_hand() -> None:
     assert [share(8, rank, 3) for rank in range(3)] == [range(3), range(3, 6), range(6, 8)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 7, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
+@pytest.mark.parametrize("chunk", [2, 3, 10])
+def test_shares_are_of_whole_chunks(count: int, world_size: int, chunk: int) -> None:
+    shares = [share(count, rank, world_size, chunk) for rank in range(world_size)]
+    assert [index for part in shares for index in part] == list(range(count))
+    assert all(part.start % chunk == 0 for part in shares if part)
+    assert share_sizes(count, world_size, chunk) == [len(part) for part in shares]
+
+
+def test_chunks_by_hand() -> None:
+    assert [share(7, rank, 3, 2) for rank in range(3)] == [range(4), range(4, 6), range(6, 7)]
 
 
 def test_a_mean_adds_row_after_row() -> None:

@@ -1,0 +1,65 @@
+"""What a run decides for itself: how a meta-gradient is computed, and in which memory layout."""
+
+from __future__ import annotations
+
+import torch
+
+from raymaml.config.model import ENCODERS
+from raymaml.config.schema import Config
+
+BY_THE_BATCH = {
+    *("transductive", "running", "episodic", "episodic_biased", "context", "tasknorm_reference")
+}
+"""Norm policies that normalise the support set by its batch, for which there are closed rules."""
+WORTH_IT = {"convnet4": 150_000}
+"""From so many activations of the first layer on, over a support set, mixed_mode is faster..."""
+WORTH_IT_ELSEWHERE = 1_000_000
+"""...also in resnets; for less, PyTorch's time goes into calls, of which it has more."""
+FEW_STEPS = 10
+"""Up to so many inner steps the graph of such small images is small as well."""
+
+
+def gradient_method(config: Config, image_shape: tuple[int, int, int], device: torch.device) -> str:
+    """Return the method of the meta-gradient: the config's, or what was measured to be best.
+
+    On CPU: ``mixed_mode`` for encoders of raymaml with norms that have closed rules, unless images
+    are so few and small that the plain graph is faster. ``checkpointed``, which needs no rules but
+    PyTorch's and has a memory as flat, for all that was not measured or where it was faster.
+    """
+    inner, model, train = config.inner, config.model, config.episodes.train
+    if inner.gradient != "auto":
+        return inner.gradient
+    if inner.num_steps <= 1 and model.encoder not in ENCODERS:
+        return "unrolled"  # of a single step there is nothing to save
+    known = model.encoder in ENCODERS and set(model.norm_by_pattern.values()) <= BY_THE_BATCH
+    if not known or device.type != "cpu" or image_layout(config, device) != "channels_last":
+        return "checkpointed"
+    _, height, width = image_shape
+    support = train.num_ways * train.num_shots
+    activations = support * height * width * model.stage_widths[0]
+    worth_it = activations >= WORTH_IT.get(model.encoder, WORTH_IT_ELSEWHERE)
+    return "mixed_mode" if worth_it or inner.num_steps > FEW_STEPS else "unrolled"
+
+
+def image_layout(config: Config, device: torch.device) -> str:
+    """Return the memory layout of images: ``channels_last`` or ``contiguous``."""
+    if config.cluster.memory_format != "auto":
+        return config.cluster.memory_format
+    return "channels_last" if device.type == "cpu" else "contiguous"
+
+
+def settings_line(
+    config: Config, image_shape: tuple[int, int, int], device: torch.device, num_workers: int
+) -> str:
+    """Say in a line what was decided, and what was asked for."""
+    cluster = config.cluster
+    method = gradient_method(config, image_shape, device)
+    chosen = " (auto)" if config.inner.gradient == "auto" else ""
+    words = [f"{num_workers} {'GPU' if device.type == 'cuda' else 'CPU'} worker(s)"]
+    if device.type == "cpu":
+        words[0] += f" of {cluster.threads_per_worker} thread(s)"
+        words.append("freed memory is kept" if cluster.keep_freed_memory else "default allocator")
+    words += [image_layout(config, device), cluster.precision]
+    if cluster.episodes_per_chunk > 1:
+        words.append(f"{cluster.episodes_per_chunk} episodes at once")
+    return f"{config.run_folder}: {', '.join(words)}; meta-gradient by {method}{chosen}"

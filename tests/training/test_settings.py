@@ -1,0 +1,98 @@
+"""What a run decides for itself, and that it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raymaml.config.load import load_config
+from raymaml.config.schema import Config, learning_fingerprint
+from raymaml.errors import UserError
+from raymaml.training.session import require_precision
+from raymaml.training.settings import gradient_method, image_layout, settings_line
+from raymaml.training.state import build_learner
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+COLOUR = (3, 84, 84)
+
+
+def config(*overrides: str) -> Config:
+    return load_config(ROOT / "configs/mini-imagenet/convnet4-5way-1shot-template.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shape", "method"),
+    [
+        ((), COLOUR, "mixed_mode"),
+        (("model.norm=context",), COLOUR, "mixed_mode"),
+        (("model.norm=layer",), COLOUR, "checkpointed"),  # no closed rules
+        (("cluster.memory_format=contiguous",), COLOUR, "checkpointed"),  # closed rules need it
+        # 5 images of 28 x 28 with 32 channels: 125,440 activations
+        ((), (1, 28, 28), "unrolled"),
+        (("inner.num_steps=11",), (1, 28, 28), "mixed_mode"),
+        (("model.width=64",), (1, 28, 28), "mixed_mode"),
+        (("episodes.train.num_shots=5",), (1, 28, 28), "mixed_mode"),
+        (("model.encoder=resnet12", "model.width=16"), (3, 32, 32), "unrolled"),
+        (("model.encoder=resnet12", "model.width=64"), COLOUR, "mixed_mode"),
+        (("model.encoder=torch.nn:Flatten", "model.width=null"), COLOUR, "checkpointed"),
+        (("inner.gradient=first_order",), COLOUR, "first_order"),
+        (("inner.gradient=unrolled",), COLOUR, "unrolled"),
+    ],
+)
+def test_auto_picks_what_was_measured(overrides, shape, method: str) -> None:
+    assert gradient_method(config(*overrides), shape, CPU) == method
+
+
+def test_what_was_not_measured_gets_what_is_always_right() -> None:
+    assert gradient_method(config(), COLOUR, CUDA) == "checkpointed"
+    assert image_layout(config(), CUDA) == "contiguous"
+    assert image_layout(config("cluster.memory_format=channels_last"), CUDA) == "channels_last"
+
+
+def test_the_learner_is_built_so() -> None:
+    learner = build_learner(config("cluster.precision=bf16"), (3, 84, 84), 5, CPU)
+    assert learner.inner.gradient == "mixed_mode"
+    assert learner.channels_last
+    plain = build_learner(config("cluster.memory_format=contiguous"), (3, 84, 84), 5, CPU)
+    assert not plain.channels_last
+
+
+def test_the_line_says_all() -> None:
+    line = settings_line(config("run_dir=r", "name=n"), COLOUR, CPU, 2)
+    assert line == (
+        "r/n: 2 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last, float32;"
+        " meta-gradient by mixed_mode (auto)"
+    )
+    asked = ("inner.gradient=unrolled", "cluster.precision=bf16", "cluster.episodes_per_chunk=2")
+    line = settings_line(
+        config("run_dir=r", "name=n", "cluster.keep_freed_memory=false", *asked), COLOUR, CPU, 1
+    )
+    assert line == (
+        "r/n: 1 CPU worker(s) of 1 thread(s), default allocator, channels_last, bf16,"
+        " 2 episodes at once; meta-gradient by unrolled"
+    )
+    assert settings_line(config("run_dir=r", "name=n"), COLOUR, CUDA, 8) == (
+        "r/n: 8 GPU worker(s), contiguous, float32; meta-gradient by checkpointed (auto)"
+    )
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "cluster.precision=bf16",
+        "cluster.memory_format=contiguous",
+        "cluster.episodes_per_chunk=2",
+        "cluster.threads_per_worker=2",
+    ],
+)
+def test_what_moves_bits_may_not_change_in_a_run(override: str) -> None:
+    assert learning_fingerprint(config(override)) != learning_fingerprint(config())
+
+
+def test_tf32_is_refused_on_a_cpu() -> None:
+    with pytest.raises(UserError, match=r"cluster\.precision is tf32, which GPUs alone have"):
+        require_precision(config("cluster.precision=tf32").cluster, use_gpu=False)
+    require_precision(config("cluster.precision=tf32").cluster, use_gpu=True)
