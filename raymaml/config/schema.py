@@ -7,7 +7,7 @@ inherited or interpolated, and values derived from others are properties, never 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -18,6 +18,20 @@ from raymaml.config.sources import Source
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+OfSplit = TypeVar("OfSplit")
+
+
+class BySplit(Section, Generic[OfSplit]):
+    """The same section for each split."""
+
+    train: OfSplit
+    val: OfSplit
+    test: OfSplit
+
+    def of(self, split: Split) -> OfSplit:
+        """Return the section of ``split``."""
+        section: OfSplit = getattr(self, split)
+        return section
 
 
 class Moments(Section):
@@ -43,21 +57,12 @@ class AugmentPair(Section):
     """Of the images that the adapted model is judged on."""
 
 
-class AugmentConfig(Section):
+class AugmentConfig(BySplit[AugmentPair]):
     """Random changes of images by split, seeded by episode."""
 
     train: AugmentPair = AugmentPair()
     val: AugmentPair = AugmentPair()
     test: AugmentPair = AugmentPair()
-
-    def of(self, split: Split) -> AugmentPair:
-        """Return the section of ``split``."""
-        sections: dict[Split, AugmentPair] = {
-            "train": self.train,
-            "val": self.val,
-            "test": self.test,
-        }
-        return sections[split]
 
 
 class DataConfig(Section):
@@ -102,21 +107,8 @@ class EpisodesConfig(Section):
         return self.num_shots + self.num_queries
 
 
-class AllEpisodes(Section):
+class AllEpisodes(BySplit[EpisodesConfig]):
     """The episodes of the three splits."""
-
-    train: EpisodesConfig
-    val: EpisodesConfig
-    test: EpisodesConfig
-
-    def of(self, split: Split) -> EpisodesConfig:
-        """Return the section of ``split``."""
-        sections: dict[Split, EpisodesConfig] = {
-            "train": self.train,
-            "val": self.val,
-            "test": self.test,
-        }
-        return sections[split]
 
 
 class EvaluationConfig(Section):
