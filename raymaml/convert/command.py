@@ -9,11 +9,9 @@ from typing import Any
 import torch
 
 from raymaml.config.load import check_config, dump_mapping, read_mapping
-from raymaml.config.model import ModelConfig
 from raymaml.config.schema import Config
-from raymaml.convert.learner import image_size, load_reference, load_weights, num_ways
-from raymaml.convert.model import checked, inner_settings, merged, model_settings
-from raymaml.convert.names import their_names
+from raymaml.convert.learner import described_model, image_size, load_reference, load_weights
+from raymaml.convert.model import inner_settings, merged
 from raymaml.convert.settings import (
     completed,
     default_name,
@@ -23,7 +21,6 @@ from raymaml.convert.settings import (
 )
 from raymaml.data.files import write_text
 from raymaml.errors import UserError
-from raymaml.models import build_model
 from raymaml.training.checkpoint import checkpoint_path, list_steps, write_checkpoint
 from raymaml.training.state import build_state
 
@@ -92,13 +89,7 @@ def _roles(paths: Sequence[Path], saved: Mapping[str, Any]) -> Mappings:
 def _converted(
     train: Mapping[str, Any], test: Mapping[str, Any] | None, name: str | None
 ) -> tuple[dict[str, Any], list[str]]:
-    model = model_settings(train)
-    size = image_size(train)
-    built = build_model(
-        checked(ModelConfig, model), image_shape=(3, size, size), num_ways=num_ways(train), seed=0
-    )
-    names = [n for n, _ in built.named_parameters()]
-    theirs = dict(zip(names, their_names(built, names), strict=True))
+    model, _, theirs = described_model(train)
     inner, notes = inner_settings(train, theirs)
     test_inner, test_notes = inner_settings(test, theirs) if test is not None else (None, [])
     notes = [*notes, *(f"test: {note}" for note in test_notes)]

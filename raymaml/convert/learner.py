@@ -38,16 +38,24 @@ def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLe
     """
     saved = load_reference(checkpoint) if checkpoint is not None else {}
     config = merged(config, saved)
-    model = checked(ModelConfig, model_settings(config))
-    size = image_size(config)
-    built = build_model(model, image_shape=(3, size, size), num_ways=num_ways(config), seed=0)
-    names = [name for name, _ in built.named_parameters()]
-    theirs = dict(zip(names, their_names(built, names), strict=True))
+    settings, model, theirs = described_model(config)
     inner = checked(InnerConfig, inner_settings(config, theirs)[0])
     if saved:
-        load_weights(built, saved, head_too=model.head != "zero")
-    follow_reference(built)
-    return ReferenceLearner(built, inner, head=model.head)
+        load_weights(model, saved, head_too=settings["head"] != "zero")
+    follow_reference(model)
+    return ReferenceLearner(model, inner, head=settings["head"])
+
+
+def described_model(config: Mapping[str, Any]) -> tuple[dict[str, Any], nn.Module, dict[str, str]]:
+    """Return our ``model`` section, the model, and the reference's name of each parameter.
+
+    Raises:
+        UserError: naming everything that has no counterpart.
+    """
+    settings = model_settings(config)
+    section, size = checked(ModelConfig, settings), image_size(config)
+    model = build_model(section, image_shape=(3, size, size), num_ways=_num_ways(config), seed=0)
+    return settings, model, their_names(model, dict(model.named_parameters()))
 
 
 def load_reference(path: Path) -> dict[str, Any]:
@@ -84,7 +92,7 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], *, head_too: bool =
     ours = model.state_dict()
     names = [name for name in ours if head_too or not name.startswith("head.")]
     problems = []
-    for name, their_name in zip(names, their_names(model, names), strict=True):
+    for name, their_name in their_names(model, names).items():
         value = theirs.get(their_name)
         if value is None:
             problems.append(f"the checkpoint has no {their_name} (ours: {name})")
@@ -101,18 +109,16 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], *, head_too: bool =
 
 def image_size(config: Mapping[str, Any]) -> int:
     """Return the size of the images; 84, which the reference's convnet4 is made for, if unsaid."""
-    for section in (config, *(config[k] for k in ("train", "val", "test") if config.get(k))):
-        if "image_size" in section:
-            return int(section["image_size"])
-    return 84
+    return int(_first(config, "image_size", 84))
 
 
-def num_ways(config: Mapping[str, Any]) -> int:
+def _num_ways(config: Mapping[str, Any]) -> int:
     """Return N; 5 if unsaid, as in the reference."""
     arguments = config.get("classifier_args") or {}
-    if "n_way" in arguments:
-        return int(arguments["n_way"])
-    for section in (config, *(config[k] for k in ("train", "test", "val") if config.get(k))):
-        if "n_way" in section:
-            return int(section["n_way"])
-    return 5
+    return int(arguments.get("n_way", _first(config, "n_way", 5)))
+
+
+def _first(config: Mapping[str, Any], key: str, default: int) -> Any:
+    """Return what the configuration, or else the first of its sections that has it, says."""
+    sections = (config[split] for split in ("train", "val", "test") if config.get(split))
+    return next((section[key] for section in (config, *sections) if key in section), default)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -35,12 +36,11 @@ def reference_names(learner: MetaLearner) -> dict[str, str]:
     Raises:
         UserError: the reference has no such encoder.
     """
-    names = [name for name, _ in learner.model.named_parameters()]
-    return dict(zip(names, their_names(learner.model, names), strict=True))
+    return their_names(learner.model, dict(learner.model.named_parameters()))
 
 
-def their_names(model: nn.Module, names: list[str]) -> list[str]:
-    """Translate names of parameters and buffers of ``model``.
+def their_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return the reference's name of each of these parameters and buffers of ``model``.
 
     Raises:
         UserError: the reference has no such encoder.
@@ -54,7 +54,7 @@ def their_names(model: nn.Module, names: list[str]) -> list[str]:
             f"the reference has no counterpart of the encoder {type(encoder).__name__}; it has"
             " convnet4, resnet12 and resnet10 (which it calls resnet18)"
         )
-    return [_translated(name) for name in names]
+    return {name: _translated(name) for name in names}
 
 
 def _translated(name: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from raymaml.convert.model import unknown
-from raymaml.errors import UserError
 
 Settings = dict[str, Any]
 
@@ -159,12 +158,7 @@ def whole_config(
         train, test: of the reference, without problems.
         name: of the run.
         model, inner, test_inner: our sections for them.
-
-    Raises:
-        UserError: naming everything that has no counterpart.
     """
-    if problems := find_problems(train, test):
-        raise UserError(*problems)
     sections = _sections(train, test)
     config: Settings = {
         "name": name,
