@@ -16,3 +16,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(self.problems)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what somebody else's exception says, on one line; its type if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

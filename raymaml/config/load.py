@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
-from raymaml.errors import UserError
+from raymaml.errors import UserError, reason_of
 
 KeyPath = tuple[str, ...]
 
@@ -76,7 +76,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; give a YAML config file") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: is not YAML: {reason_of(error)}") from None
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{path}: holds no mapping; expected keys such as name, data, outer")
     places: dict[KeyPath, str] = {}
@@ -88,7 +88,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     try:
         tree = loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: {reason_of(error)}") from None
     return cast("dict[str, Any]", tree), places
 
 

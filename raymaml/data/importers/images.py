@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from raymaml.errors import UserError
+from raymaml.errors import UserError, reason_of
 
 Read = Callable[[], bytes]
 
@@ -62,4 +62,4 @@ def squared(size: int) -> Callable[[Image.Image], NDArray[np.uint8]]:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "unknown format"  # Pillow's message names an object in memory
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason_of(error)

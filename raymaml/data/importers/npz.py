@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from raymaml.data.importers.stored import Blob, Scratch, StoredArray, chunks_of, open_blob
-from raymaml.errors import UserError
+from raymaml.errors import UserError, reason_of
 
 _LOCAL_HEADER = 30  # bytes of a zip's local file header before the name (APPNOTE.TXT 4.3.7)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError)
@@ -99,5 +99,4 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{path}: is not a whole npz file ({reason}); get it again")
+    return UserError(f"{path}: is not a whole npz file ({reason_of(error)}); get it again")

@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from raymaml.data.importers.stored import CHUNK, Blob, Scratch, ScratchFile, StoredArray, is_shape
-from raymaml.errors import UserError
+from raymaml.errors import UserError, reason_of
 
 LAZY_BYTES = 256
 """Values of this length and more stay in the file."""
@@ -54,9 +54,8 @@ def load_pickle(name: str, blob: Blob, scratch: Scratch) -> Any:
             " lists, tuples, dicts, text and numbers are read: get the file from its publisher"
         ) from None
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{name}: is not a whole pickle of data ({reason}); get the file again"
+            f"{name}: is not a whole pickle of data ({reason_of(error)}); get the file again"
         ) from None
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from raymaml.data.importers.stored import Blob, Scratch, chunks_of, open_blob
-from raymaml.errors import UserError
+from raymaml.errors import UserError, reason_of
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _PACKED: dict[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]] = {
@@ -172,5 +172,4 @@ def _stays_inside(name: str) -> bool:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{path}: is not a whole tar archive ({reason}); get it again")
+    return UserError(f"{path}: is not a whole tar archive ({reason_of(error)}); get it again")
