@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from raymaml.config.schema import SPLITS
 from raymaml.config.sources import ImageFolderSource
-from raymaml.data.importers.images import decode
+from raymaml.data.importers.images import decode_files
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.errors import UserError
 from raymaml.seeding import bit_stream, draw_without_replacement
@@ -51,6 +51,7 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
             f"data.source.path: {source.path} holds no images; lay them out as"
             " <split>/<class>/<image> or <class>/<image>"
         )
+    square = partial(_square, mode="RGB" if source.mode == "rgb" else "L", size=image_size)
     return ImportPlan(
         source=f"image folder {source.path.name}, {source.mode}, cropped to squares",
         licence="of the images' owner",
@@ -60,7 +61,7 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
                 name=name,
                 split=split,
                 count=len(paths),
-                load=partial(_load, paths, source.mode, image_size),
+                load=partial(decode_files, paths, square),
             )
             for (split, name), paths in _in_order(files)
         ),
@@ -160,13 +161,6 @@ def _class_folders(folder: Path) -> list[Path]:
 
 def _images_in(folder: Path) -> list[Path]:
     return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
-
-
-def _load(paths: Sequence[Path], mode: str, size: int) -> NDArray[np.uint8]:
-    return decode(
-        ((str(path), path.read_bytes) for path in paths),
-        lambda image: _square(image, "RGB" if mode == "rgb" else "L", size),
-    )
 
 
 def _square(image: Image.Image, mode: str, size: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from raymaml.errors import UserError, reason_of
 
 Read = Callable[[], bytes]
+Transform = Callable[[Image.Image], NDArray[np.uint8]]
 
 
-def decode(
-    files: Iterable[tuple[str, Read]], transform: Callable[[Image.Image], NDArray[np.uint8]]
-) -> NDArray[np.uint8]:
+def decode(files: Iterable[tuple[str, Read]], transform: Transform) -> NDArray[np.uint8]:
     """Decode named files and stack what ``transform`` makes of them: uint8 [n, H, W, C].
 
     Raises:
@@ -45,14 +45,19 @@ def decode(
     return np.stack(images)
 
 
-def squashed(size: int) -> Callable[[Image.Image], NDArray[np.uint8]]:
+def decode_files(paths: Iterable[Path], transform: Transform) -> NDArray[np.uint8]:
+    """As ``decode``, of files on disk."""
+    return decode(((str(path), path.read_bytes) for path in paths), transform)
+
+
+def squashed(size: int) -> Transform:
     """Return what makes a square [size, size, 3] of an image, whatever its aspect."""
     return lambda image: np.asarray(
         image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
     )
 
 
-def squared(size: int) -> Callable[[Image.Image], NDArray[np.uint8]]:
+def squared(size: int) -> Transform:
     """Return what scales an image's shorter side and takes the middle [size, size, 3]."""
     return lambda image: np.asarray(
         ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from raymaml.config.schema import Split
 from raymaml.config.sources import INaturalist2017Source
-from raymaml.data.importers.benchmark import KEEP_ANYWAY, Images, in_order
-from raymaml.data.importers.images import decode, squared
+from raymaml.data.importers.benchmark import KEEP_ANYWAY, in_order
+from raymaml.data.importers.images import decode_files, squared
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.sampling import listed
 from raymaml.errors import UserError
@@ -52,7 +52,7 @@ def plan_inaturalist(source: INaturalist2017Source, size: int) -> ImportPlan:
                     name=f"{split}-{label:04d} {_folder(names)}".rstrip(),
                     split="val" if label in val else split,
                     count=len(paths),
-                    load=partial(_load, paths, size),
+                    load=partial(decode_files, paths, squared(size)),
                 )
             )
     return ImportPlan(
@@ -148,7 +148,3 @@ def _folder(names: Sequence[str]) -> str:
     """Return the folder that all images of a class share: its scientific name, in the release."""
     folders = {PurePosixPath(name).parent.name for name in names}
     return folders.pop() if len(folders) == 1 else ""
-
-
-def _load(paths: Sequence[Path], size: int) -> Images:
-    return decode(((str(path), path.read_bytes) for path in paths), squared(size))

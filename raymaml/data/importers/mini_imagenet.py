@@ -37,7 +37,7 @@ from raymaml.data.importers.benchmark import (
     plan_classes,
     verify,
 )
-from raymaml.data.importers.images import decode, squashed
+from raymaml.data.importers.images import decode_files, squashed
 from raymaml.data.importers.labelled_pickles import files_in, labelled_pickles
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
@@ -165,5 +165,4 @@ def _labelled(name: str, form: str, files: Mapping[str, Sequence[Path]]) -> Labe
 
 
 def _decode(paths: Sequence[Path], rows: NDArray[np.int64], size: int) -> Images:
-    chosen = [paths[row] for row in rows.tolist()]
-    return decode(((str(path), path.read_bytes) for path in chosen), squashed(size))
+    return decode_files([paths[row] for row in rows.tolist()], squashed(size))
