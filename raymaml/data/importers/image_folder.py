@@ -8,7 +8,6 @@ ignored, as are files that are not images by their suffix.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image, ImageOps
 
 from raymaml.config.schema import SPLITS
 from raymaml.config.sources import ImageFolderSource
-from raymaml.data.importers.images import decode_files
+from raymaml.data.importers.images import decode_files, read_csv
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.errors import UserError
 from raymaml.seeding import bit_stream, draw_without_replacement
@@ -114,11 +113,7 @@ def _from_class_folders(source: ImageFolderSource) -> Files:
 
 
 def _from_csv(table: Path, folder: Path, problems: list[str]) -> Files:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data.source.csv: {table} cannot be read ({error}); give a CSV") from None
+    rows = read_csv(table, f"data.source.csv: {table}", "give a CSV")
     if not rows or rows[0] != CSV_HEADER:
         found = ",".join(rows[0]) if rows else "nothing"
         raise UserError(f"{table}:1: the header is {found}; it must be {','.join(CSV_HEADER)}")

@@ -1,7 +1,8 @@
-"""Decoding of image files with every broken one named."""
+"""Image files, and CSVs that list them; every broken one is named."""
 
 from __future__ import annotations
 
+import csv
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -48,6 +49,19 @@ def decode(files: Iterable[tuple[str, Read]], transform: Transform) -> NDArray[n
 def decode_files(paths: Iterable[Path], transform: Transform) -> NDArray[np.uint8]:
     """As ``decode``, of files on disk."""
     return decode(((str(path), path.read_bytes) for path in paths), transform)
+
+
+def read_csv(table: Path, name: str, remedy: str) -> list[list[str]]:
+    """Return the rows of a CSV.
+
+    Raises:
+        UserError: it cannot be read; ``name`` begins the message and ``remedy`` ends it.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{name} cannot be read ({error}); {remedy}") from None
 
 
 def squashed(size: int) -> Transform:

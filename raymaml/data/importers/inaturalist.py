@@ -10,7 +10,6 @@ Which CSV is train is told from its number of classes, and by its name only wher
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from raymaml.config.schema import Split
 from raymaml.config.sources import INaturalist2017Source
 from raymaml.data.importers.benchmark import KEEP_ANYWAY, in_order
-from raymaml.data.importers.images import decode_files, squared
+from raymaml.data.importers.images import decode_files, read_csv, squared
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.sampling import listed
 from raymaml.errors import UserError
@@ -76,11 +75,7 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _read(table: Path) -> Classes:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: cannot be read ({error}); get it again") from None
+    rows = read_csv(table, f"{table}:", "get it again")
     problems, classes = [], defaultdict(list)
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):

@@ -14,7 +14,6 @@ from their number, or from the range of their labels (0-63, 64-79, 80-99), befor
 
 from __future__ import annotations
 
-import csv
 import lzma
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
@@ -37,7 +36,7 @@ from raymaml.data.importers.benchmark import (
     plan_classes,
     verify,
 )
-from raymaml.data.importers.images import decode_files, squashed
+from raymaml.data.importers.images import decode_files, read_csv, squashed
 from raymaml.data.importers.labelled_pickles import files_in, labelled_pickles
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
@@ -131,11 +130,7 @@ def _from_csvs(folder: Path) -> list[LabelledFile]:
 
 def _read_csv(table: Path) -> dict[str, list[Path]]:
     """Return the files of each class; nothing where the header is another."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: cannot be read ({error}); get it again") from None
+    header, *rows = read_csv(table, f"{table}:", "get it again") or [[]]
     if header != _CSV_HEADER:
         return {}
     wrong = [number for number, row in enumerate(rows, 2) if row and len(row) != len(_CSV_HEADER)]
