@@ -1,4 +1,4 @@
-"""Small banks for the tests of raymaml.data."""
+"""Small banks for tests, and where the published files lie that some of them compare with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
 from raymaml.data.sampling import EpisodeRows
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+LISTS = SHARED / "data" / "splits"
 
 
 def make_classes(

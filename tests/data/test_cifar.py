@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from helpers_data import spec_of
+from helpers_data import LISTS, spec_of
 from helpers_pickles import python2
 
 from raymaml.config.schema import AllEpisodes, DataConfig
@@ -23,7 +23,6 @@ from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.errors import UserError
 
-LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 SPLITS = ("train", "val", "test")
 FINE = list(splits_of("fc100"))  # alphabetical, so the place is the label
 COARSE_OF_APPLE = "fruit_and_vegetables"

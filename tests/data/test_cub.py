@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import spec_of
+from helpers_data import LISTS, spec_of
 from PIL import Image
 
 from raymaml.config.schema import AllEpisodes, DataConfig
@@ -21,7 +21,6 @@ from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.errors import UserError
 
-LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 SPLITS = ("train", "val", "test")
 WIDTH, HEIGHT = 60, 40
 BOX = (10, 5, 20, 30)  # left, top, width, height

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import spec_of
+from helpers_data import LISTS, spec_of
 from helpers_pickles import python2
 from PIL import Image
 
@@ -24,8 +24,6 @@ from raymaml.data.importers.mini_imagenet import ilsvrc_files, plan_mini_imagene
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.errors import UserError
-
-LISTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 
 SIZES = {"train": 64, "val": 16, "test": 20}
 FIRST = {"train": 0, "val": 64, "test": 80}

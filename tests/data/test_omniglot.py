@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import spec_of
+from helpers_data import SHARED, spec_of
 from PIL import Image
 
 from raymaml.config.schema import AllEpisodes, DataConfig
@@ -19,7 +19,7 @@ from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.errors import UserError
 
-OFFICIAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+OFFICIAL = SHARED / "data"
 
 
 def png(*ink: tuple[int, int]) -> bytes:

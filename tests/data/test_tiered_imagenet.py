@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import spec_of
+from helpers_data import LISTS, spec_of
 from helpers_pickles import python2
 from PIL import Image
 
@@ -92,7 +92,7 @@ def test_published_numbers_add_up() -> None:
 
 
 def test_the_published_classes_are_as_many() -> None:
-    path = Path(__file__).resolve().parents[3] / "shared/data/splits/tiered_imagenet_wnids.json"
+    path = LISTS / "tiered_imagenet_wnids.json"
     if not path.exists():
         pytest.skip(f"{path} is not there")
     lists = json.loads(path.read_text())

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers_data import SHARED
 from numpy.typing import NDArray
 
 from raymaml import EpisodeBatch, MetaLearner
 from raymaml.convert import from_reference, reference_names
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
+GOLDEN = SHARED / "golden"
 CASES = [
     "convnet4-transductive",
     "convnet4-firstorder",
