@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -45,15 +46,33 @@ def trajectory(
 ) -> tuple[list[tuple[Fast, Tensor]], Fast]:
     """Adapt without a graph.
 
+    What is kept is copied into memory that is taken at once: small tensors that stay among large
+    ones that go leave holes in the heap, which grew by a third over 50 steps.
+
     Returns:
         What each inner step starts from with torch's generator (a step draws from it, if there is
         dropout), no steps if nothing adapts; and the adapted weights.
     """
+    steps = inner.num_steps if start.params else 0
+    params, velocity = _rows(start.params, steps), _rows(start.velocity, steps)
     states = []
-    for fast in unroll(support_loss, start, inner, create_graph=False):
-        states.append((fast, torch.get_rng_state()))
-    fast, _ = states.pop()
-    return states if fast.params else [], fast
+    for number, fast in enumerate(unroll(support_loss, start, inner, create_graph=False)):
+        if number < steps:
+            for rows, values in ((params, fast.params), (velocity, fast.velocity)):
+                for name, value in values.items():
+                    rows[name][number] = value.detach()
+            kept = replace(fast, params=_row(params, number), velocity=_row(velocity, number))
+            states.append((kept.detached(), torch.get_rng_state()))
+    return states, fast
+
+
+def _rows(like: Params, count: int) -> Params:
+    """Return memory for ``count`` copies."""
+    return {name: value.new_empty(count, *value.shape) for name, value in like.items()}
+
+
+def _row(rows: Params, number: int) -> Params:
+    return {name: value[number] for name, value in rows.items()}
 
 
 @contextmanager
