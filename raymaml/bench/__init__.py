@@ -1,0 +1,1 @@
+"""``raymaml bench``: what the gradient methods and other libraries cost on the same episode."""

@@ -1,0 +1,93 @@
+"""What is measured: configurations, and episodes that are made up for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from raymaml.config.load import check_config, load_config
+from raymaml.config.schema import Config
+from raymaml.config.sources import ImageFolderSource
+from raymaml.seeding import fold_in
+from raymaml.types import Episode
+
+Phase = Literal["training", "evaluation"]
+"""training: one meta-gradient; evaluation: adaptation without a graph, and the query pass."""
+PHASES: tuple[Phase, ...] = ("training", "evaluation")
+
+_MINI = {"kind": "mini-imagenet", "path": "unused"}
+_OMNIGLOT = {"kind": "omniglot", "path": "unused"}
+
+
+def configs_to_measure(path: Path | None, overrides: Sequence[str]) -> list[Config]:
+    """Return the user's configuration, or the standard ones if ``path`` is None.
+
+    Raises:
+        UserError: the configuration has mistakes.
+    """
+    if path is not None:
+        return [load_config(path, overrides)]
+    return [
+        _standard("convnet4-32-84x84-5way-1shot", source=_MINI, size=84, shots=1, width=32),
+        _standard("convnet4-32-84x84-5way-5shot", source=_MINI, size=84, shots=5, width=32),
+        _standard("convnet4-64-28x28-5way-1shot", source=_OMNIGLOT, size=28, shots=1, width=64),
+    ]
+
+
+def smallest() -> Config:
+    """Return a configuration that is done in no time: for what a process loads when it begins."""
+    return _standard("smallest", source=_OMNIGLOT, size=16, shots=1, width=1)
+
+
+def _standard(name: str, *, source: dict[str, Any], size: int, shots: int, width: int) -> Config:
+    """ConvNet4, 5 ways, 15 queries a class, 5 inner steps; no image is read from the source."""
+    split = {"num_ways": 5, "num_shots": shots, "num_queries": 15, "num_episodes": 1}
+    tree = {
+        "name": name,
+        "data": {"source": source, "bank": "unused", "shards": "unused", "image_size": size},
+        "episodes": {"train": split, "val": split, "test": split},
+        "model": {"encoder": "convnet4", "width": width},
+        "inner": {"num_steps": 5, "lr": 0.01},
+        "outer": {"num_steps": 1},
+    }
+    return check_config(tree, name)
+
+
+def with_steps(config: Config, num_steps: int) -> Config:
+    """Return ``config`` with another number of inner steps in training."""
+    inner = config.inner.model_copy(update={"num_steps": num_steps})
+    return config.model_copy(update={"inner": inner})
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that the source of ``config`` gives."""
+    source, size = config.data.source, config.data.image_size
+    folder_of_gray = isinstance(source, ImageFolderSource) and source.mode == "gray"
+    gray = folder_of_gray or source.kind in {"glyphs", "omniglot"}
+    return (1 if gray else 3), size, size
+
+
+def made_up_episode(
+    config: Config, phase: Phase, device: torch.device, dtype: torch.dtype
+) -> Episode:
+    """Draw an episode of normal noise, a function of ``config`` alone but for its rounding."""
+    spec = config.episodes.of("train" if phase == "training" else "test")
+    generator = torch.Generator().manual_seed(fold_in(config.seed, "bench", phase))
+
+    def images(per_class: int) -> Tensor:  # [N*K or N*Q, C, H, W]
+        shape = (spec.num_ways * per_class, *image_shape(config))
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    def labels(per_class: int) -> Tensor:  # [N*K or N*Q]
+        return torch.arange(spec.num_ways, device=device).repeat_interleave(per_class)
+
+    return Episode(
+        support_x=images(spec.num_shots),
+        support_y=labels(spec.num_shots),
+        query_x=images(spec.num_queries),
+        query_y=labels(spec.num_queries),
+    )
