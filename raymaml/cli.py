@@ -1,4 +1,5 @@
-"""``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``convert``."""
+"""``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``convert``,
+``bench``."""
 
 from __future__ import annotations
 
@@ -175,3 +176,66 @@ def convert(
     from raymaml.convert.command import convert_files
 
     convert_files(configs, checkpoint, out, name, click.echo)
+
+
+@main.command()
+@click.argument("config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option(
+    "--methods", metavar="NAMES", help="Of all: unrolled,checkpointed,mixed_mode,plain,..."
+)
+@click.option(
+    "--steps",
+    default="1,5,10,20,50",
+    show_default=True,
+    help="Inner steps of the plot; empty for none.",
+)
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds.")
+@click.option(
+    "--episodes",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Timed by each process in a round.",
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="bench.png",
+    show_default=True,
+)
+@_reports_user_errors
+def bench(
+    *,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    methods: str | None,
+    steps: str,
+    repeats: int,
+    episodes: int,
+    json_path: Path | None,
+    plot_path: Path,
+) -> None:
+    """Time the gradient methods and other libraries on CONFIG, or on standard ones.
+
+    First it is checked that all compute the same gradient. Images are made up: no data set is
+    needed. pip install raymaml[bench] brings the other libraries.
+    """
+    from raymaml.bench.command import bench as run
+    from raymaml.bench.command import effort
+
+    how = effort(methods, steps, repeats, episodes)
+    try:
+        run(
+            config_path,
+            overrides,
+            how,
+            json_path=json_path,
+            plot_path=plot_path,
+            echo=click.echo,
+        )
+    except KeyboardInterrupt:
+        click.echo("raymaml: interrupted; configurations that are finished are written", err=True)
+        sys.exit(INTERRUPTED)

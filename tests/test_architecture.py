@@ -17,7 +17,7 @@ LAYERS = [
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},
-    {"cluster", "convert"},
+    {"cluster", "convert", "bench"},
     {"cli"},
     {"__main__"},
 ]
@@ -29,7 +29,7 @@ HOMES = {
     "yaml": ["config/load.py"],
     "pyarrow": ["data/", "evaluation/"],
     "tensorboardX": ["training/metrics.py"],
-    "matplotlib": ["evaluation/", "data/importers/glyph"],
+    "matplotlib": ["evaluation/", "data/importers/glyph", "bench/report.py"],
     "click": ["cli.py"],
 }
 
