@@ -17,13 +17,14 @@ from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
 from raymaml.meta.freezing import frozen_params
 from raymaml.meta.inner_loop import leaves
-from raymaml.meta.learner import METHODS, MetaLearner
+from raymaml.meta.learner import MetaLearner
+from raymaml.meta.methods import METHODS
 from raymaml.meta.rules import HEAD, learning_rate
 from raymaml.passes import PassAware
 from raymaml.training.state import build_learner
 from raymaml.types import Episode, EpisodeBatch, Params
 
-EXACT_METHODS = tuple(name for name in METHODS if name != "first_order")
+EXACT_METHODS = tuple(name for name in METHODS if name not in {"auto", "first_order"})
 """The values of ``inner.gradient`` that compute one and the same number."""
 
 

@@ -23,7 +23,7 @@ from raymaml.bench.cases import PHASES, Phase, made_up_episode, smallest
 from raymaml.bench.contenders import build_contender
 from raymaml.bench.probes import AtenCalls, peak_mib, release
 from raymaml.config.load import check_config
-from raymaml.config.schema import ClusterConfig, Config
+from raymaml.config.schema import Config
 from raymaml.training.process import prepare_process
 
 Answer = dict[str, Any]
@@ -39,15 +39,16 @@ class Worker:
         self._library, self._method = library, method
         self._device = torch.device(device)
         torch.set_num_threads(threads)
-        if library == "raymaml":
-            prepare_process(ClusterConfig(threads_per_worker=threads), self._device)
         self._take(smallest(), torch.float32)
         for phase in PHASES:  # libraries load parts of themselves at the first use
             self._run(phase)
 
     def begin(self, config: dict[str, Any], dtype: Literal["float32", "float64"]) -> Answer:
         """Build the model of ``config``, its weights and images in ``dtype``."""
-        self._take(check_config(config, "bench"), getattr(torch, dtype))
+        checked = check_config(config, "bench")
+        if self._library == "raymaml":
+            prepare_process(checked.cluster, self._device)
+        self._take(checked, getattr(torch, dtype))
         return {}
 
     def outcome(self, phase: Phase, path: str | None) -> Answer:
@@ -81,6 +82,9 @@ class Worker:
         return {"seconds": seconds}
 
     def _take(self, config: Config, dtype: torch.dtype) -> None:
+        if dtype is torch.float64:  # to compare: there is nothing to autocast
+            exact = config.cluster.model_copy(update={"precision": "float32"})
+            config = config.model_copy(update={"cluster": exact})
         self._contender = build_contender(self._library, self._method, config, self._device)
         self._contender.model.to(dtype)
         self._episodes = {
