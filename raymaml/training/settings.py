@@ -24,16 +24,15 @@ def gradient_method(config: Config, image_shape: tuple[int, int, int], device: t
 
     On CPU: ``mixed_mode`` for encoders of raymaml with norms that have closed rules, unless images
     are so few and small that the plain graph is faster. ``checkpointed``, which needs no rules but
-    PyTorch's and has a memory as flat, for all that was not measured or where it was faster.
+    PyTorch's and has a memory as flat, for all that was not measured or where it was faster; of a
+    single step there is nothing to save, and the plain graph does.
     """
     inner, model, train = config.inner, config.model, config.episodes.train
     if inner.gradient != "auto":
         return inner.gradient
-    if inner.num_steps <= 1 and model.encoder not in ENCODERS:
-        return "unrolled"  # of a single step there is nothing to save
     known = model.encoder in ENCODERS and set(model.norm_by_pattern.values()) <= BY_THE_BATCH
     if not known or device.type != "cpu" or image_layout(config, device) != "channels_last":
-        return "checkpointed"
+        return "unrolled" if inner.num_steps <= 1 else "checkpointed"  # one step: nothing to save
     _, height, width = image_shape
     support = train.num_ways * train.num_shots
     activations = support * height * width * model.stage_widths[0]

@@ -38,6 +38,7 @@ def config(*overrides: str) -> Config:
         (("model.encoder=resnet12", "model.width=16"), (3, 32, 32), "unrolled"),
         (("model.encoder=resnet12", "model.width=64"), COLOUR, "mixed_mode"),
         (("model.encoder=torch.nn:Flatten", "model.width=null"), COLOUR, "checkpointed"),
+        (("model.norm=layer", "inner.num_steps=1"), COLOUR, "unrolled"),
         (("inner.gradient=first_order",), COLOUR, "first_order"),
         (("inner.gradient=unrolled",), COLOUR, "unrolled"),
     ],
