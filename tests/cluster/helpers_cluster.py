@@ -20,6 +20,12 @@ from raymaml.training.metrics import METRICS_FILE, read_metrics
 RATE = r"\d+\.\d episodes/s  (\d+h\d\dm|\d+m\d\ds) left"
 """How every progress line ends, as a regular expression."""
 
+SETTINGS = (
+    "worker(s) of 1 thread(s), freed memory is kept, channels_last, float32;"
+    " meta-gradient by unrolled (auto)"
+)
+"""How the first line of a run of the tiny config ends, on CPU."""
+
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
     """Look again and again; fail after a generous while."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers_cluster import assert_same_bits, kill_with_children, wait_until
+from helpers_cluster import SETTINGS, assert_same_bits, kill_with_children, wait_until
 
 from raymaml.training.worker import train_locally
 
@@ -76,7 +76,7 @@ def test_a_submitted_job_ends_in_the_bits_of_a_lone_process(head, tmp_path, make
     job = submit(head, "train", str(tmp_path / "run/config.yaml"))
 
     assert job.returncode == 0, job.stdout + job.stderr
-    assert f"{config.run_folder}: 2 CPU worker(s)\n" in job.stdout
+    assert f"{config.run_folder}: 2 CPU {SETTINGS}\n" in job.stdout
     assert re.search(r"Job '\S+' succeeded", job.stdout)
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
@@ -97,7 +97,7 @@ def test_a_command_joins_the_cluster_that_ray_address_names(
 
     assert command.finish() == 0, command.errors
     assert command.errors == ""
-    assert command.lines[0] == f"{config.run_folder}: 1 CPU worker(s)"
+    assert command.lines[0] == f"{config.run_folder}: 1 CPU {SETTINGS}"
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
 

@@ -7,7 +7,7 @@ import socket
 
 import psutil
 import pytest
-from helpers_cluster import RATE, Command, assert_same_bits, trained_steps, wait_until
+from helpers_cluster import RATE, SETTINGS, Command, assert_same_bits, trained_steps, wait_until
 
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
@@ -40,7 +40,7 @@ def test_an_interrupted_then_killed_run_ends_in_the_bits_of_an_undisturbed_one(
     assert 10 <= stopped_at < 100
     assert_only_our_lines(
         interrupted,
-        first=f"{folder}: 1 CPU worker(s)",
+        first=f"{folder}: 1 CPU {SETTINGS}",
         last=f"{folder}: stopped before outer step {stopped_at} of 150, and saved; run the same"
         " command to go on",
     )
@@ -57,7 +57,7 @@ def test_an_interrupted_then_killed_run_ends_in_the_bits_of_an_undisturbed_one(
     best = r"best validation accuracy \S+ \+- \S+% before outer step \d+"
     assert_only_our_lines(
         finished,
-        first=f"{folder}: 1 CPU worker(s)",
+        first=f"{folder}: 1 CPU {SETTINGS}",
         last=re.compile(f"{re.escape(str(folder))}: done; {best}"),
     )
     assert_same_bits(weights(folder), weights(lone.run_folder))
