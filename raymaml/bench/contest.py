@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,22 +58,26 @@ class Contestant:
 
 @contextlib.contextmanager
 def contest(
-    config: Config, names: tuple[str, ...], device: torch.device, echo: Echo
+    config: Config, names: Sequence[str], threads: Set[int], device: torch.device, echo: Echo
 ) -> Iterator[list[Contestant]]:
     """Start a process for each contender that can do the episode; end all after the block.
 
-    Others than raymaml get one at each of some numbers of threads, since their best is not known.
-    It is said who is left out, and why.
+    Args:
+        config: what they will be measured at; raymaml takes its number of threads.
+        names: of ``EXACT_METHODS`` and ``OTHERS``.
+        threads: others get a process for each of these, since their best is not known.
+        device: where they compute.
+        echo: where it is said who is left out, and why.
 
     Raises:
         UserError: the model cannot be built.
     """
     everyone: list[Contestant] = []
     try:
-        for library, method, threads in _candidates(config, names, device, echo):
-            children = [Child(library, method, threads, device)]
+        for library, method, count in _candidates(config, names, threads, echo):
+            children = [Child(library, method, count, device)]
             everyone.append(
-                Contestant(library=library, method=method, threads=threads, children=children)
+                Contestant(library=library, method=method, threads=count, children=children)
             )
         drop_failing(everyone, lambda contestant: contestant.children[0].receive(), echo)
         yield everyone
@@ -127,31 +130,21 @@ def compare(config: Config, everyone: list[Contestant], echo: Echo) -> None:
         }
 
 
-def number_of_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _candidates(
-    config: Config, names: tuple[str, ...], device: torch.device, echo: Echo
+    config: Config, names: Sequence[str], threads: Set[int], echo: Echo
 ) -> Iterator[tuple[str, str, int]]:
     """Yield (library, method, threads) of those who can do the episode."""
-    ways, ours = config.episodes.train.num_ways, config.cluster.threads_per_worker
+    ways = config.episodes.train.num_ways
     model = build_learner(config, image_shape(config), ways, torch.device("cpu")).model
-    theirs = {1, ours, torch.get_num_threads(), number_of_cores()}
-    if device.type != "cpu":
-        theirs = {ours}
     for name in names:
         if name in EXACT_METHODS:
-            yield "raymaml", name, ours
+            yield "raymaml", name, config.cluster.threads_per_worker
         elif missing(name):
             echo(f"  {name}: left out: not installed (pip install raymaml[bench])")
         elif lacks := what_it_lacks(name, config, model):
             echo(f"  {name}: left out: does without {', '.join(lacks)}")
         else:
-            yield from ((name, "unrolled", threads) for threads in sorted(theirs))
+            yield from ((name, "unrolled", count) for count in sorted(threads))
 
 
 def _look_at(contestant: Contestant, config: Config, path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 
 from raymaml.bench.cases import with_steps
-from raymaml.bench.contest import Contestant, Echo, dismiss, drop_failing
+from raymaml.bench.contest import Contestant, Echo, contest, drop_failing
 from raymaml.bench.probes import available_mib
 from raymaml.bench.rows import Row
 from raymaml.config.schema import Config
@@ -15,67 +16,84 @@ from raymaml.config.schema import Config
 
 def measure_curve(
     config: Config,
-    everyone: list[Contestant],
+    rows: Sequence[Row],
     *,
-    steps: tuple[int, ...],
+    steps: Sequence[int],
     episodes: int,
     device: torch.device,
     echo: Echo,
 ) -> list[Row]:
-    """Measure one process of each contestant at numbers of inner steps other than its own.
+    """Measure raymaml's methods, and plain, at other numbers of inner steps.
 
-    Whoever runs out of memory, or would, is left out from there on.
+    Each point is that of a fresh process, and they are timed once. Whoever runs out of memory, or
+    would, is left out from there on.
 
     Args:
-        config: what the contestants have been measured at.
-        everyone: contestants; those who are left out are taken out of the list.
+        config: what has been measured.
+        rows: what came out; its contenders are followed.
         steps: numbers of inner steps.
         episodes: on the clock, at each number.
-        device: where the contestants compute.
+        device: where the contenders compute.
         echo: where progress goes.
     """
-    own = config.inner.num_steps
-    known = {each.name: {own: each.peak_mib["training"]} for each in everyone}
-    rows = []
-
-    def measure_point(num_steps: int, each: Contestant) -> None:
-        each.begin(with_steps(config, num_steps))
-        child = each.children[0]
-        peak = child.ask("outcome", phase="training", path=None)["peak_mib"]
-        answer = child.ask("seconds", phase="training", episodes=episodes, warm_up=False)
-        known[each.name][num_steps] = peak
-        rows.append(
-            Row(
-                config=config.name,
-                phase="training",
-                library=each.library,
-                method=each.method,
-                processes=1,
-                threads=each.threads,
-                inner_steps=num_steps,
-                episodes_per_second=episodes / answer["seconds"],
-                peak_mib=peak,
-            )
-        )
-
-    for num_steps in sorted(set(steps) - {own}):
-        if not everyone:
+    threads = config.cluster.threads_per_worker
+    points = [
+        row
+        for row in rows
+        if row.phase == "training"
+        and row.library in {"raymaml", "plain"}
+        and (row.processes, row.threads) == (1, threads)
+    ]
+    names = [row.option for row in points]
+    new: list[Row] = []
+    for num_steps in sorted(set(steps) - {config.inner.num_steps}):
+        at = with_steps(config, num_steps)
+        names = [name for name in names if _fits(name, at, [*points, *new], device, echo)]
+        if not names:
             break
         echo(f"{config.name}: inner steps: {num_steps}")
-        for each in list(everyone):
-            needed, available = extrapolate(known[each.name], num_steps), available_mib(device)
-            if needed is not None and available is not None and needed > available:
-                echo(
-                    f"  {each.name}: left out from here on: would need about {needed:,.0f} MiB;"
-                    f" {available:,.0f} MiB are available"
-                )
-                dismiss(each)
-                everyone.remove(each)
-        drop_failing(everyone, partial(measure_point, num_steps), echo)
-    return rows
+        with contest(at, names, {threads}, device, echo) as everyone:
+            drop_failing(everyone, partial(_measure_point, at, episodes, new), echo)
+        names = [row.option for row in new if row.inner_steps == num_steps]
+    return new
 
 
-def extrapolate(peaks: dict[int, float | None], num_steps: int) -> float | None:
+def _fits(
+    name: str, config: Config, points: Sequence[Row], device: torch.device, echo: Echo
+) -> bool:
+    """Tell whether a contender will find the memory for ``config``; say so if it will not."""
+    peaks = {row.inner_steps: row.peak_mib for row in points if row.option == name}
+    needed, available = extrapolate(peaks, config.inner.num_steps), available_mib(device)
+    if needed is None or available is None or needed <= available:
+        return True
+    echo(
+        f"  {name}: left out from {config.inner.num_steps} inner steps on: would need about"
+        f" {needed:,.0f} MiB; {available:,.0f} MiB are available"
+    )
+    return False
+
+
+def _measure_point(config: Config, episodes: int, rows: list[Row], each: Contestant) -> None:
+    each.begin(config)
+    child = each.children[0]
+    peak_mib = child.ask("outcome", phase="training", path=None)["peak_mib"]
+    answer = child.ask("seconds", phase="training", episodes=episodes, warm_up=True)
+    rows.append(
+        Row(
+            config=config.name,
+            phase="training",
+            library=each.library,
+            method=each.method,
+            processes=1,
+            threads=each.threads,
+            inner_steps=config.inner.num_steps,
+            episodes_per_second=episodes / answer["seconds"],
+            peak_mib=peak_mib,
+        )
+    )
+
+
+def extrapolate(peaks: Mapping[int, float | None], num_steps: int) -> float | None:
     """Continue peak memory, MiB by inner steps, along the line through the nearest points below."""
     below = sorted((at, peak) for at, peak in peaks.items() if peak is not None and at < num_steps)
     if len(below) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from dataclasses import dataclass
 
@@ -14,9 +15,7 @@ from raymaml.bench.contest import (
     Echo,
     compare,
     contest,
-    dismiss,
     drop_failing,
-    number_of_cores,
 )
 from raymaml.bench.curve import measure_curve
 from raymaml.bench.rows import Row
@@ -46,24 +45,33 @@ def measure(config: Config, effort: Effort, echo: Echo) -> list[Row]:
     """
     device = local_device(config.cluster)
     echo(f"{config.name}: starting the contenders, each in a process of its own")
-    with contest(config, effort.names, device, echo) as everyone:
+    with contest(config, effort.names, thread_counts(config, device), device, echo) as everyone:
         names = ", ".join(each.name for each in everyone)
         echo(f"{config.name}: do they compute the same? {names}")
         compare(config, everyone, echo)
-        processes = whole_machine(config, device)
-        drop_failing(everyone, lambda each: _multiply(each, config, processes, device), echo)
+        _multiply_the_fastest(config, everyone, device, echo)
         rows = []
         for phase in PHASES:
             rows += _time_in_turn(config, everyone, phase, effort, echo)
-        _keep_for_the_curve(everyone, config.cluster.threads_per_worker)
-        return rows + measure_curve(
-            config,
-            everyone,
-            steps=effort.steps,
-            episodes=effort.episodes,
-            device=device,
-            echo=echo,
-        )
+    curve = measure_curve(
+        config, rows, steps=effort.steps, episodes=effort.episodes, device=device, echo=echo
+    )
+    return rows + curve
+
+
+def thread_counts(config: Config, device: torch.device) -> set[int]:
+    """Return at how many threads other libraries are tried: each of them may suit them best."""
+    ours = config.cluster.threads_per_worker
+    if device.type != "cpu":
+        return {ours}
+    return {1, ours, torch.get_num_threads(), number_of_cores()}
+
+
+def number_of_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def whole_machine(config: Config, device: torch.device) -> int:
@@ -75,26 +83,31 @@ def whole_machine(config: Config, device: torch.device) -> int:
     return max(1, number_of_cores() // config.cluster.threads_per_worker)
 
 
-def _multiply(each: Contestant, config: Config, processes: int, device: torch.device) -> None:
-    """Give raymaml all the processes that it trains with."""
-    if each.library == "raymaml" and processes > 1:
-        for _ in range(processes - 1):
-            each.children.append(Child(each.library, each.method, each.threads, device))
-        for child in each.children[1:]:
-            child.receive()
-        each.begin(config)
+def _multiply_the_fastest(
+    config: Config, everyone: list[Contestant], device: torch.device, echo: Echo
+) -> None:
+    """Move raymaml's fastest method to the front and give it all processes that it trains with.
 
+    It alone, since each process that waits holds 0.4 GiB of libraries.
+    """
+    seconds: dict[str, float] = {}
 
-def _keep_for_the_curve(everyone: list[Contestant], threads: int) -> None:
-    """Leave one process of each method of raymaml, and of plain with as many threads."""
-    for each in list(everyone):
-        if each.library in {"raymaml", "plain"} and each.threads == threads:
+    def try_out(each: Contestant) -> None:
+        if each.library == "raymaml":
+            answer = each.children[0].ask("seconds", phase="training", episodes=1, warm_up=True)
+            seconds[each.name] = answer["seconds"]
+
+    def multiply(each: Contestant) -> None:
+        if each is everyone[0] and each.library == "raymaml":
+            for _ in range(whole_machine(config, device) - 1):
+                each.children.append(Child(each.library, each.method, each.threads, device))
             for child in each.children[1:]:
-                child.close()
-            del each.children[1:]
-        else:
-            dismiss(each)
-            everyone.remove(each)
+                child.receive()
+            each.begin(config)
+
+    drop_failing(everyone, try_out, echo)
+    everyone.sort(key=lambda each: seconds.get(each.name, float("inf")))  # is stable
+    drop_failing(everyone, multiply, echo)
 
 
 def _time_in_turn(
@@ -112,7 +125,7 @@ def _time_in_turn(
             slowest = max(child.receive()["seconds"] for child in each.children[:count])
             speeds.setdefault((each.name, count), []).append(count * effort.episodes / slowest)
 
-    # All methods of raymaml adapt alike where there is no gradient: the first stands for them.
+    # All methods of raymaml adapt alike where there is no gradient: the first stands for them
     ours = [each.name for each in everyone if each.library == "raymaml"]
     absent = ours[1:] if phase == "evaluation" else []
     for number in range(effort.repeats):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from raymaml.bench.cases import PHASES
-from raymaml.bench.contest import number_of_cores
+from raymaml.bench.measure import number_of_cores
 from raymaml.bench.rows import Row
 from raymaml.data.files import replacing, write_text
 

@@ -50,6 +50,11 @@ class Row:
         """Library and method."""
         return label(self.library, self.method)
 
+    @property
+    def option(self) -> str:
+        """What ``--methods`` calls it."""
+        return self.method if self.library == "raymaml" else self.library
+
 
 def label(library: str, method: str) -> str:
     """Name a contender; others than raymaml have one method only."""

@@ -60,6 +60,7 @@ class Worker:
         peak = peak_mib(lambda: results.append(self._run(phase)), self._device)
         if path is not None:
             np.save(Path(path), results[0].cpu().numpy())
+        release(self._device)
         return {"peak_mib": peak}
 
     def aten_calls(self, phase: Phase) -> Answer:

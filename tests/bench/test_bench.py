@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from helpers_bench import tiny
 from PIL import Image
 
-from raymaml.bench import contest
+from raymaml.bench import contest, measure
 from raymaml.bench.cases import configs_to_measure, image_shape, made_up_episode, with_steps
 from raymaml.bench.children import Child, ChildError
 from raymaml.bench.contenders import EXACT_METHODS, build_contender, what_it_lacks
@@ -154,9 +154,37 @@ def test_a_process_that_the_system_ends_is_said_so() -> None:
 def test_who_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymaml.bench.contest.missing", lambda name: name != "plain")
     said: list[str] = []
-    candidates = contest._candidates(tiny(), ("higher", "plain"), CPU, said.append)
-    assert {library for library, _, _ in candidates} == {"plain"}
+    candidates = contest._candidates(tiny(), ("higher", "plain"), {1, 2}, said.append)
+    assert list(candidates) == [("plain", "unrolled", 1), ("plain", "unrolled", 2)]
     assert said == ["  higher: left out: not installed (pip install raymaml[bench])"]
+
+
+class Acted:
+    """Stands for a process of a method whose episode takes so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def send(self, request: str, **arguments: Any) -> None:
+        pass
+
+    def receive(self) -> dict[str, Any]:
+        return {}
+
+
+def test_the_fastest_method_gets_the_whole_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "Child", lambda *_: Acted(1.0))
+    speeds = {("raymaml", "slow"): 2.0, ("raymaml", "fast"): 1.0, ("plain", "unrolled"): 0.5}
+    everyone: list[Any] = [
+        Contestant(library=library, method=method, threads=1, children=[Acted(seconds)])  # type: ignore[list-item]
+        for (library, method), seconds in speeds.items()
+    ]
+    measure._multiply_the_fastest(tiny(), everyone, CPU, print)
+    found = [(each.name, len(each.children)) for each in everyone]
+    assert found == [("raymaml fast", 2), ("raymaml slow", 1), ("plain", 1)]
 
 
 def bench(config: Config, folder: Path, *arguments: str) -> Result:
@@ -168,9 +196,8 @@ def bench(config: Config, folder: Path, *arguments: str) -> Result:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raymaml.bench.contest.number_of_cores", lambda: 1)
-    names = ["unrolled", "mixed_mode", "plain"]
-    done = bench(tiny(), tmp_path, "--methods", ",".join(names), "--steps", "1,2")
+    monkeypatch.setattr("raymaml.bench.measure.number_of_cores", lambda: 1)
+    done = bench(tiny(), tmp_path, "--methods", "unrolled,plain", "--steps", "1,2")
     assert done.exit_code == 0, (done.output, done.exception)
     content = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
     assert content["machine"]["torch"] == torch.__version__.partition("+")[0]
@@ -180,15 +207,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main_rows == [
         ("training", "raymaml unrolled", 1),
         ("training", "raymaml unrolled", 2),
-        ("training", "raymaml mixed_mode", 1),
-        ("training", "raymaml mixed_mode", 2),
         ("training", "plain", 1),
         ("evaluation", "raymaml adapt", 1),
         ("evaluation", "raymaml adapt", 2),
         ("evaluation", "plain", 1),
     ]
     points = [(row.contender, row.inner_steps) for row in rows if not row.aten_calls]
-    assert points == [("raymaml unrolled", 1), ("raymaml mixed_mode", 1), ("plain", 1)]
+    assert points == [("raymaml unrolled", 1), ("plain", 1)]
     assert all(row.episodes_per_second > 0 for row in rows)
     assert all(row.difference_float64 < 1e-9 for row in rows if row.difference_float64 is not None)
     assert table(rows) in done.output
@@ -201,7 +226,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_contender_that_computes_something_else_ends_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raymaml.bench.contest.number_of_cores", lambda: 1)
+    monkeypatch.setattr("raymaml.bench.measure.number_of_cores", lambda: 1)
     root = Path(importlib.import_module("raymaml").__file__ or "").parents[1]
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{root}")
     args = {"encoder_args": {"in_channels": 1, "width": 2}}
