@@ -1,25 +1,44 @@
 """YAML and ``key.path=value`` -> ``Config``, with every mistake in one message.
 
-Precedence: defaults < file < overrides. A key given twice is an error, an unknown key is an error
-with a suggestion, and ``1e-3`` is a number (YAML 1.1 reads it as text).
+Precedence: defaults < file < changes of a study < overrides of the command line. A key given twice
+is an error, an unknown key is an error with a suggestion, and ``1e-3`` is a number (YAML 1.1 reads
+it as text).
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
+from raymaml.config.study import StudyConfig
 from raymaml.errors import UserError, reason_of
 
 KeyPath = tuple[str, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Values by dotted key, and where they stand: what messages call the place."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+class _Change(NamedTuple):
+    text: str  # as messages name it
+    keys: KeyPath
+    value: Any
+    place: str
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,27 +52,41 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read ``path``, apply ``overrides`` and check the whole.
+def load_config(path: Path, *overrides: Sequence[str] | Changes) -> Config:
+    """Read ``path``, apply ``overrides`` in their order and check the whole.
 
     Raises:
         UserError: with every problem found, each naming file, line, key, value and what is
             allowed.
     """
+    return _load(path, Config, overrides)
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read a study file; its config and the changes to it are not read yet.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    return _load(path, StudyConfig, ())
+
+
+def _load(path: Path, model: type[Model], overrides: Iterable[Sequence[str] | Changes]) -> Model:
     tree, places = _read_yaml(path)
     problems: list[str] = []
     for override in overrides:
-        try:
-            _apply_override(tree, places, override)
-        except UserError as error:
-            problems.extend(error.problems)
+        for change in _changes(override, problems):
+            try:
+                _apply(tree, places, change)
+            except UserError as error:
+                problems.extend(error.problems)
     try:
-        config = Config.model_validate(tree)
+        loaded = model.model_validate(tree)
     except ValidationError as error:
-        raise UserError(*problems, *_explain(error, places, str(path))) from None
+        raise UserError(*problems, *_explain(error, places, str(path), model)) from None
     if problems:
         raise UserError(*problems)
-    return config
+    return loaded
 
 
 def dump_config(config: Config) -> str:
@@ -108,28 +141,42 @@ def _record_places(
         _record_places(value_node, key, file, places, duplicates)
 
 
-def _apply_override(tree: dict[str, Any], places: dict[KeyPath, str], override: str) -> None:
-    name, equals, text = override.partition("=")
-    keys = tuple(name.split("."))
-    if not equals or not all(keys):
-        raise UserError(
-            f"{override}: is not an override; write key.path=value, as in outer.lr=1e-3"
-        )
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"{override}: the value is not YAML") from None
+def _changes(override: Sequence[str] | Changes, problems: list[str]) -> Iterator[_Change]:
+    """Yield the changes that ``override`` makes; note what is no override."""
+    if isinstance(override, Changes):
+        for name, value in override.values.items():
+            text = f"{override.origin}: {name}"
+            yield _Change(text, tuple(name.split(".")), value, override.origin)
+        return
+    for text in override:
+        name, equals, value = text.partition("=")
+        keys = tuple(name.split("."))
+        if not equals or not all(keys):
+            problems.append(
+                f"{text}: is not an override; write key.path=value, as in outer.lr=1e-3"
+            )
+            continue
+        try:
+            yield _Change(text, keys, yaml.load(value, Loader=_Loader), "command line")
+        except yaml.YAMLError:
+            problems.append(f"{text}: the value is not YAML")
+
+
+def _apply(tree: dict[str, Any], places: dict[KeyPath, str], change: _Change) -> None:
     section = tree
-    for depth, key in enumerate(keys[:-1], 1):
-        places.setdefault(keys[:depth], "command line")
+    for depth, key in enumerate(change.keys[:-1], 1):
+        places.setdefault(change.keys[:depth], change.place)
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
-            raise UserError(f"{override}: {'.'.join(keys[:depth])} is a value, not a section")
-    section[keys[-1]] = value
-    places[keys] = "command line"
+            name = ".".join(change.keys[:depth])
+            raise UserError(f"{change.text}: {name} is a value, not a section")
+    section[change.keys[-1]] = change.value
+    places[change.keys] = change.place
 
 
-def _explain(error: ValidationError, places: Mapping[KeyPath, str], file: str) -> Iterable[str]:
+def _explain(
+    error: ValidationError, places: Mapping[KeyPath, str], file: str, model: type[BaseModel]
+) -> Iterable[str]:
     """Turn pydantic's errors into sentences, in the order of the file."""
     details, explained = error.errors(), set[KeyPath]()
     for detail in details:
@@ -139,7 +186,7 @@ def _explain(error: ValidationError, places: Mapping[KeyPath, str], file: str) -
         if detail["type"] == "missing":
             yield f"{place}: {key} is missing; it has no default"
         elif detail["type"] == "extra_forbidden":
-            yield f"{place}: {key} is unknown{_did_you_mean(keys)}"
+            yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
         elif detail["type"] == "value_error":
             yield f"{place}: {detail['ctx']['error']}"
         elif keys not in explained:
@@ -170,17 +217,17 @@ def _nearest_place(keys: KeyPath, places: Mapping[KeyPath, str], file: str) -> s
     return file
 
 
-def _did_you_mean(keys: KeyPath) -> str:
-    names = _fields_at(keys[:-1])
+def _did_you_mean(keys: KeyPath, model: type[BaseModel]) -> str:
+    names = _fields_at(keys[:-1], model)
     near = difflib.get_close_matches(keys[-1], names, n=1)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; allowed here: {', '.join(names)}" if names else ""
 
 
-def _fields_at(prefix: KeyPath) -> list[str]:
+def _fields_at(prefix: KeyPath, model: type[BaseModel]) -> list[str]:
     """Return the key names that are allowed in the section ``prefix``, over all its kinds."""
-    models: list[type[BaseModel]] = [Config]
+    models = [model]
     for key in prefix:
         annotations = [m.model_fields[key].annotation for m in models if key in m.model_fields]
         models = [model for note in annotations for model in _models_in(note)]
@@ -211,4 +258,4 @@ def check_config(tree: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(*_explain(error, {}, origin)) from None
+        raise UserError(*_explain(error, {}, origin, Config)) from None

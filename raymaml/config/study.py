@@ -1,0 +1,155 @@
+"""A study: arms that are judged on the same episodes, and the claims that they decide."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from raymaml.config.base import PositiveInt, Rate, Section
+
+Overrides = dict[Annotated[str, Field(min_length=1)], Any]
+"""Values by dotted config key."""
+ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")]
+
+NOT_OF_AN_ARM = ("name", "run_dir", "outer", "episodes.train", "episodes.val")
+"""What decides training alone; it belongs to a model."""
+
+
+class StudyArm(Section):
+    """One setting that is judged."""
+
+    name: ShortName
+    """Name in tables, and of the folder of records."""
+    model: str | None = None
+    """One of `models`; null: the first."""
+    checkpoint: Path | Literal["best", "last", "initial"] = "best"
+    """Which weights: best validation accuracy, the newest, those before training, or the folder of
+    a checkpoint."""
+    set: Overrides = Field(default_factory=dict)
+    """What differs from the model's config, by dotted key: evaluation.inner.num_steps, model.norm,
+    episodes.test.num_queries, ... Another `seed` draws other episodes."""
+
+
+class Comparison(Section):
+    """A claim about the difference of two arms, episode by episode."""
+
+    kind: Literal["difference"]
+    claim: str
+    """What is claimed, a sentence."""
+    arm: str
+    """Accuracy of this arm..."""
+    minus: str
+    """...minus that of this one."""
+    expect: Literal["more than", "less than", "within"]
+    """more than margin; less than -margin; or between -margin and margin."""
+    margin: Rate = 0.0
+    """Accuracy, 0..1."""
+
+
+class FirstTrials(Section):
+    """A claim about what the first trials of an arm tell of all."""
+
+    kind: Literal["first trials"]
+    claim: str
+    """What is claimed, a sentence."""
+    arm: str
+    """Its accuracy over the first trials minus that over all others, expected so:"""
+    expect: Literal["more than", "less than", "within"]
+    """more than margin; less than -margin; or between -margin and margin."""
+    margin: Rate = 0.0
+    """Accuracy, 0..1."""
+    count: PositiveInt = 600
+    """Number of the first trials."""
+
+
+class Precision(Section):
+    """A claim that some number of trials is too few."""
+
+    kind: Literal["precision"]
+    claim: str
+    """What is claimed, a sentence."""
+    arm: str
+    """The half-width of its 95% interval over `count` trials is expected to be more than margin."""
+    margin: Rate
+    """Accuracy, 0..1."""
+    count: PositiveInt = 600
+    """Number of trials."""
+
+
+Check = Annotated[Comparison | FirstTrials | Precision, Field(discriminator="kind")]
+
+
+class StudyConfig(Section):
+    """Everything that a study file says."""
+
+    name: ShortName
+    """Name of the study, and of its folder in `<run_dir>/studies`."""
+    title: str
+    """Heading of the report."""
+    config: Path
+    """The config that all arms start from; relative to the study file."""
+    set: Overrides = Field(default_factory=dict)
+    """Changes to it, for all models and arms."""
+    models: dict[ShortName, Overrides] = Field(default_factory=dict)
+    """What is trained (unless it is already): changes by dotted key. A model without changes is the
+    run of the config itself, and so is what is judged where there are no models; another is the run
+    `<name of the config>-<name of the model>`, or the one that its key `name` says."""
+    arms: Annotated[tuple[StudyArm, ...], Field(min_length=1)] = (StudyArm(name="model"),)
+    """What is judged."""
+    cross: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Each arm is judged with every combination of these values, by dotted key."""
+    checks: tuple[Check, ...] = ()
+    """The claims, each with a verdict in the report."""
+
+    def crossed_arms(self) -> Iterator[StudyArm]:
+        """Yield every arm with every combination of `cross`: 3 x 2 values, six times the arms."""
+        for arm in self.arms:
+            for values in itertools.product(*self.cross.values()):
+                chosen = dict(zip(self.cross, values, strict=True))
+                names = [f"{key.split('.')[-1]}={_slug(value)}" for key, value in chosen.items()]
+                name = "-".join([arm.name, *names])
+                yield arm.model_copy(update={"name": name, "set": {**arm.set, **chosen}})
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> StudyConfig:
+        arms = [arm.name for arm in self.crossed_arms()]
+        problems = [
+            f"arms: {name} is the name of {count} arms; give each its own"
+            for name, count in Counter(arms).items()
+            if count > 1
+        ]
+        problems += [
+            f"arms: {arm.name}: model is {arm.model!r}; it must be one of {', '.join(self.models)}"
+            for arm in self.arms
+            if arm.model is not None and arm.model not in self.models
+        ]
+        problems += [
+            f"arms: {arm.name}: {key} decides training; set it under `models`"
+            for arm in self.crossed_arms()
+            for key in arm.set
+            if any(key == other or key.startswith(f"{other}.") for other in NOT_OF_AN_ARM)
+        ]
+        problems += [
+            f"checks: {check.claim!r} names the arm {name!r}; it must be one of {', '.join(arms)}"
+            for check in self.checks
+            for name in _arms_of(check)
+            if name not in arms
+        ]
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+        return self
+
+
+def _arms_of(check: Comparison | FirstTrials | Precision) -> list[str]:
+    return [check.arm, check.minus] if isinstance(check, Comparison) else [check.arm]
+
+
+def _slug(value: Any) -> str:
+    """Write a value so that it can be part of a name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "_", str(value)).strip("_") or "none"

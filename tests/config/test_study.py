@@ -1,0 +1,107 @@
+"""Study files: arms listed and crossed, and every mistake with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymaml.config.load import Changes, load_config, load_study
+from raymaml.errors import UserError
+
+STUDIES = sorted((Path(__file__).resolve().parents[2] / "configs/studies").glob("*.yaml"))
+SMALLEST = """\
+name: s
+title: T
+config: c.yaml
+"""
+
+
+def study(tmp_path: Path, text: str = "") -> Path:
+    path = tmp_path / "s.yaml"
+    path.write_text(SMALLEST + text, encoding="utf-8")
+    return path
+
+
+def problems_of(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_study(path)
+    return str(caught.value)
+
+
+def test_the_smallest_study_has_one_arm(tmp_path: Path) -> None:
+    (arm,) = load_study(study(tmp_path)).crossed_arms()
+    assert (arm.name, arm.model, arm.checkpoint, arm.set) == ("model", None, "best", {})
+
+
+def test_arms_are_crossed_with_all_values(tmp_path: Path) -> None:
+    text = """\
+models: {one: {}, two: {model.norm: context}}
+arms:
+  - {name: a, model: one, set: {model.norm: episodic}}
+  - {name: b, model: two}
+cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]}
+"""
+    arms = list(load_study(study(tmp_path, text)).crossed_arms())
+    assert len(arms) == 2 * 2 * 3
+    assert [arm.name for arm in arms[:2]] == ["a-num_queries=1-lr=0.1", "a-num_queries=1-lr=0.2"]
+    assert arms[5].set == {
+        "model.norm": "episodic",
+        "episodes.test.num_queries": 15,
+        "evaluation.inner.lr": 0.3,
+    }
+    assert {arm.model for arm in arms[6:]} == {"two"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nam: x\n", "s.yaml:4: nam is unknown; did you mean name?"),
+        ("arms: []\n", "s.yaml:4: arms is []"),
+        ("arms: [{name: a}, {name: a}]\n", "a is the name of 2 arms; give each its own"),
+        (
+            "arms: [{name: a, model: x}]\nmodels: {m: {}}\n",
+            "a: model is 'x'; it must be one of m",
+        ),
+        (
+            "arms: [{name: a, set: {outer.lr: 1}}]\n",
+            "a: outer.lr decides training; set it under `models`",
+        ),
+        (
+            "checks: [{kind: difference, claim: c, arm: model, minus: y, expect: within}]\n",
+            "'c' names the arm 'y'; it must be one of model",
+        ),
+        ("checks: [{kind: guess, claim: c}]\n", "s.yaml:4: checks"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    assert message in problems_of(study(tmp_path, text))
+
+
+def test_changes_of_a_study_go_before_the_command_line(tmp_path: Path) -> None:
+    path = STUDIES[0].parent / "../glyphs/quickstart.yaml"
+    changes = Changes("s.yaml: set", {"outer.lr": 0.5, "model": {"norm": "context"}})
+    config = load_config(path, changes, ["outer.lr=0.25"])
+    assert (config.outer.lr, config.model.norm, config.model.width) == (0.25, "context", None)
+
+
+def test_a_mistake_in_the_changes_is_named_by_the_study(tmp_path: Path) -> None:
+    path = STUDIES[0].parent / "../glyphs/quickstart.yaml"
+    changes = Changes("s.yaml: arms: a", {"model.nrm": "context", "inner.lr": -1})
+    with pytest.raises(UserError) as caught:
+        load_config(path, changes)
+    assert sorted(caught.value.problems) == [
+        "s.yaml: arms: a: inner.lr is -1; it should be greater than or equal to 0",
+        "s.yaml: arms: a: model.nrm is unknown; did you mean norm?",
+    ]
+
+
+def test_there_is_a_study_for_each_claim_of_the_reference() -> None:
+    assert [path.stem for path in STUDIES] == [
+        "first-order",
+        "frozen-encoder",
+        "number-of-trials",
+        "queries-per-class",
+        "tasknorm",
+        "transductive-or-inductive",
+    ]
