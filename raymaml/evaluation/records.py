@@ -8,10 +8,13 @@ into chunks leaves no trace in the records.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,34 +24,72 @@ from numpy.typing import NDArray
 from raymaml.data.files import replacing
 from raymaml.errors import UserError
 
+BINS = 15
+"""Of the confidence, equally wide in 0..1."""
+
+_CIRCUMSTANCES = b"circumstances"
+_LISTS = {
+    *("accuracy_by_step", "loss_by_step", "class_accuracy", "class_ids", "support_rows"),
+    *("query_rows", "bin_count", "bin_confidence", "bin_correct"),
+}
 _REMEDY = "move it away and run `raymaml test` again, which judges only what is missing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRecord:
-    """The result of one episode.
+    """The result of one episode; of the query set after the last inner step, if not said otherwise.
 
     Raises:
-        ValueError: when ``accuracy`` is not the last entry of ``accuracy_by_step``.
+        ValueError: when ``accuracy`` or ``loss`` is not the last entry of its values by step.
     """
 
     episode: int
     """Index of the episode in its split."""
     accuracy: float
-    """Share of the query images classified rightly after the last inner step, 0..1."""
+    """Share of the query images classified rightly, 0..1."""
     loss: float
-    """Mean cross-entropy of the query set after the last inner step, nats."""
+    """Mean cross-entropy, nats."""
     accuracy_by_step: tuple[float, ...]
     """Accuracy after 0, 1, .. T inner steps."""
+    loss_by_step: tuple[float, ...]
+    """Loss after 0, 1, .. T inner steps."""
+    class_accuracy: tuple[float, ...]
+    """Share of the query images of each label 0..N-1 classified rightly."""
     class_ids: tuple[int, ...]
     """Bank class of each label 0..N-1."""
+    support_rows: tuple[int, ...]
+    """Rows of the bank, in the order of the labels: [N*K]."""
+    query_rows: tuple[int, ...]
+    """Rows of the bank, in the order of the labels: [N*Q]."""
+    bin_count: tuple[int, ...]
+    """Query images by their largest probability p: those of bin ``floor(15 p)``, 0..14..."""
+    bin_confidence: tuple[float, ...]
+    """...the sum of these p..."""
+    bin_correct: tuple[int, ...]
+    """...and how many of them are classified rightly."""
+    brier: float
+    """Mean over the query images of the squared distance between probabilities and one-hot label,
+    0..2."""
+    seconds: float
+    """Time that adapting and judging took: the one value that another judgement does not repeat."""
 
     def __post_init__(self) -> None:
-        if self.accuracy_by_step[-1:] != (self.accuracy,):
-            raise ValueError(
-                f"episode {self.episode}: accuracy is {self.accuracy} but accuracy_by_step ends"
-                f" in {self.accuracy_by_step[-1:]}"
-            )
+        for name in ("accuracy", "loss"):
+            value, steps = getattr(self, name), getattr(self, f"{name}_by_step")
+            if not steps or not _same(steps[-1], value):
+                raise ValueError(
+                    f"episode {self.episode}: {name} is {value} but {name}_by_step ends in"
+                    f" {steps[-1:]}"
+                )
+
+
+_INTEGERS = {
+    *("episode", "class_ids", "support_rows", "query_rows", "bin_count", "bin_correct"),
+}
+_COLUMNS = {
+    field.name: pa.int64() if field.name in _INTEGERS else pa.float64()
+    for field in fields(EpisodeRecord)
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +100,20 @@ class RecordArrays:
     accuracy: NDArray[np.float64]  # [E]
     loss: NDArray[np.float64]  # [E]
     accuracy_by_step: NDArray[np.float64]  # [E, T+1]
+    loss_by_step: NDArray[np.float64]  # [E, T+1]
+    class_accuracy: NDArray[np.float64]  # [E, N]
     class_ids: NDArray[np.int64]  # [E, N]
+    support_rows: NDArray[np.int64]  # [E, N*K]
+    query_rows: NDArray[np.int64]  # [E, N*Q]
+    bin_count: NDArray[np.int64]  # [E, BINS]
+    bin_confidence: NDArray[np.float64]  # [E, BINS]
+    bin_correct: NDArray[np.int64]  # [E, BINS]
+    brier: NDArray[np.float64]  # [E]
+    seconds: NDArray[np.float64]  # [E]
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
 
 
 def chunk_path(folder: Path, first: int, count: int) -> Path:
@@ -67,8 +121,16 @@ def chunk_path(folder: Path, first: int, count: int) -> Path:
     return folder / f"episodes-{first:08d}-{first + count - 1:08d}.parquet"
 
 
-def write_chunk(path: Path, records: Sequence[EpisodeRecord], identity: Mapping[str, str]) -> None:
-    """Write the records of one chunk to ``path``, atomically, with ``identity`` beside them.
+def write_chunk(
+    path: Path,
+    records: Sequence[EpisodeRecord],
+    identity: Mapping[str, str],
+    circumstances: Mapping[str, str] | None = None,
+) -> None:
+    """Write the records of one chunk to ``path``, atomically.
+
+    ``identity`` goes with them and is compared whenever they are read; so do ``circumstances``,
+    such as the hardware, in which chunks of one campaign may differ.
 
     Raises:
         ValueError: when there are no records, their episodes are not consecutive, or they differ
@@ -79,10 +141,12 @@ def write_chunk(path: Path, records: Sequence[EpisodeRecord], identity: Mapping[
     episodes = [record.episode for record in records]
     if episodes != list(range(episodes[0], episodes[0] + len(episodes))):
         raise ValueError(f"the episodes of a chunk are consecutive; got {episodes}")
-    schema = _schema(len(records[0].accuracy_by_step), len(records[0].class_ids))
+    schema = _schema({name: len(getattr(records[0], name)) for name in _LISTS})
+    about = json.dumps(dict(circumstances or {}), sort_keys=True)
+    metadata = {**identity, _CIRCUMSTANCES.decode(): about}
     columns = {name: [getattr(record, name) for record in records] for name in schema.names}
     # pa.ArrowInvalid is a ValueError: raised where a list has another length than the first.
-    table = pa.table(columns, schema=schema.with_metadata(dict(identity)))
+    table = pa.table(columns, schema=schema.with_metadata(metadata))
     with replacing(path) as file:
         pq.write_table(table, file, write_page_checksum=True)
 
@@ -167,34 +231,51 @@ def identity_of(table: pa.Table) -> dict[str, str]:
     }
 
 
+def read_circumstances(folder: Path) -> list[dict[str, str]]:
+    """Return the different circumstances in which the whole chunks of a folder were judged."""
+    texts: set[bytes] = set()
+    for path in _chunk_files(folder):
+        with suppress(OSError, pa.ArrowException):
+            texts.add((pq.read_schema(path).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
+    return [json.loads(text) for text in sorted(texts)]
+
+
+def leading_accuracies(folder: Path, identity: Mapping[str, str]) -> NDArray[np.float64]:
+    """Return the accuracies of episodes 0, 1, .. up to the first that has no record: [n].
+
+    Files that are torn, or of another identity, count as missing; nothing is raised.
+    """
+    episodes, accuracies = [np.empty(0, np.int64)], [np.empty(0)]
+    for path in _chunk_files(folder):
+        with suppress(UserError):
+            table = _read_chunk(path)
+            if identity_of(table) == dict(identity):
+                episodes.append(_episodes(table))
+                accuracies.append(table.column("accuracy").to_numpy())
+    found, first = np.unique(np.concatenate(episodes), return_index=True)
+    leading = np.count_nonzero(found == np.arange(len(found)))
+    return np.concatenate(accuracies)[first[:leading]]
+
+
 def record_arrays(table: pa.Table) -> RecordArrays:
     """Return the columns of ``table`` as numpy arrays."""
 
-    def column(name: str) -> NDArray[np.generic]:
+    def column(name: str) -> NDArray[Any]:
         values = table.column(name).combine_chunks()
         if pa.types.is_fixed_size_list(values.type):
             flat = values.flatten().to_numpy(zero_copy_only=False)
             return np.asarray(flat).reshape(len(table), values.type.list_size)
         return np.asarray(values.to_numpy(zero_copy_only=False))
 
-    return RecordArrays(
-        episode=column("episode").astype(np.int64),
-        accuracy=column("accuracy").astype(np.float64),
-        loss=column("loss").astype(np.float64),
-        accuracy_by_step=column("accuracy_by_step").astype(np.float64),
-        class_ids=column("class_ids").astype(np.int64),
-    )
+    return RecordArrays(**{field.name: column(field.name) for field in fields(RecordArrays)})
 
 
-def _schema(num_accuracies: int, num_ways: int) -> pa.Schema:
+def _schema(lengths: Mapping[str, int]) -> pa.Schema:
     # Lists of fixed size: the type itself says that all episodes have equal steps and ways.
     return pa.schema(
         [
-            ("episode", pa.int64()),
-            ("accuracy", pa.float64()),
-            ("loss", pa.float64()),
-            ("accuracy_by_step", pa.list_(pa.float64(), num_accuracies)),
-            ("class_ids", pa.list_(pa.int64(), num_ways)),
+            (name, pa.list_(kind, lengths[name]) if name in lengths else kind)
+            for name, kind in _COLUMNS.items()
         ]
     )
 
@@ -204,13 +285,18 @@ def _chunk_files(folder: Path) -> list[Path]:
 
 
 def _read_chunk(path: Path) -> pa.Table:
-    """Read one file; UserError when it is not a whole chunk of records."""
+    """Read one file; the metadata of the table is the identity alone.
+
+    Raises:
+        UserError: it is not a whole chunk of records.
+    """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
         table.validate(full=True)
-        lists = [table.schema.field(name).type for name in ("accuracy_by_step", "class_ids")]
-        expected = _schema(*(kind.list_size for kind in lists))
+        expected = _schema({name: table.schema.field(name).type.list_size for name in _LISTS})
+        metadata = dict(table.schema.metadata or {})
+        metadata.pop(_CIRCUMSTANCES, None)
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist") from None
     except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException):
@@ -220,7 +306,7 @@ def _read_chunk(path: Path) -> pa.Table:
     episodes = _episodes(table)
     if not len(episodes) or episodes[0] < 0 or np.any(np.diff(episodes) != 1):
         raise UserError(f"{path}: its episodes are not consecutive; {_REMEDY}")
-    return table
+    return table.replace_schema_metadata(metadata)
 
 
 def _read_all(paths: Sequence[Path]) -> dict[Path, pa.Table]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.evaluation.records import EpisodeRecord
+from raymaml.data.sampling import EpisodeRows
+from raymaml.evaluation.records import BINS, EpisodeRecord
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.data import EpisodeSet
 from raymaml.types import Episode
@@ -19,24 +21,46 @@ EPISODES_AT_ONCE = 8
 
 def judge(learner: MetaLearner, episodes: EpisodeSet, indices: range) -> Iterator[EpisodeRecord]:
     """Adapt to each episode and yield its record, in order."""
+    for index, rows, episode in read_episodes(episodes, indices):
+        started = time.perf_counter()
+        logits = learner.logits_by_step(episode)  # [T+1, N*Q, N]
+        yield record_of(logits, episode.query_y, rows, index, time.perf_counter() - started)
+
+
+def read_episodes(
+    episodes: EpisodeSet, indices: range
+) -> Iterator[tuple[int, EpisodeRows, Episode]]:
+    """Yield the episodes of these indices with their rows, a few at a time in memory."""
     for start in range(indices.start, indices.stop, EPISODES_AT_ONCE):
         some = range(start, min(start + EPISODES_AT_ONCE, indices.stop))
         rows = episodes.shards.rows(some)
-        for index, row, episode in zip(some, rows, episodes.load(some), strict=True):
-            losses, accuracies = judge_episode(learner, episode)
-            yield EpisodeRecord(
-                episode=index,
-                accuracy=accuracies[-1],
-                loss=losses[-1],
-                accuracy_by_step=tuple(accuracies),
-                class_ids=tuple(row.classes.tolist()),
-            )
+        yield from zip(some, rows, episodes.load(some), strict=True)
 
 
-def judge_episode(learner: MetaLearner, episode: Episode) -> tuple[list[float], list[float]]:
-    """Return the query losses and query accuracies after 0..T inner steps."""
-    logits = learner.logits_by_step(episode)  # [T+1, N*Q, N]
-    losses = [F.cross_entropy(scores, episode.query_y) for scores in logits]
-    correct = (logits.argmax(-1) == episode.query_y).sum(1)  # [T+1]
-    accuracies: Tensor = correct.double() / len(episode.query_y)
-    return torch.stack(losses).double().tolist(), accuracies.tolist()
+def record_of(
+    logits: Tensor, labels: Tensor, rows: EpisodeRows, index: int, seconds: float
+) -> EpisodeRecord:
+    """Return what is kept of the query logits ``[T+1, N*Q, N]`` after each inner step."""
+    losses = torch.stack([F.cross_entropy(scores, labels) for scores in logits]).double().tolist()
+    right = logits.argmax(-1) == labels  # [T+1, N*Q]
+    accuracies = (right.sum(1).double() / len(labels)).tolist()
+    probabilities = logits[-1].double().softmax(1)
+    confidence = probabilities.amax(1).nan_to_num()  # what is not a number, in the first bin
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    return EpisodeRecord(
+        episode=index,
+        accuracy=accuracies[-1],
+        loss=losses[-1],
+        accuracy_by_step=tuple(accuracies),
+        loss_by_step=tuple(losses),
+        # query images stand in the order of the labels, equally many of each
+        class_accuracy=tuple(right[-1].view(len(rows.classes), -1).double().mean(1).tolist()),
+        class_ids=tuple(rows.classes.tolist()),
+        support_rows=tuple(rows.support.tolist()),
+        query_rows=tuple(rows.query.tolist()),
+        bin_count=tuple(torch.bincount(bins, minlength=BINS).tolist()),
+        bin_confidence=tuple(torch.bincount(bins, confidence, BINS).tolist()),
+        bin_correct=tuple(torch.bincount(bins, right[-1].double(), BINS).long().tolist()),
+        brier=float((probabilities - F.one_hot(labels, logits.shape[-1])).square().sum(1).mean()),
+        seconds=seconds,
+    )

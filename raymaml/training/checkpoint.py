@@ -24,6 +24,7 @@ from raymaml.data.files import new_folder, sha256_of_file
 from raymaml.errors import UserError
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, Validation
+from raymaml.types import Params
 
 SCHEMA_VERSION = 1
 CARD = "checkpoint.json"
@@ -243,6 +244,29 @@ def require_same_model(path: Path, config: Config, image_shape: tuple[int, int, 
         " value, or train under another name"
         for key, (had, has) in pairs.items()
         if had != has
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
+def require_fitting(path: Path, params: Params, wanted: Params) -> None:
+    """Check that the weights from the checkpoint ``path`` are all that are ``wanted``.
+
+    Others are allowed beside them: the running moments of a model that is judged by another norm.
+
+    Raises:
+        UserError: naming what is missing, or of another shape.
+    """
+    problems = [
+        f"{path}: holds no {name}, which the model needs; judge it as it was trained"
+        for name in wanted
+        if name not in params
+    ]
+    problems += [
+        f"{path}: {name} has the shape {list(params[name].shape)}, the model needs"
+        f" {list(value.shape)}; judge it as it was trained"
+        for name, value in wanted.items()
+        if name in params and params[name].shape != value.shape
     ]
     if problems:
         raise UserError(*problems)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers_evaluation import record as make_record
 
 from raymaml.data.files import replacing
 from raymaml.errors import UserError
@@ -17,7 +18,9 @@ from raymaml.evaluation.records import (
     chunk_is_complete,
     chunk_path,
     identity_of,
+    leading_accuracies,
     missing_chunks,
+    read_circumstances,
     read_records,
     record_arrays,
     write_chunk,
@@ -28,13 +31,9 @@ IDENTITY = {"checkpoint": "c0ffee", "episodes": "feed"}
 
 def record(episode: int, num_steps: int = 2) -> EpisodeRecord:
     by_step = tuple(((episode * 7 + step) % 76) / 75 for step in range(num_steps + 1))
-    return EpisodeRecord(
-        episode=episode,
-        accuracy=by_step[-1],
-        loss=1 / (episode + 3),
-        accuracy_by_step=by_step,
-        class_ids=(episode % 11, 20, 30),
-    )
+    losses = (2.0,) * num_steps + (1 / (episode + 3),)
+    ids = (episode % 11, 20, 30)
+    return make_record(episode, accuracy_by_step=by_step, loss_by_step=losses, class_ids=ids)
 
 
 def write(folder: Path, first: int, count: int, identity: dict[str, str] = IDENTITY) -> Path:
@@ -66,11 +65,8 @@ def test_what_is_written_is_read_to_the_last_bit(tmp_path: Path) -> None:
     table = read_records(tmp_path)
     assert table.to_pylist() == [
         {
-            "episode": episode,
-            "accuracy": record(episode).accuracy,
-            "loss": record(episode).loss,
-            "accuracy_by_step": list(record(episode).accuracy_by_step),
-            "class_ids": list(record(episode).class_ids),
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(record(episode)).items()
         }
         for episode in range(10, 15)
     ]
@@ -168,9 +164,32 @@ def test_a_chunk_that_makes_no_sense_is_not_written(
 
 def test_a_record_ends_in_its_accuracy() -> None:
     with pytest.raises(ValueError, match=r"episode 3: accuracy is 0\.5"):
-        EpisodeRecord(
-            episode=3, accuracy=0.5, loss=1.0, accuracy_by_step=(0.5, 0.4), class_ids=(1, 2)
-        )
+        make_record(3, accuracy=0.5, accuracy_by_step=(0.5, 0.4))
+    with pytest.raises(ValueError, match=r"episode 3: loss is nan but loss_by_step ends in \(0.1,"):
+        make_record(3, loss=float("nan"), loss_by_step=(0.1, 0.1))
+
+
+def test_circumstances_are_kept_beside_the_records_and_not_compared(tmp_path: Path) -> None:
+    for first, hardware in ((0, "an abacus"), (2, "a slide rule"), (4, "an abacus")):
+        records = [record(first), record(first + 1)]
+        path = chunk_path(tmp_path, first, 2)
+        write_chunk(path, records, IDENTITY, {"hardware": hardware})
+        assert chunk_is_complete(path, first, 2, IDENTITY)
+    assert identity_of(read_records(tmp_path, 6, IDENTITY)) == IDENTITY
+    found = read_circumstances(tmp_path)
+    assert found == [{"hardware": "a slide rule"}, {"hardware": "an abacus"}]
+
+
+def test_leading_accuracies_end_at_the_first_hole(tmp_path: Path) -> None:
+    assert leading_accuracies(tmp_path, IDENTITY).tolist() == []
+    write(tmp_path, 5, 5)
+    assert leading_accuracies(tmp_path, IDENTITY).tolist() == []
+    write(tmp_path, 0, 3)
+    write(tmp_path, 3, 2, {"checkpoint": "other"})
+    expected = [record(episode).accuracy for episode in range(10)]
+    assert leading_accuracies(tmp_path, IDENTITY).tolist() == expected[:3]
+    write(tmp_path, 3, 2)
+    assert leading_accuracies(tmp_path, IDENTITY).tolist() == expected
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -274,9 +293,7 @@ def test_a_campaign_goes_on_with_another_chunk_size(tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite_survive(tmp_path: Path) -> None:
     bad = [
-        EpisodeRecord(
-            episode=index, accuracy=0.2, loss=loss, accuracy_by_step=(0.2,), class_ids=(1, 2)
-        )
+        make_record(index, loss_by_step=(1.0, loss))
         for index, loss in enumerate((float("nan"), float("inf")))
     ]
     write_chunk(tmp_path / "bad.parquet", bad, IDENTITY)

@@ -1,0 +1,28 @@
+"""Records for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raymaml.evaluation.records import EpisodeRecord
+
+
+def record(episode: int, **values: Any) -> EpisodeRecord:
+    """A record of 5 ways, 1 shot and 3 queries; accuracy and loss are those of the last step."""
+    values = {"accuracy_by_step": (0.2, 0.8), **values}
+    values = {"loss_by_step": (1.0,) * len(values["accuracy_by_step"]), **values}
+    ways = range(5)
+    defaults = {
+        "accuracy": values["accuracy_by_step"][-1],
+        "loss": values["loss_by_step"][-1],
+        "class_accuracy": (values["accuracy_by_step"][-1],) * 5,
+        "class_ids": tuple(ways),
+        "support_rows": tuple(20 * way for way in ways),
+        "query_rows": tuple(20 * way + 1 + query for way in ways for query in range(3)),
+        "bin_count": (0,) * 14 + (15,),
+        "bin_confidence": (0.0,) * 14 + (14.5,),
+        "bin_correct": (0,) * 14 + (15,),
+        "brier": 0.25,
+        "seconds": 0.5,
+    }
+    return EpisodeRecord(episode=episode, **(defaults | values))
