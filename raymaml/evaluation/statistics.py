@@ -49,19 +49,6 @@ class Summary:
     """Episodes whose value is infinite or not a number."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArmSummary:
-    """One arm of a campaign, in numbers."""
-
-    name: str
-    description: str
-    """What was judged, one sentence."""
-    accuracy: Summary
-    loss: Summary
-    by_step: list[Interval]
-    """Accuracy after 0, 1, .. T inner steps."""
-
-
 def mean_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
     """Return the mean of ``values`` [n] and its Student t interval.
 

@@ -1,0 +1,104 @@
+"""Two arms on the same episodes: their difference, episode by episode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymaml.errors import UserError
+from raymaml.evaluation.records import RecordArrays
+from raymaml.evaluation.statistics import Interval, mean_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """The differences of two arms."""
+
+    difference: Interval
+    """Mean difference in accuracy and its t interval over episodes."""
+    wins: int
+    """Episodes in which the first arm is better..."""
+    ties: int
+    losses: int
+    """...and in which the second is."""
+    sign_p: float
+    """Two-sided p-value of the sign test: wins and losses are equally likely."""
+    wilcoxon_p: float
+    """Two-sided p-value of Wilcoxon's signed-rank test: differences are symmetric around 0."""
+
+
+def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
+    """Compare two arms on the episodes that both were judged on.
+
+    The sign test is exact (binomial, ties left out); Wilcoxon's statistic is approximately normal,
+    with average ranks and the correction for ties (Pratt's zeros are left out).
+
+    Raises:
+        UserError: the episodes of one number are not the same in both: other classes or support
+            images, or query images of which neither set begins with the other.
+    """
+    from scipy import stats
+
+    both, in_a, in_b = np.intersect1d(a.episode, b.episode, assume_unique=True, return_indices=True)
+    _require_same_episodes(a, b, (both, in_a, in_b), names)
+    differences = a.accuracy[in_a] - b.accuracy[in_b]
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    decided = wins + losses
+    return Paired(
+        difference=mean_interval(differences),
+        wins=wins,
+        ties=len(differences) - decided,
+        losses=losses,
+        sign_p=float(stats.binomtest(wins, decided).pvalue) if decided else 1.0,
+        wilcoxon_p=float(stats.wilcoxon(differences, method="approx").pvalue) if decided else 1.0,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (Holm 1979): what is below 5% then is so for all at once.
+
+    The i-th smallest of m, counted from 1, is multiplied by ``m - i + 1``; none is less than one
+    before it.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+
+
+Match = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""Numbers of the common episodes, and their places in either arm."""
+
+
+def _require_same_episodes(
+    a: RecordArrays, b: RecordArrays, match: Match, names: tuple[str, str]
+) -> None:
+    both, in_a, in_b = match
+    one, other = names
+    if not len(both):
+        raise UserError(f"{one} and {other}: have no episode in common; judge the same ones")
+    reason = "other classes"
+    wrong: NDArray[np.bool_] | bool = a.class_ids.shape[1] != b.class_ids.shape[1]
+    if not np.any(wrong):
+        wrong = (a.class_ids[in_a] != b.class_ids[in_b]).any(1)
+    if not np.any(wrong):
+        reason = "other support images"
+        wrong = a.support_rows.shape[1] != b.support_rows.shape[1]
+    if not np.any(wrong):
+        wrong = (a.support_rows[in_a] != b.support_rows[in_b]).any(1)
+    if not np.any(wrong):
+        reason = "other query images"
+        ways = a.class_ids.shape[1]
+        queries = [
+            arm.query_rows[at].reshape(len(at), ways, -1) for arm, at in ((a, in_a), (b, in_b))
+        ]
+        fewer = min(rows.shape[2] for rows in queries)  # of fewer queries a class: the first ones
+        wrong = (queries[0][..., :fewer] != queries[1][..., :fewer]).any((1, 2))
+    if np.any(wrong):
+        first = both[np.argmax(np.broadcast_to(wrong, both.shape))]
+        raise UserError(
+            f"{one} and {other}: episode {first} has {reason} in one than in the other, so their"
+            " difference says nothing; judge both on the same episodes"
+        )

@@ -1,0 +1,60 @@
+"""Intervals that stay valid however often one looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def confidence_sequence(
+    values: NDArray[np.float64], level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return centre and half-width of a confidence sequence for the mean, after each value: [n].
+
+    With probability ``level`` at least the mean is inside *all* of the intervals at once, for any n
+    and any distribution in 0..1; so it may be looked at after every value, and judging may stop by
+    what is seen. The predictable plug-in empirical-Bernstein sequence of Waudby-Smith and Ramdas
+    2024 (Estimating means of bounded random variables by betting, theorem 2)::
+
+        centre_t = sum(l_i x_i) / sum(l_i)
+        half_t   = (log(2 / (1 - level)) + sum(v_i psi(l_i))) / sum(l_i)
+        v_i = 4 (x_i - m_{i-1})^2,   psi(l) = (-log(1 - l) - l) / 4
+        l_i = min(sqrt(2 log(2 / (1 - level)) / (s_{i-1}^2 i log(1 + i))), 1/2)
+        m_i = (1/2 + x_1 + .. + x_i) / (i + 1)
+        s_i^2 = (1/4 + sum((x_j - m_j)^2, j <= i)) / (i + 1)
+
+    The price against a t interval at a time fixed beforehand is a factor of 1.5 to 2 in width.
+
+    Raises:
+        ValueError: when a value is outside 0..1, or ``level``.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; it must be between 0 and 1")
+    if not np.all((values >= 0) & (values <= 1)):
+        raise ValueError("the values must be in 0..1")
+    n = np.arange(1, len(values) + 1)
+    means = (0.5 + np.cumsum(values)) / (n + 1)
+    variances = (0.25 + np.cumsum((values - means) ** 2)) / (n + 1)
+    before = np.concatenate([[0.5], means[:-1]])
+    spread = np.concatenate([[0.25], variances[:-1]])
+    budget = np.log(2 / (1 - level))
+    bets = np.minimum(np.sqrt(2 * budget / (spread * n * np.log1p(n))), 0.5)
+    total = np.cumsum(bets)
+    cost = np.cumsum((values - before) ** 2 * (-np.log1p(-bets) - bets))
+    return np.cumsum(bets * values) / total, (budget + cost) / total
+
+
+def first_look_within(
+    values: NDArray[np.float64], target_half_width: float, looks: Sequence[int]
+) -> int | None:
+    """Return the first of ``looks`` at which the mean is known to ``target_half_width``.
+
+    Args:
+        values: accuracies 0..1 in the order of the episodes.
+        target_half_width: 0..1.
+        looks: numbers of episodes, ascending, none above ``len(values)``.
+    """
+    _, half_widths = confidence_sequence(values)
+    return next((look for look in looks if half_widths[look - 1] <= target_half_width), None)

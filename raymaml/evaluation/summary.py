@@ -1,0 +1,176 @@
+"""One arm of a campaign in numbers, and arms against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymaml.errors import UserError
+from raymaml.evaluation.generalisation import disjoint_tasks_interval, new_classes_interval
+from raymaml.evaluation.paired import Paired, holm, paired
+from raymaml.evaluation.records import RecordArrays
+from raymaml.evaluation.statistics import Interval, Summary, interval_by_step, summarize
+
+WORST = 0.01
+"""Share of the episodes that count as the worst."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far probabilities are what they say (Guo et al. 2017)."""
+
+    error: float
+    """Expected calibration error: mean of |confidence - accuracy| over bins, by queries."""
+    confidence: list[float]
+    """Mean confidence of the queries of each bin that has any..."""
+    accuracy: list[float]
+    """...the share of them that is classified rightly..."""
+    count: list[int]
+    """...and their number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """One arm of a campaign, in numbers."""
+
+    name: str
+    description: str
+    """What was judged, one sentence."""
+    protocol: str
+    accuracy: Summary
+    loss: Summary
+    brier: Summary
+    by_step: list[Interval]
+    """Accuracy after 0, 1, .. T inner steps."""
+    loss_by_step: list[Interval]
+    new_classes: Interval
+    """Mean accuracy, with the interval for classes drawn anew."""
+    disjoint_tasks: Interval
+    """Mean accuracy over episodes that share no image."""
+    skew: float
+    """Of the accuracies: below 0 the few are far below the many."""
+    worst: float
+    """Mean accuracy of the worst 1% of the episodes (conditional value at risk)."""
+    calibration: Calibration
+    seconds: float
+    """Median time an episode, adapting and judging."""
+    total_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An arm against another on the same episodes."""
+
+    arm: str
+    minus: str
+    result: Paired | None
+    """None: they were not judged on the same episodes..."""
+    refusal: str = ""
+    """...and how they differ."""
+    adjusted_p: float = 1.0
+    """Of Wilcoxon's test, by Holm over all comparisons of the report."""
+
+
+def summarize_arm(name: str, description: str, protocol: str, records: RecordArrays) -> ArmSummary:
+    """Summarise the records of one arm."""
+    rows = np.concatenate([records.support_rows, records.query_rows], axis=1)
+    return ArmSummary(
+        name=name,
+        description=description,
+        protocol=protocol,
+        accuracy=summarize(records.accuracy),
+        loss=summarize(records.loss),
+        brier=summarize(records.brier),
+        by_step=interval_by_step(records.accuracy_by_step),
+        loss_by_step=interval_by_step(records.loss_by_step),
+        new_classes=new_classes_interval(records.accuracy, records.class_ids),
+        disjoint_tasks=disjoint_tasks_interval(records.accuracy, rows),
+        skew=skew(records.accuracy),
+        worst=worst_mean(records.accuracy),
+        calibration=calibration(records),
+        seconds=float(np.median(records.seconds)),
+        total_seconds=float(records.seconds.sum()),
+    )
+
+
+def skew(values: NDArray[np.float64]) -> float:
+    """Return the sample skewness ``G1 = sqrt(n (n - 1)) / (n - 2) m3 / m2**1.5``; nan where n < 3.
+
+    It is 0 where all values are equal.
+    """
+    from scipy import stats
+
+    if len(values) < 3:
+        return float("nan")
+    return 0.0 if np.all(values == values[0]) else float(stats.skew(values, bias=False))
+
+
+def worst_mean(values: NDArray[np.float64], share: float = WORST) -> float:
+    """Return the mean of the lowest ``share`` of ``values``, of one at least.
+
+    The conditional value at risk of Rockafellar and Uryasev 2000, for whole numbers of episodes.
+    """
+    count = max(1, int(np.ceil(share * len(values))))
+    return float(np.mean(np.partition(values, count - 1)[:count]))
+
+
+def running_mean(
+    values: NDArray[np.float64], level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean of the first n values and the half-width of its t interval, for every n.
+
+    Of one value the half-width is infinite.
+    """
+    from scipy import special
+
+    n = np.arange(1, len(values) + 1)
+    means = np.cumsum(values) / n
+    centred = values - values.mean()  # so that squares do not cancel
+    squares = np.cumsum(centred**2) - np.cumsum(centred) ** 2 / n
+    half_widths = np.full(len(values), np.inf)
+    variances = np.maximum(squares[1:], 0) / (n[1:] - 1)
+    half_widths[1:] = special.stdtrit(n[1:] - 1, (1 + level) / 2) * np.sqrt(variances / n[1:])
+    return means, half_widths
+
+
+def calibration(records: RecordArrays) -> Calibration:
+    """Compare confidence and accuracy, bin by bin, over all queries of all episodes."""
+    count = records.bin_count.sum(0)
+    some = count > 0
+    confidence = records.bin_confidence.sum(0)[some] / count[some]
+    accuracy = records.bin_correct.sum(0)[some] / count[some]
+    error = float((count[some] * np.abs(confidence - accuracy)).sum() / count.sum())
+    return Calibration(
+        error=error,
+        confidence=confidence.tolist(),
+        accuracy=accuracy.tolist(),
+        count=count[some].tolist(),
+    )
+
+
+def compare(arms: Mapping[str, RecordArrays]) -> list[Comparison]:
+    """Compare every arm with the first, where both were judged on the same episodes."""
+    first, *others = arms
+    found = [_compare(first, other, arms) for other in others]
+    results = [each.result for each in found if each.result is not None]
+    adjusted = iter(holm([result.wilcoxon_p for result in results]))
+    return [
+        each if each.result is None else replace(each, adjusted_p=next(adjusted)) for each in found
+    ]
+
+
+def _compare(first: str, other: str, arms: Mapping[str, RecordArrays]) -> Comparison:
+    try:
+        result = paired(arms[other], arms[first], (other, first))
+    except UserError as error:
+        return Comparison(arm=other, minus=first, result=None, refusal=str(error))
+    return Comparison(arm=other, minus=first, result=result)
+
+
+def worst_episodes(records: RecordArrays, count: int) -> Sequence[int]:
+    """Return where the worst episodes stand: lowest accuracy, then highest loss, first."""
+    order: list[int] = np.lexsort((-records.loss, records.accuracy))[:count].tolist()
+    return order

@@ -1,0 +1,32 @@
+"""What a report tells beside numbers: verdicts of claims, and outcomes of audits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+UNDECIDED: Literal["undecided at this size"] = "undecided at this size"
+Outcome = Literal["supported", "not supported", "undecided at this size"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A claim, and what became of it."""
+
+    claim: str
+    outcome: Outcome
+    numbers: str
+    """What it was decided by, a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditResult:
+    """What was found out about a model beside its accuracy."""
+
+    name: str
+    title: str
+    outcome: Literal["passed", "flagged", "measured"]
+    sentence: str
+    """What was done and found."""
+    rows: list[dict[str, Any]]
+    """A table: dicts of equal keys."""

@@ -1,0 +1,136 @@
+"""Intervals cover what they say they cover: over episodes, classes, images and looks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from raymaml.evaluation.generalisation import (
+    disjoint_tasks,
+    disjoint_tasks_interval,
+    new_classes_interval,
+)
+from raymaml.evaluation.sequences import confidence_sequence, first_look_within
+from raymaml.evaluation.statistics import Interval, mean_interval
+
+CAMPAIGNS = 1_000
+TRUTH = 0.6
+
+
+def covers(interval: Interval) -> bool:
+    return interval.low <= TRUTH <= interval.high
+
+
+def campaign(
+    generator: np.random.Generator, *, classes: int, ways: int, episodes: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Accuracies [E] and classes [E, N]: a class is easy or hard (sd 0.1), and so are the others of
+    an episode because of it (sd 0.03); the noise of an episode has sd 0.1. The mean is TRUTH."""
+    own = generator.normal(0, 0.1, classes) / ways
+    others = generator.normal(0, 0.03, classes) * (ways - 1) / ways
+    ids = np.argsort(generator.random((episodes, classes)), 1)[:, :ways]
+    noise = generator.normal(0, 0.1, episodes)
+    return TRUTH + (own + others)[ids].sum(1) + noise, ids
+
+
+@pytest.mark.parametrize(("classes", "ways"), [(20, 5), (24, 5), (20, 2)])
+def test_the_interval_for_new_classes_covers_and_that_over_episodes_does_not(classes, ways) -> None:
+    generator = np.random.default_rng(5)
+    hits = naive = 0
+    for seed in range(CAMPAIGNS):
+        accuracy, ids = campaign(generator, classes=classes, ways=ways, episodes=600)
+        hits += covers(new_classes_interval(accuracy, ids, seed=seed))
+        naive += covers(mean_interval(accuracy))
+    assert 0.93 <= hits / CAMPAIGNS <= 0.97
+    assert naive / CAMPAIGNS < 0.5  # 600 episodes of 20 classes are not 600 classes
+
+
+def test_the_interval_over_episodes_covers() -> None:
+    generator = np.random.default_rng(1)
+    # 75 queries, and a difficulty that is far from normal
+    chances = 1 - 0.8 * generator.beta(2, 2, (CAMPAIGNS, 600))  # mean 0.6
+    accuracy = generator.binomial(75, chances) / 75
+    hits = sum(covers(mean_interval(values)) for values in accuracy)
+    assert 0.93 <= hits / CAMPAIGNS <= 0.97
+
+
+def test_the_interval_over_disjoint_tasks_covers() -> None:
+    # An episode takes 20 of 2,000 images; each image is right with a chance of its own.
+    generator = np.random.default_rng(2)
+    hits = naive = 0
+    for _ in range(CAMPAIGNS):
+        right = generator.random(2000) < TRUTH  # whether this test set's image is ever right
+        rows = generator.integers(0, 2000, (2000, 20))
+        accuracy = right[rows].mean(1)
+        hits += covers(disjoint_tasks_interval(accuracy, rows))
+        naive += covers(mean_interval(accuracy))
+    assert 0.93 <= hits / CAMPAIGNS <= 0.97
+    assert naive / CAMPAIGNS < 0.9  # drawing the same images again adds nothing
+
+
+def test_a_confidence_sequence_covers_at_every_look() -> None:
+    generator = np.random.default_rng(3)
+    hits = fixed = 0
+    for _ in range(CAMPAIGNS):
+        values = generator.binomial(15, 1 - 0.8 * generator.beta(2, 2, 2000)) / 15  # mean 0.6
+        centre, half_width = confidence_sequence(values)
+        hits += bool(np.all(np.abs(centre - TRUTH) <= half_width))
+        n = np.arange(1, 2001)
+        means = np.cumsum(values) / n
+        margins = 1.96 * np.sqrt(np.maximum(np.cumsum(values**2) / n - means**2, 0) / n)
+        fixed += bool(np.all((np.abs(means - TRUTH) <= margins)[99::100]))
+    assert hits / CAMPAIGNS >= 0.95
+    assert fixed / CAMPAIGNS < 0.9  # a t interval that is looked at 20 times does not
+
+
+def test_a_confidence_sequence_by_hand() -> None:
+    centre, half_width = confidence_sequence(np.array([1.0, 0.0]), level=0.95)
+    budget = math.log(40)
+    # l_1 = l_2 = 1/2, for sqrt(2 log 40 / (s^2 i log(1 + i))) > 1/2
+    assert centre.tolist() == pytest.approx([1.0, 0.5])
+    psi = math.log(2) - 0.5  # 4 psi(1/2)
+    # v_1 = (1 - 1/2)^2; m_1 = 3/4, so v_2 = (0 - 3/4)^2
+    first = (budget + 0.25 * psi) / 0.5
+    second = (budget + (0.25 + 0.5625) * psi) / 1.0
+    assert half_width.tolist() == pytest.approx([first, second])
+
+
+def test_the_first_look_that_is_narrow_enough() -> None:
+    values = np.full(5000, 0.5)
+    _, half_width = confidence_sequence(values)
+    found = first_look_within(values, 0.02, range(100, 5001, 100))
+    assert found is not None
+    assert half_width[found - 1] <= 0.02 < half_width[found - 101]
+    assert first_look_within(values, 1e-9, range(100, 5001, 100)) is None
+    assert first_look_within(values[:50], 0.02, range(100, 51, 100)) is None
+
+
+@pytest.mark.parametrize("values", [[1.1], [-0.1], [math.nan]])
+def test_a_confidence_sequence_is_of_values_in_0_to_1(values) -> None:
+    with pytest.raises(ValueError, match=r"in 0\.\.1"):
+        confidence_sequence(np.array(values))
+
+
+def test_of_other_classes_nothing_is_known_where_all_are_in_each_episode() -> None:
+    ids = np.tile(np.arange(5), (10, 1))
+    found = new_classes_interval(np.linspace(0, 1, 10), ids)
+    assert (found.mean, found.half_width, found.count) == (pytest.approx(0.5), math.inf, 5)
+
+
+def test_the_interval_for_new_classes_by_hand() -> None:
+    # Every pair of 6 classes once, accuracy = sum of what its classes do: no noise is left.
+    effects = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    ids = np.array([(a, b) for a in range(6) for b in range(a)])
+    found = new_classes_interval(effects[ids].sum(1), ids)
+    # N^2 / M of the variance of the effects, here 4 / 6 * 0.035; t(0.975; 5) = 2.570582
+    expected = 2.570582 * math.sqrt(4 / 6 * np.var(effects, ddof=1))
+    assert found.mean == pytest.approx(0.5)
+    assert found.half_width == pytest.approx(expected, rel=0.04)  # of 2,000 resamples
+
+
+def test_disjoint_tasks_are_taken_in_order() -> None:
+    rows = np.array([[0, 1], [1, 2], [2, 3], [0, 4], [4, 5]])
+    assert disjoint_tasks(rows).tolist() == [0, 2, 4]

@@ -1,0 +1,99 @@
+"""Paired comparisons: on the same episodes or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_evaluation import record
+
+from raymaml.errors import UserError
+from raymaml.evaluation.paired import holm, paired
+from raymaml.evaluation.records import RecordArrays, read_records, record_arrays, write_chunk
+
+NAMES = ("one", "other")
+
+
+def arm(folder: Path, name: str, accuracy: list[float]) -> RecordArrays:
+    path = folder / f"{name}.parquet"
+    records = [record(i, accuracy_by_step=(value,)) for i, value in enumerate(accuracy)]
+    write_chunk(path, records, {})
+    return record_arrays(read_records([path]))
+
+
+def test_differences_by_hand(tmp_path: Path) -> None:
+    a = arm(tmp_path, "a", [0.5, 0.75, 0.5, 1.0, 0.5])
+    b = arm(tmp_path, "b", [0.25, 0.5, 0.5, 0.5])  # episode 4 was not judged
+    found = paired(a, b, NAMES)
+    assert found.difference.count == 4
+    assert found.difference.mean == 0.25  # (0.25 + 0.25 + 0 + 0.5) / 4
+    # s^2 = 3 * .. : deviations 0, 0, -0.25, 0.25; t(0.975; 3) = 3.182446
+    assert found.difference.half_width == pytest.approx(3.182446 * np.sqrt(0.125 / 3 / 4))
+    assert (found.wins, found.ties, found.losses) == (3, 1, 0)
+    assert found.sign_p == pytest.approx(2 / 2**3)
+    assert 0.05 < found.wilcoxon_p < 0.2
+
+
+def test_the_paired_interval_covers() -> None:
+    generator = np.random.default_rng(4)
+    hits = 0
+    rows = np.zeros((600, 5), dtype=np.int64)
+    for _ in range(1_000):
+        hard = generator.normal(0, 0.2, 600)
+        values = [0.6 + hard + generator.normal(shift, 0.1, 600) for shift in (0.02, 0.0)]
+        a, b = (arrays(value, rows) for value in values)
+        found = paired(a, b, NAMES).difference
+        hits += found.low <= 0.02 <= found.high
+    assert 0.93 <= hits / 1_000 <= 0.97
+
+
+def arrays(accuracy: np.ndarray, rows: np.ndarray) -> RecordArrays:
+    count = len(accuracy)
+    columns = dict.fromkeys(RecordArrays.__annotations__, np.zeros(count))
+    ids = {"class_ids": rows, "support_rows": rows, "query_rows": rows}
+    return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))
+
+
+def test_equal_arms_do_not_differ(tmp_path: Path) -> None:
+    a = arm(tmp_path, "a", [0.5, 0.75])
+    found = paired(a, a, NAMES)
+    assert (found.difference.mean, found.difference.half_width) == (0, 0)
+    assert (found.ties, found.sign_p, found.wilcoxon_p) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [("class_ids", "classes"), ("support_rows", "support images"), ("query_rows", "query images")],
+)
+def test_other_episodes_are_refused(tmp_path: Path, column: str, what: str) -> None:
+    a = arm(tmp_path, "a", [0.5, 0.75, 1.0])
+    changed = getattr(a, column).copy()
+    changed[1:, 2] += 1
+    with pytest.raises(UserError, match=f"one and other: episode 1 has other {what} in one"):
+        paired(a, replace(a, **{column: changed}), NAMES)
+    fewer = changed[:, :4] if column != "query_rows" else changed[:, 2:12]
+    with pytest.raises(UserError, match=f"episode 0 has other {what}"):
+        paired(a, replace(a, **{column: fewer}), NAMES)
+
+
+def test_no_common_episode_is_refused(tmp_path: Path) -> None:
+    a = arm(tmp_path, "a", [0.5])
+    with pytest.raises(UserError, match="no episode in common"):
+        paired(a, replace(a, episode=a.episode + 1), NAMES)
+
+
+def test_fewer_queries_of_the_same_episodes_are_compared(tmp_path: Path) -> None:
+    a = arm(tmp_path, "a", [0.5, 0.75])
+    first = a.query_rows.reshape(2, 5, 3)
+    assert paired(a, replace(a, query_rows=first[..., :1].reshape(2, 5)), NAMES).ties == 2
+    with pytest.raises(UserError, match="other query images"):
+        paired(a, replace(a, query_rows=first[..., 1:2].reshape(2, 5)), NAMES)
+
+
+def test_holm_by_hand() -> None:
+    # 0.01 * 3; 0.02 * 2 = 0.04; 0.5
+    assert holm([0.5, 0.01, 0.02]) == pytest.approx([0.5, 0.03, 0.04])
+    assert holm([0.02, 0.015]) == pytest.approx([0.03, 0.03])
+    assert holm([]) == []
