@@ -1,11 +1,11 @@
-"""``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``convert``,
+"""``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``study``, ``convert``,
 ``bench``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from raymaml.errors import UserError
 
 INTERRUPTED = 130  # what a shell shows for a command that Ctrl-C ended
 CONFIG = click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
+LOCAL = click.option("--local", is_flag=True, help="Run in this process, without Ray: same bits.")
 OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 
 
@@ -42,6 +43,11 @@ def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the arguments CONFIG and KEY=VALUE..."""
+    return CONFIG(OVERRIDES(_reports_user_errors(command)))
+
+
 @click.group()
 @click.version_option(raymaml.__version__)
 def main() -> None:
@@ -57,9 +63,7 @@ def data() -> None:
 
 
 @data.command("import")
-@CONFIG
-@OVERRIDES
-@_reports_user_errors
+@_takes_config
 def import_(config_path: Path, overrides: tuple[str, ...]) -> None:
     """Import data.source into the image bank data.bank."""
     from raymaml.data.importers import import_bank
@@ -75,9 +79,7 @@ def import_(config_path: Path, overrides: tuple[str, ...]) -> None:
 
 
 @data.command()
-@CONFIG
-@OVERRIDES
-@_reports_user_errors
+@_takes_config
 def sample(config_path: Path, overrides: tuple[str, ...]) -> None:
     """Sample the episodes of all splits into shards under data.shards."""
     from raymaml.training.data import open_bank, sample_shards
@@ -88,14 +90,12 @@ def sample(config_path: Path, overrides: tuple[str, ...]) -> None:
 
 
 @data.command()
-@CONFIG
-@OVERRIDES
+@_takes_config
 @click.option("--split", type=click.Choice(SPLITS), default="test")
 @click.option("--episode", type=click.IntRange(min=0), help="Draw this episode of the split.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), default="sheet.png", show_default=True
 )
-@_reports_user_errors
 def show(
     config_path: Path, overrides: tuple[str, ...], split: Split, episode: int | None, out: Path
 ) -> None:
@@ -116,48 +116,73 @@ def show(
 
 
 @main.command()
-@CONFIG
-@OVERRIDES
-@click.option("--local", is_flag=True, help="Run in this process, without Ray: same bits.")
-@_reports_user_errors
+@_takes_config
+@LOCAL
 def train(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
     """Train, or go on with, the run that CONFIG names."""
     config = load_config(config_path, overrides)
-    if local:
-        from raymaml.training.worker import train_locally as run
-    else:
-        from raymaml.cluster.train import train_on_cluster as run
-    if not run(config, click.echo):
+    if not _train(local)(config, click.echo):
         sys.exit(INTERRUPTED)
 
 
 @main.command()
-@CONFIG
-@OVERRIDES
-@click.option("--local", is_flag=True, help="Run in this process, without Ray: same records.")
-@_reports_user_errors
+@_takes_config
+@LOCAL
 def test(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
     """Judge the run that CONFIG names on its test episodes, and write the report."""
+    from raymaml.evaluation.plan import plan_test
+
     config = load_config(config_path, overrides)
-    if local:
-        from raymaml.evaluation.campaign import judge_locally as run
-    else:
-        from raymaml.cluster.campaign import judge_on_cluster as run
-    click.echo(run(config, click.echo))
+    click.echo(_judge(local)(partial(plan_test, config), config.cluster, click.echo))
 
 
 @main.command()
-@CONFIG
-@OVERRIDES
-@_reports_user_errors
+@_takes_config
 def report(config_path: Path, overrides: tuple[str, ...]) -> None:
     """Write the report of a finished campaign again."""
     import torch
 
-    from raymaml.evaluation.campaign import plan_campaign
+    from raymaml.evaluation.plan import plan_test
 
     config = load_config(config_path, overrides)
-    click.echo(plan_campaign(config, torch.device("cpu")).report())
+    click.echo(plan_test(config, torch.device("cpu")).report())
+
+
+@main.command()
+@click.argument("study_path", metavar="STUDY", type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--config", type=click.Path(path_type=Path), help="Start from this one instead.")
+@LOCAL
+@_reports_user_errors
+def study(study_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
+    """Train what STUDY needs, judge its arms on the same episodes, and write the report.
+
+    The overrides change the config of all its models and arms. What is done already is not
+    repeated, so that arms and episodes can be added later.
+    """
+    from raymaml.evaluation.study import read_study, run_study
+
+    found = read_study(study_path, overrides, config)
+    path = run_study(found, train=_train(local), judge=_judge(local), echo=click.echo)
+    if path is None:
+        sys.exit(INTERRUPTED)
+    click.echo(path)
+
+
+def _train(local: bool) -> Callable[..., bool]:
+    if local:
+        from raymaml.training.worker import train_locally as run
+    else:
+        from raymaml.cluster.train import train_on_cluster as run
+    return run
+
+
+def _judge(local: bool) -> Callable[..., Path]:
+    if local:
+        from raymaml.evaluation.campaign import judge_locally as run
+    else:
+        from raymaml.cluster.campaign import judge_on_cluster as run
+    return run
 
 
 @main.command()

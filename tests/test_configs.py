@@ -16,12 +16,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from raymaml.cli import main
-from raymaml.config.load import load_config
+from raymaml.config.load import load_config, load_study
 from raymaml.config.schema import Config
 from raymaml.training.checkpoint import find_checkpoint, read_card
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SHIPPED = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+STUDIES = [name for name in ALL if name.startswith("studies/")]
+SHIPPED = [name for name in ALL if name not in STUDIES]
 SIZE = 32
 MINI = {"train": 64, "val": 16, "test": 20}
 TIERED = {"train": 351, "val": 97, "test": 160}  # the number of classes tells the split
@@ -124,7 +126,7 @@ def small_overrides(config: Config, folder: Path) -> list[str]:
 
 
 def test_there_are_configs() -> None:
-    assert len(SHIPPED) == 16
+    assert (len(SHIPPED), len(STUDIES)) == (17, 6)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -159,3 +161,23 @@ def test_a_config_imports_samples_trains_and_tests(name: str, tmp_path: Path) ->
     assert read_card(find_checkpoint(config.run_folder, "last")).step == 2
     summary = json.loads((config.run_folder / "test" / "summary.json").read_text("utf-8"))
     assert summary["arms"]["model"]["num_episodes"] == 2
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_trains_judges_and_ends_in_verdicts(name: str, tmp_path: Path) -> None:
+    path = CONFIGS / name
+    lines = path.read_text("utf-8").splitlines()
+    assert lines[0].startswith("# Claim (")
+    assert f"#   raymaml study configs/{name}" in lines
+    settings = load_study(path)
+    overrides = small_overrides(load_config(path.parent / settings.config), tmp_path)
+    arguments = ["study", str(path), *overrides, "inner.num_steps=1", "--local"]
+    outcome = CliRunner().invoke(main, arguments)
+    assert outcome.exit_code == 0, outcome.output
+    summary = json.loads(Path(outcome.output.splitlines()[-1]).read_text("utf-8"))
+    assert list(summary["arms"]) == [arm.name for arm in settings.crossed_arms()]
+    assert all(arm["num_episodes"] == 2 for arm in summary["arms"].values())
+    assert [each["claim"] for each in summary["verdicts"]] == [c.claim for c in settings.checks]
+    assert all("refusal" not in each for each in summary["comparisons"])
+    again = CliRunner().invoke(main, arguments)
+    assert again.output.splitlines() == outcome.output.splitlines()[-1:]  # nothing is left to do

@@ -443,7 +443,9 @@ RUN_CASES = [
     Case(
         name="report-before-test",
         command="report",
-        says=("{place}/runs/tiny/test: 20 episodes in 7 chunks are not judged yet; run `raymaml",),
+        says=(
+            "{place}/runs/tiny/test: 20 episodes in 7 chunks are not judged yet; run the command",
+        ),
     ),
     Case(
         name="cuda-without-gpu",

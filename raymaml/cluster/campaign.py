@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,15 +20,16 @@ from raymaml.cluster.runtime import (
     connected,
     plan_workers,
 )
-from raymaml.config.schema import Config
+from raymaml.config.schema import ClusterConfig
 from raymaml.errors import UserError
-from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Progress, plan_campaign
+from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan, episodes_by_arm
+from raymaml.evaluation.progress import Progress
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import request_stop, stop_requested
 from raymaml.training.worker import on_interrupt
 
 
-def judge_on_cluster(config: Config, echo: Echo) -> Path:
+def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
     """Judge all that is missing, a chunk a Tune trial, and write the report.
 
     A chunk's record file is all that is remembered: Tune's own state is thrown away, and a
@@ -37,16 +39,32 @@ def judge_on_cluster(config: Config, echo: Echo) -> Path:
         UserError: the run cannot be judged, another process judges it, or some chunks failed.
         KeyboardInterrupt: Ctrl-C; the chunks that were done are kept.
     """
-    campaign = plan_campaign(config, torch.device("cpu"))
-    chunks = campaign.missing()
-    if chunks:
-        with _scratch(campaign.folder) as scratch, connected(config.cluster):
-            _, use_gpu = plan_workers(
-                config.cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
+    campaign = plan(torch.device("cpu"))
+    if chunks := campaign.missing():
+        with _scratch(campaign.folder) as scratch, connected(cluster):
+            slots, use_gpu = plan_workers(
+                cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
             )
-            with on_interrupt(lambda: request_stop(scratch)):
-                _run_trials(campaign, chunks, use_gpu, scratch, echo)
+            if cluster.num_workers != "auto":
+                slots = min(slots, cluster.num_workers)
+            trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
+            with (
+                on_interrupt(lambda: request_stop(scratch)),
+                Progress(episodes_by_arm(chunks), echo) as progress,
+            ):
+                _run_trials(campaign, trials, plan, cluster, progress)
     return campaign.report()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trials:
+    """What Tune is to run, and where."""
+
+    chunks: list[Chunk]
+    slots: int
+    """Trials at once, at most."""
+    use_gpu: bool
+    scratch: Path
 
 
 @contextlib.contextmanager
@@ -69,29 +87,34 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _run_trials(
-    campaign: Campaign, chunks: list[Chunk], use_gpu: bool, scratch: Path, echo: Echo
+    campaign: Campaign, trials: _Trials, plan: Plan, cluster: ClusterConfig, progress: Progress
 ) -> None:
     from ray import tune
 
     trial = tune.with_parameters(
-        _judge_chunk, config=campaign.config, directory=str(Path.cwd()), use_gpu=use_gpu
+        _judge_chunk,
+        plan=plan,
+        key=uuid4().hex,
+        cluster=cluster,
+        directory=str(Path.cwd()),
+        use_gpu=trials.use_gpu,
     )
-    resources: dict[str, float] = {"GPU": 1, "CPU": 1} if use_gpu else {"CPU": 1}
+    resources: dict[str, float] = {"GPU": 1, "CPU": 1} if trials.use_gpu else {"CPU": 1}
     tuner = tune.Tuner(
         tune.with_resources(trial, resources),
-        param_space={"chunk": tune.grid_search([dict(vars(chunk)) for chunk in chunks])},
-        tune_config=tune.TuneConfig(reuse_actors=True),
+        param_space={"chunk": tune.grid_search([dict(vars(chunk)) for chunk in trials.chunks])},
+        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=trials.slots),
         run_config=tune.RunConfig(
             name="trials",
-            storage_path=str(scratch),
+            storage_path=str(trials.scratch),
             verbose=0,
-            callbacks=[_progress_callback(Progress(chunks, echo))],
-            stop=_stopper(scratch),
-            failure_config=tune.FailureConfig(max_failures=campaign.config.cluster.max_failures),
+            callbacks=[_progress_callback(progress)],
+            stop=_stopper(trials.scratch),
+            failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
         ),
     )
     results = call_in_thread(tuner.fit)
-    if stop_requested(scratch):
+    if stop_requested(trials.scratch):
         raise KeyboardInterrupt
     if results.errors:
         lines = [line for line in str(results.errors[0]).splitlines() if line.strip()]
@@ -102,21 +125,30 @@ def _run_trials(
         )
 
 
-def _judge_chunk(trial: dict[str, Any], config: Config, directory: str, use_gpu: bool) -> None:
+def _judge_chunk(
+    trial: dict[str, Any],
+    *,
+    plan: Plan,
+    key: str,
+    cluster: ClusterConfig,
+    directory: str,
+    use_gpu: bool,
+) -> None:
     """Judge one chunk; the process, with its opened data, serves many trials."""
     from ray import tune
 
     os.chdir(directory)
-    accuracies = _campaign(config.model_dump_json(), use_gpu).judge(Chunk(**trial["chunk"]))
+    if key not in _planned:
+        device = torch.device("cuda" if use_gpu else "cpu")
+        prepare_process(cluster, device)
+        _planned.clear()
+        _planned[key] = plan(device)
+    accuracies = _planned[key].judge(Chunk(**trial["chunk"]))
     tune.report({"accuracies": accuracies})
 
 
-@functools.lru_cache(maxsize=1)
-def _campaign(config_json: str, use_gpu: bool) -> Campaign:
-    config = Config.model_validate_json(config_json)
-    device = torch.device("cuda" if use_gpu else "cpu")
-    prepare_process(config.cluster, device)
-    return plan_campaign(config, device)
+_planned: dict[str, Campaign] = {}
+"""The campaign that this process serves, by a name that no other has."""
 
 
 def _progress_callback(progress: Progress) -> Any:
@@ -126,7 +158,8 @@ def _progress_callback(progress: Progress) -> Any:
         def on_trial_complete(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
-            progress.add(Chunk(**trial.config["chunk"]), trial.last_result["accuracies"])
+            chunk = Chunk(**trial.config["chunk"])
+            progress.add(chunk.arm, chunk.count, trial.last_result["accuracies"])
 
     return Callback()
 

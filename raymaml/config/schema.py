@@ -120,6 +120,9 @@ class EvaluationConfig(Section):
     """Which checkpoint is tested: best validation accuracy, or the newest."""
     chunk_size: PositiveInt = 500
     """Episodes a Tune trial. Records do not depend on it."""
+    target_half_width: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """Stop judging once the accuracy is known to so much either way, 0..1, by a confidence sequence
+    (95%, valid however often one looks); null: judge all test episodes."""
     baseline_episodes: Count = 600
     """Judge beside the model, on the first so many test episodes: the untrained weights with the
     same adaptation, and the trained weights with none; 0 judges neither."""
@@ -129,8 +132,8 @@ class ClusterConfig(Section):
     """Processes and devices."""
 
     num_workers: PositiveInt | Literal["auto"] = "auto"
-    """Training workers; auto: one a GPU, or one a CPU core where there is no GPU. On CPU the
-    result does not depend on it."""
+    """Training workers, and chunks that are judged at once, at most; auto: one a GPU, or one a CPU
+    core where there is no GPU. On CPU the result does not depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where the cluster has GPUs."""
     threads_per_worker: PositiveInt = 1

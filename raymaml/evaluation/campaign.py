@@ -5,38 +5,45 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from raymaml.config.model import InnerConfig
-from raymaml.config.schema import Config
+from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.bank import ImageBank
 from raymaml.errors import UserError
-from raymaml.evaluation.records import chunk_path, missing_chunks, read_records, write_chunk
+from raymaml.evaluation.progress import Progress
+from raymaml.evaluation.records import (
+    chunk_path,
+    leading_accuracies,
+    missing_chunks,
+    read_circumstances,
+    read_records,
+    write_chunk,
+)
+from raymaml.evaluation.sequences import first_look_within
 from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
 from raymaml.seeding import fold_in
-from raymaml.training.checkpoint import (
-    find_checkpoint,
-    load_tensors,
-    read_card,
-    require_same_model,
-    versions,
-)
+from raymaml.training.checkpoint import load_tensors, read_card, require_fitting, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
-from raymaml.training.metrics import METRICS_FILE, duration, read_metrics
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
-from raymaml.training.settings import image_layout
 from raymaml.training.state import build_learner, load_params
 
+if TYPE_CHECKING:  # it imports matplotlib, which no process that only judges needs
+    from raymaml.evaluation.report import ArmResult
+
 Echo = Callable[[str], None]
+Plan = Callable[[torch.device], "Campaign"]
+"""What plans one and the same campaign, for the device that judges, in any process."""
+LOOK = 100
+"""Episodes after which an arm may be seen to be precise enough, and again after as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +52,10 @@ class Arm:
 
     name: str
     description: str
+    config: Config
+    """As it is judged: model, inner loop at test, test episodes, precision."""
     checkpoint: Path | None
     """Weights to judge; None: the initial ones."""
-    inner: InnerConfig
     num_episodes: int
 
 
@@ -60,57 +68,85 @@ class Chunk:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """All that judging needs, planned from the config and the run folder alone.
+    """All that judging needs, planned from configs and run folders alone.
 
-    Records lie under ``<run folder>/test/<arm>/<identity>/``: other weights, episodes or inner
-    loops are another folder, so that nothing is overwritten and nothing is mixed.
+    Records lie under ``<folder>/<arm>/<identity>/``: other weights, episodes or inner loops are
+    another folder, so that nothing is overwritten and nothing is mixed.
     """
 
-    config: Config
+    folder: Path
+    """Where records and report are written."""
     arms: tuple[Arm, ...]
     device: torch.device
-
-    @property
-    def folder(self) -> Path:
-        """Where records and report are written."""
-        return self.config.run_folder / "test"
-
-    @cached_property
-    def bank(self) -> ImageBank:
-        """The images."""
-        return open_bank(self.config)
-
-    @cached_property
-    def episodes(self) -> EpisodeSet:
-        """The test episodes."""
-        return open_episode_sets(self.config, self.bank, ("test",), self.device)["test"]
+    chunk_size: int
+    target_half_width: float | None
+    write: Callable[[Campaign], Path] = field(repr=False)
+    """Writes the report and returns the path of ``summary.json``."""
 
     def arm(self, name: str) -> Arm:
         """Return an arm by name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    def bank(self, arm: Arm) -> ImageBank:
+        """Return the images that ``arm`` is judged on."""
+        return self._open(arm)[0]
+
+    def episodes(self, arm: Arm) -> EpisodeSet:
+        """Return the test episodes of ``arm``."""
+        return self._open(arm)[1]
+
+    def _open(self, arm: Arm) -> tuple[ImageBank, EpisodeSet]:
+        """Open images and episodes, once for all arms that share them."""
+        config = arm.config
+        key = json.dumps([config.seed, config.data.model_dump(mode="json"), _spec(arm)])
+        if key not in self._opened:
+            bank = open_bank(config)
+            sets = open_episode_sets(config, bank, ("test",), self.device)
+            self._opened[key] = bank, sets["test"]
+        return self._opened[key]
+
+    @cached_property
+    def _opened(self) -> dict[str, tuple[ImageBank, EpisodeSet]]:
+        return {}
+
+    def needed(self, arm: Arm) -> int:
+        """Return how many episodes of ``arm`` are to be judged, as far as is known by now.
+
+        With a target, judging stops at the first look at which a confidence sequence over the
+        accuracies so far is narrow enough: a function of the episodes, not of chunks or trials.
+        """
+        if self.target_half_width is None:
+            return arm.num_episodes
+        leading = leading_accuracies(self.records_of(arm), self.identity(arm))
+        looks = range(LOOK, min(len(leading), arm.num_episodes) + 1, LOOK)
+        found = first_look_within(leading, self.target_half_width, looks)
+        return arm.num_episodes if found is None else found
+
     def missing(self) -> list[Chunk]:
-        """Return the work that no complete record file shows as done."""
-        return [
+        """Return the work that no complete record file shows as done, all arms side by side."""
+        chunks = [
             Chunk(arm=arm.name, first=episodes.start, count=len(episodes))
             for arm in self.arms
             for episodes in missing_chunks(
-                self._records(arm),
-                arm.num_episodes,
-                self.config.evaluation.chunk_size,
-                self._identity(arm),
+                self.records_of(arm), self.needed(arm), self.chunk_size, self.identity(arm)
             )
         ]
+        return sorted(chunks, key=lambda chunk: chunk.first)
 
     def judge(self, chunk: Chunk) -> list[float]:
-        """Judge a chunk, write its records, and return its accuracies."""
+        """Judge a chunk, write its records, and return its accuracies.
+
+        A chunk behind the point where its arm was found precise enough is left out: no accuracies.
+        """
         arm = self.arm(chunk.arm)
+        if chunk.first >= self.needed(arm):
+            return []
         indices = range(chunk.first, chunk.first + chunk.count)
-        records = list(judge(self.learner(arm), self.episodes, indices))
-        path = chunk_path(self._records(arm), chunk.first, chunk.count)
-        write_chunk(path, records, self._identity(arm))
+        records = list(judge(self.learner(arm), self.episodes(arm), indices))
+        path = chunk_path(self.records_of(arm), chunk.first, chunk.count)
+        write_chunk(path, records, self.identity(arm), self.circumstances(arm))
         return [record.accuracy for record in records]
 
     def report(self) -> Path:
@@ -119,45 +155,22 @@ class Campaign:
         Raises:
             UserError: not all chunks are done.
         """
-        # Here, since it imports matplotlib, which no process that only judges needs.
-        from raymaml.evaluation.report import ArmResult, protocol_line, write_report
-
-        missing = self.missing()
-        if missing:
+        if missing := self.missing():
             episodes = sum(chunk.count for chunk in missing)
             raise UserError(
                 f"{self.folder}: {episodes} episodes in {len(missing)} chunks are not judged yet;"
-                " run `raymaml test` with the same CONFIG to judge them"
+                " run the command that judges them (`raymaml test`, `raymaml study`) again"
             )
-        config = self.config
-        results = [
-            ArmResult(
-                name=arm.name,
-                description=arm.description,
-                records=read_records(self._records(arm), arm.num_episodes, self._identity(arm)),
-            )
-            for arm in self.arms
-        ]
-        return write_report(
-            self.folder,
-            results,
-            protocol=protocol_line(config.episodes.test, config.model, config.test_inner.num_steps),
-            identity=self._full_identity(),
-            curve=[
-                row
-                for row in read_metrics(config.run_folder / METRICS_FILE)
-                if "val_accuracy" in row
-            ],
-            title=f"{config.name}: test report",
-        )
+        return self.write(self)
 
-    def _records(self, arm: Arm) -> Path:
-        digest = fold_in(0, json.dumps(self._identity(arm), sort_keys=True))
+    def records_of(self, arm: Arm) -> Path:
+        """Return the folder of the records of ``arm``."""
+        digest = fold_in(0, json.dumps(self.identity(arm), sort_keys=True))
         return self.folder / arm.name / f"{digest:016x}"
 
-    def _identity(self, arm: Arm) -> dict[str, str]:
+    def identity(self, arm: Arm) -> dict[str, str]:
         """Return what decides a record of ``arm``."""
-        config = self.config
+        config = arm.config
         weights = (
             f"initial, seed {config.seed}"
             if arm.checkpoint is None
@@ -166,24 +179,22 @@ class Campaign:
         return {
             "weights": weights,
             "model": config.model.model_dump_json(),
-            "inner": arm.inner.model_dump_json(),
+            "inner": config.test_inner.model_dump_json(),
             "precision": config.cluster.precision,
-            "memory_format": image_layout(config, self.device),
+            "memory_format": config.cluster.memory_format,
             "normalize": json.dumps(config.data.model_dump(mode="json")["normalize"]),
             "augment": config.data.augment.test.model_dump_json(),
-            "bank": self.episodes.shards.bank_hash,
-            "episodes": self.episodes.shards.manifest_hash,
+            "bank": self.episodes(arm).shards.bank_hash,
+            "episodes": json.dumps({"seed": config.seed, "split": "test", **_spec(arm)}),
             "versions": json.dumps(versions(), sort_keys=True),
         }
 
-    def _full_identity(self) -> dict[str, Any]:
-        arm = self.arms[0]
+    def circumstances(self, arm: Arm) -> dict[str, str]:
+        """Return what is told of records beside their identity, and may differ between chunks."""
+        config = fold_in(0, arm.config.model_dump_json())
         return {
-            "run": self.config.name,
-            "checkpoint": arm.checkpoint.name if arm.checkpoint else "none",
-            **self._identity(arm),
-            "source": self.bank.source,
-            "licence": self.bank.licence,
+            "config": f"{config:016x}",
+            "manifest": self.episodes(arm).shards.manifest_hash,
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {self.device.type}",
         }
 
@@ -191,92 +202,64 @@ class Campaign:
         """Build what ``arm`` judges.
 
         Raises:
-            UserError: the model cannot be built, or name patterns do not fit it.
+            UserError: the model cannot be built, name patterns do not fit it, or the weights of the
+                checkpoint do not.
         """
+        image_shape = self.bank(arm).image_shape
         learner = build_learner(
-            self.config,
-            self.bank.image_shape,
-            self.config.episodes.test.num_ways,
-            self.device,
-            arm.inner,
+            arm.config, image_shape, arm.config.episodes.test.num_ways, self.device
         )
         if arm.checkpoint is not None:
             card = read_card(arm.checkpoint)
-            load_params(learner, load_tensors(arm.checkpoint, card, "params.pt", self.device))
+            params = load_tensors(arm.checkpoint, card, "params.pt", self.device)
+            require_fitting(arm.checkpoint, params, learner.params | learner.moments)
+            load_params(learner, params)
         return learner
 
+    def results(self) -> list[ArmResult]:
+        """Return what a report is made of, of a finished campaign."""
+        from raymaml.evaluation.report import ArmResult, protocol_line
 
-def plan_campaign(config: Config, device: torch.device) -> Campaign:
-    """Plan the test of a run: the model, and the baselines that show what it learned.
-
-    Raises:
-        UserError: the run has no checkpoint, or test episodes are missing or do not fit.
-    """
-    checkpoint = find_checkpoint(config.run_folder, config.evaluation.checkpoint)
-    inner, count = config.test_inner, config.episodes.test.num_episodes
-    few = min(config.evaluation.baseline_episodes, count)
-    model = Arm(
-        name="model",
-        description=f"{config.evaluation.checkpoint} checkpoint, adapted",
-        checkpoint=checkpoint,
-        inner=inner,
-        num_episodes=count,
-    )
-    untrained = Arm(
-        name="untrained",
-        description="initial weights, adapted alike",
-        checkpoint=None,
-        inner=inner,
-        num_episodes=few,
-    )
-    unadapted = Arm(
-        name="no-adaptation",
-        description="trained weights, no inner step",
-        checkpoint=checkpoint,
-        inner=inner.model_copy(update={"num_steps": 0}),
-        num_episodes=few,
-    )
-    campaign = Campaign(config, (model, untrained, unadapted) if few else (model,), device)
-    _ = campaign.episodes  # opened now, so that what is wrong with them is said before any work
-    require_same_model(checkpoint, config, campaign.bank.image_shape)
-    campaign.learner(model)
-    return campaign
+        return [
+            ArmResult(
+                name=arm.name,
+                description=arm.description,
+                protocol=protocol_line(
+                    arm.config.episodes.test, arm.config.model, arm.config.test_inner.num_steps
+                ),
+                records=read_records(self.records_of(arm), self.needed(arm), self.identity(arm)),
+                circumstances=read_circumstances(self.records_of(arm)),
+                identity={
+                    "checkpoint": arm.checkpoint.name if arm.checkpoint else "none",
+                    **self.identity(arm),
+                    "source": self.bank(arm).source,
+                    "licence": self.bank(arm).licence,
+                },
+            )
+            for arm in self.arms
+        ]
 
 
-def judge_locally(config: Config, echo: Echo) -> Path:
+def _spec(arm: Arm) -> dict[str, int]:
+    """Return the shape of the episodes, on which they depend; not their number."""
+    return arm.config.episodes.test.model_dump(exclude={"num_episodes"})
+
+
+def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
     """Judge all that is missing in this process, without Ray, and write the report."""
-    device = local_device(config.cluster)
-    prepare_process(config.cluster, device)
-    campaign = plan_campaign(config, device)
-    progress = Progress(campaign.missing(), echo)
-    for chunk in campaign.missing():
-        progress.add(chunk, campaign.judge(chunk))
+    device = local_device(cluster)
+    prepare_process(cluster, device)
+    campaign = plan(device)
+    chunks = campaign.missing()
+    with Progress(episodes_by_arm(chunks), echo) as progress:
+        for chunk in chunks:
+            progress.add(chunk.arm, chunk.count, campaign.judge(chunk))
     return campaign.report()
 
 
-class Progress:
-    """Echoes a line for each finished chunk: running mean, rate, time left.
-
-    Args:
-        chunks: the work to come.
-        echo: receives the lines.
-    """
-
-    def __init__(self, chunks: list[Chunk], echo: Echo) -> None:
-        self._todo = sum(chunk.count for chunk in chunks)
-        self._echo = echo
-        self._started = time.perf_counter()
-        self._accuracies: dict[str, list[float]] = {}
-        self._done = 0
-
-    def add(self, chunk: Chunk, accuracies: list[float]) -> None:
-        """Take note of a finished chunk."""
-        arm = self._accuracies.setdefault(chunk.arm, [])
-        arm.extend(accuracies)
-        self._done += chunk.count
-        rate = self._done / (time.perf_counter() - self._started)
-        self._echo(
-            f"{self._done:>{len(str(self._todo))}}/{self._todo} episodes"
-            f"  {chunk.arm} {100 * sum(arm) / len(arm):.2f}% over {len(arm)}"
-            f"  {rate:.1f} episodes/s  {duration((self._todo - self._done) / rate)} left"
-        )
+def episodes_by_arm(chunks: Sequence[Chunk]) -> dict[str, int]:
+    """Count the episodes of each arm."""
+    counts: Counter[str] = Counter()
+    for chunk in chunks:
+        counts[chunk.arm] += chunk.count
+    return dict(counts)

@@ -20,6 +20,7 @@ from scipy.optimize import isotonic_regression
 
 from raymaml.data.files import replacing
 from raymaml.evaluation.statistics import Interval
+from raymaml.evaluation.summary import Calibration
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
@@ -73,6 +74,68 @@ def plot_accuracy_by_step(
     axes.set_xlabel("inner steps", color=_INK)
     axes.set_ylabel("mean accuracy", color=_INK)
     axes.set_xticks(round_ticks(0, last_step, integer=True))
+    axes.yaxis.set_major_formatter(_PERCENT)
+    _label_right(axes, labels)
+    _save(figure, path)
+
+
+def plot_running_mean(
+    path: Path,
+    arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    first: int,
+) -> None:
+    """Draw mean and half-width [n] over the first 1, 2, .. n episodes; ``first`` is marked."""
+    figure, axes = _figure("Mean accuracy over the first episodes")
+    count = max(len(means) for means, _ in arms.values())
+    labels, low, high = [], [], []
+    for (name, (means, half_widths)), color in zip(arms.items(), _colors(len(arms)), strict=True):
+        # a few hundred points look like all of them, and draw in a blink
+        at = np.unique(np.geomspace(min(10, len(means)), len(means), 400).astype(int)) - 1
+        margin = np.where(np.isfinite(half_widths[at]), half_widths[at], 0.0)
+        axes.fill_between(
+            at + 1, means[at] - margin, means[at] + margin, color=color, alpha=0.15, linewidth=0
+        )
+        axes.plot(at + 1, means[at], color=color, linewidth=1.5)
+        labels.append((float(means[-1]), f"{name}  {means[-1]:.1%}", color))
+        late = at[at >= len(means) // 50]
+        low.append((means - np.where(np.isfinite(half_widths), half_widths, 0))[late].min())
+        high.append((means + np.where(np.isfinite(half_widths), half_widths, 0))[late].max())
+    axes.set_ylim(max(min(low) - 0.01, -0.02), min(max(high) + 0.01, 1.02))
+    axes.set_xlim(0, max(count, 2))
+    if first < count:
+        axes.axvline(first, color=_MUTED, linewidth=1, linestyle="--")
+        axes.annotate(
+            f"first {first}",
+            (first, 0.02),
+            xycoords=("data", "axes fraction"),
+            xytext=(5, 0),
+            textcoords="offset points",
+            color=_MUTED,
+            fontsize=11,
+        )
+    axes.set_xlabel("episodes", color=_INK)
+    axes.set_ylabel("mean accuracy", color=_INK)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter(_PERCENT)
+    _label_right(axes, labels)
+    _save(figure, path)
+
+
+def plot_calibration(path: Path, arms: Mapping[str, Calibration]) -> None:
+    """Draw the accuracy of queries against their confidence; on the diagonal both agree."""
+    figure, axes = _figure("Accuracy by confidence")
+    axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle="--")
+    labels = []
+    for (name, found), color in zip(arms.items(), _colors(len(arms)), strict=True):
+        axes.plot(
+            found.confidence, found.accuracy, color=color, linewidth=2, marker="o", markersize=4
+        )
+        labels.append((found.accuracy[-1], f"{name}  error {found.error:.1%}", color))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("confidence (largest probability)", color=_INK)
+    axes.set_ylabel("accuracy", color=_INK)
+    axes.xaxis.set_major_formatter(_PERCENT)
     axes.yaxis.set_major_formatter(_PERCENT)
     _label_right(axes, labels)
     _save(figure, path)

@@ -1,11 +1,11 @@
-"""What a campaign tells: ``summary.json`` for programs, ``report.md`` and pictures for people."""
+"""What a campaign tells: ``summary.json`` for programs, ``report.html`` (and .md) for people."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,35 @@ import pyarrow as pa
 
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
+from raymaml.data.bank import ImageBank
+from raymaml.data.contact_sheet import episode_sheet
 from raymaml.data.files import write_text
-from raymaml.evaluation.markdown import report_page
+from raymaml.data.sampling import EpisodeRows
+from raymaml.evaluation import page, sections
+from raymaml.evaluation.page import Picture
 from raymaml.evaluation.plots import (
     plot_accuracy_by_step,
+    plot_calibration,
     plot_distribution,
     plot_learning_curve,
+    plot_running_mean,
 )
 from raymaml.evaluation.records import RecordArrays, record_arrays
-from raymaml.evaluation.statistics import (
+from raymaml.evaluation.statistics import FIRST_EPISODES, Interval, Summary
+from raymaml.evaluation.summary import (
     ArmSummary,
-    Interval,
-    Summary,
-    interval_by_step,
-    summarize,
+    Comparison,
+    compare,
+    running_mean,
+    summarize_arm,
+    worst_episodes,
 )
+from raymaml.evaluation.verdict import AuditResult, Verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+NUM_WORST = 3
+"""Episodes that are drawn."""
+_ORDINALS = ("worst", "second worst", "third worst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +52,14 @@ class ArmResult:
     name: str
     description: str
     """What was judged, one sentence."""
+    protocol: str
+    """Its ``protocol_line``."""
     records: pa.Table
     """As ``records.read_records`` returns them."""
+    identity: Mapping[str, Any]
+    """What decides the records: weights, model, episodes, versions, ..."""
+    circumstances: Sequence[Mapping[str, str]] = ()
+    """Where chunks were judged, as ``records.read_circumstances`` returns it."""
 
 
 def protocol_line(spec: EpisodesConfig, model: ModelConfig, num_steps: int) -> str:
@@ -72,16 +90,28 @@ def write_report(
     folder: Path,
     arms: Sequence[ArmResult],
     *,
-    protocol: str,
     identity: Mapping[str, Any],
     curve: Sequence[Mapping[str, Any]] = (),
+    verdicts: Sequence[Verdict] = (),
+    audits: Sequence[AuditResult] = (),
+    bank: ImageBank | None = None,
     title: str = "Test report",
 ) -> Path:
     """Write the report of a campaign into ``folder`` and return the path of ``summary.json``.
 
-    The first arm is the model, the others are baselines shown beside it. ``curve`` is the
-    validation history, points of ``{"step", "val_accuracy"[, "val_ci95"]}``; without any there is
-    no learning curve. Each file is replaced whole, ``summary.json`` last.
+    The first arm is the model, the others are shown beside it and compared with it. Each file is
+    replaced whole: pictures, ``report.md``, ``report.html``, and ``summary.json`` last.
+
+    Args:
+        folder: where to.
+        arms: what was judged.
+        identity: what the campaign is, shown before what decides the records of the arms.
+        curve: the validation history, points of ``{"step", "val_accuracy"[, "val_ci95"]}``;
+            without any there is no learning curve.
+        verdicts: what became of claims.
+        audits: what audits found.
+        bank: draws the worst episodes; None leaves them out.
+        title: heading.
 
     Raises:
         ValueError: when there is no arm, or two have one name.
@@ -89,15 +119,37 @@ def write_report(
     names = [arm.name for arm in arms]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"a report needs arms with different names; got {names}")
-    arrays = [record_arrays(arm.records) for arm in arms]
-    summaries = [_summarize(arm, found) for arm, found in zip(arms, arrays, strict=True)]
-    summary = plain(_summary_json(summaries, protocol, identity))
-    pictures = _draw(folder, arrays[0], summaries, curve)
-    page = report_page(title, summaries, protocol, summary["identity"], pictures)
-    write_text(folder / "report.md", page)
+    records = {arm.name: record_arrays(arm.records) for arm in arms}
+    summaries = [
+        summarize_arm(arm.name, arm.description, arm.protocol, records[arm.name]) for arm in arms
+    ]
+    compared = compare(records)
+    identities = [plain({**identity, **arm.identity}) for arm in arms]
+    drawn = _draw(folder, records, summaries, curve)
+    if bank is not None:
+        drawn += _draw_worst(folder, records[names[0]], bank)
+    blocks = [
+        *sections.head(summaries, verdicts),
+        *sections.results(summaries),
+        *sections.comparisons(compared),
+        *sections.pictures(drawn),
+        *sections.audits(audits),
+        *sections.tail(summaries, identities, _hardware(arms)),
+    ]
+    write_text(folder / "report.md", page.markdown(title, blocks))
+    write_text(folder / "report.html", page.html(title, blocks, folder))
     path = folder / "summary.json"
-    write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    summary = {
+        **_summary_json(summaries, compared, identities),
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+        "audits": [asdict(audit) for audit in audits],
+    }
+    write_text(path, json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
     return path
+
+
+def _hardware(arms: Sequence[ArmResult]) -> list[str]:
+    return sorted({found["hardware"] for arm in arms for found in arm.circumstances})
 
 
 def plain(value: Any) -> Any:
@@ -113,62 +165,105 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _summarize(arm: ArmResult, arrays: RecordArrays) -> ArmSummary:
-    return ArmSummary(
-        name=arm.name,
-        description=arm.description,
-        accuracy=summarize(arrays.accuracy),
-        loss=summarize(arrays.loss),
-        by_step=interval_by_step(arrays.accuracy_by_step),
-    )
-
-
 def _draw(
     folder: Path,
-    main: RecordArrays,
+    records: Mapping[str, RecordArrays],
     arms: Sequence[ArmSummary],
     curve: Sequence[Mapping[str, Any]],
-) -> dict[str, str]:
-    """Draw the pictures, the distribution of ``main``; return what each shows, by file name."""
-    pictures = {
-        "accuracy_distribution.png": f"Accuracy of the test episodes ({arms[0].name})",
-        "accuracy_by_step.png": "Mean test accuracy after each inner step",
-    }
-    plot_distribution(folder / "accuracy_distribution.png", main.accuracy, arms[0].accuracy.overall)
+) -> list[Picture]:
+    """Draw the pictures; return what each shows."""
+    main = records[arms[0].name]
+    shown = [
+        Picture("accuracy_distribution.png", f"Accuracy of the test episodes ({arms[0].name})"),
+        Picture("running_mean.png", "Mean accuracy over the first episodes, with its 95% interval"),
+        Picture("accuracy_by_step.png", "Mean test accuracy after each inner step"),
+        Picture("calibration.png", "Accuracy of the queries by their confidence"),
+    ]
+    plot_distribution(folder / shown[0].file, main.accuracy, arms[0].accuracy.overall)
+    plot_running_mean(
+        folder / shown[1].file,
+        {name: running_mean(found.accuracy) for name, found in records.items()},
+        FIRST_EPISODES,
+    )
     plot_accuracy_by_step(
-        folder / "accuracy_by_step.png",
+        folder / shown[2].file,
         {arm.name: arm.by_step for arm in arms},
         chance=1 / main.class_ids.shape[1],
     )
+    plot_calibration(folder / shown[3].file, {arm.name: arm.calibration for arm in arms})
     points = [point for point in plain(curve) if point.get("val_accuracy") is not None]
     if points:
-        pictures["learning_curve.png"] = "Validation accuracy over the outer steps"
-        plot_learning_curve(folder / "learning_curve.png", points)
-    return pictures
+        shown.append(Picture("learning_curve.png", "Validation accuracy over the outer steps"))
+        plot_learning_curve(folder / shown[-1].file, points)
+    return shown
+
+
+def _draw_worst(folder: Path, records: RecordArrays, bank: ImageBank) -> list[Picture]:
+    """Draw the episodes that went worst as contact sheets."""
+    shown = []
+    for number, at in enumerate(worst_episodes(records, NUM_WORST), 1):
+        index = int(records.episode[at])
+        rows = EpisodeRows(
+            index=index,
+            seed=0,
+            classes=records.class_ids[at],
+            support=records.support_rows[at],
+            query=records.query_rows[at],
+        )
+        text = f"Episode {index}, the {_ORDINALS[number - 1]}: {records.accuracy[at]:.1%}"
+        shown.append(Picture(f"worst_{number}.png", text))
+        episode_sheet(bank, rows, folder / shown[-1].file)
+    return shown
 
 
 def _summary_json(
-    arms: Sequence[ArmSummary], protocol: str, identity: Mapping[str, Any]
+    arms: Sequence[ArmSummary],
+    compared: Sequence[Comparison],
+    identities: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "protocol": protocol,
-        **_arm_json(arms[0]),
-        "arms": {arm.name: _arm_json(arm) for arm in arms},
+        **_arm_json(arms[0], identities[0]),
+        "arms": {
+            arm.name: _arm_json(arm, identity)
+            for arm, identity in zip(arms, identities, strict=True)
+        },
+        "comparisons": [_comparison_json(each) for each in compared],
+    }
+
+
+def _arm_json(arm: ArmSummary, identity: Mapping[str, Any]) -> dict[str, Any]:
+    steps = zip(arm.by_step, arm.loss_by_step, strict=True)
+    return {
+        "description": arm.description,
+        "protocol": arm.protocol,
+        "num_episodes": arm.accuracy.overall.count,
+        "accuracy": {
+            **_quantity_json(arm.accuracy),
+            "new_classes": _interval_json(arm.new_classes),
+            "image_disjoint_tasks": _interval_json(arm.disjoint_tasks),
+            "skew": arm.skew,
+            "worst_1%": arm.worst,
+        },
+        "loss": _quantity_json(arm.loss),
+        "brier": _quantity_json(arm.brier),
+        "calibration": asdict(arm.calibration),
+        "accuracy_by_step": [
+            {"step": step, **_interval_json(accuracy), "loss": loss.mean}
+            for step, (accuracy, loss) in enumerate(steps)
+        ],
+        "seconds": {"median": arm.seconds, "total": arm.total_seconds},
         "identity": identity,
     }
 
 
-def _arm_json(arm: ArmSummary) -> dict[str, Any]:
-    return {
-        "description": arm.description,
-        "num_episodes": arm.accuracy.overall.count,
-        "accuracy": _quantity_json(arm.accuracy),
-        "loss": _quantity_json(arm.loss),
-        "accuracy_by_step": [
-            {"step": step, **_interval_json(interval)} for step, interval in enumerate(arm.by_step)
-        ],
-    }
+def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+    found = {"arm": comparison.arm, "minus": comparison.minus}
+    if comparison.result is None:
+        return {**found, "refusal": comparison.refusal}
+    result = asdict(comparison.result)
+    difference = _interval_json(comparison.result.difference)
+    return {**found, **result, "difference": difference, "holm_p": comparison.adjusted_p}
 
 
 def _quantity_json(summary: Summary) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.data.files import remove_partial, write_text
 from raymaml.errors import UserError
-from raymaml.training.checkpoint import check_last, list_steps
+from raymaml.training.checkpoint import check_last, find_checkpoint, list_steps, read_card
 from raymaml.training.data import TrainingData
 
 IDENTITY = "run.json"
@@ -85,6 +85,18 @@ def begin(folder: Path, config: Config, data: TrainingData) -> None:
 def is_done(folder: Path, config: Config) -> bool:
     """Tell whether no outer step is left to do."""
     return max(list_steps(folder), default=-1) >= config.outer.num_steps
+
+
+def require_trained_by(config: Config) -> None:
+    """Check that the run was trained by what ``config`` says of learning.
+
+    Raises:
+        UserError: there is no run, or it was not.
+    """
+    folder = config.run_folder
+    trained = Config.model_validate(read_card(find_checkpoint(folder, "last")).config)
+    before, now = (_flat(learning_fingerprint(each)) for each in (trained, config))
+    _require_same(folder, before, now)
 
 
 def _check_identity(folder: Path, config: Config, data: TrainingData) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,21 +13,32 @@ import pytest
 from filelock import FileLock
 from helpers_cluster import RATE
 
-from raymaml.cluster.campaign import judge_on_cluster
+from raymaml.cluster import campaign as on_cluster
 from raymaml.config.schema import Config
 from raymaml.errors import UserError
-from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation import campaign as in_process
+from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
 
 ARMS = ("model", "no-adaptation", "untrained")
-LINE = re.compile(rf" *\d+/310 episodes  [a-z-]+ \d+\.\d\d% over \d+  {RATE}")
+LINE = re.compile(
+    rf" *\d+/310 episodes  [0-3]/3 arms done  [a-z-]+ \d+\.\d\d( \+- \d+\.\d\d)?% over \d+  {RATE}"
+)
 
 
 def quiet(_line: str) -> None:
     pass
+
+
+def judge_locally(config: Config, echo: Callable[[str], None]) -> Path:
+    return in_process.judge_locally(partial(plan_test, config), config.cluster, echo)
+
+
+def judge_on_cluster(config: Config, echo: Callable[[str], None]) -> Path:
+    return on_cluster.judge_on_cluster(partial(plan_test, config), config.cluster, echo)
 
 
 def trained(make_config, *overrides: str) -> Config:
@@ -47,10 +60,11 @@ def records(config: Config) -> dict[str, pa.Table]:
     """Return the records of each arm; their schema carries the identity of what was judged."""
     folders = {arm: list((config.run_folder / "test" / arm).iterdir()) for arm in ARMS}
     assert [len(found) for found in folders.values()] == [1, 1, 1]
-    return {arm: read_records(found[0]) for arm, found in folders.items()}
+    return {arm: read_records(found[0]).drop(["seconds"]) for arm, found in folders.items()}
 
 
 def assert_same_records(config: Config, expected: Config) -> None:
+    """All but the seconds, which no two judgements share."""
     found, wanted = records(config), records(expected)
     for arm in ARMS:
         assert found[arm].equals(wanted[arm], check_metadata=True), arm

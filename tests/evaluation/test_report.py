@@ -6,18 +6,23 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from helpers_evaluation import record
 from PIL import Image
 
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
+from raymaml.data.bank import ImageBank
 from raymaml.evaluation.plots import bar_edges, round_ticks, spread_labels
-from raymaml.evaluation.records import EpisodeRecord, read_records, write_chunk
+from raymaml.evaluation.records import read_records, write_chunk
 from raymaml.evaluation.report import ArmResult, plain, protocol_line, write_report
+from raymaml.evaluation.verdict import AuditResult, Verdict
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 SPEC = EpisodesConfig(num_episodes=4)
@@ -34,22 +39,25 @@ def arm(
     name: str,
     by_step: Sequence[Sequence[float]],
     loss: Sequence[float] | None = None,
+    *,
     description: str = "As trained.",
+    protocol: str = PROTOCOL,
 ) -> ArmResult:
     losses = [1.0] * len(by_step) if loss is None else loss
     records = [
-        EpisodeRecord(
-            episode=index,
-            accuracy=steps[-1],
-            loss=losses[index],
-            accuracy_by_step=tuple(steps),
-            class_ids=(0, 1, 2, 3, 4),
-        )
+        record(index, accuracy_by_step=tuple(steps), loss_by_step=(losses[index],) * len(steps))
         for index, steps in enumerate(by_step)
     ]
     path = folder / "records" / f"{len(list(folder.rglob('*.parquet')))}.parquet"
     write_chunk(path, records, {})
-    return ArmResult(name=name, description=description, records=read_records([path]))
+    return ArmResult(
+        name=name,
+        description=description,
+        protocol=protocol,
+        records=read_records([path]),
+        identity={"weights": name},
+        circumstances=[{"hardware": "an abacus"}],
+    )
 
 
 def two_arms(folder: Path) -> list[ArmResult]:
@@ -60,7 +68,7 @@ def two_arms(folder: Path) -> list[ArmResult]:
 
 
 def report(folder: Path, arms: Sequence[ArmResult], **options: Any) -> tuple[dict[str, Any], str]:
-    options = {"protocol": PROTOCOL, "identity": {}} | options
+    options = {"identity": {}} | options
     path = write_report(folder / "report", arms, **options)
     assert path == folder / "report" / "summary.json"
     summary = json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -121,13 +129,103 @@ def test_summary_holds_the_numbers(tmp_path: Path) -> None:
     assert summary["loss"]["mean"] == 2.5
     assert summary["num_episodes"] == 4
     assert summary["protocol"] == PROTOCOL
-    assert summary["identity"] == {"checkpoint": "c0ffee"}
+    assert summary["identity"] == {"checkpoint": "c0ffee", "weights": "model"}
     assert [point["step"] for point in summary["accuracy_by_step"]] == [0, 1]
     assert summary["accuracy_by_step"][0]["mean"] == pytest.approx(0.25)  # 1.0 / 4
     assert summary["accuracy_by_step"][1]["mean"] == accuracy["mean"]
     assert list(summary["arms"]) == ["model", "no-adaptation"]
     assert {key: summary[key] for key in summary["arms"]["model"]} == summary["arms"]["model"]
     assert summary["arms"]["no-adaptation"]["accuracy"]["mean"] == pytest.approx(0.25)
+
+
+def test_three_intervals_stand_side_by_side(tmp_path: Path) -> None:
+    # All episodes of the helper have the same classes and images: nothing is known of others.
+    summary, page = report(tmp_path, two_arms(tmp_path))
+    accuracy = summary["accuracy"]
+    assert accuracy["new_classes"]["ci95"] is None
+    assert accuracy["new_classes"]["num_episodes"] == 5  # classes
+    assert accuracy["image_disjoint_tasks"]["num_episodes"] == 1
+    header, _, model, _baseline = tables(page)[1]
+    assert model == [
+        "model",
+        f"80.00% {PLUS_MINUS} 25.98%",
+        "80.00%",
+        "5",
+        "60.00%",  # of the first episode, all that is left without a common image
+        "1",
+    ]
+    assert header[2] == "for new classes"
+
+
+def test_arms_are_compared_on_the_same_episodes(tmp_path: Path) -> None:
+    arms = two_arms(tmp_path)
+    summary, page = report(tmp_path, arms)
+    (found,) = summary["comparisons"]
+    # 0.2 - 0.6, 0.2 - 0.8, 0.4 - 0.8, 0.2 - 1.0
+    assert found["difference"]["mean"] == pytest.approx((-0.4 - 0.6 - 0.4 - 0.8) / 4)
+    assert (found["wins"], found["ties"], found["losses"]) == (0, 0, 4)
+    assert found["sign_p"] == pytest.approx(2 * 0.5**4)
+    (row,) = tables(page)[3][2:]
+    assert row[:2] == ["no-adaptation minus model", "4"]
+    assert row[2].startswith("-55.00% (-85.")  # t(0.975; 3) * 0.19149 / 2 = 0.30470
+    assert row[3] == "0 / 0 / 4"
+
+
+def test_other_episodes_are_not_compared(tmp_path: Path) -> None:
+    other = arm(tmp_path, "other", [[0.2], [0.4]])
+    rows = pa.array([[1] * 5] * 2, pa.list_(pa.int64(), 5))
+    index = other.records.schema.get_field_index("support_rows")
+    other = replace(other, records=other.records.set_column(index, "support_rows", rows))
+    summary, page = report(tmp_path, [two_arms(tmp_path)[0], other])
+    assert summary["comparisons"][0]["refusal"] in page
+    assert "other and model: episode 0 has other support images" in page
+
+
+def test_verdicts_and_audits_are_told(tmp_path: Path) -> None:
+    verdict = Verdict(claim="a > b", outcome="undecided at this size", numbers="1 +- 2")
+    audit = AuditResult(
+        name="x", title="A look", outcome="flagged", sentence="Seen.", rows=[{"a": 1, "b": 0.5}]
+    )
+    arms = two_arms(tmp_path)
+    summary, page = report(tmp_path, arms, verdicts=[verdict], audits=[audit])
+    assert summary["verdicts"][0]["outcome"] == "undecided at this size"
+    assert tables(page)[0][2] == ["a \\> b", "**undecided at this size**", "1 +- 2"]
+    assert ["1", "0.5"] in [row for table in tables(page) for row in table]
+    assert "## Audit: A look\n\n**flagged**\n\nSeen." in page
+
+
+def test_the_worst_episodes_are_drawn(tmp_path: Path, tiny_bank: ImageBank) -> None:
+    records = [
+        record(
+            index,
+            accuracy_by_step=(accuracy,),
+            class_ids=(17, 18),
+            support_rows=(140, 148),
+            query_rows=(141, 149),
+        )
+        for index, accuracy in enumerate([0.5, 0.0, 1.0, 0.25])
+    ]
+    write_chunk(tmp_path / "a.parquet", records, {})
+    table = read_records([tmp_path / "a.parquet"])
+    result = ArmResult(name="m", description="", protocol=PROTOCOL, records=table, identity={})
+    _, page = report(tmp_path, [result], bank=tiny_bank)
+    found = re.findall(r"!\[([^\]]+)\]\((worst_\d.png)\)", page)
+    assert found == [
+        ("Episode 1, the worst: 0.0%", "worst_1.png"),
+        ("Episode 3, the second worst: 25.0%", "worst_2.png"),
+        ("Episode 0, the third worst: 50.0%", "worst_3.png"),
+    ]
+    assert all((tmp_path / "report" / name).is_file() for _, name in found)
+
+
+def test_the_html_page_is_whole_and_escaped(tmp_path: Path) -> None:
+    odd = '<script>alert("x")</script>'
+    arms = [arm(tmp_path, odd, [[0.2, 0.4]] * 3, description=odd)]
+    report(tmp_path, arms, title=odd, curve=CURVE)
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert page.count("data:image/png;base64,") == page.count("<img ") == 5
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
 
 
 def test_first_600_are_the_first_600(tmp_path: Path) -> None:
@@ -149,7 +247,7 @@ def test_page_says_what_was_judged_and_how(tmp_path: Path) -> None:
     )
     assert page.startswith("# Glyphs\n")
     assert f"`{PROTOCOL}`" in page
-    results, steps, identity = tables(page)
+    results, _intervals, _spread, _compared, steps, cost, identity = tables(page)
     header, _, model, baseline = results
     # The half-width of 0.6, 0.8, 0.8, 1.0 is 3.182446 * 0.1632993 / 2 = 0.259843.
     assert model[header.index("accuracy")] == f"**80.00% {PLUS_MINUS} 25.98%**"
@@ -165,14 +263,19 @@ def test_page_says_what_was_judged_and_how(tmp_path: Path) -> None:
         ["checkpoint", "`c0ffee`"],
         ["seed", "`7`"],
         ["versions", '`{"torch": "2.14"}`'],
+        ["weights", "`model`"],
+        ["no-adaptation: weights", "`no-adaptation`"],
+        ["hardware", "`an abacus`"],
     ]
+    assert cost[2] == ["model", "4", "0.5000", "2.0"]
     assert "not an interval for new classes" in page
     assert "depends on the number of queries" in page
 
 
 def test_the_transductive_note_is_only_for_transductive_norms(tmp_path: Path) -> None:
     protocol = protocol_line(SPEC, ModelConfig(norm="context"), 1)
-    _, page = report(tmp_path, two_arms(tmp_path), protocol=protocol)
+    main = arm(tmp_path, "model", [[0.2, 0.6]] * 4, protocol=protocol)
+    _, page = report(tmp_path, [main])
     assert "not an interval for new classes" in page
     assert "number of queries" not in page
 
@@ -182,9 +285,9 @@ def test_every_table_has_rows_of_one_length_whatever_the_names(tmp_path: Path) -
     arms = [*two_arms(tmp_path), arm(tmp_path, odd, [[0.2, 0.4]] * 4, description=odd)]
     identity = {odd: odd, "nothing": None, "empty": "", "pipe": ["|"]}
     summary, page = report(tmp_path, arms, identity=identity, title=odd)
-    assert summary["identity"] == identity
+    assert summary["identity"] == {**identity, "weights": "model"}
     found = tables(page)
-    assert len(found) == 3
+    assert len(found) == 7
     for table in found:
         assert {len(row) for row in table} == {len(table[0])}
 
@@ -192,7 +295,13 @@ def test_every_table_has_rows_of_one_length_whatever_the_names(tmp_path: Path) -
 def test_every_picture_is_shown_and_drawn_on_white(tmp_path: Path) -> None:
     _, page = report(tmp_path, two_arms(tmp_path), curve=CURVE)
     names = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
-    assert names == ["accuracy_distribution.png", "accuracy_by_step.png", "learning_curve.png"]
+    assert names == [
+        "accuracy_distribution.png",
+        "running_mean.png",
+        "accuracy_by_step.png",
+        "calibration.png",
+        "learning_curve.png",
+    ]
     for name in names:
         with Image.open(tmp_path / "report" / name) as image:
             assert image.size == (1152, 648)
@@ -200,15 +309,15 @@ def test_every_picture_is_shown_and_drawn_on_white(tmp_path: Path) -> None:
         assert pixels[0, 0].tolist() == [255, 255, 255]
         assert 0.5 < np.mean(pixels == 255) < 0.99
     written = {path.name for path in (tmp_path / "report").iterdir()}
-    assert written == {*names, "report.md", "summary.json"}
+    assert written == {*names, "report.md", "report.html", "summary.json"}
 
 
 def test_equal_results_give_equal_files(tmp_path: Path) -> None:
     arms = two_arms(tmp_path)
-    first = write_report(tmp_path / "a", arms, protocol=PROTOCOL, identity={}, curve=CURVE)
-    second = write_report(tmp_path / "b", arms, protocol=PROTOCOL, identity={}, curve=CURVE)
+    first = write_report(tmp_path / "a", arms, identity={}, curve=CURVE)
+    second = write_report(tmp_path / "b", arms, identity={}, curve=CURVE)
     files = sorted(path.name for path in first.parent.iterdir())
-    assert len(files) == 5
+    assert len(files) == 8
     for name in files:
         assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
 
@@ -244,7 +353,7 @@ def test_arms_need_names_of_their_own(tmp_path: Path) -> None:
     main = arm(tmp_path, "model", [[0.8]])
     for arms in ([], [main, main]):
         with pytest.raises(ValueError, match="different names"):
-            write_report(tmp_path / "report", arms, protocol=PROTOCOL, identity={})
+            write_report(tmp_path / "report", arms, identity={})
     assert not (tmp_path / "report").exists()
 
 

@@ -1,0 +1,77 @@
+"""The test of one run: the model, and the baselines that show what it learned."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from raymaml.config.schema import Config
+from raymaml.evaluation.campaign import Arm, Campaign
+from raymaml.training.checkpoint import find_checkpoint, require_same_model
+from raymaml.training.metrics import METRICS_FILE, read_metrics
+
+
+def plan_test(config: Config, device: torch.device) -> Campaign:
+    """Plan the campaign of `raymaml test`.
+
+    Raises:
+        UserError: the run has no checkpoint, or test episodes are missing or do not fit.
+    """
+    checkpoint = find_checkpoint(config.run_folder, config.evaluation.checkpoint)
+    few = min(config.evaluation.baseline_episodes, config.episodes.test.num_episodes)
+    model = Arm(
+        name="model",
+        description=f"{config.evaluation.checkpoint} checkpoint, adapted",
+        config=config,
+        checkpoint=checkpoint,
+        num_episodes=config.episodes.test.num_episodes,
+    )
+    untrained = Arm(
+        name="untrained",
+        description="initial weights, adapted alike",
+        config=config,
+        checkpoint=None,
+        num_episodes=few,
+    )
+    unadapted = Arm(
+        name="no-adaptation",
+        description="trained weights, no inner step",
+        config=_without_steps(config),
+        checkpoint=checkpoint,
+        num_episodes=few,
+    )
+    campaign = Campaign(
+        folder=config.run_folder / "test",
+        arms=(model, untrained, unadapted) if few else (model,),
+        device=device,
+        chunk_size=config.evaluation.chunk_size,
+        target_half_width=config.evaluation.target_half_width,
+        write=partial(_write, config),
+    )
+    # all that is wrong is said now, before any work
+    require_same_model(checkpoint, config, campaign.bank(model).image_shape)
+    campaign.learner(model)
+    return campaign
+
+
+def _without_steps(config: Config) -> Config:
+    inner = config.evaluation.inner.model_copy(update={"num_steps": 0})
+    evaluation = config.evaluation.model_copy(update={"inner": inner})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+def _write(config: Config, campaign: Campaign) -> Path:
+    # Here, since it imports matplotlib, which no process that only judges needs.
+    from raymaml.evaluation.report import write_report
+
+    curve = read_metrics(config.run_folder / METRICS_FILE)
+    return write_report(
+        campaign.folder,
+        campaign.results(),
+        title=f"{config.name}: test report",
+        identity={},
+        curve=[row for row in curve if "val_accuracy" in row],
+        bank=campaign.bank(campaign.arms[0]),
+    )

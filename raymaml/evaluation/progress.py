@@ -1,0 +1,82 @@
+"""How far a campaign is: a live table on a terminal, elsewhere a line a chunk."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+import numpy as np
+from rich.live import Live
+from rich.table import Table
+
+from raymaml.evaluation.statistics import mean_interval
+from raymaml.training.metrics import duration
+
+
+class Progress:
+    """Running means with their intervals, rate and time left.
+
+    Args:
+        todo: episodes to come, by arm.
+        echo: receives the lines, where there is no terminal.
+    """
+
+    def __init__(self, todo: Mapping[str, int], echo: Callable[[str], None]) -> None:
+        self._todo = dict(todo)
+        self._done = dict.fromkeys(todo, 0)
+        self._accuracies: dict[str, list[float]] = {arm: [] for arm in todo}
+        self._echo = echo
+        self._started = time.perf_counter()
+        self._live = Live(self._table(), auto_refresh=False) if sys.stdout.isatty() else None
+
+    def __enter__(self) -> Progress:
+        if self._live is not None and self._todo:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def add(self, arm: str, count: int, accuracies: Sequence[float]) -> None:
+        """Take note of a finished chunk of ``count`` episodes; one left out has no accuracies."""
+        self._done[arm] += count
+        self._accuracies[arm].extend(accuracies)
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            return
+        todo = sum(self._todo.values())
+        self._echo(
+            f"{sum(self._done.values()):>{len(str(todo))}}/{todo} episodes  {self._arms_done()}"
+            f"  {arm} {self._mean(arm)} over {len(self._accuracies[arm])}  {self._speed()}"
+        )
+
+    def _table(self) -> Table:
+        table = Table("arm", "episodes", "accuracy", title=self._arms_done(), caption=self._speed())
+        for arm, todo in self._todo.items():
+            table.add_row(arm, f"{self._done[arm]:,}/{todo:,}", self._mean(arm))
+        return table
+
+    def _arms_done(self) -> str:
+        finished = sum(self._done[arm] >= todo for arm, todo in self._todo.items())
+        return f"{finished}/{len(self._todo)} arms done"
+
+    def _mean(self, arm: str) -> str:
+        if not self._accuracies[arm]:
+            return "-"
+        found = mean_interval(np.asarray(self._accuracies[arm]))
+        margin = f" +- {100 * found.half_width:.2f}" if np.isfinite(found.half_width) else ""
+        return f"{100 * found.mean:.2f}{margin}%"
+
+    def _speed(self) -> str:
+        done, todo = sum(self._done.values()), sum(self._todo.values())
+        rate = done / (time.perf_counter() - self._started)
+        left = duration((todo - done) / rate) if done else "?"
+        return f"{rate:.1f} episodes/s  {left} left"

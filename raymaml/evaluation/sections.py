@@ -1,0 +1,246 @@
+"""What a report says, section by section."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from raymaml.evaluation.page import (
+    Block,
+    Bullets,
+    Code,
+    Heading,
+    Paragraph,
+    Picture,
+    Strong,
+    Table,
+)
+from raymaml.evaluation.plots import PLUS_MINUS
+from raymaml.evaluation.statistics import PROBABILITIES, Interval, Summary
+from raymaml.evaluation.summary import ArmSummary, Comparison
+from raymaml.evaluation.verdict import AuditResult, Verdict
+
+_INTERVALS = (
+    (
+        "over episodes",
+        "Student's t interval. The episodes are resampled from the same test classes and images, so"
+        " it says how well this many episodes pin down the accuracy on these classes; it is not an"
+        " interval for new classes.",
+    ),
+    (
+        "for new classes",
+        "class-cluster bootstrap: how far the accuracy would move with other test classes drawn"
+        " from where these come from. More episodes do not make it narrower; more classes do.",
+    ),
+    (
+        "image-disjoint tasks",
+        "t interval over episodes that share no image with one another (sampling without"
+        " replacement; Lafargue et al. 2024): for other images of these classes.",
+    ),
+)
+_TRANSDUCTIVE_NOTE = (
+    "A norm is transductive: the query batch is normalised by its own moments, so the accuracy"
+    " depends on the number of queries an episode and on how they spread over the classes, and"
+    " compares only with results on as many."
+)
+
+
+def head(arms: Sequence[ArmSummary], verdicts: Sequence[Verdict]) -> Iterator[Block]:
+    """The number, the protocol and the verdicts."""
+    main = arms[0].accuracy.overall
+    protocols = {arm.protocol for arm in arms}
+    if verdicts:
+        rows = [[each.claim, Strong(each.outcome), each.numbers] for each in verdicts]
+        yield Heading("Verdicts")
+        yield Table(["claim", "verdict", "numbers"], rows, left=3)
+    else:
+        yield Paragraph(Strong(f"{_percent(main)} accuracy on {main.count:,} test episodes"))
+    if len(protocols) == 1:
+        yield Paragraph(Code(arms[0].protocol))
+    else:
+        yield Bullets([(arm.name, Code(arm.protocol)) for arm in arms])
+
+
+def results(arms: Sequence[ArmSummary]) -> Iterator[Block]:
+    """The tables of accuracies, and what their intervals mean."""
+    yield Heading("Results")
+    yield _results_table(arms)
+    yield Bullets([(arm.name, arm.description) for arm in arms])
+    yield Heading("Three intervals of the mean accuracy")
+    yield Table(
+        ["arm", "over episodes", "for new classes", "classes", "image-disjoint tasks", "tasks"],
+        [
+            [
+                arm.name,
+                _percent(arm.accuracy.overall),
+                _percent(arm.new_classes),
+                f"{arm.new_classes.count:,}",
+                _percent(arm.disjoint_tasks),
+                f"{arm.disjoint_tasks.count:,}",
+            ]
+            for arm in arms
+        ],
+    )
+    yield Bullets(_INTERVALS)
+    if any(_is_transductive(arm.protocol) for arm in arms):
+        yield Paragraph(_TRANSDUCTIVE_NOTE)
+    yield Heading("Spread and calibration")
+    yield Table(
+        ["arm", "skew", "worst 1%", "calibration error", "Brier score"],
+        [
+            [
+                arm.name,
+                _number(arm.skew, "+.2f"),
+                _number(arm.worst, ".1%"),
+                _number(arm.calibration.error, ".2%"),
+                _number(arm.brier.overall.mean, ".4f"),
+            ]
+            for arm in arms
+        ],
+    )
+
+
+def comparisons(found: Sequence[Comparison]) -> Iterator[Block]:
+    """Paired differences."""
+    if not found:
+        return
+    yield Heading("Compared on the same episodes")
+    rows = [_comparison_row(each, each.result) for each in found if each.result is not None]
+    if rows:
+        header = ["difference", "episodes", "mean", "better / equal / worse"]
+        yield Table([*header, "p (sign)", "p (Wilcoxon)", "p (Holm)"], rows)
+        yield Paragraph(
+            "Mean difference with a 95% t interval over episodes; two-sided sign test and Wilcoxon"
+            " signed-rank test; the last column adjusts Wilcoxon's p for all rows (Holm 1979)."
+        )
+    refused = [each for each in found if each.result is None]
+    if refused:
+        yield Bullets([(f"{each.arm} minus {each.minus}", each.refusal) for each in refused])
+
+
+def pictures(shown: Sequence[Picture]) -> Iterator[Block]:
+    """The pictures."""
+    yield Heading("Pictures")
+    yield from shown
+
+
+def audits(found: Sequence[AuditResult]) -> Iterator[Block]:
+    """What audits found."""
+    for audit in found:
+        yield Heading(f"Audit: {audit.title}")
+        yield Paragraph(Strong(audit.outcome))
+        yield Paragraph(audit.sentence)
+        if audit.rows:
+            header = list(audit.rows[0])
+            yield Table(header, [[_cell(row[key]) for key in header] for row in audit.rows])
+
+
+def tail(
+    arms: Sequence[ArmSummary], identities: Sequence[Mapping[str, Any]], hardware: Sequence[str]
+) -> Iterator[Block]:
+    """Steps, cost and identity."""
+    yield Heading("Accuracy by inner step")
+    yield _steps_table(arms)
+    yield Heading("Cost")
+    yield Table(
+        ["arm", "episodes", "median seconds an episode", "seconds in all"],
+        [
+            [
+                arm.name,
+                f"{arm.accuracy.overall.count:,}",
+                f"{arm.seconds:.4f}",
+                f"{arm.total_seconds:,.1f}",
+            ]
+            for arm in arms
+        ],
+    )
+    yield Heading("Identity")
+    rows = [[key, Code(_plain(value))] for key, value in identities[0].items()]
+    for arm, identity in zip(arms[1:], identities[1:], strict=True):
+        rows += [
+            [f"{arm.name}: {key}", Code(_plain(value))]
+            for key, value in identity.items()
+            if identities[0].get(key) != value
+        ]
+    rows += [["hardware", Code(text)] for text in hardware]
+    yield Table(["what", "value"], rows, left=2)
+
+
+def _is_transductive(protocol: str) -> bool:
+    return any(part.startswith("transductive") for part in protocol.split(" | "))
+
+
+def _results_table(arms: Sequence[ArmSummary]) -> Table:
+    first = min(arm.accuracy.first.count for arm in arms)
+    header = ["arm", "episodes", "accuracy", f"first {first:,}"]
+    header += [f"{'quantile ' * (p == PROBABILITIES[0])}{p:.0%}" for p in PROBABILITIES] + ["loss"]
+    rows: list[list[str]] = [
+        [
+            arm.name,
+            f"{arm.accuracy.overall.count:,}",
+            _percent(arm.accuracy.overall),
+            _percent(arm.accuracy.first),
+            *(_number(arm.accuracy.quantiles[p], ".1%") for p in PROBABILITIES),
+            _loss(arm.loss),
+        ]
+        for arm in arms
+    ]
+    for column in (0, 2):  # the name and the accuracy of the first arm
+        rows[0][column] = Strong(rows[0][column])
+    return Table(header, rows)
+
+
+def _comparison_row(comparison: Comparison, result: Any) -> list[str]:
+    low, high = result.difference.low, result.difference.high
+    return [
+        f"{comparison.arm} minus {comparison.minus}",
+        f"{result.difference.count:,}",
+        f"{100 * result.difference.mean:+.2f}% ({100 * low:+.2f}% to {100 * high:+.2f}%)",
+        f"{result.wins:,} / {result.ties:,} / {result.losses:,}",
+        f"{result.sign_p:.2g}",
+        f"{result.wilcoxon_p:.2g}",
+        f"{comparison.adjusted_p:.2g}",
+    ]
+
+
+def _steps_table(arms: Sequence[ArmSummary]) -> Table:
+    num_rows = max(len(arm.by_step) for arm in arms)
+    rows = [
+        [
+            str(step),
+            *(_percent(arm.by_step[step]) if step < len(arm.by_step) else "" for arm in arms),
+        ]
+        for step in range(num_rows)
+    ]
+    return Table(["inner steps", *(arm.name for arm in arms)], rows)
+
+
+def _percent(interval: Interval) -> str:
+    if not math.isfinite(interval.mean):
+        return "undefined"
+    return f"{interval.mean:.2%}" + _margin(f"{interval.half_width:.2%}", interval)
+
+
+def _loss(summary: Summary) -> str:
+    overall = summary.overall
+    if summary.num_nonfinite:
+        return f"not finite in {summary.num_nonfinite:,} episodes"
+    return f"{overall.mean:.4f}" + _margin(f"{overall.half_width:.4f}", overall)
+
+
+def _margin(text: str, interval: Interval) -> str:
+    return f" {PLUS_MINUS} {text}" if math.isfinite(interval.half_width) else ""
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "undefined"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, allow_nan=False)
