@@ -2,8 +2,9 @@
 
 For people who write their own loop, these names are stable: ``MetaLearner``, ``EpisodeBatch``,
 ``Episode``, ``InnerConfig``, ``ModelConfig``, ``build_model``, ``apply_policies``, ``UserError``,
-and the module ``raymaml.convert``. They are imported when first asked for, so that
-``import raymaml`` is quick.
+and the module ``raymaml.convert``; for people who judge models of their own: ``judge``, ``paired``,
+``load_config``, ``load_learner``, ``predictor``, ``features``, ``nearest_class_mean``. They are
+imported when first asked for, so that ``import raymaml`` is quick.
 """
 
 import importlib
@@ -12,8 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raymaml import convert
+    from raymaml.config.load import load_config
     from raymaml.config.model import InnerConfig, ModelConfig
     from raymaml.errors import UserError
+    from raymaml.evaluation.others import (
+        features,
+        judge,
+        load_learner,
+        nearest_class_mean,
+        predictor,
+    )
+    from raymaml.evaluation.paired import paired
     from raymaml.meta.learner import MetaLearner
     from raymaml.models import build_model
     from raymaml.models.policies import apply_policies
@@ -35,6 +45,13 @@ __all__ = [
     "apply_policies",
     "build_model",
     "convert",
+    "features",
+    "judge",
+    "load_config",
+    "load_learner",
+    "nearest_class_mean",
+    "paired",
+    "predictor",
 ]
 
 _HOMES = {
@@ -46,6 +63,13 @@ _HOMES = {
     "UserError": "raymaml.errors",
     "apply_policies": "raymaml.models.policies",
     "build_model": "raymaml.models",
+    "features": "raymaml.evaluation.others",
+    "judge": "raymaml.evaluation.others",
+    "load_config": "raymaml.config.load",
+    "load_learner": "raymaml.evaluation.others",
+    "nearest_class_mean": "raymaml.evaluation.others",
+    "paired": "raymaml.evaluation.paired",
+    "predictor": "raymaml.evaluation.others",
 }
 
 

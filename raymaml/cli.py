@@ -1,5 +1,5 @@
-"""``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``study``, ``convert``,
-``bench``."""
+"""``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``audit``,
+``study``, ``convert``, ``bench``."""
 
 from __future__ import annotations
 
@@ -128,11 +128,18 @@ def train(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
 @main.command()
 @_takes_config
 @LOCAL
-def test(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
+@click.option("--replay", is_flag=True, help="Judge all records again, here, and compare them.")
+def test(config_path: Path, overrides: tuple[str, ...], local: bool, replay: bool) -> None:
     """Judge the run that CONFIG names on its test episodes, and write the report."""
     from raymaml.evaluation.plan import plan_test
 
     config = load_config(config_path, overrides)
+    if replay:
+        from raymaml.evaluation.replay import replay_locally
+
+        count = replay_locally(partial(plan_test, config), config.cluster, click.echo)
+        click.echo(f"{config.run_folder}: all {count} records repeated")
+        return
     click.echo(_judge(local)(partial(plan_test, config), config.cluster, click.echo))
 
 
@@ -146,6 +153,18 @@ def report(config_path: Path, overrides: tuple[str, ...]) -> None:
 
     config = load_config(config_path, overrides)
     click.echo(plan_test(config, torch.device("cpu")).report())
+
+
+@main.command()
+@_takes_config
+def audit(config_path: Path, overrides: tuple[str, ...]) -> None:
+    """Look at what the accuracy hides: other queries, labels and support sets.
+
+    The next report of the run (`raymaml test` or `raymaml report`) shows what was found.
+    """
+    from raymaml.evaluation.auditing import audit_run
+
+    click.echo(audit_run(load_config(config_path, overrides), click.echo))
 
 
 @main.command()

@@ -72,12 +72,15 @@ class Chunk:
 class Campaign:
     """All that judging needs, planned from configs and run folders alone.
 
-    Records lie under ``<folder>/<arm>/<identity>/``: other weights, episodes or inner loops are
-    another folder, so that nothing is overwritten and nothing is mixed.
+    Records lie in a folder by their identity: other weights, episodes or inner loops are another
+    folder, so that nothing is overwritten and nothing is mixed.
     """
 
     folder: Path
-    """Where records and report are written."""
+    """Where the report is written."""
+    records: Path | None = None
+    """Folder of records that other campaigns share: ``<records>/<identity>``; None keeps them for
+    this one in ``<folder>/<arm>/<identity>``."""
     arms: tuple[Arm, ...]
     device: torch.device
     chunk_size: int
@@ -149,11 +152,11 @@ class Campaign:
         write_chunk(path, records, self.identity(arm), self.circumstances(arm))
         return [record.accuracy for record in records]
 
-    def report(self) -> Path:
-        """Write the report and return the path of ``summary.json``.
+    def require_finished(self) -> None:
+        """Check that nothing is missing.
 
         Raises:
-            UserError: not all chunks are done.
+            UserError: chunks are.
         """
         if missing := self.missing():
             episodes = sum(chunk.count for chunk in missing)
@@ -161,12 +164,21 @@ class Campaign:
                 f"{self.folder}: {episodes} episodes in {len(missing)} chunks are not judged yet;"
                 " run the command that judges them (`raymaml test`, `raymaml study`) again"
             )
+
+    def report(self) -> Path:
+        """Write the report and return the path of ``summary.json``.
+
+        Raises:
+            UserError: not all chunks are done.
+        """
+        self.require_finished()
         return self.write(self)
 
     def records_of(self, arm: Arm) -> Path:
         """Return the folder of the records of ``arm``."""
         digest = fold_in(0, json.dumps(self.identity(arm), sort_keys=True))
-        return self.folder / arm.name / f"{digest:016x}"
+        place = self.folder / arm.name if self.records is None else self.records
+        return place / f"{digest:016x}"
 
     def identity(self, arm: Arm) -> dict[str, str]:
         """Return what decides a record of ``arm``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import torch
 
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import Arm, Campaign
+from raymaml.evaluation.verdict import AuditResult
 from raymaml.training.checkpoint import find_checkpoint, require_same_model
 from raymaml.training.metrics import METRICS_FILE, read_metrics
+
+AUDITS_FILE = "audits.json"
 
 
 def plan_test(config: Config, device: torch.device) -> Campaign:
@@ -64,14 +68,28 @@ def _without_steps(config: Config) -> Config:
 
 def _write(config: Config, campaign: Campaign) -> Path:
     # Here, since it imports matplotlib, which no process that only judges needs.
-    from raymaml.evaluation.report import write_report
+    from raymaml.evaluation.report import show_in_tensorboard, write_report
 
     curve = read_metrics(config.run_folder / METRICS_FILE)
-    return write_report(
+    path = write_report(
         campaign.folder,
         campaign.results(),
         title=f"{config.name}: test report",
         identity={},
         curve=[row for row in curve if "val_accuracy" in row],
+        audits=read_audits(campaign),
         bank=campaign.bank(campaign.arms[0]),
     )
+    show_in_tensorboard(path)
+    return path
+
+
+def read_audits(campaign: Campaign) -> list[AuditResult]:
+    """Return the audits of what ``campaign`` judges first; those of anything else are left out."""
+    path = campaign.folder / AUDITS_FILE
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["identity"] != campaign.identity(campaign.arms[0]):
+        return []
+    return [AuditResult(**audit) for audit in content["audits"]]

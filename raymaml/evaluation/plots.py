@@ -79,6 +79,45 @@ def plot_accuracy_by_step(
     _save(figure, path)
 
 
+def plot_arms(path: Path, arms: Mapping[str, tuple[Interval, Interval]]) -> None:
+    """Draw the mean of each arm with its intervals over episodes (thick) and for new classes."""
+    figure, axes = _figure("Mean accuracy of the arms")
+    ends = []
+    for place, ((name, (episodes, classes)), color) in enumerate(
+        zip(arms.items(), _colors(len(arms)), strict=True)
+    ):
+        for interval, width in ((classes, 1.5), (episodes, 6)):
+            if math.isfinite(interval.half_width):
+                axes.plot(
+                    [interval.low, interval.high],
+                    [place, place],
+                    color=color,
+                    linewidth=width,
+                    solid_capstyle="butt",
+                )
+                ends += [interval.low, interval.high]
+        axes.plot([episodes.mean], [place], color=color, marker="o", markersize=7)
+        ends.append(episodes.mean)
+        axes.annotate(
+            f"{name}  {episodes.mean:.2%}",
+            (episodes.mean, place),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            fontsize=11,
+            color=color,
+            parse_math=False,
+        )
+    room = 0.25 * (max(ends) - min(ends)) + 0.005
+    axes.set_xlim(min(ends) - room, max(ends) + room)
+    axes.set_ylim(len(arms) - 0.5, -0.8)
+    axes.set_yticks([])
+    axes.grid(visible=True, axis="x", color=_GRID, linewidth=1)
+    axes.set_xlabel("thick: 95% interval over episodes; thin: for new classes", color=_INK)
+    axes.xaxis.set_major_formatter(_PERCENT)
+    _save(figure, path)
+
+
 def plot_running_mean(
     path: Path,
     arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],

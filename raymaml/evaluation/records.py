@@ -136,19 +136,30 @@ def write_chunk(
         ValueError: when there are no records, their episodes are not consecutive, or they differ
             in the number of inner steps or ways.
     """
+    about = json.dumps(dict(circumstances or {}), sort_keys=True)
+    table = records_table(records).replace_schema_metadata(
+        {**identity, _CIRCUMSTANCES.decode(): about}
+    )
+    with replacing(path) as file:
+        pq.write_table(table, file, write_page_checksum=True)
+
+
+def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
+    """Return records of consecutive episodes as a table.
+
+    Raises:
+        ValueError: when there are no records, their episodes are not consecutive, or they differ
+            in the number of inner steps, ways, shots or queries.
+    """
     if not records:
         raise ValueError("a chunk has at least one record")
     episodes = [record.episode for record in records]
     if episodes != list(range(episodes[0], episodes[0] + len(episodes))):
         raise ValueError(f"the episodes of a chunk are consecutive; got {episodes}")
     schema = _schema({name: len(getattr(records[0], name)) for name in _LISTS})
-    about = json.dumps(dict(circumstances or {}), sort_keys=True)
-    metadata = {**identity, _CIRCUMSTANCES.decode(): about}
     columns = {name: [getattr(record, name) for record in records] for name in schema.names}
     # pa.ArrowInvalid is a ValueError: raised where a list has another length than the first.
-    table = pa.table(columns, schema=schema.with_metadata(metadata))
-    with replacing(path) as file:
-        pq.write_table(table, file, write_page_checksum=True)
+    return pa.table(columns, schema=schema)
 
 
 def chunk_is_complete(path: Path, first: int, count: int, identity: Mapping[str, str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from raymaml.evaluation import page, sections
 from raymaml.evaluation.page import Picture
 from raymaml.evaluation.plots import (
     plot_accuracy_by_step,
+    plot_arms,
     plot_calibration,
     plot_distribution,
     plot_learning_curve,
@@ -38,6 +40,7 @@ from raymaml.evaluation.summary import (
     worst_episodes,
 )
 from raymaml.evaluation.verdict import AuditResult, Verdict
+from raymaml.training.metrics import write_tensorboard
 
 SCHEMA_VERSION = 2
 NUM_WORST = 3
@@ -148,6 +151,29 @@ def write_report(
     return path
 
 
+def show_in_tensorboard(path: Path) -> None:
+    """Show a report, given its ``summary.json``, in TensorBoard: numbers of each arm, and the page.
+
+    The step is that of the checkpoint, 0 for initial weights.
+    """
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    scalars = {
+        f"test/{name}/{key}": value
+        for name, arm in summary["arms"].items()
+        for key, value in (
+            ("accuracy", arm["accuracy"]["mean"]),
+            ("accuracy_ci95", arm["accuracy"]["ci95"]),
+            ("loss", arm["loss"]["mean"]),
+            ("calibration_error", arm["calibration"]["error"]),
+        )
+        if value is not None
+    }
+    digits = re.search(r"\d+$", str(summary["identity"].get("checkpoint", "")))
+    page_text = (path.parent / "report.md").read_text(encoding="utf-8")
+    step = int(digits[0]) if digits else 0
+    write_tensorboard(path.parent / "tensorboard", scalars, {"test/report": page_text}, step)
+
+
 def _hardware(arms: Sequence[ArmResult]) -> list[str]:
     return sorted({found["hardware"] for arm in arms for found in arm.circumstances})
 
@@ -191,6 +217,12 @@ def _draw(
         chance=1 / main.class_ids.shape[1],
     )
     plot_calibration(folder / shown[3].file, {arm.name: arm.calibration for arm in arms})
+    if len(arms) > 1:
+        shown.insert(0, Picture("arms.png", "Mean accuracy of the arms, with two intervals"))
+        plot_arms(
+            folder / "arms.png",
+            {arm.name: (arm.accuracy.overall, arm.new_classes) for arm in arms},
+        )
     points = [point for point in plain(curve) if point.get("val_accuracy") is not None]
     if points:
         shown.append(Picture("learning_curve.png", "Validation accuracy over the outer steps"))

@@ -38,7 +38,7 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Where episodes, records and report are written."""
+        """Where the report is written; episodes and records lie beside it, for all studies."""
         return self.base.run_dir / "studies" / self.base.name / self.settings.name
 
 
@@ -148,6 +148,7 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
     evaluation = study.base.evaluation
     campaign = Campaign(
         folder=study.folder,
+        records=study.folder.parent / "records",
         arms=tuple(arms),
         device=device,
         chunk_size=evaluation.chunk_size,
@@ -189,18 +190,20 @@ def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
     """Sample the test episodes of an arm; arms of one seed and shape share the folder."""
     spec = config.episodes.test
     digest = fold_in(config.seed, bank.hash, spec.model_dump_json())
-    place = config.data.model_copy(update={"shards": study.folder / "episodes" / f"{digest:016x}"})
+    place = config.data.model_copy(
+        update={"shards": study.folder.parent / "episodes" / f"{digest:016x}"}
+    )
     config = config.model_copy(update={"data": place})
     write_shards(bank, spec, seed=config.seed, split="test", folder=shards_folder(config, "test"))
     return config
 
 
 def _write(study: Study, campaign: Campaign) -> Path:
-    from raymaml.evaluation.report import write_report
+    from raymaml.evaluation.report import show_in_tensorboard, write_report
     from raymaml.evaluation.verdicts import reach_verdicts
 
     results = campaign.results()
-    return write_report(
+    path = write_report(
         campaign.folder,
         results,
         title=study.settings.title,
@@ -211,3 +214,5 @@ def _write(study: Study, campaign: Campaign) -> Path:
         ),
         bank=campaign.bank(campaign.arms[0]),
     )
+    show_in_tensorboard(path)
+    return path

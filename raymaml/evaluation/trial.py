@@ -24,7 +24,8 @@ def judge(learner: MetaLearner, episodes: EpisodeSet, indices: range) -> Iterato
     for index, rows, episode in read_episodes(episodes, indices):
         started = time.perf_counter()
         logits = learner.logits_by_step(episode)  # [T+1, N*Q, N]
-        yield record_of(logits, episode.query_y, rows, index, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        yield record_of(logits, episode.query_y, seconds, rows, index)
 
 
 def read_episodes(
@@ -38,7 +39,7 @@ def read_episodes(
 
 
 def record_of(
-    logits: Tensor, labels: Tensor, rows: EpisodeRows, index: int, seconds: float
+    logits: Tensor, labels: Tensor, seconds: float, rows: EpisodeRows, index: int
 ) -> EpisodeRecord:
     """Return what is kept of the query logits ``[T+1, N*Q, N]`` after each inner step."""
     losses = torch.stack([F.cross_entropy(scores, labels) for scores in logits]).double().tolist()

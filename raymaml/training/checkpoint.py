@@ -257,11 +257,12 @@ def require_fitting(path: Path, params: Params, wanted: Params) -> None:
     Raises:
         UserError: naming what is missing, or of another shape.
     """
-    problems = [
-        f"{path}: holds no {name}, which the model needs; judge it as it was trained"
-        for name in wanted
-        if name not in params
-    ]
+    problems = []
+    if missing := [name for name in wanted if name not in params]:
+        names = ", ".join(missing)
+        problems.append(
+            f"{path}: holds no {names}, which the model needs; judge it as it was trained"
+        )
     problems += [
         f"{path}: {name} has the shape {list(params[name].shape)}, the model needs"
         f" {list(value.shape)}; judge it as it was trained"

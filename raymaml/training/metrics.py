@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +116,20 @@ class RunMetrics:
                 self._tensorboard.add_scalar(f"{group}/{key}", value, row["step"])
         self._tensorboard.flush()
         self._echo(progress_line(row, self._outer.num_steps))
+
+
+def write_tensorboard(
+    folder: Path, scalars: Mapping[str, float], texts: Mapping[str, str], step: int
+) -> None:
+    """Show numbers and Markdown in TensorBoard, instead of those that ``folder`` showed before."""
+    if folder.exists():
+        for path in folder.glob("events.out.tfevents.*"):
+            path.unlink()
+    with SummaryWriter(str(folder)) as writer:
+        for tag, value in scalars.items():
+            writer.add_scalar(tag, value, step)
+        for tag, text in texts.items():
+            writer.add_text(tag, text, step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from filelock import FileLock
 from helpers_cluster import RATE
 
@@ -19,6 +20,7 @@ from raymaml.errors import UserError
 from raymaml.evaluation import campaign as in_process
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
+from raymaml.evaluation.study import plan_study, read_study, run_study
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
@@ -160,3 +162,50 @@ def test_an_interrupted_then_killed_campaign_goes_on(cluster, tmp_path, make_con
     assert_same_records(config, lone)
     hidden = [path.name for path in (config.run_folder / "test").glob(".*")]
     assert hidden == [".lock"]
+
+
+STUDY = """\
+name: kills
+title: Kills
+config: config.yaml
+models: {one: {}, two: {model.norm: context}}
+arms: [{name: a, model: one}, {name: b, model: two}]
+cross: {evaluation.inner.num_steps: [1, 2]}
+"""
+
+
+def test_a_study_that_is_killed_ends_in_the_records_of_one_that_is_not(
+    cluster, tmp_path, make_config, start
+):
+    overrides = ("outer.num_steps=1", "episodes.test.num_episodes=120", "evaluation.chunk_size=1")
+    for place in ("lone", "killed"):
+        config = make_config(place, *overrides)
+        (tmp_path / place / "study.yaml").write_text(STUDY, encoding="utf-8")
+    study = read_study(tmp_path / "lone/study.yaml")
+    run_study(study, train=train_locally, judge=in_process.judge_locally, echo=quiet)
+    folder = config.run_dir / "studies" / "tiny"
+
+    def chunks() -> int:
+        return len(list(folder.glob("records/*/*.parquet")))
+
+    for _ in range(3):
+        so_far = chunks()
+        command = start("study", str(tmp_path / "killed/study.yaml"))
+        command.wait_until(lambda so_far=so_far: chunks() >= so_far + 20, "20 chunks further")
+        command.kill()
+        command.clean_up()
+    assert chunks() < 4 * 120
+    study = read_study(tmp_path / "killed/study.yaml")
+    judge = on_cluster.judge_on_cluster
+    run_study(study, train=train_locally, judge=judge, echo=quiet)
+
+    found, expected = (
+        plan_study(read_study(tmp_path / place / "study.yaml"), torch.device("cpu")).results()
+        for place in ("killed", "lone")
+    )
+    assert len(found) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert len(one.records) == 120
+        tables = [each.records.drop(["seconds"]) for each in (one, other)]
+        assert tables[0].equals(tables[1], check_metadata=True), one.name
+    assert (folder / "kills" / "report.html").is_file()

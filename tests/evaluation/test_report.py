@@ -296,6 +296,7 @@ def test_every_picture_is_shown_and_drawn_on_white(tmp_path: Path) -> None:
     _, page = report(tmp_path, two_arms(tmp_path), curve=CURVE)
     names = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
     assert names == [
+        "arms.png",
         "accuracy_distribution.png",
         "running_mean.png",
         "accuracy_by_step.png",
@@ -317,7 +318,7 @@ def test_equal_results_give_equal_files(tmp_path: Path) -> None:
     first = write_report(tmp_path / "a", arms, identity={}, curve=CURVE)
     second = write_report(tmp_path / "b", arms, identity={}, curve=CURVE)
     files = sorted(path.name for path in first.parent.iterdir())
-    assert len(files) == 8
+    assert len(files) == 9
     for name in files:
         assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
 

@@ -1,0 +1,167 @@
+"""Models of other people's, judged on the same episodes with the same records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raymaml.config.schema import Config
+from raymaml.errors import UserError
+from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.records import EpisodeRecord, RecordArrays, record_arrays, records_table
+from raymaml.evaluation.trial import read_episodes, record_of
+from raymaml.meta.learner import MetaLearner
+from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
+from raymaml.training.session import local_device
+from raymaml.types import Episode, EpisodeBatch
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(support images [N*K, C, H, W], support labels [N*K], query images [N*Q, C, H, W]) -> logits
+[N*Q, N]."""
+
+
+def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) -> RecordArrays:
+    """Judge any model on the test episodes of ``config``, as `raymaml test` judges its own.
+
+    There is no inner step that could be seen: values by step are those of the outcome alone. To
+    compare two models on the same episodes give their records to ``paired``; to keep or report
+    them, see ``raymaml.evaluation.records`` and ``raymaml.evaluation.report``.
+
+    Args:
+        predict: the model. It is called once an episode, in order, with gradients switched off
+            (``torch.enable_grad`` switches them on).
+        config: names bank, shards and normalisation; its model and its run are not looked at.
+        num_episodes: the first so many; None is all.
+
+    Raises:
+        UserError: bank or shards are missing or do not fit, there are fewer episodes, or what
+            ``predict`` returns are no logits.
+    """
+    device = local_device(config.cluster)
+    episodes = open_episode_sets(config, open_bank(config), ("test",), device)["test"]
+    available = config.episodes.test.num_episodes
+    count = available if num_episodes is None else num_episodes
+    if not 0 < count <= available:
+        raise UserError(
+            f"num_episodes is {count}; {config.data.shards} holds {available} test episodes"
+        )
+    return record_arrays(records_table([*judge_predictions(predict, episodes, range(count))]))
+
+
+def judge_predictions(
+    predict: Predict, episodes: EpisodeSet, indices: range
+) -> list[EpisodeRecord]:
+    """Return the records of a model on the episodes of these indices."""
+    return [
+        record_of(*timed_logits(predict, episode, index), rows, index)
+        for index, rows, episode in read_episodes(episodes, indices)
+    ]
+
+
+def timed_logits(predict: Predict, episode: Episode, index: int) -> tuple[Tensor, Tensor, float]:
+    """Return logits ``[1, N*Q, N]``, the labels, and the seconds that they took."""
+    started = time.perf_counter()
+    with torch.no_grad():
+        logits = predict(episode.support_x, episode.support_y, episode.query_x)
+    seconds = time.perf_counter() - started
+    shape = (len(episode.query_y), int(episode.support_y.max()) + 1)
+    if not isinstance(logits, Tensor) or logits.shape != shape or not logits.is_floating_point():
+        found = (
+            f"{logits.dtype} of shape {list(logits.shape)}"
+            if isinstance(logits, Tensor)
+            else type(logits).__name__
+        )
+        raise UserError(
+            f"predict: returned {found} for episode {index}; it must return floating-point logits"
+            f" of shape {list(shape)}, a row a query image, a column a label"
+        )
+    return logits.detach().to(episode.query_y.device)[None], episode.query_y, seconds
+
+
+def load_learner(config: Config) -> MetaLearner:
+    """Return the meta-learner of a run, at the checkpoint that `raymaml test` judges.
+
+    Raises:
+        UserError: as `raymaml test`.
+    """
+    campaign = plan_test(config, local_device(config.cluster))
+    return campaign.learner(campaign.arm("model"))
+
+
+def predictor(learner: MetaLearner) -> Predict:
+    """Return a meta-learner as a callable: it adapts to the support set and predicts."""
+
+    def predict(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        labels = torch.zeros(len(query_x), dtype=torch.int64, device=support_y.device)  # not read
+        one = EpisodeBatch(
+            support_x=support_x[None],
+            support_y=support_y[None],
+            query_x=query_x[None],
+            query_y=labels[None],
+        )
+        return learner.predict(one)[0]
+
+    return predict
+
+
+def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return what gives the encoder's features of support and query images: ``[B, F]`` each.
+
+    Nothing is adapted. Images pass as query images do, by the moments that the norm policy says.
+    """
+    inner = learner.test_inner.model_copy(update={"num_steps": 0})
+    still = MetaLearner(
+        learner.model,
+        learner.inner,
+        head=learner.head,
+        test_inner=inner,
+        channels_last=learner.channels_last,
+    )
+    predict = predictor(still)
+    captured: list[Tensor] = []
+
+    def passed(images: Tensor, support_x: Tensor, support_y: Tensor) -> Tensor:
+        head = learner.model.get_submodule("head")
+        hook = head.register_forward_pre_hook(lambda _head, inputs: captured.append(inputs[0]))
+        try:
+            predict(support_x, support_y, images)
+        finally:
+            hook.remove()
+        last = captured[-1]
+        captured.clear()
+        return last.detach()
+
+    def embed(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            passed(support_x, support_x, support_y),
+            passed(query_x, support_x, support_y),
+        )
+
+    return embed
+
+
+def nearest_class_mean(
+    embed: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> Predict:
+    """Return the classifier by the nearest class mean (Snell et al. 2017, equation 2).
+
+    The logits are negative squared distances, divided by the number of features.
+
+    Args:
+        embed: support images, support labels and query images -> features of both, as
+            ``features`` returns it; None: the pixels.
+    """
+
+    def predict(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        support, query = (
+            (support_x, query_x) if embed is None else embed(support_x, support_y, query_x)
+        )
+        support, query = support.flatten(1), query.flatten(1)
+        ways = range(int(support_y.max()) + 1)
+        means = torch.stack([support[support_y == way].mean(0) for way in ways])
+        return -torch.cdist(query, means).square() / means.shape[1]
+
+    return predict

@@ -1,0 +1,90 @@
+"""Judging recorded episodes again: a record that does not repeat is no evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from raymaml.config.schema import ClusterConfig
+from raymaml.errors import UserError
+from raymaml.evaluation.campaign import Campaign, Echo, Plan
+from raymaml.evaluation.records import EpisodeRecord, record_arrays
+from raymaml.evaluation.trial import judge
+from raymaml.training.process import prepare_process
+from raymaml.training.session import local_device
+
+NOT_REPEATED = {"seconds"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A value that another judgement did not repeat."""
+
+    arm: str
+    episode: int
+    column: str
+    recorded: Any
+    replayed: Any
+
+
+def replay_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> int:
+    """Do as ``replay`` in this process, set up as one that judges."""
+    device = local_device(cluster)
+    prepare_process(cluster, device)
+    return replay(plan(device), echo)
+
+
+def replay(campaign: Campaign, echo: Echo) -> int:
+    """Judge every recorded episode of a finished campaign again, and compare bit for bit.
+
+    All columns are compared but the seconds. Nothing is written. On other hardware, or with other
+    numbers of threads, rounding may differ.
+
+    Returns:
+        The number of records that were repeated: all.
+
+    Raises:
+        UserError: the campaign is not finished, or a value differs; the first of each arm is named.
+    """
+    campaign.require_finished()
+    differences: list[Difference] = []
+    count = 0
+    for result in campaign.results():
+        arm = campaign.arm(result.name)
+        columns = vars(record_arrays(result.records))
+        again = judge(campaign.learner(arm), campaign.episodes(arm), range(len(result.records)))
+        found = next(filter(None, (_compared(arm.name, columns, each) for each in again)), None)
+        if found is not None:
+            differences.append(found)
+            continue
+        count += len(result.records)
+        echo(f"{arm.name}: {len(result.records)} records repeated bit for bit")
+    if differences:
+        raise UserError(
+            *(
+                f"{each.arm}: episode {each.episode} was recorded with {each.column}"
+                f" {each.recorded}, and comes out as {each.replayed}; the record, or what was"
+                " judged, is not what it was"
+                for each in differences
+            )
+        )
+    return count
+
+
+def _compared(arm: str, columns: dict[str, Any], again: EpisodeRecord) -> Difference | None:
+    """Return the first value that differs from the record of the same episode."""
+    for field in fields(EpisodeRecord):
+        recorded = columns[field.name][again.episode]
+        replayed = np.asarray(getattr(again, field.name))
+        equal = np.array_equal(recorded, replayed, equal_nan=replayed.dtype.kind == "f")
+        if field.name not in NOT_REPEATED and not equal:
+            return Difference(
+                arm=arm,
+                episode=again.episode,
+                column=field.name,
+                recorded=np.asarray(recorded).tolist(),
+                replayed=replayed.tolist(),
+            )
+    return None

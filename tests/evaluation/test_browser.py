@@ -1,0 +1,90 @@
+"""The HTML report in a real browser: it renders, whole and inside the page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers_evaluation import record
+
+from raymaml.evaluation.records import read_records, write_chunk
+from raymaml.evaluation.report import ArmResult, write_report
+from raymaml.evaluation.verdict import AuditResult, Verdict
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+TABLES_OUTSIDE = """
+return [...document.querySelectorAll(".table")].filter(box =>
+  box.getBoundingClientRect().right > document.documentElement.clientWidth + 1
+  || (box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX != "auto")).length
+"""
+EMPTY_IMAGES = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by its own driver."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no chromium and chromedriver on the PATH (Debian: chromium chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("browser")
+    generator = np.random.default_rng(0)
+    arms = []
+    for name in ("a-model-with-a-long-name-that-does-not-break", "another=one-queries=15"):
+        steps = generator.integers(0, 16, (700, 6)) / 15
+        records = [record(i, accuracy_by_step=tuple(row)) for i, row in enumerate(steps.tolist())]
+        write_chunk(folder / f"{name}.parquet", records, {})
+        table = read_records([folder / f"{name}.parquet"])
+        protocol = "5-way 1-shot 3-query | inductive (context) | 5 steps | head zero | single model"
+        identity = {"weights": "0123456789abcdef" * 4, "model": "x" * 300}
+        arms.append(
+            ArmResult(
+                name=name, description="d" * 90, protocol=protocol, records=table, identity=identity
+            )
+        )
+    verdict = Verdict(claim="a claim " * 9, outcome="supported", numbers="numbers " * 20)
+    audit = AuditResult(
+        name="x", title="Audit", outcome="passed", sentence="s", rows=[{"a": 1, "b": "c" * 50}]
+    )
+    write_report(folder, arms, identity={}, verdicts=[verdict], audits=[audit], title="Report")
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_report_renders_and_fits(browser: Any, page: Path, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(page.as_uri())
+    assert browser.title == "Report"
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+    assert browser.execute_script("return document.images.length") == 5
+    assert browser.execute_script(EMPTY_IMAGES) == 0
+    assert browser.execute_script("return innerWidth") == width
+    root = "return document.documentElement"
+    assert browser.execute_script(f"{root}.scrollWidth <= {root[7:]}.clientWidth")
+    assert browser.execute_script("return document.querySelectorAll('table').length") == 9
+    assert browser.execute_script(TABLES_OUTSIDE) == 0
+
+
+def test_the_report_prints(browser: Any, page: Path) -> None:
+    browser.get(page.as_uri())
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"]
+    assert len(printed) > 100_000  # pictures are in it

@@ -1,0 +1,115 @@
+"""Models of other people's: the same episodes, the same records."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import raymaml
+from raymaml.errors import UserError
+from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.records import record_arrays
+from raymaml.evaluation.replay import replay
+from raymaml.training.worker import train_locally
+
+CPU = torch.device("cpu")
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def config(make_config):
+    """A run of one outer step."""
+    config = make_config("run", "outer.num_steps=1", "model.norm=context")
+    assert train_locally(config, quiet)
+    return config
+
+
+def test_a_run_judged_as_somebody_elses_model_has_the_same_records(config) -> None:
+    judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    campaign = plan_test(config, CPU)
+    own = record_arrays(campaign.results()[0].records)
+    others = raymaml.judge(raymaml.predictor(raymaml.load_learner(config)), config)
+    for column in ("accuracy", "loss", "class_ids", "query_rows", "bin_correct", "brier"):
+        assert np.array_equal(getattr(own, column), getattr(others, column)), column
+    assert others.accuracy_by_step.shape == (10, 1)
+    assert raymaml.paired(own, others, ("own", "others")).difference.mean == 0
+
+
+def test_nearest_class_mean_on_pixels_and_on_features(config) -> None:
+    pixels = raymaml.judge(raymaml.nearest_class_mean(), config)
+    features = raymaml.features(raymaml.load_learner(config))
+    encoded = raymaml.judge(raymaml.nearest_class_mean(features), config, num_episodes=7)
+    # the patterns of the tiny bank are far apart: pixels suffice
+    assert pixels.accuracy.mean() > 0.9
+    assert encoded.accuracy.mean() > 0.6
+    assert raymaml.paired(encoded, pixels, ("encoded", "pixels")).difference.count == 7
+
+
+def test_features_are_what_the_head_sees(config) -> None:
+    learner = raymaml.load_learner(config)
+    images = torch.rand(5, 1, 16, 16)
+    support, query = raymaml.features(learner)(images[:3], torch.arange(3), images[3:])
+    assert support.shape == (3, 4)  # 4 channels of one pixel
+    assert query.shape == (2, 4)
+    # with no inner step the head is where it starts
+    logits = query @ learner.params["head.weight"].T + learner.params["head.bias"]
+    inner = learner.test_inner.model_copy(update={"num_steps": 0})
+    still = raymaml.MetaLearner(learner.model, learner.inner, test_inner=inner, channels_last=True)
+    expected = raymaml.predictor(still)(images[:3], torch.arange(3), images[3:])
+    assert torch.allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("returned", "found"),
+    [
+        (torch.zeros(6, 2), r"torch.float32 of shape \[6, 2\]"),
+        (torch.zeros(6, 3, dtype=torch.int64), r"torch.int64 of shape \[6, 3\]"),
+        ([0, 1], "list"),
+    ],
+)
+def test_what_are_no_logits_is_refused(make_config, returned, found) -> None:
+    with pytest.raises(UserError, match=f"predict: returned {found} for episode 0; it must"):
+        raymaml.judge(lambda *_: returned, make_config("run"))
+
+
+@pytest.mark.parametrize("count", [0, 11])
+def test_there_are_so_many_episodes(make_config, count) -> None:
+    with pytest.raises(UserError, match=f"num_episodes is {count}; .* holds 10 test episodes"):
+        raymaml.judge(raymaml.nearest_class_mean(), make_config("run"), num_episodes=count)
+
+
+def test_logits_that_are_not_numbers_are_records_all_the_same(make_config) -> None:
+    found = raymaml.judge(lambda *_: torch.full((6, 3), torch.nan), make_config("run"))
+    assert np.isnan(found.loss).all()
+    assert np.isnan(found.brier).all()
+    assert found.bin_count.sum() == 60
+
+
+def test_every_record_repeats(config) -> None:
+    with pytest.raises(UserError, match="20 episodes in 7 chunks are not judged yet"):
+        replay(plan_test(config, CPU), quiet)
+    judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    lines: list[str] = []
+    assert replay(plan_test(config, CPU), lines.append) == 20
+    assert lines[0] == "model: 10 records repeated bit for bit"
+
+
+def test_an_altered_record_does_not_repeat(config, monkeypatch) -> None:
+    judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    campaign = plan_test(config, CPU)
+    results = campaign.results()
+    table = results[0].records
+    losses = table.column("loss").to_numpy().copy()
+    losses[4] = np.nextafter(losses[4], 1)  # one unit in the last place
+    place = table.schema.get_field_index("loss")
+    altered = table.set_column(place, "loss", [losses])
+    results[0] = type(results[0])(**{**vars(results[0]), "records": altered})
+    monkeypatch.setattr(type(campaign), "results", lambda _self: results)
+    with pytest.raises(UserError, match="model: episode 4 was recorded with loss") as caught:
+        replay(campaign, quiet)
+    assert len(caught.value.problems) == 1  # the other arms repeat

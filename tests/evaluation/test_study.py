@@ -1,0 +1,172 @@
+"""Studies and campaigns that grow, stop early, and refuse what does not fit."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raymaml.errors import UserError
+from raymaml.evaluation.campaign import Campaign, judge_locally
+from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.sequences import confidence_sequence
+from raymaml.evaluation.study import plan_study, read_study, run_study
+from raymaml.training.worker import train_locally
+
+CPU = torch.device("cpu")
+STUDY = """\
+name: s
+title: T
+config: config.yaml
+set: {outer.num_steps: 1}
+models:
+  one: {}
+  two: {inner.lr: 0.2}
+arms:
+  - {name: a, model: one}
+  - {name: b, model: two, set: {model.norm: context}}
+  - {name: untrained, checkpoint: initial}
+checks:
+  - {kind: difference, claim: c, arm: a, minus: b, expect: within, margin: 1}
+"""
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def write(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def run(path: Path, *overrides: str) -> tuple[Path | None, list[str]]:
+    lines: list[str] = []
+    study = read_study(path, overrides)
+    found = run_study(study, train=train_locally, judge=judge_locally, echo=lines.append)
+    return found, lines
+
+
+def judged(lines: list[str]) -> int:
+    """Episodes that were judged: each line of progress ends in those so far."""
+    counts = [line.split("/")[0] for line in lines if " episodes  " in line]
+    return int(counts[-1]) if counts else 0
+
+
+def test_a_study_trains_judges_and_never_repeats(make_config, tmp_path) -> None:
+    config = make_config("st")
+    path = write(tmp_path / "st")
+    summary, lines = run(path)
+    assert summary == config.run_dir / "studies" / "tiny" / "s" / "summary.json"
+    assert judged(lines) == 3 * 10
+    runs = sorted(folder.name for folder in config.run_dir.iterdir())
+    assert runs == ["studies", "tiny", "tiny-two"]
+    before = {file: file.stat().st_mtime_ns for file in summary.parent.parent.rglob("*.parquet")}
+
+    assert judged(run(path)[1]) == 0
+    # five episodes more of each arm: the episodes of before are those of before
+    assert judged(run(path, "episodes.test.num_episodes=15")[1]) == 3 * 5
+    # an arm more, that has the weights and settings of another: nothing to judge
+    write(tmp_path / "st", STUDY.replace("checks:", "  - {name: same, model: one}\nchecks:"))
+    assert judged(run(path, "episodes.test.num_episodes=15")[1]) == 0
+    write(
+        tmp_path / "st",
+        STUDY.replace("checks:", "  - {name: d, set: {evaluation.inner.num_steps: 0}}\nchecks:"),
+    )
+    assert judged(run(path)[1]) == 10
+    after = {file: file.stat().st_mtime_ns for file in before}
+    assert after == before
+
+
+def test_all_arms_see_the_same_episodes_whatever_the_number_of_queries(make_config, tmp_path):
+    make_config("st")
+    cross = "cross: {episodes.test.num_queries: [1, 3]}\n"
+    path = write(tmp_path / "st", STUDY.partition("checks:")[0] + cross)
+    run(path)
+    campaign = plan_study(read_study(path), CPU)
+    tables = [result.records for result in campaign.results()]
+    assert len(tables) == 6
+    for table in tables[1:]:
+        for column in ("class_ids", "support_rows"):
+            assert table.column(column).equals(tables[0].column(column))
+    fewer, more = (np.array(tables[place].column("query_rows").to_pylist()) for place in (0, 1))
+    assert (fewer.reshape(10, 3, 1) == more.reshape(10, 3, 3)[..., :1]).all()
+
+
+def test_another_seed_draws_other_episodes_and_is_not_compared(make_config, tmp_path) -> None:
+    make_config("st")
+    text = STUDY.partition("checks:")[0] + "  - {name: other, model: one, set: {seed: 9}}\n"
+    summary, _ = run(write(tmp_path / "st", text))
+    assert summary is not None
+    assert "other and a: episode 0 has other classes" in summary.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "inner.lr: 0.2",
+            "inner.lrr: 0.2",
+            "models: two: inner.lrr is unknown; did you mean",
+        ),
+        ("model.norm: context", "model.norm: nothing", "arms: b: model.norm is 'nothing'"),
+        (
+            "model.norm: context",
+            "model.norm: running",
+            "b: .*holds no encoder.conv1.norm.mean, .*, which the model needs",
+        ),
+        ("model.norm: context", "model.width: 8", "b: .*has the shape .*, the model needs"),
+        ("checkpoint: initial", "checkpoint: gone", "untrained: gone.*checkpoint.json"),
+        ("config.yaml", "nothing.yaml", "nothing.yaml: cannot be read"),
+    ],
+)
+def test_a_mistake_is_named_with_its_arm(make_config, tmp_path, old, new, message) -> None:
+    make_config("st")
+    path = write(tmp_path / "st", STUDY.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        run(path)
+
+
+def test_a_run_of_other_learning_is_refused(make_config, tmp_path) -> None:
+    make_config("st")
+    run(write(tmp_path / "st"))
+    path = write(tmp_path / "st", STUDY.replace("inner.lr: 0.2", "inner.lr: 0.3"))
+    with pytest.raises(UserError, match=r"tiny-two: was started with inner.lr = 0.2, .* 0.3"):
+        run(path)
+
+
+def test_training_that_is_interrupted_ends_the_study(make_config, tmp_path) -> None:
+    make_config("st")
+    study = read_study(write(tmp_path / "st"))
+    judge = pytest.fail
+    assert run_study(study, train=lambda *_: False, judge=judge, echo=quiet) is None
+
+
+def test_judging_stops_at_the_first_look_that_is_precise_enough(make_config) -> None:
+    overrides = ["episodes.test.num_episodes=1000", "evaluation.baseline_episodes=0"]
+    config = make_config("run", "outer.num_steps=1", *overrides)
+    assert train_locally(config, quiet)
+
+    def planned(target: float | None, chunk_size: int) -> partial[Campaign]:
+        changes = {"target_half_width": target, "chunk_size": chunk_size}
+        evaluation = config.evaluation.model_copy(update=changes)
+        return partial(plan_test, config.model_copy(update={"evaluation": evaluation}))
+
+    judge_locally(planned(0.08, 70), config.cluster, quiet)
+    campaign = planned(0.08, 70)(CPU)
+    (result,) = campaign.results()
+    stopped = len(result.records)
+    judge_locally(planned(None, 500), config.cluster, quiet)
+    (whole,) = planned(None, 500)(CPU).results()
+    _, half_widths = confidence_sequence(whole.records.column("accuracy").to_numpy())
+    # at a multiple of 100 episodes, the first at which it is known to 8%
+    expected = next(look for look in range(100, 1001, 100) if half_widths[look - 1] <= 0.08)
+    assert stopped == expected < 1000
+    # chunks of 70 reach up to 69 episodes further, and no more was judged
+    again = planned(0.08, 500)(CPU)
+    assert again.missing() == []
+    assert len(again.results()[0].records) == expected
