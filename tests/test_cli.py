@@ -220,3 +220,33 @@ def test_ctrl_c_ends_with_130_and_the_run_can_go_on(
     assert "stopped before outer step 2 of 4, and saved; run the same command" in lines[-1]
     monkeypatch.undo()
     assert ": done; " in raymaml_("train", "--local", path).output.splitlines()[-1]
+
+
+def test_audits_are_in_the_next_report_of_what_was_audited(
+    make_config: Any, tmp_path: Path
+) -> None:
+    make_config("audited", "outer.num_steps=1")
+    path = tmp_path / "audited" / "config.yaml"
+    raymaml_("train", "--local", path)
+    *lines, audits = raymaml_("audit", path).output.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "transduction",
+        "queries",
+        "labels",
+        "support",
+    ]
+    assert json.loads(Path(audits).read_text("utf-8"))["audits"][0]["outcome"] == "measured"
+    page = Path(audits).with_name("report.md")
+    raymaml_("test", "--local", path, "evaluation.baseline_episodes=0")
+    assert "## Audit: Does a prediction depend on the other queries?" in page.read_text("utf-8")
+    raymaml_("test", "--local", path, "evaluation.baseline_episodes=0", "evaluation.inner.lr=0.2")
+    assert "Audit" not in page.read_text("utf-8")  # another inner loop was audited
+
+
+def test_a_replay_says_that_all_records_repeat(make_config: Any, tmp_path: Path) -> None:
+    config: Config = make_config("replayed", "outer.num_steps=1")
+    path = tmp_path / "replayed" / "config.yaml"
+    raymaml_("train", "--local", path)
+    raymaml_("test", "--local", path)
+    lines = raymaml_("test", "--replay", path).output.splitlines()
+    assert lines[-1] == f"{config.run_folder}: all 20 records repeated"

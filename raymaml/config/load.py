@@ -52,14 +52,14 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: Path, *overrides: Sequence[str] | Changes) -> Config:
+def load_config(path: Path | str, *overrides: Sequence[str] | Changes) -> Config:
     """Read ``path``, apply ``overrides`` in their order and check the whole.
 
     Raises:
         UserError: with every problem found, each naming file, line, key, value and what is
             allowed.
     """
-    return _load(path, Config, overrides)
+    return _load(Path(path), Config, overrides)
 
 
 def load_study(path: Path) -> StudyConfig:

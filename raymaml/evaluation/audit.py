@@ -38,6 +38,10 @@ class Subject:
     seed: int = 0
     """Of what an audit draws."""
 
+    def at_most(self, count: int) -> int:
+        """Return ``count``, or how many episodes there are."""
+        return min(count, self.episodes.shards.count)
+
     def read(self, count: int) -> Iterator[tuple[EpisodeRows, Episode]]:
         """Yield the first ``count`` episodes with their rows."""
         for index in range(count):
@@ -55,6 +59,7 @@ def audit_transduction(subject: Subject, *, inductive: bool, count: int = 10) ->
     An inductive model predicts each query from the support set and the query alone. One that is
     said to be ``inductive`` and does not is flagged.
     """
+    count = subject.at_most(count)
     accuracies: dict[str, list[float]] = {"all at once": []}
     differences = {"one at a time": 0.0, "one class at a time": 0.0}
     tolerance = 0.0
@@ -103,13 +108,14 @@ def audit_labels(subject: Subject, *, count: int = 20, permutations: int = 20) -
     A head that starts at meta-learned weights has a row of its own for each label; one that starts
     at zero, or at one row for all, is symmetric, and its spread is rounding.
     """
+    count = subject.at_most(count)
     table = np.empty((count, permutations))
     for row, (_, episode) in enumerate(subject.read(count)):
         ways = int(episode.support_y.max()) + 1
         for column in range(permutations):
             bits = bit_stream(subject.seed, "audit-labels", row, column)
-            order = torch.from_numpy(draw_without_replacement(bits, ways, ways))
-            order = order.to(episode.support_y.device)
+            drawn = draw_without_replacement(bits, ways, ways) if column else np.arange(ways)
+            order = torch.from_numpy(drawn).to(episode.support_y.device)
             named = replace(
                 episode, support_y=order[episode.support_y], query_y=order[episode.query_y]
             )
@@ -124,10 +130,10 @@ def audit_labels(subject: Subject, *, count: int = 20, permutations: int = 20) -
         f" of one episode has a standard deviation of {spread:.2%} over namings; between episodes"
         f" it is {between:.2%}.",
         rows=[
+            {"naming": "as sampled", "accuracy": _percent(table[:, 0])},
             {"naming": "as a mean over namings", "accuracy": _percent(table.mean(1))},
             {"naming": "the best for each episode", "accuracy": _percent(table.max(1))},
             {"naming": "the worst for each episode", "accuracy": _percent(table.min(1))},
-            {"naming": "every label's own", "accuracy": _percent(table[:, 0])},
         ],
     )
 
@@ -138,6 +144,7 @@ def audit_support(subject: Subject, *, count: int = 5, tries: int = 8) -> AuditR
     Greedy: for each support image in turn, ``tries`` images of its class that are no queries take
     its place; the best (worst) stays. One round, so ``tries * N * K`` evaluations a direction.
     """
+    count = subject.at_most(count)
     found: dict[str, list[float]] = {"worst": [], "as drawn": [], "best": []}
     for rows, _ in subject.read(count):
         drawn = _score(subject, rows)
@@ -157,6 +164,7 @@ def audit_support(subject: Subject, *, count: int = 5, tries: int = 8) -> AuditR
 
 def audit_queries(subject: Subject, *, count: int = 100) -> AuditResult:
     """Judge the same episodes with fewer queries a class, and with unbalanced ones."""
+    count = subject.at_most(count)
     measured: dict[tuple[str, str], list[float]] = {}
     for _, episode in subject.read(count):
         for key, places in _query_sets(episode.query_y):

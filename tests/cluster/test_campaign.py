@@ -177,7 +177,7 @@ cross: {evaluation.inner.num_steps: [1, 2]}
 def test_a_study_that_is_killed_ends_in_the_records_of_one_that_is_not(
     cluster, tmp_path, make_config, start
 ):
-    overrides = ("outer.num_steps=1", "episodes.test.num_episodes=120", "evaluation.chunk_size=1")
+    overrides = ("outer.num_steps=1", "episodes.test.num_episodes=50", "evaluation.chunk_size=1")
     for place in ("lone", "killed"):
         config = make_config(place, *overrides)
         (tmp_path / place / "study.yaml").write_text(STUDY, encoding="utf-8")
@@ -191,10 +191,10 @@ def test_a_study_that_is_killed_ends_in_the_records_of_one_that_is_not(
     for _ in range(3):
         so_far = chunks()
         command = start("study", str(tmp_path / "killed/study.yaml"))
-        command.wait_until(lambda so_far=so_far: chunks() >= so_far + 20, "20 chunks further")
+        command.wait_until(lambda so_far=so_far: chunks() >= so_far + 12, "12 chunks further")
         command.kill()
         command.clean_up()
-    assert chunks() < 4 * 120
+    assert chunks() < 4 * 50
     study = read_study(tmp_path / "killed/study.yaml")
     judge = on_cluster.judge_on_cluster
     run_study(study, train=train_locally, judge=judge, echo=quiet)
@@ -205,7 +205,7 @@ def test_a_study_that_is_killed_ends_in_the_records_of_one_that_is_not(
     )
     assert len(found) == 4
     for one, other in zip(found, expected, strict=True):
-        assert len(one.records) == 120
+        assert len(one.records) == 50
         tables = [each.records.drop(["seconds"]) for each in (one, other)]
         assert tables[0].equals(tables[1], check_metadata=True), one.name
     assert (folder / "kills" / "report.html").is_file()
