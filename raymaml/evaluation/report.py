@@ -62,7 +62,7 @@ class ArmResult:
     identity: Mapping[str, Any]
     """What decides the records: weights, model, episodes, versions, ..."""
     circumstances: Sequence[Mapping[str, str]] = ()
-    """Where chunks were judged, as ``records.read_circumstances`` returns it."""
+    """Of the chunks, as ``records.read_circumstances`` returns them: hardware, hashes, ..."""
 
 
 def protocol_line(spec: EpisodesConfig, model: ModelConfig, num_steps: int) -> str:
@@ -137,7 +137,7 @@ def write_report(
         *sections.comparisons(compared),
         *sections.pictures(drawn),
         *sections.audits(audits),
-        *sections.tail(summaries, identities, _hardware(arms)),
+        *sections.tail(summaries, identities, _circumstances(arms)),
     ]
     write_text(folder / "report.md", page.markdown(title, blocks))
     write_text(folder / "report.html", page.html(title, blocks, folder))
@@ -146,6 +146,7 @@ def write_report(
         **_summary_json(summaries, compared, identities),
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "audits": [asdict(audit) for audit in audits],
+        "circumstances": {arm.name: arm.circumstances for arm in arms},
     }
     write_text(path, json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
     return path
@@ -174,8 +175,16 @@ def show_in_tensorboard(path: Path) -> None:
     write_tensorboard(path.parent / "tensorboard", scalars, {"test/report": page_text}, step)
 
 
-def _hardware(arms: Sequence[ArmResult]) -> list[str]:
-    return sorted({found["hardware"] for arm in arms for found in arm.circumstances})
+def _circumstances(arms: Sequence[ArmResult]) -> list[tuple[str, str]]:
+    """Return what is told of the chunks: an entry for each different value of any arm."""
+    return sorted(
+        {
+            (key if key == "hardware" else f"{arm.name}: {key}", value)
+            for arm in arms
+            for found in arm.circumstances
+            for key, value in found.items()
+        }
+    )
 
 
 def plain(value: Any) -> Any:

@@ -138,7 +138,9 @@ def audits(found: Sequence[AuditResult]) -> Iterator[Block]:
 
 
 def tail(
-    arms: Sequence[ArmSummary], identities: Sequence[Mapping[str, Any]], hardware: Sequence[str]
+    arms: Sequence[ArmSummary],
+    identities: Sequence[Mapping[str, Any]],
+    circumstances: Sequence[tuple[str, str]],
 ) -> Iterator[Block]:
     """Steps, cost and identity."""
     yield Heading("Accuracy by inner step")
@@ -164,7 +166,7 @@ def tail(
             for key, value in identity.items()
             if identities[0].get(key) != value
         ]
-    rows += [["hardware", Code(text)] for text in hardware]
+    rows += [[key, Code(value)] for key, value in circumstances]
     yield Table(["what", "value"], rows, left=2)
 
 

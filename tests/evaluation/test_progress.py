@@ -1,0 +1,45 @@
+"""How far a campaign is: lines in a log, a table on a terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from raymaml.evaluation.progress import Progress
+
+
+def test_lines_tell_arms_means_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([100.0, 102.0, 104.0, 106.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    lines: list[str] = []
+    with Progress({"a": 4, "b": 2}, lines.append) as progress:
+        progress.add("a", 2, [0.5, 1.0])
+        progress.add("b", 2, [])  # left out: the arm was precise enough
+        progress.add("a", 2, [0.75, 0.75])
+    # t(0.975; 1) = 12.7062, s = 0.353553: 12.7062 * 0.353553 / sqrt(2) = 3.1766
+    assert lines == [
+        "2/6 episodes  0/2 arms done  a 75.00 +- 317.66% over 2  1.0 episodes/s  0m04s left",
+        "4/6 episodes  1/2 arms done  b - over 0  1.0 episodes/s  0m02s left",
+        # 3.182446 * sqrt(0.125 / 3) / 2
+        "6/6 episodes  2/2 arms done  a 75.00 +- 32.48% over 4  1.0 episodes/s  0m00s left",
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_there_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with Progress({"one": 2, "other": 4}, pytest.fail) as progress:
+        progress.add("one", 2, [0.5, 0.5])
+    shown = terminal.getvalue()
+    assert "1/2 arms done" in shown
+    assert "2/2" in shown
+    assert "50.00 +- 0.00%" in shown
