@@ -48,6 +48,20 @@ def test_the_interval_for_new_classes_covers_and_that_over_episodes_does_not(cla
     assert naive / CAMPAIGNS < 0.5  # 600 episodes of 20 classes are not 600 classes
 
 
+def test_the_noise_of_an_episode_is_not_counted_once_for_each_of_its_classes() -> None:
+    # Where classes do not differ the variance is that over episodes. Counted for each of 5 classes
+    # it would be five times that and more, and the interval 2.2 times as wide; 1.1 is for t with
+    # 19 degrees of freedom, and a variance that is bounded from below by that over episodes.
+    generator = np.random.default_rng(6)
+    ratios = []
+    for seed in range(100):
+        accuracy = generator.normal(TRUTH, 0.1, 600)
+        ids = np.argsort(generator.random((600, 20)), 1)[:, :5]
+        new, same = new_classes_interval(accuracy, ids, seed=seed), mean_interval(accuracy)
+        ratios.append((new.high - new.low) / (same.high - same.low))
+    assert 1.0 < float(np.mean(ratios)) < 1.5
+
+
 def test_the_interval_over_episodes_covers() -> None:
     generator = np.random.default_rng(1)
     # 75 queries, and a difficulty that is far from normal
