@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes an environment and runs every test. Arguments go to pytest: -m "not ray" for the fast ones.
+# Makes an environment and runs every test. Arguments go to pytest: -n 2 -m "not ray and not slow"
+# runs the fast ones by two processes.
 #
 #   bash launch/test.sh [pytest arguments]
 set -euo pipefail

@@ -143,6 +143,7 @@ def test_a_config_opens_with_its_claim_and_its_command(name: str) -> None:
     assert any(f"configs/{name}" in line or "quickstart.sh" in line for line in commands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_config_imports_samples_trains_and_tests(name: str, tmp_path: Path) -> None:
     path = CONFIGS / name
@@ -163,6 +164,7 @@ def test_a_config_imports_samples_trains_and_tests(name: str, tmp_path: Path) ->
     assert summary["arms"]["model"]["num_episodes"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_trains_judges_and_ends_in_verdicts(name: str, tmp_path: Path) -> None:
     path = CONFIGS / name

@@ -129,8 +129,7 @@ def write_report(
     compared = compare(records)
     identities = [plain({**identity, **arm.identity}) for arm in arms]
     drawn = _draw(folder, records, summaries, curve)
-    if bank is not None:
-        drawn += _draw_worst(folder, records[names[0]], bank)
+    drawn += _draw_worst(folder, records[names[0]], bank) if bank is not None else []
     blocks = [
         *sections.head(summaries, verdicts),
         *sections.results(summaries),

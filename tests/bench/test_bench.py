@@ -195,6 +195,7 @@ def bench(config: Config, folder: Path, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["bench", str(path), *files, *effort, *arguments])
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymaml.bench.measure.number_of_cores", lambda: 1)
     done = bench(tiny(), tmp_path, "--methods", "unrolled,plain", "--steps", "1,2")
@@ -223,6 +224,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         image.load()
 
 
+@pytest.mark.slow
 def test_a_contender_that_computes_something_else_ends_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

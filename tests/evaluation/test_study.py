@@ -146,6 +146,7 @@ def test_training_that_is_interrupted_ends_the_study(make_config, tmp_path) -> N
     assert run_study(study, train=lambda *_: False, judge=judge, echo=quiet) is None
 
 
+@pytest.mark.slow
 def test_judging_stops_at_the_first_look_that_is_precise_enough(make_config) -> None:
     overrides = ["episodes.test.num_episodes=1000", "evaluation.baseline_episodes=0"]
     config = make_config("run", "outer.num_steps=1", *overrides)
