@@ -161,6 +161,11 @@ def _progress_callback(progress: Progress) -> Any:
             chunk = Chunk(**trial.config["chunk"])
             progress.add(chunk.arm, chunk.count, trial.last_result["accuracies"])
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            # Tune pickles its callbacks, to go on after a kill. Records serve for that here, and
+            # a live table, which belongs to this process and its terminal, has no pickle.
+            return tune.Callback, ()
+
     return Callback()
 
 

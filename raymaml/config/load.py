@@ -185,6 +185,11 @@ def _explain(
         place = _nearest_place(keys, places, file)
         if detail["type"] == "missing":
             yield f"{place}: {key} is missing; it has no default"
+        elif detail["type"] == "union_tag_not_found":
+            yield f"{place}: {key}.kind is missing; it has no default"
+        elif detail["type"] == "union_tag_invalid":
+            kind, allowed = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+            yield f"{place}: {key}.kind is {kind!r}; it should be one of {allowed}"
         elif detail["type"] == "extra_forbidden":
             yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
         elif detail["type"] == "value_error":

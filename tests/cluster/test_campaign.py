@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -96,6 +98,21 @@ def test_the_partition_leaves_no_trace(cluster, make_config, chunk_size, num_chu
     assert_same_records(together, lone)
     assert len(lines) == num_chunks
     assert lines[-1].startswith("20/20 episodes")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_there_is_a_table(cluster, make_config, monkeypatch):
+    config = trained(make_config)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    judge_on_cluster(config, pytest.fail)
+    assert "0/3 arms done" in terminal.getvalue()
+    assert "3/3 arms done" in terminal.getvalue()
 
 
 def test_only_lost_chunks_are_judged_again(cluster, make_config):

@@ -71,7 +71,12 @@ cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]
             "checks: [{kind: difference, claim: c, arm: model, minus: y, expect: within}]\n",
             "'c' names the arm 'y'; it must be one of model",
         ),
-        ("checks: [{kind: guess, claim: c}]\n", "s.yaml:4: checks"),
+        (
+            "checks: [{kind: guess, claim: c}]\n",
+            "s.yaml:4: checks.0.kind is 'guess'; it should be one of 'difference',"
+            " 'first trials', 'precision'",
+        ),
+        ("checks: [{claim: c}]\n", "s.yaml:4: checks.0.kind is missing; it has no default"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
