@@ -50,6 +50,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
             )
             if cluster.num_workers != "auto":
                 slots = min(slots, cluster.num_workers)
+            echo(campaign.settings_line(slots, torch.device("cuda" if use_gpu else "cpu")))
             trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
             with (
                 on_interrupt(lambda: request_stop(scratch)),

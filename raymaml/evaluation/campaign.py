@@ -34,6 +34,7 @@ from raymaml.training.checkpoint import load_tensors, read_card, require_fitting
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
+from raymaml.training.settings import judging_line
 from raymaml.training.state import build_learner, load_params
 
 if TYPE_CHECKING:  # it imports matplotlib, which no process that only judges needs
@@ -137,6 +138,11 @@ class Campaign:
             )
         ]
         return sorted(chunks, key=lambda chunk: chunk.first)
+
+    def settings_line(self, num_workers: int, device: torch.device) -> str:
+        """Say in a line how what is missing is judged."""
+        how = judging_line([arm.config for arm in self.arms], device, num_workers)
+        return f"{self.folder}: {how}; chunks of up to {self.chunk_size} episodes"
 
     def progress(self, echo: Echo) -> Progress:
         """Return what shows how far the arms are, the records that are there included."""
@@ -281,6 +287,7 @@ def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     prepare_process(cluster, device)
     campaign = plan(device)
     if chunks := campaign.missing():
+        echo(campaign.settings_line(1, device))
         with campaign.progress(echo) as progress:
             for chunk in chunks:
                 progress.add(chunk.arm, chunk.count, campaign.judge(chunk))
