@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from raymaml.config.load import Changes, load_config, load_study
+from raymaml.config.load import Changes, load_config
 from raymaml.config.schema import SPLITS, Config
 from raymaml.config.study import StudyArm, StudyConfig, Which
+from raymaml.config.study_file import load_study
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.episodes import write_shards
@@ -55,38 +56,45 @@ def read_study(path: Path, overrides: Sequence[str] = (), config_path: Path | No
     Raises:
         UserError: with every problem of any of them.
     """
-    settings = load_study(path)
+    settings, problems = load_study(path)
+    if config_path is None and settings.config == Path():  # the file names none, as is said above
+        raise UserError(*problems)
     place = path.parent / settings.config if config_path is None else config_path
-    problems: list[str] = []
 
-    def config(*layers: Changes | Sequence[str]) -> Config | None:
+    def config(*layers: Changes) -> Config | None:
         try:
-            return load_config(place, *layers)
+            return load_config(place, Changes(f"{path}: set", settings.set), overrides, *layers)
         except UserError as error:
             problems.extend(error.problems)
             return None
 
-    common = Changes(f"{path}: set", settings.set)
-    base = config(common, overrides)
-    if base is None:
-        raise UserError(*problems)
-    models, arms = {}, []
-    for name, changes in (settings.models or {"model": {}}).items():
-        named = {"name": f"{base.name}-{name}", **changes} if changes else {}
-        layer = Changes(f"{path}: models: {name}", named)
-        models[name] = (layer, config(common, overrides, layer))
-    for arm in settings.crossed_arms():
-        model = next(iter(models)) if arm.model is None else arm.model
-        changed = Changes(f"{path}: arms: {arm.name}", arm.set)
-        arms.append((arm, model, config(common, overrides, models[model][0], changed)))
-    if problems:
-        raise UserError(*problems)
+    base = config()
+    name = "study" if base is None else base.name
+    layers = {model: _of_model(path, name, model, settings) for model in settings.model_names}
+    models = {model: config(layer) for model, layer in layers.items()}
+    arms = []
+    for own in settings.arms:
+        changed = Changes(f"{path}: arms: {own.name}", own.set)
+        for arm in settings.crossed(own):
+            crossed = Changes(f"{path}: cross", {key: arm.set[key] for key in settings.cross})
+            model = arm.model or settings.model_names[0]
+            of_model = [layers[model]] if model in layers else []
+            arms.append((arm, model, config(*of_model, changed, crossed)))
+    if base is None or problems:
+        raise UserError(*dict.fromkeys(problems))  # a mistake of a model is one of its arms too
     return Study(
         settings=settings,
         base=base,
-        models={name: made for name, (_, made) in models.items() if made is not None},
+        models={model: made for model, made in models.items() if made is not None},
         arms=tuple((arm, model, made) for arm, model, made in arms if made is not None),
     )
+
+
+def _of_model(path: Path, base: str, model: str, settings: StudyConfig) -> Changes:
+    """Return the changes that make a model of the base config."""
+    changes = settings.models.get(model, {})
+    named = {"name": f"{base}-{model}", **changes} if changes else {}
+    return Changes(f"{path}: models: {model}", named)
 
 
 def run_study(

@@ -142,6 +142,27 @@ def test_a_mistake_is_named_with_its_arm(make_config, tmp_path, old, new, messag
         run(path)
 
 
+def test_all_mistakes_of_a_study_come_at_once(make_config, tmp_path) -> None:
+    make_config("st")
+    text = STUDY.replace("inner.lr: 0.2", "inner.lrr: 0.2").replace("norm: context", "nrm: x")
+    text = text.replace("minus: b", "minus: z").replace("title: T", "title: [T]")
+    path = write(tmp_path / "st", text + "cross: {episodes.test.num_queris: [1, 2]}\n")
+    with pytest.raises(UserError) as caught:
+        read_study(path, ["outer.lrr=1"])
+    problems = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 7, problems  # each once, for all models and arms
+    for text in (
+        "title is ['T']",
+        "names the arm 'a'",  # it is crossed: the arms are a-num_queris=1, ...
+        "names the arm 'z'",
+        "command line: outer.lrr is unknown",
+        "models: two: inner.lrr is unknown",
+        "arms: b: model.nrm is unknown",
+        "cross: episodes.test.num_queris is unknown",
+    ):
+        assert text in problems
+
+
 def test_a_run_of_other_learning_is_refused(make_config, tmp_path) -> None:
     make_config("st")
     run(write(tmp_path / "st"))
