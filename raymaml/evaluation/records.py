@@ -163,18 +163,6 @@ def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def chunk_is_complete(path: Place, first: int, count: int, identity: Mapping[str, str]) -> bool:
-    """Say whether ``path`` holds exactly these episodes of exactly this identity.
-
-    Missing, torn, altered and foreign files are False; nothing is raised.
-    """
-    with suppress(UserError):
-        table = _read_chunk(path)
-        wanted = np.arange(first, first + count)
-        return identity_of(table) == dict(identity) and np.array_equal(_episodes(table), wanted)
-    return False
-
-
 def missing_chunks(
     folder: Place, num_episodes: int, chunk_size: int, identity: Mapping[str, str]
 ) -> list[range]:

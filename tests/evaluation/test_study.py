@@ -133,13 +133,20 @@ def test_another_seed_draws_other_episodes_and_is_not_compared(make_config, tmp_
         ("model.norm: context", "model.width: 8", "b: .*has the shape .*, the model needs"),
         ("checkpoint: initial", "checkpoint: gone", "untrained: gone.*checkpoint.json"),
         ("config.yaml", "nothing.yaml", "nothing.yaml: cannot be read"),
+        (
+            "checkpoint: initial",
+            "set: {episodes.test.num_shots: 9}",
+            "untrained: class test-0 of split test: has 8 images",
+        ),
     ],
 )
-def test_a_mistake_is_named_with_its_arm(make_config, tmp_path, old, new, message) -> None:
+def test_a_mistake_is_named_with_its_arm_before_any_training(
+    make_config, tmp_path, old, new, message
+) -> None:
     make_config("st")
     path = write(tmp_path / "st", STUDY.replace(old, new))
     with pytest.raises(UserError, match=message):
-        run(path)
+        run_study(read_study(path), train=pytest.fail, judge=pytest.fail, echo=quiet)
 
 
 def test_all_mistakes_of_a_study_come_at_once(make_config, tmp_path) -> None:
