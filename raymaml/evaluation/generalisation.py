@@ -66,13 +66,12 @@ def new_classes_interval(
 
 def _noise(accuracy: NDArray[np.float64], index: NDArray[np.int64]) -> float:
     """Return the variance of episodes around the sum of what their classes do (least squares)."""
-    episodes, ways = index.shape
-    places = (index.ravel(), np.arange(0, index.size + 1, ways))
+    places = (index.ravel(), np.arange(0, index.size + 1, index.shape[1]))
     design = sparse.csr_array((np.ones(index.size), *places))  # [E, M]: 1 where the class is in it
     centred = accuracy - accuracy.mean()
     effects = np.linalg.lstsq((design.T @ design).toarray(), design.T @ centred, rcond=None)[0]
     left: NDArray[np.float64] = centred - design @ effects
-    return float(np.square(left).sum()) / max(episodes - len(effects), 1)
+    return float(np.square(left).sum()) / max(len(accuracy) - int(index.max()) - 1, 1)
 
 
 def disjoint_tasks(image_rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -97,6 +97,8 @@ _COLUMNS = {
 class RecordArrays:
     """The records of one arm, column by column, in the order of the episodes."""
 
+    bank: str
+    """Content hash of the bank that classes and rows are of; "" where it is not known."""
     episode: NDArray[np.int64]  # [E]
     accuracy: NDArray[np.float64]  # [E]
     loss: NDArray[np.float64]  # [E]
@@ -282,7 +284,8 @@ def record_arrays(table: pa.Table) -> RecordArrays:
             return np.asarray(flat).reshape(len(table), values.type.list_size)
         return np.asarray(values.to_numpy(zero_copy_only=False))
 
-    return RecordArrays(**{field.name: column(field.name) for field in fields(RecordArrays)})
+    columns = {name: column(name) for name in _COLUMNS}
+    return RecordArrays(bank=identity_of(table).get("bank", ""), **columns)
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.Schema:
