@@ -228,10 +228,12 @@ class Campaign:
     def circumstances(self, arm: Arm) -> dict[str, str]:
         """Return what is told of records beside their identity, and may differ between chunks."""
         config = fold_in(0, arm.config.model_dump_json())
+        threads = arm.config.cluster.threads_per_worker
         return {
             "config": f"{config:016x}",
             "manifest": self.episodes(arm).shards.manifest_hash,
-            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {self.device.type}",
+            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {self.device.type},"
+            f" {threads} thread(s)",
         }
 
     def learner(self, arm: Arm) -> MetaLearner:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, special
 
-from raymaml.evaluation.statistics import Interval, mean_interval
+from raymaml.evaluation.statistics import Interval, mean_interval, symmetric_interval
 
 
 def new_classes_interval(
@@ -52,7 +52,7 @@ def new_classes_interval(
     classes, index = np.unique(class_ids, return_inverse=True)
     count, mean = len(classes), float(np.mean(accuracy))
     if count <= ways or not np.all(np.isfinite(accuracy)):
-        return _symmetric(mean, math.inf if count <= ways else math.nan, math.nan, count)
+        return symmetric_interval(mean, math.inf if count <= ways else math.nan, math.nan, count)
     residuals = np.repeat(accuracy - mean, ways)
     moved = np.bincount(index.ravel(), residuals, minlength=count) / episodes  # by one more draw
     factor = count / (count - 1) * ((count - 1) / (count - ways)) ** 2
@@ -61,7 +61,7 @@ def new_classes_interval(
     # never less than of independent episodes: the classes cannot make the mean more certain
     error = math.sqrt(max(variance, float(np.var(accuracy, ddof=1)) / episodes))
     t_quantile = float(special.stdtrit(count - 1, (1 + level) / 2))
-    return _symmetric(mean, t_quantile * error, error * math.sqrt(count), count)
+    return symmetric_interval(mean, t_quantile * error, error * math.sqrt(count), count)
 
 
 def _noise(accuracy: NDArray[np.float64], index: NDArray[np.int64]) -> float:
@@ -98,14 +98,3 @@ def disjoint_tasks_interval(
     for other images of these classes. ``count`` is the number of episodes that could be taken.
     """
     return mean_interval(accuracy[disjoint_tasks(image_rows)], level)
-
-
-def _symmetric(mean: float, half_width: float, std: float, count: int) -> Interval:
-    return Interval(
-        mean=mean,
-        low=mean - half_width,
-        high=mean + half_width,
-        half_width=half_width,
-        std=std,
-        count=count,
-    )

@@ -43,7 +43,7 @@ from raymaml.evaluation.verdict import AuditResult, Verdict
 from raymaml.places import Place
 from raymaml.training.metrics import write_tensorboard
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 NUM_WORST = 3
 """Episodes that are drawn."""
 _ORDINALS = ("worst", "second worst", "third worst")
@@ -281,7 +281,8 @@ def _arm_json(arm: ArmSummary, identity: Mapping[str, Any]) -> dict[str, Any]:
         "num_episodes": arm.accuracy.overall.count,
         "accuracy": {
             **_quantity_json(arm.accuracy),
-            "new_classes": _interval_json(arm.new_classes),
+            "any_look": _interval_json(arm.any_look),
+            "new_classes": _interval_json(arm.new_classes, "num_classes"),
             "image_disjoint_tasks": _interval_json(arm.disjoint_tasks),
             "skew": arm.skew,
             "worst_1%": arm.worst,
@@ -303,8 +304,11 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
     if comparison.result is None:
         return {**found, "refusal": comparison.refusal}
     result = asdict(comparison.result)
-    difference = _interval_json(comparison.result.difference)
-    return {**found, **result, "difference": difference, "holm_p": comparison.adjusted_p}
+    intervals = {
+        "difference": _interval_json(comparison.result.difference),
+        "new_classes": _interval_json(comparison.result.new_classes, "num_classes"),
+    }
+    return {**found, **result, **intervals, "holm_p": comparison.adjusted_p}
 
 
 def _quantity_json(summary: Summary) -> dict[str, Any]:
@@ -316,11 +320,11 @@ def _quantity_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _interval_json(interval: Interval) -> dict[str, Any]:
+def _interval_json(interval: Interval, counted: str = "num_episodes") -> dict[str, Any]:
     return {
         "mean": interval.mean,
         "ci95": interval.half_width,
         "interval95": [interval.low, interval.high],
         "std": interval.std,
-        "num_episodes": interval.count,
+        counted: interval.count,
     }

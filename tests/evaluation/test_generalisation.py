@@ -13,7 +13,11 @@ from raymaml.evaluation.generalisation import (
     disjoint_tasks_interval,
     new_classes_interval,
 )
-from raymaml.evaluation.sequences import confidence_sequence, first_look_within
+from raymaml.evaluation.sequences import (
+    any_look_interval,
+    confidence_sequence,
+    first_look_within,
+)
 from raymaml.evaluation.statistics import Interval, mean_interval
 
 CAMPAIGNS = 1_000
@@ -110,6 +114,15 @@ def test_a_confidence_sequence_by_hand() -> None:
     first = (budget + 0.25 * psi) / 0.5
     second = (budget + (0.25 + 0.5625) * psi) / 1.0
     assert half_width.tolist() == pytest.approx([first, second])
+
+
+def test_where_a_sequence_stands_is_its_last_interval() -> None:
+    values = np.random.default_rng(9).binomial(15, 0.6, 500) / 15
+    centre, half_width = confidence_sequence(values)
+    found = any_look_interval(values)
+    assert (found.mean, found.half_width, found.count) == (centre[-1], half_width[-1], 500)
+    fixed = mean_interval(values)
+    assert found.low < fixed.low < fixed.high < found.high  # the price of looking
 
 
 def test_the_first_look_that_is_narrow_enough() -> None:
