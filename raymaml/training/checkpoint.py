@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import raymaml
 from raymaml.config.schema import Config
-from raymaml.data.files import new_folder, remove_folder, sha256_of_file
+from raymaml.data.files import new_folder, read_bytes, read_text, remove_folder, sha256_of_file
 from raymaml.errors import UserError
 from raymaml.places import Place, is_remote
 from raymaml.training.session import Session
@@ -95,7 +95,7 @@ class CheckpointStore:
         session.report({"step": state.step, **metrics}, path)
 
     def _write(self, path: Place, state: TrainState) -> None:
-        if path.exists():
+        if state.step in list_steps(self.folder):
             # Written before by a run that was then stopped; only its validation can differ.
             if read_card(path).validation == state.validation:
                 return
@@ -180,7 +180,7 @@ def read_card(path: Place) -> CheckpointCard:
         UserError: it is missing, damaged, or of another schema version.
     """
     try:
-        content = json.loads((path / CARD).read_text(encoding="utf-8"))
+        content = json.loads(read_text(path / CARD))
         found = content.get("schema_version") if isinstance(content, dict) else None
         if found != SCHEMA_VERSION:
             raise UserError(
@@ -201,7 +201,7 @@ def load_tensors(
         UserError: the file is missing or altered, or holds anything but tensors and plain values.
     """
     try:
-        content = (path / name).read_bytes()
+        content = read_bytes(path / name)
     except OSError:
         raise _damaged(path, name, "it is missing") from None
     if hashlib.sha256(content).hexdigest() != card.files.get(name):

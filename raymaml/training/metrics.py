@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
 
 from raymaml.config.outer import OuterConfig
-from raymaml.data.files import on_disk, upload, write_text
+from raymaml.data.files import on_disk, read_text, upload, write_text
 from raymaml.places import Place, is_remote
 from raymaml.training.state import Validation
 
@@ -78,7 +80,10 @@ class RunMetrics:
         self._echo = echo
         self._text = ""
         self._tensorboard_folder = folder / "tensorboard"
-        self._scratch = TemporaryDirectory(prefix="raymaml-") if is_remote(folder) else None
+        self._scratch: Path | None = None
+        if is_remote(folder):
+            self._scratch = Path(mkdtemp(prefix="raymaml-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._clock = (0, 0.0)  # step and time of the last training row
 
     def start(self, step: int) -> None:
@@ -86,7 +91,7 @@ class RunMetrics:
         kept = [row for row in read_metrics(self._path) if row["step"] <= step]
         self._text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, self._text)
-        place = self._tensorboard_folder if self._scratch is None else self._scratch.name
+        place = self._scratch or self._tensorboard_folder
         self._tensorboard = SummaryWriter(str(place), purge_step=step + 1)
         self._clock = (step, time.perf_counter())
 
@@ -129,7 +134,7 @@ class RunMetrics:
                 self._tensorboard.add_scalar(f"{group}/{key}", value, row["step"])
         self._tensorboard.flush()
         if self._scratch is not None:
-            upload(Path(self._scratch.name), self._tensorboard_folder)
+            upload(self._scratch, self._tensorboard_folder)
         self._echo(progress_line(row, self._outer.num_steps))
 
 
@@ -153,7 +158,7 @@ def read_metrics(path: Place) -> list[dict[str, Any]]:
 
 
 def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
-from raymaml.data.files import make_folder, remove_partial, write_text
+from raymaml.data.files import make_folder, read_text, remove_partial, write_text
 from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
 from raymaml.places import Place
@@ -110,7 +110,7 @@ def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
 
 def _read_identity(path: Place) -> dict[str, Any]:
     try:
-        identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        identity: dict[str, Any] = json.loads(read_text(path))
     except ValueError:
         raise UserError(
             f"{path}: is damaged; restore it from a copy, or choose another name to start anew"
