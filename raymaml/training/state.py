@@ -48,6 +48,11 @@ class TrainState:
         """The meta-parameters."""
         return self.learner.params
 
+    @property
+    def num_params(self) -> int:
+        """Number of meta-parameters: P."""
+        return sum(value.numel() for value in self.params.values())
+
     def digest(self) -> int:
         """Return 63 bits that differ when any bit of the weights or running moments differs."""
         sha = hashlib.sha256()
