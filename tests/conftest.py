@@ -51,6 +51,13 @@ cluster: {{num_workers: 1, device: cpu}}
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that share a Ray cluster in one of pytest-xdist's processes."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 def tiny_classes() -> list[ClassImages]:
     """22 classes of 8 images: each a coarse random pattern of its own, under noise."""
     generator = np.random.default_rng(0)
