@@ -15,6 +15,7 @@ import raymaml
 from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Split
 from raymaml.errors import UserError
+from raymaml.places import Place
 
 INTERRUPTED = 130  # what a shell shows for a command that Ctrl-C ended
 CONFIG = click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
@@ -196,7 +197,7 @@ def _train(local: bool) -> Callable[..., bool]:
     return run
 
 
-def _judge(local: bool) -> Callable[..., Path]:
+def _judge(local: bool) -> Callable[..., Place]:
     if local:
         from raymaml.evaluation.campaign import judge_locally as run
     else:

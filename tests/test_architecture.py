@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raymaml"
 
 LAYERS = [
-    {"errors", "types", "seeding", "names", "passes"},
+    {"errors", "types", "seeding", "names", "passes", "places"},
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},
@@ -31,6 +31,7 @@ HOMES = {
     "tensorboardX": ["training/metrics.py"],
     "matplotlib": ["evaluation/", "data/importers/glyph", "bench/report.py"],
     "click": ["cli.py"],
+    "upath": ["places.py", "data/locks.py"],
 }
 
 

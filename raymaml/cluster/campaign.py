@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from filelock import FileLock, Timeout
 
 from raymaml.cluster.runtime import (
     call_in_thread,
@@ -21,15 +21,18 @@ from raymaml.cluster.runtime import (
     plan_workers,
 )
 from raymaml.config.schema import ClusterConfig
+from raymaml.data.files import make_folder
+from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan, episodes_by_arm
 from raymaml.evaluation.progress import Progress
+from raymaml.places import Place, is_remote
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import request_stop, stop_requested
 from raymaml.training.worker import on_interrupt
 
 
-def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
+def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     """Judge all that is missing, a chunk a Tune trial, and write the report.
 
     A chunk's record file is all that is remembered: Tune's own state is thrown away, and a
@@ -68,12 +71,16 @@ class _Trials:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """Hold the right to judge, with an empty folder for Tune's own state."""
-    scratch = folder.absolute() / ".tune"
-    folder.mkdir(parents=True, exist_ok=True)
+def _scratch(folder: Place) -> Iterator[Path]:
+    """Hold the right to judge, with an empty folder on disk for Tune's own state."""
+    make_folder(folder, "run_dir")
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with hold(folder / ".lock", timeout=0):
+            if is_remote(folder):
+                with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
+                    yield Path(temporary)
+                return
+            scratch = folder.absolute() / ".tune"
             shutil.rmtree(scratch, ignore_errors=True)  # of a campaign that was killed
             scratch.mkdir()
             try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -14,6 +14,8 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
 
 from raymaml.cluster.stream import Share, stream_meta_batches
+from raymaml.data.files import as_arrow
+from raymaml.places import Place, is_remote
 from raymaml.training.data import TrainingData
 from raymaml.training.run_folder import stop_requested
 from raymaml.types import EpisodeBatch
@@ -22,7 +24,7 @@ from raymaml.types import EpisodeBatch
 class RaySession:
     """The ``Session`` of one of Ray Train's workers; collectives by gloo or NCCL."""
 
-    def __init__(self, folder: Path, data: TrainingData, num_steps: int) -> None:
+    def __init__(self, folder: Place, data: TrainingData, num_steps: int) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
@@ -30,6 +32,7 @@ class RaySession:
         self._folder = folder
         self._data = data
         self._num_steps = num_steps
+        self._next_look = 0.0
 
     def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
         """Stream this worker's share through Ray Data."""
@@ -63,9 +66,13 @@ class RaySession:
 
     def stop_requested(self) -> bool:
         """Look for the stop file; rank 0 does it for all, the reduction tells the others."""
-        return self.rank == 0 and stop_requested(self._folder)
+        if self.rank != 0 or time.monotonic() < self._next_look:
+            return False
+        if is_remote(self._folder):  # a request over the network, that a step should not wait for
+            self._next_look = time.monotonic() + 2
+        return stop_requested(self._folder)
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+    def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
         """Tell Ray Train of a checkpoint that is in place already.
 
         Asynchronous: a synchronous report waits for the controller, up to 2 s when the one before
@@ -73,7 +80,7 @@ class RaySession:
         """
         ray.train.report(
             metrics,
-            checkpoint=Checkpoint(str(checkpoint.absolute())) if self.rank == 0 else None,
+            checkpoint=Checkpoint(*as_arrow(checkpoint)) if self.rank == 0 else None,
             checkpoint_dir_name=checkpoint.name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=_already_in_place,

@@ -21,6 +21,7 @@ from raymaml.data.episodes import EpisodeShards, read_pixels, read_rows
 from raymaml.data.prefetch import prefetch
 from raymaml.data.tables import cut
 from raymaml.data.transforms import EpisodeLoader
+from raymaml.places import Place
 from raymaml.training.data import TrainingData
 from raymaml.types import EpisodeBatch
 
@@ -113,7 +114,8 @@ def _steps_at_once(share: Share) -> int:
 class _Portable:
     """What a reading task, in another process, needs to know of a share."""
 
-    folder: Path
+    place: Place
+    cache: Path
     count: int
     meta_batch_size: int
     first_step: int
@@ -125,7 +127,8 @@ class _Portable:
     def of(cls, share: Share) -> _Portable:
         mine = share.indices(0)
         return cls(
-            folder=share.data.train.shards.folder.absolute(),
+            place=share.data.train.shards.place.absolute(),
+            cache=share.data.train.shards.cache,
             count=share.data.train.shards.count,
             meta_batch_size=share.data.meta_batch_size,
             first_step=share.first_step,
@@ -143,13 +146,13 @@ def _read(block: Any, *, share: _Portable, steps_at_once: int) -> Any:
         for step in range(first, min(first + steps_at_once, share.num_steps)):
             at = step * share.meta_batch_size
             indices.extend(i % share.count for i in range(at + share.start, at + share.stop))
-    return _open(share.folder).table(indices)
+    return _open(share.place, share.cache).table(indices)
 
 
 @functools.lru_cache(maxsize=4)
-def _open(folder: Path) -> EpisodeShards:
+def _open(place: Place, cache: Path) -> EpisodeShards:
     # The driver and every worker have verified the hashes; a reading task need not do it again.
-    return EpisodeShards.open(folder, verify=False)
+    return EpisodeShards.open(place, cache, verify=False)
 
 
 def _load(

@@ -20,8 +20,9 @@ from raymaml.cluster.runtime import (
     worker_resources,
 )
 from raymaml.config.schema import Config
-from raymaml.data.files import write_text
+from raymaml.data.files import as_arrow, write_text
 from raymaml.errors import UserError
+from raymaml.places import Place, is_remote
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run_folder import claim, is_done, request_stop
@@ -53,7 +54,7 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
 
 
 def _train(
-    config: Config, folder: Path, image_shape: tuple[int, int, int], table: str, echo: Echo
+    config: Config, folder: Place, image_shape: tuple[int, int, int], table: str, echo: Echo
 ) -> None:
     num_workers, use_gpu = plan_workers(config.cluster, cluster_resources())
     _forget_ray_snapshot(folder)
@@ -66,10 +67,11 @@ def _train(
         _fit(trainer, folder)
 
 
-def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool) -> Any:
+def _build_trainer(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    path, filesystem = as_arrow(folder.parent)
     return TorchTrainer(
         _run_worker,
         train_loop_config={
@@ -85,7 +87,8 @@ def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             name=config.name,
-            storage_path=str(folder.parent.absolute()),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(
                 max_failures=config.cluster.max_failures,
                 controller_failure_limit=_START_ATTEMPTS,
@@ -101,7 +104,7 @@ def _run_worker(job: dict[str, Any]) -> None:
     from raymaml.training.worker import train_worker
 
     config: Config = job["config"]
-    folder: Path = job["folder"]
+    folder: Place = job["folder"]
     os.chdir(job["directory"])
     if (folder / _FAILURE).exists():
         return  # the workers before these met a mistake of the user's: nothing to try again
@@ -117,7 +120,7 @@ def _run_worker(job: dict[str, Any]) -> None:
             raise
 
 
-def _fit(trainer: Any, folder: Path) -> None:
+def _fit(trainer: Any, folder: Place) -> None:
     """Let Ray Train run the workers; a mistake of the user's that one of them met is told so."""
     failure: Exception | None = None
     try:
@@ -139,7 +142,7 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _forget_ray_snapshot(folder: Path) -> None:
+def _forget_ray_snapshot(folder: Place) -> None:
     """Let Ray Train start without its own memory of earlier checkpoints.
 
     Ray writes that file in place: a kill can tear it, and then no later run starts; and it names
@@ -149,16 +152,17 @@ def _forget_ray_snapshot(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _follow(folder: Path, num_steps: int, echo: Echo) -> Iterator[None]:
+def _follow(folder: Place, num_steps: int, echo: Echo) -> Iterator[None]:
     """Echo a progress line for each metrics row that rank 0 writes during the block."""
     path = folder / METRICS_FILE
     seen: set[str] = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
     done = threading.Event()
+    pause = 3.0 if is_remote(folder) else 0.5
 
     def poll() -> None:
         last = False
         while not last:
-            last = done.wait(0.5)
+            last = done.wait(pause)
             if path.exists():
                 for line in path.read_text(encoding="utf-8").splitlines():
                     if line not in seen and line.endswith("}"):

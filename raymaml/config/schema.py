@@ -11,10 +11,11 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raymaml.config.base import Count, Number, PositiveInt, PositiveRate, Section
+from raymaml.config.base import Count, Number, PlaceField, PositiveInt, PositiveRate, Section
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
 from raymaml.config.outer import OuterConfig
 from raymaml.config.sources import Source
+from raymaml.places import Place
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -70,10 +71,12 @@ class DataConfig(Section):
 
     source: Source
     """What `raymaml data import` reads."""
-    bank: Path
-    """Folder of the image bank that the import writes and all else reads."""
-    shards: Path
-    """Folder of the episode shards that `raymaml data sample` writes."""
+    bank: PlaceField
+    """Folder, or URI, of the image bank that the import writes and all else reads."""
+    shards: PlaceField
+    """Folder, or URI, of the episode shards that `raymaml data sample` writes."""
+    cache: Path = Path("~/.cache/raymaml")
+    """Folder of each machine for its one copy of a bank, or of shards, given by URI."""
     image_size: Annotated[int, Field(ge=8, le=1024, strict=True)] = 84
     """Height and width of the stored images, pixels."""
     materialize: bool = False
@@ -159,8 +162,8 @@ class Config(Section):
     """Name of the run and of its folder."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = 0
     """Seed of the initial weights and of all episodes."""
-    run_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
+    run_dir: PlaceField = Path("runs")
+    """Folder, or URI, that holds the run folders."""
     data: DataConfig
     episodes: AllEpisodes
     model: ModelConfig = ModelConfig()
@@ -170,7 +173,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
 
     @property
-    def run_folder(self) -> Path:
+    def run_folder(self) -> Place:
         """Folder of this run: checkpoints, metrics, records, report."""
         return self.run_dir / self.name
 

@@ -7,15 +7,23 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
-from raymaml.config.base import PositiveInt, Rate, Section
+from raymaml.config.base import PositiveInt, Rate, Section, read_place
+from raymaml.places import Place
 
 Overrides = dict[Annotated[str, Field(min_length=1)], Any]
 """Values by dotted config key."""
 ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")]
+
+Which = Literal["best", "last", "initial"]
+
+
+def _checkpoint(value: object) -> object:
+    return value if value in get_args(Which) else read_place(value)
+
 
 NOT_OF_AN_ARM = ("name", "run_dir", "outer", "episodes.train", "episodes.val")
 """What decides training alone; it belongs to a model."""
@@ -28,7 +36,7 @@ class StudyArm(Section):
     """Name in tables, and of the folder of records."""
     model: str | None = None
     """One of `models`; null: the first."""
-    checkpoint: Path | Literal["best", "last", "initial"] = "best"
+    checkpoint: Annotated[Place | Which, PlainValidator(_checkpoint)] = "best"
     """Which weights: best validation accuracy, the newest, those before training, or the folder of
     a checkpoint."""
     set: Overrides = Field(default_factory=dict)

@@ -21,6 +21,7 @@ from raymaml.convert.settings import (
 )
 from raymaml.data.files import write_text
 from raymaml.errors import UserError
+from raymaml.places import Place
 from raymaml.training.checkpoint import checkpoint_path, list_steps, write_checkpoint
 from raymaml.training.state import build_state
 
@@ -119,7 +120,7 @@ def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in section.items()}
 
 
-def _write_run(config: Config, saved: Mapping[str, Any], size: int) -> Path:
+def _write_run(config: Config, saved: Mapping[str, Any], size: int) -> Place:
     if list_steps(config.run_folder):
         raise UserError(f"{config.run_folder}: holds checkpoints; give another --name")
     shape = (3, size, size)

@@ -32,8 +32,10 @@ from raymaml.data.bank_format import (
     images_schema,
     write_images,
 )
+from raymaml.data.cache import CACHE, Copying, local_copy
 from raymaml.data.files import new_folder
 from raymaml.errors import UserError
+from raymaml.places import Place, is_remote
 
 __all__ = ["BankClass", "ClassImages", "ImageBank", "write_bank"]
 
@@ -64,13 +66,22 @@ class ImageBank:
         self._ids_of_split = {split: np.flatnonzero(splits == split) for split in set(splits)}
 
     @classmethod
-    def open(cls, folder: Path) -> ImageBank:
-        """Open the bank in ``folder``; takes milliseconds whatever its size.
+    def open(cls, place: Place, cache: Path = CACHE) -> ImageBank:
+        """Open the bank at ``place``; takes milliseconds whatever its size.
+
+        One at a URI is copied into ``cache``, and its pixels are verified, when this machine opens
+        it for the first time.
 
         Raises:
             UserError: the folder or one of its files is missing, incomplete, or of another
                 version; the message names the file and the remedy.
         """
+        copying = Copying(
+            marker=HEADER_FILE,
+            others=lambda _partial: [IMAGES_FILE],
+            verify=lambda partial: cls.open(partial).verify(),
+        )
+        folder = local_copy(place, cache, copying)
         path = folder / HEADER_FILE
         try:
             header = json.loads(path.read_text(encoding="utf-8"))
@@ -153,12 +164,13 @@ class ImageBank:
 
 
 def write_bank(
-    folder: Path,
+    folder: Place,
     classes: Iterable[ClassImages],
     *,
     source: str,
     licence: str,
     image_shape: tuple[int, int, int],
+    cache: Path = CACHE,
 ) -> ImageBank:
     """Write a bank class by class and open it; memory holds one class at a time.
 
@@ -169,12 +181,12 @@ def write_bank(
         UserError: ``folder`` exists and is anything but a bank of this very content.
         ValueError: a class is empty, named twice, or its images have another shape.
     """
-    if folder.exists() and not (folder / HEADER_FILE).exists():
+    if not is_remote(folder) and folder.exists() and not (folder / HEADER_FILE).exists():
         raise UserError(
             f"{folder}: exists and is not an image bank; remove it or set data.bank to another path"
         )
     try:
-        with new_folder(folder) as partial:
+        with new_folder(folder, HEADER_FILE) as partial:
             header = write_images(partial / IMAGES_FILE, classes, image_shape)
             header = {
                 "schema_version": SCHEMA_VERSION,
@@ -183,14 +195,14 @@ def write_bank(
             } | header
             (partial / HEADER_FILE).write_text(header_text(header), encoding="utf-8")
     except FileExistsError:
-        bank = ImageBank.open(folder)
+        bank = ImageBank.open(folder, cache)
         if bank.hash == header["hash"]:
             return bank
         raise UserError(
             f"{folder}: holds another image bank (hash {bank.hash[:12]}, the import gives"
             f" {header['hash'][:12]}); remove it or set data.bank to another path"
         ) from None
-    return ImageBank.open(folder)
+    return ImageBank.open(folder, cache)
 
 
 def _open_images(path: Path, header: dict[str, Any]) -> Any:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ImageBank
+from raymaml.data.cache import CACHE, Copying, local_copy
 from raymaml.data.files import new_folder, sha256_of_file
 from raymaml.data.sampling import EpisodeRows, fit_problems, listed, sample_episode
 from raymaml.data.shard_format import (
@@ -38,6 +39,7 @@ from raymaml.data.shard_format import (
 )
 from raymaml.data.tensors import tensor_column
 from raymaml.errors import UserError
+from raymaml.places import Place, is_remote
 
 __all__ = [
     "EpisodeRows",
@@ -61,7 +63,11 @@ _PIXELS_PER_SHARD, _PIXELS_PER_BATCH = 256, 16
 class EpisodeShards:
     """A folder of shards, opened for reading by episode index."""
 
-    def __init__(self, folder: Path, manifest: Manifest, manifest_hash: str) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, manifest_hash: str, place: Place, cache: Path
+    ) -> None:
+        self.place = place
+        self.cache = cache
         self.folder = folder
         self.manifest = manifest
         self.manifest_hash = manifest_hash
@@ -78,15 +84,22 @@ class EpisodeShards:
         self._batches: dict[tuple[int, int], pa.RecordBatch] = {}
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> EpisodeShards:
+    def open(cls, place: Place, cache: Path = CACHE, *, verify: bool = True) -> EpisodeShards:
         """Open the shards of one split after checking size and SHA-256 of each file.
 
-        ``verify=False`` checks sizes only, for processes that open what was verified already.
+        ``verify=False`` checks sizes only, for processes that open what was verified already. Those
+        at a URI are copied into ``cache`` when this machine opens them for the first time.
 
         Raises:
             UserError: no or another manifest, or a shard that is missing, truncated or altered;
                 every bad file is named.
         """
+        copying = Copying(
+            marker=MANIFEST_FILE,
+            others=lambda partial: [shard.file for shard in read_manifest(partial)[0].shards],
+            verify=cls.open,
+        )
+        folder = local_copy(place, cache, copying)
         manifest, manifest_hash = read_manifest(folder)
         problems = [
             problem
@@ -95,7 +108,7 @@ class EpisodeShards:
         ]
         if problems:
             raise UserError(*problems)
-        return cls(folder, manifest, manifest_hash)
+        return cls(folder, manifest, manifest_hash, place, cache)
 
     def rows(self, indices: Sequence[int] | range) -> list[EpisodeRows]:
         """Return the episodes of these indices, in their order.
@@ -150,9 +163,10 @@ def write_shards(
     *,
     seed: int,
     split: str,
-    folder: Path,
+    folder: Place,
     materialize: bool = False,
     episodes_per_shard: int | None = None,
+    cache: Path = CACHE,
 ) -> EpisodeShards:
     """Sample ``spec.num_episodes`` episodes of ``split`` into ``folder`` and open them.
 
@@ -162,11 +176,11 @@ def write_shards(
         UserError: the bank cannot give such episodes, or ``folder`` holds something else.
     """
     check_spec(bank, spec, split)
-    if not folder.exists():
+    if not _is_there(folder):
         sampling = _Sampling(bank=bank, spec=spec, seed=seed, split=split, materialize=materialize)
-        with contextlib.suppress(FileExistsError), new_folder(folder) as partial:
+        with contextlib.suppress(FileExistsError), new_folder(folder, MANIFEST_FILE) as partial:
             _write(partial, sampling, episodes_per_shard)
-    shards = EpisodeShards.open(folder)
+    shards = EpisodeShards.open(folder, cache)
     check_shards(shards, bank, spec, seed, split, materialize=materialize)
     return shards
 
@@ -188,8 +202,9 @@ def check_sampling(
     *,
     seed: int,
     split: str,
-    folder: Path,
+    folder: Place,
     materialize: bool = False,
+    cache: Path = CACHE,
 ) -> None:
     """Check that ``write_shards`` with these arguments can write, or keep, ``folder``.
 
@@ -197,9 +212,14 @@ def check_sampling(
         UserError: the bank cannot give such episodes, or ``folder`` holds something else.
     """
     check_spec(bank, spec, split)
-    if folder.exists():
-        shards = EpisodeShards.open(folder, verify=False)
+    if _is_there(folder):
+        shards = EpisodeShards.open(folder, cache, verify=False)
         check_shards(shards, bank, spec, seed, split, materialize=materialize)
+
+
+def _is_there(folder: Place) -> bool:
+    # At a URI what a killed process left is no folder of shards, and is overwritten.
+    return (folder / MANIFEST_FILE if is_remote(folder) else folder).exists()
 
 
 def check_shards(
@@ -229,7 +249,7 @@ def check_shards(
     if materialize is not None:
         pairs["materialized"] = (found.materialized, materialize)
     problems = [
-        f"{shards.folder / MANIFEST_FILE}: {key} is {has!r}, config and bank ask for"
+        f"{shards.place / MANIFEST_FILE}: {key} is {has!r}, config and bank ask for"
         f" {wanted!r}; {REMEDY}, or set data.shards to another path"
         for key, (has, wanted) in pairs.items()
         if has != wanted

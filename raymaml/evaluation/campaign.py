@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +28,7 @@ from raymaml.evaluation.records import (
 from raymaml.evaluation.sequences import first_look_within
 from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
+from raymaml.places import Place
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
@@ -54,7 +54,7 @@ class Arm:
     description: str
     config: Config
     """As it is judged: model, inner loop at test, test episodes, precision."""
-    checkpoint: Path | None
+    checkpoint: Place | None
     """Weights to judge; None: the initial ones."""
     num_episodes: int
 
@@ -76,16 +76,16 @@ class Campaign:
     folder, so that nothing is overwritten and nothing is mixed.
     """
 
-    folder: Path
+    folder: Place
     """Where the report is written."""
-    records: Path | None = None
+    records: Place | None = None
     """Folder of records that other campaigns share: ``<records>/<identity>``; None keeps them for
     this one in ``<folder>/<arm>/<identity>``."""
     arms: tuple[Arm, ...]
     device: torch.device
     chunk_size: int
     target_half_width: float | None
-    write: Callable[[Campaign], Path] = field(repr=False)
+    write: Callable[[Campaign], Place] = field(repr=False)
     """Writes the report and returns the path of ``summary.json``."""
 
     def arm(self, name: str) -> Arm:
@@ -165,7 +165,7 @@ class Campaign:
                 " run the command that judges them (`raymaml test`, `raymaml study`) again"
             )
 
-    def report(self) -> Path:
+    def report(self) -> Place:
         """Write the report and return the path of ``summary.json``.
 
         Raises:
@@ -174,7 +174,7 @@ class Campaign:
         self.require_finished()
         return self.write(self)
 
-    def records_of(self, arm: Arm) -> Path:
+    def records_of(self, arm: Arm) -> Place:
         """Return the folder of the records of ``arm``."""
         digest = fold_in(0, json.dumps(self.identity(arm), sort_keys=True))
         place = self.folder / arm.name if self.records is None else self.records
@@ -257,7 +257,7 @@ def _spec(arm: Arm) -> dict[str, int]:
     return arm.config.episodes.test.model_dump(exclude={"num_episodes"})
 
 
-def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
+def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     """Judge all that is missing in this process, without Ray, and write the report."""
     device = local_device(cluster)
     prepare_process(cluster, device)

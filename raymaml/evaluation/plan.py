@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import Arm, Campaign
 from raymaml.evaluation.verdict import AuditResult
+from raymaml.places import Place
 from raymaml.training.checkpoint import find_checkpoint, require_same_model
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 
@@ -66,7 +66,7 @@ def _without_steps(config: Config) -> Config:
     return config.model_copy(update={"evaluation": evaluation})
 
 
-def _write(config: Config, campaign: Campaign) -> Path:
+def _write(config: Config, campaign: Campaign) -> Place:
     # Here, since it imports matplotlib, which no process that only judges needs.
     from raymaml.evaluation.report import show_in_tensorboard, write_report
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from raymaml.data.files import replacing
 from raymaml.errors import UserError
+from raymaml.places import Place
 
 BINS = 15
 """Of the confidence, equally wide in 0..1."""
@@ -116,13 +117,13 @@ def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def chunk_path(folder: Path, first: int, count: int) -> Path:
+def chunk_path(folder: Place, first: int, count: int) -> Place:
     """Name the file of episodes ``first`` to ``first + count - 1``."""
     return folder / f"episodes-{first:08d}-{first + count - 1:08d}.parquet"
 
 
 def write_chunk(
-    path: Path,
+    path: Place,
     records: Sequence[EpisodeRecord],
     identity: Mapping[str, str],
     circumstances: Mapping[str, str] | None = None,
@@ -162,7 +163,7 @@ def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def chunk_is_complete(path: Path, first: int, count: int, identity: Mapping[str, str]) -> bool:
+def chunk_is_complete(path: Place, first: int, count: int, identity: Mapping[str, str]) -> bool:
     """Say whether ``path`` holds exactly these episodes of exactly this identity.
 
     Missing, torn, altered and foreign files are False; nothing is raised.
@@ -175,7 +176,7 @@ def chunk_is_complete(path: Path, first: int, count: int, identity: Mapping[str,
 
 
 def missing_chunks(
-    folder: Path, num_episodes: int, chunk_size: int, identity: Mapping[str, str]
+    folder: Place, num_episodes: int, chunk_size: int, identity: Mapping[str, str]
 ) -> list[range]:
     """Cut the episodes that no complete chunk in ``folder`` holds into chunks.
 
@@ -197,7 +198,7 @@ def missing_chunks(
 
 
 def read_records(
-    source: Path | Sequence[Path],
+    source: Place | Sequence[Place],
     num_episodes: int | None = None,
     identity: Mapping[str, str] | None = None,
 ) -> pa.Table:
@@ -211,8 +212,10 @@ def read_records(
         UserError: when there is no chunk, and for every chunk that cannot be read, has another
             identity or overlaps another, and for every hole.
     """
-    paths = _chunk_files(source) if isinstance(source, Path) else list(source)
-    place = source if isinstance(source, Path) else Path(*source[:1]).parent
+    if isinstance(source, Sequence):
+        paths, place = list(source), source[0].parent if source else Path()
+    else:
+        paths, place = _chunk_files(source), source
     if not paths:
         raise UserError(f"{place}: holds no record files; run `raymaml test` first")
     chunks = _read_all(paths)
@@ -242,16 +245,16 @@ def identity_of(table: pa.Table) -> dict[str, str]:
     }
 
 
-def read_circumstances(folder: Path) -> list[dict[str, str]]:
+def read_circumstances(folder: Place) -> list[dict[str, str]]:
     """Return the different circumstances in which the whole chunks of a folder were judged."""
     texts: set[bytes] = set()
     for path in _chunk_files(folder):
-        with suppress(OSError, pa.ArrowException):
-            texts.add((pq.read_schema(path).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
+        with suppress(OSError, pa.ArrowException), path.open("rb") as file:
+            texts.add((pq.read_schema(file).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
     return [json.loads(text) for text in sorted(texts)]
 
 
-def leading_accuracies(folder: Path, identity: Mapping[str, str]) -> NDArray[np.float64]:
+def leading_accuracies(folder: Place, identity: Mapping[str, str]) -> NDArray[np.float64]:
     """Return the accuracies of episodes 0, 1, .. up to the first that has no record: [n].
 
     Files that are torn, or of another identity, count as missing; nothing is raised.
@@ -291,18 +294,19 @@ def _schema(lengths: Mapping[str, int]) -> pa.Schema:
     )
 
 
-def _chunk_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet"))
+def _chunk_files(folder: Place) -> list[Place]:
+    return sorted(folder.glob("*.parquet"), key=str)
 
 
-def _read_chunk(path: Path) -> pa.Table:
+def _read_chunk(path: Place) -> pa.Table:
     """Read one file; the metadata of the table is the identity alone.
 
     Raises:
         UserError: it is not a whole chunk of records.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        source = pa.BufferReader(path.read_bytes())
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             table = file.read()
         table.validate(full=True)
         expected = _schema({name: table.schema.field(name).type.list_size for name in _LISTS})
@@ -320,9 +324,9 @@ def _read_chunk(path: Path) -> pa.Table:
     return table.replace_schema_metadata(metadata)
 
 
-def _read_all(paths: Sequence[Path]) -> dict[Path, pa.Table]:
+def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
     """Read every chunk, in the order of their episodes; one UserError for all bad files."""
-    tables: dict[Path, pa.Table] = {}
+    tables: dict[Place, pa.Table] = {}
     problems: list[str] = []
     for path in paths:
         try:
@@ -354,23 +358,23 @@ def _shown(value: bytes | None) -> str:
     return "absent" if value is None else value.decode(errors="replace")
 
 
-def _overlaps(chunks: Mapping[Path, pa.Table]) -> list[str]:
+def _overlaps(chunks: Mapping[Place, pa.Table]) -> list[str]:
     """Name each chunk that begins before the one that reaches furthest has ended."""
     problems: list[str] = []
-    furthest, holder = -1, Path()
+    furthest, holder = -1, ""
     for path, table in chunks.items():
         episodes = _episodes(table)
         if episodes[0] <= furthest:
             problems.append(
                 f"{path}: episodes {episodes[0]} to {min(furthest, int(episodes[-1]))} are in"
-                f" {holder.name} too; {_REMEDY}"
+                f" {holder} too; {_REMEDY}"
             )
         if episodes[-1] > furthest:
-            furthest, holder = int(episodes[-1]), path
+            furthest, holder = int(episodes[-1]), path.name
     return problems
 
 
-def _holes(place: Path, chunks: Mapping[Path, pa.Table], num_episodes: int) -> list[str]:
+def _holes(place: Place, chunks: Mapping[Place, pa.Table], num_episodes: int) -> list[str]:
     present = np.concatenate([_episodes(table) for table in chunks.values()])
     return [
         f"{place}: no record of episodes {hole.start} to {hole.stop - 1}; run `raymaml test`"

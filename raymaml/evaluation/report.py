@@ -17,7 +17,7 @@ from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ImageBank
 from raymaml.data.contact_sheet import episode_sheet
-from raymaml.data.files import write_text
+from raymaml.data.files import on_disk, write_text
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation import page, sections
 from raymaml.evaluation.page import Picture
@@ -40,6 +40,7 @@ from raymaml.evaluation.summary import (
     worst_episodes,
 )
 from raymaml.evaluation.verdict import AuditResult, Verdict
+from raymaml.places import Place
 from raymaml.training.metrics import write_tensorboard
 
 SCHEMA_VERSION = 2
@@ -90,7 +91,7 @@ def _norm_text(model: ModelConfig) -> str:
 
 
 def write_report(
-    folder: Path,
+    folder: Place,
     arms: Sequence[ArmResult],
     *,
     identity: Mapping[str, Any],
@@ -99,14 +100,13 @@ def write_report(
     audits: Sequence[AuditResult] = (),
     bank: ImageBank | None = None,
     title: str = "Test report",
-) -> Path:
+) -> Place:
     """Write the report of a campaign into ``folder`` and return the path of ``summary.json``.
 
     The first arm is the model, the others are shown beside it and compared with it. Each file is
     replaced whole: pictures, ``report.md``, ``report.html``, and ``summary.json`` last.
 
     Args:
-        folder: where to.
         arms: what was judged.
         identity: what the campaign is, shown before what decides the records of the arms.
         curve: the validation history, points of ``{"step", "val_accuracy"[, "val_ci95"]}``;
@@ -128,8 +128,9 @@ def write_report(
     ]
     compared = compare(records)
     identities = [plain({**identity, **arm.identity}) for arm in arms]
-    drawn = _draw(folder, records, summaries, curve)
-    drawn += _draw_worst(folder, records[names[0]], bank) if bank is not None else []
+    with on_disk(folder) as place:
+        drawn = _draw(place, records, summaries, curve)
+        drawn += _draw_worst(place, records[names[0]], bank) if bank is not None else []
     blocks = [
         *sections.head(summaries, verdicts),
         *sections.results(summaries),
@@ -151,7 +152,7 @@ def write_report(
     return path
 
 
-def show_in_tensorboard(path: Path) -> None:
+def show_in_tensorboard(path: Place) -> None:
     """Show a report, given its ``summary.json``, in TensorBoard: numbers of each arm, and the page.
 
     The step is that of the checkpoint, 0 for initial weights.

@@ -6,19 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from raymaml.config.load import Changes, load_config, load_study
-from raymaml.config.schema import Config
-from raymaml.config.study import StudyArm, StudyConfig
+from raymaml.config.schema import SPLITS, Config
+from raymaml.config.study import StudyArm, StudyConfig, Which
 from raymaml.data.bank import ImageBank
+from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.episodes import write_shards
 from raymaml.data.importers import import_bank
+from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
 from raymaml.evaluation.records import record_arrays
+from raymaml.places import Place
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import find_checkpoint, read_card
 from raymaml.training.data import open_bank, sample_shards, shards_folder
@@ -37,7 +39,7 @@ class Study:
     """Each arm with its model and its config."""
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """Where the report is written; episodes and records lie beside it, for all studies."""
         return self.base.run_dir / "studies" / self.base.name / self.settings.name
 
@@ -91,9 +93,9 @@ def run_study(
     study: Study,
     *,
     train: Callable[[Config, Echo], bool],
-    judge: Callable[..., Path],
+    judge: Callable[..., Place],
     echo: Echo,
-) -> Path | None:
+) -> Place | None:
     """Import, sample and train what is missing, judge what is missing, and write the report.
 
     Returns:
@@ -121,11 +123,11 @@ def _is_trained(config: Config) -> bool:
 
 def _provide_data(config: Config, echo: Echo) -> None:
     """Make bank and shards, where they are not there; what is there is left to be checked."""
-    if not config.data.bank.exists():
+    if not (config.data.bank / HEADER_FILE).exists():
         bank = import_bank(config.data, config.episodes)
         echo(f"{bank.folder}: {bank.num_images} images of {bank.source}")
-    missing = [split for split in ("train", "val") if not shards_folder(config, split).exists()]
-    if missing:
+    manifests = (shards_folder(config, split) / MANIFEST_FILE for split in SPLITS[:2])
+    if not all(manifest.exists() for manifest in manifests):
         for shards in sample_shards(config, open_bank(config)):
             echo(f"{shards.folder}: {shards.count} episodes")
 
@@ -179,8 +181,8 @@ def _arm(study: Study, chosen: StudyArm, model: Config, config: Config) -> Arm:
     )
 
 
-def _checkpoint(which: Path | Literal["best", "last", "initial"], folder: Path) -> Path | None:
-    if isinstance(which, Path):
+def _checkpoint(which: Place | Which, folder: Place) -> Place | None:
+    if not isinstance(which, str):
         read_card(which)
         return which
     return None if which == "initial" else find_checkpoint(folder, which)
@@ -194,11 +196,18 @@ def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
         update={"shards": study.folder.parent / "episodes" / f"{digest:016x}"}
     )
     config = config.model_copy(update={"data": place})
-    write_shards(bank, spec, seed=config.seed, split="test", folder=shards_folder(config, "test"))
+    write_shards(
+        bank,
+        spec,
+        seed=config.seed,
+        split="test",
+        folder=shards_folder(config, "test"),
+        cache=place.cache,
+    )
     return config
 
 
-def _write(study: Study, campaign: Campaign) -> Path:
+def _write(study: Study, campaign: Campaign) -> Place:
     from raymaml.evaluation.report import show_in_tensorboard, write_report
     from raymaml.evaluation.verdicts import reach_verdicts
 

@@ -7,11 +7,11 @@ running moments, all that evaluation needs), ``optimizer.pt`` (what else trainin
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import platform
 import re
-import shutil
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import raymaml
 from raymaml.config.schema import Config
-from raymaml.data.files import new_folder, sha256_of_file
+from raymaml.data.files import new_folder, remove_folder, sha256_of_file
 from raymaml.errors import UserError
+from raymaml.places import Place, is_remote
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, Validation
 from raymaml.types import Params
@@ -53,7 +54,7 @@ class CheckpointStore:
     """The checkpoints of one run folder, written by rank 0 and read by all workers."""
 
     def __init__(
-        self, folder: Path, config: Config, *, image_shape: tuple[int, int, int], bank_hash: str
+        self, folder: Place, config: Config, *, image_shape: tuple[int, int, int], bank_hash: str
     ) -> None:
         self.folder = folder
         self._config = config
@@ -89,23 +90,23 @@ class CheckpointStore:
             self._write(path, state)
             keep = {state.step} | ({state.best.step} if state.best else set())
             for step in set(list_steps(self.folder)) - keep:
-                _discard(checkpoint_path(self.folder, step))
+                remove_folder(checkpoint_path(self.folder, step), CARD)
         metrics = {} if state.validation is None else {"val_accuracy": state.validation.accuracy}
         session.report({"step": state.step, **metrics}, path)
 
-    def _write(self, path: Path, state: TrainState) -> None:
+    def _write(self, path: Place, state: TrainState) -> None:
         if path.exists():
             # Written before by a run that was then stopped; only its validation can differ.
             if read_card(path).validation == state.validation:
                 return
-            _discard(path)
+            remove_folder(path, CARD)
         write_checkpoint(
             path, state, self._config, image_shape=self._image_shape, bank_hash=self._bank_hash
         )
 
 
 def write_checkpoint(
-    path: Path,
+    path: Place,
     state: TrainState,
     config: Config,
     *,
@@ -113,7 +114,7 @@ def write_checkpoint(
     bank_hash: str,
 ) -> None:
     """Write the checkpoint folder ``path``, whole or not at all."""
-    with new_folder(path) as folder:
+    with new_folder(path, CARD) as folder:
         for name, tensors in state.tensors().items():
             torch.save(tensors, folder / name)
         card = CheckpointCard(
@@ -139,18 +140,24 @@ def versions() -> dict[str, str]:
     }
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
+def checkpoint_path(folder: Place, step: int) -> Place:
     """Return the folder of the checkpoint before outer step ``step``."""
     return folder / f"checkpoint_{step:08d}"
 
 
-def list_steps(folder: Path) -> list[int]:
-    """Return the steps of all checkpoints, ascending."""
-    matches = (_NAME.fullmatch(path.name) for path in folder.glob("checkpoint_*"))
+def list_steps(folder: Place) -> list[int]:
+    """Return the steps of all checkpoints, ascending.
+
+    On disk a checkpoint without its card is a damaged one; at a URI it never became whole.
+    """
+    paths = folder.glob("checkpoint_*")
+    if is_remote(folder):
+        paths = (card.parent for card in folder.glob(f"checkpoint_*/{CARD}"))
+    matches = (_NAME.fullmatch(path.name) for path in paths)
     return sorted(int(match[1]) for match in matches if match)
 
 
-def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Path:
+def find_checkpoint(folder: Place, which: Literal["best", "last"]) -> Place:
     """Return the newest checkpoint of a run, or the one with the best validation accuracy.
 
     Raises:
@@ -166,7 +173,7 @@ def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Path:
     return checkpoint_path(folder, best.step)
 
 
-def read_card(path: Path) -> CheckpointCard:
+def read_card(path: Place) -> CheckpointCard:
     """Read the readable part of a checkpoint.
 
     Raises:
@@ -186,26 +193,29 @@ def read_card(path: Path) -> CheckpointCard:
 
 
 def load_tensors(
-    path: Path, card: CheckpointCard, name: str, device: torch.device
+    path: Place, card: CheckpointCard, name: str, device: torch.device
 ) -> dict[str, Any]:
     """Load one file of a checkpoint, weights only, after checking its hash.
 
     Raises:
         UserError: the file is missing or altered, or holds anything but tensors and plain values.
     """
-    file = path / name
-    if not file.is_file():
-        raise _damaged(path, name, "it is missing")
-    if sha256_of_file(file) != card.files.get(name):
+    try:
+        content = (path / name).read_bytes()
+    except OSError:
+        raise _damaged(path, name, "it is missing") from None
+    if hashlib.sha256(content).hexdigest() != card.files.get(name):
         raise _damaged(path, name, "its sha256 is not the one in checkpoint.json")
     try:
-        tensors: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        tensors: dict[str, Any] = torch.load(
+            io.BytesIO(content), map_location=device, weights_only=True
+        )
     except UnpicklingError:
         raise _damaged(path, name, "it holds more than tensors, which is not loaded") from None
     return tensors
 
 
-def check_last(folder: Path) -> None:
+def check_last(folder: Place) -> None:
     """Check that the checkpoint that a run would go on from, if any, is whole.
 
     Raises:
@@ -224,7 +234,7 @@ def check_last(folder: Path) -> None:
             # A worker that outlives its killed driver has just dropped it for a newer one.
 
 
-def require_same_model(path: Path, config: Config, image_shape: tuple[int, int, int]) -> None:
+def require_same_model(path: Place, config: Config, image_shape: tuple[int, int, int]) -> None:
     """Check that the weights of a checkpoint fit the model that ``config`` and images ask for.
 
     Raises:
@@ -249,7 +259,7 @@ def require_same_model(path: Path, config: Config, image_shape: tuple[int, int, 
         raise UserError(*problems)
 
 
-def require_fitting(path: Path, params: Params, wanted: Params) -> None:
+def require_fitting(path: Place, params: Params, wanted: Params) -> None:
     """Check that the weights from the checkpoint ``path`` are all that are ``wanted``.
 
     Others are allowed beside them: the running moments of a model that is judged by another norm.
@@ -273,18 +283,11 @@ def require_fitting(path: Path, params: Params, wanted: Params) -> None:
         raise UserError(*problems)
 
 
-def _damaged(path: Path, name: str, reason: str) -> UserError:
+def _damaged(path: Place, name: str, reason: str) -> UserError:
     return UserError(
         f"{path / name}: is damaged ({reason}); move {path} away to go on from the checkpoint"
         " before it, or restore it from a copy"
     )
-
-
-def _discard(path: Path) -> None:
-    """Remove a checkpoint so that no half of it is ever taken for a whole."""
-    hidden = path.with_name(f".{path.name}.partial-old")  # what a kill leaves, the next run removes
-    path.rename(hidden)
-    shutil.rmtree(hidden)
 
 
 def _require_equal_replicas(state: TrainState, session: Session) -> None:

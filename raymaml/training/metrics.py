@@ -6,12 +6,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
 
 from raymaml.config.outer import OuterConfig
-from raymaml.data.files import write_text
+from raymaml.data.files import on_disk, upload, write_text
+from raymaml.places import Place, is_remote
 from raymaml.training.state import Validation
 
 METRICS_FILE = "metrics.jsonl"
@@ -62,24 +64,30 @@ class NoMetrics:
 class RunMetrics:
     """Writes ``metrics.jsonl`` and ``tensorboard/`` into a run folder.
 
+    At a URI, where nothing can be appended, both are written anew with each row.
+
     Args:
         folder: the run folder.
         outer: for rate and time left.
         echo: called with each progress line.
     """
 
-    def __init__(self, folder: Path, outer: OuterConfig, echo: Callable[[str], None]) -> None:
+    def __init__(self, folder: Place, outer: OuterConfig, echo: Callable[[str], None]) -> None:
         self._path = folder / METRICS_FILE
         self._outer = outer
         self._echo = echo
+        self._text = ""
         self._tensorboard_folder = folder / "tensorboard"
+        self._scratch = TemporaryDirectory(prefix="raymaml-") if is_remote(folder) else None
         self._clock = (0, 0.0)  # step and time of the last training row
 
     def start(self, step: int) -> None:
         """Drop rows after ``step`` and open the event file there."""
         kept = [row for row in read_metrics(self._path) if row["step"] <= step]
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._tensorboard = SummaryWriter(str(self._tensorboard_folder), purge_step=step + 1)
+        self._text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_text(self._path, self._text)
+        place = self._tensorboard_folder if self._scratch is None else self._scratch.name
+        self._tensorboard = SummaryWriter(str(place), purge_step=step + 1)
         self._clock = (step, time.perf_counter())
 
     def training(self, step: int, metrics: TrainingMetrics) -> None:
@@ -109,35 +117,42 @@ class RunMetrics:
         self._clock = (validation.step, time.perf_counter())
 
     def _write(self, row: dict[str, Any], group: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        if self._scratch is None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        else:
+            self._text += line
+            write_text(self._path, self._text)
         for key, value in row.items():
             if key != "step":
                 self._tensorboard.add_scalar(f"{group}/{key}", value, row["step"])
         self._tensorboard.flush()
+        if self._scratch is not None:
+            upload(Path(self._scratch.name), self._tensorboard_folder)
         self._echo(progress_line(row, self._outer.num_steps))
 
 
 def write_tensorboard(
-    folder: Path, scalars: Mapping[str, float], texts: Mapping[str, str], step: int
+    folder: Place, scalars: Mapping[str, float], texts: Mapping[str, str], step: int
 ) -> None:
     """Show numbers and Markdown in TensorBoard, instead of those that ``folder`` showed before."""
     if folder.exists():
         for path in folder.glob("events.out.tfevents.*"):
             path.unlink()
-    with SummaryWriter(str(folder)) as writer:
+    with on_disk(folder) as place, SummaryWriter(str(place)) as writer:
         for tag, value in scalars.items():
             writer.add_scalar(tag, value, step)
         for tag, text in texts.items():
             writer.add_text(tag, text, step)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Place) -> list[dict[str, Any]]:
     """Return the rows of a metrics file; a last line torn by a kill is left out."""
     return list(_complete_rows(path)) if path.exists() else []
 
 
-def _complete_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
-from raymaml.data.files import remove_partial, write_text
+from raymaml.data.files import make_folder, remove_partial, write_text
+from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
+from raymaml.places import Place
 from raymaml.training.checkpoint import check_last, find_checkpoint, list_steps, read_card
 from raymaml.training.data import TrainingData
 
@@ -22,7 +21,7 @@ STOP = "STOP"
 
 
 @contextlib.contextmanager
-def claim(config: Config, data: TrainingData) -> Iterator[Path]:
+def claim(config: Config, data: TrainingData) -> Iterator[Place]:
     """Hold the run folder for the length of the block, making it if need be; nothing in it changes.
 
     Raises:
@@ -30,14 +29,9 @@ def claim(config: Config, data: TrainingData) -> Iterator[Path]:
             damaged, or it cannot be made.
     """
     folder = config.run_folder
+    make_folder(folder, "run_dir")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"run_dir: {folder} cannot be made a folder ({error.strerror}); give another run_dir"
-        ) from None
-    try:
-        with FileLock(folder / ".lock", timeout=0):
+        with hold(folder / ".lock", timeout=0):
             _check_identity(folder, config, data)
             (folder / STOP).unlink(missing_ok=True)
             yield folder
@@ -49,14 +43,14 @@ def claim(config: Config, data: TrainingData) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Place) -> Iterator[None]:
     """Hold the right to write checkpoints and metrics; rank 0 takes it.
 
     The worker of a driver that was just killed may live a few seconds longer: wait for its end.
     The right ends with the process, however that dies.
     """
     try:
-        with FileLock(folder / ".writer", timeout=60):
+        with hold(folder / ".writer", timeout=60):
             remove_partial(folder)
             yield
     except Timeout:
@@ -65,24 +59,24 @@ def sole_writer(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def request_stop(folder: Path) -> None:
+def request_stop(folder: Place) -> None:
     """Ask the run to stop at the next step boundary."""
     (folder / STOP).touch()
 
 
-def stop_requested(folder: Path) -> bool:
+def stop_requested(folder: Place) -> bool:
     """Tell whether a stop was asked for."""
     return (folder / STOP).exists()
 
 
-def begin(folder: Path, config: Config, data: TrainingData) -> None:
+def begin(folder: Place, config: Config, data: TrainingData) -> None:
     """Write what the run is started, or gone on, with; the sole writer does it."""
     if not (folder / IDENTITY).exists():
         write_text(folder / IDENTITY, json.dumps(_identity(config, data), indent=2) + "\n")
     write_text(folder / "config.yaml", dump_config(config))
 
 
-def is_done(folder: Path, config: Config) -> bool:
+def is_done(folder: Place, config: Config) -> bool:
     """Tell whether no outer step is left to do."""
     return max(list_steps(folder), default=-1) >= config.outer.num_steps
 
@@ -99,7 +93,7 @@ def require_trained_by(config: Config) -> None:
     _require_same(folder, before, now)
 
 
-def _check_identity(folder: Path, config: Config, data: TrainingData) -> None:
+def _check_identity(folder: Place, config: Config, data: TrainingData) -> None:
     path = folder / IDENTITY
     if path.exists():
         _require_same(folder, _flat(_read_identity(path)), _flat(_identity(config, data)))
@@ -114,7 +108,7 @@ def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
     }
 
 
-def _read_identity(path: Path) -> dict[str, Any]:
+def _read_identity(path: Place) -> dict[str, Any]:
     try:
         identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -124,7 +118,7 @@ def _read_identity(path: Path) -> dict[str, Any]:
     return identity
 
 
-def _require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _require_same(folder: Place, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed:
         raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from raymaml.config.schema import ClusterConfig
 from raymaml.errors import UserError
+from raymaml.places import Place
 from raymaml.training.data import TrainingData
 from raymaml.types import EpisodeBatch
 
@@ -39,7 +39,7 @@ class Session(Protocol):
     def stop_requested(self) -> bool:
         """Tell whether somebody asked for a stop; workers need not agree."""
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+    def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
         """Make a complete checkpoint known to whoever supervises the workers; must not block."""
 
 
@@ -71,7 +71,7 @@ class LocalSession:
         """Tell whether ``stop`` was set (by a signal handler)."""
         return self.stop.is_set()
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+    def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
         """Do nothing: nobody supervises."""
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 
 import torch
 
 from raymaml.config.schema import Config
+from raymaml.places import Place
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.loop import meta_train
@@ -55,7 +55,7 @@ def adaptation_table(config: Config, data: TrainingData) -> str:
 
 
 def train_worker(
-    config: Config, folder: Path, data: TrainingData, session: Session, echo: Echo
+    config: Config, folder: Place, data: TrainingData, session: Session, echo: Echo
 ) -> TrainState:
     """Run the loop with what this rank may write."""
     prepare_process(config.cluster, session.device)
@@ -69,7 +69,7 @@ def train_worker(
         return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
 
 
-def conclude(config: Config, folder: Path, echo: Echo) -> bool:
+def conclude(config: Config, folder: Place, echo: Echo) -> bool:
     """Say where the run stands, and how to go on; tell whether all outer steps are done."""
     card = read_card(find_checkpoint(folder, "last"))
     if card.step < config.outer.num_steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, listed
 from raymaml.errors import UserError
+from raymaml.places import is_remote
 
 
 def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
@@ -42,13 +44,16 @@ def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
         UserError: listing every broken image, empty class, class in two splits, and every class
             or split too small for ``episodes``; nothing half-written stays behind.
     """
-    plan = _plan(data.source, data.image_size, data.bank)
+    # What is unpacked lies beside the bank, or where one that goes to a URI is made ready.
+    beside = Path(tempfile.gettempdir(), "bank") if is_remote(data.bank) else data.bank
+    plan = _plan(data.source, data.image_size, beside)
     return write_bank(
         data.bank,
         _load(plan, episodes),
         source=plan.source,
         licence=plan.licence,
         image_shape=(plan.num_channels, data.image_size, data.image_size),
+        cache=data.cache,
     )
 
 
