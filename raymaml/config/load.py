@@ -1,6 +1,7 @@
 """YAML and ``key.path=value`` -> ``Config``, with every mistake in one message.
 
-Precedence: defaults < file < changes of a study < overrides of the command line. A key given twice
+Precedence: defaults < file < `set` of a study < overrides of the command line < what tells the
+models and arms of a study apart. A key given twice
 is an error, an unknown key is an error with a suggestion, and ``1e-3`` is a number (YAML 1.1 reads
 it as text).
 """
@@ -12,18 +13,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
-from raymaml.config.study import StudyConfig
 from raymaml.errors import UserError, reason_of
 
 KeyPath = tuple[str, ...]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,8 @@ def load_config(path: Path | str, *overrides: Sequence[str] | Changes) -> Config
         UserError: with every problem found, each naming file, line, key, value and what is
             allowed.
     """
-    return _load(Path(path), Config, overrides)
-
-
-def load_study(path: Path) -> StudyConfig:
-    """Read a study file; its config and the changes to it are not read yet.
-
-    Raises:
-        UserError: with every problem found.
-    """
-    return _load(path, StudyConfig, ())
-
-
-def _load(path: Path, model: type[Model], overrides: Iterable[Sequence[str] | Changes]) -> Model:
-    tree, places = _read_yaml(path)
+    file = Path(path)
+    tree, places = read_yaml(file)
     problems: list[str] = []
     for override in overrides:
         for change in _changes(override, problems):
@@ -81,9 +69,9 @@ def _load(path: Path, model: type[Model], overrides: Iterable[Sequence[str] | Ch
             except UserError as error:
                 problems.extend(error.problems)
     try:
-        loaded = model.model_validate(tree)
+        loaded = Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(*problems, *_explain(error, places, str(path), model)) from None
+        raise UserError(*problems, *explain(error, places, str(path), Config)) from None
     if problems:
         raise UserError(*problems)
     return loaded
@@ -100,7 +88,7 @@ def dump_mapping(tree: Mapping[str, Any]) -> str:
     return text
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Return the tree of a YAML file and, for each key path, the place that sets it."""
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -128,6 +116,11 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
 def _record_places(
     node: yaml.Node, prefix: KeyPath, file: str, places: dict[KeyPath, str], duplicates: list[str]
 ) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            key = (*prefix, str(number))
+            places[key] = f"{file}:{item.start_mark.line + 1}"
+            _record_places(item, key, file, places, duplicates)
     if not isinstance(node, yaml.MappingNode):
         return
     for key_node, value_node in node.value:
@@ -174,11 +167,11 @@ def _apply(tree: dict[str, Any], places: dict[KeyPath, str], change: _Change) ->
     places[change.keys] = change.place
 
 
-def _explain(
+def explain(
     error: ValidationError, places: Mapping[KeyPath, str], file: str, model: type[BaseModel]
 ) -> Iterable[str]:
     """Turn pydantic's errors into sentences, in the order of the file."""
-    details, explained = error.errors(), set[KeyPath]()
+    details, explained = mistakes(error), set[KeyPath]()
     for detail in details:
         keys, value = _strip_union_tags(detail["loc"]), detail["input"]
         key = ".".join(keys)
@@ -208,10 +201,20 @@ def _explain(
         explained.add(keys)
 
 
+def mistakes(error: ValidationError) -> list[ErrorDetails]:
+    """Return pydantic's errors, but that a list is too short since items of it are wrong."""
+    return [
+        detail
+        for detail in error.errors()
+        if detail["type"] != "too_short" or len(detail["input"]) < detail["ctx"]["min_length"]
+    ]
+
+
 def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
     """Drop what pydantic adds to a path to tell the branches of a union apart."""
     tags = {*SOURCE_KINDS, "constrained-int", "literal['auto']"}
     tags |= {"one width", "widths", "policy", "by pattern", "by name", "given"}
+    tags |= {"difference", "first trials", "precision"}
     return tuple(str(part) for part in loc if str(part) not in tags)
 
 
@@ -235,7 +238,8 @@ def _fields_at(prefix: KeyPath, model: type[BaseModel]) -> list[str]:
     models = [model]
     for key in prefix:
         annotations = [m.model_fields[key].annotation for m in models if key in m.model_fields]
-        models = [model for note in annotations for model in _models_in(note)]
+        if annotations:  # else a place in a list
+            models = [model for note in annotations for model in _models_in(note)]
     return sorted({name for model in models for name in model.model_fields})
 
 
@@ -251,7 +255,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or holds anything but keys and values.
     """
-    return _read_yaml(path)[0]
+    return read_yaml(path)[0]
 
 
 def check_config(tree: Mapping[str, Any], origin: str) -> Config:
@@ -263,4 +267,4 @@ def check_config(tree: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(*_explain(error, {}, origin, Config)) from None
+        raise UserError(*explain(error, {}, origin, Config)) from None

@@ -16,24 +16,32 @@ from raymaml.training.metrics import duration
 
 
 class Progress:
-    """Running means with their intervals, rate and time left.
+    """Running means with their intervals, over all records there are; rate and time left, by those
+    of this session.
 
     Args:
-        todo: episodes to come, by arm.
+        todo: episodes in all, by arm.
+        recorded: accuracies of those that are judged already, by arm.
         echo: receives the lines, where there is no terminal.
     """
 
-    def __init__(self, todo: Mapping[str, int], echo: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        todo: Mapping[str, int],
+        recorded: Mapping[str, Sequence[float]],
+        echo: Callable[[str], None],
+    ) -> None:
         self._todo = dict(todo)
-        self._done = dict.fromkeys(todo, 0)
-        self._accuracies: dict[str, list[float]] = {arm: [] for arm in todo}
+        self._accuracies = {arm: list(recorded[arm]) for arm in todo}
+        self._done = {arm: len(recorded[arm]) for arm in todo}
+        self._before = sum(self._done.values())
         self._echo = echo
         self._started = time.perf_counter()
         self._live = Live(self._table(), auto_refresh=False) if sys.stdout.isatty() else None
 
     def __enter__(self) -> Progress:
-        if self._live is not None and self._todo:
-            self._live.start()
+        if self._live is not None:
+            self._live.start(refresh=True)
         return self
 
     def __exit__(
@@ -77,6 +85,6 @@ class Progress:
 
     def _speed(self) -> str:
         done, todo = sum(self._done.values()), sum(self._todo.values())
-        rate = done / (time.perf_counter() - self._started)
-        left = duration((todo - done) / rate) if done else "?"
+        rate = (done - self._before) / (time.perf_counter() - self._started)
+        left = duration((todo - done) / rate) if rate else "?"
         return f"{rate:.1f} episodes/s  {left} left"
