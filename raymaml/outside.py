@@ -16,8 +16,8 @@ def parse_json(data: bytes | str) -> Any:
     """Return what a JSON document holds; NaN and infinities are numbers.
 
     Raises:
-        ValueError: it is none, is no UTF-8, or is nested deeper than a person would (200 levels; the
-            standard library answers that with a ``RecursionError``).
+        ValueError: it is none, is no UTF-8, or is nested deeper than about 200 levels (which the
+            standard library answers with a ``RecursionError``).
     """
     return from_json(data)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
