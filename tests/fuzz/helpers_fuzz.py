@@ -84,9 +84,16 @@ class Fuzz:
         return self.root / "place"
 
     def __call__(
-        self, cases: st.SearchStrategy[Any], read: Callable[[Any], object], names: str = ""
+        self,
+        cases: st.SearchStrategy[Any],
+        write: Callable[[Any], object],
+        read: Callable[[Any], object],
+        names: str = "",
     ) -> None:
-        """Let ``read`` have each case; a message must hold ``names``, by default the folder."""
+        """Let ``write`` prepare each case, unwatched, and ``read`` have it.
+
+        A message must hold ``names``, by default the folder.
+        """
         names = names or str(self.place)
         profile = settings(
             max_examples=self.inputs,
@@ -99,6 +106,7 @@ class Fuzz:
         @profile
         @given(cases)
         def run(case: Any) -> None:
+            write(case)
             self.judge(lambda: read(case), names)
 
         with _silence(self.root) as self._output:
