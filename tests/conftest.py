@@ -58,6 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Here and not in ``tests/fuzz``: options are read before its folder is looked at."""
+    parser.addoption("--fuzz-inputs", type=int, help="Hostile inputs of each reader in tests/fuzz.")
+
+
 def tiny_classes() -> list[ClassImages]:
     """22 classes of 8 images: each a coarse random pattern of its own, under noise."""
     generator = np.random.default_rng(0)

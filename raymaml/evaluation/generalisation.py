@@ -72,7 +72,7 @@ def _noise(accuracy: NDArray[np.float64], index: NDArray[np.int64]) -> float:
     centred = accuracy - accuracy.mean()
     effects = np.linalg.lstsq((design.T @ design).toarray(), design.T @ centred, rcond=None)[0]
     left: NDArray[np.float64] = centred - design @ effects
-    return float(np.square(left).sum()) / max(episodes - len(effects), 1)
+    return float(np.square(left).sum() / max(episodes - len(effects), 1))
 
 
 def disjoint_tasks(image_rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,14 +11,19 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Protocol
 
+from pydantic import TypeAdapter
 from tensorboardX import SummaryWriter
 
+from raymaml.config.base import Count
 from raymaml.config.outer import OuterConfig
-from raymaml.data.files import on_disk, read_text, upload, write_text
+from raymaml.data.files import on_disk, read_bytes, upload, write_text
+from raymaml.errors import UserError, reason_of
+from raymaml.outside import checked, parse_json
 from raymaml.places import Place, is_remote
 from raymaml.training.state import Validation
 
 METRICS_FILE = "metrics.jsonl"
+_ROW = TypeAdapter(dict[str, Count | float])
 
 
 class TrainingMetrics(Protocol):
@@ -153,16 +158,29 @@ def write_tensorboard(
 
 
 def read_metrics(path: Place) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file; a last line torn by a kill is left out."""
+    """Return the rows of a metrics file; a last line torn by a kill is left out.
+
+    Raises:
+        UserError: another line is no row.
+    """
     return list(_complete_rows(path)) if path.exists() else []
 
 
 def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
-    for line in read_text(path).splitlines():
+    lines = read_bytes(path).splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            row = checked(_ROW, parse_json(line))
+            if "step" not in row or isinstance(row["step"], float):
+                raise ValueError("it has no step")
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise UserError(
+                f"{path}:{number}: is no row of metrics ({reason_of(error)}); mend or remove the"
+                " line"
+            ) from None
+        yield row
 
 
 def progress_line(row: dict[str, Any], num_steps: int) -> str:
