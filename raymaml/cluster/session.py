@@ -81,9 +81,10 @@ class RaySession:
         )
 
 
-def device_and_world_size() -> tuple[torch.device, int]:
-    """Return the device that Ray Train gave this worker, and how many workers there are."""
-    return ray.train.torch.get_device(), ray.train.get_context().get_world_size()
+def torch_device() -> torch.device:
+    """Return the device that Ray Train gave this worker."""
+    device: torch.device = ray.train.torch.get_device()
+    return device
 
 
 def _already_in_place(checkpoint: Checkpoint, _name: str) -> Checkpoint:

@@ -20,8 +20,6 @@ from raymaml.cluster.runtime import (
     worker_resources,
 )
 from raymaml.config.schema import Config
-from raymaml.data.files import write_text
-from raymaml.errors import UserError
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run_folder import claim, is_done, request_stop
@@ -29,7 +27,6 @@ from raymaml.training.settings import settings_line
 from raymaml.training.worker import Echo, adaptation_table, conclude, on_interrupt
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-_FAILURE = ".failure"
 _START_ATTEMPTS = 10
 """Minutes to wait for the workers' CPUs or GPUs to be free; Ray's default is for ever."""
 
@@ -57,7 +54,6 @@ def _train(
 ) -> None:
     num_workers, use_gpu = plan_workers(config.cluster, cluster_resources())
     _forget_ray_snapshot(folder)
-    (folder / _FAILURE).unlink(missing_ok=True)
     device = torch.device("cuda" if use_gpu else "cpu")
     echo(settings_line(config, image_shape, device, num_workers))
     echo(table)
@@ -69,6 +65,8 @@ def _train(
 def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raymaml.cluster.faults import StopAtUserErrors
 
     return TorchTrainer(
         _run_worker,
@@ -82,10 +80,13 @@ def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool
             use_gpu=use_gpu,
             resources_per_worker=worker_resources(use_gpu),
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=config.cluster.timeout
+        ),
         run_config=RunConfig(
             name=config.name,
             storage_path=str(folder.parent.absolute()),
+            callbacks=[StopAtUserErrors()],
             failure_config=FailureConfig(
                 max_failures=config.cluster.max_failures,
                 controller_failure_limit=_START_ATTEMPTS,
@@ -97,46 +98,25 @@ def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool
 
 def _run_worker(job: dict[str, Any]) -> None:
     """Run one worker of Ray Train."""
-    from raymaml.cluster.session import RaySession, device_and_world_size
+    from raymaml.cluster.session import RaySession, torch_device
     from raymaml.training.worker import train_worker
 
     config: Config = job["config"]
     folder: Path = job["folder"]
     os.chdir(job["directory"])
-    if (folder / _FAILURE).exists():
-        return  # the workers before these met a mistake of the user's: nothing to try again
-    device, world_size = device_and_world_size()
-    try:
-        data = open_training_data(config, device)
-        session = RaySession(folder, data, config.outer.num_steps)
-        train_worker(config, folder, data, session, lambda _line: None)
-    except UserError as error:
-        write_text(folder / _FAILURE, json.dumps(error.problems))
-        if world_size > 1:
-            # The others may not have met it and would wait for this one: let Ray end them.
-            raise
+    data = open_training_data(config, torch_device())
+    session = RaySession(folder, data, config.outer.num_steps)
+    train_worker(config, folder, data, session, lambda _line: None)
 
 
 def _fit(trainer: Any, folder: Path) -> None:
-    """Let Ray Train run the workers; a mistake of the user's that one of them met is told so."""
-    failure: Exception | None = None
+    """Let Ray Train run the workers; what ends the run is told as one message."""
     try:
         call_in_thread(trainer.fit)
     except Exception as error:
-        failure = error
-    if (folder / _FAILURE).exists():
-        raise UserError(*json.loads((folder / _FAILURE).read_text(encoding="utf-8")))
-    if failure is not None:
-        raise UserError(
-            f"{folder}: the workers failed more often than cluster.max_failures allows, last with:"
-            f" {_last_line(failure)}; everything up to the last checkpoint is kept: run the"
-            " same command to go on"
-        ) from failure
+        from raymaml.cluster.faults import told_failure
 
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        raise told_failure(error, folder) from error
 
 
 def _forget_ray_snapshot(folder: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from raymaml.errors import storage_error
+
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
@@ -20,19 +22,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: ``folder`` exists; it is left as it is.
+        StorageError: the storage refuses; the message says how much room there is.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
-    partial.mkdir()
     try:
-        yield partial
-        for path in partial.iterdir():
-            _fsync(path)
-        _fsync(partial)
-        if folder.exists():  # os.rename would replace an empty folder
-            raise FileExistsError(folder)
-        partial.rename(folder)
-        _fsync(folder.parent)
+        with storing(folder, partial):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in partial.iterdir():
+                _fsync(path)
+            _fsync(partial)
+            if folder.exists():  # os.rename would replace an empty folder
+                raise FileExistsError(folder)
+            partial.rename(folder)
+            _fsync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -60,17 +63,49 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     A reader sees the old file or the new one, never a part; an error leaves the old one. The
     folder is made when it is missing.
+
+    Raises:
+        StorageError: the storage refuses; the message says how much room there is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
-        with hidden.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(path)
+        with storing(path, hidden):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with hidden.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            hidden.replace(path)
     finally:
-        hidden.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            hidden.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storing(path: Path, partial: Path) -> Iterator[None]:
+    """Tell what the storage refuses in the block, which writes ``path`` by way of ``partial``.
+
+    Raises:
+        StorageError: naming the path, the reason, the room that is left, and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        if (problem := storage_error(error, path, _space(path, partial))) is None:
+            raise
+        raise problem from error
+
+
+def _space(path: Path, partial: Path) -> str:
+    """Say how much room is left beside what ``partial`` holds by now, which was not enough."""
+    try:
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        free = shutil.disk_usage(there).free
+        files = partial.iterdir() if partial.is_dir() else [partial]
+        written = sum(file.stat().st_size for file in files if file.exists())
+    except OSError:
+        return ""
+    return f"{free:,} bytes are free in {there} and more than {written + free:,} are needed"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -32,6 +32,7 @@ from raymaml.meta.learner import MetaLearner
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
+from raymaml.training.faults import told
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 from raymaml.training.state import build_learner, load_params
@@ -147,9 +148,10 @@ class Campaign:
         if chunk.first >= self.needed(arm):
             return []
         indices = range(chunk.first, chunk.first + chunk.count)
-        records = list(judge(self.learner(arm), self.episodes(arm), indices))
         path = chunk_path(self.records_of(arm), chunk.first, chunk.count)
-        write_chunk(path, records, self.identity(arm), self.circumstances(arm))
+        with told(arm.config):
+            records = list(judge(self.learner(arm), self.episodes(arm), indices))
+            write_chunk(path, records, self.identity(arm), self.circumstances(arm))
         return [record.accuracy for record in records]
 
     def require_finished(self) -> None:

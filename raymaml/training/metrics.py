@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar, text
 
 from raymaml.config.outer import OuterConfig
-from raymaml.data.files import write_text
+from raymaml.data.files import storing, write_text
 from raymaml.training.state import Validation
 
 METRICS_FILE = "metrics.jsonl"
@@ -79,7 +83,8 @@ class RunMetrics:
         """Drop rows after ``step`` and open the event file there."""
         kept = [row for row in read_metrics(self._path) if row["step"] <= step]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._tensorboard = SummaryWriter(str(self._tensorboard_folder), purge_step=step + 1)
+        with storing(self._tensorboard_folder, self._tensorboard_folder):
+            self._tensorboard = _EventFile(self._tensorboard_folder, purge_step=step + 1)
         self._clock = (step, time.perf_counter())
 
     def training(self, step: int, metrics: TrainingMetrics) -> None:
@@ -109,13 +114,46 @@ class RunMetrics:
         self._clock = (validation.step, time.perf_counter())
 
     def _write(self, row: dict[str, Any], group: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with storing(self._path, self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if key != "step":
-                self._tensorboard.add_scalar(f"{group}/{key}", value, row["step"])
-        self._tensorboard.flush()
+        with storing(self._tensorboard_folder, self._tensorboard_folder):
+            for key, value in row.items():
+                if key != "step":
+                    self._tensorboard.add(scalar(f"{group}/{key}", value), row["step"])
+            self._tensorboard.flush()
         self._echo(progress_line(row, self._outer.num_steps))
+
+
+class _EventFile:
+    """A new file of TensorBoard events, written by the thread that adds them.
+
+    tensorboardX's own writer has a thread for it, which a full disk ends with a traceback; whoever
+    adds the next dozen values then waits for ever.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        weakref.finalize(self, _close, self._writer)
+        if purge_step is not None:  # TensorBoard forgets what it read of this step and later ones
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(step=purge_step, session_log=start))
+            self.flush()
+
+    def add(self, summary: Any, step: int) -> None:
+        self._write(Event(step=step, summary=summary))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+
+def _close(writer: Any) -> None:
+    with contextlib.suppress(OSError):  # of a full disk, which was told when it was written to
+        writer.close()
 
 
 def write_tensorboard(
@@ -125,11 +163,13 @@ def write_tensorboard(
     if folder.exists():
         for path in folder.glob("events.out.tfevents.*"):
             path.unlink()
-    with SummaryWriter(str(folder)) as writer:
+    with storing(folder, folder):
+        file = _EventFile(folder)
         for tag, value in scalars.items():
-            writer.add_scalar(tag, value, step)
-        for tag, text in texts.items():
-            writer.add_text(tag, text, step)
+            file.add(scalar(tag, value), step)
+        for tag, content in texts.items():
+            file.add(text(tag, content), step)
+        file.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -13,12 +13,13 @@ import torch
 from raymaml.config.schema import Config
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data
+from raymaml.training.faults import told
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import NoMetrics, RunMetrics
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import begin, claim, is_done, sole_writer
 from raymaml.training.session import LocalSession, Session, local_device
-from raymaml.training.settings import settings_line
+from raymaml.training.settings import gradient_method, settings_line
 from raymaml.training.state import TrainState, build_learner
 
 Echo = Callable[[str], None]
@@ -50,23 +51,30 @@ def adaptation_table(config: Config, data: TrainingData) -> str:
         UserError: the model cannot be built, or the name patterns do not fit it.
     """
     ways = config.episodes.train.num_ways
-    learner = build_learner(config, data.image_shape, ways, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    with told(config, gradient_method(config, data.image_shape, cpu)):
+        learner = build_learner(config, data.image_shape, ways, cpu)
     return f"{config.run_folder}: the inner loop adapts\n{learner.adaptation_table()}"
 
 
 def train_worker(
     config: Config, folder: Path, data: TrainingData, session: Session, echo: Echo
 ) -> TrainState:
-    """Run the loop with what this rank may write."""
+    """Run the loop with what this rank may write.
+
+    Raises:
+        UserError: memory or storage do not suffice, data were altered, or numbers are not finite.
+    """
     prepare_process(config.cluster, session.device)
     store = CheckpointStore(
         folder, config, image_shape=data.image_shape, bank_hash=data.train.shards.bank_hash
     )
-    if session.rank != 0:
-        return meta_train(config, data, store, NoMetrics(), session)
-    with sole_writer(folder):
-        begin(folder, config, data)
-        return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
+    with told(config, gradient_method(config, data.image_shape, session.device)):
+        if session.rank != 0:
+            return meta_train(config, data, store, NoMetrics(), session)
+        with sole_writer(folder):
+            begin(folder, config, data)
+            return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
 
 
 def conclude(config: Config, folder: Path, echo: Echo) -> bool:
