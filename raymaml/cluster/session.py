@@ -14,6 +14,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
 
 from raymaml.cluster.stream import Share, stream_meta_batches
+from raymaml.config.schema import Config
 from raymaml.training.data import TrainingData
 from raymaml.training.run_folder import stop_requested
 from raymaml.types import EpisodeBatch
@@ -22,14 +23,15 @@ from raymaml.types import EpisodeBatch
 class RaySession:
     """The ``Session`` of one of Ray Train's workers; collectives by gloo or NCCL."""
 
-    def __init__(self, folder: Path, data: TrainingData, num_steps: int) -> None:
+    def __init__(self, folder: Path, data: TrainingData, config: Config) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self._folder = folder
         self._data = data
-        self._num_steps = num_steps
+        self._num_steps = config.outer.num_steps
+        self._timeout = config.cluster.timeout
 
     def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
         """Stream this worker's share through Ray Data."""
@@ -40,7 +42,8 @@ class RaySession:
                 num_steps=self._num_steps,
                 rank=self.rank,
                 world_size=self.world_size,
-            )
+            ),
+            self._timeout,
         )
 
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:

@@ -20,7 +20,7 @@ from raymaml.cluster.runtime import (
     worker_resources,
 )
 from raymaml.config.schema import Config
-from raymaml.training.data import open_training_data
+from raymaml.training.data import open_training_data, verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run_folder import claim, is_done, request_stop
 from raymaml.training.settings import settings_line
@@ -44,6 +44,7 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
     table = adaptation_table(config, data)
     with claim(config, data) as folder:
         if not is_done(folder, config):
+            verify_images(data)
             with connected(config.cluster):
                 _train(config, folder, data.image_shape, table, echo)
         return conclude(config, folder, echo)
@@ -105,7 +106,7 @@ def _run_worker(job: dict[str, Any]) -> None:
     folder: Path = job["folder"]
     os.chdir(job["directory"])
     data = open_training_data(config, torch_device())
-    session = RaySession(folder, data, config.outer.num_steps)
+    session = RaySession(folder, data, config)
     train_worker(config, folder, data, session, lambda _line: None)
 
 

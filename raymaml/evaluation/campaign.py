@@ -149,8 +149,10 @@ class Campaign:
             return []
         indices = range(chunk.first, chunk.first + chunk.count)
         path = chunk_path(self.records_of(arm), chunk.first, chunk.count)
-        with told(arm.config):
-            records = list(judge(self.learner(arm), self.episodes(arm), indices))
+        episodes = self.episodes(arm)
+        with told(arm.config, require=episodes.unaltered.require):
+            records = list(judge(self.learner(arm), episodes, indices))
+            episodes.unaltered.require()
             write_chunk(path, records, self.identity(arm), self.circumstances(arm))
         return [record.accuracy for record in records]
 

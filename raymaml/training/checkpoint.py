@@ -12,6 +12,7 @@ import json
 import platform
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -54,9 +55,17 @@ class CheckpointStore:
     """The checkpoints of one run folder, written by rank 0 and read by all workers."""
 
     def __init__(
-        self, folder: Path, config: Config, *, image_shape: tuple[int, int, int], bank_hash: str
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        image_shape: tuple[int, int, int],
+        bank_hash: str,
+        require: Callable[[], None] = lambda: None,
     ) -> None:
+        """``require`` raises where a state must not be kept: its data were altered meanwhile."""
         self.folder = folder
+        self._require = require
         self._config = config
         self._image_shape = image_shape
         self._bank_hash = bank_hash
@@ -82,8 +91,10 @@ class CheckpointStore:
         """Write a checkpoint, drop the ones no longer needed, and report it.
 
         Raises:
+            UserError: the data were altered, or the storage refuses.
             RuntimeError: the workers' weights differ (a defect, or broken hardware).
         """
+        self._require()
         _require_equal_replicas(state, session)
         path = checkpoint_path(self.folder, state.step)
         if session.rank == 0:

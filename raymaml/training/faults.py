@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -16,7 +16,9 @@ _NO_MEMORY = ("DefaultCPUAllocator", "allocate memory", "not enough memory", "ou
 
 
 @contextlib.contextmanager
-def told(config: Config, method: str = "") -> Iterator[None]:
+def told(
+    config: Config, method: str = "", require: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Turn errors of memory and storage that the block raises into what a user is told.
 
     Tried again they would come again; a process that the kernel or Ray kills for its memory is
@@ -25,6 +27,7 @@ def told(config: Config, method: str = "") -> Iterator[None]:
     Args:
         config: of the run, in whose keys the remedies are.
         method: of the meta-gradient; empty where there is none, in evaluation.
+        require: raises a ``UserError`` when data were altered, which explains any other error.
 
     Raises:
         UserError: instead of such an error.
@@ -33,7 +36,8 @@ def told(config: Config, method: str = "") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
+        require()
         problem: UserError | None = storage_error(error) if isinstance(error, OSError) else None
         if problem is None and is_out_of_memory(error):
             problem = UserError(memory_problem(config, error, method))

@@ -12,7 +12,7 @@ import torch
 
 from raymaml.config.schema import Config
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
-from raymaml.training.data import TrainingData, open_training_data
+from raymaml.training.data import TrainingData, open_training_data, verify_images
 from raymaml.training.faults import told
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import NoMetrics, RunMetrics
@@ -36,6 +36,7 @@ def train_locally(config: Config, echo: Echo) -> bool:
     table = adaptation_table(config, data)
     with claim(config, data) as folder:
         if not is_done(folder, config):
+            verify_images(data)
             echo(settings_line(config, data.image_shape, device, 1))
             echo(table)
             session = LocalSession(data, device)
@@ -67,9 +68,14 @@ def train_worker(
     """
     prepare_process(config.cluster, session.device)
     store = CheckpointStore(
-        folder, config, image_shape=data.image_shape, bank_hash=data.train.shards.bank_hash
+        folder,
+        config,
+        image_shape=data.image_shape,
+        bank_hash=data.train.shards.bank_hash,
+        require=data.require_unaltered,
     )
-    with told(config, gradient_method(config, data.image_shape, session.device)):
+    method = gradient_method(config, data.image_shape, session.device)
+    with told(config, method, data.require_unaltered):
         if session.rank != 0:
             return meta_train(config, data, store, NoMetrics(), session)
         with sole_writer(folder):
