@@ -31,10 +31,10 @@ class StuckError(Exception):
 
 
 class Nodes:
-    """A cluster of three nodes; ``restart`` after its head was killed."""
+    """A cluster of nodes with so many CPUs, the head first; ``restart`` it after a kill."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, cpus: tuple[int, ...] = (1, 1, 1)) -> None:
+        self._folder, self._cpus = folder, cpus
         (folder / "ray").mkdir(parents=True, exist_ok=True)
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
@@ -45,10 +45,10 @@ class Nodes:
         self.restart()
 
     def restart(self) -> None:
-        """Start all three nodes."""
+        """Start all nodes."""
         with (self._folder / "nodes.txt").open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, str(HERE / "nodes.py")],
+                [sys.executable, str(HERE / "nodes.py"), *map(str, self._cpus)],
                 env={**self.environment, MARK: str(self._folder)},
                 cwd=ROOT,
                 stdin=subprocess.PIPE,

@@ -1,6 +1,7 @@
-"""A cluster of three nodes on this machine, in a process of its own: obeys lines on stdin.
+"""A cluster on this machine, in a process of its own: obeys lines on stdin.
 
-``add`` starts a node, ``end`` ends all. It answers with a line of JSON: the address, and the
+Arguments are the CPUs of the head and of the other nodes. ``add`` starts a node of one CPU, ``end``
+ends all. It answers with a line of JSON: the address, and the
 processes of each node that lives.
 """
 
@@ -10,8 +11,6 @@ import json
 import sys
 from typing import Any
 
-CPUS = 1
-"""Of each node: one worker and its reader."""
 MEMORY = 100_000_000
 """Bytes of the object store of each node."""
 
@@ -19,15 +18,17 @@ MEMORY = 100_000_000
 def main() -> None:
     from ray.cluster_utils import Cluster
 
-    options: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": MEMORY}
-    cluster = Cluster(initialize_head=True, head_node_args=options)
-    for _ in range(2):
+    head, *others = [
+        {"num_cpus": int(cpus), "object_store_memory": MEMORY} for cpus in sys.argv[1:]
+    ]
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for options in others:
         cluster.add_node(**options)
     answer(cluster)
     for line in sys.stdin:
         if line.strip() == "end":
             break
-        cluster.add_node(**options)
+        cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
         answer(cluster)
     cluster.shutdown()
 

@@ -53,13 +53,17 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class Hungry(nn.Module):
-    """An encoder that asks for a pebibyte: PyTorch's allocator refuses it on every machine."""
+    """An encoder that asks for a pebibyte: PyTorch's allocator refuses it on every machine.
 
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+    Up to ``enough`` images it asks for nothing; with two it is tried out.
+    """
+
+    def __init__(self, enough: int = 2) -> None:
         super().__init__()
         self.linear = nn.Linear(1, 4)
-        self.width = 4
+        self.enough = enough
 
     def forward(self, images: Tensor) -> Tensor:
-        torch.empty(1 << 50, dtype=torch.uint8)
+        if len(images) > self.enough:
+            torch.empty(1 << 50, dtype=torch.uint8)
         return self.linear(images.flatten(1)[:, :1])

@@ -202,6 +202,7 @@ def damage_remove(folder: Path, name: str) -> None:
     (folder / name).unlink()
 
 
+@pytest.mark.fault("checkpoint damaged")
 @pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove])
 @pytest.mark.parametrize("name", ["params.pt", "optimizer.pt"])
 def test_a_damaged_file_is_named_with_the_remedy(
@@ -220,6 +221,7 @@ def test_a_damaged_file_is_named_with_the_remedy(
     assert (state.step, state.digest()) == (0, digest)
 
 
+@pytest.mark.fault("checkpoint damaged")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
