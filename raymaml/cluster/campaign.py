@@ -114,7 +114,12 @@ def _run_trials(
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
         ),
     )
-    results = call_in_thread(tuner.fit)
+    try:
+        results = call_in_thread(tuner.fit)
+    except Exception as error:
+        from raymaml.cluster.faults import cluster_failed
+
+        raise cluster_failed(error, campaign.folder, "every finished chunk") from error
     if problems:
         raise UserError(*problems)
     if stop_requested(trials.scratch):

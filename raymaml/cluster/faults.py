@@ -31,21 +31,29 @@ def user_error(error: BaseException) -> UserError | None:
 
 def told_failure(error: Exception, folder: Path) -> UserError:
     """Return what the user is told of an error of Ray Train's."""
+    kept = "everything up to the last checkpoint"
     if isinstance(error, ControllerError):
         if (found := user_error(error.controller_failure)) is not None:
             return found
         what = "the workers could not be started"
-        remedy = "wait for the cluster's nodes, or lower cluster.num_workers, and"
+        remedy = "wait for the cluster's nodes, or lower cluster.num_workers, and "
     elif isinstance(error, WorkerGroupError):
-        what = "the workers failed more often than cluster.max_failures allows"
-        remedy = ""
+        what, remedy = "the workers failed more often than cluster.max_failures allows", ""
         if any("memory" in str(each) for each in error.worker_failures.values()):
-            remedy = "lower cluster.num_workers, since a node ran out of memory, and"
+            remedy = "lower cluster.num_workers, if a node ran out of memory, and "
     else:
-        what, remedy = "the cluster failed", "look whether its head lives, and"
+        return cluster_failed(error, folder, kept)
     return UserError(
-        f"{folder}: {what}, last with: {_last_line(error)}; everything up to the last"
-        f" checkpoint is kept: {f'{remedy} ' if remedy else ''}run the same command to go on"
+        f"{folder}: {what}, last with: {_last_line(error)}; {kept} is kept: {remedy}run the same"
+        " command to go on"
+    )
+
+
+def cluster_failed(error: Exception, folder: Path, kept: str) -> UserError:
+    """Return what the user is told when the cluster itself does not answer any more."""
+    return UserError(
+        f"{folder}: the cluster failed, last with: {_last_line(error)}; {kept} is kept: look"
+        " whether its head lives, and run the same command to go on"
     )
 
 

@@ -41,8 +41,8 @@ def nodes(place: Path) -> Iterator[Nodes]:
 @pytest.mark.fault("head killed")
 @pytest.mark.fault("node lost for good")
 def test_nodes_that_are_lost_leave_no_trace(nodes, place, tmp_path, make_config, weights):
-    """A node is lost and replaced, then the head with all nodes; one node alone is too few."""
-    steps = ("outer.num_steps=100", "outer.validate_every=5", "cluster.num_workers=2")
+    """A node is lost and replaced; then the head with all nodes; then a node, for good."""
+    steps = ("outer.num_steps=120", "outer.validate_every=5", "cluster.num_workers=2")
     lone = make_config("run", "name=lone", *steps)
     config = make_config("run", "name=lost", *steps)
     assert train_locally(lone, quiet)
@@ -68,10 +68,21 @@ def test_nodes_that_are_lost_leave_no_trace(nodes, place, tmp_path, make_config,
     assert line.startswith(f"raymaml: {config.run_folder}: the cluster failed, last with: ")
     assert line.endswith("look whether its head lives, and run the same command to go on")
     assert "Traceback" not in log.read_text()
-    before = list_steps(config.run_folder)[-1]
-    assert before < 100
 
     nodes.restart()
+    # ten attempts to start, of this many seconds
+    nodes.environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "1"
+    before = list_steps(config.run_folder)[-1]
+    command = Command(nodes, arguments, log)
+    at_step(before + 15, command)
+    nodes.kill_node(0)
+    assert command.wait() == 2
+    line = [line for line in log.read_text().splitlines() if line.startswith("raymaml: ")][-1]
+    assert line.startswith(f"raymaml: {config.run_folder}: the workers could not be started, last")
+    assert "wait for the cluster's nodes, or lower cluster.num_workers, and run the same" in line
+    assert list_steps(config.run_folder)[-1] < 120
+
+    nodes.add()
     command = Command(nodes, arguments, log)
     assert command.wait() == 0, log.read_text()
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
