@@ -41,6 +41,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
     """
     campaign = plan(torch.device("cpu"))
     if chunks := campaign.missing():
+        campaign.verify_images()
         with _scratch(campaign.folder) as scratch, connected(cluster):
             slots, use_gpu = plan_workers(
                 cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()

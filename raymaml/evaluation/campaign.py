@@ -139,6 +139,16 @@ class Campaign:
         ]
         return sorted(chunks, key=lambda chunk: chunk.first)
 
+    def verify_images(self) -> None:
+        """Read every image of every arm once: opening a bank compares no more than sizes.
+
+        Raises:
+            UserError: a bank was altered.
+        """
+        banks = {bank.folder: bank for bank in map(self.bank, self.arms)}
+        for bank in banks.values():
+            bank.verify()
+
     def judge(self, chunk: Chunk) -> list[float]:
         """Judge a chunk, write its records, and return its accuracies.
 
@@ -266,7 +276,8 @@ def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
     device = local_device(cluster)
     prepare_process(cluster, device)
     campaign = plan(device)
-    chunks = campaign.missing()
+    if chunks := campaign.missing():
+        campaign.verify_images()
     with Progress(episodes_by_arm(chunks), echo) as progress:
         for chunk in chunks:
             progress.add(chunk.arm, chunk.count, campaign.judge(chunk))

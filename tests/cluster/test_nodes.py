@@ -143,8 +143,8 @@ def test_the_objects_of_a_lost_node_are_made_again(nodes, tmp_path, make_config)
 
 
 def test_a_handful_of_random_kills(place):
-    """What ``python tests/chaos --kills 100`` does, four times."""
-    arguments = ["--kills", "4", "--steps", "100", "--episodes", "60", "--folder", str(place)]
+    """What ``python tests/chaos --kills 100`` does, three times."""
+    arguments = ["--kills", "3", "--steps", "60", "--episodes", "30", "--folder", str(place)]
     ended = subprocess.run(
         [sys.executable, str(CHAOS), *arguments],
         cwd=ROOT,

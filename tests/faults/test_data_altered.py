@@ -13,6 +13,7 @@ from helpers_faults import bits, quiet
 from raymaml.data.bank import ImageBank
 from raymaml.data.unaltered import Unaltered
 from raymaml.errors import UserError
+from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
@@ -94,6 +95,12 @@ def test_data_altered_during_training_are_never_kept(config, make_config, which,
 @pytest.mark.fault("bank altered")
 def test_records_of_an_altered_bank_are_never_kept(config):
     assert train_locally(config, quiet)
+    campaign = plan_test(config, CPU)
+    path = config.data.bank / "images.arrow"
+    before = flip(path)
+    with pytest.raises(UserError, match=r"images\.arrow: is altered"):
+        judge_locally(lambda _device: campaign, config.cluster, quiet)
+    path.write_bytes(before)
     campaign = plan_test(config, CPU)
     first, second = campaign.missing()[:2]
     assert len(campaign.judge(first)) == first.count
