@@ -133,7 +133,9 @@ def call_in_thread(function: Callable[[], T]) -> T:
 def prepare_environment(cluster: ClusterConfig) -> None:
     """Set what Ray and its workers read from the environment, where the user has not set it."""
     malloc = MALLOC_ENVIRONMENT if cluster.keep_freed_memory else {}
-    for name, value in (_ENVIRONMENT | malloc).items():
+    # A worker that hangs, and does not even say so to the controller.
+    bound = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(cluster.timeout)}
+    for name, value in (_ENVIRONMENT | malloc | bound).items():
         os.environ.setdefault(name, value)
 
 

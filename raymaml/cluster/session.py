@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raymaml.cluster.stream import Share, stream_meta_batches
+from raymaml.config.schema import Config
 from raymaml.data.files import as_arrow
 from raymaml.places import Place, is_remote
 from raymaml.training.data import TrainingData
@@ -26,14 +27,15 @@ from raymaml.types import EpisodeBatch
 class RaySession:
     """The ``Session`` of one of Ray Train's workers; collectives by gloo or NCCL."""
 
-    def __init__(self, folder: Place, data: TrainingData, num_steps: int) -> None:
+    def __init__(self, folder: Place, data: TrainingData, config: Config) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self._folder = folder
         self._data = data
-        self._num_steps = num_steps
+        self._num_steps = config.outer.num_steps
+        self._timeout = config.cluster.timeout
         self._next_look = 0.0
 
     def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
@@ -45,7 +47,8 @@ class RaySession:
                 num_steps=self._num_steps,
                 rank=self.rank,
                 world_size=self.world_size,
-            )
+            ),
+            self._timeout,
         )
 
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
@@ -113,9 +116,10 @@ class RaySession:
         )
 
 
-def device_and_world_size() -> tuple[torch.device, int]:
-    """Return the device that Ray Train gave this worker, and how many workers there are."""
-    return ray.train.torch.get_device(), ray.train.get_context().get_world_size()
+def torch_device() -> torch.device:
+    """Return the device that Ray Train gave this worker."""
+    device: torch.device = ray.train.torch.get_device()
+    return device
 
 
 def _already_in_place(checkpoint: Checkpoint, _name: str) -> Checkpoint:

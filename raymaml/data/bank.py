@@ -105,6 +105,11 @@ class ImageBank:
             raise UserError(f"{path}: is damaged ({error}); {_REMEDY}") from None
 
     @property
+    def images_file(self) -> Path:
+        """The file of the pixels, which is mapped into memory."""
+        return self.folder / IMAGES_FILE
+
+    @property
     def num_images(self) -> int:
         """Number of images (R) over all classes."""
         return int(self.first_row[-1])

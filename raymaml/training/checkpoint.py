@@ -8,9 +8,10 @@ running moments, all that evaluation needs), ``optimizer.pt`` (what else trainin
 from __future__ import annotations
 
 import hashlib
+import io
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from raymaml.config.base import Count
 from raymaml.config.load import check_config
 from raymaml.config.schema import Config
 from raymaml.data.bank_format import ImageShape
-from raymaml.data.files import new_folder, read_bytes, remove_folder, sha256_of_file
+from raymaml.data.files import new_folder, reaching, read_bytes, remove_folder, sha256_of_file
 from raymaml.errors import UserError, reason_of
 from raymaml.outside import checked, parse_json, shortened
 from raymaml.places import Place, is_remote
@@ -61,9 +62,17 @@ class CheckpointStore:
     """The checkpoints of one run folder, written by rank 0 and read by all workers."""
 
     def __init__(
-        self, folder: Place, config: Config, *, image_shape: tuple[int, int, int], bank_hash: str
+        self,
+        folder: Place,
+        config: Config,
+        *,
+        image_shape: tuple[int, int, int],
+        bank_hash: str,
+        require: Callable[[], None] = lambda: None,
     ) -> None:
+        """``require`` raises where a state must not be kept: its data were altered meanwhile."""
         self.folder = folder
+        self._require = require
         self._config = config
         self._image_shape = image_shape
         self._bank_hash = bank_hash
@@ -95,8 +104,10 @@ class CheckpointStore:
         """Write a checkpoint, drop the ones no longer needed, and report it.
 
         Raises:
+            UserError: the data were altered, or the storage refuses.
             RuntimeError: the workers' weights differ (a defect, or broken hardware).
         """
+        self._require()
         _require_equal_replicas(state, session)
         path = checkpoint_path(self.folder, state.step)
         if session.rank == 0:
@@ -129,7 +140,10 @@ def write_checkpoint(
     """Write the checkpoint folder ``path``, whole or not at all."""
     with new_folder(path, CARD) as folder:
         for name, tensors in state.tensors().items():
-            torch.save(tensors, folder / name)
+            # By way of memory: torch hides what a disk that is full says, "unexpected pos 576".
+            content = io.BytesIO()
+            torch.save(tensors, content)
+            (folder / name).write_bytes(content.getbuffer())
         card = CheckpointCard(
             schema_version=SCHEMA_VERSION,
             step=state.step,
@@ -163,10 +177,12 @@ def list_steps(folder: Place) -> list[int]:
 
     On disk a checkpoint without its card is a damaged one; at a URI it never became whole.
     """
-    paths = folder.glob("checkpoint_*")
     if is_remote(folder):
-        paths = (card.parent for card in folder.glob(f"checkpoint_*/{CARD}"))
-    matches = (_NAME.fullmatch(path.name) for path in paths)
+        with reaching(folder):
+            names = [card.parent.name for card in folder.glob(f"checkpoint_*/{CARD}")]
+    else:
+        names = [path.name for path in folder.glob("checkpoint_*")]
+    matches = (_NAME.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in matches if match)
 
 

@@ -10,12 +10,14 @@ import site
 import socket
 import subprocess
 import sys
+import threading
 import venv
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers_cluster import (
     SETTINGS,
@@ -132,6 +134,37 @@ def test_a_command_joins_the_cluster_that_ray_address_names(
     assert command.finish() == 0, command.errors
     assert command.errors == ""
     assert command.lines[0] == f"{config.run_folder}: 1 CPU {SETTINGS}"
+    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+
+
+@pytest.mark.fault("job killed")
+def test_a_killed_job_goes_on_when_it_is_submitted_again(
+    code, head, tmp_path, make_config, weights
+):
+    steps = ("outer.num_steps=100", "outer.validate_every=10")
+    lone = make_config("run", "name=lone", *steps)
+    assert train_locally(lone, lambda _line: None)
+    config = make_config("run", "name=job", *steps)
+    arguments = ("train", str(tmp_path / "run/config.yaml"))
+    killed_at: list[int] = []
+
+    def kill_driver() -> None:
+        wait_until(lambda: trained_steps(config.run_folder) >= 15, "at step 15")
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.cmdline()[1:] == ["-m", "raymaml", *arguments]:
+                    process.kill()
+                    killed_at.append(trained_steps(config.run_folder))
+
+    killer = threading.Thread(target=kill_driver)
+    killer.start()
+    job = submit(code, head, *arguments)
+    killer.join()
+
+    assert job.returncode != 0
+    assert len(killed_at) == 1
+    assert killed_at[0] < 100
+    assert submit(code, head, *arguments).returncode == 0
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
 

@@ -245,6 +245,7 @@ def test_a_run_may_stop_after_every_step(config: Config, fresh: Config) -> None:
     assert result(fresh.run_folder) == result(config.run_folder)
 
 
+@pytest.mark.fault("driver killed")
 @pytest.mark.parametrize(
     "kill", [{"before": 0}, {"before": 2}, {"before": 5}, {"reports": 1}, {"reports": 2}]
 )
@@ -257,6 +258,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert result(fresh.run_folder) == result(config.run_folder)
 
 
+@pytest.mark.fault("checkpoint torn")
 def test_what_a_kill_tore_is_mended(config: Config, fresh: Config) -> None:
     with pytest.raises(Killed):
         run(fresh, lambda data: DyingSession(data, before=5))
@@ -345,6 +347,7 @@ class PoisonedSession(LocalSession):
             yield replace(batch, query_x=query)
 
 
+@pytest.mark.fault("NaN: training")
 def test_a_loss_that_is_not_finite_names_step_and_episode(fresh: Config) -> None:
     with pytest.raises(UserError) as caught:
         run(fresh, lambda data: PoisonedSession(data, CPU))
@@ -436,6 +439,7 @@ class PoisonedValidation(LocalSession):
         return gathered
 
 
+@pytest.mark.fault("NaN: validation")
 def test_a_validation_loss_that_is_not_finite_stops_the_run(fresh: Config) -> None:
     with pytest.raises(UserError) as caught:
         run(fresh, lambda data: PoisonedValidation(data, CPU))
