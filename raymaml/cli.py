@@ -14,7 +14,7 @@ import click
 import raymaml
 from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Split
-from raymaml.errors import UserError
+from raymaml.errors import UserError, storage_error
 from raymaml.places import Place
 
 INTERRUPTED = 130  # what a shell shows for a command that Ctrl-C ended
@@ -30,8 +30,11 @@ def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except UserError as error:
-            for problem in error.problems:
+        except (UserError, OSError) as error:
+            told = error if isinstance(error, UserError) else storage_error(error)
+            if told is None:
+                raise
+            for problem in told.problems:
                 click.echo(f"raymaml: {problem}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(Exception):
     """A mistake that the user can mend: shown as one message, exit code 2, no traceback.
@@ -16,6 +18,43 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(self.problems)
+
+
+class StorageError(UserError):
+    """The storage refused to read or write: nothing that was whole before is torn."""
+
+
+_MEND = "the device, or the network behind it, fails: mend it"
+_REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room within the quota, or have it raised",
+    errno.EFBIG: "raise the limit on the size of a file (`ulimit -f`)",
+    errno.EROFS: "make it writable, or give another path",
+    errno.EACCES: "give this user the right to, or give another path",
+    errno.EPERM: "give this user the right to, or give another path",
+    errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
+    errno.ENFILE: "raise the limit on open files of the machine",
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO), _MEND),
+}
+
+
+def storage_error(error: OSError, path: object = None, space: str = "") -> StorageError | None:
+    """Return what to tell the user of an error of the storage; None where it is another one.
+
+    Args:
+        error: as Python or Arrow raised it.
+        path: of what was to be read or written; ``error.filename`` if None.
+        space: how much there is and how much is needed, if that matters.
+    """
+    remedy = _REMEDIES.get(error.errno or 0)
+    if remedy is None:
+        return None
+    reason = error.strerror or reason_of(error)
+    room = f", {space}" if space and error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return StorageError(
+        f"{path or error.filename or 'a file'}: cannot be read or written ({reason}{room});"
+        f" {remedy}, then run the same command: it goes on from all that is whole"
+    )
 
 
 def reason_of(error: Exception) -> str:

@@ -44,6 +44,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     """
     campaign = plan(torch.device("cpu"))
     if chunks := campaign.missing():
+        campaign.verify_images()
         with _scratch(campaign.folder) as scratch, connected(cluster):
             slots, use_gpu = plan_workers(
                 cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
@@ -108,6 +109,7 @@ def _run_trials(
         use_gpu=trials.use_gpu,
     )
     resources: dict[str, float] = {"GPU": 1, "CPU": 1} if trials.use_gpu else {"CPU": 1}
+    problems: list[str] = []
     tuner = tune.Tuner(
         tune.with_resources(trial, resources),
         param_space={"chunk": tune.grid_search([dict(vars(chunk)) for chunk in trials.chunks])},
@@ -117,11 +119,18 @@ def _run_trials(
             storage_path=str(trials.scratch),
             verbose=0,
             callbacks=[_progress_callback(progress)],
-            stop=_stopper(trials.scratch),
+            stop=_stopper(trials.scratch, problems),
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
         ),
     )
-    results = call_in_thread(tuner.fit)
+    try:
+        results = call_in_thread(tuner.fit)
+    except Exception as error:
+        from raymaml.cluster.faults import cluster_failed
+
+        raise cluster_failed(error, campaign.folder, "every finished chunk") from error
+    if problems:
+        raise UserError(*problems)
     if stop_requested(trials.scratch):
         raise KeyboardInterrupt
     if results.errors:
@@ -142,17 +151,24 @@ def _judge_chunk(
     directory: str,
     use_gpu: bool,
 ) -> None:
-    """Judge one chunk; the process, with its opened data, serves many trials."""
+    """Judge one chunk; the process, with its opened data, serves many trials.
+
+    What would come again is reported, not raised: Tune would try it ``max_failures`` times.
+    """
     from ray import tune
 
     os.chdir(directory)
-    if key not in _planned:
-        device = torch.device("cuda" if use_gpu else "cpu")
-        prepare_process(cluster, device)
-        _planned.clear()
-        _planned[key] = plan(device)
-    accuracies = _planned[key].judge(Chunk(**trial["chunk"]))
-    tune.report({"accuracies": accuracies})
+    try:
+        if key not in _planned:
+            device = torch.device("cuda" if use_gpu else "cpu")
+            prepare_process(cluster, device)
+            _planned.clear()
+            _planned[key] = plan(device)
+        accuracies = _planned[key].judge(Chunk(**trial["chunk"]))
+    except UserError as error:
+        tune.report({"problems": list(error.problems), "accuracies": []})
+    else:
+        tune.report({"problems": [], "accuracies": accuracies})
 
 
 _planned: dict[str, Campaign] = {}
@@ -167,7 +183,8 @@ def _progress_callback(progress: Progress) -> Any:
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
             chunk = Chunk(**trial.config["chunk"])
-            progress.add(chunk.arm, chunk.count, trial.last_result["accuracies"])
+            if not trial.last_result["problems"]:
+                progress.add(chunk.arm, chunk.count, trial.last_result["accuracies"])
 
         def __reduce__(self) -> tuple[Any, ...]:
             # Tune pickles its callbacks, to go on after a kill. Records serve for that here, and
@@ -177,14 +194,21 @@ def _progress_callback(progress: Progress) -> Any:
     return Callback()
 
 
-def _stopper(scratch: Path) -> Any:
+def _stopper(scratch: Path, problems: list[str]) -> Any:
+    """Return what ends all trials when a stop is asked for, or one met ``problems``: it adds them
+    to that list."""
     from ray import tune
 
     class Stopper(tune.Stopper):
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            problems.extend(result.get("problems", []))
             return False
 
         def stop_all(self) -> bool:
-            return stop_requested(scratch)
+            return bool(problems) or stop_requested(scratch)
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            # as the callback: a copy in Tune's own state would fill a list of its own
+            return tune.stopper.NoopStopper, ()
 
     return Stopper()

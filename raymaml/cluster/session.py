@@ -12,11 +12,14 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
+from torch.nn import functional as F
 
 from raymaml.cluster.stream import Share, stream_meta_batches
+from raymaml.config.schema import Config
 from raymaml.data.files import as_arrow
 from raymaml.places import Place, is_remote
 from raymaml.training.data import TrainingData
+from raymaml.training.reduction import mean_in_order
 from raymaml.training.run_folder import stop_requested
 from raymaml.types import EpisodeBatch
 
@@ -24,14 +27,15 @@ from raymaml.types import EpisodeBatch
 class RaySession:
     """The ``Session`` of one of Ray Train's workers; collectives by gloo or NCCL."""
 
-    def __init__(self, folder: Place, data: TrainingData, num_steps: int) -> None:
+    def __init__(self, folder: Place, data: TrainingData, config: Config) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self._folder = folder
         self._data = data
-        self._num_steps = num_steps
+        self._num_steps = config.outer.num_steps
+        self._timeout = config.cluster.timeout
         self._next_look = 0.0
 
     def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
@@ -43,7 +47,8 @@ class RaySession:
                 num_steps=self._num_steps,
                 rank=self.rank,
                 world_size=self.world_size,
-            )
+            ),
+            self._timeout,
         )
 
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
@@ -56,6 +61,29 @@ class RaySession:
         dist.all_gather_into_tensor(gathered, padded)
         shares = gathered.split(max(counts))
         return torch.cat([s[:count] for s, count in zip(shares, counts, strict=True)])
+
+    def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Have each worker average a slice of all rows, and bring the slices together.
+
+        The bits are those of one worker that adds all rows up: entries do not meet. A worker sends
+        its rows once, and not to everybody: of W workers with a row each, as much as an all-reduce.
+        """
+        if self.world_size == 1:
+            return mean_in_order(rows)
+        length = rows.shape[1]
+        width = -(-length // self.world_size)
+        padded = F.pad(rows, (0, width * self.world_size - length))
+        mine = padded.view(len(rows), self.world_size, width).transpose(0, 1).reshape(-1)
+        received = rows.new_empty(sum(counts) * width)
+        dist.all_to_all_single(
+            received,
+            mine,
+            [count * width for count in counts],
+            [len(rows) * width] * self.world_size,
+        )
+        mean = rows.new_empty(self.world_size * width)
+        dist.all_gather_into_tensor(mean, mean_in_order(received.view(-1, width)))
+        return mean[:length]
 
     def from_rank_zero(self, value: int) -> int:
         """Broadcast rank 0's value."""
@@ -88,9 +116,10 @@ class RaySession:
         )
 
 
-def device_and_world_size() -> tuple[torch.device, int]:
-    """Return the device that Ray Train gave this worker, and how many workers there are."""
-    return ray.train.torch.get_device(), ray.train.get_context().get_world_size()
+def torch_device() -> torch.device:
+    """Return the device that Ray Train gave this worker."""
+    device: torch.device = ray.train.torch.get_device()
+    return device
 
 
 def _already_in_place(checkpoint: Checkpoint, _name: str) -> Checkpoint:

@@ -46,13 +46,14 @@ class Share:
         return self.data.indices(step, self.rank, self.world_size)
 
 
-def stream_meta_batches(share: Share) -> Iterator[EpisodeBatch]:
+def stream_meta_batches(share: Share, timeout: float | None = None) -> Iterator[EpisodeBatch]:
     """Yield the worker's share of each meta-batch, pixels and all, made ready ahead of time.
 
     Raises:
         RuntimeError: Ray Data delivered an episode out of turn.
+        TimeoutError: nothing came for ``timeout`` seconds.
     """
-    return prefetch(_meta_batches(share))
+    return prefetch(_meta_batches(share), timeout=timeout)
 
 
 def _meta_batches(share: Share) -> Iterator[EpisodeBatch]:

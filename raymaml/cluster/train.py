@@ -20,17 +20,15 @@ from raymaml.cluster.runtime import (
     worker_resources,
 )
 from raymaml.config.schema import Config
-from raymaml.data.files import as_arrow, write_text
-from raymaml.errors import UserError
+from raymaml.data.files import as_arrow, read_text
 from raymaml.places import Place, is_remote
-from raymaml.training.data import open_training_data
+from raymaml.training.data import open_training_data, verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run_folder import claim, is_done, request_stop
 from raymaml.training.settings import settings_line
 from raymaml.training.worker import Echo, adaptation_table, conclude, on_interrupt
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-_FAILURE = ".failure"
 _START_ATTEMPTS = 10
 """Minutes to wait for the workers' CPUs or GPUs to be free; Ray's default is for ever."""
 
@@ -48,6 +46,7 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
     table = adaptation_table(config, data)
     with claim(config, data) as folder:
         if not is_done(folder, config):
+            verify_images(data)
             with connected(config.cluster):
                 _train(config, folder, data.image_shape, table, echo)
         return conclude(config, folder, echo)
@@ -58,7 +57,6 @@ def _train(
 ) -> None:
     num_workers, use_gpu = plan_workers(config.cluster, cluster_resources())
     _forget_ray_snapshot(folder)
-    (folder / _FAILURE).unlink(missing_ok=True)
     device = torch.device("cuda" if use_gpu else "cpu")
     echo(settings_line(config, image_shape, device, num_workers))
     echo(table)
@@ -70,6 +68,8 @@ def _train(
 def _build_trainer(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raymaml.cluster.faults import StopAtUserErrors
 
     path, filesystem = as_arrow(folder.parent)
     return TorchTrainer(
@@ -84,11 +84,14 @@ def _build_trainer(config: Config, folder: Place, num_workers: int, use_gpu: boo
             use_gpu=use_gpu,
             resources_per_worker=worker_resources(use_gpu),
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=config.cluster.timeout
+        ),
         run_config=RunConfig(
             name=config.name,
             storage_path=path,
             storage_filesystem=filesystem,
+            callbacks=[StopAtUserErrors()],
             failure_config=FailureConfig(
                 max_failures=config.cluster.max_failures,
                 controller_failure_limit=_START_ATTEMPTS,
@@ -100,46 +103,25 @@ def _build_trainer(config: Config, folder: Place, num_workers: int, use_gpu: boo
 
 def _run_worker(job: dict[str, Any]) -> None:
     """Run one worker of Ray Train."""
-    from raymaml.cluster.session import RaySession, device_and_world_size
+    from raymaml.cluster.session import RaySession, torch_device
     from raymaml.training.worker import train_worker
 
     config: Config = job["config"]
     folder: Place = job["folder"]
     os.chdir(job["directory"])
-    if (folder / _FAILURE).exists():
-        return  # the workers before these met a mistake of the user's: nothing to try again
-    device, world_size = device_and_world_size()
-    try:
-        data = open_training_data(config, device)
-        session = RaySession(folder, data, config.outer.num_steps)
-        train_worker(config, folder, data, session, lambda _line: None)
-    except UserError as error:
-        write_text(folder / _FAILURE, json.dumps(error.problems))
-        if world_size > 1:
-            # The others may not have met it and would wait for this one: let Ray end them.
-            raise
+    data = open_training_data(config, torch_device())
+    session = RaySession(folder, data, config)
+    train_worker(config, folder, data, session, lambda _line: None)
 
 
 def _fit(trainer: Any, folder: Place) -> None:
-    """Let Ray Train run the workers; a mistake of the user's that one of them met is told so."""
-    failure: Exception | None = None
+    """Let Ray Train run the workers; what ends the run is told as one message."""
     try:
         call_in_thread(trainer.fit)
     except Exception as error:
-        failure = error
-    if (folder / _FAILURE).exists():
-        raise UserError(*json.loads((folder / _FAILURE).read_text(encoding="utf-8")))
-    if failure is not None:
-        raise UserError(
-            f"{folder}: the workers failed more often than cluster.max_failures allows, last with:"
-            f" {_last_line(failure)}; everything up to the last checkpoint is kept: run the"
-            " same command to go on"
-        ) from failure
+        from raymaml.cluster.faults import told_failure
 
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        raise told_failure(error, folder) from error
 
 
 def _forget_ray_snapshot(folder: Place) -> None:
@@ -155,7 +137,7 @@ def _forget_ray_snapshot(folder: Place) -> None:
 def _follow(folder: Place, num_steps: int, echo: Echo) -> Iterator[None]:
     """Echo a progress line for each metrics row that rank 0 writes during the block."""
     path = folder / METRICS_FILE
-    seen: set[str] = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+    seen: set[str] = set(read_text(path).splitlines()) if path.exists() else set()
     done = threading.Event()
     pause = 3.0 if is_remote(folder) else 0.5
 
@@ -164,7 +146,7 @@ def _follow(folder: Place, num_steps: int, echo: Echo) -> Iterator[None]:
         while not last:
             last = done.wait(pause)
             if path.exists():
-                for line in path.read_text(encoding="utf-8").splitlines():
+                for line in read_text(path).splitlines():
                     if line not in seen and line.endswith("}"):
                         seen.add(line)
                         echo(progress_line(json.loads(line), num_steps))

@@ -22,7 +22,10 @@ from pydantic_core import ErrorDetails
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
 from raymaml.errors import UserError, reason_of
+from raymaml.outside import shortened
 
+MAX_DEPTH, MAX_VALUES = 50, 100_000
+"""Of a YAML document, each value counted as often as anchors repeat it."""
 KeyPath = tuple[str, ...]
 
 
@@ -91,13 +94,15 @@ def dump_mapping(tree: Mapping[str, Any]) -> str:
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Return the tree of a YAML file and, for each key path, the place that sets it."""
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a config file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; give a YAML config file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {reason_of(error)}") from None
+    try:
+        node = _compose(text)
+    except ValueError as error:
+        raise UserError(f"{path}: is not YAML: {error}") from None
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{path}: holds no mapping; expected keys such as name, data, outer")
     places: dict[KeyPath, str] = {}
@@ -105,12 +110,52 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     _record_places(node, (), str(path), places, duplicates)
     if duplicates:
         raise UserError(*duplicates)
-    loader = _Loader("")
     try:
-        tree = loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {reason_of(error)}") from None
+        tree = _construct(node)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     return cast("dict[str, Any]", tree), places
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Return what a YAML document consists of, bounded in depth and size.
+
+    Anchors and merge keys let a page of text stand for more values than a computer can hold.
+
+    Raises:
+        ValueError: it is no YAML, or too much.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(reason_of(error)) from None
+    except RecursionError:
+        raise ValueError(f"it is more than {MAX_DEPTH} deep") from None
+    waiting, count = [(node, 1)] if node else [], 0
+    while waiting:
+        each, depth = waiting.pop()
+        count += 1
+        if depth > MAX_DEPTH or count > MAX_VALUES:
+            raise ValueError(f"it is more than {MAX_DEPTH} deep, or holds over {MAX_VALUES} values")
+        if isinstance(each, yaml.MappingNode):
+            waiting += [(part, depth + 1) for pair in each.value for part in pair]
+        elif isinstance(each, yaml.SequenceNode):
+            waiting += [(part, depth + 1) for part in each.value]
+    return node
+
+
+def _construct(node: yaml.Node) -> Any:
+    """Return the values that nodes stand for.
+
+    Raises:
+        ValueError: naming a value that is not what its tag or its form says.
+    """
+    try:
+        return _Loader("").construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(reason_of(error)) from None
+    except Exception as error:  # `!!int x`, `2021-13-45`, ...: whatever the conversion raises
+        raise ValueError(f"a value is not of its kind ({reason_of(error)})") from None
 
 
 def _record_places(
@@ -150,8 +195,9 @@ def _changes(override: Sequence[str] | Changes, problems: list[str]) -> Iterator
             )
             continue
         try:
-            yield _Change(text, keys, yaml.load(value, Loader=_Loader), "command line")
-        except yaml.YAMLError:
+            node = _compose(value)
+            yield _Change(text, keys, None if node is None else _construct(node), "command line")
+        except ValueError:
             problems.append(f"{text}: the value is not YAML")
 
 
@@ -182,7 +228,7 @@ def explain(
             yield f"{place}: {key}.kind is missing; it has no default"
         elif detail["type"] == "union_tag_invalid":
             kind, allowed = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
-            yield f"{place}: {key}.kind is {kind!r}; it should be one of {allowed}"
+            yield f"{place}: {key}.kind is {shortened(kind)}; it should be one of {allowed}"
         elif detail["type"] == "extra_forbidden":
             yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
         elif detail["type"] == "value_error":
@@ -197,7 +243,7 @@ def explain(
                 for other in details
                 if _strip_union_tags(other["loc"]) == keys
             )
-            yield f"{place}: {key} is {value!r}; it {reasons}"
+            yield f"{place}: {key} is {shortened(value)}; it {reasons}"
         explained.add(keys)
 
 

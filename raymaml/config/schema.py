@@ -153,6 +153,9 @@ class ClusterConfig(Section):
     """Training episodes that are vectorised (torch.func.vmap); 1 is a loop, the fastest on CPU."""
     max_failures: Count = 3
     """How often lost workers are replaced before the run gives up (running it again resumes)."""
+    timeout: PositiveInt = 600
+    """Seconds after which a training worker that does not answer, or that the others wait for, is
+    taken for lost; longer than a validation and the writing of a checkpoint take."""
 
 
 class Config(Section):

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from raymaml.errors import UserError, reason_of
+from raymaml.errors import StorageError, UserError, reason_of, storage_error
 from raymaml.places import Place, is_remote
 
 
@@ -33,6 +33,7 @@ def new_folder(folder: Place, marker: str) -> Iterator[Path]:
 
     Raises:
         FileExistsError: ``folder`` exists; it is left as it is.
+        StorageError: the storage refuses; the message says how much room there is.
     """
     if is_remote(folder):
         with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
@@ -41,18 +42,18 @@ def new_folder(folder: Place, marker: str) -> Iterator[Path]:
                 raise FileExistsError(folder)
             upload(Path(temporary), folder, last=marker)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
-    partial.mkdir()
     try:
-        yield partial
-        for path in partial.iterdir():
-            _fsync(path)
-        _fsync(partial)
-        if folder.exists():  # os.rename would replace an empty folder
-            raise FileExistsError(folder)
-        partial.rename(folder)
-        _fsync(folder.parent)
+        with storing(folder, partial):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in partial.iterdir():
+                _fsync(path)
+            _fsync(partial)
+            if folder.exists():  # os.rename would replace an empty folder
+                raise FileExistsError(folder)
+            partial.rename(folder)
+            _fsync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -71,8 +72,9 @@ def on_disk(folder: Place) -> Iterator[Path]:
 def upload(source: Path, folder: Place, last: str | None = None) -> None:
     """Copy all files below ``source`` to a URI, the one named ``last`` after the others."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
-    for path in sorted(files, key=lambda path: path.name == last):
-        (folder / path.relative_to(source).as_posix()).write_bytes(path.read_bytes())
+    with reaching(folder):
+        for path in sorted(files, key=lambda path: path.name == last):
+            (folder / path.relative_to(source).as_posix()).write_bytes(path.read_bytes())
 
 
 def download(folder: Place, names: Iterable[str], target: Path) -> None:
@@ -82,9 +84,24 @@ def download(folder: Place, names: Iterable[str], target: Path) -> None:
             shutil.copyfileobj(source, copy, 8 << 20)
 
 
-def unreachable(place: Place, error: Exception) -> UserError:
+@contextlib.contextmanager
+def reaching(place: Place, *expected: type[Exception]) -> Iterator[None]:
+    """Tell what keeps the block from reading or writing a URI; on disk it changes nothing.
+
+    Raises:
+        StorageError: instead of any error but those that are ``expected``.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(place) or isinstance(error, (*expected, UserError)):
+            raise
+        raise unreachable(place, error) from error
+
+
+def unreachable(place: Place, error: Exception) -> StorageError:
     """Return what is said where a URI cannot be read or written."""
-    return UserError(
+    return StorageError(
         f"{place}: cannot be reached ({reason_of(error)}); check the address, the network and the"
         " credentials (for s3://: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
     )
@@ -120,22 +137,57 @@ def replacing(path: Place) -> Iterator[IO[bytes]]:
 
     A reader sees the old file or the new one, never a part; an error leaves the old one. The
     folder is made when it is missing.
+
+    Raises:
+        StorageError: the storage refuses; the message says how much room there is.
     """
     if is_remote(path):
         content = io.BytesIO()
         yield content
-        path.write_bytes(content.getvalue())
+        with reaching(path):
+            path.write_bytes(content.getvalue())
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
-        with hidden.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(path)
+        with storing(path, hidden):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with hidden.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            hidden.replace(path)
     finally:
-        hidden.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            hidden.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storing(path: Place, partial: Place) -> Iterator[None]:
+    """Tell what the storage refuses in the block, which writes ``path`` by way of ``partial``.
+
+    Raises:
+        StorageError: naming the path, the reason, the room that is left, and the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        if (problem := storage_error(error, path, _space(path, partial))) is None:
+            raise
+        raise problem from error
+
+
+def _space(path: Place, partial: Place) -> str:
+    """Say how much room is left beside what ``partial`` holds by now, which was not enough."""
+    if is_remote(path):
+        return ""
+    try:
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        free = shutil.disk_usage(there).free
+        files = partial.iterdir() if partial.is_dir() else [partial]
+        written = sum(file.stat().st_size for file in files if file.exists())
+    except OSError:
+        return ""
+    return f"{free:,} bytes are free in {there} and more than {written + free:,} are needed"
 
 
 def make_folder(folder: Place, key: str) -> None:
@@ -155,6 +207,24 @@ def make_folder(folder: Place, key: str) -> None:
         ) from None
     except Exception as error:
         raise unreachable(folder, error) from None
+
+
+def read_bytes(path: Place) -> bytes:
+    """Return what a file holds; of one that is replaced meanwhile, all of the old or of the new.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    if is_remote(path):
+        with reaching(path, FileNotFoundError):
+            content: bytes = path.fs.cat_file(path.path)  # one request; `open` makes several
+            return content
+    return path.read_bytes()
+
+
+def read_text(path: Place) -> str:
+    """Do as ``read_bytes``, for UTF-8."""
+    return read_bytes(path).decode("utf-8")
 
 
 def write_text(path: Place, text: str) -> None:

@@ -11,8 +11,12 @@ T = TypeVar("T")
 _END = object()
 
 
-def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
+def prefetch(
+    items: Iterator[T], depth: int = 2, timeout: float | None = None
+) -> Generator[T, None, None]:
     """Yield ``items``, computed up to ``depth`` ahead in a daemon thread.
+
+    A ``TimeoutError`` ends a wait of more than ``timeout`` seconds for the next item.
 
     An exception of ``items`` reaches the consumer after the items before it. The thread starts
     with the first item asked for and stops, after the item it is at, when the generator closes.
@@ -33,13 +37,20 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
 
     threading.Thread(target=run, name="prefetch", daemon=True).start()
     try:
-        while (item := ahead.get()) is not _END:
+        while (item := _next(ahead, timeout)) is not _END:
             yield cast("T", item)
         if failures:
             raise failures[0]
     finally:
         closed.set()
         _drain(ahead)
+
+
+def _next(ahead: queue.Queue[object], timeout: float | None) -> object:
+    try:
+        return ahead.get(timeout=timeout)
+    except queue.Empty:
+        raise TimeoutError(f"nothing came for {timeout:g} s from whoever reads ahead") from None
 
 
 def _drain(ahead: queue.Queue[object]) -> None:

@@ -32,6 +32,7 @@ from raymaml.places import Place
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
+from raymaml.training.faults import told
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 from raymaml.training.settings import judging_line
@@ -162,6 +163,16 @@ class Campaign:
             longest.setdefault(str(self.records_of(arm)), arm)
         return [arm for arm in self.arms if arm in longest.values()]
 
+    def verify_images(self) -> None:
+        """Read every image of every arm once: opening a bank compares no more than sizes.
+
+        Raises:
+            UserError: a bank was altered.
+        """
+        banks = {bank.folder: bank for bank in map(self.bank, self.arms)}
+        for bank in banks.values():
+            bank.verify()
+
     def judge(self, chunk: Chunk) -> list[float]:
         """Judge a chunk, write its records, and return its accuracies.
 
@@ -171,9 +182,12 @@ class Campaign:
         if chunk.first >= self.needed(arm):
             return []
         indices = range(chunk.first, chunk.first + chunk.count)
-        records = list(judge(self.learner(arm), self.episodes(arm), indices))
         path = chunk_path(self.records_of(arm), chunk.first, chunk.count)
-        write_chunk(path, records, self.identity(arm), self.circumstances(arm))
+        episodes = self.episodes(arm)
+        with told(arm.config, require=episodes.unaltered.require):
+            records = list(judge(self.learner(arm), episodes, indices))
+            episodes.unaltered.require()
+            write_chunk(path, records, self.identity(arm), self.circumstances(arm))
         return [record.accuracy for record in records]
 
     def require_finished(self) -> None:
@@ -289,6 +303,7 @@ def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     prepare_process(cluster, device)
     campaign = plan(device)
     if chunks := campaign.missing():
+        campaign.verify_images()
         echo(campaign.settings_line(1, device))
         with campaign.progress(echo) as progress:
             for chunk in chunks:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymaml.data.files import replacing
+from raymaml.data.files import read_bytes, replacing
 from raymaml.errors import UserError
 from raymaml.places import Place
 
@@ -234,8 +234,9 @@ def read_circumstances(folder: Place) -> list[dict[str, str]]:
     """Return the different circumstances in which the whole chunks of a folder were judged."""
     texts: set[bytes] = set()
     for path in _chunk_files(folder):
-        with suppress(OSError, pa.ArrowException), path.open("rb") as file:
-            texts.add((pq.read_schema(file).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
+        with suppress(OSError, pa.ArrowException):
+            source = pa.BufferReader(read_bytes(path))
+            texts.add((pq.read_schema(source).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
     return [json.loads(text) for text in sorted(texts)]
 
 
@@ -309,7 +310,7 @@ def _read_chunk(path: Place) -> pa.Table:
         UserError: it is not a whole chunk of records.
     """
     try:
-        source = pa.BufferReader(path.read_bytes())
+        source = pa.BufferReader(read_bytes(path))
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             table = file.read()
         table.validate(full=True)

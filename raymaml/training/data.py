@@ -13,7 +13,9 @@ from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.episodes import EpisodeShards, check_sampling, check_shards, write_shards
 from raymaml.data.prefetch import prefetch
+from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.data.transforms import EpisodeLoader, Normalize
+from raymaml.data.unaltered import Unaltered
 from raymaml.errors import UserError
 from raymaml.models import check_image_size
 from raymaml.places import Place
@@ -27,6 +29,8 @@ class EpisodeSet:
 
     shards: EpisodeShards
     loader: EpisodeLoader
+    unaltered: Unaltered
+    """Of shards and bank, since they were opened."""
 
     def load(self, indices: range) -> EpisodeBatch:
         """Read episodes by index, going round again past the last one."""
@@ -57,6 +61,15 @@ class TrainingData:
 
         return prefetch(load())
 
+    def require_unaltered(self) -> None:
+        """Check that images and episodes are as they were opened.
+
+        Raises:
+            UserError: they were altered meanwhile.
+        """
+        self.train.unaltered.require()
+        self.val.unaltered.require()
+
     def indices(self, step: int, rank: int, world_size: int) -> range:
         """Return the training episodes that a worker learns from in one outer step."""
         mine = share(self.meta_batch_size, rank, world_size, self.episodes_per_chunk)
@@ -81,6 +94,16 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
         meta_batch_size=config.outer.meta_batch_size,
         episodes_per_chunk=config.cluster.episodes_per_chunk,
     )
+
+
+def verify_images(data: TrainingData) -> None:
+    """Read every image once: opening a bank compares no more than the size of its file.
+
+    Raises:
+        UserError: the bank was altered.
+    """
+    if (bank := data.train.loader.bank) is not None:
+        bank.verify()
 
 
 def open_bank(config: Config) -> ImageBank:
@@ -159,7 +182,34 @@ def _open_episode_set(
         augment=Augmenter(pair=config.data.augment.of(split), seed=config.seed, split=split),
         device=device,
     )
-    return EpisodeSet(shards=shards, loader=loader)
+    return EpisodeSet(shards=shards, loader=loader, unaltered=_watch(bank, shards))
+
+
+def _watch(bank: ImageBank, shards: EpisodeShards) -> Unaltered:
+    def verify() -> None:
+        verify_bank(ImageBank.open(bank.folder), bank.hash)
+        if EpisodeShards.open(shards.folder).manifest_hash != shards.manifest_hash:
+            raise UserError(
+                f"{shards.folder}: holds other episodes than before, while they are in use; put"
+                " them back, then run the same command: nothing that came from them was kept"
+            )
+
+    files = [path for path, _, _ in shards.files]
+    return Unaltered([bank.images_file, shards.folder / MANIFEST_FILE, *files], verify)
+
+
+def verify_bank(bank: ImageBank, expected: str) -> None:
+    """Read every image and check that they are those of the hash ``expected``.
+
+    Raises:
+        UserError: they are not.
+    """
+    bank.verify()
+    if bank.hash != expected:
+        raise UserError(
+            f"{bank.folder}: is another bank than before, while it is in use; put the old one back,"
+            " then run the same command: nothing that came from this one was kept"
+        )
 
 
 def _normalize(data: DataConfig, bank: ImageBank) -> Normalize:

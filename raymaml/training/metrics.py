@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any, Protocol
 
-from tensorboardX import SummaryWriter
+from pydantic import TypeAdapter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar, text
 
+from raymaml.config.base import Count
 from raymaml.config.outer import OuterConfig
-from raymaml.data.files import on_disk, upload, write_text
+from raymaml.data.files import on_disk, read_bytes, storing, upload, write_text
+from raymaml.errors import UserError, reason_of
+from raymaml.outside import checked, parse_json
 from raymaml.places import Place, is_remote
 from raymaml.training.state import Validation
 
 METRICS_FILE = "metrics.jsonl"
+_ROW = TypeAdapter(dict[str, Count | float])
 
 
 class TrainingMetrics(Protocol):
@@ -78,7 +88,11 @@ class RunMetrics:
         self._echo = echo
         self._text = ""
         self._tensorboard_folder = folder / "tensorboard"
-        self._scratch = TemporaryDirectory(prefix="raymaml-") if is_remote(folder) else None
+        if is_remote(folder):
+            self._events = Path(mkdtemp(prefix="raymaml-"))
+            weakref.finalize(self, shutil.rmtree, self._events, ignore_errors=True)
+        else:
+            self._events = folder / "tensorboard"
         self._clock = (0, 0.0)  # step and time of the last training row
 
     def start(self, step: int) -> None:
@@ -86,8 +100,8 @@ class RunMetrics:
         kept = [row for row in read_metrics(self._path) if row["step"] <= step]
         self._text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, self._text)
-        place = self._tensorboard_folder if self._scratch is None else self._scratch.name
-        self._tensorboard = SummaryWriter(str(place), purge_step=step + 1)
+        with storing(self._events, self._events):
+            self._tensorboard = _EventFile(self._events, purge_step=step + 1)
         self._clock = (step, time.perf_counter())
 
     def training(self, step: int, metrics: TrainingMetrics) -> None:
@@ -118,19 +132,52 @@ class RunMetrics:
 
     def _write(self, row: dict[str, Any], group: str) -> None:
         line = json.dumps(row) + "\n"
-        if self._scratch is None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
-        else:
+        if is_remote(self._path):
             self._text += line
             write_text(self._path, self._text)
-        for key, value in row.items():
-            if key != "step":
-                self._tensorboard.add_scalar(f"{group}/{key}", value, row["step"])
-        self._tensorboard.flush()
-        if self._scratch is not None:
-            upload(Path(self._scratch.name), self._tensorboard_folder)
+        else:
+            with storing(self._path, self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        with storing(self._events, self._events):
+            for key, value in row.items():
+                if key != "step":
+                    self._tensorboard.add(scalar(f"{group}/{key}", value), row["step"])
+            self._tensorboard.flush()
+        if is_remote(self._tensorboard_folder):
+            upload(self._events, self._tensorboard_folder)
         self._echo(progress_line(row, self._outer.num_steps))
+
+
+class _EventFile:
+    """A new file of TensorBoard events, written by the thread that adds them.
+
+    tensorboardX's own writer has a thread for it, which a full disk ends with a traceback; whoever
+    adds the next dozen values then waits for ever.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        weakref.finalize(self, _close, self._writer)
+        if purge_step is not None:  # TensorBoard forgets what it read of this step and later ones
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(step=purge_step, session_log=start))
+            self.flush()
+
+    def add(self, summary: Any, step: int) -> None:
+        self._write(Event(step=step, summary=summary))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+
+def _close(writer: Any) -> None:
+    with contextlib.suppress(OSError):  # of a full disk, which was told when it was written to
+        writer.close()
 
 
 def write_tensorboard(
@@ -140,24 +187,39 @@ def write_tensorboard(
     if folder.exists():
         for path in folder.glob("events.out.tfevents.*"):
             path.unlink()
-    with on_disk(folder) as place, SummaryWriter(str(place)) as writer:
+    with on_disk(folder) as place, storing(place, place):
+        file = _EventFile(place)
         for tag, value in scalars.items():
-            writer.add_scalar(tag, value, step)
-        for tag, text in texts.items():
-            writer.add_text(tag, text, step)
+            file.add(scalar(tag, value), step)
+        for tag, content in texts.items():
+            file.add(text(tag, content), step)
+        file.flush()
 
 
 def read_metrics(path: Place) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file; a last line torn by a kill is left out."""
+    """Return the rows of a metrics file; a last line torn by a kill is left out.
+
+    Raises:
+        UserError: another line is no row.
+    """
     return list(_complete_rows(path)) if path.exists() else []
 
 
 def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = read_bytes(path).splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            row = checked(_ROW, parse_json(line))
+            if "step" not in row or isinstance(row["step"], float):
+                raise ValueError("it has no step")
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise UserError(
+                f"{path}:{number}: is no row of metrics ({reason_of(error)}); mend or remove the"
+                " line"
+            ) from None
+        yield row
 
 
 def progress_line(row: dict[str, Any], num_steps: int) -> str:

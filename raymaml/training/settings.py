@@ -17,6 +17,8 @@ WORTH_IT = {"convnet4": 150_000}
 """From so many activations of the first layer on, over a support set, mixed_mode is faster..."""
 WORTH_IT_ELSEWHERE = 1_000_000
 """...also in resnets; for less, PyTorch's time goes into calls, of which it has more."""
+METHODS_OF_LITTLE_MEMORY = {"checkpointed", "mixed_mode", "first_order"}
+"""They keep one inner step."""
 FEW_STEPS = 10
 """Up to so many inner steps the graph of such small images is small as well."""
 

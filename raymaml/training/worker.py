@@ -12,13 +12,14 @@ import torch
 from raymaml.config.schema import Config
 from raymaml.places import Place
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
-from raymaml.training.data import TrainingData, open_training_data
+from raymaml.training.data import TrainingData, open_training_data, verify_images
+from raymaml.training.faults import told
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import NoMetrics, RunMetrics
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import begin, claim, is_done, sole_writer
 from raymaml.training.session import LocalSession, Session, local_device
-from raymaml.training.settings import settings_line
+from raymaml.training.settings import gradient_method, settings_line
 from raymaml.training.state import TrainState, build_learner
 
 Echo = Callable[[str], None]
@@ -35,6 +36,7 @@ def train_locally(config: Config, echo: Echo) -> bool:
     table = adaptation_table(config, data)
     with claim(config, data) as folder:
         if not is_done(folder, config):
+            verify_images(data)
             echo(settings_line(config, data.image_shape, device, 1))
             echo(table)
             session = LocalSession(data, device)
@@ -50,23 +52,35 @@ def adaptation_table(config: Config, data: TrainingData) -> str:
         UserError: the model cannot be built, or the name patterns do not fit it.
     """
     ways = config.episodes.train.num_ways
-    learner = build_learner(config, data.image_shape, ways, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    with told(config, gradient_method(config, data.image_shape, cpu)):
+        learner = build_learner(config, data.image_shape, ways, cpu)
     return f"{config.run_folder}: the inner loop adapts\n{learner.adaptation_table()}"
 
 
 def train_worker(
     config: Config, folder: Place, data: TrainingData, session: Session, echo: Echo
 ) -> TrainState:
-    """Run the loop with what this rank may write."""
+    """Run the loop with what this rank may write.
+
+    Raises:
+        UserError: memory or storage do not suffice, data were altered, or numbers are not finite.
+    """
     prepare_process(config.cluster, session.device)
     store = CheckpointStore(
-        folder, config, image_shape=data.image_shape, bank_hash=data.train.shards.bank_hash
+        folder,
+        config,
+        image_shape=data.image_shape,
+        bank_hash=data.train.shards.bank_hash,
+        require=data.require_unaltered,
     )
-    if session.rank != 0:
-        return meta_train(config, data, store, NoMetrics(), session)
-    with sole_writer(folder):
-        begin(folder, config, data)
-        return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
+    method = gradient_method(config, data.image_shape, session.device)
+    with told(config, method, data.require_unaltered):
+        if session.rank != 0:
+            return meta_train(config, data, store, NoMetrics(), session)
+        with sole_writer(folder):
+            begin(folder, config, data)
+            return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
 
 
 def conclude(config: Config, folder: Place, echo: Echo) -> bool:

@@ -119,6 +119,7 @@ def test_on_a_terminal_there_is_a_table(cluster, make_config, monkeypatch):
     assert "3/3 arms done" in terminal.getvalue()
 
 
+@pytest.mark.fault("records torn")
 def test_only_lost_chunks_are_judged_again(cluster, make_config):
     config = copy_of(trained(make_config), "judged", 4)
     judge_locally(config, quiet)
@@ -155,6 +156,7 @@ def test_a_campaign_has_one_driver(make_config):
         judge_on_cluster(config, quiet)
 
 
+@pytest.mark.fault("campaign killed")
 def test_an_interrupted_then_killed_campaign_goes_on(cluster, tmp_path, make_config, start):
     config = trained(make_config, "episodes.test.num_episodes=300", "evaluation.chunk_size=1")
     lone = copy_of(config, "lone", 100)
@@ -197,6 +199,7 @@ cross: {evaluation.inner.num_steps: [1, 2]}
 """
 
 
+@pytest.mark.fault("campaign killed")
 def test_a_study_that_is_killed_ends_in_the_records_of_one_that_is_not(
     cluster, tmp_path, make_config, start
 ):

@@ -23,6 +23,8 @@ VALIDATION = re.compile(
 STEPS = ("outer.num_steps=150", "outer.validate_every=25")
 
 
+@pytest.mark.fault("driver killed")
+@pytest.mark.fault("driver interrupted")
 def test_an_interrupted_then_killed_run_ends_in_the_bits_of_an_undisturbed_one(
     tmp_path, make_config, weights, start
 ):
@@ -63,6 +65,7 @@ def test_an_interrupted_then_killed_run_ends_in_the_bits_of_an_undisturbed_one(
     assert_same_bits(weights(folder), weights(lone.run_folder))
 
 
+@pytest.mark.fault("cluster absent")
 def test_a_cluster_that_does_not_answer_is_one_message(tmp_path, make_config, start):
     make_config("run")
     with socket.socket() as reserved:  # bound and not listening: connections are refused

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
+from raymaml.errors import StorageError, UserError
 from raymaml.training import checkpoint
 from raymaml.training.checkpoint import (
     CheckpointStore,
@@ -137,14 +137,14 @@ def test_an_interrupted_write_leaves_nothing_new(
     store.save(state_at(config, 1), session)
     real_save, calls = torch.save, []
 
-    def save(tensors: Any, path: Path) -> None:
-        calls.append(path)
-        real_save(tensors, path)
+    def save(tensors: Any, file: Any) -> None:
+        calls.append(file)
+        real_save(tensors, file)
         if len(calls) == failing_call:
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", save)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match=r"checkpoint_00000002: .*No space left"):
         store.save(state_at(config, 2), session)
     assert [path.name for path in store.folder.iterdir()] == ["checkpoint_00000001"]
     monkeypatch.undo()
@@ -202,6 +202,7 @@ def damage_remove(folder: Path, name: str) -> None:
     (folder / name).unlink()
 
 
+@pytest.mark.fault("checkpoint damaged")
 @pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove])
 @pytest.mark.parametrize("name", ["params.pt", "optimizer.pt"])
 def test_a_damaged_file_is_named_with_the_remedy(
@@ -220,6 +221,7 @@ def test_a_damaged_file_is_named_with_the_remedy(
     assert (state.step, state.digest()) == (0, digest)
 
 
+@pytest.mark.fault("checkpoint damaged")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

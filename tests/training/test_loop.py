@@ -28,6 +28,7 @@ from raymaml.training.checkpoint import (
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import METRICS_FILE, NoMetrics, RunMetrics, read_metrics
+from raymaml.training.reduction import mean_in_order
 from raymaml.training.session import LocalSession, Session
 from raymaml.training.state import build_state
 from raymaml.training.worker import on_interrupt, train_locally, train_worker
@@ -93,6 +94,9 @@ class ThreadSession:
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         assert len(rows) == counts[self.rank]
         return torch.cat(self._group.exchange(self.rank, rows))
+
+    def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
+        return mean_in_order(self.gather(rows, counts))
 
     def from_rank_zero(self, value: int) -> int:
         return self._group.exchange(self.rank, value)[0]
@@ -241,6 +245,7 @@ def test_a_run_may_stop_after_every_step(config: Config, fresh: Config) -> None:
     assert result(fresh.run_folder) == result(config.run_folder)
 
 
+@pytest.mark.fault("driver killed")
 @pytest.mark.parametrize(
     "kill", [{"before": 0}, {"before": 2}, {"before": 5}, {"reports": 1}, {"reports": 2}]
 )
@@ -253,6 +258,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert result(fresh.run_folder) == result(config.run_folder)
 
 
+@pytest.mark.fault("checkpoint torn")
 def test_what_a_kill_tore_is_mended(config: Config, fresh: Config) -> None:
     with pytest.raises(Killed):
         run(fresh, lambda data: DyingSession(data, before=5))
@@ -341,6 +347,7 @@ class PoisonedSession(LocalSession):
             yield replace(batch, query_x=query)
 
 
+@pytest.mark.fault("NaN: training")
 def test_a_loss_that_is_not_finite_names_step_and_episode(fresh: Config) -> None:
     with pytest.raises(UserError) as caught:
         run(fresh, lambda data: PoisonedSession(data, CPU))
@@ -432,6 +439,7 @@ class PoisonedValidation(LocalSession):
         return gathered
 
 
+@pytest.mark.fault("NaN: validation")
 def test_a_validation_loss_that_is_not_finite_stops_the_run(fresh: Config) -> None:
     with pytest.raises(UserError) as caught:
         run(fresh, lambda data: PoisonedValidation(data, CPU))

@@ -1,0 +1,72 @@
+"""What ends the workers of Ray Train: what is tried again, and what is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ray.train import ControllerError, UserCallback, WorkerGroupError
+
+from raymaml.errors import UserError
+from raymaml.places import Place
+
+
+class StopAtUserErrors(UserCallback):
+    """Ends a run at once when a worker met what would come again: it lives in the controller.
+
+    Ray Train would start the workers anew, ``cluster.max_failures`` times.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Raise a worker's ``UserError``, which Ray Train hands to the driver as it is."""
+        for error in worker_exceptions.values():
+            if (found := user_error(error)) is not None:
+                raise found
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """Return the ``UserError`` that somebody else's exception stands for, if it does."""
+    return next((each for each in _chain(error) if isinstance(each, UserError)), None)
+
+
+def told_failure(error: Exception, folder: Place) -> UserError:
+    """Return what the user is told of an error of Ray Train's."""
+    kept = "everything up to the last checkpoint"
+    if isinstance(error, ControllerError):
+        if (found := user_error(error.controller_failure)) is not None:
+            return found
+        what = "the workers could not be started"
+        remedy = "wait for the cluster's nodes, or lower cluster.num_workers, and "
+    elif isinstance(error, WorkerGroupError):
+        what, remedy = "the workers failed more often than cluster.max_failures allows", ""
+        if any("memory" in str(each) for each in error.worker_failures.values()):
+            remedy = "lower cluster.num_workers, if a node ran out of memory, and "
+    else:
+        return cluster_failed(error, folder, kept)
+    return UserError(
+        f"{folder}: {what}, last with: {_last_line(error)}; {kept} is kept: {remedy}run the same"
+        " command to go on"
+    )
+
+
+def cluster_failed(error: Exception, folder: Place, kept: str) -> UserError:
+    """Return what the user is told when the cluster itself does not answer any more."""
+    return UserError(
+        f"{folder}: the cluster failed, last with: {_last_line(error)}; {kept} is kept: look"
+        " whether its head lives, and run the same command to go on"
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, those it wraps, and those it came from."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        wrapped = getattr(error, "_base_exc", None) or getattr(error, "cause", None)
+        error = wrapped or error.__cause__
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

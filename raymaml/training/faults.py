@@ -1,0 +1,79 @@
+"""What stops a worker and is no defect: said in one message that names the remedy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from raymaml.config.schema import Config
+from raymaml.errors import UserError, storage_error
+from raymaml.training.settings import METHODS_OF_LITTLE_MEMORY
+
+_NO_MEMORY = ("DefaultCPUAllocator", "allocate memory", "not enough memory", "out of memory")
+"""What PyTorch's allocators say, in a ``RuntimeError`` on CPU."""
+
+
+@contextlib.contextmanager
+def told(
+    config: Config, method: str = "", require: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Turn errors of memory and storage that the block raises into what a user is told.
+
+    Tried again they would come again; a process that the kernel or Ray kills for its memory is
+    another matter, since its neighbours may have taken it.
+
+    Args:
+        config: of the run, in whose keys the remedies are.
+        method: of the meta-gradient; empty where there is none, in evaluation.
+        require: raises a ``UserError`` when data were altered, which explains any other error.
+
+    Raises:
+        UserError: instead of such an error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        require()
+        problem: UserError | None = storage_error(error) if isinstance(error, OSError) else None
+        if problem is None and is_out_of_memory(error):
+            problem = UserError(memory_problem(config, error, method))
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an allocation failed, on CPU or GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def memory_problem(config: Config, error: Exception, method: str) -> str:
+    """Say that memory did not suffice, and what would take less of it."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no memory")
+    again, anew = _remedies(config, method)
+    return (
+        f"{config.run_folder}: out of memory ({reason.rstrip('.')}); what is finished is kept;"
+        f" {' or '.join(again)} and run the same command; or, under another name, {', '.join(anew)}"
+    )
+
+
+def _remedies(config: Config, method: str) -> tuple[list[str], list[str]]:
+    """Return what lets this run go on, and what makes it another run."""
+    cluster = config.cluster
+    again = ["take a machine with more memory"]
+    if cluster.num_workers != 1:
+        again.insert(0, "set a smaller cluster.num_workers")
+    if not method:
+        anew = ["fewer episodes.test.num_queries"]
+    else:
+        anew = [] if method in METHODS_OF_LITTLE_MEMORY else ["inner.gradient: checkpointed"]
+        if cluster.episodes_per_chunk > 1:
+            anew.append("a smaller cluster.episodes_per_chunk")
+        anew.append("fewer episodes.train.num_queries")
+    return again, [*anew, "a smaller model or data.image_size"]

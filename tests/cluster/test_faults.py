@@ -1,0 +1,166 @@
+"""Faults under Ray: what is tried again ends in the same bits, what is not is one message."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers_cluster import assert_same_bits, trained_steps, wait_until
+from helpers_faults import quiet, stands_whole
+from machinery import title
+
+from raymaml.cluster.campaign import judge_on_cluster
+from raymaml.cluster.train import train_on_cluster
+from raymaml.errors import UserError
+from raymaml.evaluation.plan import plan_test
+from raymaml.training.checkpoint import list_steps
+from raymaml.training.worker import train_locally
+
+pytestmark = pytest.mark.ray
+
+LONG = ("outer.num_steps=100", "outer.validate_every=10", "cluster.num_workers=2")
+HUNGRY = 'model={encoder: "helpers_faults:Hungry", norm: none}'
+
+
+def during(config, step: int, action: Callable[[], None]) -> threading.Thread:
+    """Do something once the run has come to a step; join the thread that is returned."""
+
+    def wait() -> None:
+        wait_until(lambda: trained_steps(config.run_folder) >= step, f"at step {step}")
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def pids(name: str) -> list[int]:
+    """Return the processes of the actors of a class, which Ray names after it."""
+    found = psutil.Process().children(recursive=True)
+    return [process.pid for process in found if title(process).startswith(f"ray::{name}")]
+
+
+def attempts(folder: Path) -> int:
+    """Return how often rank 0 began to train: each time it opens an event file of its own."""
+    return len(list((folder / "tensorboard").iterdir()))
+
+
+@pytest.mark.fault("worker slow")
+def test_a_worker_that_is_stopped_for_a_while_is_waited_for(cluster, make_config, weights):
+    lone = make_config("run", "name=lone", *LONG)
+    slow = make_config("run", "name=slow", *LONG)
+    assert train_locally(lone, quiet)
+    stood: list[int] = []
+
+    def stop_for_a_while() -> None:
+        worker = pids("RayTrainWorker")[-1]
+        os.kill(worker, signal.SIGSTOP)
+        before = trained_steps(slow.run_folder)
+        threading.Event().wait(3)  # the fault itself: three seconds without this worker
+        stood.append(trained_steps(slow.run_folder) - before)
+        os.kill(worker, signal.SIGCONT)
+
+    thread = during(slow, 15, stop_for_a_while)
+    assert train_on_cluster(slow, quiet)
+    thread.join()
+
+    assert stood[0] <= 1  # the step it was in
+    assert attempts(slow.run_folder) == 1
+    assert_same_bits(weights(slow.run_folder), weights(lone.run_folder))
+
+
+@pytest.mark.fault("worker hangs")
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_worker_that_hangs_for_ever_is_replaced(
+    cluster, make_config, weights, monkeypatch, num_workers
+):
+    """Two: the other waits for it in a collective. One: the controller gets no answer."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "8")
+    steps = (*LONG[:2], f"cluster.num_workers={num_workers}", "cluster.timeout=8")
+    lone = make_config("run", "name=lone", *steps)
+    hung = make_config("run", "name=hung", *steps)
+    assert train_locally(lone, quiet)
+
+    thread = during(hung, 15, lambda: os.kill(pids("RayTrainWorker")[-1], signal.SIGSTOP))
+    assert train_on_cluster(hung, quiet)
+    thread.join()
+
+    assert attempts(hung.run_folder) == 2
+    assert_same_bits(weights(hung.run_folder), weights(lone.run_folder))
+
+
+@pytest.mark.fault("controller killed")
+def test_a_killed_controller_ends_the_run_and_the_same_command_goes_on(
+    cluster, make_config, weights
+):
+    lone = make_config("run", "name=lone", *LONG)
+    config = make_config("run", "name=controlled", *LONG)
+    assert train_locally(lone, quiet)
+
+    thread = during(config, 15, lambda: os.kill(pids("TrainController")[-1], signal.SIGKILL))
+    with pytest.raises(UserError) as caught:
+        train_on_cluster(config, quiet)
+    thread.join()
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{config.run_folder}: the cluster failed, last with: ")
+    assert problem.endswith("and run the same command to go on")
+    assert 10 <= list_steps(config.run_folder)[-1] < 100
+
+    assert train_on_cluster(config, quiet)
+    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+
+
+@pytest.mark.fault("out of memory")
+def test_memory_that_a_worker_does_not_get_is_not_tried_again(cluster, make_config):
+    config = make_config("run", HUNGRY, "cluster.num_workers=2")
+    with pytest.raises(UserError) as caught:
+        train_on_cluster(config, quiet)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{config.run_folder}: out of memory (")
+    assert "set a smaller cluster.num_workers or take a machine with more memory" in problem
+    # once at most: rank 1 may have met it before rank 0 began
+    assert len(list(config.run_folder.glob("tensorboard/*"))) <= 1
+
+
+@pytest.mark.fault("out of memory")
+def test_memory_that_a_trial_does_not_get_ends_the_campaign(cluster, make_config):
+    # 3 * 7 query images at test, 3 * 2 in training: more than 10 are too many
+    model = 'model={encoder: "helpers_faults:Hungry", encoder_args: {enough: 10}, norm: none}'
+    config = make_config("run", model, "outer.num_steps=1", "episodes.test.num_queries=7")
+    assert train_locally(config, quiet)
+    lines: list[str] = []
+
+    with pytest.raises(UserError) as caught:
+        judge_on_cluster(partial(plan_test, config), config.cluster, lines.append)
+
+    (problem,) = caught.value.problems
+    assert ": out of memory (" in problem
+    assert "fewer episodes.test.num_queries" in problem
+    assert lines == []
+    assert not list(config.run_folder.glob("test/*/*/*.parquet"))
+
+
+@pytest.mark.fault("shard corrupted: while training")
+def test_a_shard_that_is_cut_while_ray_data_reads_it_is_named(cluster, make_config):
+    config = make_config("run", *LONG, "episodes.train.num_episodes=600")
+    shard = config.data.shards / "train" / "shard-00000.arrow"
+
+    def cut() -> None:
+        os.truncate(shard, shard.stat().st_size // 2)
+
+    thread = during(config, 5, cut)
+    with pytest.raises(UserError) as caught:
+        train_on_cluster(config, quiet)
+    thread.join()
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{shard}: is of another size while it is in use; put it back")
+    assert attempts(config.run_folder) == 1
+    stands_whole(config.run_folder)

@@ -1,0 +1,157 @@
+"""Nodes that die: with workers, with the objects of the stream, with the head; and chaos."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers_cluster import assert_same_bits, trained_steps, wait_until
+from helpers_faults import quiet
+from machinery import HERE as CHAOS
+from machinery import ROOT, Command, Nodes
+
+from raymaml.training.checkpoint import list_steps
+from raymaml.training.worker import train_locally
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a path short enough for Ray's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="rmn-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def nodes(place: Path) -> Iterator[Nodes]:
+    """A head without CPUs and two nodes of one each: what runs, runs on those."""
+    cluster = Nodes(place, (0, 1, 1))
+    yield cluster
+    cluster.close()
+
+
+@pytest.mark.fault("node lost")
+@pytest.mark.fault("head killed")
+@pytest.mark.fault("node lost for good")
+def test_nodes_that_are_lost_leave_no_trace(nodes, place, tmp_path, make_config, weights):
+    """A node is lost and replaced; then the head with all nodes; then a node, for good."""
+    steps = ("outer.num_steps=900", "outer.validate_every=5", "cluster.num_workers=2")
+    lone = make_config("run", "name=lone", *steps)
+    config = make_config("run", "name=lost", *steps)
+    assert train_locally(lone, quiet)
+    log = place / "log.txt"
+    arguments = ["train", str(tmp_path / "run/config.yaml")]
+    nodes.environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
+
+    def at_step(step: int, command: Command) -> None:
+        wait_until(
+            lambda: trained_steps(config.run_folder) >= step or not command.running, f"at {step}"
+        )
+        assert command.running, log.read_text()
+
+    command = Command(nodes, arguments, log)
+    at_step(15, command)
+    nodes.kill_node(0)
+    before = list_steps(config.run_folder)[-1]
+    nodes.add()
+    wait_until(lambda: attempts(config.run_folder) == 2, "at the second attempt")
+    at_step(before + 15, command)  # the same command went on by itself
+    nodes.kill_head()
+    assert command.wait() == 2
+    (line,) = [line for line in log.read_text().splitlines() if line.startswith("raymaml: ")]
+    assert line.startswith(f"raymaml: {config.run_folder}: the cluster failed, last with: ")
+    assert line.endswith("look whether its head lives, and run the same command to go on")
+    assert "Traceback" not in log.read_text()
+
+    nodes.restart()
+    # ten attempts to start, of this many seconds
+    nodes.environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "1"
+    before = list_steps(config.run_folder)[-1]
+    command = Command(nodes, arguments, log)
+    at_step(before + 15, command)
+    nodes.kill_node(0)
+    assert command.wait() == 2
+    line = [line for line in log.read_text().splitlines() if line.startswith("raymaml: ")][-1]
+    assert line.startswith(f"raymaml: {config.run_folder}: the workers could not be started, last")
+    assert "wait for the cluster's nodes, or lower cluster.num_workers, and run the same" in line
+    assert list_steps(config.run_folder)[-1] < 900
+
+    nodes.add()
+    command = Command(nodes, arguments, log)
+    assert command.wait() == 0, log.read_text()
+    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+
+
+def attempts(folder: Path) -> int:
+    """Return how often rank 0 began to train: each time it opens an event file of its own."""
+    return len(list((folder / "tensorboard").iterdir()))
+
+
+STREAM = """
+import sys
+from itertools import islice
+from pathlib import Path
+import ray, torch
+from raymaml.cluster import stream
+from raymaml.config.load import load_config
+from raymaml.training.data import open_training_data
+
+stream.PIXELS_AT_ONCE = 400_000
+ray.init(address="auto", log_to_driver=False)
+data = open_training_data(load_config(Path(sys.argv[1])), torch.device("cpu"))
+share = stream.Share(data=data, first_step=0, num_steps=800, rank=0, world_size=1)
+found = stream.stream_meta_batches(share, 200)
+expected = data.meta_batches(0, 0, 1)
+for step, (one, other) in enumerate(zip(found, islice(expected, 800), strict=True)):
+    for name, tensor in vars(one).items():
+        assert torch.equal(tensor, vars(other)[name]), (step, name)
+    if step == 10:
+        print("streaming", flush=True)
+        sys.stdin.readline()
+print("equal", step + 1, flush=True)
+"""
+
+
+@pytest.mark.fault("object lost")
+def test_the_objects_of_a_lost_node_are_made_again(nodes, tmp_path, make_config):
+    """800 steps of 3 episodes of 2.3 kB: 14 blocks of 400 kB, in the stores of the two nodes."""
+    make_config("run", "data.materialize=true", "episodes.train.num_episodes=300")
+    with (tmp_path / "errors.txt").open("wb") as errors:
+        reader = subprocess.Popen(
+            [sys.executable, "-c", STREAM, str(tmp_path / "run/config.yaml")],
+            env={**nodes.environment, "RAY_ADDRESS": nodes.address},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=ROOT,
+        )
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == "streaming\n", (tmp_path / "errors.txt").read_text()
+    nodes.kill_node(0)
+    nodes.kill_node(0.9)
+    nodes.add()
+    out, _ = reader.communicate("\n", timeout=240)
+    assert out == "equal 800\n", (tmp_path / "errors.txt").read_text()
+
+
+def test_a_handful_of_random_kills(place):
+    """What ``python tests/chaos --kills 100`` does, three times."""
+    arguments = ["--kills", "3", "--steps", "60", "--episodes", "30", "--folder", str(place)]
+    ended = subprocess.run(
+        [sys.executable, str(CHAOS), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "all weights and records are those of the undisturbed run" in ended.stdout
