@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from helpers_launch import LAUNCH, read
+from helpers_launch import LAUNCH, ROOT, read
 
 from raymaml.cluster.runtime import _ENVIRONMENT
 from raymaml.training.process import MALLOC_ENVIRONMENT
@@ -51,11 +54,31 @@ def test_a_cluster_is_closed_and_its_workers_are_spot_machines_with_a_gpu(name: 
     assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
 
 
-@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize("name", [*CLUSTERS, "Dockerfile"])
 def test_the_image_has_the_ray_that_is_installed_here(name: str) -> None:
     import ray
 
-    assert f"rayproject/ray:{ray.__version__}-" in read(name)["docker"]["image"]
+    assert f" rayproject/ray:{ray.__version__}-" in (LAUNCH / name).read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_what_the_image_copies_is_enough_for_pip(tmp_path: Path) -> None:
+    lines = (LAUNCH / "Dockerfile").read_text("utf-8").splitlines()
+    for line in lines:
+        if line.startswith("COPY "):
+            *sources, target = line.split()[2:]
+            place = tmp_path / target.removeprefix("/home/ray/").rstrip("/")
+            place.mkdir(parents=True, exist_ok=True)
+            for source in sources:
+                if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, place, dirs_exist_ok=True)
+                else:
+                    shutil.copy(ROOT / source, place)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    place = tmp_path / "installed"
+    subprocess.run([*pip, f"--target={place}", tmp_path / "raymaml"], check=True)
+    assert (place / "raymaml/data/bank.py").is_file()
+    assert (place / "bin/raymaml").is_file()
 
 
 @pytest.fixture
