@@ -59,7 +59,7 @@ srun --overlap --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$SL
 nodes=$!
 echo "Ray: head $head, dashboard on its loopback at port $((base + 1)), its output in ray-$SLURM_JOB_ID.log"
 until ray health-check >/dev/null 2>&1 && all_there; do
-    kill -0 $nodes # srun ended: so does this script
+    kill -0 $nodes # no longer: see its output
     sleep 1
 done
 
@@ -73,7 +73,5 @@ while true; do # a signal ends `wait`, not the run
     wait $run || code=$?
     kill -0 $run 2>/dev/null || break
 done
-kill $nodes || true
-wait $nodes || true
 [ -z "$requeue" ] || [ "$code" = 0 ] || scontrol requeue "$SLURM_JOB_ID"
-exit "$code"
+exit "$code" # and Slurm ends Ray's nodes with the job

@@ -112,7 +112,8 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_pr
 
     (installed,) = head.session.glob("runtime_resources/pip/*/virtualenv/bin/raymaml")
     assert os.access(installed, os.X_OK)
-    (sent,) = head.session.glob("runtime_resources/working_dir_files/_ray_pkg_*")
+    packages = head.session.glob("runtime_resources/working_dir_files/_ray_pkg_*")
+    (sent,) = [path for path in packages if path.is_dir()]  # beside its archive
     assert {path.name for path in sent.iterdir()} - {"build", "raymaml.egg-info"} == SENT
     assert (sent / "raymaml/data/bank.py").is_file()
 
