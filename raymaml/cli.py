@@ -15,6 +15,7 @@ import raymaml
 from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Split
 from raymaml.errors import UserError
+from raymaml.logs import set_up
 from raymaml.places import Place
 
 INTERRUPTED = 130  # what a shell shows for a command that Ctrl-C ended
@@ -24,8 +25,16 @@ OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 
 
 def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a ``UserError``, or Ctrl-C, as one message without a traceback."""
+    """Show a ``UserError``, or Ctrl-C, as one message without a traceback; and nothing of other
+    libraries, unless --verbose asks for it."""
 
+    @click.option(
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda _context, _option, verbose: set_up(verbose=verbose),
+        help="Show the messages of Ray and other libraries as well.",
+    )
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:

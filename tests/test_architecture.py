@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raymaml"
 
 LAYERS = [
-    {"errors", "types", "seeding", "names", "passes", "places"},
+    {"errors", "types", "seeding", "names", "passes", "places", "logs"},
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},

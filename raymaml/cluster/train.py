@@ -22,6 +22,7 @@ from raymaml.cluster.runtime import (
 from raymaml.config.schema import Config
 from raymaml.data.files import as_arrow, write_text
 from raymaml.errors import UserError
+from raymaml.logs import is_verbose
 from raymaml.places import Place, is_remote
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
@@ -93,13 +94,14 @@ def _build_trainer(config: Config, folder: Place, num_workers: int, use_gpu: boo
                 max_failures=config.cluster.max_failures,
                 controller_failure_limit=_START_ATTEMPTS,
             ),
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "ERROR"),
         ),
     )
 
 
 def _run_worker(job: dict[str, Any]) -> None:
     """Run one worker of Ray Train."""
+    from raymaml.cluster.gauges import TrainingGauges
     from raymaml.cluster.session import RaySession, device_and_world_size
     from raymaml.training.worker import train_worker
 
@@ -112,7 +114,8 @@ def _run_worker(job: dict[str, Any]) -> None:
     try:
         data = open_training_data(config, device)
         session = RaySession(folder, data, config.outer.num_steps)
-        train_worker(config, folder, data, session, lambda _line: None)
+        gauges = TrainingGauges(config.name, session.world_size)
+        train_worker(config, folder, data, session, lambda _line: None, show=gauges)
     except UserError as error:
         write_text(folder / _FAILURE, json.dumps(error.problems))
         if world_size > 1:

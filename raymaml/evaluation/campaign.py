@@ -76,6 +76,8 @@ class Campaign:
     folder, so that nothing is overwritten and nothing is mixed.
     """
 
+    name: str
+    """What it is called where its numbers are shown."""
     folder: Place
     """Where the report is written."""
     records: Place | None = None

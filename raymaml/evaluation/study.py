@@ -149,6 +149,7 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
         raise UserError(*problems)
     evaluation = study.base.evaluation
     campaign = Campaign(
+        name=f"{study.base.name}/{study.settings.name}",
         folder=study.folder,
         records=study.folder.parent / "records",
         arms=tuple(arms),

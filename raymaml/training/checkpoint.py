@@ -22,6 +22,7 @@ import raymaml
 from raymaml.config.schema import Config
 from raymaml.data.files import new_folder, remove_folder, sha256_of_file
 from raymaml.errors import UserError
+from raymaml.logs import LOG
 from raymaml.places import Place, is_remote
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, Validation
@@ -71,12 +72,14 @@ class CheckpointStore:
         """
         step = session.from_rank_zero(max(list_steps(self.folder), default=-1))
         if step < 0:
+            LOG.info("begins with the initial weights", extra={"state": state})
             return
         path = checkpoint_path(self.folder, step)
         card = read_card(path)
         names = ("params.pt", "optimizer.pt")
         state.load({name: load_tensors(path, card, name, session.device) for name in names})
         state.step, state.validation, state.best = card.step, card.validation, card.best
+        LOG.info("goes on from %s", path.name, extra={"state": state})
 
     def save(self, state: TrainState, session: Session) -> None:
         """Write a checkpoint, drop the ones no longer needed, and report it.
@@ -93,6 +96,7 @@ class CheckpointStore:
                 remove_folder(checkpoint_path(self.folder, step), CARD)
         metrics = {} if state.validation is None else {"val_accuracy": state.validation.accuracy}
         session.report({"step": state.step, **metrics}, path)
+        LOG.info("checkpoint %s", path.name, extra={"state": state})
 
     def _write(self, path: Place, state: TrainState) -> None:
         if path.exists():

@@ -10,13 +10,15 @@ from types import FrameType
 import torch
 
 from raymaml.config.schema import Config
+from raymaml.logs import LOG
 from raymaml.places import Place
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.loop import meta_train
-from raymaml.training.metrics import NoMetrics, RunMetrics
+from raymaml.training.metrics import NoMetrics, RunMetrics, Show
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import begin, claim, is_done, sole_writer
+from raymaml.training.run_log import run_log
 from raymaml.training.session import LocalSession, Session, local_device
 from raymaml.training.settings import settings_line
 from raymaml.training.state import TrainState, build_learner
@@ -55,18 +57,29 @@ def adaptation_table(config: Config, data: TrainingData) -> str:
 
 
 def train_worker(
-    config: Config, folder: Place, data: TrainingData, session: Session, echo: Echo
+    config: Config,
+    folder: Place,
+    data: TrainingData,
+    session: Session,
+    echo: Echo,
+    *,
+    show: Show = lambda _row: None,
 ) -> TrainState:
-    """Run the loop with what this rank may write."""
+    """Run the loop with what this rank may write; rank 0 hands metrics to ``echo`` and ``show``."""
     prepare_process(config.cluster, session.device)
     store = CheckpointStore(
         folder, config, image_shape=data.image_shape, bank_hash=data.train.shards.bank_hash
     )
-    if session.rank != 0:
-        return meta_train(config, data, store, NoMetrics(), session)
-    with sole_writer(folder):
-        begin(folder, config, data)
-        return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
+    with run_log(folder, config.name, session):
+        if session.rank != 0:
+            state = meta_train(config, data, store, NoMetrics(), session)
+        else:
+            with sole_writer(folder):
+                begin(folder, config, data)
+                metrics = RunMetrics(folder, config.outer, echo, show)
+                state = meta_train(config, data, store, metrics, session)
+        LOG.info("done" if state.step == config.outer.num_steps else "stopped: it was asked to")
+        return state
 
 
 def conclude(config: Config, folder: Place, echo: Echo) -> bool:
