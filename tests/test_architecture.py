@@ -17,6 +17,7 @@ LAYERS = [
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},
+    {"doctor"},
     {"cluster", "convert", "bench"},
     {"cli"},
     {"__main__"},
