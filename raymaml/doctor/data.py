@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -18,11 +19,13 @@ from raymaml.training.worker import adaptation_table
 
 
 def config_findings(config: Config) -> Iterator[Finding]:
-    """Check all that a run would open, hashes included."""
-    yield from attempt("image bank", lambda: _bank(config))
-    yield from attempt("episodes", lambda: _episodes(config))
-    yield from attempt("model", lambda: _model(config))
-    yield from attempt("run folder", lambda: _run_folder(config))
+    """Check all that a run would open, hashes included, up to what the rest depends on and fails."""
+    checks = {"image bank": _bank, "episodes": _episodes, "model": _model}
+    for what, check in {**checks, "run folder": _run_folder}.items():
+        found = list(attempt(what, partial(check, config)))
+        yield from found
+        if any(finding.status == "fail" for finding in found):
+            break
     places = {"run_dir": config.run_dir, "data.bank": config.data.bank}
     for key, place in {**places, "data.shards": config.data.shards}.items():
         yield from _disk(key, place)

@@ -45,7 +45,7 @@ def software_findings() -> Iterator[Finding]:
     yield from pair_findings()
 
 
-def needs_of_raymaml(setup: Path = _SETUP) -> Needs:
+def needs_of_raymaml() -> Needs:
     """Return what the installed package says, or ``setup.cfg`` of the folder it is run from.
 
     Raises:
@@ -55,16 +55,25 @@ def needs_of_raymaml(setup: Path = _SETUP) -> Needs:
         about = metadata.metadata("raymaml")
         requires = metadata.requires("raymaml") or []
     except metadata.PackageNotFoundError:
-        parser = configparser.ConfigParser()
-        if not parser.read(setup):
-            raise UserError("raymaml is not installed, and no setup.cfg lies beside it") from None
-        options = parser["options"]
-        packages = options["install_requires"].split("\n")
-        return Needs(
-            python=options["python_requires"],
-            packages=tuple(line.strip() for line in packages if line.strip()),
-        )
+        return needs_of_setup(_SETUP)
     return Needs(python=about["Requires-Python"], packages=tuple(_applying(requires, "")))
+
+
+def needs_of_setup(path: Path) -> Needs:
+    """Return what a ``setup.cfg`` says.
+
+    Raises:
+        UserError: there is none.
+    """
+    parser = configparser.ConfigParser()
+    if not parser.read(path):
+        raise UserError("raymaml is not installed, and no setup.cfg lies beside it")
+    options = parser["options"]
+    packages = options["install_requires"].splitlines()
+    return Needs(
+        python=options["python_requires"],
+        packages=tuple(line.strip() for line in packages if line.strip()),
+    )
 
 
 def python_finding(version: str, allowed: str) -> Finding:
