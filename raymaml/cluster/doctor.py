@@ -162,7 +162,7 @@ def _of_node(node: Node, report: Report) -> Iterator[Finding]:
         yield replace(finding, what=f"node {node.name}: {finding.what}")
     if not troubles:
         told = {finding.what: finding.found for finding in findings}
-        yield ok(f"node {node.name}", f"{told['CPU'].split(';')[0]}; {told['devices']}")
+        yield ok(f"node {node.name}", f"{told['CPU']}; {told['devices']}; {told['memory']}")
 
 
 def version_findings(versions: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from raymaml.training.worker import adaptation_table
 
 
 def config_findings(config: Config) -> Iterator[Finding]:
-    """Check all that a run would open, hashes included, up to what the rest depends on and fails."""
+    """Check all that a run would open, hashes included; what depends on a failure is left out."""
     checks = {"image bank": _bank, "episodes": _episodes, "model": _model}
     for what, check in {**checks, "run folder": _run_folder}.items():
         found = list(attempt(what, partial(check, config)))
@@ -45,8 +45,8 @@ def _episodes(config: Config) -> str:
 
 def _model(config: Config) -> str:
     data = open_training_data(config, torch.device("cpu"))
-    total = adaptation_table(config, data).splitlines()[-1]
-    return f"{config.model.encoder}, parameters {' '.join(total.split())}"
+    total, adapting = adaptation_table(config, data).split()[-3:-1]  # "... in all 531 531 adapt"
+    return f"{config.model.encoder} of {total} parameters, of which {adapting} adapt"
 
 
 def _run_folder(config: Config) -> str:

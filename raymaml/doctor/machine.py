@@ -84,7 +84,7 @@ def cores_finding(cores: int, allowed: int, quota: float | None) -> Finding:
     if usable < cores:
         whole = max(1, int(usable))
         return warn("CPU", found, f"set cluster.num_workers to {whole}, or start Ray with so many")
-    return ok("CPU", f"{cores} cores; a worker has one thread unless cluster.threads_per_worker")
+    return ok("CPU", f"{cores} cores")
 
 
 def memory_finding(total: int, available: int, limit: int | None) -> Finding:

@@ -97,7 +97,8 @@ class RunMetrics:
         self._text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, self._text)
         place = self._tensorboard_folder if self._scratch is None else self._scratch.name
-        self._tensorboard = SummaryWriter(str(place), purge_step=step + 1)
+        # Its flush() is no flush: what was added waits in its thread for so many seconds, or 120.
+        self._tensorboard = SummaryWriter(str(place), purge_step=step + 1, flush_secs=1)
         self._clock = (step, time.perf_counter())
 
     def training(self, step: int, metrics: TrainingMetrics) -> None:

@@ -56,7 +56,9 @@ def test_a_config_whose_places_are_well(make_config: Any) -> None:
     told = {finding.what: finding.found for finding in findings}
     assert "176 images" in told["image bank"]
     assert "24 train, 4 val, 10 test" in told["episodes"]
-    assert "convnet4" in told["model"]
+    # convolutions of 3x3 from 1 and thrice from 4 channels to 4, biases, norms; a head of 4 to 3
+    total = (9 * 4 + 4 + 8) + 3 * (9 * 4 * 4 + 4 + 8) + (4 * 3 + 3)
+    assert told["model"] == f"convnet4 of {total} parameters, of which {total} adapt"
     assert told["run folder"] == f"{config.run_folder}: is new"
     assert not config.run_dir.exists()
     train_locally(config, lambda _line: None)
