@@ -128,7 +128,11 @@ def test_from_images_to_a_report(
 
     lines = raymaml_("test", "--local", path).output.splitlines()
     assert lines[-1] == "runs/tiny/test/summary.json"
-    assert len(lines) == 3 + 2 + 2 + 1  # chunks of 4 of 10, 5 and 5 episodes
+    assert lines[0] == (
+        "runs/tiny/test: 1 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last,"
+        " float32; chunks of up to 4 episodes"
+    )
+    assert len(lines) == 1 + 3 + 2 + 2 + 1  # chunks of 4 of 10, 5 and 5 episodes
     check_summary(Path(lines[-1]))
     before = Path(lines[-1]).read_bytes()
 
@@ -179,12 +183,12 @@ def test_a_campaign_goes_on_where_it_was_cut_off(make_config: Any, tmp_path: Pat
     files[2].write_bytes(files[2].read_bytes()[:-20])  # a disk that lost the end
     before = files[0].stat().st_mtime_ns
     lines = raymaml_("test", "--local", path).output.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["4/6", "6/6"]  # 4..7 and 8..9
+    assert [line.split()[0] for line in lines[1:-1]] == ["8/10", "10/10"]  # 4..7 and 8..9
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)
     files[1].unlink()
     # another chunk size cuts what is missing anew: 4..6 and 7
     lines = raymaml_("test", "--local", path, "evaluation.chunk_size=3").output.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["3/4", "4/4"]
+    assert [line.split()[0] for line in lines[1:-1]] == ["9/10", "10/10"]
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)
     assert files[0].stat().st_mtime_ns == before
 

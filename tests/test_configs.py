@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from raymaml.cli import main
-from raymaml.config.load import load_config, load_study
+from raymaml.config.load import load_config
 from raymaml.config.schema import Config
+from raymaml.config.study_file import load_study
 from raymaml.training.checkpoint import find_checkpoint, read_card
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -171,7 +172,7 @@ def test_a_study_trains_judges_and_ends_in_verdicts(name: str, tmp_path: Path) -
     lines = path.read_text("utf-8").splitlines()
     assert lines[0].startswith("# Claim (")
     assert f"#   raymaml study configs/{name}" in lines
-    settings = load_study(path)
+    settings, _ = load_study(path)
     overrides = small_overrides(load_config(path.parent / settings.config), tmp_path)
     arguments = ["study", str(path), *overrides, "inner.num_steps=1", "--local"]
     outcome = CliRunner().invoke(main, arguments)

@@ -24,7 +24,7 @@ from raymaml.config.schema import ClusterConfig
 from raymaml.data.files import make_folder
 from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
-from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan, episodes_by_arm
+from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
 from raymaml.evaluation.progress import Progress
 from raymaml.logs import is_verbose
 from raymaml.places import Place, is_remote
@@ -53,10 +53,11 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
             )
             if cluster.num_workers != "auto":
                 slots = min(slots, cluster.num_workers)
+            echo(campaign.settings_line(slots, torch.device("cuda" if use_gpu else "cpu")))
             trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
             with (
                 on_interrupt(lambda: request_stop(scratch)),
-                Progress(episodes_by_arm(chunks), echo, CampaignGauges(campaign.name)) as progress,
+                campaign.progress(echo, CampaignGauges(campaign.name)) as progress,
             ):
                 _run_trials(campaign, trials, plan, cluster, progress)
     return campaign.report()

@@ -21,7 +21,7 @@ TRAINING = {
 }
 """Name and meaning by the key of ``metrics.jsonl``; Ray puts ``ray_`` before the names."""
 CAMPAIGN = {
-    "episodes": ("raymaml_campaign_episodes", "Episodes of the arm judged by this command"),
+    "episodes": ("raymaml_campaign_episodes", "Episodes of the arm that are judged"),
     "accuracy": ("raymaml_campaign_accuracy_ratio", "Their mean accuracy, 0..1"),
     "ci95": ("raymaml_campaign_interval_ratio", "Half width of its 95% interval, 0..1"),
     "episodes_per_second": (

@@ -35,6 +35,10 @@ _ENVIRONMENT = {
     # Without it Ray announces, at every start of a worker without GPU, a default that will change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""Makes 127.0.0.1 the address of a Ray that starts here: nobody else can reach its job server,
+dashboard, agents, object store or workers. So Ray does it by itself on macOS and Windows; elsewhere
+only the dashboard is so by default. Ray reads this when it is imported."""
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for the address that RAY_ADDRESS names."""
 WORKER_CPUS = 0.9
@@ -55,6 +59,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     prepare_environment(cluster)
     if address:
         _send_token()
+    else:
+        os.environ.setdefault(*_LOOPBACK)
     import ray
 
     if ray.is_initialized():  # inside a program that uses Ray itself

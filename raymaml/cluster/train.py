@@ -20,7 +20,7 @@ from raymaml.cluster.runtime import (
     worker_resources,
 )
 from raymaml.config.schema import Config
-from raymaml.data.files import as_arrow, write_text
+from raymaml.data.files import as_arrow, read_text, write_text
 from raymaml.errors import UserError
 from raymaml.logs import is_verbose
 from raymaml.places import Place, is_remote
@@ -131,7 +131,7 @@ def _fit(trainer: Any, folder: Place) -> None:
     except Exception as error:
         failure = error
     if (folder / _FAILURE).exists():
-        raise UserError(*json.loads((folder / _FAILURE).read_text(encoding="utf-8")))
+        raise UserError(*json.loads(read_text(folder / _FAILURE)))
     if failure is not None:
         raise UserError(
             f"{folder}: the workers failed more often than cluster.max_failures allows, last with:"
@@ -158,7 +158,7 @@ def _forget_ray_snapshot(folder: Place) -> None:
 def _follow(folder: Place, num_steps: int, echo: Echo) -> Iterator[None]:
     """Echo a progress line for each metrics row that rank 0 writes during the block."""
     path = folder / METRICS_FILE
-    seen: set[str] = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+    seen: set[str] = set(read_text(path).splitlines()) if path.exists() else set()
     done = threading.Event()
     pause = 3.0 if is_remote(folder) else 0.5
 
@@ -167,7 +167,7 @@ def _follow(folder: Place, num_steps: int, echo: Echo) -> Iterator[None]:
         while not last:
             last = done.wait(pause)
             if path.exists():
-                for line in path.read_text(encoding="utf-8").splitlines():
+                for line in read_text(path).splitlines():
                     if line not in seen and line.endswith("}"):
                         seen.add(line)
                         echo(progress_line(json.loads(line), num_steps))

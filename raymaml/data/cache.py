@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from raymaml.data.files import download, new_folder, unreachable
+from raymaml.data.files import download, new_folder, read_bytes, unreachable
 from raymaml.errors import UserError, reason_of
 from raymaml.places import Place, is_remote
 
@@ -41,7 +41,7 @@ def local_copy(place: Place, cache: Path, how: Copying) -> Path:
     if not is_remote(place):
         return place
     try:
-        content = (place / how.marker).read_bytes()
+        content = read_bytes(place / how.marker)
     except FileNotFoundError:
         raise UserError(
             f"{place / how.marker}: does not exist; make it with `raymaml data import CONFIG` and"

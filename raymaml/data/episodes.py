@@ -19,9 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymaml.config.schema import EpisodesConfig
+from raymaml.data.arrow_file import ArrowFile
 from raymaml.data.bank import ImageBank
 from raymaml.data.cache import CACHE, Copying, local_copy
 from raymaml.data.files import new_folder, sha256_of_file
+from raymaml.data.row_check import row_problem
 from raymaml.data.sampling import EpisodeRows, fit_problems, listed, sample_episode
 from raymaml.data.shard_format import (
     MANIFEST_FILE,
@@ -80,7 +82,7 @@ class EpisodeShards:
         self._schema = shard_schema(
             self.spec, manifest.image_shape, materialized=manifest.materialized
         )
-        self._readers: dict[int, Any] = {}
+        self._opened: dict[int, ArrowFile] = {}
         self._batches: dict[tuple[int, int], pa.RecordBatch] = {}
 
     @classmethod
@@ -150,11 +152,34 @@ class EpisodeShards:
             raise IndexError(f"episode {index} is outside 0..{self.count - 1} of {self.folder}")
         shard = bisect_right(self._firsts, index) - 1
         batch, at = divmod(index - self._firsts[shard], self.manifest.episodes_per_batch)
-        if shard not in self._readers:
-            self._readers[shard] = pa.ipc.open_file(pa.memory_map(str(self.files[shard][0])))
-        if (shard, batch) not in self._batches:
-            self._batches[shard, batch] = self._readers[shard].get_batch(batch)
-        return self._batches[shard, batch], at
+        return self._batch(shard, batch), at
+
+    def _batch(self, shard: int, batch: int) -> pa.RecordBatch:
+        path, _, count = self.files[shard]
+        per_batch = self.manifest.episodes_per_batch
+        try:
+            if shard not in self._opened:
+                self._opened[shard] = ArrowFile(path, self._schema)
+            if (shard, batch) not in self._batches:
+                rows = min(per_batch, count - batch * per_batch)
+                self._batches[shard, batch] = self._opened[shard].batch(batch, rows)
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({error}); {REMEDY}") from None
+        return self._batches[shard, batch]
+
+    def check_rows(self, bank: ImageBank) -> None:
+        """Check that every row number is of the class that it stands for, in the right split.
+
+        Raises:
+            UserError: one is not, or a shard is damaged.
+        """
+        per_batch = self.manifest.episodes_per_batch
+        for shard, (path, first, count) in enumerate(self.files):
+            for start in range(0, count, per_batch):
+                batch = self._batch(shard, start // per_batch)
+                split = self.manifest.split
+                if problem := row_problem(batch, first + start, bank, self.spec, split):
+                    raise UserError(f"{path}: {problem} in the bank {bank.folder}; {REMEDY}")
 
 
 def write_shards(
@@ -236,13 +261,14 @@ def check_shards(
     ``materialize=None`` accepts shards with and without pixels.
 
     Raises:
-        UserError: naming everything that differs.
+        UserError: naming everything that differs; or row numbers are not of the bank.
     """
     found = shards.manifest
     pairs: dict[str, tuple[Any, Any]] = {
         "bank_hash": (found.bank_hash, bank.hash),
         "seed": (found.seed, seed),
         "split": (found.split, split),
+        "image_shape": (found.image_shape, bank.image_shape),
     }
     for key, value in spec.model_dump().items():
         pairs[f"spec.{key}"] = (found.spec.get(key), value)
@@ -256,6 +282,7 @@ def check_shards(
     ]
     if problems:
         raise UserError(*problems)
+    shards.check_rows(bank)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,6 +157,23 @@ def make_folder(folder: Place, key: str) -> None:
         raise unreachable(folder, error) from None
 
 
+def read_bytes(path: Place) -> bytes:
+    """Return what a file holds; of one that is replaced meanwhile, all of the old or of the new.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    if is_remote(path):
+        content: bytes = path.fs.cat_file(path.path)  # one request, where `open` makes several
+        return content
+    return path.read_bytes()
+
+
+def read_text(path: Place) -> str:
+    """Do as ``read_bytes``, for UTF-8."""
+    return read_bytes(path).decode("utf-8")
+
+
 def write_text(path: Place, text: str) -> None:
     """Write ``text`` (UTF-8) so that ``path`` holds the old or the new whole, never a part."""
     with replacing(path) as file:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from raymaml.data.files import unreachable
+from raymaml.data.files import read_bytes, unreachable
 from raymaml.places import Place, is_remote
 
 __all__ = ["Timeout", "hold"]
@@ -75,7 +75,7 @@ class _Lease:
             found = self._read()
             if found is None:  # released in between
                 continue
-            if not _is_dead(found) and not self._stays(found):
+            if self._lives(found):
                 if time.monotonic() >= deadline:
                     raise Timeout(str(self._path))
                 continue
@@ -95,14 +95,14 @@ class _Lease:
             return False
         return True
 
-    def _stays(self, found: bytes) -> bool:
-        """Watch a lease until it changes, or has not for so long that it is nobody's."""
+    def _lives(self, found: bytes) -> bool:
+        """Watch a lease until it changes, is a dead process's, or has shown no sign for long."""
         expires = time.monotonic() + EXPIRED
-        while time.monotonic() < expires:
-            time.sleep(1)
+        while time.monotonic() < expires and not _is_dead(found):
+            time.sleep(min(1, RENEWED))
             if self._read() != found:
-                return False
-        return True
+                return True
+        return False
 
     def _renew(self) -> None:
         while not self._released.wait(RENEWED):
@@ -113,10 +113,9 @@ class _Lease:
 
     def _read(self) -> bytes | None:
         try:
-            content: bytes = self._path.read_bytes()
+            return read_bytes(self._path)
         except FileNotFoundError:
             return None
-        return content
 
     def _is_mine(self) -> bool:
         return _owner(self._read()).get("token") == self._owner["token"]

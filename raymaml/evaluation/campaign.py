@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from raymaml.evaluation.records import (
     missing_chunks,
     read_circumstances,
     read_records,
+    recorded_accuracies,
     write_chunk,
 )
 from raymaml.evaluation.sequences import first_look_within
@@ -32,8 +32,10 @@ from raymaml.places import Place
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
+from raymaml.training.metrics import Show
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
+from raymaml.training.settings import judging_line
 from raymaml.training.state import build_learner, load_params
 
 if TYPE_CHECKING:  # it imports matplotlib, which no process that only judges needs
@@ -133,12 +135,35 @@ class Campaign:
         """Return the work that no complete record file shows as done, all arms side by side."""
         chunks = [
             Chunk(arm=arm.name, first=episodes.start, count=len(episodes))
-            for arm in self.arms
+            for arm in self._judged_arms()
             for episodes in missing_chunks(
                 self.records_of(arm), self.needed(arm), self.chunk_size, self.identity(arm)
             )
         ]
         return sorted(chunks, key=lambda chunk: chunk.first)
+
+    def settings_line(self, num_workers: int, device: torch.device) -> str:
+        """Say in a line how what is missing is judged."""
+        how = judging_line([arm.config for arm in self.arms], device, num_workers)
+        return f"{self.folder}: {how}; chunks of up to {self.chunk_size} episodes"
+
+    def progress(self, echo: Echo, show: Show = lambda _row: None) -> Progress:
+        """Return what shows how far the arms are, the records that are there included."""
+        needed = {arm.name: self.needed(arm) for arm in self._judged_arms()}
+        recorded = {
+            name: recorded_accuracies(
+                self.records_of(self.arm(name)), count, self.identity(self.arm(name))
+            ).tolist()
+            for name, count in needed.items()
+        }
+        return Progress(needed, recorded, echo, show)
+
+    def _judged_arms(self) -> list[Arm]:
+        """Return the arms without those whose records are among those of another."""
+        longest: dict[str, Arm] = {}
+        for arm in sorted(self.arms, key=self.needed, reverse=True):
+            longest.setdefault(str(self.records_of(arm)), arm)
+        return [arm for arm in self.arms if arm in longest.values()]
 
     def judge(self, chunk: Chunk) -> list[float]:
         """Judge a chunk, write its records, and return its accuracies.
@@ -264,16 +289,9 @@ def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     device = local_device(cluster)
     prepare_process(cluster, device)
     campaign = plan(device)
-    chunks = campaign.missing()
-    with Progress(episodes_by_arm(chunks), echo) as progress:
-        for chunk in chunks:
-            progress.add(chunk.arm, chunk.count, campaign.judge(chunk))
+    if chunks := campaign.missing():
+        echo(campaign.settings_line(1, device))
+        with campaign.progress(echo) as progress:
+            for chunk in chunks:
+                progress.add(chunk.arm, chunk.count, campaign.judge(chunk))
     return campaign.report()
-
-
-def episodes_by_arm(chunks: Sequence[Chunk]) -> dict[str, int]:
-    """Count the episodes of each arm."""
-    counts: Counter[str] = Counter()
-    for chunk in chunks:
-        counts[chunk.arm] += chunk.count
-    return dict(counts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jinja2
 
+from raymaml.data.files import read_bytes
 from raymaml.places import Place
 
 
@@ -81,7 +82,7 @@ def html(title: str, blocks: Sequence[Block], folder: Place) -> str:
 
 
 def _data_uri(path: Place) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    return f"data:image/png;base64,{base64.b64encode(read_bytes(path)).decode('ascii')}"
 
 
 def _markdown(block: Block) -> str:

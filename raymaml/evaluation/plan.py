@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from raymaml.config.schema import Config
+from raymaml.data.files import read_text
 from raymaml.evaluation.campaign import Arm, Campaign
 from raymaml.evaluation.verdict import AuditResult
 from raymaml.places import Place
@@ -90,7 +91,7 @@ def read_audits(campaign: Campaign) -> list[AuditResult]:
     path = campaign.folder / AUDITS_FILE
     if not path.exists():
         return []
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(read_text(path))
     if content["identity"] != campaign.identity(campaign.arms[0]):
         return []
     return [AuditResult(**audit) for audit in content["audits"]]

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymaml.data.files import replacing
+from raymaml.data.files import read_bytes, replacing
 from raymaml.errors import UserError
 from raymaml.places import Place
 
@@ -163,18 +163,6 @@ def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def chunk_is_complete(path: Place, first: int, count: int, identity: Mapping[str, str]) -> bool:
-    """Say whether ``path`` holds exactly these episodes of exactly this identity.
-
-    Missing, torn, altered and foreign files are False; nothing is raised.
-    """
-    with suppress(UserError):
-        table = _read_chunk(path)
-        wanted = np.arange(first, first + count)
-        return identity_of(table) == dict(identity) and np.array_equal(_episodes(table), wanted)
-    return False
-
-
 def missing_chunks(
     folder: Place, num_episodes: int, chunk_size: int, identity: Mapping[str, str]
 ) -> list[range]:
@@ -183,16 +171,11 @@ def missing_chunks(
     The chunks found may be of any size: what is left is cut anew, so that a campaign can go on
     with another ``chunk_size`` or more episodes.
     """
-    judged = np.zeros(num_episodes, dtype=np.bool_)
-    for path in _chunk_files(folder):
-        with suppress(UserError):
-            table = _read_chunk(path)
-            if identity_of(table) == dict(identity):
-                episodes = _episodes(table)
-                judged[episodes[episodes < num_episodes]] = True
+    judged, _ = _judged(folder, identity)
+    missing = np.setdiff1d(np.arange(num_episodes), judged)
     return [
         range(start, min(start + chunk_size, hole.stop))
-        for hole in _runs(np.flatnonzero(~judged))
+        for hole in _runs(missing)
         for start in range(hole.start, hole.stop, chunk_size)
     ]
 
@@ -249,9 +232,21 @@ def read_circumstances(folder: Place) -> list[dict[str, str]]:
     """Return the different circumstances in which the whole chunks of a folder were judged."""
     texts: set[bytes] = set()
     for path in _chunk_files(folder):
-        with suppress(OSError, pa.ArrowException), path.open("rb") as file:
-            texts.add((pq.read_schema(file).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
+        with suppress(OSError, pa.ArrowException):
+            source = pa.BufferReader(read_bytes(path))
+            texts.add((pq.read_schema(source).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
     return [json.loads(text) for text in sorted(texts)]
+
+
+def recorded_accuracies(
+    folder: Place, num_episodes: int, identity: Mapping[str, str]
+) -> NDArray[np.float64]:
+    """Return the accuracies of those of episodes 0 to ``num_episodes - 1`` that have a record.
+
+    Files that are torn, or of another identity, count as missing; nothing is raised.
+    """
+    episodes, accuracies = _judged(folder, identity)
+    return accuracies[episodes < num_episodes]
 
 
 def leading_accuracies(folder: Place, identity: Mapping[str, str]) -> NDArray[np.float64]:
@@ -259,6 +254,14 @@ def leading_accuracies(folder: Place, identity: Mapping[str, str]) -> NDArray[np
 
     Files that are torn, or of another identity, count as missing; nothing is raised.
     """
+    episodes, accuracies = _judged(folder, identity)
+    return accuracies[: np.count_nonzero(episodes == np.arange(len(episodes)))]
+
+
+def _judged(
+    folder: Place, identity: Mapping[str, str]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the episodes of all complete chunks of this identity, sorted, and their accuracies."""
     episodes, accuracies = [np.empty(0, np.int64)], [np.empty(0)]
     for path in _chunk_files(folder):
         with suppress(UserError):
@@ -267,8 +270,7 @@ def leading_accuracies(folder: Place, identity: Mapping[str, str]) -> NDArray[np
                 episodes.append(_episodes(table))
                 accuracies.append(table.column("accuracy").to_numpy())
     found, first = np.unique(np.concatenate(episodes), return_index=True)
-    leading = np.count_nonzero(found == np.arange(len(found)))
-    return np.concatenate(accuracies)[first[:leading]]
+    return found, np.concatenate(accuracies)[first]
 
 
 def record_arrays(table: pa.Table) -> RecordArrays:
@@ -305,7 +307,7 @@ def _read_chunk(path: Place) -> pa.Table:
         UserError: it is not a whole chunk of records.
     """
     try:
-        source = pa.BufferReader(path.read_bytes())
+        source = pa.BufferReader(read_bytes(path))
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             table = file.read()
         table.validate(full=True)

@@ -17,7 +17,7 @@ from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ImageBank
 from raymaml.data.contact_sheet import episode_sheet
-from raymaml.data.files import on_disk, write_text
+from raymaml.data.files import on_disk, read_text, write_text
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation import page, sections
 from raymaml.evaluation.page import Picture
@@ -157,7 +157,7 @@ def show_in_tensorboard(path: Place) -> None:
 
     The step is that of the checkpoint, 0 for initial weights.
     """
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = json.loads(read_text(path))
     scalars = {
         f"test/{name}/{key}": value
         for name, arm in summary["arms"].items()
@@ -170,7 +170,7 @@ def show_in_tensorboard(path: Place) -> None:
         if value is not None
     }
     digits = re.search(r"\d+$", str(summary["identity"].get("checkpoint", "")))
-    page_text = (path.parent / "report.md").read_text(encoding="utf-8")
+    page_text = read_text(path.parent / "report.md")
     step = int(digits[0]) if digits else 0
     write_tensorboard(path.parent / "tensorboard", scalars, {"test/report": page_text}, step)
 

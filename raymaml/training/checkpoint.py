@@ -8,28 +8,32 @@ running moments, all that evaluation needs), ``optimizer.pt`` (what else trainin
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import platform
 import re
-from pickle import UnpicklingError
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 import raymaml
+from raymaml.config.base import Count
+from raymaml.config.load import check_config
 from raymaml.config.schema import Config
-from raymaml.data.files import new_folder, remove_folder, sha256_of_file
-from raymaml.errors import UserError
+from raymaml.data.bank_format import ImageShape
+from raymaml.data.files import new_folder, read_bytes, remove_folder, sha256_of_file
+from raymaml.errors import UserError, reason_of
 from raymaml.logs import LOG
+from raymaml.outside import checked, parse_json, shortened
 from raymaml.places import Place, is_remote
 from raymaml.training.session import Session
-from raymaml.training.state import TrainState, Validation
+from raymaml.training.state import TrainState, Validation, load_params
+from raymaml.training.tensor_file import is_plain, load_optimizer, read_tensors
 from raymaml.types import Params
 
 SCHEMA_VERSION = 1
 CARD = "checkpoint.json"
+CheckpointFile = Literal["params.pt", "optimizer.pt"]
 _NAME = re.compile(r"checkpoint_(\d{8,})")
 
 
@@ -40,15 +44,18 @@ class CheckpointCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     schema_version: int
-    step: int
+    step: Count
     validation: Validation | None
     best: Validation | None
-    files: dict[str, str]
-    """sha256 by file name."""
-    image_shape: tuple[int, int, int]
+    files: dict[CheckpointFile, Annotated[str, Field(min_length=64)]]
+    """sha256 by file name; no other file can be named, least of all a path."""
+    image_shape: ImageShape
     bank_hash: str
     versions: dict[str, str]
     config: dict[str, Any]
+
+
+_CARD = TypeAdapter(CheckpointCard)
 
 
 class CheckpointStore:
@@ -76,8 +83,14 @@ class CheckpointStore:
             return
         path = checkpoint_path(self.folder, step)
         card = read_card(path)
-        names = ("params.pt", "optimizer.pt")
-        state.load({name: load_tensors(path, card, name, session.device) for name in names})
+        params = load_tensors(path, card, "params.pt", session.device)
+        require_fitting(path, params, state.params | state.learner.moments)
+        optimizer = load_tensors(path, card, "optimizer.pt", session.device)
+        try:
+            load_optimizer(state.optimizer, optimizer)
+        except ValueError as error:
+            raise _damaged(path, "optimizer.pt", str(error)) from None
+        load_params(state.learner, params)
         state.step, state.validation, state.best = card.step, card.validation, card.best
         LOG.info("goes on from %s", path.name, extra={"state": state})
 
@@ -99,7 +112,7 @@ class CheckpointStore:
         LOG.info("checkpoint %s", path.name, extra={"state": state})
 
     def _write(self, path: Place, state: TrainState) -> None:
-        if path.exists():
+        if state.step in list_steps(self.folder):
             # Written before by a run that was then stopped; only its validation can differ.
             if read_card(path).validation == state.validation:
                 return
@@ -184,20 +197,23 @@ def read_card(path: Place) -> CheckpointCard:
         UserError: it is missing, damaged, or of another schema version.
     """
     try:
-        content = json.loads((path / CARD).read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path / CARD))
         found = content.get("schema_version") if isinstance(content, dict) else None
         if found != SCHEMA_VERSION:
             raise UserError(
-                f"{path / CARD}: has schema_version {found}, this raymaml reads {SCHEMA_VERSION};"
-                " use the raymaml that wrote it"
+                f"{path / CARD}: has schema_version {shortened(found)}, this raymaml reads"
+                f" {SCHEMA_VERSION}; use the raymaml that wrote it"
             )
-        return CheckpointCard.model_validate(content)
-    except (OSError, ValueError, ValidationError) as error:
-        raise _damaged(path, CARD, str(error)) from None
+        card = checked(_CARD, content)
+        if "params.pt" not in card.files:
+            raise ValueError("it names no params.pt")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, CARD, reason_of(error)) from None
+    return card
 
 
 def load_tensors(
-    path: Place, card: CheckpointCard, name: str, device: torch.device
+    path: Place, card: CheckpointCard, name: CheckpointFile, device: torch.device
 ) -> dict[str, Any]:
     """Load one file of a checkpoint, weights only, after checking its hash.
 
@@ -205,17 +221,17 @@ def load_tensors(
         UserError: the file is missing or altered, or holds anything but tensors and plain values.
     """
     try:
-        content = (path / name).read_bytes()
+        content = read_bytes(path / name)
     except OSError:
         raise _damaged(path, name, "it is missing") from None
     if hashlib.sha256(content).hexdigest() != card.files.get(name):
         raise _damaged(path, name, "its sha256 is not the one in checkpoint.json")
     try:
-        tensors: dict[str, Any] = torch.load(
-            io.BytesIO(content), map_location=device, weights_only=True
-        )
-    except UnpicklingError:
-        raise _damaged(path, name, "it holds more than tensors, which is not loaded") from None
+        tensors = read_tensors(content, device)
+        if not isinstance(tensors, dict):
+            raise ValueError("it holds no tensors by name")
+    except ValueError as error:
+        raise _damaged(path, name, str(error)) from None
     return tensors
 
 
@@ -238,24 +254,42 @@ def check_last(folder: Place) -> None:
             # A worker that outlives its killed driver has just dropped it for a newer one.
 
 
+def trained_config(path: Place, own: Config) -> Config:
+    """Return the config that a checkpoint was written with, but for source and places.
+
+    Those are of ``own``: nothing is opened, imported or reached since a file says so, and a URI is
+    enough for fsspec to do that.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    tree = read_card(path).config
+    data = tree.get("data")
+    if isinstance(data, Mapping):
+        kept = {key: getattr(own.data, key) for key in ("source", "bank", "shards", "cache")}
+        data = {**data, **kept}
+    return check_config({**tree, "run_dir": own.run_dir, "data": data}, str(path / CARD))
+
+
 def require_same_model(path: Place, config: Config, image_shape: tuple[int, int, int]) -> None:
     """Check that the weights of a checkpoint fit the model that ``config`` and images ask for.
 
     Raises:
         UserError: naming everything that differs.
     """
-    card = read_card(path)
-    pairs = {
-        f"model.{key}": (card.config["model"].get(key), value)
+    card, trained = read_card(path), trained_config(path, config)
+    model = trained.model.model_dump(mode="json")
+    pairs: dict[str, tuple[Any, Any]] = {
+        f"model.{key}": (model[key], value)
         for key, value in config.model.model_dump(mode="json").items()
     }
     pairs["the image shape (C, H, W)"] = (card.image_shape, image_shape)
     if config.model.head == "learned":
-        ways = card.config["episodes"]["train"]["num_ways"]
+        ways = trained.episodes.train.num_ways
         pairs["num_ways"] = (ways, config.episodes.test.num_ways)
     problems = [
-        f"{path}: was trained with {key} = {had!r}, config and bank now say {has!r}; give the old"
-        " value, or train under another name"
+        f"{path}: was trained with {key} = {shortened(had)}, config and bank now say {has!r}; give"
+        " the old value, or train under another name"
         for key, (had, has) in pairs.items()
         if had != has
     ]
@@ -272,7 +306,7 @@ def require_fitting(path: Place, params: Params, wanted: Params) -> None:
         UserError: naming what is missing, or of another shape.
     """
     problems = []
-    if missing := [name for name in wanted if name not in params]:
+    if missing := [name for name in wanted if not is_plain(params.get(name))]:
         names = ", ".join(missing)
         problems.append(
             f"{path}: holds no {names}, which the model needs; judge it as it was trained"
@@ -281,7 +315,7 @@ def require_fitting(path: Place, params: Params, wanted: Params) -> None:
         f"{path}: {name} has the shape {list(params[name].shape)}, the model needs"
         f" {list(value.shape)}; judge it as it was trained"
         for name, value in wanted.items()
-        if name in params and params[name].shape != value.shape
+        if name not in missing and params[name].shape != value.shape
     ]
     if problems:
         raise UserError(*problems)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any, Protocol
 
+from pydantic import TypeAdapter
 from tensorboardX import SummaryWriter
 
+from raymaml.config.base import Count
 from raymaml.config.outer import OuterConfig
-from raymaml.data.files import on_disk, upload, write_text
+from raymaml.data.files import on_disk, read_bytes, upload, write_text
+from raymaml.errors import UserError, reason_of
+from raymaml.outside import checked, parse_json
 from raymaml.places import Place, is_remote
 from raymaml.training.state import Validation
 
 METRICS_FILE = "metrics.jsonl"
 Show = Callable[[Mapping[str, Any]], None]
 """Shows the numbers of a row, by name, somewhere else as well."""
+_ROW = TypeAdapter(dict[str, Count | float])
 
 
 class TrainingMetrics(Protocol):
@@ -88,7 +95,10 @@ class RunMetrics:
         self._show = show
         self._text = ""
         self._tensorboard_folder = folder / "tensorboard"
-        self._scratch = TemporaryDirectory(prefix="raymaml-") if is_remote(folder) else None
+        self._scratch: Path | None = None
+        if is_remote(folder):
+            self._scratch = Path(mkdtemp(prefix="raymaml-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._clock = (0, 0.0)  # step and time of the last training row
 
     def start(self, step: int) -> None:
@@ -96,7 +106,7 @@ class RunMetrics:
         kept = [row for row in read_metrics(self._path) if row["step"] <= step]
         self._text = "".join(json.dumps(row) + "\n" for row in kept)
         write_text(self._path, self._text)
-        place = self._tensorboard_folder if self._scratch is None else self._scratch.name
+        place = self._scratch or self._tensorboard_folder
         # Its flush() is no flush: what was added waits in its thread for so many seconds, or 120.
         self._tensorboard = SummaryWriter(str(place), purge_step=step + 1, flush_secs=1)
         self._clock = (step, time.perf_counter())
@@ -140,7 +150,7 @@ class RunMetrics:
                 self._tensorboard.add_scalar(f"{group}/{key}", value, row["step"])
         self._tensorboard.flush()
         if self._scratch is not None:
-            upload(Path(self._scratch.name), self._tensorboard_folder)
+            upload(self._scratch, self._tensorboard_folder)
         self._show(row)
         self._echo(progress_line(row, self._outer.num_steps))
 
@@ -160,16 +170,29 @@ def write_tensorboard(
 
 
 def read_metrics(path: Place) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file; a last line torn by a kill is left out."""
+    """Return the rows of a metrics file; a last line torn by a kill is left out.
+
+    Raises:
+        UserError: another line is no row.
+    """
     return list(_complete_rows(path)) if path.exists() else []
 
 
 def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = read_bytes(path).splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            row = checked(_ROW, parse_json(line))
+            if "step" not in row or isinstance(row["step"], float):
+                raise ValueError("it has no step")
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise UserError(
+                f"{path}:{number}: is no row of metrics ({reason_of(error)}); mend or remove the"
+                " line"
+            ) from None
+        yield row
 
 
 def progress_line(row: dict[str, Any], num_steps: int) -> str:

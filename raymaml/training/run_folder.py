@@ -9,11 +9,12 @@ from typing import Any
 
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
-from raymaml.data.files import make_folder, remove_partial, write_text
+from raymaml.data.files import make_folder, read_bytes, remove_partial, write_text
 from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
+from raymaml.outside import parse_json, shortened
 from raymaml.places import Place
-from raymaml.training.checkpoint import check_last, find_checkpoint, list_steps, read_card
+from raymaml.training.checkpoint import check_last, find_checkpoint, list_steps, trained_config
 from raymaml.training.data import TrainingData
 
 IDENTITY = "run.json"
@@ -88,7 +89,7 @@ def require_trained_by(config: Config) -> None:
         UserError: there is no run, or it was not.
     """
     folder = config.run_folder
-    trained = Config.model_validate(read_card(find_checkpoint(folder, "last")).config)
+    trained = trained_config(find_checkpoint(folder, "last"), config)
     before, now = (_flat(learning_fingerprint(each)) for each in (trained, config))
     _require_same(folder, before, now)
 
@@ -110,8 +111,10 @@ def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
 
 def _read_identity(path: Place) -> dict[str, Any]:
     try:
-        identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        identity = parse_json(read_bytes(path))
+        if not isinstance(identity, dict):
+            raise ValueError("it holds no keys")
+    except (OSError, ValueError):
         raise UserError(
             f"{path}: is damaged; restore it from a copy, or choose another name to start anew"
         ) from None
@@ -123,8 +126,9 @@ def _require_same(folder: Place, before: Mapping[str, Any], now: Mapping[str, An
     if changed:
         raise UserError(
             *(
-                f"{folder}: was started with {key} = {before.get(key)!r}, the config now says"
-                f" {now.get(key)!r}; give the old value to resume, or another name to start anew"
+                f"{folder}: was started with {key} = {shortened(before.get(key))}, the config now"
+                f" says {now.get(key)!r}; give the old value to resume, or another name to start"
+                " anew"
                 for key in changed
             )
         )

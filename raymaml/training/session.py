@@ -13,6 +13,7 @@ from raymaml.config.schema import ClusterConfig
 from raymaml.errors import UserError
 from raymaml.places import Place
 from raymaml.training.data import TrainingData
+from raymaml.training.reduction import mean_in_order
 from raymaml.types import EpisodeBatch
 
 
@@ -32,6 +33,9 @@ class Session(Protocol):
 
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         """Concatenate ``[counts[rank], D]`` of all workers by rank: ``[sum(counts), D]``."""
+
+    def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Average ``[counts[rank], D]`` of all workers: ``[D]``, added row after row by rank."""
 
     def from_rank_zero(self, value: int) -> int:
         """Return rank 0's ``value`` on every worker."""
@@ -62,6 +66,11 @@ class LocalSession:
         """Return ``rows``: they are all."""
         assert counts == [len(rows)]
         return rows
+
+    def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Average all rows."""
+        assert counts == [len(rows)]
+        return mean_in_order(rows)
 
     def from_rank_zero(self, value: int) -> int:
         """Return ``value``."""

@@ -5,22 +5,34 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
+import site
 import socket
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers_cluster import SETTINGS, assert_same_bits, kill_with_children, wait_until
+from helpers_cluster import (
+    SETTINGS,
+    assert_same_bits,
+    kill_with_children,
+    trained_steps,
+    wait_until,
+)
 
+from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
+SENT = {"raymaml", "configs", "launch", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"}
+"""What a job needs of the code."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class Head:
 
     address: str
     dashboard: str
+    session: Path
     environment: dict[str, str]
 
 
@@ -38,8 +51,8 @@ def head(tmp_path_factory, short_folder) -> Iterator[Head]:
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    programs = Path(sys.executable).parent
-    environment = {**inherited, "HOME": str(home), "PATH": f"{programs}:{inherited['PATH']}"}
+    programs = f"{Path(sys.executable).parent}:{inherited['PATH']}"
+    environment = {**inherited, "HOME": str(home), "PATH": programs}
     environment.pop("PYTHONPATH", None)  # jobs bring their code along
     # The agent, which starts jobs, has a fixed port by default: only one cluster could have it.
     port, dashboard_port, agent_port = free_ports(3)
@@ -47,13 +60,13 @@ def head(tmp_path_factory, short_folder) -> Iterator[Head]:
     with output.open("wb") as file:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"),
-                *(f"--dashboard-port={dashboard_port}", "--disable-usage-stats"),
+                *(thin_python(home / "python"), "-m", "ray.scripts.scripts", "start", "--head"),
+                *("--block", "--num-cpus=2", "--disable-usage-stats", f"--port={port}"),
+                *(f"--dashboard-port={dashboard_port}", f"--temp-dir={short_folder / 'head'}"),
                 f"--dashboard-agent-listen-port={agent_port}",
-                f"--temp-dir={short_folder / 'head'}",
             ],
-            env=environment,
+            # A node that has all dependencies needs no registry.
+            env={**environment, "PIP_NO_INDEX": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -63,22 +76,43 @@ def head(tmp_path_factory, short_folder) -> Iterator[Head]:
             "started",
         )
         assert process.poll() is None, output.read_text()
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment)
+        session = (short_folder / "head/session_latest").resolve()
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", session, environment)
     finally:
         kill_with_children(process)
 
 
-def test_a_submitted_job_ends_in_the_bits_of_a_lone_process(head, tmp_path, make_config, weights):
-    lone = make_config("run", "name=lone")
+def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_process(
+    head, tmp_path, make_config, weights
+):
+    steps = ("outer.num_steps=150", "outer.validate_every=75")
+    lone = make_config("run", "name=lone", *steps)
     assert train_locally(lone, lambda _line: None)
-    config = make_config("run", "name=job", "cluster.num_workers=2")
+    config = make_config("run", "name=job", "cluster.num_workers=2", *steps)
+    folder = config.run_folder
+    code = copy_of_the_code(tmp_path / "code")
+    command = (code, head, "train", str(tmp_path / "run/config.yaml"))
 
-    job = submit(head, "train", str(tmp_path / "run/config.yaml"))
+    submitted = submit(*command, options="--no-wait --submission-id stopped")
+    assert submitted.returncode == 0, submitted.stderr
+    wait_until(lambda: trained_steps(folder) >= 10, "at step 10")
+    stop = ("ray", "job", "stop", "--address", head.dashboard, "stopped")
+    environment = {**head.environment, "RAY_AUTH_MODE": "token"}
+    stopped = subprocess.run(stop, env=environment, check=True, capture_output=True, text=True)
+    assert "was stopped" in stopped.stdout + stopped.stderr
+    assert list_steps(folder)[-1] == trained_steps(folder) < 150  # it saved what it had done
 
+    job = submit(*command)
     assert job.returncode == 0, job.stdout + job.stderr
-    assert f"{config.run_folder}: 2 CPU {SETTINGS}\n" in job.stdout
+    assert f"{folder}: 2 CPU {SETTINGS}\n" in job.stdout
     assert re.search(r"Job '\S+' succeeded", job.stdout)
-    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+    assert_same_bits(weights(folder), weights(lone.run_folder))
+
+    (installed,) = head.session.glob("runtime_resources/pip/*/virtualenv/bin/raymaml")
+    assert os.access(installed, os.X_OK)
+    (sent,) = head.session.glob("runtime_resources/working_dir_files/_ray_pkg_*")
+    assert {path.name for path in sent.iterdir()} - {"build", "raymaml.egg-info"} == SENT
+    assert (sent / "raymaml/data/bank.py").is_file()
 
 
 def test_a_command_joins_the_cluster_that_ray_address_names(
@@ -101,15 +135,17 @@ def test_a_command_joins_the_cluster_that_ray_address_names(
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
 
-def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    code: Path, head: Head, *arguments: str, options: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Submit a command and wait for its end; a head that has only just started takes no job yet."""
     jobs: list[subprocess.CompletedProcess[str]] = []
 
     def taken() -> bool:
         jobs.append(
             subprocess.run(
-                ["bash", ROOT / "launch" / "submit.sh", head.dashboard, *arguments],
-                env=head.environment,
+                ["bash", code / "launch" / "submit.sh", head.dashboard, *arguments],
+                env={**head.environment, "RAYMAML_SUBMIT": options},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -120,6 +156,26 @@ def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
 
     wait_until(taken, "taken as a job")
     return jobs[-1]
+
+
+def copy_of_the_code(folder: Path) -> Path:
+    """Return a copy of the project beside which data and a run lie, which are not to travel."""
+    folder.mkdir()
+    for name in SENT:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    for name in ("data/bank/images.arrow", "runs/x/params.pt", "more.arrow", ".venv/python"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"large")
+    return folder
+
+
+def thin_python(folder: Path) -> Path:
+    """Return a Python of its own that has our packages: Ray copies the environment for each job."""
+    venv.create(folder, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "ours.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    return folder / "bin" / "python"
 
 
 def free_ports(count: int) -> list[int]:

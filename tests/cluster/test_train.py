@@ -153,9 +153,13 @@ def test_a_user_error_of_one_worker_ends_the_others(cluster, make_config):
 
 def worker_pids() -> list[int]:
     """Return the processes of the training workers of the cluster of this process, by rank."""
+    import ray
     from ray.util.state import list_actors
 
-    workers = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    workers = list_actors(
+        address=ray.get_runtime_context().gcs_address,  # other clusters may run on this machine
+        filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")],
+    )
     return [worker.pid for worker in workers]
 
 

@@ -28,6 +28,7 @@ from raymaml.training.checkpoint import (
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import METRICS_FILE, NoMetrics, RunMetrics, read_metrics
+from raymaml.training.reduction import mean_in_order
 from raymaml.training.session import LocalSession, Session
 from raymaml.training.state import build_state
 from raymaml.training.worker import on_interrupt, train_locally, train_worker
@@ -93,6 +94,9 @@ class ThreadSession:
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         assert len(rows) == counts[self.rank]
         return torch.cat(self._group.exchange(self.rank, rows))
+
+    def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
+        return mean_in_order(self.gather(rows, counts))
 
     def from_rank_zero(self, value: int) -> int:
         return self._group.exchange(self.rank, value)[0]
