@@ -23,7 +23,7 @@ class Progress:
         todo: episodes in all, by arm.
         recorded: accuracies of those that are judged already, by arm.
         echo: receives the lines, where there is no terminal.
-        show: called with the numbers of an arm after each of its chunks.
+        show: called with the numbers of each arm at the beginning, and after each of its chunks.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class Progress:
         self._live = Live(self._table(), auto_refresh=False) if sys.stdout.isatty() else None
 
     def __enter__(self) -> Progress:
+        for arm in self._todo:
+            self._show(self._row(arm))
         if self._live is not None:
             self._live.start(refresh=True)
         return self

@@ -21,6 +21,7 @@ from helpers_cluster import (
     SETTINGS,
     assert_same_bits,
     kill_with_children,
+    not_of_training,
     trained_steps,
     wait_until,
 )
@@ -104,8 +105,11 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_pr
 
     job = submit(*command)
     assert job.returncode == 0, job.stdout + job.stderr
-    assert f"{folder}: 2 CPU {SETTINGS}\n" in job.stdout
     assert re.search(r"Job '\S+' succeeded", job.stdout)
+    lines = of_the_job(job.stdout)
+    assert lines[0] == f"{folder}: 2 CPU {SETTINGS}"
+    assert lines[-1].startswith(f"{folder}: done; best validation accuracy ")
+    assert not_of_training(lines[1:-1]) == []
     assert_same_bits(weights(folder), weights(lone.run_folder))
 
     (installed,) = head.session.glob("runtime_resources/pip/*/virtualenv/bin/raymaml")
@@ -133,6 +137,12 @@ def test_a_command_joins_the_cluster_that_ray_address_names(
     assert command.errors == ""
     assert command.lines[0] == f"{config.run_folder}: 1 CPU {SETTINGS}"
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+
+
+def of_the_job(output: str) -> list[str]:
+    """Return what the job itself wrote, of all that `ray job submit` shows."""
+    shown = output.split("Tailing logs until the job exits")[1].splitlines()[1:]
+    return [line for line in shown[: shown.index("")] if "job_manager.py" not in line]
 
 
 def submit(
