@@ -1,5 +1,5 @@
 """``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``audit``,
-``study``, ``convert``, ``bench``."""
+``study``, ``convert``, ``bench``, ``doctor``."""
 
 from __future__ import annotations
 
@@ -15,17 +15,29 @@ import raymaml
 from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Split
 from raymaml.errors import UserError, storage_error
+from raymaml.logs import set_up
 from raymaml.places import Place
 
 INTERRUPTED = 130  # what a shell shows for a command that Ctrl-C ended
 CONFIG = click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
+OPTIONAL_CONFIG = click.argument(
+    "config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)
+)
 LOCAL = click.option("--local", is_flag=True, help="Run in this process, without Ray: same bits.")
 OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 
 
 def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a ``UserError``, or Ctrl-C, as one message without a traceback."""
+    """Show a ``UserError``, or Ctrl-C, as one message without a traceback; and nothing of other
+    libraries, unless --verbose asks for it."""
 
+    @click.option(
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda _context, _option, verbose: set_up(verbose=verbose),
+        help="Show the messages of Ray and other libraries as well.",
+    )
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -208,6 +220,14 @@ def _judge(local: bool) -> Callable[..., Place]:
     return run
 
 
+def _examine_cluster(local: bool) -> Callable[..., Any] | None:
+    if local:
+        return None
+    from raymaml.cluster.doctor import examine_cluster
+
+    return examine_cluster
+
+
 @main.command()
 @click.argument("configs", metavar="[REFERENCE_YAML]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A .pth of the reference.")
@@ -227,7 +247,27 @@ def convert(
 
 
 @main.command()
-@click.argument("config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@OPTIONAL_CONFIG
+@OVERRIDES
+@LOCAL
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@_reports_user_errors
+def doctor(
+    config_path: Path | None, overrides: tuple[str, ...], local: bool, as_json: bool
+) -> None:
+    """Check versions, this machine, the cluster, and what CONFIG names, and say what to change.
+
+    Ends with a tiny run from images to a report, on made-up images. Exit code 1 if anything fails.
+    """
+    from raymaml.doctor.command import examine, show
+
+    config = None if config_path is None else load_config(config_path, overrides)
+    if not show(examine(config, _examine_cluster(local)), as_json=as_json):
+        sys.exit(1)
+
+
+@main.command()
+@OPTIONAL_CONFIG
 @OVERRIDES
 @click.option(
     "--methods", metavar="NAMES", help="Of all: unrolled,checkpointed,mixed_mode,plain,..."

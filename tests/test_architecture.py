@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raymaml"
 
 LAYERS = [
-    {"errors", "outside", "types", "seeding", "names", "passes", "places"},
+    {"errors", "outside", "types", "seeding", "names", "passes", "places", "logs"},
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},
+    {"doctor"},
     {"cluster", "convert", "bench"},
     {"cli"},
     {"__main__"},

@@ -26,6 +26,7 @@ from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
 from raymaml.evaluation.progress import Progress
+from raymaml.logs import is_verbose
 from raymaml.places import Place, is_remote
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import request_stop, stop_requested
@@ -46,6 +47,8 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     if chunks := campaign.missing():
         campaign.verify_images()
         with _scratch(campaign.folder) as scratch, connected(cluster):
+            from raymaml.cluster.gauges import CampaignGauges
+
             slots, use_gpu = plan_workers(
                 cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
             )
@@ -55,7 +58,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
             trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
             with (
                 on_interrupt(lambda: request_stop(scratch)),
-                campaign.progress(echo) as progress,
+                campaign.progress(echo, CampaignGauges(campaign.name)) as progress,
             ):
                 _run_trials(campaign, trials, plan, cluster, progress)
     return campaign.report()
@@ -117,7 +120,7 @@ def _run_trials(
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(trials.scratch),
-            verbose=0,
+            verbose=int(is_verbose()),
             callbacks=[_progress_callback(progress)],
             stop=_stopper(trials.scratch, problems),
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),

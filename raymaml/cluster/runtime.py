@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from raymaml.config.schema import ClusterConfig
 from raymaml.errors import UserError
+from raymaml.logs import is_verbose
 from raymaml.training.process import MALLOC_ENVIRONMENT
 from raymaml.training.session import require_precision
 
@@ -69,8 +70,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     try:
         ray.init(
             address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+            log_to_driver=is_verbose(),
+            logging_level=logging.INFO if is_verbose() else logging.ERROR,
             configure_logging=True,
         )
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
@@ -140,7 +141,9 @@ def prepare_environment(cluster: ClusterConfig) -> None:
 
 
 def _silence() -> None:
-    """Keep other libraries' chatter off the terminal: errors only."""
+    """Keep other libraries' chatter off the terminal, unless it is asked for: errors only."""
+    if is_verbose():
+        return
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

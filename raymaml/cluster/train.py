@@ -21,6 +21,7 @@ from raymaml.cluster.runtime import (
 )
 from raymaml.config.schema import Config
 from raymaml.data.files import as_arrow, read_text
+from raymaml.logs import is_verbose
 from raymaml.places import Place, is_remote
 from raymaml.training.data import open_training_data, verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
@@ -96,13 +97,14 @@ def _build_trainer(config: Config, folder: Place, num_workers: int, use_gpu: boo
                 max_failures=config.cluster.max_failures,
                 controller_failure_limit=_START_ATTEMPTS,
             ),
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "ERROR"),
         ),
     )
 
 
 def _run_worker(job: dict[str, Any]) -> None:
     """Run one worker of Ray Train."""
+    from raymaml.cluster.gauges import TrainingGauges
     from raymaml.cluster.session import RaySession, torch_device
     from raymaml.training.worker import train_worker
 
@@ -111,7 +113,8 @@ def _run_worker(job: dict[str, Any]) -> None:
     os.chdir(job["directory"])
     data = open_training_data(config, torch_device())
     session = RaySession(folder, data, config)
-    train_worker(config, folder, data, session, lambda _line: None)
+    gauges = TrainingGauges(config.name, session.world_size)
+    train_worker(config, folder, data, session, lambda _line: None, show=gauges)
 
 
 def _fit(trainer: Any, folder: Place) -> None:

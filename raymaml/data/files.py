@@ -233,6 +233,17 @@ def write_text(path: Place, text: str) -> None:
         file.write(text.encode())
 
 
+def append_text(path: Place, text: str) -> None:
+    """Append ``text`` (UTF-8), making file and folder if need be; at a URI all is written anew."""
+    if is_remote(path):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        write_text(path, before + text)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
 def remove_folder(folder: Place, marker: str) -> None:
     """Remove a folder so that no half of it is ever taken for a whole."""
     if is_remote(folder):

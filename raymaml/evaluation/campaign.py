@@ -33,6 +33,7 @@ from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.faults import told
+from raymaml.training.metrics import Show
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 from raymaml.training.settings import judging_line
@@ -78,6 +79,8 @@ class Campaign:
     folder, so that nothing is overwritten and nothing is mixed.
     """
 
+    name: str
+    """What it is called where its numbers are shown."""
     folder: Place
     """Where the report is written."""
     records: Place | None = None
@@ -145,7 +148,7 @@ class Campaign:
         how = judging_line([arm.config for arm in self.arms], device, num_workers)
         return f"{self.folder}: {how}; chunks of up to {self.chunk_size} episodes"
 
-    def progress(self, echo: Echo) -> Progress:
+    def progress(self, echo: Echo, show: Show = lambda _row: None) -> Progress:
         """Return what shows how far the arms are, the records that are there included."""
         needed = {arm.name: self.needed(arm) for arm in self._judged_arms()}
         recorded = {
@@ -154,7 +157,7 @@ class Campaign:
             ).tolist()
             for name, count in needed.items()
         }
-        return Progress(needed, recorded, echo)
+        return Progress(needed, recorded, echo, show)
 
     def _judged_arms(self) -> list[Arm]:
         """Return the arms without those whose records are among those of another."""

@@ -48,6 +48,7 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
         num_episodes=few,
     )
     campaign = Campaign(
+        name=config.name,
         folder=config.run_folder / "test",
         arms=(model, untrained, unadapted) if few else (model,),
         device=device,

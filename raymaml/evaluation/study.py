@@ -158,6 +158,7 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
     arms = _of_each(study.arms, lambda arm: arm[0].name, lambda arm: _arm(study, *arm))
     evaluation = study.base.evaluation
     campaign = Campaign(
+        name=f"{study.base.name}/{study.settings.name}",
         folder=study.folder,
         records=study.folder.parent / "records",
         arms=tuple(arms),

@@ -24,6 +24,7 @@ from raymaml.config.schema import Config
 from raymaml.data.bank_format import ImageShape
 from raymaml.data.files import new_folder, reaching, read_bytes, remove_folder, sha256_of_file
 from raymaml.errors import UserError, reason_of
+from raymaml.logs import LOG
 from raymaml.outside import checked, parse_json, shortened
 from raymaml.places import Place, is_remote
 from raymaml.training.session import Session
@@ -87,6 +88,7 @@ class CheckpointStore:
         """
         step = session.from_rank_zero(max(list_steps(self.folder), default=-1))
         if step < 0:
+            LOG.info("begins with the initial weights", extra={"state": state})
             return
         path = checkpoint_path(self.folder, step)
         card = read_card(path)
@@ -99,6 +101,7 @@ class CheckpointStore:
             raise _damaged(path, "optimizer.pt", str(error)) from None
         load_params(state.learner, params)
         state.step, state.validation, state.best = card.step, card.validation, card.best
+        LOG.info("goes on from %s", path.name, extra={"state": state})
 
     def save(self, state: TrainState, session: Session) -> None:
         """Write a checkpoint, drop the ones no longer needed, and report it.
@@ -117,6 +120,7 @@ class CheckpointStore:
                 remove_folder(checkpoint_path(self.folder, step), CARD)
         metrics = {} if state.validation is None else {"val_accuracy": state.validation.accuracy}
         session.report({"step": state.step, **metrics}, path)
+        LOG.info("checkpoint %s", path.name, extra={"state": state})
 
     def _write(self, path: Place, state: TrainState) -> None:
         if state.step in list_steps(self.folder):

@@ -26,6 +26,8 @@ from raymaml.places import Place, is_remote
 from raymaml.training.state import Validation
 
 METRICS_FILE = "metrics.jsonl"
+Show = Callable[[Mapping[str, Any]], None]
+"""Shows the numbers of a row, by name, somewhere else as well."""
 _ROW = TypeAdapter(dict[str, Count | float])
 
 
@@ -80,12 +82,20 @@ class RunMetrics:
         folder: the run folder.
         outer: for rate and time left.
         echo: called with each progress line.
+        show: called with each row that is written.
     """
 
-    def __init__(self, folder: Place, outer: OuterConfig, echo: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Place,
+        outer: OuterConfig,
+        echo: Callable[[str], None],
+        show: Show = lambda _row: None,
+    ) -> None:
         self._path = folder / METRICS_FILE
         self._outer = outer
         self._echo = echo
+        self._show = show
         self._text = ""
         self._tensorboard_folder = folder / "tensorboard"
         if is_remote(folder):
@@ -145,6 +155,7 @@ class RunMetrics:
             self._tensorboard.flush()
         if is_remote(self._tensorboard_folder):
             upload(self._events, self._tensorboard_folder)
+        self._show(row)
         self._echo(progress_line(row, self._outer.num_steps))
 
 

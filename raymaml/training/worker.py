@@ -10,14 +10,16 @@ from types import FrameType
 import torch
 
 from raymaml.config.schema import Config
+from raymaml.logs import LOG
 from raymaml.places import Place
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data, verify_images
 from raymaml.training.faults import told
 from raymaml.training.loop import meta_train
-from raymaml.training.metrics import NoMetrics, RunMetrics
+from raymaml.training.metrics import NoMetrics, RunMetrics, Show
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import begin, claim, is_done, sole_writer
+from raymaml.training.run_log import run_log
 from raymaml.training.session import LocalSession, Session, local_device
 from raymaml.training.settings import gradient_method, settings_line
 from raymaml.training.state import TrainState, build_learner
@@ -59,9 +61,15 @@ def adaptation_table(config: Config, data: TrainingData) -> str:
 
 
 def train_worker(
-    config: Config, folder: Place, data: TrainingData, session: Session, echo: Echo
+    config: Config,
+    folder: Place,
+    data: TrainingData,
+    session: Session,
+    echo: Echo,
+    *,
+    show: Show = lambda _row: None,
 ) -> TrainState:
-    """Run the loop with what this rank may write.
+    """Run the loop with what this rank may write; rank 0 hands metrics to ``echo`` and ``show``.
 
     Raises:
         UserError: memory or storage do not suffice, data were altered, or numbers are not finite.
@@ -75,12 +83,16 @@ def train_worker(
         require=data.require_unaltered,
     )
     method = gradient_method(config, data.image_shape, session.device)
-    with told(config, method, data.require_unaltered):
+    with run_log(folder, config.name, session), told(config, method, data.require_unaltered):
         if session.rank != 0:
-            return meta_train(config, data, store, NoMetrics(), session)
-        with sole_writer(folder):
-            begin(folder, config, data)
-            return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
+            state = meta_train(config, data, store, NoMetrics(), session)
+        else:
+            with sole_writer(folder):
+                begin(folder, config, data)
+                metrics = RunMetrics(folder, config.outer, echo, show)
+                state = meta_train(config, data, store, metrics, session)
+        LOG.info("done" if state.step == config.outer.num_steps else "stopped: it was asked to")
+        return state
 
 
 def conclude(config: Config, folder: Place, echo: Echo) -> bool:

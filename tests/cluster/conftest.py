@@ -35,6 +35,7 @@ def cluster(short_folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
         environment.setenv("RAY_AUTH_MODE", "disabled")  # no token is written into the home
+        environment.setenv("RAY_metrics_report_interval_ms", "500")  # Ray's default is 10 s
         prepare_environment(ClusterConfig())
         import ray
 

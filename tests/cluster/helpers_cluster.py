@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,14 @@ from raymaml.training.metrics import METRICS_FILE, read_metrics
 RATE = r"\d+\.\d episodes/s  (\d+h\d\dm|\d+m\d\ds) left"
 """How every progress line ends, as a regular expression."""
 
+_PERCENT = r"\d{1,3}\.\d\d"
+_OF_TRAINING = (
+    r".*: the inner loop adapts|  \S.* [\d,]+  (adapts|[\d,]+ adapt)",
+    rf"step +\d+/\d+  loss \d+\.\d{{4}}  accuracy {_PERCENT}%  {RATE}",
+    rf"step +\d+/\d+  validation accuracy {_PERCENT} \+- {_PERCENT}%  loss \d+\.\d{{4}}",
+)
+"""What a run prints between its first and its last line."""
+
 SETTINGS = (
     "worker(s) of 1 thread(s), freed memory is kept, channels_last, float32;"
     " meta-gradient by unrolled (auto)"
@@ -33,6 +42,12 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -
     while not condition():
         assert time.monotonic() < deadline, f"after {seconds} s: still not {what}"
         time.sleep(0.02)
+
+
+def not_of_training(lines: Iterable[str]) -> list[str]:
+    """Return what is no line of a run's: of Ray, a warning, a traceback, a colour."""
+    known = re.compile("|".join(_OF_TRAINING))
+    return [line for line in lines if not known.fullmatch(line)]
 
 
 def trained_steps(folder: Path) -> int:

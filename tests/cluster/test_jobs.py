@@ -23,6 +23,7 @@ from helpers_cluster import (
     SETTINGS,
     assert_same_bits,
     kill_with_children,
+    not_of_training,
     trained_steps,
     wait_until,
 )
@@ -106,8 +107,11 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_pr
 
     job = submit(*command)
     assert job.returncode == 0, job.stdout + job.stderr
-    assert f"{folder}: 2 CPU {SETTINGS}\n" in job.stdout
     assert re.search(r"Job '\S+' succeeded", job.stdout)
+    lines = of_the_job(job.stdout)
+    assert lines[0] == f"{folder}: 2 CPU {SETTINGS}"
+    assert lines[-1].startswith(f"{folder}: done; best validation accuracy ")
+    assert not_of_training(lines[1:-1]) == []
     assert_same_bits(weights(folder), weights(lone.run_folder))
 
     (installed,) = head.session.glob("runtime_resources/pip/*/virtualenv/bin/raymaml")
@@ -153,7 +157,7 @@ def test_a_killed_job_goes_on_when_it_is_submitted_again(
         wait_until(lambda: trained_steps(config.run_folder) >= 15, "at step 15")
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.cmdline()[1:] == ["-m", "raymaml", *arguments]:
+                if process.cmdline()[-len(arguments) :] == list(arguments):
                     process.kill()
                     killed_at.append(trained_steps(config.run_folder))
 
@@ -167,6 +171,12 @@ def test_a_killed_job_goes_on_when_it_is_submitted_again(
     assert killed_at[0] < 100
     assert submit(code, head, *arguments).returncode == 0
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+
+
+def of_the_job(output: str) -> list[str]:
+    """Return what the job itself wrote, of all that `ray job submit` shows."""
+    shown = output.split("Tailing logs until the job exits")[1].splitlines()[1:]
+    return [line for line in shown[: shown.index("")] if "job_manager.py" not in line]
 
 
 def submit(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -31,13 +33,18 @@ def test_what_is_recorded_counts_but_not_for_the_rate(monkeypatch: pytest.Monkey
     ticks = iter([100.0, 102.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     lines: list[str] = []
+    rows: list[Mapping[str, Any]] = []
     recorded = {"a": [0.5, 1.0, 0.5, 1.0], "done": [0.5]}
-    with Progress({"a": 8, "done": 1}, recorded, lines.append) as progress:
+    with Progress({"a": 8, "done": 1}, recorded, lines.append, rows.append) as progress:
         progress.add("a", 2, [0.5, 1.0])
     # 6 values, s^2 = 6/5 * 0.0625, t(0.975; 5) = 2.570582; 2 episodes in 2 s, 2 are left
     assert lines == [
         "7/9 episodes  1/2 arms done  a 75.00 +- 28.74% over 6  1.0 episodes/s  0m02s left"
     ]
+    shown = [(row["arm"], row["episodes"], row["episodes_per_second"]) for row in rows]
+    assert shown == [("a", 4, 0.0), ("done", 1, 0.0), ("a", 6, 1.0)]
+    assert [row["accuracy"] for row in rows] == [0.75, 0.5, 0.75]
+    assert 100 * rows[-1]["ci95"] == pytest.approx(28.74, abs=0.005)
 
 
 class Terminal(io.StringIO):
