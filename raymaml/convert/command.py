@@ -19,6 +19,7 @@ from raymaml.convert.settings import (
     is_test_config,
     whole_config,
 )
+from raymaml.convert.shape import require_form
 from raymaml.data.files import write_text
 from raymaml.errors import UserError
 from raymaml.places import Place
@@ -71,6 +72,8 @@ def convert_files(
 def _roles(paths: Sequence[Path], saved: Mapping[str, Any]) -> Mappings:
     """Tell the training configuration from that of the test; the checkpoint holds the former."""
     read = {path: read_mapping(path) for path in paths}
+    for path, config in read.items():
+        require_form(config, path)
     tests = [path for path in paths if is_test_config(read[path])]
     trains = [path for path in paths if path not in tests]
     for kind, found in (("test", tests), ("training", trains)):

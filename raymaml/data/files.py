@@ -236,7 +236,7 @@ def write_text(path: Place, text: str) -> None:
 def append_text(path: Place, text: str) -> None:
     """Append ``text`` (UTF-8), making file and folder if need be; at a URI all is written anew."""
     if is_remote(path):
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        before = read_text(path) if path.exists() else ""
         write_text(path, before + text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)

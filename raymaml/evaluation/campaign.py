@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 
 from raymaml.config.schema import ClusterConfig, Config
@@ -23,6 +24,7 @@ from raymaml.evaluation.records import (
     read_circumstances,
     read_records,
     recorded_accuracies,
+    require_of_bank,
     write_chunk,
 )
 from raymaml.evaluation.sequences import first_look_within
@@ -271,6 +273,12 @@ class Campaign:
             load_params(learner, params)
         return learner
 
+    def _records(self, arm: Arm) -> pa.Table:
+        place, bank = self.records_of(arm), self.bank(arm)
+        table = read_records(place, self.needed(arm), self.identity(arm))
+        require_of_bank(place, table, len(bank.classes), bank.num_images)
+        return table
+
     def results(self) -> list[ArmResult]:
         """Return what a report is made of, of a finished campaign."""
         from raymaml.evaluation.report import ArmResult, protocol_line
@@ -282,7 +290,7 @@ class Campaign:
                 protocol=protocol_line(
                     arm.config.episodes.test, arm.config.model, arm.config.test_inner.num_steps
                 ),
-                records=read_records(self.records_of(arm), self.needed(arm), self.identity(arm)),
+                records=self._records(arm),
                 circumstances=read_circumstances(self.records_of(arm)),
                 identity={
                     "checkpoint": arm.checkpoint.name if arm.checkpoint else "none",

@@ -20,9 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from raymaml.data.files import read_bytes, replacing
 from raymaml.errors import UserError
+from raymaml.outside import checked, parse_json
 from raymaml.places import Place
 
 BINS = 15
@@ -33,6 +35,18 @@ _LISTS = {
     *("accuracy_by_step", "loss_by_step", "class_accuracy", "class_ids", "support_rows"),
     *("query_rows", "bin_count", "bin_confidence", "bin_correct"),
 }
+_UNPACKED, _PACKED_AT_MOST = 64 << 20, 200
+"""Bytes that a file may unpack to whatever its length, and times its length beyond."""
+_MAY_DIVERGE = {"loss", "loss_by_step", "brier", "bin_confidence"}
+_RANGES: dict[str, tuple[float, float]] = {
+    "episode": (0, 2**62),
+    **dict.fromkeys(("accuracy", "accuracy_by_step", "class_accuracy"), (0, 1 + 1e-6)),
+    **dict.fromkeys(("loss", "loss_by_step"), (-1e-3, 1e39)),
+    "brier": (0, 2 + 1e-3),
+}
+"""Of the other columns 0 to 2^31 - 1. Bounds of what is computed leave room for rounding."""
+_LONGEST_SHOWN = 1000
+_TEXTS = TypeAdapter(dict[str, str])
 _REMEDY = "move it away and run `raymaml test` again, which judges only what is missing"
 
 
@@ -221,6 +235,18 @@ def read_records(
     return table if num_episodes is None else table.slice(0, num_episodes)
 
 
+def require_of_bank(place: Place, table: pa.Table, num_classes: int, num_images: int) -> None:
+    """Check that the classes and images that records name are those of a bank.
+
+    Raises:
+        UserError: they cannot be.
+    """
+    arrays = record_arrays(table)
+    images = max(int(arrays.support_rows.max()), int(arrays.query_rows.max()))
+    if int(arrays.class_ids.max()) >= num_classes or images >= num_images:
+        raise UserError(f"{place}: its records name images that the bank does not hold; {_REMEDY}")
+
+
 def identity_of(table: pa.Table) -> dict[str, str]:
     """Return the identity that the records of ``table`` carry."""
     metadata = table.schema.metadata or {}
@@ -234,10 +260,14 @@ def read_circumstances(folder: Place) -> list[dict[str, str]]:
     """Return the different circumstances in which the whole chunks of a folder were judged."""
     texts: set[bytes] = set()
     for path in _chunk_files(folder):
-        with suppress(OSError, pa.ArrowException):
+        with suppress(OSError, ValueError, pa.ArrowException):
             source = pa.BufferReader(read_bytes(path))
             texts.add((pq.read_schema(source).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
-    return [json.loads(text) for text in sorted(texts)]
+    found = []
+    for text in sorted(texts):
+        with suppress(ValueError):  # a line about hardware is nothing to refuse records for
+            found.append(checked(_TEXTS, parse_json(text)))
+    return found
 
 
 def recorded_accuracies(
@@ -312,21 +342,58 @@ def _read_chunk(path: Place) -> pa.Table:
     try:
         source = pa.BufferReader(read_bytes(path))
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            table = file.read()
+            _require_reasonable(file.metadata, source.size())
+            table = file.read(use_threads=False)
         table.validate(full=True)
         expected = _schema({name: table.schema.field(name).type.list_size for name in _LISTS})
         metadata = dict(table.schema.metadata or {})
         metadata.pop(_CIRCUMSTANCES, None)
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist") from None
-    except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException):
+    except Exception:  # pyarrow has no list of what it raises on damage
         raise UserError(f"{path}: is torn or no file of records; {_REMEDY}") from None
     if not table.schema.equals(expected, check_metadata=False):
         raise UserError(f"{path}: has other columns than a file of records; {_REMEDY}")
+    if any(map(_has_gaps, table.columns)):
+        raise UserError(f"{path}: has gaps; {_REMEDY}")
     episodes = _episodes(table)
-    if not len(episodes) or episodes[0] < 0 or np.any(np.diff(episodes) != 1):
+    if not len(episodes) or not np.array_equal(episodes, np.arange(len(episodes)) + episodes[0]):
         raise UserError(f"{path}: its episodes are not consecutive; {_REMEDY}")
+    if strange := impossible_values(table):
+        raise UserError(f"{path}: has impossible values of {', '.join(strange)}; {_REMEDY}")
     return table.replace_schema_metadata(metadata)
+
+
+def _require_reasonable(file: pq.FileMetaData, length: int) -> None:
+    """Check that a file does not claim to unpack to far more than it is.
+
+    Raises:
+        ValueError: it does.
+    """
+    groups = [file.row_group(number) for number in range(file.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    unpacked = sum(max(8 * each.num_values, each.total_uncompressed_size) for each in columns)
+    if unpacked > _UNPACKED + _PACKED_AT_MOST * length:
+        raise ValueError(f"{length} bytes that unpack to {unpacked}")
+
+
+def _has_gaps(column: pa.ChunkedArray) -> bool:
+    values = column.combine_chunks()
+    inner = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+    return bool(values.null_count or inner.null_count)
+
+
+def impossible_values(table: pa.Table) -> list[str]:
+    """Return the columns that hold what no judgement gives; losses may be infinite or NaN."""
+    strange = []
+    for name, value in vars(record_arrays(table)).items():
+        low, high = _RANGES.get(name, (0, 2**31 - 1))
+        inside = (value >= low) & (value <= high)
+        if name in _MAY_DIVERGE:
+            inside |= ~np.isfinite(value)
+        if not inside.all():
+            strange.append(name)
+    return strange
 
 
 def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
@@ -353,14 +420,14 @@ def _difference(schema: pa.Schema, reference: pa.Schema) -> str:
     found, wanted = schema.metadata or {}, reference.metadata or {}
     keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
     texts = [
-        f"{key.decode()} is {_shown(found.get(key))}, expected {_shown(wanted.get(key))}"
+        f"{_shown(key)} is {_shown(found.get(key))}, expected {_shown(wanted.get(key))}"
         for key in keys
     ]
     return f"belongs to another campaign ({'; '.join(texts)})"
 
 
 def _shown(value: bytes | None) -> str:
-    return "absent" if value is None else value.decode(errors="replace")
+    return "absent" if value is None else value.decode(errors="replace")[:_LONGEST_SHOWN]
 
 
 def _overlaps(chunks: Mapping[Place, pa.Table]) -> list[str]:

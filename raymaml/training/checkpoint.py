@@ -322,7 +322,7 @@ def require_fitting(path: Place, params: Params, wanted: Params) -> None:
         UserError: naming what is missing, or of another shape.
     """
     problems = []
-    if missing := [name for name in wanted if not is_plain(params.get(name))]:
+    if missing := [name for name in wanted if not _is_number(params.get(name))]:
         names = ", ".join(missing)
         problems.append(
             f"{path}: holds no {names}, which the model needs; judge it as it was trained"
@@ -335,6 +335,10 @@ def require_fitting(path: Place, params: Params, wanted: Params) -> None:
     ]
     if problems:
         raise UserError(*problems)
+
+
+def _is_number(value: object) -> bool:
+    return is_plain(value) and torch.is_floating_point(value)  # type: ignore[arg-type]
 
 
 def _damaged(path: Place, name: str, reason: str) -> UserError:

@@ -68,8 +68,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
             found = own[name]
             if not is_plain(found) or (found.shape, found.dtype) != (like.shape, like.dtype):
                 raise ValueError(f"{name} of parameter {number} has another shape or type")
+    # Copies have memory of their own: what is stored may be one number that is shown many times.
+    copies = {
+        number: {name: value.clone() for name, value in own.items()}
+        for number, own in state.items()
+    }
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": copies, "param_groups": groups})
 
 
 def _fresh_state(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[dict[str, Tensor]]:

@@ -7,6 +7,7 @@ start what the file asks for.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import faulthandler
 import os
@@ -61,6 +62,21 @@ class Watch:
         return not Path(path).resolve().is_relative_to(self.place)
 
 
+@dataclass
+class _Case:
+    """An input that shows itself by its beginning."""
+
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"{self.value!r:.3000}"
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        printer.text(repr(self))
+
+
+for codec in ("cp437", "latin-1", "ascii", "utf-16", "utf-32", "utf-8-sig", "unicode-escape"):
+    codecs.lookup(codec)  # loaded now, for an import is what is watched for
 WATCH = Watch()
 sys.addaudithook(WATCH.hook)
 
@@ -104,10 +120,10 @@ class Fuzz:
         )
 
         @profile
-        @given(cases)
-        def run(case: Any) -> None:
-            write(case)
-            self.judge(lambda: read(case), names)
+        @given(cases.map(_Case))
+        def run(case: _Case) -> None:
+            write(case.value)
+            self.judge(lambda: read(case.value), names)
 
         with _silence(self.root) as self._output:
             run()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -95,6 +95,15 @@ def _load(plan: ImportPlan, episodes: AllEpisodes) -> Iterator[ClassImages]:
         raise UserError(*listed(problems))
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name is text; those of files need not be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
     splits_of: dict[str, set[str]] = defaultdict(set)
     for planned in plan.classes:
@@ -103,6 +112,17 @@ def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
         f"class {name}: is in the splits {' and '.join(sorted(splits))}; keep it in one"
         for name, splits in splits_of.items()
         if len(splits) > 1
+    ]
+    repeated = Counter((planned.split, planned.name) for planned in plan.classes)
+    problems += [
+        f"class {name} of split {split}: is there {count} times; give each class a name of its own"
+        for (split, name), count in repeated.items()
+        if count > 1
+    ]
+    problems += [
+        f"class {name!r}: its name is no text that UTF-8 can write; rename it"
+        for name in splits_of
+        if not _is_text(name)
     ]
     for split in get_args(Split):
         counts = {p.name: p.count for p in plan.classes if p.split == split and p.count}
