@@ -70,20 +70,26 @@ class _Trials:
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """Hold the right to judge, with an empty folder for Tune's own state."""
-    scratch = folder.absolute() / ".tune"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            shutil.rmtree(scratch, ignore_errors=True)  # of a campaign that was killed
-            scratch.mkdir()
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        with FileLock(folder / ".lock", timeout=0), scratch_folder(folder) as scratch:
+            yield scratch
     except Timeout:
         raise UserError(
             f"{folder}: another process is judging this run; wait for it, or stop it"
         ) from None
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder for Tune's own state, which is gone after the block."""
+    scratch = folder.absolute() / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _run_trials(

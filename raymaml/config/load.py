@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
 from raymaml.config.study import StudyConfig
+from raymaml.config.sweep import SweepConfig
 from raymaml.errors import UserError, reason_of
 
 KeyPath = tuple[str, ...]
@@ -69,6 +70,15 @@ def load_study(path: Path) -> StudyConfig:
         UserError: with every problem found.
     """
     return _load(path, StudyConfig, ())
+
+
+def load_sweep(path: Path) -> SweepConfig:
+    """Read a sweep file; its config and the changes to it are not read yet.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    return _load(path, SweepConfig, ())
 
 
 def _load(path: Path, model: type[Model], overrides: Iterable[Sequence[str] | Changes]) -> Model:

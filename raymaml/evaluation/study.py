@@ -104,7 +104,7 @@ def run_study(
     """
     for config in {config.name: config for config in study.models.values()}.values():
         if not _is_trained(config):
-            _provide_data(config, echo)
+            provide_data(config, echo)
             if not train(config, echo):
                 return None
     plan: Plan = partial(plan_study, study)
@@ -119,7 +119,7 @@ def _is_trained(config: Config) -> bool:
     return True
 
 
-def _provide_data(config: Config, echo: Echo) -> None:
+def provide_data(config: Config, echo: Echo) -> None:
     """Make bank and shards, where they are not there; what is there is left to be checked."""
     if not config.data.bank.exists():
         bank = import_bank(config.data, config.episodes)
