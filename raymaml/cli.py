@@ -1,5 +1,5 @@
 """``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``audit``,
-``study``, ``convert``, ``bench``, ``doctor``."""
+``study``, ``sweep``, ``convert``, ``bench``, ``doctor``."""
 
 from __future__ import annotations
 
@@ -202,6 +202,26 @@ def study(study_path: Path, overrides: tuple[str, ...], config: Path | None, loc
     if path is None:
         sys.exit(INTERRUPTED)
     click.echo(path)
+
+
+@main.command()
+@click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--config", type=click.Path(path_type=Path), help="Start from this one instead.")
+@LOCAL
+@_reports_user_errors
+def sweep(sweep_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
+    """Train the trials that SWEEP draws, end the bad ones early, and export the best.
+
+    The overrides change the config of all trials. Run again, it goes on from where it was.
+    """
+    from raymaml.cluster.sweep import scheduler_of, tune_runner
+    from raymaml.evaluation.legs import local_runner
+    from raymaml.evaluation.sweep import read_sweep, run_sweep
+
+    found = read_sweep(sweep_path, overrides, config)
+    runner = local_runner if local else tune_runner
+    click.echo(run_sweep(found, runner=runner, decide=scheduler_of, echo=click.echo))
 
 
 def _train(local: bool) -> Callable[..., bool]:

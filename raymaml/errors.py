@@ -57,6 +57,12 @@ def storage_error(error: OSError, path: object = None, space: str = "") -> Stora
     )
 
 
+def last_line(error: BaseException) -> str:
+    """Return the last line of what an error of Ray's says: the ones before are a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def reason_of(error: Exception) -> str:
     """Return what somebody else's exception says, on one line; its type if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -77,25 +77,31 @@ class _Trials:
 
 @contextlib.contextmanager
 def _scratch(folder: Place) -> Iterator[Path]:
-    """Hold the right to judge, with an empty folder on disk for Tune's own state."""
+    """Hold the right to judge, with an empty folder for Tune's own state."""
     make_folder(folder, "run_dir")
     try:
-        with hold(folder / ".lock", timeout=0):
-            if is_remote(folder):
-                with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
-                    yield Path(temporary)
-                return
-            scratch = folder.absolute() / ".tune"
-            shutil.rmtree(scratch, ignore_errors=True)  # of a campaign that was killed
-            scratch.mkdir()
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        with hold(folder / ".lock", timeout=0), scratch_folder(folder) as scratch:
+            yield scratch
     except Timeout:
         raise UserError(
             f"{folder}: another process is judging this run; wait for it, or stop it"
         ) from None
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Place) -> Iterator[Path]:
+    """Yield an empty folder on disk for Tune's own state, which is gone after the block."""
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
+            yield Path(temporary)
+        return
+    scratch = folder.absolute() / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _run_trials(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import raymaml
 from raymaml.cluster.campaign import judge_on_cluster
-from raymaml.cluster.network import PATIENCE, Node, last_line, living_nodes, network_findings, on
+from raymaml.cluster.network import PATIENCE, Node, living_nodes, network_findings, on
 from raymaml.cluster.runtime import cluster_resources, connected, plan_workers
 from raymaml.cluster.train import train_on_cluster
 from raymaml.config.schema import SPLITS, ClusterConfig, Config
@@ -19,7 +19,7 @@ from raymaml.doctor.finding import Finding, attempt, fail, in_units, ok, user_er
 from raymaml.doctor.machine import machine_findings, malloc_finding
 from raymaml.doctor.rehearsal import MARKER, rehearse
 from raymaml.doctor.software import shown_versions
-from raymaml.errors import UserError
+from raymaml.errors import UserError, last_line
 from raymaml.places import Place
 from raymaml.training.data import shards_folder
 

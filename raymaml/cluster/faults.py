@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.train import ControllerError, UserCallback, WorkerGroupError
 
-from raymaml.errors import UserError
+from raymaml.errors import UserError, last_line
 from raymaml.places import Place
 
 
@@ -44,7 +44,7 @@ def told_failure(error: Exception, folder: Place) -> UserError:
     else:
         return cluster_failed(error, folder, kept)
     return UserError(
-        f"{folder}: {what}, last with: {_last_line(error)}; {kept} is kept: {remedy}run the same"
+        f"{folder}: {what}, last with: {last_line(error)}; {kept} is kept: {remedy}run the same"
         " command to go on"
     )
 
@@ -52,7 +52,7 @@ def told_failure(error: Exception, folder: Place) -> UserError:
 def cluster_failed(error: Exception, folder: Place, kept: str) -> UserError:
     """Return what the user is told when the cluster itself does not answer any more."""
     return UserError(
-        f"{folder}: the cluster failed, last with: {_last_line(error)}; {kept} is kept: look"
+        f"{folder}: the cluster failed, last with: {last_line(error)}; {kept} is kept: look"
         " whether its head lives, and run the same command to go on"
     )
 
@@ -65,8 +65,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         wrapped = getattr(error, "_base_exc", None) or getattr(error, "cause", None)
         error = wrapped or error.__cause__
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

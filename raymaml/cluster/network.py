@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from raymaml.doctor.finding import Finding, fail, ok, warn
+from raymaml.errors import last_line
 
 PATIENCE = 60.0
 """Seconds to wait for a node to answer; starting a process there takes some of them."""
@@ -207,9 +208,3 @@ def _answer(what: str, ask: Callable[[], Any], remedy: str = _PORTS) -> Any:
         return fail(what, f"no answer within {PATIENCE:g} s", remedy)
     except Exception as error:
         return fail(what, last_line(error), remedy)
-
-
-def last_line(error: Exception) -> str:
-    """Return the last line that an error of Ray's says: the ones before are a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

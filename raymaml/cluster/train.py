@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,27 @@ from raymaml.cluster.runtime import (
     worker_resources,
 )
 from raymaml.config.schema import Config
-from raymaml.data.files import as_arrow, read_text
+from raymaml.data.files import as_arrow, make_folder, read_text
 from raymaml.logs import is_verbose
 from raymaml.places import Place, is_remote
 from raymaml.training.data import open_training_data, verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
-from raymaml.training.run_folder import claim, is_done, request_stop
+from raymaml.training.run_folder import STOP, claim, is_done, request_stop
+from raymaml.training.session import Session
 from raymaml.training.settings import settings_line
+from raymaml.training.supervised import (
+    ANSWER,
+    QUESTION,
+    Ask,
+    EndedEarly,
+    SupervisedSession,
+    answer_by_file,
+    ask_by_file,
+)
 from raymaml.training.worker import Echo, adaptation_table, conclude, on_interrupt
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+_ANSWER_EVERY = 0.1  # seconds
 _START_ATTEMPTS = 10
 """Minutes to wait for the workers' CPUs or GPUs to be free; Ray's default is for ever."""
 
@@ -66,7 +79,42 @@ def _train(
         _fit(trainer, folder)
 
 
-def _build_trainer(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> Any:
+def train_supervised(
+    config: Config, num_workers: int, use_gpu: bool, ask: Ask, stop: Callable[[], bool]
+) -> None:
+    """Train with Ray Train's workers as a trial of a sweep, from the last checkpoint on.
+
+    Args:
+        config: the trial's.
+        num_workers: so many.
+        use_gpu: a GPU each.
+        ask: called here with each validation; tells whether the run goes on. What it raises
+            ends the workers first.
+        stop: looked at now and then; the workers stop at an outer step and save when it is true.
+
+    Raises:
+        UserError: the workers met a mistake of the user's, or failed too often.
+    """
+    folder = config.run_folder
+    make_folder(folder, "run_dir")
+    _forget_ray_snapshot(folder)
+    for name in (STOP, QUESTION, ANSWER):
+        (folder / name).unlink(missing_ok=True)
+    trainer = _build_trainer(config, folder, num_workers, use_gpu, supervised=True)
+    with ThreadPoolExecutor(1) as executor:
+        fit = executor.submit(_fit, trainer, folder)
+        answered: str | None = None
+        while not fit.done():
+            if stop():
+                request_stop(folder)
+            answered = answer_by_file(folder, ask, answered)
+            wait([fit], timeout=_ANSWER_EVERY)
+        fit.result()
+
+
+def _build_trainer(
+    config: Config, folder: Place, num_workers: int, use_gpu: bool, *, supervised: bool = False
+) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -79,6 +127,7 @@ def _build_trainer(config: Config, folder: Place, num_workers: int, use_gpu: boo
             "config": config,
             "folder": folder,
             "directory": str(Path.cwd()),
+            "supervised": supervised,
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,
@@ -112,9 +161,13 @@ def _run_worker(job: dict[str, Any]) -> None:
     folder: Place = job["folder"]
     os.chdir(job["directory"])
     data = open_training_data(config, torch_device())
-    session = RaySession(folder, data, config)
+    session: Session = RaySession(folder, data, config)
+    if job["supervised"]:
+        ask = partial(ask_by_file, folder)
+        session = SupervisedSession(session, ask, session.stop_requested)
     gauges = TrainingGauges(config.name, session.world_size)
-    train_worker(config, folder, data, session, lambda _line: None, show=gauges)
+    with contextlib.suppress(EndedEarly):
+        train_worker(config, folder, data, session, lambda _line: None, show=gauges)
 
 
 def _fit(trainer: Any, folder: Place) -> None:

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
+from raymaml.config.sweep import SweepConfig
 from raymaml.errors import UserError, reason_of
 from raymaml.outside import shortened
 
@@ -78,6 +79,19 @@ def load_config(path: Path | str, *overrides: Sequence[str] | Changes) -> Config
     if problems:
         raise UserError(*problems)
     return loaded
+
+
+def load_sweep(path: Path) -> SweepConfig:
+    """Read a sweep file; its config and the changes to it are not read yet.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    tree, places = read_yaml(path)
+    try:
+        return SweepConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(*explain(error, places, str(path), SweepConfig)) from None
 
 
 def dump_config(config: Config) -> str:

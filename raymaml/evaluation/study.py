@@ -120,7 +120,7 @@ def run_study(
     configs = {config.name: config for config in study.models.values()}.values()
     untrained = [config for config in configs if not _is_trained(config)]
     for config in untrained:
-        _provide_data(config, echo)
+        provide_data(config, echo)
     if untrained:
         _of_each(study.arms, lambda arm: arm[0].name, lambda arm: _require_judgeable(study, *arm))
     for config in untrained:
@@ -138,7 +138,7 @@ def _is_trained(config: Config) -> bool:
     return True
 
 
-def _provide_data(config: Config, echo: Echo) -> None:
+def provide_data(config: Config, echo: Echo) -> None:
     """Make bank and shards, where they are not there; what is there is left to be checked."""
     if not (config.data.bank / HEADER_FILE).exists():
         bank = import_bank(config.data, config.episodes)

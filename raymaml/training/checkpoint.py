@@ -356,3 +356,27 @@ def _require_equal_replicas(state: TrainState, session: Session) -> None:
             f"outer step {state.step}: the workers' weights differ ({digests[:, 0].tolist()});"
             " nothing was saved"
         )
+
+
+def copy_checkpoint(path: Place, folder: Place) -> Place:
+    """Copy a checkpoint into another run folder, whole or not at all, unless it is there."""
+    copy = folder / path.name
+    if not (copy / CARD).exists():
+        with new_folder(copy, CARD) as partial:
+            for name in (CARD, *read_card(path).files):
+                (partial / name).write_bytes(read_bytes(path / name))
+    return copy
+
+
+def copy_for_going_on(source: Place, folder: Place, step: int) -> None:
+    """Have the run ``folder`` go on from what the run ``source`` had before outer step ``step``.
+
+    Its best checkpoint comes along, and first: where the last one is, both are. A run that has gone
+    on already stays as it is.
+    """
+    if any(found >= step for found in list_steps(folder)):
+        return
+    last = checkpoint_path(source, step)
+    best = read_card(last).best
+    for each in sorted({step} | ({best.step} if best else set())):
+        copy_checkpoint(checkpoint_path(source, each), folder)
