@@ -30,7 +30,12 @@ HOMES = {
     "yaml": ["config/load.py"],
     "pyarrow": ["data/", "evaluation/"],
     "tensorboardX": ["training/metrics.py"],
-    "matplotlib": ["evaluation/", "data/importers/glyph", "bench/report.py"],
+    "matplotlib": [
+        "evaluation/",
+        "data/importers/glyph",
+        "bench/report.py",
+        "bench/scaling/report.py",
+    ],
     "click": ["cli.py"],
     "upath": ["places.py", "data/locks.py"],
 }

@@ -49,8 +49,10 @@ held by workers would leave its reading tasks waiting for ever."""
 
 
 @contextlib.contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[None]:
+def connected(cluster: ClusterConfig, num_cpus: int | None = None) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine for the block.
+
+    One that is started has ``num_cpus`` logical CPUs; None: as many as there are cores.
 
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
@@ -70,6 +72,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     try:
         ray.init(
             address=address or "local",
+            num_cpus=None if address else num_cpus,
             log_to_driver=is_verbose(),
             logging_level=logging.INFO if is_verbose() else logging.ERROR,
             configure_logging=True,
