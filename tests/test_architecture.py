@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raymaml"
 
 LAYERS = [
-    {"errors", "types", "seeding", "names", "passes"},
+    {"errors", "types", "seeding", "names", "passes", "signals"},
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},

@@ -24,9 +24,9 @@ from raymaml.config.schema import ClusterConfig
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan, episodes_by_arm
 from raymaml.evaluation.progress import Progress
+from raymaml.signals import on_interrupt, stopped
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import request_stop, stop_requested
-from raymaml.training.worker import on_interrupt
 
 
 def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
@@ -37,7 +37,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
 
     Raises:
         UserError: the run cannot be judged, another process judges it, or some chunks failed.
-        KeyboardInterrupt: Ctrl-C; the chunks that were done are kept.
+        KeyboardInterrupt, Terminated: Ctrl-C, SIGTERM; the chunks that were done are kept.
     """
     campaign = plan(torch.device("cpu"))
     if chunks := campaign.missing():
@@ -49,7 +49,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
                 slots = min(slots, cluster.num_workers)
             trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
             with (
-                on_interrupt(lambda: request_stop(scratch)),
+                on_interrupt(lambda: request_stop(scratch), cluster.grace_seconds),
                 Progress(episodes_by_arm(chunks), echo) as progress,
             ):
                 _run_trials(campaign, trials, plan, cluster, progress)
@@ -115,7 +115,7 @@ def _run_trials(
     )
     results = call_in_thread(tuner.fit)
     if stop_requested(trials.scratch):
-        raise KeyboardInterrupt
+        raise stopped()
     if results.errors:
         lines = [line for line in str(results.errors[0]).splitlines() if line.strip()]
         raise UserError(

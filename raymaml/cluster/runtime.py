@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from raymaml.config.schema import ClusterConfig
 from raymaml.errors import UserError
+from raymaml.signals import Terminated
 from raymaml.training.process import MALLOC_ENVIRONMENT
 from raymaml.training.session import require_precision
 
@@ -61,12 +63,13 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         return
     require_answer(address)
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        with _own_sigterm():
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         raise _no_cluster(address, error) from None
     _silence()
@@ -74,6 +77,19 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep our answer to SIGTERM: Ray, when it starts, puts ``sys.exit(15)`` in its place."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise Terminated from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def require_answer(address: str | None) -> None:

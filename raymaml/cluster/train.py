@@ -22,11 +22,12 @@ from raymaml.cluster.runtime import (
 from raymaml.config.schema import Config
 from raymaml.data.files import write_text
 from raymaml.errors import UserError
+from raymaml.signals import on_interrupt
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run_folder import claim, is_done, request_stop
 from raymaml.training.settings import settings_line
-from raymaml.training.worker import Echo, adaptation_table, conclude, on_interrupt
+from raymaml.training.worker import Echo, adaptation_table, conclude
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 _FAILURE = ".failure"
@@ -62,7 +63,10 @@ def _train(
     echo(settings_line(config, image_shape, device, num_workers))
     echo(table)
     trainer = _build_trainer(config, folder, num_workers, use_gpu)
-    with _follow(folder, config.outer.num_steps, echo), on_interrupt(lambda: request_stop(folder)):
+    with (
+        _follow(folder, config.outer.num_steps, echo),
+        on_interrupt(lambda: request_stop(folder), config.cluster.grace_seconds),
+    ):
         _fit(trainer, folder)
 
 

@@ -148,6 +148,9 @@ class ClusterConfig(Section):
     where it otherwise goes back to the kernel and is paid for page by page."""
     episodes_per_chunk: PositiveInt = 1
     """Training episodes that are vectorised (torch.func.vmap); 1 is a loop, the fastest on CPU."""
+    grace_seconds: PositiveRate = 20
+    """How long the step at hand may take to end after SIGTERM, s; then all ends, and what was saved
+    before is kept. Below the 30 s after which Kubernetes and Slurm kill."""
     max_failures: Count = 3
     """How often lost workers are replaced before the run gives up (running it again resumes)."""
 

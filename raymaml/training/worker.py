@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import torch
 
 from raymaml.config.schema import Config
+from raymaml.signals import on_interrupt
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.loop import meta_train
@@ -25,7 +23,7 @@ Echo = Callable[[str], None]
 
 
 def train_locally(config: Config, echo: Echo) -> bool:
-    """Train in this process, without Ray; Ctrl-C stops at the next step boundary.
+    """Train in this process, without Ray; Ctrl-C and SIGTERM stop at the next step boundary.
 
     Returns:
         Whether all outer steps are done.
@@ -38,7 +36,7 @@ def train_locally(config: Config, echo: Echo) -> bool:
             echo(settings_line(config, data.image_shape, device, 1))
             echo(table)
             session = LocalSession(data, device)
-            with on_interrupt(session.stop.set):
+            with on_interrupt(session.stop.set, config.cluster.grace_seconds):
                 train_worker(config, folder, data, session, echo)
         return conclude(config, folder, echo)
 
@@ -85,18 +83,3 @@ def conclude(config: Config, folder: Path, echo: Echo) -> bool:
             f" {100 * best.ci95:.2f}% before outer step {best.step}"
         )
     return True
-
-
-@contextlib.contextmanager
-def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Call ``action`` at the first Ctrl-C; a second one interrupts as usual."""
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        action()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
