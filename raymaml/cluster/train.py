@@ -12,31 +12,42 @@ from typing import Any
 
 import torch
 
+from raymaml.cluster.room import find_room, growing
 from raymaml.cluster.runtime import (
     call_in_thread,
     cluster_resources,
     connected,
-    plan_workers,
+    plan_crew,
     worker_resources,
 )
 from raymaml.config.schema import Config
 from raymaml.data.files import write_text
 from raymaml.errors import UserError
-from raymaml.signals import on_interrupt
+from raymaml.signals import on_interrupt, stopped
+from raymaml.training.crew import Crew, Patience
 from raymaml.training.data import open_training_data
 from raymaml.training.metrics import METRICS_FILE, progress_line
-from raymaml.training.run_folder import claim, is_done, request_stop
+from raymaml.training.run_folder import (
+    claim,
+    is_done,
+    request_stop,
+    saved_step,
+    withdraw_stop,
+)
 from raymaml.training.settings import settings_line
 from raymaml.training.worker import Echo, adaptation_table, conclude
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 _FAILURE = ".failure"
-_START_ATTEMPTS = 10
-"""Minutes to wait for the workers' CPUs or GPUs to be free; Ray's default is for ever."""
+"""What a worker found that the user did wrong, for the driver."""
+_STARTED = ".started"
+"""Is there once the workers of a crew are running."""
 
 
 def train_on_cluster(config: Config, echo: Echo) -> bool:
-    """Train with Ray Train's workers, from the last checkpoint on; Ctrl-C stops cleanly.
+    """Train with Ray Train's workers, from the last checkpoint on.
+
+    Ctrl-C and SIGTERM stop at the next step boundary.
 
     Returns:
         Whether all outer steps are done.
@@ -56,23 +67,70 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
 def _train(
     config: Config, folder: Path, image_shape: tuple[int, int, int], table: str, echo: Echo
 ) -> None:
-    num_workers, use_gpu = plan_workers(config.cluster, cluster_resources())
-    _forget_ray_snapshot(folder)
+    crew = plan_crew(config, cluster_resources())
     (folder / _FAILURE).unlink(missing_ok=True)
-    device = torch.device("cuda" if use_gpu else "cpu")
-    echo(settings_line(config, image_shape, device, num_workers))
-    echo(table)
-    trainer = _build_trainer(config, folder, num_workers, use_gpu)
+    asked = threading.Event()
+
+    def stop() -> None:
+        asked.set()
+        request_stop(folder)
+
+    def announce(workers: int, before: int) -> None:
+        if before == 0:
+            device = torch.device("cuda" if crew.use_gpu else "cpu")
+            echo(settings_line(config, image_shape, device, workers))
+            echo(table)
+        elif workers != before:
+            step = max(0, saved_step(folder))
+            echo(f"{folder}: {workers} worker(s) from outer step {step} on, {before} before")
+
     with (
         _follow(folder, config.outer.num_steps, echo),
-        on_interrupt(lambda: request_stop(folder), config.cluster.grace_seconds),
+        on_interrupt(stop, config.cluster.grace_seconds),
     ):
-        _fit(trainer, folder)
+        workers, patience = 0, Patience(config.cluster.max_failures)
+        while not is_done(folder, config):
+            before, workers = workers, find_room(crew, config.cluster, asked, echo)
+            withdraw_stop(folder)
+            if asked.is_set():  # also if it came just before the stop was withdrawn
+                break
+            announce(workers, before)
+            failure = _run_crew(config, folder, crew, workers)
+            if failure and not asked.is_set() and patience.ends(saved_step(folder)):
+                raise _gives_up(folder, failure)
+    if saved_step(folder) < 0:
+        raise stopped()
+
+
+def _run_crew(config: Config, folder: Path, crew: Crew, workers: int) -> Exception | None:
+    """Let so many workers train until they end; return what made them fail, if anything did.
+
+    They end when all is done, when there is room for more of them, when one is told to go and when
+    one is lost; in all cases but the last they have saved where they stand.
+
+    Raises:
+        UserError: a mistake of the user's that one of them met.
+    """
+    _forget_ray_snapshot(folder)
+    started = folder / _STARTED
+    started.unlink(missing_ok=True)
+    trainer = _build_trainer(config, folder, workers, crew.use_gpu)
+    failure: Exception | None = None
+    with growing(crew, workers, started.exists, lambda: request_stop(folder)):
+        try:
+            call_in_thread(trainer.fit)
+        except Exception as error:
+            failure = error
+    if (folder / _FAILURE).exists():
+        raise UserError(*json.loads((folder / _FAILURE).read_text(encoding="utf-8")))
+    return failure
 
 
 def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raymaml.cluster.leaving import StopOnTerminate
 
     return TorchTrainer(
         _run_worker,
@@ -90,10 +148,9 @@ def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool
         run_config=RunConfig(
             name=config.name,
             storage_path=str(folder.parent.absolute()),
-            failure_config=FailureConfig(
-                max_failures=config.cluster.max_failures,
-                controller_failure_limit=_START_ATTEMPTS,
-            ),
+            # What failed is tried again by us, with the workers for which there is room then.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
+            callbacks=[StopOnTerminate(folder.absolute())],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -101,6 +158,7 @@ def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool
 
 def _run_worker(job: dict[str, Any]) -> None:
     """Run one worker of Ray Train."""
+    from raymaml.cluster.leaving import stop_on_drain
     from raymaml.cluster.session import RaySession, device_and_world_size
     from raymaml.training.worker import train_worker
 
@@ -110,10 +168,12 @@ def _run_worker(job: dict[str, Any]) -> None:
     if (folder / _FAILURE).exists():
         return  # the workers before these met a mistake of the user's: nothing to try again
     device, world_size = device_and_world_size()
+    (folder / _STARTED).touch()
     try:
         data = open_training_data(config, device)
         session = RaySession(folder, data, config.outer.num_steps)
-        train_worker(config, folder, data, session, lambda _line: None)
+        with stop_on_drain(folder):
+            train_worker(config, folder, data, session, lambda _line: None)
     except UserError as error:
         write_text(folder / _FAILURE, json.dumps(error.problems))
         if world_size > 1:
@@ -121,21 +181,12 @@ def _run_worker(job: dict[str, Any]) -> None:
             raise
 
 
-def _fit(trainer: Any, folder: Path) -> None:
-    """Let Ray Train run the workers; a mistake of the user's that one of them met is told so."""
-    failure: Exception | None = None
-    try:
-        call_in_thread(trainer.fit)
-    except Exception as error:
-        failure = error
-    if (folder / _FAILURE).exists():
-        raise UserError(*json.loads((folder / _FAILURE).read_text(encoding="utf-8")))
-    if failure is not None:
-        raise UserError(
-            f"{folder}: the workers failed more often than cluster.max_failures allows, last with:"
-            f" {_last_line(failure)}; everything up to the last checkpoint is kept: run the"
-            " same command to go on"
-        ) from failure
+def _gives_up(folder: Path, failure: Exception) -> UserError:
+    return UserError(
+        f"{folder}: the workers failed more often in a row than cluster.max_failures allows, last"
+        f" with: {_last_line(failure)}; everything up to the last checkpoint is kept: run the same"
+        " command to go on"
+    )
 
 
 def _last_line(error: Exception) -> str:

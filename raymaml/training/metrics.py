@@ -66,12 +66,16 @@ class RunMetrics:
         folder: the run folder.
         outer: for rate and time left.
         echo: called with each progress line.
+        workers: how many train together; told beside their rate.
     """
 
-    def __init__(self, folder: Path, outer: OuterConfig, echo: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, outer: OuterConfig, echo: Callable[[str], None], workers: int = 1
+    ) -> None:
         self._path = folder / METRICS_FILE
         self._outer = outer
         self._echo = echo
+        self._workers = workers
         self._tensorboard_folder = folder / "tensorboard"
         self._clock = (0, 0.0)  # step and time of the last training row
 
@@ -94,6 +98,7 @@ class RunMetrics:
             "grad_norm": metrics.grad_norm,
             "episodes_per_second": steps_per_second * self._outer.meta_batch_size,
             "seconds_left": (self._outer.num_steps - step) / steps_per_second,
+            "workers": self._workers,
         }
         self._write(row, "train")
 

@@ -39,7 +39,7 @@ def claim(config: Config, data: TrainingData) -> Iterator[Path]:
     try:
         with FileLock(folder / ".lock", timeout=0):
             _check_identity(folder, config, data)
-            (folder / STOP).unlink(missing_ok=True)
+            withdraw_stop(folder)
             yield folder
     except Timeout:
         raise UserError(
@@ -70,6 +70,11 @@ def request_stop(folder: Path) -> None:
     (folder / STOP).touch()
 
 
+def withdraw_stop(folder: Path) -> None:
+    """Forget that a stop was asked for."""
+    (folder / STOP).unlink(missing_ok=True)
+
+
 def stop_requested(folder: Path) -> bool:
     """Tell whether a stop was asked for."""
     return (folder / STOP).exists()
@@ -84,7 +89,12 @@ def begin(folder: Path, config: Config, data: TrainingData) -> None:
 
 def is_done(folder: Path, config: Config) -> bool:
     """Tell whether no outer step is left to do."""
-    return max(list_steps(folder), default=-1) >= config.outer.num_steps
+    return saved_step(folder) >= config.outer.num_steps
+
+
+def saved_step(folder: Path) -> int:
+    """Return the step of the last checkpoint, -1 if there is none."""
+    return max(list_steps(folder), default=-1)
 
 
 def require_trained_by(config: Config) -> None:

@@ -64,7 +64,8 @@ def train_worker(
         return meta_train(config, data, store, NoMetrics(), session)
     with sole_writer(folder):
         begin(folder, config, data)
-        return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
+        writer = RunMetrics(folder, config.outer, echo, session.world_size)
+        return meta_train(config, data, store, writer, session)
 
 
 def conclude(config: Config, folder: Path, echo: Echo) -> bool:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers_cluster import SETTINGS, assert_same_bits, kill_with_children, wait_until
+from helpers_cluster import (
+    SETTINGS,
+    assert_same_bits,
+    free_ports,
+    kill_with_children,
+    start_node,
+    wait_until,
+)
 
 from raymaml.training.worker import train_locally
 
@@ -41,28 +46,14 @@ def head(tmp_path_factory, short_folder) -> Iterator[Head]:
     programs = Path(sys.executable).parent
     environment = {**inherited, "HOME": str(home), "PATH": f"{programs}:{inherited['PATH']}"}
     environment.pop("PYTHONPATH", None)  # jobs bring their code along
-    # The agent, which starts jobs, has a fixed port by default: only one cluster could have it.
-    port, dashboard_port, agent_port = free_ports(3)
-    output = home / "head.txt"
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"),
-                *(f"--dashboard-port={dashboard_port}", "--disable-usage-stats"),
-                f"--dashboard-agent-listen-port={agent_port}",
-                f"--temp-dir={short_folder / 'head'}",
-            ],
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+    port, dashboard_port = free_ports(2)
+    process = start_node(
+        home / "head.txt",
+        environment,
+        *("--head", f"--port={port}", "--num-cpus=2"),
+        *(f"--dashboard-port={dashboard_port}", f"--temp-dir={short_folder / 'head'}"),
+    )
     try:
-        wait_until(
-            lambda: "Ray runtime started" in output.read_text() or process.poll() is not None,
-            "started",
-        )
-        assert process.poll() is None, output.read_text()
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment)
     finally:
         kill_with_children(process)
@@ -120,12 +111,3 @@ def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
 
     wait_until(taken, "taken as a job")
     return jobs[-1]
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
