@@ -17,8 +17,8 @@ from raymaml.config.schema import SPLITS, Split
 from raymaml.errors import UserError, storage_error
 from raymaml.logs import set_up
 from raymaml.places import Place
+from raymaml.signals import INTERRUPTED, TERMINATED, Terminated, stop_code, terminable
 
-INTERRUPTED = 130  # what a shell shows for a command that Ctrl-C ended
 CONFIG = click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
 OPTIONAL_CONFIG = click.argument(
     "config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)
@@ -28,8 +28,8 @@ OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 
 
 def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a ``UserError``, or Ctrl-C, as one message without a traceback; and nothing of other
-    libraries, unless --verbose asks for it."""
+    """Show a ``UserError``, Ctrl-C or SIGTERM as one message without a traceback; and nothing of
+    other libraries, unless --verbose asks for it."""
 
     @click.option(
         "--verbose",
@@ -41,7 +41,8 @@ def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            with terminable():
+                return command(*args, **kwargs)
         except (UserError, OSError) as error:
             told = error if isinstance(error, UserError) else storage_error(error)
             if told is None:
@@ -49,12 +50,18 @@ def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             for problem in told.problems:
                 click.echo(f"raymaml: {problem}", err=True)
             sys.exit(2)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as stop:
+            code, word = (
+                (TERMINATED, "terminated")
+                if isinstance(stop, Terminated)
+                else (INTERRUPTED, "interrupted")
+            )
             click.echo(
-                "raymaml: interrupted; what is finished is kept: run the same command to go on",
+                f"raymaml: {str(stop) or word}; what is finished is kept: run the same command to"
+                " go on",
                 err=True,
             )
-            sys.exit(INTERRUPTED)
+            sys.exit(code)
 
     return run
 
@@ -138,7 +145,7 @@ def train(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
     """Train, or go on with, the run that CONFIG names."""
     config = load_config(config_path, overrides)
     if not _train(local)(config, click.echo):
-        sys.exit(INTERRUPTED)
+        sys.exit(stop_code())
 
 
 @main.command()
@@ -200,7 +207,7 @@ def study(study_path: Path, overrides: tuple[str, ...], config: Path | None, loc
     found = read_study(study_path, overrides, config)
     path = run_study(found, train=_train(local), judge=_judge(local), echo=click.echo)
     if path is None:
-        sys.exit(INTERRUPTED)
+        sys.exit(stop_code())
     click.echo(path)
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raymaml"
 
 LAYERS = [
-    {"errors", "outside", "types", "seeding", "names", "passes", "places", "logs"},
+    {"errors", "outside", "types", "seeding", "names", "passes", "places", "logs", "signals"},
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},

@@ -28,9 +28,9 @@ from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
 from raymaml.evaluation.progress import Progress
 from raymaml.logs import is_verbose
 from raymaml.places import Place, is_remote
+from raymaml.signals import on_interrupt, stopped
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import request_stop, stop_requested
-from raymaml.training.worker import on_interrupt
 
 
 def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
@@ -41,7 +41,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
 
     Raises:
         UserError: the run cannot be judged, another process judges it, or some chunks failed.
-        KeyboardInterrupt: Ctrl-C; the chunks that were done are kept.
+        KeyboardInterrupt, Terminated: Ctrl-C, SIGTERM; the chunks that were done are kept.
     """
     campaign = plan(torch.device("cpu"))
     if chunks := campaign.missing():
@@ -57,7 +57,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
             echo(campaign.settings_line(slots, torch.device("cuda" if use_gpu else "cpu")))
             trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
             with (
-                on_interrupt(lambda: request_stop(scratch)),
+                on_interrupt(lambda: request_stop(scratch), cluster.grace_seconds),
                 campaign.progress(echo, CampaignGauges(campaign.name)) as progress,
             ):
                 _run_trials(campaign, trials, plan, cluster, progress)
@@ -141,7 +141,7 @@ def _run_trials(
     if problems:
         raise UserError(*problems)
     if stop_requested(trials.scratch):
-        raise KeyboardInterrupt
+        raise stopped()
     if results.errors:
         lines = [line for line in str(results.errors[0]).splitlines() if line.strip()]
         raise UserError(

@@ -29,6 +29,13 @@ def user_error(error: BaseException) -> UserError | None:
     return next((each for each in _chain(error) if isinstance(each, UserError)), None)
 
 
+def is_borne(error: Exception) -> bool:
+    """Tell whether workers were lost, or not started, so that others may do better."""
+    if isinstance(error, ControllerError):
+        return user_error(error.controller_failure) is None
+    return isinstance(error, WorkerGroupError)
+
+
 def told_failure(error: Exception, folder: Place) -> UserError:
     """Return what the user is told of an error of Ray Train's."""
     kept = "everything up to the last checkpoint"
@@ -38,7 +45,8 @@ def told_failure(error: Exception, folder: Place) -> UserError:
         what = "the workers could not be started"
         remedy = "wait for the cluster's nodes, or lower cluster.num_workers, and "
     elif isinstance(error, WorkerGroupError):
-        what, remedy = "the workers failed more often than cluster.max_failures allows", ""
+        what = "the workers failed more often in a row than cluster.max_failures allows"
+        remedy = ""
         if any("memory" in str(each) for each in error.worker_failures.values()):
             remedy = "lower cluster.num_workers, if a node ran out of memory, and "
     else:

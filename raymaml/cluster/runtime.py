@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raymaml.config.schema import ClusterConfig
+from raymaml.config.schema import ClusterConfig, Config
 from raymaml.errors import UserError
 from raymaml.logs import is_verbose
+from raymaml.signals import Terminated
+from raymaml.training.crew import Crew, elastic_crew
 from raymaml.training.process import MALLOC_ENVIRONMENT
 from raymaml.training.session import require_precision
 
@@ -30,6 +33,9 @@ _ENVIRONMENT = {
     # The controller looks after its workers this often, s. Its default of 2 delays each end of a
     # run by as much.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Workers watch the draining of their own nodes (leaving.py); Ray's way to tell them would have
+    # the controller wait until the node is gone.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Tune's old output honours verbose=0, its new one prints a banner all the same.
     "RAY_AIR_NEW_OUTPUT": "0",
     # Without it Ray announces, at every start of a worker without GPU, a default that will change.
@@ -70,13 +76,14 @@ def connected(cluster: ClusterConfig, num_cpus: int | None = None) -> Iterator[N
         return
     require_answer(address)
     try:
-        ray.init(
-            address=address or "local",
-            num_cpus=None if address else num_cpus,
-            log_to_driver=is_verbose(),
-            logging_level=logging.INFO if is_verbose() else logging.ERROR,
-            configure_logging=True,
-        )
+        with _own_sigterm():
+            ray.init(
+                address=address or "local",
+                num_cpus=None if address else num_cpus,
+                log_to_driver=is_verbose(),
+                logging_level=logging.INFO if is_verbose() else logging.ERROR,
+                configure_logging=True,
+            )
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         raise _no_cluster(address, error) from None
     _silence()
@@ -84,6 +91,19 @@ def connected(cluster: ClusterConfig, num_cpus: int | None = None) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep our answer to SIGTERM: Ray, when it starts, puts ``sys.exit(15)`` in its place."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise Terminated from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def require_answer(address: str | None) -> None:
@@ -161,12 +181,8 @@ def plan_workers(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[i
     Raises:
         UserError: the cluster is smaller than what is asked for, or has not the precision.
     """
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    use_gpu = cluster.device == "cuda" or (cluster.device == "auto" and gpus > 0)
-    require_precision(cluster, use_gpu)
-    slots, kind = (gpus, "GPUs") if use_gpu else (cpus, "CPU cores")
-    if cpus < slots:  # a worker on a GPU takes a CPU core as well
-        slots, kind = cpus, "CPU cores for its GPUs"
+    use_gpu = wants_gpu(cluster, resources)
+    slots, kind = count_slots(resources, use_gpu)
     if slots == 0:
         raise UserError(
             f"cluster.device is {cluster.device} but the Ray cluster has no {kind}; set"
@@ -180,6 +196,41 @@ def plan_workers(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[i
             f" use at most {slots}, or auto"
         )
     return cluster.num_workers, use_gpu
+
+
+def plan_crew(config: Config, resources: dict[str, float]) -> Crew:
+    """Return how many training workers there may be.
+
+    Raises:
+        UserError: the number is fixed, and the cluster is too small for it; or it has not the
+            precision.
+    """
+    elastic = elastic_crew(config, wants_gpu(config.cluster, resources))
+    if elastic is not None:
+        return elastic
+    count, use_gpu = plan_workers(config.cluster, resources)
+    return Crew(minimum=count, maximum=count, use_gpu=use_gpu)
+
+
+def wants_gpu(cluster: ClusterConfig, resources: dict[str, float]) -> bool:
+    """Tell whether workers use GPUs.
+
+    Raises:
+        UserError: they would not have the precision.
+    """
+    has_gpu = resources.get("GPU", 0) >= 1
+    use_gpu = cluster.device == "cuda" or (cluster.device == "auto" and has_gpu)
+    require_precision(cluster, use_gpu)
+    return use_gpu
+
+
+def count_slots(resources: dict[str, float], use_gpu: bool) -> tuple[int, str]:
+    """Return how many workers fit into ``resources``, and what limits them."""
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    if not use_gpu:
+        return cpus, "CPU cores"
+    # a worker on a GPU takes a CPU core as well
+    return (cpus, "CPU cores for its GPUs") if cpus < gpus else (gpus, "GPUs")
 
 
 def worker_resources(use_gpu: bool) -> dict[str, float]:

@@ -14,16 +14,16 @@ import torch
 
 from raymaml.cluster.campaign import scratch_folder
 from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected, plan_workers
-from raymaml.cluster.train import train_supervised
+from raymaml.cluster.trainer import train_supervised
 from raymaml.config.sweep import Asha
 from raymaml.errors import UserError, last_line
 from raymaml.evaluation.legs import run_alone, up_to
 from raymaml.evaluation.referee import Decide, Referee, always
 from raymaml.evaluation.sweep import Leg, RunLegs, Sweep, first_rung, max_steps
+from raymaml.signals import on_interrupt, stopped
 from raymaml.training.run_folder import request_stop, stop_requested
 from raymaml.training.state import Validation
 from raymaml.training.supervised import Ask
-from raymaml.training.worker import on_interrupt
 
 _PATIENCE = "60"
 """Seconds that Tune waits for a trial that it stopped to end its workers."""
@@ -110,10 +110,11 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
             failure_config=tune.FailureConfig(max_failures=max(failures)),
         ),
     )
-    with on_interrupt(lambda: request_stop(room.scratch)):
+    grace = max(leg.config.cluster.grace_seconds for leg in legs)
+    with on_interrupt(lambda: request_stop(room.scratch), grace):
         call_in_thread(tuner.fit)
     if stop_requested(room.scratch):
-        raise KeyboardInterrupt
+        raise stopped()
 
 
 def _run_trial(

@@ -137,6 +137,12 @@ class ClusterConfig(Section):
     num_workers: PositiveInt | Literal["auto"] = "auto"
     """Training workers, and chunks that are judged at once, at most; auto: one a GPU, or one a CPU
     core where there is no GPU. On CPU the result does not depend on it."""
+    min_workers: PositiveInt | None = None
+    """Train with as many workers as there is room for, from so many up to `num_workers` (auto: one
+    a chunk of a meta-batch), while nodes come and go; null: with `num_workers` at all times."""
+    wait_seconds: PositiveRate = 600
+    """How long to wait, at the start and whenever workers are lost, for room for enough of them, s;
+    then the run gives up (running it again resumes)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where the cluster has GPUs."""
     threads_per_worker: PositiveInt = 1
@@ -151,11 +157,25 @@ class ClusterConfig(Section):
     where it otherwise goes back to the kernel and is paid for page by page."""
     episodes_per_chunk: PositiveInt = 1
     """Training episodes that are vectorised (torch.func.vmap); 1 is a loop, the fastest on CPU."""
+    grace_seconds: PositiveRate = 20
+    """How long the step at hand may take to end after SIGTERM, s; then all ends, and what was saved
+    before is kept. Below the 30 s after which Kubernetes and Slurm kill."""
     max_failures: Count = 3
-    """How often lost workers are replaced before the run gives up (running it again resumes)."""
+    """How often in a row, with no checkpoint in between, lost workers are replaced before the run
+    gives up (running it again resumes); for judging, how often a chunk is tried again."""
     timeout: PositiveInt = 600
     """Seconds after which a training worker that does not answer, or that the others wait for, is
     taken for lost; longer than a validation and the writing of a checkpoint take."""
+
+    @model_validator(mode="after")
+    def _minimum_is_within(self) -> ClusterConfig:
+        most = self.num_workers
+        if self.min_workers is not None and most != "auto" and self.min_workers > most:
+            raise ValueError(
+                f"cluster.min_workers is {self.min_workers} but cluster.num_workers, the most, is"
+                f" {most}; lower the one or raise the other"
+            )
+        return self
 
 
 class Config(Section):

@@ -12,11 +12,12 @@ from raymaml.data.files import make_folder
 from raymaml.errors import UserError
 from raymaml.evaluation.referee import Referee
 from raymaml.evaluation.sweep import Leg, RunLegs, Sweep
+from raymaml.signals import on_interrupt, stopped
 from raymaml.training.data import open_training_data
 from raymaml.training.session import LocalSession, local_device
 from raymaml.training.state import Validation
 from raymaml.training.supervised import Ask, EndedEarly, SupervisedSession
-from raymaml.training.worker import on_interrupt, train_worker
+from raymaml.training.worker import train_worker
 
 
 def run_alone(leg: Leg, device: torch.device, ask: Ask, stop: Callable[[], bool]) -> None:
@@ -56,7 +57,8 @@ def local_runner(_sweep: Sweep) -> Iterator[RunLegs]:
 
 def _run_in_order(legs: Sequence[Leg], referee: Referee) -> None:
     stop = threading.Event()
-    with on_interrupt(stop.set):
+    grace = max(leg.config.cluster.grace_seconds for leg in legs)
+    with on_interrupt(stop.set, grace):
         for leg in legs:
             if stop.is_set():
                 break
@@ -65,7 +67,7 @@ def _run_in_order(legs: Sequence[Leg], referee: Referee) -> None:
             except UserError as error:
                 referee.fail(leg.trial, "; ".join(error.problems))
     if stop.is_set():
-        raise KeyboardInterrupt
+        raise stopped()
 
 
 def asking(leg: Leg, referee: Referee) -> Ask:

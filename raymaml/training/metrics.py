@@ -83,6 +83,7 @@ class RunMetrics:
         outer: for rate and time left.
         echo: called with each progress line.
         show: called with each row that is written.
+        workers: how many train together; told beside their rate.
     """
 
     def __init__(
@@ -91,12 +92,15 @@ class RunMetrics:
         outer: OuterConfig,
         echo: Callable[[str], None],
         show: Show = lambda _row: None,
+        *,
+        workers: int = 1,
     ) -> None:
         self._path = folder / METRICS_FILE
         self._outer = outer
         self._echo = echo
         self._show = show
         self._text = ""
+        self._workers = workers
         self._tensorboard_folder = folder / "tensorboard"
         if is_remote(folder):
             self._events = Path(mkdtemp(prefix="raymaml-"))
@@ -126,6 +130,7 @@ class RunMetrics:
             "grad_norm": metrics.grad_norm,
             "episodes_per_second": steps_per_second * self._outer.meta_batch_size,
             "seconds_left": (self._outer.num_steps - step) / steps_per_second,
+            "workers": self._workers,
         }
         self._write(row, "train")
 

@@ -34,7 +34,7 @@ def claim(config: Config, data: TrainingData) -> Iterator[Place]:
     try:
         with hold(folder / ".lock", timeout=0):
             _check_identity(folder, config, data)
-            (folder / STOP).unlink(missing_ok=True)
+            withdraw_stop(folder)
             yield folder
     except Timeout:
         raise UserError(
@@ -65,6 +65,11 @@ def request_stop(folder: Place) -> None:
     (folder / STOP).touch()
 
 
+def withdraw_stop(folder: Place) -> None:
+    """Forget that a stop was asked for."""
+    (folder / STOP).unlink(missing_ok=True)
+
+
 def stop_requested(folder: Place) -> bool:
     """Tell whether a stop was asked for."""
     return (folder / STOP).exists()
@@ -79,7 +84,12 @@ def begin(folder: Place, config: Config, data: TrainingData) -> None:
 
 def is_done(folder: Place, config: Config) -> bool:
     """Tell whether no outer step is left to do."""
-    return max(list_steps(folder), default=-1) >= config.outer.num_steps
+    return saved_step(folder) >= config.outer.num_steps
+
+
+def saved_step(folder: Place) -> int:
+    """Return the step of the last checkpoint, -1 if there is none."""
+    return max(list_steps(folder), default=-1)
 
 
 def require_trained_by(config: Config) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 
 import torch
 
 from raymaml.config.schema import Config
 from raymaml.logs import LOG
 from raymaml.places import Place
+from raymaml.signals import on_interrupt
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data, verify_images
 from raymaml.training.faults import told
@@ -28,7 +26,7 @@ Echo = Callable[[str], None]
 
 
 def train_locally(config: Config, echo: Echo) -> bool:
-    """Train in this process, without Ray; Ctrl-C stops at the next step boundary.
+    """Train in this process, without Ray; Ctrl-C and SIGTERM stop at the next step boundary.
 
     Returns:
         Whether all outer steps are done.
@@ -42,7 +40,7 @@ def train_locally(config: Config, echo: Echo) -> bool:
             echo(settings_line(config, data.image_shape, device, 1))
             echo(table)
             session = LocalSession(data, device)
-            with on_interrupt(session.stop.set):
+            with on_interrupt(session.stop.set, config.cluster.grace_seconds):
                 train_worker(config, folder, data, session, echo)
         return conclude(config, folder, echo)
 
@@ -89,7 +87,7 @@ def train_worker(
         else:
             with sole_writer(folder):
                 begin(folder, config, data)
-                metrics = RunMetrics(folder, config.outer, echo, show)
+                metrics = RunMetrics(folder, config.outer, echo, show, workers=session.world_size)
                 state = meta_train(config, data, store, metrics, session)
         LOG.info("done" if state.step == config.outer.num_steps else "stopped: it was asked to")
         return state
@@ -111,18 +109,3 @@ def conclude(config: Config, folder: Place, echo: Echo) -> bool:
             f" {100 * best.ci95:.2f}% before outer step {best.step}"
         )
     return True
-
-
-@contextlib.contextmanager
-def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Call ``action`` at the first Ctrl-C; a second one interrupts as usual."""
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        action()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -36,7 +37,7 @@ SETTINGS = (
 """How the first line of a run of the tiny config ends, on CPU."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
     """Look again and again; fail after a generous while."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -89,6 +90,10 @@ class Command:
         """Press Ctrl-C: the signal goes to every process of the terminal."""
         os.killpg(self.process.pid, signal.SIGINT)
 
+    def terminate(self) -> None:
+        """Send SIGTERM to the process itself, as `kill`, Kubernetes and Slurm do."""
+        self.process.terminate()
+
     def kill(self) -> None:
         """End the process itself at once; what it started is left to itself."""
         self.orphans = psutil.Process(self.process.pid).children(recursive=True)
@@ -130,3 +135,41 @@ def kill_with_children(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         kill_all(children)
     process.wait()
+
+
+def start_node(
+    output: Path,
+    environment: Mapping[str, str],
+    *options: str,
+    python: Path | str = sys.executable,
+) -> subprocess.Popen[bytes]:
+    """Start a node of a Ray cluster, a process with children, and wait until it runs."""
+    # The agent, which starts jobs, has a fixed port by default: only one node could have it.
+    (agent_port,) = free_ports(1)
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                *(str(python), "-m", "ray.scripts.scripts", "start", "--block"),
+                *("--node-ip-address=127.0.0.1", "--disable-usage-stats"),
+                f"--dashboard-agent-listen-port={agent_port}",
+                *options,
+            ],
+            env=dict(environment),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    wait_until(
+        lambda: "Ray runtime started" in output.read_text() or process.poll() is not None,
+        "started",
+    )
+    assert process.poll() is None, output.read_text()
+    return process
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -7,13 +7,12 @@ import re
 import secrets
 import shutil
 import site
-import socket
 import subprocess
 import sys
 import threading
 import venv
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,10 @@ import pytest
 from helpers_cluster import (
     SETTINGS,
     assert_same_bits,
+    free_ports,
     kill_with_children,
     not_of_training,
+    start_node,
     trained_steps,
     wait_until,
 )
@@ -57,28 +58,15 @@ def head(tmp_path_factory, short_folder) -> Iterator[Head]:
     programs = f"{Path(sys.executable).parent}:{inherited['PATH']}"
     environment = {**inherited, "HOME": str(home), "PATH": programs}
     environment.pop("PYTHONPATH", None)  # jobs bring their code along
-    # The agent, which starts jobs, has a fixed port by default: only one cluster could have it.
-    port, dashboard_port, agent_port = free_ports(3)
-    output = home / "head.txt"
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [
-                *(thin_python(home / "python"), "-m", "ray.scripts.scripts", "start", "--head"),
-                *("--block", "--num-cpus=2", "--disable-usage-stats", f"--port={port}"),
-                *(f"--dashboard-port={dashboard_port}", f"--temp-dir={short_folder / 'head'}"),
-                f"--dashboard-agent-listen-port={agent_port}",
-            ],
-            # A node that has all dependencies needs no registry.
-            env={**environment, "PIP_NO_INDEX": "1"},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+    port, dashboard_port = free_ports(2)
+    process = start_node(
+        home / "head.txt",
+        {**environment, "PIP_NO_INDEX": "1"},  # a node that has all dependencies needs no registry
+        *("--head", f"--port={port}", "--num-cpus=2"),
+        *(f"--dashboard-port={dashboard_port}", f"--temp-dir={short_folder / 'head'}"),
+        python=thin_python(home / "python"),
+    )
     try:
-        wait_until(
-            lambda: "Ray runtime started" in output.read_text() or process.poll() is not None,
-            "started",
-        )
-        assert process.poll() is None, output.read_text()
         session = (short_folder / "head/session_latest").resolve()
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", session, environment)
     finally:
@@ -220,12 +208,3 @@ def thin_python(folder: Path) -> Path:
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "ours.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
     return folder / "bin" / "python"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

@@ -12,7 +12,8 @@ import pytest
 from filelock import FileLock
 from helpers_cluster import assert_same_bits, trained_steps, wait_until
 
-from raymaml.cluster.train import RAY_SNAPSHOT, train_on_cluster
+from raymaml.cluster.train import train_on_cluster
+from raymaml.cluster.trainer import RAY_SNAPSHOT
 from raymaml.errors import UserError
 from raymaml.training.worker import train_locally
 
