@@ -159,8 +159,6 @@ def _applying(requires: Iterable[str], extra: str) -> Iterator[str]:
     for text in requires:
         requirement = Requirement(text)
         marker = requirement.marker
-        if extra and (marker is None or marker.evaluate({"extra": ""})):
-            continue  # required without the extra as well
         if marker is None or marker.evaluate({"extra": extra}):
             requirement.marker = None
             yield str(requirement)

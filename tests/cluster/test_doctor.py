@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers_cluster import kill_with_children, wait_until
+from helpers_cluster import Command, kill_with_children, wait_until
 
 from raymaml.cluster import doctor, network
 from raymaml.cluster.doctor import examine_cluster, own_versions, version_findings
@@ -52,6 +53,20 @@ def test_which_pairs_are_measured() -> None:
     assert pairs(1) == []
     assert pairs(3) == [(0, 1), (0, 2), (1, 2)]
     assert pairs(10) == [*((node, node + 1) for node in range(9)), (9, 0)]
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer(start) -> None:
+    with socket.socket() as reserved:  # bound and not listening: connections are refused
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        command = start("doctor", "--json", RAY_ADDRESS=address)
+        assert command.finish() == 1
+    assert command.errors == ""
+    (finding,) = [each for each in findings(command) if each["status"] == "fail"]
+    assert finding["what"] == "cluster"
+    assert f"RAY_ADDRESS is {address}: no Ray cluster answers there" in finding["found"]
+    assert finding["remedy"].startswith("start one with `ray start --head`")
 
 
 @pytest.mark.ray
@@ -160,8 +175,12 @@ def run_doctor(start, two: Two, *arguments: str) -> tuple[int, dict[str, dict[st
     )
     code = command.finish()
     assert command.errors == ""
-    findings = json.loads("\n".join(command.lines))["findings"]
-    return code, {finding["what"]: finding for finding in findings}
+    return code, {finding["what"]: finding for finding in findings(command)}
+
+
+def findings(command: Command) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads("\n".join(command.lines))["findings"]
+    return found
 
 
 @pytest.mark.ray
