@@ -152,7 +152,13 @@ def prepare_environment(cluster: ClusterConfig) -> None:
 
 
 def _silence() -> None:
-    """Keep other libraries' chatter off the terminal: errors only."""
+    """Keep other libraries' chatter off the terminal: errors only.
+
+    That a node is gone Ray prints all the same; the workers that are left are told of by us.
+    """
+    import ray
+
+    ray._private.worker.print_to_stdstream = lambda *_data, **_options: None
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
