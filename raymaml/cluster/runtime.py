@@ -164,9 +164,15 @@ def prepare_environment(cluster: ClusterConfig) -> None:
 
 
 def _silence() -> None:
-    """Keep other libraries' chatter off the terminal, unless it is asked for: errors only."""
+    """Keep other libraries' chatter off the terminal, unless it is asked for: errors only.
+
+    That a node is gone Ray prints all the same; the workers that are left are told of by us.
+    """
     if is_verbose():
         return
+    import ray
+
+    ray._private.worker.print_to_stdstream = lambda *_data, **_options: None
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -72,7 +72,12 @@ def _tables(share: Share) -> Iterator[Any]:
     read = functools.partial(_read, share=_Portable.of(share), steps_at_once=steps_at_once)
     tasks = [{"task": task} for task in range(num_tasks)]
     dataset = ray.data.from_items(tasks, override_num_blocks=num_tasks).map_batches(
-        read, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS, concurrency=1
+        read,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=READER_CPUS,
+        concurrency=1,
+        **_away_from_gpus(),
     )
     options = dataset.context.execution_options
     options.preserve_order = True
@@ -84,6 +89,23 @@ def _tables(share: Share) -> Iterator[Any]:
         batch_size=None, batch_format="pyarrow", prefetch_batches=4 if shards.materialized else 1
     )
     yield from batches
+
+
+def _away_from_gpus() -> dict[str, Any]:
+    """Return where reading tasks run, for Ray Data: on nodes without GPUs, rather than beside them.
+
+    Nodes that join later may be used as well. While no other node has room, or when all others are
+    gone, tasks run on the nodes with GPUs: nothing waits for a node.
+    """
+    gpus = [
+        node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")
+    ]
+    if not gpus:
+        return {}
+    return {
+        "label_selector": {"ray.io/node-id": f"!in({','.join(gpus)})"},
+        "fallback_strategy": [{"label_selector": {}}],
+    }
 
 
 class _Unhurried(ExecutionCallback):

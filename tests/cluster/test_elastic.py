@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from raymaml.training.worker import train_locally
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
+CREW = re.compile(r".*: (\d+) (CPU worker\(s\) of|worker\(s\) from outer step)")
 
 
 class Nodes:
@@ -47,9 +50,9 @@ class Nodes:
         options = (f"--port={port}", f"--dashboard-port={dashboard_port}")
         self._start("--head", "--num-cpus=0", *options, f"--temp-dir={short_folder / 'nodes'}")
 
-    def join(self, *, cpus: int = 1) -> subprocess.Popen[bytes]:
-        """Add a node."""
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+    def join(self, *, cpus: int = 1, gpus: int = 0) -> subprocess.Popen[bytes]:
+        """Add a node; its GPUs are in name only."""
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         output = self._folder / f"node-{len(self._started)}.txt"
@@ -69,19 +72,18 @@ def nodes(tmp_path_factory, short_folder) -> Iterator[Nodes]:
     cluster.end()
 
 
-def crews(folder: Path) -> list[int]:
-    """Return the numbers of workers that trained, one after the other, by what rank 0 wrote."""
+def workers_now(folder: Path) -> int:
+    """Return how many workers train, by the last row that rank 0 wrote; 0 if there is none."""
     rows = read_metrics(folder / METRICS_FILE)
-    sizes = [row["workers"] for row in rows if "workers" in row]
-    return [size for at, size in enumerate(sizes) if at == 0 or size != sizes[at - 1]]
+    return next((row["workers"] for row in reversed(rows) if "workers" in row), 0)
 
 
 def test_one_then_three_then_two_workers_end_in_the_bits_of_a_lone_process(
     nodes, tmp_path, make_config, weights, start
 ):
-    """Two nodes join, one is told to go (SIGTERM, as Kubernetes does), one dies, one joins."""
-    steps = ("outer.validate_every=100", "outer.checkpoint_every=20", "outer.num_steps=100000")
-    elastic = ("cluster.num_workers=auto", "cluster.min_workers=1")
+    """Two nodes join; one is told to go (SIGTERM, as from Kubernetes), one dies; a stop by SIGTERM."""
+    steps = ("outer.validate_every=100", "outer.checkpoint_every=5")
+    elastic = ("cluster.num_workers=auto", "cluster.min_workers=1", "outer.num_steps=100000")
     config = make_config("run", "name=elastic", *steps, *elastic)
     folder = config.run_folder
     nodes.join()
@@ -92,19 +94,63 @@ def test_one_then_three_then_two_workers_end_in_the_bits_of_a_lone_process(
         RAY_ADDRESS=nodes.address,
         RAY_AUTH_MODE="disabled",
     )
-    command.wait_until(lambda: crews(folder) == [1], "one worker")
     told, killed = nodes.join(), nodes.join()
-    command.wait_until(lambda: crews(folder)[-1] == 3, "three workers")
+    command.wait_until(lambda: workers_now(folder) == 3, "three workers")
     told.send_signal(signal.SIGTERM)
-    command.wait_until(lambda: crews(folder)[-1] == 2, "two workers")
+    command.wait_until(lambda: workers_now(folder) == 2, "two workers")
     kill_with_children(killed)
-    command.wait_until(lambda: crews(folder)[-1] == 1, "one worker again")
+    command.wait_until(lambda: workers_now(folder) == 1, "one worker again")
     command.terminate()
 
     assert command.finish() == 143, command.errors
-    assert command.errors == ""
     stopped_at = list_steps(folder)[-1]
     assert trained_steps(folder) == stopped_at
-    lone = make_config("run", "name=lone", *steps[:2], f"outer.num_steps={stopped_at}")
+    assert command.errors == ""
+    sizes = [int(found[1]) for line in command.lines if (found := CREW.match(line))]
+    assert sizes in ([1, 3, 2, 1], [1, 2, 3, 2, 1])  # the nodes did not join at one time
+    assert command.lines[-1].endswith(
+        f": stopped before outer step {stopped_at} of 100000, and"
+        " saved; run the same command to go on"
+    )
+    lone = make_config("run", "name=lone", *steps, f"outer.num_steps={stopped_at}")
     assert train_locally(lone, lambda _line: None)
     assert_same_bits(weights(folder), weights(lone.run_folder))
+
+
+def test_readers_keep_away_from_the_learners_node_while_there_is_another(
+    nodes, tmp_path, make_config
+):
+    make_config("run", "data.materialize=true")
+    nodes.join(cpus=1, gpus=1)
+    apart = nodes.join()
+    places = tmp_path / "places"
+    places.mkdir()
+    reader = subprocess.Popen(
+        [
+            sys.executable,
+            Path(__file__).with_name("read_apart.py"),
+            tmp_path / "run/config.yaml",
+            places,
+        ],
+        env={**nodes.environment, "RAY_ADDRESS": nodes.address},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert json.loads(reader.stdout.readline()) == "gpu"
+        assert json.loads(reader.stdout.readline()) == 20  # of 20 meta-batches, bit by bit
+        before = json.loads(reader.stdout.readline())
+        assert set(before) == {"cpu"}
+        assert 20 <= len(before) < 40  # it reads ahead, not everything
+
+        kill_with_children(apart)
+        reader.stdin.write("go on\n")
+        reader.stdin.flush()
+        assert json.loads(reader.stdout.readline()) == 20
+        after = json.loads(reader.stdout.readline())
+        assert set(after[:20]) == {"cpu"}
+        assert after[-1] == "gpu"
+        assert reader.wait(timeout=300) == 0
+    finally:
+        kill_with_children(reader)
