@@ -21,7 +21,7 @@ import pytest
 from helpers_fuzz import NUMBERS, Fuzz, changed_bytes, hostile_values
 from helpers_pickles import python2
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from raymaml.config.sources import (
     CifarFsSource,
@@ -61,7 +61,7 @@ class Bomb:
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bomb of a megabyte is one here, so that thousands can go off."""
     monkeypatch.setattr(stored, "UNPACKED", 1 << 20)
-    Image.init()  # loads Pillow's formats, which an import would later
+    assert Image.init() or ImageCms  # loads Pillow's formats, which an import would later
 
 
 def load_all(plan: ImportPlan) -> None:
