@@ -17,14 +17,15 @@ from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.bank import ImageBank
 from raymaml.errors import UserError
 from raymaml.evaluation.progress import Progress
+from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.records import (
     chunk_path,
     leading_accuracies,
     missing_chunks,
     read_circumstances,
     read_records,
+    record_arrays,
     recorded_accuracies,
-    require_of_bank,
     write_chunk,
 )
 from raymaml.evaluation.sequences import first_look_within
@@ -276,7 +277,11 @@ class Campaign:
     def _records(self, arm: Arm) -> pa.Table:
         place, bank = self.records_of(arm), self.bank(arm)
         table = read_records(place, self.needed(arm), self.identity(arm))
-        require_of_bank(place, table, len(bank.classes), bank.num_images)
+        if not are_of_bank(vars(record_arrays(table)), len(bank.classes), bank.num_images):
+            raise UserError(
+                f"{place}: its records name images that the bank {bank.folder} does not hold; move"
+                " it away and run `raymaml test` again"
+            )
         return table
 
     def results(self) -> list[ArmResult]:

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from raymaml.data.files import read_bytes, replacing
 from raymaml.errors import UserError
+from raymaml.evaluation.record_checks import difference, gaps, impossible, require_reasonable
 from raymaml.outside import checked, parse_json
 from raymaml.places import Place
 
@@ -35,17 +36,6 @@ _LISTS = {
     *("accuracy_by_step", "loss_by_step", "class_accuracy", "class_ids", "support_rows"),
     *("query_rows", "bin_count", "bin_confidence", "bin_correct"),
 }
-_UNPACKED, _PACKED_AT_MOST = 64 << 20, 200
-"""Bytes that a file may unpack to whatever its length, and times its length beyond."""
-_MAY_DIVERGE = {"loss", "loss_by_step", "brier", "bin_confidence"}
-_RANGES: dict[str, tuple[float, float]] = {
-    "episode": (0, 2**62),
-    **dict.fromkeys(("accuracy", "accuracy_by_step", "class_accuracy"), (0, 1 + 1e-6)),
-    **dict.fromkeys(("loss", "loss_by_step"), (-1e-3, 1e39)),
-    "brier": (0, 2 + 1e-3),
-}
-"""Of the other columns 0 to 2^31 - 1. Bounds of what is computed leave room for rounding."""
-_LONGEST_SHOWN = 1000
 _TEXTS = TypeAdapter(dict[str, str])
 _REMEDY = "move it away and run `raymaml test` again, which judges only what is missing"
 
@@ -222,7 +212,7 @@ def read_records(
     if identity is not None:
         reference = reference.with_metadata(dict(identity))
     problems = [
-        f"{path}: {_difference(table.schema, reference)}; {_REMEDY}"
+        f"{path}: {difference(table.schema, reference)}; {_REMEDY}"
         for path, table in chunks.items()
         if not table.schema.equals(reference, check_metadata=True)
     ]
@@ -233,18 +223,6 @@ def read_records(
         raise UserError(*problems)
     table = pa.concat_tables(chunks.values()).combine_chunks()
     return table if num_episodes is None else table.slice(0, num_episodes)
-
-
-def require_of_bank(place: Place, table: pa.Table, num_classes: int, num_images: int) -> None:
-    """Check that the classes and images that records name are those of a bank.
-
-    Raises:
-        UserError: they cannot be.
-    """
-    arrays = record_arrays(table)
-    images = max(int(arrays.support_rows.max()), int(arrays.query_rows.max()))
-    if int(arrays.class_ids.max()) >= num_classes or images >= num_images:
-        raise UserError(f"{place}: its records name images that the bank does not hold; {_REMEDY}")
 
 
 def identity_of(table: pa.Table) -> dict[str, str]:
@@ -342,58 +320,25 @@ def _read_chunk(path: Place) -> pa.Table:
     try:
         source = pa.BufferReader(read_bytes(path))
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            _require_reasonable(file.metadata, source.size())
-            table = file.read(use_threads=False)
-        table.validate(full=True)
-        expected = _schema({name: table.schema.field(name).type.list_size for name in _LISTS})
-        metadata = dict(table.schema.metadata or {})
-        metadata.pop(_CIRCUMSTANCES, None)
+            found = file.schema_arrow
+            expected = _schema({name: found.field(name).type.list_size for name in _LISTS})
+            is_other = not found.equals(expected, check_metadata=False)
+            if not is_other:
+                require_reasonable(file, source.size())
+                table = file.read(use_threads=False)
+                table.validate(full=True)
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist") from None
     except Exception:  # pyarrow has no list of what it raises on damage
         raise UserError(f"{path}: is torn or no file of records; {_REMEDY}") from None
-    if not table.schema.equals(expected, check_metadata=False):
+    if is_other:
         raise UserError(f"{path}: has other columns than a file of records; {_REMEDY}")
-    if any(map(_has_gaps, table.columns)):
-        raise UserError(f"{path}: has gaps; {_REMEDY}")
-    episodes = _episodes(table)
-    if not len(episodes) or not np.array_equal(episodes, np.arange(len(episodes)) + episodes[0]):
-        raise UserError(f"{path}: its episodes are not consecutive; {_REMEDY}")
-    if strange := impossible_values(table):
-        raise UserError(f"{path}: has impossible values of {', '.join(strange)}; {_REMEDY}")
+    problem = gaps(table) or impossible(vars(record_arrays(table)))
+    if problem:
+        raise UserError(f"{path}: {problem}; {_REMEDY}")
+    metadata = dict(table.schema.metadata or {})
+    metadata.pop(_CIRCUMSTANCES, None)
     return table.replace_schema_metadata(metadata)
-
-
-def _require_reasonable(file: pq.FileMetaData, length: int) -> None:
-    """Check that a file does not claim to unpack to far more than it is.
-
-    Raises:
-        ValueError: it does.
-    """
-    groups = [file.row_group(number) for number in range(file.num_row_groups)]
-    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    unpacked = sum(max(8 * each.num_values, each.total_uncompressed_size) for each in columns)
-    if unpacked > _UNPACKED + _PACKED_AT_MOST * length:
-        raise ValueError(f"{length} bytes that unpack to {unpacked}")
-
-
-def _has_gaps(column: pa.ChunkedArray) -> bool:
-    values = column.combine_chunks()
-    inner = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
-    return bool(values.null_count or inner.null_count)
-
-
-def impossible_values(table: pa.Table) -> list[str]:
-    """Return the columns that hold what no judgement gives; losses may be infinite or NaN."""
-    strange = []
-    for name, value in vars(record_arrays(table)).items():
-        low, high = _RANGES.get(name, (0, 2**31 - 1))
-        inside = (value >= low) & (value <= high)
-        if name in _MAY_DIVERGE:
-            inside |= ~np.isfinite(value)
-        if not inside.all():
-            strange.append(name)
-    return strange
 
 
 def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
@@ -412,22 +357,6 @@ def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
 
 def _episodes(table: pa.Table) -> NDArray[np.int64]:
     return np.asarray(table.column("episode").to_numpy(), dtype=np.int64)
-
-
-def _difference(schema: pa.Schema, reference: pa.Schema) -> str:
-    if not schema.equals(reference, check_metadata=False):
-        return "has another number of inner steps or ways than the chunks beside it"
-    found, wanted = schema.metadata or {}, reference.metadata or {}
-    keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    texts = [
-        f"{_shown(key)} is {_shown(found.get(key))}, expected {_shown(wanted.get(key))}"
-        for key in keys
-    ]
-    return f"belongs to another campaign ({'; '.join(texts)})"
-
-
-def _shown(value: bytes | None) -> str:
-    return "absent" if value is None else value.decode(errors="replace")[:_LONGEST_SHOWN]
 
 
 def _overlaps(chunks: Mapping[Place, pa.Table]) -> list[str]:

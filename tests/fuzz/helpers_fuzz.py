@@ -55,7 +55,8 @@ class Watch:
             self.found.append(f"{event} {arguments!r:.200}")
         elif event == "open" and isinstance(arguments[0], str | bytes):
             path, _mode, flags = arguments
-            if isinstance(flags, int) and flags & _WRITES and self._is_outside(os.fsdecode(path)):
+            is_written = isinstance(flags, int) and flags & _WRITES and path != os.devnull
+            if is_written and self._is_outside(os.fsdecode(path)):
                 self.found.append(f"open for writing {path!r:.200}")
 
     def _is_outside(self, path: str) -> bool:
@@ -75,8 +76,10 @@ class _Case:
         printer.text(repr(self))
 
 
-for codec in ("cp437", "latin-1", "ascii", "utf-16", "utf-32", "utf-8-sig", "unicode-escape"):
+for codec in ("cp437", "latin-1", "ascii", "utf-16", "utf-32", "utf-8-sig"):
     codecs.lookup(codec)  # loaded now, for an import is what is watched for
+for codec in ("unicode-escape", "raw-unicode-escape"):
+    codecs.lookup(codec)
 WATCH = Watch()
 sys.addaudithook(WATCH.hook)
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.plan import read_audits
+from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.records import (
     EpisodeRecord,
     leading_accuracies,
@@ -31,11 +32,10 @@ from raymaml.evaluation.records import (
     read_circumstances,
     read_records,
     record_arrays,
-    require_of_bank,
     write_chunk,
 )
 from raymaml.evaluation.report import plain
-from raymaml.evaluation.summary import summarize_arm
+from raymaml.evaluation.summary import summarize_arm, worst_episodes
 from raymaml.training.checkpoint import (
     CheckpointStore,
     check_last,
@@ -372,8 +372,10 @@ def test_records(fuzz: Fuzz, chunk: bytes) -> None:
         leading_accuracies(fuzz.place, IDENTITY)
         read_circumstances(fuzz.place)
         found = read_records(fuzz.place, 5, IDENTITY)
-        require_of_bank(fuzz.place, found, 5, 20)
-        summarize_arm("model", "judged", "protocol", record_arrays(found))
+        arrays = record_arrays(found)
+        are_of_bank(vars(arrays), 5, 20)
+        summarize_arm("model", "judged", "protocol", arrays)
+        worst_episodes(arrays, 3)
 
     path.write_bytes(chunk)
     read(None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -52,8 +54,24 @@ def _decoded(data: bytes, transform: Transform) -> NDArray[np.uint8]:
         warnings.simplefilter("ignore")  # on odd metadata, of which none is used
         # more pixels than Pillow finds reasonable, 89 million, are an error already
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image, _unheard(image.format):
             return transform(image)
+
+
+@contextlib.contextmanager
+def _unheard(kind: str | None) -> Iterator[None]:
+    """Drop what libtiff writes to standard error; the error itself comes as an exception."""
+    if kind != "TIFF":
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def image_bytes(blob: Blob) -> bytes:
