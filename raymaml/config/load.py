@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
 from raymaml.config.study import StudyConfig
-from raymaml.config.sweep import SweepConfig
+from raymaml.config.sweep import SCHEDULERS, SweepConfig
 from raymaml.errors import UserError, reason_of
 
 KeyPath = tuple[str, ...]
@@ -220,7 +220,7 @@ def _explain(
 
 def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
     """Drop what pydantic adds to a path to tell the branches of a union apart."""
-    tags = {*SOURCE_KINDS, "constrained-int", "literal['auto']"}
+    tags = {*SOURCE_KINDS, *SCHEDULERS, "constrained-int", "literal['auto']"}
     tags |= {"one width", "widths", "policy", "by pattern", "by name", "given"}
     return tuple(str(part) for part in loc if str(part) not in tags)
 
@@ -245,7 +245,8 @@ def _fields_at(prefix: KeyPath, model: type[BaseModel]) -> list[str]:
     models = [model]
     for key in prefix:
         annotations = [m.model_fields[key].annotation for m in models if key in m.model_fields]
-        models = [model for note in annotations for model in _models_in(note)]
+        if annotations:  # else a key of a mapping, or a place in a list, of such models
+            models = [model for note in annotations for model in _models_in(note)]
     return sorted({name for model in models for name in model.model_fields})
 
 
