@@ -342,7 +342,11 @@ def test_the_plot_is_a_function_of_the_rows(tmp_path):
     assert a != c
     assert accuracy_range([0.512, 0.747]) == (0.51, 0.75)
     assert accuracy_range([0.5]) == (0.5, 0.51)
-    assert axis_ticks(space["outer.lr"])[::2] == [(0, "0.001"), (0.5, "0.01"), (1, "0.1")]
+    assert axis_ticks(space["outer.lr"]) == [(0, "0.001"), (0.5, "0.01"), (1, "0.1")]
+    close = axis_ticks(Dimension(log_uniform=(0.09, 3)))
+    assert [text for _, text in close] == ["0.09", "1", "3"]  # 0.1 would be written over 0.09
+    linear = axis_ticks(Dimension(uniform=(0, 1)))
+    assert [text for _, text in linear] == ["0", "0.25", "0.5", "0.75", "1"]
     assert axis_ticks(Dimension(integer=(1, 3))) == [(0, "1"), (0.5, "2"), (1, "3")]
 
 
