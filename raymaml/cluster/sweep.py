@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from raymaml.training.supervised import Ask
 
 _PATIENCE = "60"
 """Seconds that Tune waits for a trial that it stopped to end its workers."""
+
+_VALIDATION = fields(Validation)
 
 
 def scheduler_of(sweep: Sweep) -> Decide:
@@ -143,7 +145,7 @@ def _asking_tune(leg: Leg) -> Ask:
     from ray import tune
 
     def ask(validation: Validation) -> bool:
-        tune.report({"run": leg.config.name, "validation": dict(vars(validation))})
+        tune.report({"run": leg.config.name, **asdict(validation)})
         return True
 
     return ask
@@ -159,9 +161,9 @@ def _tune_scheduler(referee: Referee) -> Any:
             if "problem" in result:
                 referee.fail(number, result["problem"])
                 return str(TrialScheduler.STOP)
-            if "validation" not in result:
+            if "step" not in result:  # stopped before it began
                 return str(TrialScheduler.CONTINUE)
-            validation = Validation(**result["validation"])
+            validation = Validation(**{field.name: result[field.name] for field in _VALIDATION})
             goes_on = referee.report(number, result["run"], validation)
             return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
-from raymaml.config.sweep import SweepConfig
+from raymaml.config.sweep import SCHEDULERS, SweepConfig
 from raymaml.errors import UserError, reason_of
 from raymaml.outside import shortened
 
@@ -272,7 +272,7 @@ def mistakes(error: ValidationError) -> list[ErrorDetails]:
 
 def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
     """Drop what pydantic adds to a path to tell the branches of a union apart."""
-    tags = {*SOURCE_KINDS, "constrained-int", "literal['auto']"}
+    tags = {*SOURCE_KINDS, *SCHEDULERS, "constrained-int", "literal['auto']"}
     tags |= {"one width", "widths", "policy", "by pattern", "by name", "given"}
     tags |= {"difference", "first trials", "precision"}
     return tuple(str(part) for part in loc if str(part) not in tags)
@@ -298,7 +298,7 @@ def _fields_at(prefix: KeyPath, model: type[BaseModel]) -> list[str]:
     models = [model]
     for key in prefix:
         annotations = [m.model_fields[key].annotation for m in models if key in m.model_fields]
-        if annotations:  # else a place in a list
+        if annotations:  # else a key of a mapping, or a place in a list, of such models
             models = [model for note in annotations for model in _models_in(note)]
     return sorted({name for model in models for name in model.model_fields})
 

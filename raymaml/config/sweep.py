@@ -108,6 +108,9 @@ class Unsupervised(Section):
     kind: Literal["none"]
 
 
+SCHEDULERS = ("asha", "pbt", "none")
+
+
 def _by_name(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 

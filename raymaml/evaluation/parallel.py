@@ -72,8 +72,17 @@ def axis_ticks(dimension: Dimension) -> list[tuple[float, str]]:
         return [(to_position(dimension, at), str(at)) for at in range(low, high + 1, every)]
     if dimension.bounds is None:
         return [(to_position(dimension, value), str(value)) for value in dimension.values]
+    if dimension.log_uniform is not None:
+        return _decades(dimension, *dimension.log_uniform)
     places = np.linspace(0, 1, _NUM_TICKS)
     return [(float(at), f"{from_position(dimension, float(at)):.2g}") for at in places]
+
+
+def _decades(dimension: Dimension, low: float, high: float) -> list[tuple[float, str]]:
+    """Return both ends, and the powers of ten that are not too close to them."""
+    powers = [10.0**power for power in range(math.floor(math.log10(low)), 20)]
+    inner = [at for at in powers if low < at < high and 0.07 < to_position(dimension, at) < 0.93]
+    return [(to_position(dimension, at), f"{at:.3g}") for at in (low, *inner, high)]
 
 
 def _figure(num_axes: int) -> tuple[Figure, Axes]:

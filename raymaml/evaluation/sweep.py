@@ -186,8 +186,8 @@ def run_sweep(
 
     provide_data(sweep.base, echo)
     with _sole_driver(sweep.folder):
-        _check_trials(sweep)
         referee = Referee(sweep.folder, sweep.decides_by(), decide(sweep))
+        _check_trials(sweep)
         exploits: list[Exploit] = []
         with contextlib.ExitStack() as stack:
             run: RunLegs | None = None
