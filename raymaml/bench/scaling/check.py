@@ -81,8 +81,8 @@ def run_config(config: Config, folder: Path, workers: int, num_steps: int) -> Co
         "milestones": (),
         "warmup_steps": 0,
     }
-    counts = {split: 1 for split in SPLITS} | {"train": num_steps * config.outer.meta_batch_size}
-    changed = {
+    counts = dict.fromkeys(SPLITS, 1) | {"train": num_steps * config.outer.meta_batch_size}
+    changed: dict[str, Any] = {
         split: _with(config.episodes.of(split), {"num_episodes": counts[split]}) for split in SPLITS
     }
     return config.model_copy(
