@@ -72,7 +72,7 @@ def assume(texts: Sequence[str]) -> Assumptions:
     Raises:
         UserError: naming all that is unknown, or no positive number.
     """
-    known = {field.name for field in fields(Assumptions)}
+    known = [field.name for field in fields(Assumptions)]
     changes: dict[str, float] = {}
     problems = []
     for text in texts:
