@@ -82,7 +82,7 @@ def run_config(config: Config, folder: Path, workers: int, num_steps: int) -> Co
         "warmup_steps": 0,
     }
     counts = dict.fromkeys(SPLITS, 1) | {"train": num_steps * config.outer.meta_batch_size}
-    changed = {
+    changed: dict[str, Any] = {
         split: _with(config.episodes.of(split), {"num_episodes": counts[split]}) for split in SPLITS
     }
     return config.model_copy(

@@ -24,11 +24,11 @@ class Assumptions:
     gpus_per_node: int = 8
     nvlink_gb: float = 200.0
     """GB/s that a GPU sends inside its node..."""
-    nvlink_us: float = 10.0
+    nvlink_us: float = 2.0
     """...and microseconds of a message."""
     network_gb: float = 20.0
     """GB/s of a GPU's share of its node's network cards..."""
-    network_us: float = 20.0
+    network_us: float = 8.0
     """...and microseconds of a message."""
     stream_per_second: float = 950.0
     """Episodes/s that Ray Data makes ready for a worker (README, Measured: 84x84 colour images)."""
@@ -72,7 +72,7 @@ def assume(texts: Sequence[str]) -> Assumptions:
     Raises:
         UserError: naming all that is unknown, or no positive number.
     """
-    known = {field.name for field in fields(Assumptions)}
+    known = [field.name for field in fields(Assumptions)]
     changes: dict[str, float] = {}
     problems = []
     for text in texts:

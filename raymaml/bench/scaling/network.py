@@ -50,9 +50,12 @@ class Network:
             latencies += (workers - local) * self.between.latency
             inside = sent * (1 - away) / self.inside.bandwidth
             return latencies + max(inside, sent * away / self.between.bandwidth)
-        # A ring leaves each node once; as many rings as network cards share the bytes.
+        # What goes around the ring leaves each node once, but the one where it began; as many
+        # rings as a node has network cards share the bytes.
+        nodes = math.ceil(workers / local)
+        around = (workers - nodes) * self.inside.latency + (nodes - 1) * self.between.latency
         slowest = min(self.inside.bandwidth, local * self.between.bandwidth)
-        return messages * max(self.inside.latency, self.between.latency) + sent / slowest
+        return messages / (workers - 1) * around + sent / slowest
 
 
 def sends(collective: Collective, workers: int, size: int) -> tuple[int, float]:

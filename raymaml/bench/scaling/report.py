@@ -90,7 +90,7 @@ def outlook_lines(outlooks: Sequence[Outlook]) -> Iterator[str]:
     """Lay out predictions for GPUs with raymaml's own reduction."""
     yield (
         f"  {'GPUs':>6}{'episodes':>12}{'a step':>10}{'episodes/s':>12}{'efficiency':>12}"
-        f"  {'bottleneck':<24}next"
+        f"  {'bottleneck':<24}largest loss"
     )
     for each in outlooks:
         step = each.step
