@@ -81,7 +81,7 @@ def workers_now(folder: Path) -> int:
 def test_one_then_three_then_two_workers_end_in_the_bits_of_a_lone_process(
     nodes, tmp_path, make_config, weights, start
 ):
-    """Two nodes join; one is told to go (SIGTERM, as from Kubernetes), one dies; a stop by SIGTERM."""
+    """Two nodes join, one is told to go (SIGTERM, as from Kubernetes), one dies; then SIGTERM."""
     steps = ("outer.validate_every=100", "outer.checkpoint_every=5")
     elastic = ("cluster.num_workers=auto", "cluster.min_workers=1", "outer.num_steps=100000")
     config = make_config("run", "name=elastic", *steps, *elastic)
