@@ -84,7 +84,7 @@ def test_a_key_given_twice_is_an_error_with_both_places(tmp_path: Path) -> None:
         (
             "cluster.zzz=3",
             "cluster.zzz is unknown; allowed here: device, episodes_per_chunk, keep_freed_memory,"
-            " max_failures, memory_format, num_workers, precision, threads_per_worker",
+            " max_failures, memory_format, num_workers, precision, threads_per_worker, timeout",
         ),
     ],
 )
