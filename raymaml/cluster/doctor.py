@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import raymaml
 from raymaml.cluster.campaign import judge_on_cluster
@@ -31,10 +32,18 @@ class Report:
     """What a node says of itself."""
 
     versions: Mapping[str, str]
-    environment: Mapping[str, str]
     findings: tuple[Finding, ...]
     files: Mapping[str, str]
-    """Content of the files it was asked for, by path; empty where there is none."""
+    """Content of the files it was asked for, by key; empty where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a node is to look at."""
+
+    files: Mapping[str, Place]
+    """Small ones, by the key of the config that names them."""
+    keep_freed_memory: bool
 
 
 def examine_cluster(
@@ -60,19 +69,16 @@ def _examine(cluster: ClusterConfig, config: Config | None, folder: Place) -> It
     workers = list(attempt("cluster.num_workers", lambda: _workers(cluster)))
     yield from workers
 
-    wanted = _files(config, folder)
-    reports: dict[Node, Report] = {}
-    for node in nodes:
-        answer = _ask(node, wanted)
-        if isinstance(answer, Report):
-            reports[node] = answer
-            yield from _of_node(node, answer)
-        else:
-            yield answer
+    order = Order(files=_files(config, folder), keep_freed_memory=cluster.keep_freed_memory)
+    asked = [(node, _ask(node, order)) for node in nodes]  # all at once
+    answers = {node: _answer(node, reference) for node, reference in asked}
+    reports = {node: answer for node, answer in answers.items() if isinstance(answer, Report)}
+    for node, answer in answers.items():
+        yield from _of_node(node, answer) if isinstance(answer, Report) else (answer,)
     if len(reports) < len(nodes):
         return
     yield from version_findings({node.name: each.versions for node, each in reports.items()})
-    places = list(_place_findings(wanted, {node.name: r.files for node, r in reports.items()}))
+    places = list(_place_findings(order.files, {node.name: r.files for node, r in reports.items()}))
     yield from places
     yield from network_findings(nodes)
     if any(finding.status == "fail" for finding in (*workers, *places)):
@@ -108,15 +114,20 @@ def _files(config: Config | None, folder: Place) -> dict[str, Place]:
     return files
 
 
-def _ask(node: Node, wanted: Mapping[str, Place]) -> Report | Finding:
-    """Have a process on ``node`` look at its machine."""
+def _ask(node: Node, order: Order) -> Any:
+    """Have a process on ``node`` look at its machine; return the reference of its report."""
     import ray
 
     task = ray.remote(num_cpus=0, max_retries=0)(_look)
     store = node.resources.get("object_store_memory", 0)
-    answer = task.options(scheduling_strategy=on(node)).remote(dict(wanted), store)
+    return task.options(scheduling_strategy=on(node)).remote(order, store)
+
+
+def _answer(node: Node, reference: Any) -> Report | Finding:
+    import ray
+
     try:
-        report: Report = ray.get(answer, timeout=PATIENCE)
+        report: Report = ray.get(reference, timeout=PATIENCE)
     except ray.exceptions.GetTimeoutError:
         remedy = "look whether it is overloaded, and into Ray's logs there"
         return fail(f"node {node.name}", f"does not answer within {PATIENCE:g} s", remedy)
@@ -130,13 +141,13 @@ def _ask(node: Node, wanted: Mapping[str, Place]) -> Report | Finding:
     return report
 
 
-def _look(wanted: dict[str, Place], store: float) -> Report:
+def _look(order: Order, store: float) -> Report:
     """Look at the machine of this process, which runs on the node in question."""
+    malloc = [malloc_finding("malloc", os.environ)] if order.keep_freed_memory else []
     return Report(
         versions=own_versions(),
-        environment=dict(os.environ),
-        findings=tuple(machine_findings(store)),
-        files={key: _content(place) for key, place in wanted.items()},
+        findings=(*machine_findings(store), *malloc),
+        files={key: _content(place) for key, place in order.files.items()},
     )
 
 
@@ -156,12 +167,11 @@ def _content(place: Place) -> str:
 
 def _of_node(node: Node, report: Report) -> Iterator[Finding]:
     """Yield what is not well on a node; one line if all is."""
-    findings = [*report.findings, malloc_finding("malloc", report.environment)]
-    troubles = [finding for finding in findings if finding.status != "ok"]
+    troubles = [finding for finding in report.findings if finding.status != "ok"]
     for finding in troubles:
         yield replace(finding, what=f"node {node.name}: {finding.what}")
     if not troubles:
-        told = {finding.what: finding.found for finding in findings}
+        told = {finding.what: finding.found for finding in report.findings}
         yield ok(f"node {node.name}", f"{told['CPU']}; {told['devices']}; {told['memory']}")
 
 

@@ -17,7 +17,7 @@ import pytest
 from helpers_cluster import Command, kill_with_children, wait_until
 
 from raymaml.cluster import doctor, network
-from raymaml.cluster.doctor import examine_cluster, own_versions, version_findings
+from raymaml.cluster.doctor import Order, examine_cluster, own_versions, version_findings
 from raymaml.cluster.network import Trip, living_nodes, network_findings, pairs, trip_finding
 from raymaml.config.schema import ClusterConfig
 from raymaml.doctor.rehearsal import rehearsal_folder
@@ -99,13 +99,14 @@ class OnlyHere:
 @pytest.mark.ray
 def test_nodes_that_cannot_run_raymaml_or_do_not_answer(cluster, monkeypatch):
     (node,) = living_nodes()
-    finding = doctor._ask(node, {"run_dir": OnlyHere()})
+    order = Order(files={"run_dir": OnlyHere()}, keep_freed_memory=True)
+    finding = doctor._answer(node, doctor._ask(node, order))
     assert (finding.status, finding.what) == ("fail", f"node {node.name}")
     assert finding.found.startswith("cannot run raymaml (")
     assert "launch/submit.sh" in finding.remedy
     for module in (doctor, network):
         monkeypatch.setattr(module, "PATIENCE", 0.001)
-    finding = doctor._ask(node, {})
+    finding = doctor._answer(node, doctor._ask(node, Order(files={}, keep_freed_memory=True)))
     assert (finding.status, finding.found) == ("fail", "does not answer within 0.001 s")
     (finding,) = network_findings([node])
     assert (finding.status, finding.what) == ("fail", "process group (gloo)")
