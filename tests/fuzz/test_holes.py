@@ -1,0 +1,682 @@
+"""Holes that were found, each with the smallest file that went through it.
+
+Before, each ended in a traceback, a warning, a hang, a full memory or a file read or written where
+none should be; ``tests/fuzz`` found them, or led to them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers_data import make_bank, spec_of
+from PIL import Image
+from test_fuzz_banks import rewritten, signed, write_bank_files
+from test_fuzz_imports import HEADERS, npy, png, tar_tricks, zipped
+from test_fuzz_runs import IDENTITY, parquet, record, trained
+
+from raymaml.config.load import load_config
+from raymaml.config.schema import Config
+from raymaml.config.sources import (
+    CubSource,
+    ImageFolderSource,
+    INaturalist2017Source,
+    MiniImageNetSource,
+    OmniglotSource,
+    TieredImageNetSource,
+)
+from raymaml.convert.command import convert_files
+from raymaml.convert.learner import load_reference
+from raymaml.data.bank import ImageBank
+from raymaml.data.episodes import EpisodeShards, check_shards, write_shards
+from raymaml.data.importers import import_bank, stored
+from raymaml.data.importers.cub import plan_cub
+from raymaml.data.importers.image_folder import plan_image_folder
+from raymaml.data.importers.images import decode_files, squashed
+from raymaml.data.importers.inaturalist import plan_inaturalist
+from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
+from raymaml.data.importers.omniglot import plan_omniglot
+from raymaml.data.importers.stored import Scratch
+from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
+from raymaml.data.importers.trees import read_tar
+from raymaml.errors import UserError
+from raymaml.evaluation.record_checks import are_of_bank
+from raymaml.evaluation.records import (
+    read_circumstances,
+    read_records,
+    record_arrays,
+    write_chunk,
+)
+from raymaml.places import to_place
+from raymaml.training.checkpoint import (
+    CheckpointStore,
+    check_last,
+    checkpoint_path,
+    load_tensors,
+    read_card,
+    require_same_model,
+    write_checkpoint,
+)
+from raymaml.training.metrics import read_metrics
+from raymaml.training.run_folder import require_trained_by
+from raymaml.training.session import LocalSession
+from raymaml.training.state import build_state
+
+CPU = torch.device("cpu")
+SHAPE = (1, 16, 16)
+MakeConfig = Callable[..., Config]
+
+
+# Configs
+
+YAML = {
+    "an anchor in itself": ("a: &a {b: *a}", "it is more than 50 deep"),
+    "anchors that double": (
+        "x0: &x0 {k: 1}\n"
+        + "".join(f"x{i}: &x{i} {{l: *x{i - 1}, r: *x{i - 1}}}\n" for i in range(1, 40)),
+        "over 100000 values",
+    ),
+    "merge keys that double": (
+        "x0: &x0 {k: 1}\n"
+        + "".join(f"x{i}: &x{i} {{<<: [*x{i - 1}, *x{i - 1}]}}\n" for i in range(1, 60)),
+        "over 100000 values",
+    ),
+    "depth": ("[" * 5000, "it is more than 50 deep"),
+    "a tag that does not fit": ("name: !!int x", "a value is not of its kind"),
+    "a day that is none": ("name: 2021-13-45", "a value is not of its kind"),
+    "a number too long to be written": ("name: 0x" + "f" * 6000, "name is a number of more than"),
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml(tmp_path: Path, name: str) -> None:
+    text, says = YAML[name]
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_override_of_a_day_that_is_none(make_config: MakeConfig, tmp_path: Path) -> None:
+    make_config(tmp_path)
+    with pytest.raises(UserError, match="name=2021-13-45: the value is not YAML"):
+        load_config(tmp_path / "config.yaml", ["name=2021-13-45"])
+
+
+# Banks
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> ImageBank:
+    return make_bank(tmp_path / "bank", {"train": [4, 3, 5], "val": [3, 3], "test": [3, 4]})
+
+
+def spoiled(bank: ImageBank, images: bytes | None = None, **changes: Any) -> Path:
+    header = json.loads((bank.folder / "bank.json").read_text())
+    data = (bank.folder / "images.arrow").read_bytes() if images is None else images
+    write_bank_files(bank.folder, signed(header, data) | changes, data)
+    return bank.folder
+
+
+def test_a_header_whose_values_are_of_another_kind(bank: ImageBank) -> None:
+    strange = {"mean": "x", "std": [0.0], "source": 3, "hash": "../x", "classes": [{}]}
+    header = json.loads((bank.folder / "bank.json").read_text())
+    for key, value in strange.items():
+        spoiled(bank, **header)
+        with pytest.raises(UserError, match=rf"bank\.json: is damaged \({key}"):
+            ImageBank.open(spoiled(bank, **{key: value}))
+
+
+def test_counts_that_are_not_those_of_the_pixels(bank: ImageBank) -> None:
+    classes = json.loads((bank.folder / "bank.json").read_text())["classes"]
+    classes[0]["count"] = 6  # the batch has 4 rows; reading 5 and 6 gave the images of row 4
+    other = ImageBank.open(spoiled(bank, classes=classes))
+    with pytest.raises(UserError, match=r"images\.arrow: is damaged \(batch 0 has 4 rows, not 6\)"):
+        other.images(np.array([5]))
+
+
+def test_more_pixels_than_the_file_has_bytes(bank: ImageBank) -> None:
+    classes = json.loads((bank.folder / "bank.json").read_text())["classes"]
+    classes[0]["count"] = 10**12
+    with pytest.raises(UserError, match="bytes cannot hold"):
+        ImageBank.open(spoiled(bank, classes=classes))
+
+
+def test_a_batch_that_unpacks_to_whatever_it_claims(bank: ImageBank) -> None:
+    data = (bank.folder / "images.arrow").read_bytes()
+    packed = rewritten(data, lambda table: table, compression="zstd")
+    other = ImageBank.open(spoiled(bank, packed))
+    with pytest.raises(UserError, match=r"images\.arrow: is damaged \(batch 0 is compressed\)"):
+        other.class_images(0)
+
+
+# Shards
+
+
+@pytest.fixture
+def shards(bank: ImageBank, tmp_path: Path) -> Path:
+    spec = spec_of(2, 1, 2, 6)
+    return write_shards(bank, spec, seed=0, split="train", folder=tmp_path / "shards").folder
+
+
+def manifest_with(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rows_with(folder: Path, name: str, value: Any) -> None:
+    """Replace the first entry of a column, and sign the shard anew."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table.column(name).to_pylist()
+        values[0] = [value, *values[0][1:]] if isinstance(values[0], list) else value
+        field = table.schema.field(name)
+        place = table.schema.get_field_index(name)
+        return table.set_column(place, field, pa.array(values, field.type))
+
+    path = folder / "shard-00000.arrow"
+    path.write_bytes(rewritten(path.read_bytes(), change))
+    (shard,) = json.loads((folder / "manifest.json").read_text())["shards"]
+    sums = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest_with(folder, shards=[shard | sums])
+
+
+def test_a_manifest_that_names_a_file_elsewhere(shards: Path) -> None:
+    (shard,) = json.loads((shards / "manifest.json").read_text())["shards"]
+    for name in ("../bank/images.arrow", "/etc/passwd", "shard-00000.arrow/../../x", "a\0b"):
+        manifest_with(shards, shards=[shard | {"file": name}])
+        with pytest.raises(UserError, match=r"manifest\.json: is damaged \(shards\.0\.file"):
+            EpisodeShards.open(shards)
+
+
+def test_a_manifest_at_a_uri_cannot_have_a_file_written_elsewhere(
+    shards: Path, tmp_path: Path
+) -> None:
+    (shard,) = json.loads((shards / "manifest.json").read_text())["shards"]
+    place = to_place("memory://hole/shards")
+    (place / "../../../evil").write_bytes(b"x")
+    manifest_with(shards, shards=[shard | {"file": "../../../evil"}])
+    (place / "manifest.json").write_bytes((shards / "manifest.json").read_bytes())
+    with pytest.raises(UserError, match="is damaged"):
+        EpisodeShards.open(place, tmp_path / "a" / "b" / "cache")
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_spec_that_no_config_could_have(shards: Path) -> None:
+    spec = json.loads((shards / "manifest.json").read_text())["spec"]
+    for change in ({"num_ways": -1}, {"num_shots": 2**40}, {"num_episodes": 7}, {"more": 1}):
+        manifest_with(shards, spec=spec | change)
+        with pytest.raises(UserError, match=r"manifest\.json: is damaged"):
+            EpisodeShards.open(shards)
+
+
+ROWS = {
+    "support": (99, "support rows that are not of their class"),
+    "query": (-1, "query rows that are not of their class"),
+    "classes": (4, "classes that are not of split train"),
+    "index": (3, "its episodes are not 0 to 5"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_row_numbers_that_are_signed_and_wrong(bank: ImageBank, shards: Path, name: str) -> None:
+    value, says = ROWS[name]
+    rows_with(shards, name, value)
+    with pytest.raises(UserError, match=says) as caught:
+        check_shards(EpisodeShards.open(shards), bank, spec_of(2, 1, 2, 6), 0, "train")
+    assert "shard-00000.arrow" in str(caught.value)
+
+
+def test_a_class_that_is_drawn_twice(bank: ImageBank, shards: Path) -> None:
+    first = EpisodeShards.open(shards).rows(range(1))[0]
+    rows_with(shards, "classes", int(first.classes[1]))
+    with pytest.raises(UserError, match="episode 0 has a class twice"):
+        check_shards(EpisodeShards.open(shards), bank, spec_of(2, 1, 2, 6), 0, "train")
+
+
+# Runs
+
+
+@pytest.fixture
+def run(make_config: MakeConfig, tmp_path: Path) -> Config:
+    """A config whose run has one checkpoint."""
+    config = make_config(tmp_path / "tiny")
+    path = checkpoint_path(config.run_folder, 2)
+    write_checkpoint(path, trained(config), config, image_shape=SHAPE, bank_hash="x")
+    return config
+
+
+def sign(run: Config, **changes: Any) -> Path:
+    """Change the card, and write the checksums of the files as they are into it."""
+    path = checkpoint_path(run.run_folder, 2)
+    card = json.loads((path / "checkpoint.json").read_text())
+    sums = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in path.glob("*.pt")}
+    (path / "checkpoint.json").write_text(json.dumps(card | {"files": sums} | changes))
+    return path
+
+
+def restore(run: Config) -> None:
+    store = CheckpointStore(run.run_folder, run, image_shape=SHAPE, bank_hash="x")
+    session: Any = LocalSession
+    store.restore(build_state(run, SHAPE, CPU), session(None, CPU))
+
+
+def test_a_card_that_names_a_file_elsewhere(run: Config, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "secret.pt")
+    digest = hashlib.sha256((tmp_path / "secret.pt").read_bytes()).hexdigest()
+    sign(run, files={"params.pt": digest, "../../../../secret.pt": digest})
+    with pytest.raises(UserError, match=r"checkpoint\.json: is damaged \(files"):
+        check_last(run.run_folder)
+
+
+def test_a_card_whose_config_names_code_and_places_elsewhere(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a checkpoint says of its own config is compared; nothing of it is imported or opened."""
+    (tmp_path / "evil_nets.py").write_text("raise SystemExit('was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = json.loads((checkpoint_path(run.run_folder, 2) / "checkpoint.json").read_text())[
+        "config"
+    ]
+    model = config["model"] | {"encoder": "evil_nets:Net", "width": None}
+    path = sign(run, config=config | {"model": model, "run_dir": "ftp://nobody.invalid/x"})
+    seen: list[str] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_args, **_kwargs: seen.append("network"))
+    with pytest.raises(
+        UserError, match=r"model\.encoder = 'evil_nets:Net', config and bank now say"
+    ):
+        require_same_model(path, run, SHAPE)
+    with pytest.raises(UserError, match=r"was started with model\.encoder = 'evil_nets:Net'"):
+        require_trained_by(run)
+    assert "evil_nets" not in sys.modules
+    assert not seen
+
+
+def test_a_card_whose_config_is_none(run: Config) -> None:
+    for config in ({}, {"model": 3}, {"data": []}):
+        sign(run, config=config)
+        with pytest.raises(UserError, match=r"checkpoint\.json"):
+            require_trained_by(run)
+
+
+def test_weights_that_spread_over_what_they_do_not_fit(run: Config) -> None:
+    path = checkpoint_path(run.run_folder, 2)
+    params = torch.load(path / "params.pt", weights_only=True)
+    torch.save({name: torch.zeros(1) for name in params}, path / "params.pt")
+    sign(run)
+    with pytest.raises(UserError, match=r"has the shape \[1\], the model needs"):
+        restore(run)
+
+
+OPTIMIZERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nothing": lambda saved: {},
+    "another number of parameters": lambda saved: {"state": {0: saved["state"][0]}},
+    "another shape": lambda saved: {"state": dict.fromkeys(saved["state"], saved["state"][0])},
+    "one number shown many times": lambda saved: {
+        "state": {
+            number: own | {"exp_avg": torch.zeros(1).expand(own["exp_avg"].shape[::-1])}
+            for number, own in saved["state"].items()
+        }
+    },
+    "no tensors": lambda saved: {"state": {number: {"step": 1} for number in saved["state"]}},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_of_something_else(run: Config, name: str) -> None:
+    path = checkpoint_path(run.run_folder, 2)
+    saved = torch.load(path / "optimizer.pt", weights_only=True)
+    torch.save(OPTIMIZERS[name](saved), path / "optimizer.pt")
+    sign(run)
+    with pytest.raises(UserError, match=r"optimizer\.pt: is damaged"):
+        restore(run)
+
+
+def test_rates_that_only_the_file_says_are_not_taken(run: Config) -> None:
+    path = checkpoint_path(run.run_folder, 2)
+    saved = torch.load(path / "optimizer.pt", weights_only=True)
+    saved["param_groups"][0] |= {"betas": "x", "lr": float("nan"), "eps": None}
+    torch.save(saved, path / "optimizer.pt")
+    sign(run)
+    state = build_state(run, SHAPE, CPU)
+    store = CheckpointStore(run.run_folder, run, image_shape=SHAPE, bank_hash="x")
+    session: Any = LocalSession
+    store.restore(state, session(None, CPU))
+    assert state.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_a_torch_file_that_unpacks_to_more_than_it_is(run: Config) -> None:
+    path = checkpoint_path(run.run_folder, 2)
+    source = zipfile.ZipFile(path / "params.pt")
+    members = {name: source.read(name) for name in source.namelist()} | {"bomb": bytes(1 << 20)}
+    (path / "params.pt").write_bytes(zipped(members, zipfile.ZIP_DEFLATED))
+    sign(run)
+    with pytest.raises(UserError, match="its parts are packed"):
+        load_tensors(path, read_card(path), "params.pt", CPU)
+
+
+def test_a_line_of_metrics_that_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for line in ("3", '{"step": "x"}', '{"a": 1}', "[" * 5000, '{"step": -1}', "{"):
+        path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+        with pytest.raises(UserError, match=r"metrics\.jsonl:2: is no row of metrics"):
+            read_metrics(path)
+
+
+# Records
+
+
+def chunk(folder: Path, **changes: Any) -> pa.Table:
+    """Write five records with some values of the first replaced."""
+    path = folder / "episodes-00000000-00000004.parquet"
+    write_chunk(path, [record(number) for number in range(5)], IDENTITY)
+    table = pq.read_table(path)
+    for name, value in changes.items():
+        values = table.column(name).to_pylist()
+        values[0] = [value, *values[0][1:]] if isinstance(values[0], list) else value
+        field = table.schema.field(name)
+        table = table.set_column(
+            table.schema.get_field_index(name), field, pa.array(values, field.type)
+        )
+    path.write_bytes(parquet(table))
+    return table
+
+
+def test_values_that_no_judgement_gives(tmp_path: Path) -> None:
+    for name, value in {
+        "accuracy": 1e308,
+        "loss": -5.0,
+        "bin_count": -1,
+        "class_ids": -7,
+        "seconds": float("nan"),
+    }.items():
+        chunk(tmp_path, **{name: value})
+        with pytest.raises(UserError, match=rf"\.parquet: has impossible values of {name};"):
+            read_records(tmp_path)
+
+
+def test_values_that_are_not_there(tmp_path: Path) -> None:
+    chunk(tmp_path, accuracy=None)
+    with pytest.raises(UserError, match=r"\.parquet: has gaps in accuracy"):
+        read_records(tmp_path)
+
+
+def test_images_that_the_bank_does_not_hold(tmp_path: Path) -> None:
+    chunk(tmp_path, query_rows=10**6)
+    assert not are_of_bank(vars(record_arrays(read_records(tmp_path))), 22, 176)
+
+
+def test_an_identity_that_is_no_text(tmp_path: Path) -> None:
+    table = chunk(tmp_path)
+    path = tmp_path / "episodes-00000000-00000004.parquet"
+    path.write_bytes(parquet(table.replace_schema_metadata({b"\xff": b"\xff"})))
+    with pytest.raises(UserError, match="belongs to another campaign"):
+        read_records(tmp_path, identity=IDENTITY)
+
+
+def test_circumstances_that_are_no_json(tmp_path: Path) -> None:
+    table = chunk(tmp_path)
+    path = tmp_path / "episodes-00000000-00000004.parquet"
+    for text in (b"[", b"3", b"\xff", b"[" * 5000):
+        path.write_bytes(parquet(table.replace_schema_metadata({b"circumstances": text})))
+        assert read_circumstances(tmp_path) == []
+
+
+def test_a_few_bytes_that_unpack_to_millions_of_records(tmp_path: Path) -> None:
+    table = chunk(tmp_path)
+    path = tmp_path / "episodes-00000000-00000004.parquet"
+    many = pa.table(
+        [pa.repeat(column.combine_chunks()[0], 200_000) for column in table.columns],
+        schema=table.schema,
+    )
+    path.write_bytes(parquet(many, compression="zstd"))
+    with pytest.raises(UserError, match="is torn or no file of records"):
+        read_records(tmp_path)
+
+
+# Pictures
+
+
+def test_postscript_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would have started Ghostscript for it, whatever its name."""
+    path = tmp_path / "a.png"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr(subprocess, "check_call", lambda *_args, **_kwargs: pytest.fail("started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_kwargs: pytest.fail("started"))
+    with pytest.raises(UserError, match=r"a\.png: is not a readable image \(unknown format\)"):
+        decode_files([path], squashed(8))
+
+
+def test_more_pixels_than_pillow_finds_reasonable(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"  # Pillow warns of it, and goes on; twice as many are an error
+    path.write_bytes(png(10_000, 10_000))
+    with pytest.raises(UserError, match=r"a\.png: is not a readable image \(Image size"):
+        decode_files([path], squashed(8))
+
+
+def test_a_torn_tiff_says_nothing_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (9, 9)).save(path, compression="tiff_deflate")
+    data = bytearray(path.read_bytes())
+    data[8:12] = b"\0\0\0\0"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.tif: is not a readable image"):
+        decode_files([path], squashed(8))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "train" / "class"
+    folder.mkdir(parents=True)
+    path = folder / "a.png"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="no regular file"):
+        decode_files([path], squashed(8))
+    (folder / "b.png").write_bytes(png(1, 1, bytes(4)))
+    plan = plan_image_folder(ImageFolderSource(kind="image-folder", path=tmp_path), 8)
+    assert [planned.count for planned in plan.classes] == [1]
+
+
+# Lists
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{tmp}/secret.png", "a/../../secret.png"])
+def test_paths_of_csvs_stay_in_their_folder(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    name = name.format(tmp=tmp_path)
+    own, mini = tmp_path / "own", tmp_path / "mini"
+    own.mkdir()
+    mini.mkdir()
+    (own / "list.csv").write_text(f"path,class,split\n{name},a,train\n")
+    source = ImageFolderSource(kind="image-folder", path=own, csv=own / "list.csv")
+    assert plan_image_folder(source, 8).problems == (
+        f"{own}/list.csv:2: {name!r} leaves the folder of the images; mend the path",
+    )
+    (mini / "train.csv").write_text(f"filename,label\n{name},a\n")
+    with pytest.raises(UserError, match=r"train\.csv:2: must give filename and label"):
+        plan_mini_imagenet(
+            MiniImageNetSource(kind="mini-imagenet", path=mini), 8, Scratch(tmp_path / "bank")
+        )
+
+
+def test_a_path_longer_than_any(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"path,class,split\n{'x' * 5000},a,train\n")
+    source = ImageFolderSource(kind="image-folder", path=tmp_path, csv=tmp_path / "list.csv")
+    (problem,) = plan_image_folder(source, 8).problems
+    assert "does not exist" in problem
+    assert len(problem) < 500
+
+
+def test_digits_that_are_no_number(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(f"a.png,{'9' * 6000}\n")
+    (tmp_path / "test.csv").write_text("b.png,1\n")
+    with pytest.raises(UserError, match=r"train\.csv:1: .* is not a path and a whole number"):
+        plan_inaturalist(INaturalist2017Source(kind="inaturalist-2017", path=tmp_path), 8)
+    (tmp_path / "images.txt").write_text("1 ²³¹.Bird/x.jpg\n")
+    source = CubSource(kind="cub", path=tmp_path, split="cub_100_50_50")
+    with pytest.raises(UserError, match=r"images\.txt: .* is of no class 001 to 200"):
+        plan_cub(source, 8, Scratch(tmp_path / "bank"))
+
+
+# Pickles, npz files and archives
+
+
+def mini(folder: Path, content: Any) -> MiniImageNetSource:
+    (folder / "train.pickle").write_bytes(pickle.dumps(content))
+    return MiniImageNetSource(kind="mini-imagenet", path=folder, verify_counts=False)
+
+
+def test_labels_that_stand_for_more_than_fits_into_memory(tmp_path: Path) -> None:
+    labels: Any = [0] * 10
+    for _ in range(40):
+        labels = [labels] * 10
+    source = mini(tmp_path, {"data": np.zeros((2, 4, 4, 3), np.uint8), "labels": labels})
+    with pytest.raises(UserError, match="its labels are no whole numbers"):
+        plan_mini_imagenet(source, 8, Scratch(tmp_path / "bank"))
+
+
+def test_images_without_height(tmp_path: Path) -> None:
+    source = mini(tmp_path, {"data": np.zeros((2, 0, 4, 3), np.uint8), "labels": [0, 1]})
+    with pytest.raises(UserError, match=r"its images are uint8 \(2, 0, 4, 3\), must be"):
+        plan_mini_imagenet(source, 8, Scratch(tmp_path / "bank"))
+
+
+def test_two_classes_of_one_name(make_config: MakeConfig, tmp_path: Path) -> None:
+    images = np.zeros((8, 16, 16, 3), np.uint8)
+    for split in ("train", "val", "test"):
+        names = {b"a": 0, "a": 1}  # bytes and text are one name
+        content = {"data": images, "labels": [0, 1] * 4, "catname2label": names}
+        (tmp_path / f"{split}.pickle").write_bytes(pickle.dumps(content))
+    config = make_config("other", f"data.bank={tmp_path / 'new'}")
+    source = MiniImageNetSource(kind="mini-imagenet", path=tmp_path, verify_counts=False)
+    with pytest.raises(UserError, match="class a of split train: is there 2 times"):
+        import_bank(config.data.model_copy(update={"source": source}), config.episodes)
+
+
+def npz_with(folder: Path, header: str) -> TieredImageNetSource:
+    for split in ("train", "val", "test"):
+        (folder / f"{split}_images.npz").write_bytes(zipped({"images.npy": npy(header, bytes(96))}))
+        (folder / f"{split}_labels.pkl").write_bytes(pickle.dumps({"labels": [0, 1]}))
+    return TieredImageNetSource(kind="tiered-imagenet", path=folder, verify_counts=False)
+
+
+@pytest.mark.parametrize("header", [HEADERS[2], HEADERS[6], "(" * 300], ids=range(3))
+def test_headers_of_npz_files(tmp_path: Path, header: str) -> None:
+    source = npz_with(tmp_path, header)
+    with pytest.raises(UserError, match=r"_images\.npz"):
+        plan_tiered_imagenet(source, 8, Scratch(tmp_path / "bank"))
+
+
+def test_a_header_that_python_2_wrote_is_read_without_a_warning(tmp_path: Path) -> None:
+    source = npz_with(tmp_path, HEADERS[4])
+    assert len(plan_tiered_imagenet(source, 8, Scratch(tmp_path / "bank")).classes) == 6
+
+
+def test_archives_that_unpack_to_far_more_than_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "UNPACKED", 1 << 16)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(4 << 20)))
+    with pytest.raises(UserError, match=r"a\.tar\.gz: .*unpack to .* or more, as no data do"):
+        read_tar(tmp_path / "a.tar.gz", Scratch(tmp_path / "bank"))
+    name = "images_background/A/character01/0001_01.png"
+    (tmp_path / "images_background.zip").write_bytes(zipped({name: bytes(4 << 20)}, 8))
+    with pytest.raises(UserError, match=r"images_background\.zip: .*as no data do"):
+        plan_omniglot(OmniglotSource(kind="omniglot", path=tmp_path), 8)
+
+
+def test_headers_of_tars_that_lead_back_or_on_for_ever(tmp_path: Path) -> None:
+    for data in tar_tricks()[:6]:
+        (tmp_path / "a.tar").write_bytes(data)
+        with pytest.raises(UserError, match=r"a\.tar: is not a whole tar archive|unsafe path"):
+            read_tar(tmp_path / "a.tar", Scratch(tmp_path / "bank"))
+
+
+def test_a_device_in_a_tar(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        member = tarfile.TarInfo("zero")
+        member.type = tarfile.CHRTYPE
+        archive.addfile(member)
+    (tmp_path / "a.tar").write_bytes(out.getvalue())
+    with pytest.raises(UserError, match="holds the unsafe path 'zero'"):
+        read_tar(tmp_path / "a.tar", Scratch(tmp_path / "bank"))
+
+
+# The reference's files
+
+
+def test_values_of_the_reference_that_are_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    for text in ("dataset: [a]", "train: 3", "inner_args: {frozen: 3}", "optimizer_args: {lr: {}}"):
+        path.write_text(f"encoder: convnet4\n{text}\n")
+        with pytest.raises(UserError, match=rf"train\.yaml: {text.split(':')[0]}"):
+            convert_files([path], None, tmp_path / "o.yaml", None, lambda _: None)
+
+
+def test_a_state_of_the_reference_that_is_no_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    keys = ("encoder", "encoder_args", "classifier", "classifier_args")
+    parts = ("encoder_state_dict", "classifier_state_dict")
+    torch.save({**dict.fromkeys(keys), **{part: [1] for part in parts}}, path)
+    with pytest.raises(UserError, match=r"a\.pth: its encoder_state_dict are not tensors by name"):
+        load_reference(path)
+
+
+# Ray
+
+
+@pytest.mark.slow
+def test_columns_that_ray_would_unpickle_are_refused_unread(
+    bank: ImageBank, tmp_path: Path
+) -> None:
+    """Ray Data registers an Arrow type whose values it unpickles; our readers refuse the column."""
+    code = f"""
+import json, sys
+import numpy as np, pyarrow as pa
+import ray.data
+from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+from raymaml.data.bank import ImageBank
+from raymaml.errors import UserError
+
+class Bomb:
+    def __reduce__(self):
+        return open, ({str(tmp_path / "pwned")!r}, "w")
+
+column = ArrowPythonObjectArray.from_objects([Bomb()])
+path = {str(bank.folder / "images.arrow")!r}
+schema = pa.schema([("image", column.type)])
+with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, schema) as out:
+    out.write_batch(pa.record_batch([column], names=["image"]))
+header = json.load(open({str(bank.folder / "bank.json")!r}))
+header["images_bytes"] = __import__("os").path.getsize(path)
+header["classes"] = header["classes"][:1] and [dict(header["classes"][0], count=1)]
+json.dump(header, open({str(bank.folder / "bank.json")!r}, "w"))
+try:
+    ImageBank.open(__import__("pathlib").Path({str(bank.folder)!r})).class_images(0)
+except UserError as error:
+    assert "it has other columns" in str(error), error
+    sys.exit(0)
+sys.exit("was read")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "pwned").exists()
