@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raymaml.config.load import dump_config
+from raymaml.config.schema import Config
 from raymaml.data.files import new_folder, write_text
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Echo
@@ -30,7 +31,7 @@ from raymaml.evaluation.population import Exploit
 from raymaml.evaluation.referee import Referee, Report
 from raymaml.evaluation.sweep import Sweep, max_steps
 from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows
-from raymaml.training.checkpoint import CARD, checkpoint_path, copy_checkpoint, read_card
+from raymaml.training.checkpoint import checkpoint_path, copy_checkpoint, read_card
 from raymaml.training.metrics import METRICS_FILE
 
 SCHEMA_VERSION = 1
@@ -79,14 +80,14 @@ def export_best(sweep: Sweep, best: Report) -> Path:
     folder, run = sweep.folder / BEST, sweep.folder / best.run
     source = checkpoint_path(run, best.step)
     card = read_card(source)
-    if (folder / CARD).parent.is_dir() and not _is_copy(folder, source):
+    if folder.exists() and not _is_copy(folder, source):
         before = json.loads((folder / _FROM).read_text(encoding="utf-8"))
         aside = folder.with_name(f"best-was-{before['run']}-at-{before['step']}")
         while aside.exists():
             aside = aside.with_name(f"{aside.name}-again")
         folder.rename(aside)
     if not folder.exists():
-        config = type(sweep.base).model_validate(card.config)
+        config = Config.model_validate(card.config)
         evaluation = config.evaluation.model_copy(update={"checkpoint": "best"})
         own = {"name": BEST, "run_dir": sweep.folder, "evaluation": evaluation}
         with new_folder(folder) as partial:
