@@ -50,7 +50,7 @@ def test_a_minimum_above_the_maximum_is_refused(make_config: Any) -> None:
 
 def test_a_fixed_crew_needs_the_whole_cluster_at_the_start(make_config: Any) -> None:
     config = make_config("run", "cluster.num_workers=3")
-    with pytest.raises(UserError, match="cluster.num_workers is 3 but the Ray cluster has 2 CPU"):
+    with pytest.raises(UserError, match=r"cluster\.num_workers is 3 but the Ray cluster has 2 CPU"):
         plan_crew(config, CPUS)
 
 
