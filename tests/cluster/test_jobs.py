@@ -18,9 +18,11 @@ from helpers_cluster import (
     free_ports,
     kill_with_children,
     start_node,
+    trained_steps,
     wait_until,
 )
 
+from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
@@ -72,6 +74,35 @@ def test_a_submitted_job_ends_in_the_bits_of_a_lone_process(head, tmp_path, make
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
 
+def test_a_stopped_job_has_saved_where_it_stands(head, tmp_path, make_config, weights):
+    """`ray job stop` sends SIGTERM, and 3 s later SIGKILL."""
+    config = make_config(
+        "run", "name=stopped", "outer.num_steps=100000", "outer.validate_every=100"
+    )
+    folder = config.run_folder
+    path = str(tmp_path / "run/config.yaml")
+    submit(head, "train", path, options="--no-wait --submission-id=stopped")
+    wait_until(lambda: trained_steps(folder) >= 5, "at step 5")
+
+    stop = subprocess.run(
+        ["ray", "job", "stop", "--address", head.dashboard, "stopped"],
+        env={**head.environment, "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+    assert stop.returncode == 0, stop.stdout + stop.stderr
+    stopped_at = list_steps(folder)[-1]
+    assert trained_steps(folder) == stopped_at >= 5
+    lone = make_config(
+        "run", "name=lone", "outer.validate_every=100", f"outer.num_steps={stopped_at}"
+    )
+    assert train_locally(lone, lambda _line: None)
+    assert_same_bits(weights(folder), weights(lone.run_folder))
+
+
 def test_a_command_joins_the_cluster_that_ray_address_names(
     head, tmp_path, make_config, weights, start
 ):
@@ -92,7 +123,7 @@ def test_a_command_joins_the_cluster_that_ray_address_names(
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
 
-def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
+def submit(head: Head, *arguments: str, options: str = "") -> subprocess.CompletedProcess[str]:
     """Submit a command and wait for its end; a head that has only just started takes no job yet."""
     jobs: list[subprocess.CompletedProcess[str]] = []
 
@@ -100,7 +131,7 @@ def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
         jobs.append(
             subprocess.run(
                 ["bash", ROOT / "launch" / "submit.sh", head.dashboard, *arguments],
-                env=head.environment,
+                env={**head.environment, "RAYMAML_SUBMIT": options},
                 capture_output=True,
                 text=True,
                 check=False,
