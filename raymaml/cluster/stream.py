@@ -97,9 +97,8 @@ def _away_from_gpus() -> dict[str, Any]:
     Nodes that join later may be used as well. While no other node has room, or when all others are
     gone, tasks run on the nodes with GPUs: nothing waits for a node.
     """
-    gpus = [
-        node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")
-    ]
+    alive = (node for node in ray.nodes() if node["Alive"])
+    gpus = [node["NodeID"] for node in alive if node["Resources"].get("GPU")]
     if not gpus:
         return {}
     return {

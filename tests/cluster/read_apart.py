@@ -17,7 +17,7 @@ import ray
 import torch
 
 from raymaml.cluster import stream
-from raymaml.cluster.runtime import connected
+from raymaml.cluster.runtime import WORKER_CPUS, connected
 from raymaml.config.load import load_config
 from raymaml.training.data import open_training_data
 
@@ -51,7 +51,7 @@ def places(folder: Path, names: dict[str, str]) -> list[str]:
     return [names[path.name.split("-")[1]] for path in sorted(folder.iterdir())]
 
 
-@ray.remote(num_gpus=1)
+@ray.remote(num_gpus=1, num_cpus=WORKER_CPUS)
 class Learner:
     """Stands where a learner on a GPU would stand."""
 
@@ -74,18 +74,24 @@ class Learner:
         )
 
 
+def tell(what: Any) -> None:
+    """Write a line of JSON."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     config = load_config(Path(sys.argv[1]))
     folder = Path(sys.argv[2])
     with connected(config.cluster):
         names = node_names()
         learner = Learner.remote()
-        print(json.dumps(names[ray.get(learner.open.remote(config, folder))]), flush=True)
-        print(json.dumps(ray.get(learner.take.remote(STEPS // 2))), flush=True)
-        print(json.dumps(places(folder, names)), flush=True)
+        tell(names[ray.get(learner.open.remote(config, folder))])
+        tell(ray.get(learner.take.remote(STEPS // 2)))
+        tell(places(folder, names))
         sys.stdin.readline()
-        print(json.dumps(ray.get(learner.take.remote(STEPS - STEPS // 2))), flush=True)
-        print(json.dumps(places(folder, names)), flush=True)
+        tell(ray.get(learner.take.remote(STEPS - STEPS // 2)))
+        tell(places(folder, names))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from raymaml.training.worker import train_locally
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
+READER = Path(__file__).with_name("read_apart.py")
 CREW = re.compile(r".*: (\d+) (CPU worker\(s\) of|worker\(s\) from outer step)")
 
 
@@ -81,7 +82,7 @@ def workers_now(folder: Path) -> int:
 def test_one_then_three_then_two_workers_end_in_the_bits_of_a_lone_process(
     nodes, tmp_path, make_config, weights, start
 ):
-    """Two nodes join, one is told to go (SIGTERM, as from Kubernetes), one dies; then SIGTERM."""
+    """Two nodes join; one is told to go (SIGTERM, as from Kubernetes), one dies; then SIGTERM."""
     steps = ("outer.validate_every=100", "outer.checkpoint_every=5")
     elastic = ("cluster.num_workers=auto", "cluster.min_workers=1", "outer.num_steps=100000")
     config = make_config("run", "name=elastic", *steps, *elastic)
@@ -126,12 +127,7 @@ def test_readers_keep_away_from_the_learners_node_while_there_is_another(
     places = tmp_path / "places"
     places.mkdir()
     reader = subprocess.Popen(
-        [
-            sys.executable,
-            Path(__file__).with_name("read_apart.py"),
-            tmp_path / "run/config.yaml",
-            places,
-        ],
+        [sys.executable, READER, tmp_path / "run/config.yaml", places],
         env={**nodes.environment, "RAY_ADDRESS": nodes.address},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -87,6 +87,47 @@ def test_a_killed_worker_is_replaced_and_the_bits_stay(cluster, make_config, wei
     assert_same_bits(weights(killed.run_folder), weights(lone.run_folder))
 
 
+def test_a_worker_that_is_told_to_go_has_the_run_saved_first(cluster, make_config, weights):
+    """No step is done twice, and it is no failure: none is allowed here."""
+    steps = ("outer.num_steps=120", "outer.validate_every=60", "cluster.max_failures=0")
+    lone = make_config("run", "name=lone", *steps)
+    told = make_config("run", "name=told", *steps, "cluster.num_workers=2")
+    assert train_locally(lone, quiet)
+    lines: list[str] = []
+
+    def tell_one() -> None:
+        wait_until(lambda: trained_steps(told.run_folder) >= 15, "at step 15")
+        os.kill(worker_pids()[-1], signal.SIGTERM)
+
+    teller = threading.Thread(target=tell_one)
+    teller.start()
+    assert train_on_cluster(told, lines.append)
+    teller.join()
+
+    assert attempts(told.run_folder) == 2
+    steps_done = [line.split()[1] for line in lines if "  loss " in line and "valid" not in line]
+    assert len(steps_done) == len(set(steps_done)) == 120
+    assert_same_bits(weights(told.run_folder), weights(lone.run_folder))
+
+
+def test_a_cluster_without_room_is_one_message(cluster, make_config):
+    config = make_config("run", "cluster.num_workers=2", "cluster.wait_seconds=0.5")
+    import ray
+
+    taken = ray.util.placement_group([{"CPU": 3}])
+    assert taken.wait(60)
+    try:
+        with pytest.raises(UserError) as raised:
+            train_on_cluster(config, quiet)
+    finally:
+        ray.util.remove_placement_group(taken)
+
+    assert str(raised.value).startswith(
+        "cluster.num_workers is 2 but for 0.5 s (cluster.wait_seconds) the Ray cluster has had room"
+        " for 1 worker(s); add nodes, end what else uses them, or lower it"
+    )
+
+
 @pytest.mark.fault("checkpoint torn")
 def test_a_torn_ray_snapshot_does_not_matter_and_a_finished_run_stays_as_it_is(
     cluster, make_config, weights
