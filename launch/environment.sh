@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by quickstart.sh and test.sh: makes the virtual environment .venv beside the repository's
 # files, once, installs raymaml into it, and puts it on PATH.
 #

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes an environment and runs every test. Arguments go to pytest: -n 2 -m "not ray and not slow"
-# runs the fast ones by two processes.
+# Makes an environment and runs every test, by two processes, of which one has the tests that need
+# Ray. Arguments go to pytest: -m "not ray and not slow" runs the fast ones.
 #
 #   bash launch/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 raymaml_install "[test]"
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadgroup "$@"

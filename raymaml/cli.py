@@ -1,5 +1,5 @@
 """``raymaml data import|sample|show``, ``train``, ``test``, ``report``, ``audit``,
-``study``, ``convert``, ``bench``."""
+``study``, ``sweep``, ``convert``, ``bench``, ``scale``, ``doctor``."""
 
 from __future__ import annotations
 
@@ -15,20 +15,34 @@ import raymaml
 from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Split
 from raymaml.errors import UserError, storage_error
+from raymaml.logs import set_up
+from raymaml.places import Place
+from raymaml.signals import INTERRUPTED, TERMINATED, Terminated, stop_code, terminable
 
-INTERRUPTED = 130  # what a shell shows for a command that Ctrl-C ended
 CONFIG = click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
+OPTIONAL_CONFIG = click.argument(
+    "config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)
+)
 LOCAL = click.option("--local", is_flag=True, help="Run in this process, without Ray: same bits.")
 OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 
 
 def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a ``UserError``, or Ctrl-C, as one message without a traceback."""
+    """Show a ``UserError``, Ctrl-C or SIGTERM as one message without a traceback; and nothing of
+    other libraries, unless --verbose asks for it."""
 
+    @click.option(
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda _context, _option, verbose: set_up(verbose=verbose),
+        help="Show the messages of Ray and other libraries as well.",
+    )
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            with terminable():
+                return command(*args, **kwargs)
         except (UserError, OSError) as error:
             told = error if isinstance(error, UserError) else storage_error(error)
             if told is None:
@@ -36,12 +50,18 @@ def _reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             for problem in told.problems:
                 click.echo(f"raymaml: {problem}", err=True)
             sys.exit(2)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as stop:
+            code, word = (
+                (TERMINATED, "terminated")
+                if isinstance(stop, Terminated)
+                else (INTERRUPTED, "interrupted")
+            )
             click.echo(
-                "raymaml: interrupted; what is finished is kept: run the same command to go on",
+                f"raymaml: {str(stop) or word}; what is finished is kept: run the same command to"
+                " go on",
                 err=True,
             )
-            sys.exit(INTERRUPTED)
+            sys.exit(code)
 
     return run
 
@@ -125,7 +145,7 @@ def train(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
     """Train, or go on with, the run that CONFIG names."""
     config = load_config(config_path, overrides)
     if not _train(local)(config, click.echo):
-        sys.exit(INTERRUPTED)
+        sys.exit(stop_code())
 
 
 @main.command()
@@ -187,8 +207,28 @@ def study(study_path: Path, overrides: tuple[str, ...], config: Path | None, loc
     found = read_study(study_path, overrides, config)
     path = run_study(found, train=_train(local), judge=_judge(local), echo=click.echo)
     if path is None:
-        sys.exit(INTERRUPTED)
+        sys.exit(stop_code())
     click.echo(path)
+
+
+@main.command()
+@click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--config", type=click.Path(path_type=Path), help="Start from this one instead.")
+@LOCAL
+@_reports_user_errors
+def sweep(sweep_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
+    """Train the trials that SWEEP draws, end the bad ones early, and export the best.
+
+    The overrides change the config of all trials. Run again, it goes on from where it was.
+    """
+    from raymaml.cluster.sweep import scheduler_of, tune_runner
+    from raymaml.evaluation.legs import local_runner
+    from raymaml.evaluation.sweep import read_sweep, run_sweep
+
+    found = read_sweep(sweep_path, overrides, config)
+    runner = local_runner if local else tune_runner
+    click.echo(run_sweep(found, runner=runner, decide=scheduler_of, echo=click.echo))
 
 
 def _train(local: bool) -> Callable[..., bool]:
@@ -199,12 +239,20 @@ def _train(local: bool) -> Callable[..., bool]:
     return run
 
 
-def _judge(local: bool) -> Callable[..., Path]:
+def _judge(local: bool) -> Callable[..., Place]:
     if local:
         from raymaml.evaluation.campaign import judge_locally as run
     else:
         from raymaml.cluster.campaign import judge_on_cluster as run
     return run
+
+
+def _examine_cluster(local: bool) -> Callable[..., Any] | None:
+    if local:
+        return None
+    from raymaml.cluster.doctor import examine_cluster
+
+    return examine_cluster
 
 
 @main.command()
@@ -226,7 +274,27 @@ def convert(
 
 
 @main.command()
-@click.argument("config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@OPTIONAL_CONFIG
+@OVERRIDES
+@LOCAL
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@_reports_user_errors
+def doctor(
+    config_path: Path | None, overrides: tuple[str, ...], local: bool, as_json: bool
+) -> None:
+    """Check versions, this machine, the cluster, and what CONFIG names, and say what to change.
+
+    Ends with a tiny run from images to a report, on made-up images. Exit code 1 if anything fails.
+    """
+    from raymaml.doctor.command import examine, show
+
+    config = None if config_path is None else load_config(config_path, overrides)
+    if not show(examine(config, _examine_cluster(local)), as_json=as_json):
+        sys.exit(1)
+
+
+@main.command()
+@OPTIONAL_CONFIG
 @OVERRIDES
 @click.option(
     "--methods", metavar="NAMES", help="Of all: unrolled,checkpointed,mixed_mode,plain,..."
@@ -286,3 +354,52 @@ def bench(
     except KeyboardInterrupt:
         click.echo("raymaml: interrupted; configurations that are finished are written", err=True)
         sys.exit(INTERRUPTED)
+
+
+@main.command()
+@click.argument("config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--workers", default="1,2,3,4", show_default=True, help="Of this machine.")
+@click.option("--check", is_flag=True, help="Train with each number of workers, and compare.")
+@click.option(
+    "--seconds",
+    default=15.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Of each run of --check with one worker.",
+)
+@click.option("--assume", "assumed", multiple=True, metavar="NAME=NUMBER", help="Of the GPUs.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False))
+@_reports_user_errors
+def scale(
+    *,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    workers: str,
+    check: bool,
+    seconds: float,
+    assumed: tuple[str, ...],
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Predict how training scales with workers here, and with GPUs.
+
+    A cost model is fitted to what is measured on this machine with CONFIG, or with raymaml's own
+    glyphs. GPUs are assumptions: --assume tflops=30 changes one.
+    """
+    from raymaml.bench.scaling.command import plan
+    from raymaml.bench.scaling.command import scale as run
+    from raymaml.bench.scaling.gpus import assume
+    from raymaml.cluster.scaling import timed_runs
+
+    how = plan(workers, assume(assumed), real_runs=check, seconds=seconds)
+    run(
+        config_path,
+        overrides,
+        how,
+        train=timed_runs,
+        json_path=json_path,
+        plot_path=plot_path,
+        echo=click.echo,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 
 
 class UserError(Exception):
@@ -39,9 +38,7 @@ _REMEDIES = {
 }
 
 
-def storage_error(
-    error: OSError, path: Path | str | None = None, space: str = ""
-) -> StorageError | None:
+def storage_error(error: OSError, path: object = None, space: str = "") -> StorageError | None:
     """Return what to tell the user of an error of the storage; None where it is another one.
 
     Args:
@@ -58,6 +55,12 @@ def storage_error(
         f"{path or error.filename or 'a file'}: cannot be read or written ({reason}{room});"
         f" {remedy}, then run the same command: it goes on from all that is whole"
     )
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of what an error of Ray's says: the ones before are a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def reason_of(error: Exception) -> str:

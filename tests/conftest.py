@@ -5,7 +5,11 @@ Everything is a function of fixed seeds. 16x16 is the smallest image that ConvNe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ import torch
 from raymaml.config.load import dump_config, load_config
 from raymaml.config.schema import Config
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.places import Place, is_remote, to_place
 from raymaml.training.data import sample_shards
 
 torch.set_num_threads(1)
@@ -44,6 +49,18 @@ outer: {{num_steps: 6, meta_batch_size: 3, log_every: 1, validate_every: 3}}
 evaluation: {{chunk_size: 4, baseline_episodes: 5}}
 cluster: {{num_workers: 1, device: cpu}}
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that share a Ray cluster in one of pytest-xdist's processes."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Here and not in ``tests/fuzz``: options are read before its folder is looked at."""
+    parser.addoption("--fuzz-inputs", type=int, help="Hostile inputs of each reader in tests/fuzz.")
 
 
 def tiny_classes() -> list[ClassImages]:
@@ -89,3 +106,42 @@ def make_config(tiny_bank: ImageBank, tmp_path: Path) -> MakeConfig:
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    """An S3 server on loopback, in a process of its own, and the environment that leads to it."""
+    pytest.importorskip("moto", reason="no moto: pip install raymaml[test]")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = (tmp_path_factory.mktemp("s3") / "log.txt").open("wb")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=log, stderr=log)
+    environment = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    while True:  # until it listens; pytest's own limit ends a server that never does
+        assert server.poll() is None, "the S3 server ended at once"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+    yield environment
+    server.kill()
+    server.wait()
+    log.close()
+
+
+@pytest.fixture
+def s3(s3_server: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A folder, empty and of this test alone, in a bucket of the S3 server."""
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    bucket = to_place("s3://raymaml-tests")
+    assert is_remote(bucket)
+    bucket.mkdir(exist_ok=True)
+    return bucket / tmp_path.name

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from raymaml.cli import main
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.evaluation.records import read_records, record_arrays
+from raymaml.training.checkpoint import list_steps
 
 COMMANDS = [
     ["data", "import"],
@@ -128,7 +131,11 @@ def test_from_images_to_a_report(
 
     lines = raymaml_("test", "--local", path).output.splitlines()
     assert lines[-1] == "runs/tiny/test/summary.json"
-    assert len(lines) == 3 + 2 + 2 + 1  # chunks of 4 of 10, 5 and 5 episodes
+    assert lines[0] == (
+        "runs/tiny/test: 1 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last,"
+        " float32; chunks of up to 4 episodes"
+    )
+    assert len(lines) == 1 + 3 + 2 + 2 + 1  # chunks of 4 of 10, 5 and 5 episodes
     check_summary(Path(lines[-1]))
     before = Path(lines[-1]).read_bytes()
 
@@ -179,12 +186,12 @@ def test_a_campaign_goes_on_where_it_was_cut_off(make_config: Any, tmp_path: Pat
     files[2].write_bytes(files[2].read_bytes()[:-20])  # a disk that lost the end
     before = files[0].stat().st_mtime_ns
     lines = raymaml_("test", "--local", path).output.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["4/6", "6/6"]  # 4..7 and 8..9
+    assert [line.split()[0] for line in lines[1:-1]] == ["8/10", "10/10"]  # 4..7 and 8..9
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)
     files[1].unlink()
     # another chunk size cuts what is missing anew: 4..6 and 7
     lines = raymaml_("test", "--local", path, "evaluation.chunk_size=3").output.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["3/4", "4/4"]
+    assert [line.split()[0] for line in lines[1:-1]] == ["9/10", "10/10"]
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)
     assert files[0].stat().st_mtime_ns == before
 
@@ -201,25 +208,88 @@ def test_more_ways_at_test_than_in_training(make_config: Any, tmp_path: Path) ->
     assert np.allclose(record_arrays(read_records(folder)).accuracy, 0.2)
 
 
-def test_ctrl_c_ends_with_130_and_the_run_can_go_on(
-    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_end_after_the_step_and_the_run_can_go_on(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     make_config("stopped", "outer.num_steps=4")
     path = tmp_path / "stopped" / "config.yaml"
+    before_step(monkeypatch, 1, lambda: signal.raise_signal(number))
+    lines = raymaml_("train", "--local", path, exit_code=code).output.splitlines()
+    assert "stopped before outer step 2 of 4, and saved; run the same command" in lines[-1]
+    monkeypatch.undo()
+    assert ": done; " in raymaml_("train", "--local", path).output.splitlines()[-1]
+
+
+def test_sigterm_ends_a_step_that_does_not_end(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: Config = make_config("endless", "cluster.grace_seconds=0.05")
+    path = tmp_path / "endless" / "config.yaml"
+
+    def hang() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        threading.Event().wait(60)
+
+    before_step(monkeypatch, 4, hang)
+    lines = raymaml_("train", "--local", path, exit_code=143).output.splitlines()
+    assert lines[-1] == (
+        "raymaml: terminated: no step ended within cluster.grace_seconds, 0.05 s, of the signal;"
+        " what is finished is kept: run the same command to go on"
+    )
+    assert list_steps(config.run_folder)[-1] == 3
+    monkeypatch.undo()
+    assert ": done; " in raymaml_("train", "--local", path).output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")],
+)
+def test_chunks_that_are_judged_are_kept(
+    make_config: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    message: str,
+) -> None:
+    config: Config = make_config("judged", "outer.num_steps=1")
+    path = tmp_path / "judged" / "config.yaml"
+    raymaml_("train", "--local", path)
+    from raymaml.evaluation.campaign import Campaign
+
+    real = Campaign.judge
+
+    def stopping(self: Campaign, chunk: Any) -> Any:
+        if chunk.first:  # 0 to 3 are done, 4 to 7 are next
+            signal.raise_signal(number)
+        return real(self, chunk)
+
+    monkeypatch.setattr(Campaign, "judge", stopping)
+    output = raymaml_("test", "--local", path, exit_code=128 + number).output
+    assert output.splitlines()[-1] == (
+        f"raymaml: {message}; what is finished is kept: run the same command to go on"
+    )
+    monkeypatch.undo()
+    (records,) = (config.run_folder / "test" / "model").iterdir()
+    (kept,) = records.glob("*.parquet")
+    written = kept.stat().st_mtime_ns
+    raymaml_("test", "--local", path)
+    assert kept.stat().st_mtime_ns == written
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Call ``action`` when outer step ``step`` begins."""
     from raymaml.training import loop
 
     real_step = loop.meta_step
 
-    def interrupted_step(state: Any, *rest: Any) -> Any:
-        if state.step == 1:
-            signal.raise_signal(signal.SIGINT)
+    def disturbed(state: Any, *rest: Any) -> Any:
+        if state.step == step:
+            action()
         return real_step(state, *rest)
 
-    monkeypatch.setattr(loop, "meta_step", interrupted_step)
-    lines = raymaml_("train", "--local", path, exit_code=130).output.splitlines()
-    assert "stopped before outer step 2 of 4, and saved; run the same command" in lines[-1]
-    monkeypatch.undo()
-    assert ": done; " in raymaml_("train", "--local", path).output.splitlines()[-1]
+    monkeypatch.setattr(loop, "meta_step", disturbed)
 
 
 def test_audits_are_in_the_next_report_of_what_was_audited(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from itertools import takewhile
@@ -16,14 +17,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from raymaml.cli import main
-from raymaml.config.load import load_config, load_study
+from raymaml.config.load import load_config, load_sweep
 from raymaml.config.schema import Config
+from raymaml.config.study_file import load_study
 from raymaml.training.checkpoint import find_checkpoint, read_card
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 STUDIES = [name for name in ALL if name.startswith("studies/")]
-SHIPPED = [name for name in ALL if name not in STUDIES]
+SWEEPS = [name for name in ALL if name.startswith("sweeps/")]
+SHIPPED = [name for name in ALL if name not in {*STUDIES, *SWEEPS}]
 SIZE = 32
 MINI = {"train": 64, "val": 16, "test": 20}
 TIERED = {"train": 351, "val": 97, "test": 160}  # the number of classes tells the split
@@ -126,7 +129,7 @@ def small_overrides(config: Config, folder: Path) -> list[str]:
 
 
 def test_there_are_configs() -> None:
-    assert (len(SHIPPED), len(STUDIES)) == (17, 6)
+    assert (len(SHIPPED), len(STUDIES), len(SWEEPS)) == (17, 6, 2)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -171,7 +174,7 @@ def test_a_study_trains_judges_and_ends_in_verdicts(name: str, tmp_path: Path) -
     lines = path.read_text("utf-8").splitlines()
     assert lines[0].startswith("# Claim (")
     assert f"#   raymaml study configs/{name}" in lines
-    settings = load_study(path)
+    settings, _ = load_study(path)
     overrides = small_overrides(load_config(path.parent / settings.config), tmp_path)
     arguments = ["study", str(path), *overrides, "inner.num_steps=1", "--local"]
     outcome = CliRunner().invoke(main, arguments)
@@ -183,3 +186,28 @@ def test_a_study_trains_judges_and_ends_in_verdicts(name: str, tmp_path: Path) -
     assert all("refusal" not in each for each in summary["comparisons"])
     again = CliRunner().invoke(main, arguments)
     assert again.output.splitlines() == outcome.output.splitlines()[-1:]  # nothing is left to do
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_runs_its_trials_and_exports_the_best(name: str, tmp_path: Path) -> None:
+    path = CONFIGS / name
+    lines = path.read_text("utf-8").splitlines()
+    assert lines[0].startswith("# Claim: ")
+    assert f"#   raymaml sweep configs/{name}" in lines
+    settings = load_sweep(path)
+    overrides = small_overrides(load_config(path.parent / settings.config), tmp_path)
+    # as many validations as the sweep has, each after one outer step
+    text = re.sub(r"(grace_steps|perturb_every): \d+", r"\1: 1", path.read_text("utf-8"))
+    text = re.sub(r"config: .*", f"config: {(path.parent / settings.config).resolve()}", text)
+    text = re.sub(r"set: .*", "set: {outer.validate_every: 1}", text)
+    small = tmp_path / "sweep.yaml"
+    small.write_text(text, encoding="utf-8")
+    outcome = CliRunner().invoke(main, ["sweep", str(small), *overrides, "--local"])
+    assert outcome.exit_code == 0, outcome.output
+    content = json.loads(Path(outcome.output.splitlines()[-1]).read_text("utf-8"))
+    assert len(content["trials"]) == settings.count
+    assert {trial["status"] for trial in content["trials"]} <= {"done", "stopped"}
+    best = str(tmp_path / f"runs/sweeps/glyphs-5way-1shot/{settings.name}/best/config.yaml")
+    outcome = CliRunner().invoke(main, ["test", best, "--local"])
+    assert outcome.exit_code == 0, outcome.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from filelock import FileLock, Timeout
 
 from raymaml.cluster.runtime import (
     call_in_thread,
@@ -21,15 +21,19 @@ from raymaml.cluster.runtime import (
     plan_workers,
 )
 from raymaml.config.schema import ClusterConfig
+from raymaml.data.files import make_folder
+from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
-from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan, episodes_by_arm
+from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
 from raymaml.evaluation.progress import Progress
+from raymaml.logs import is_verbose
+from raymaml.places import Place, is_remote
+from raymaml.signals import on_interrupt, stopped
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import request_stop, stop_requested
-from raymaml.training.worker import on_interrupt
 
 
-def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
+def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     """Judge all that is missing, a chunk a Tune trial, and write the report.
 
     A chunk's record file is all that is remembered: Tune's own state is thrown away, and a
@@ -37,21 +41,24 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
 
     Raises:
         UserError: the run cannot be judged, another process judges it, or some chunks failed.
-        KeyboardInterrupt: Ctrl-C; the chunks that were done are kept.
+        KeyboardInterrupt, Terminated: Ctrl-C, SIGTERM; the chunks that were done are kept.
     """
     campaign = plan(torch.device("cpu"))
     if chunks := campaign.missing():
         campaign.verify_images()
         with _scratch(campaign.folder) as scratch, connected(cluster):
+            from raymaml.cluster.gauges import CampaignGauges
+
             slots, use_gpu = plan_workers(
                 cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
             )
             if cluster.num_workers != "auto":
                 slots = min(slots, cluster.num_workers)
+            echo(campaign.settings_line(slots, torch.device("cuda" if use_gpu else "cpu")))
             trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
             with (
-                on_interrupt(lambda: request_stop(scratch)),
-                Progress(episodes_by_arm(chunks), echo) as progress,
+                on_interrupt(lambda: request_stop(scratch), cluster.grace_seconds),
+                campaign.progress(echo, CampaignGauges(campaign.name)) as progress,
             ):
                 _run_trials(campaign, trials, plan, cluster, progress)
     return campaign.report()
@@ -69,22 +76,32 @@ class _Trials:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def _scratch(folder: Place) -> Iterator[Path]:
     """Hold the right to judge, with an empty folder for Tune's own state."""
-    scratch = folder.absolute() / ".tune"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "run_dir")
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            shutil.rmtree(scratch, ignore_errors=True)  # of a campaign that was killed
-            scratch.mkdir()
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        with hold(folder / ".lock", timeout=0), scratch_folder(folder) as scratch:
+            yield scratch
     except Timeout:
         raise UserError(
             f"{folder}: another process is judging this run; wait for it, or stop it"
         ) from None
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Place) -> Iterator[Path]:
+    """Yield an empty folder on disk for Tune's own state, which is gone after the block."""
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
+            yield Path(temporary)
+        return
+    scratch = folder.absolute() / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _run_trials(
@@ -109,7 +126,7 @@ def _run_trials(
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(trials.scratch),
-            verbose=0,
+            verbose=int(is_verbose()),
             callbacks=[_progress_callback(progress)],
             stop=_stopper(trials.scratch, problems),
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
@@ -124,7 +141,7 @@ def _run_trials(
     if problems:
         raise UserError(*problems)
     if stop_requested(trials.scratch):
-        raise KeyboardInterrupt
+        raise stopped()
     if results.errors:
         lines = [line for line in str(results.errors[0]).splitlines() if line.strip()]
         raise UserError(

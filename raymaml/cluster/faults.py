@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ray.train import ControllerError, UserCallback, WorkerGroupError
 
-from raymaml.errors import UserError
+from raymaml.errors import UserError, last_line
+from raymaml.places import Place
 
 
 class StopAtUserErrors(UserCallback):
@@ -29,7 +29,14 @@ def user_error(error: BaseException) -> UserError | None:
     return next((each for each in _chain(error) if isinstance(each, UserError)), None)
 
 
-def told_failure(error: Exception, folder: Path) -> UserError:
+def is_borne(error: Exception) -> bool:
+    """Tell whether workers were lost, or not started, so that others may do better."""
+    if isinstance(error, ControllerError):
+        return user_error(error.controller_failure) is None
+    return isinstance(error, WorkerGroupError)
+
+
+def told_failure(error: Exception, folder: Place) -> UserError:
     """Return what the user is told of an error of Ray Train's."""
     kept = "everything up to the last checkpoint"
     if isinstance(error, ControllerError):
@@ -38,21 +45,22 @@ def told_failure(error: Exception, folder: Path) -> UserError:
         what = "the workers could not be started"
         remedy = "wait for the cluster's nodes, or lower cluster.num_workers, and "
     elif isinstance(error, WorkerGroupError):
-        what, remedy = "the workers failed more often than cluster.max_failures allows", ""
+        what = "the workers failed more often in a row than cluster.max_failures allows"
+        remedy = ""
         if any("memory" in str(each) for each in error.worker_failures.values()):
             remedy = "lower cluster.num_workers, if a node ran out of memory, and "
     else:
         return cluster_failed(error, folder, kept)
     return UserError(
-        f"{folder}: {what}, last with: {_last_line(error)}; {kept} is kept: {remedy}run the same"
+        f"{folder}: {what}, last with: {last_line(error)}; {kept} is kept: {remedy}run the same"
         " command to go on"
     )
 
 
-def cluster_failed(error: Exception, folder: Path, kept: str) -> UserError:
+def cluster_failed(error: Exception, folder: Place, kept: str) -> UserError:
     """Return what the user is told when the cluster itself does not answer any more."""
     return UserError(
-        f"{folder}: the cluster failed, last with: {_last_line(error)}; {kept} is kept: look"
+        f"{folder}: the cluster failed, last with: {last_line(error)}; {kept} is kept: look"
         " whether its head lives, and run the same command to go on"
     )
 
@@ -65,8 +73,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         wrapped = getattr(error, "_base_exc", None) or getattr(error, "cause", None)
         error = wrapped or error.__cause__
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +13,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raymaml.config.schema import ClusterConfig
+from raymaml.config.schema import ClusterConfig, Config
 from raymaml.errors import UserError
+from raymaml.logs import is_verbose
+from raymaml.signals import Terminated
+from raymaml.training.crew import Crew, elastic_crew
 from raymaml.training.process import MALLOC_ENVIRONMENT
 from raymaml.training.session import require_precision
 
@@ -29,11 +33,18 @@ _ENVIRONMENT = {
     # The controller looks after its workers this often, s. Its default of 2 delays each end of a
     # run by as much.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Workers watch the draining of their own nodes (leaving.py); Ray's way to tell them would have
+    # the controller wait until the node is gone.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Tune's old output honours verbose=0, its new one prints a banner all the same.
     "RAY_AIR_NEW_OUTPUT": "0",
     # Without it Ray announces, at every start of a worker without GPU, a default that will change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""Makes 127.0.0.1 the address of a Ray that starts here: nobody else can reach its job server,
+dashboard, agents, object store or workers. So Ray does it by itself on macOS and Windows; elsewhere
+only the dashboard is so by default. Ray reads this when it is imported."""
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for the address that RAY_ADDRESS names."""
 WORKER_CPUS = 0.9
@@ -44,8 +55,10 @@ held by workers would leave its reading tasks waiting for ever."""
 
 
 @contextlib.contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[None]:
+def connected(cluster: ClusterConfig, num_cpus: int | None = None) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine for the block.
+
+    One that is started has ``num_cpus`` logical CPUs; None: as many as there are cores.
 
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer.
@@ -54,6 +67,8 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     prepare_environment(cluster)
     if address:
         _send_token()
+    else:
+        os.environ.setdefault(*_LOOPBACK)
     import ray
 
     if ray.is_initialized():  # inside a program that uses Ray itself
@@ -61,12 +76,14 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         return
     require_answer(address)
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        with _own_sigterm():
+            ray.init(
+                address=address or "local",
+                num_cpus=None if address else num_cpus,
+                log_to_driver=is_verbose(),
+                logging_level=logging.INFO if is_verbose() else logging.ERROR,
+                configure_logging=True,
+            )
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         raise _no_cluster(address, error) from None
     _silence()
@@ -74,6 +91,19 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep our answer to SIGTERM: Ray, when it starts, puts ``sys.exit(15)`` in its place."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise Terminated from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def require_answer(address: str | None) -> None:
@@ -134,7 +164,15 @@ def prepare_environment(cluster: ClusterConfig) -> None:
 
 
 def _silence() -> None:
-    """Keep other libraries' chatter off the terminal: errors only."""
+    """Keep other libraries' chatter off the terminal, unless it is asked for: errors only.
+
+    That a node is gone Ray prints all the same; the workers that are left are told of by us.
+    """
+    if is_verbose():
+        return
+    import ray
+
+    ray._private.worker.print_to_stdstream = lambda *_data, **_options: None
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -149,12 +187,8 @@ def plan_workers(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[i
     Raises:
         UserError: the cluster is smaller than what is asked for, or has not the precision.
     """
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    use_gpu = cluster.device == "cuda" or (cluster.device == "auto" and gpus > 0)
-    require_precision(cluster, use_gpu)
-    slots, kind = (gpus, "GPUs") if use_gpu else (cpus, "CPU cores")
-    if cpus < slots:  # a worker on a GPU takes a CPU core as well
-        slots, kind = cpus, "CPU cores for its GPUs"
+    use_gpu = wants_gpu(cluster, resources)
+    slots, kind = count_slots(resources, use_gpu)
     if slots == 0:
         raise UserError(
             f"cluster.device is {cluster.device} but the Ray cluster has no {kind}; set"
@@ -168,6 +202,41 @@ def plan_workers(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[i
             f" use at most {slots}, or auto"
         )
     return cluster.num_workers, use_gpu
+
+
+def plan_crew(config: Config, resources: dict[str, float]) -> Crew:
+    """Return how many training workers there may be.
+
+    Raises:
+        UserError: the number is fixed, and the cluster is too small for it; or it has not the
+            precision.
+    """
+    elastic = elastic_crew(config, wants_gpu(config.cluster, resources))
+    if elastic is not None:
+        return elastic
+    count, use_gpu = plan_workers(config.cluster, resources)
+    return Crew(minimum=count, maximum=count, use_gpu=use_gpu)
+
+
+def wants_gpu(cluster: ClusterConfig, resources: dict[str, float]) -> bool:
+    """Tell whether workers use GPUs.
+
+    Raises:
+        UserError: they would not have the precision.
+    """
+    has_gpu = resources.get("GPU", 0) >= 1
+    use_gpu = cluster.device == "cuda" or (cluster.device == "auto" and has_gpu)
+    require_precision(cluster, use_gpu)
+    return use_gpu
+
+
+def count_slots(resources: dict[str, float], use_gpu: bool) -> tuple[int, str]:
+    """Return how many workers fit into ``resources``, and what limits them."""
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    if not use_gpu:
+        return cpus, "CPU cores"
+    # a worker on a GPU takes a CPU core as well
+    return (cpus, "CPU cores for its GPUs") if cpus < gpus else (gpus, "GPUs")
 
 
 def worker_resources(use_gpu: bool) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -12,10 +12,14 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
+from torch.nn import functional as F
 
 from raymaml.cluster.stream import Share, stream_meta_batches
 from raymaml.config.schema import Config
+from raymaml.data.files import as_arrow
+from raymaml.places import Place, is_remote
 from raymaml.training.data import TrainingData
+from raymaml.training.reduction import mean_in_order
 from raymaml.training.run_folder import stop_requested
 from raymaml.types import EpisodeBatch
 
@@ -23,7 +27,7 @@ from raymaml.types import EpisodeBatch
 class RaySession:
     """The ``Session`` of one of Ray Train's workers; collectives by gloo or NCCL."""
 
-    def __init__(self, folder: Path, data: TrainingData, config: Config) -> None:
+    def __init__(self, folder: Place, data: TrainingData, config: Config) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
@@ -32,6 +36,7 @@ class RaySession:
         self._data = data
         self._num_steps = config.outer.num_steps
         self._timeout = config.cluster.timeout
+        self._next_look = 0.0
 
     def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
         """Stream this worker's share through Ray Data."""
@@ -57,6 +62,29 @@ class RaySession:
         shares = gathered.split(max(counts))
         return torch.cat([s[:count] for s, count in zip(shares, counts, strict=True)])
 
+    def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Have each worker average a slice of all rows, and bring the slices together.
+
+        The bits are those of one worker that adds all rows up: entries do not meet. A worker sends
+        its rows once, and not to everybody: of W workers with a row each, as much as an all-reduce.
+        """
+        if self.world_size == 1:
+            return mean_in_order(rows)
+        length = rows.shape[1]
+        width = -(-length // self.world_size)
+        padded = F.pad(rows, (0, width * self.world_size - length))
+        mine = padded.view(len(rows), self.world_size, width).transpose(0, 1).reshape(-1)
+        received = rows.new_empty(sum(counts) * width)
+        dist.all_to_all_single(
+            received,
+            mine,
+            [count * width for count in counts],
+            [len(rows) * width] * self.world_size,
+        )
+        mean = rows.new_empty(self.world_size * width)
+        dist.all_gather_into_tensor(mean, mean_in_order(received.view(-1, width)))
+        return mean[:length]
+
     def from_rank_zero(self, value: int) -> int:
         """Broadcast rank 0's value."""
         tensor = torch.tensor([value], device=self.device)
@@ -66,9 +94,13 @@ class RaySession:
 
     def stop_requested(self) -> bool:
         """Look for the stop file; rank 0 does it for all, the reduction tells the others."""
-        return self.rank == 0 and stop_requested(self._folder)
+        if self.rank != 0 or time.monotonic() < self._next_look:
+            return False
+        if is_remote(self._folder):  # a request over the network, that a step should not wait for
+            self._next_look = time.monotonic() + 2
+        return stop_requested(self._folder)
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+    def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
         """Tell Ray Train of a checkpoint that is in place already.
 
         Asynchronous: a synchronous report waits for the controller, up to 2 s when the one before
@@ -76,7 +108,7 @@ class RaySession:
         """
         ray.train.report(
             metrics,
-            checkpoint=Checkpoint(str(checkpoint.absolute())) if self.rank == 0 else None,
+            checkpoint=Checkpoint(*as_arrow(checkpoint)) if self.rank == 0 else None,
             checkpoint_dir_name=checkpoint.name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=_already_in_place,

@@ -21,6 +21,7 @@ from raymaml.data.episodes import EpisodeShards, read_pixels, read_rows
 from raymaml.data.prefetch import prefetch
 from raymaml.data.tables import cut
 from raymaml.data.transforms import EpisodeLoader
+from raymaml.places import Place
 from raymaml.training.data import TrainingData
 from raymaml.types import EpisodeBatch
 
@@ -71,7 +72,12 @@ def _tables(share: Share) -> Iterator[Any]:
     read = functools.partial(_read, share=_Portable.of(share), steps_at_once=steps_at_once)
     tasks = [{"task": task} for task in range(num_tasks)]
     dataset = ray.data.from_items(tasks, override_num_blocks=num_tasks).map_batches(
-        read, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS, concurrency=1
+        read,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=READER_CPUS,
+        concurrency=1,
+        **_away_from_gpus(),
     )
     options = dataset.context.execution_options
     options.preserve_order = True
@@ -83,6 +89,23 @@ def _tables(share: Share) -> Iterator[Any]:
         batch_size=None, batch_format="pyarrow", prefetch_batches=4 if shards.materialized else 1
     )
     yield from batches
+
+
+def _away_from_gpus() -> dict[str, Any]:
+    """Return where reading tasks run, for Ray Data: on nodes without GPUs, rather than beside them.
+
+    Nodes that join later may be used as well. While no other node has room, or when all others are
+    gone, tasks run on the nodes with GPUs: nothing waits for a node.
+    """
+    gpus = [
+        node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")
+    ]
+    if not gpus:
+        return {}
+    return {
+        "label_selector": {"ray.io/node-id": f"!in({','.join(gpus)})"},
+        "fallback_strategy": [{"label_selector": {}}],
+    }
 
 
 class _Unhurried(ExecutionCallback):
@@ -114,7 +137,8 @@ def _steps_at_once(share: Share) -> int:
 class _Portable:
     """What a reading task, in another process, needs to know of a share."""
 
-    folder: Path
+    place: Place
+    cache: Path
     count: int
     meta_batch_size: int
     first_step: int
@@ -126,7 +150,8 @@ class _Portable:
     def of(cls, share: Share) -> _Portable:
         mine = share.indices(0)
         return cls(
-            folder=share.data.train.shards.folder.absolute(),
+            place=share.data.train.shards.place.absolute(),
+            cache=share.data.train.shards.cache,
             count=share.data.train.shards.count,
             meta_batch_size=share.data.meta_batch_size,
             first_step=share.first_step,
@@ -144,13 +169,13 @@ def _read(block: Any, *, share: _Portable, steps_at_once: int) -> Any:
         for step in range(first, min(first + steps_at_once, share.num_steps)):
             at = step * share.meta_batch_size
             indices.extend(i % share.count for i in range(at + share.start, at + share.stop))
-    return _open(share.folder).table(indices)
+    return _open(share.place, share.cache).table(indices)
 
 
 @functools.lru_cache(maxsize=4)
-def _open(folder: Path) -> EpisodeShards:
+def _open(place: Place, cache: Path) -> EpisodeShards:
     # The driver and every worker have verified the hashes; a reading task need not do it again.
-    return EpisodeShards.open(folder, verify=False)
+    return EpisodeShards.open(place, cache, verify=False)
 
 
 def _load(

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from raymaml.cluster.runtime import (
-    call_in_thread,
-    cluster_resources,
-    connected,
-    plan_workers,
-    worker_resources,
-)
+from raymaml.cluster.room import find_room, growing
+from raymaml.cluster.runtime import cluster_resources, connected, plan_crew
+from raymaml.cluster.trainer import STARTED, run_crew
 from raymaml.config.schema import Config
+from raymaml.data.files import read_text
+from raymaml.errors import UserError
+from raymaml.places import Place, is_remote
+from raymaml.signals import on_interrupt, stopped
+from raymaml.training.crew import Crew, Patience
 from raymaml.training.data import open_training_data, verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
-from raymaml.training.run_folder import claim, is_done, request_stop
+from raymaml.training.run_folder import claim, is_done, request_stop, saved_step, withdraw_stop
 from raymaml.training.settings import settings_line
-from raymaml.training.worker import Echo, adaptation_table, conclude, on_interrupt
-
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-_START_ATTEMPTS = 10
-"""Minutes to wait for the workers' CPUs or GPUs to be free; Ray's default is for ever."""
+from raymaml.training.worker import Echo, adaptation_table, conclude
 
 
 def train_on_cluster(config: Config, echo: Echo) -> bool:
-    """Train with Ray Train's workers, from the last checkpoint on; Ctrl-C stops cleanly.
+    """Train with Ray Train's workers, from the last checkpoint on.
+
+    Ctrl-C and SIGTERM stop at the next step boundary.
 
     Returns:
         Whether all outer steps are done.
@@ -51,97 +47,83 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
 
 
 def _train(
-    config: Config, folder: Path, image_shape: tuple[int, int, int], table: str, echo: Echo
+    config: Config, folder: Place, image_shape: tuple[int, int, int], table: str, echo: Echo
 ) -> None:
-    num_workers, use_gpu = plan_workers(config.cluster, cluster_resources())
-    _forget_ray_snapshot(folder)
-    device = torch.device("cuda" if use_gpu else "cpu")
-    echo(settings_line(config, image_shape, device, num_workers))
-    echo(table)
-    trainer = _build_trainer(config, folder, num_workers, use_gpu)
-    with _follow(folder, config.outer.num_steps, echo), on_interrupt(lambda: request_stop(folder)):
-        _fit(trainer, folder)
+    """Let one crew of workers after the other train, each as large as there is room for."""
+    crew = plan_crew(config, cluster_resources())
+    asked = threading.Event()
+
+    def stop() -> None:
+        asked.set()
+        request_stop(folder)
+
+    def announce(workers: int, before: int) -> None:
+        if before == 0:
+            device = torch.device("cuda" if crew.use_gpu else "cpu")
+            echo(settings_line(config, image_shape, device, workers))
+            echo(table)
+        elif workers != before:
+            step = max(0, saved_step(folder))
+            echo(f"{folder}: {workers} worker(s) from outer step {step} on, {before} before")
+
+    with (
+        _follow(folder, config.outer.num_steps, echo),
+        on_interrupt(stop, config.cluster.grace_seconds),
+    ):
+        workers, patience = 0, Patience(config.cluster.max_failures)
+        while not is_done(folder, config):
+            before, workers = workers, find_room(crew, config.cluster, asked, echo)
+            withdraw_stop(folder)
+            if asked.is_set():  # also if it came just before the stop was withdrawn
+                break
+            announce(workers, before)
+            failure = _let_train(config, folder, crew, workers)
+            if failure and not asked.is_set() and patience.ends(saved_step(folder)):
+                raise _gives_up(folder, failure) from failure
+    if saved_step(folder) < 0:
+        raise stopped()
 
 
-def _build_trainer(config: Config, folder: Path, num_workers: int, use_gpu: bool) -> Any:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+def _gives_up(folder: Place, failure: Exception) -> UserError:
+    from raymaml.cluster.faults import told_failure
 
-    from raymaml.cluster.faults import StopAtUserErrors
-
-    return TorchTrainer(
-        _run_worker,
-        train_loop_config={
-            "config": config,
-            "folder": folder,
-            "directory": str(Path.cwd()),
-        },
-        scaling_config=ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker=worker_resources(use_gpu),
-        ),
-        torch_config=TorchConfig(
-            backend="nccl" if use_gpu else "gloo", timeout_s=config.cluster.timeout
-        ),
-        run_config=RunConfig(
-            name=config.name,
-            storage_path=str(folder.parent.absolute()),
-            callbacks=[StopAtUserErrors()],
-            failure_config=FailureConfig(
-                max_failures=config.cluster.max_failures,
-                controller_failure_limit=_START_ATTEMPTS,
-            ),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
+    return told_failure(failure, folder)
 
 
-def _run_worker(job: dict[str, Any]) -> None:
-    """Run one worker of Ray Train."""
-    from raymaml.cluster.session import RaySession, torch_device
-    from raymaml.training.worker import train_worker
+def _let_train(config: Config, folder: Place, crew: Crew, workers: int) -> Exception | None:
+    """Let so many workers train until they end; return what made them fail, if anything did.
 
-    config: Config = job["config"]
-    folder: Path = job["folder"]
-    os.chdir(job["directory"])
-    data = open_training_data(config, torch_device())
-    session = RaySession(folder, data, config)
-    train_worker(config, folder, data, session, lambda _line: None)
-
-
-def _fit(trainer: Any, folder: Path) -> None:
-    """Let Ray Train run the workers; what ends the run is told as one message."""
-    try:
-        call_in_thread(trainer.fit)
-    except Exception as error:
-        from raymaml.cluster.faults import told_failure
-
-        raise told_failure(error, folder) from error
-
-
-def _forget_ray_snapshot(folder: Path) -> None:
-    """Let Ray Train start without its own memory of earlier checkpoints.
-
-    Ray writes that file in place: a kill can tear it, and then no later run starts; and it names
-    checkpoints that we have dropped since. Ours are found by their folders.
+    Raises:
+        UserError: what a worker found, or the cluster itself failed: others would not do better.
     """
-    (folder / RAY_SNAPSHOT).unlink(missing_ok=True)
+    from raymaml.cluster.faults import is_borne, told_failure
+
+    started = folder / STARTED
+    started.unlink(missing_ok=True)
+    with growing(crew, workers, started.exists, lambda: request_stop(folder)):
+        try:
+            run_crew(config, folder, workers, crew.use_gpu)
+        except Exception as error:
+            if is_borne(error):
+                return error
+            raise told_failure(error, folder) from error
+    return None
 
 
 @contextlib.contextmanager
-def _follow(folder: Path, num_steps: int, echo: Echo) -> Iterator[None]:
+def _follow(folder: Place, num_steps: int, echo: Echo) -> Iterator[None]:
     """Echo a progress line for each metrics row that rank 0 writes during the block."""
     path = folder / METRICS_FILE
-    seen: set[str] = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+    seen: set[str] = set(read_text(path).splitlines()) if path.exists() else set()
     done = threading.Event()
+    pause = 3.0 if is_remote(folder) else 0.5
 
     def poll() -> None:
         last = False
         while not last:
-            last = done.wait(0.5)
+            last = done.wait(pause)
             if path.exists():
-                for line in path.read_text(encoding="utf-8").splitlines():
+                for line in read_text(path).splitlines():
                     if line not in seen and line.endswith("}"):
                         seen.add(line)
                         echo(progress_line(json.loads(line), num_steps))

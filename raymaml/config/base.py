@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+)
+from pydantic_core import PydanticCustomError
+
+from raymaml.places import Place, to_place
 
 
 def _no_truth_value(value: object) -> object:
@@ -13,11 +23,21 @@ def _no_truth_value(value: object) -> object:
     return value
 
 
+def read_place(value: object) -> Place:
+    """Read a place for pydantic, which then names key and value."""
+    try:
+        return to_place(value)
+    except ValueError as error:
+        raise PydanticCustomError("place", "{reason}", {"reason": str(error)}) from None
+
+
 Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
-Count = Annotated[int, Field(ge=0, strict=True)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 Rate = Annotated[Number, Field(ge=0)]
 PositiveRate = Annotated[Number, Field(gt=0)]
+PlaceField = Annotated[Place, PlainValidator(read_place), PlainSerializer(str, when_used="json")]
+"""A folder on disk, or a URI."""
 
 
 class Section(BaseModel):

@@ -1,6 +1,7 @@
 """YAML and ``key.path=value`` -> ``Config``, with every mistake in one message.
 
-Precedence: defaults < file < changes of a study < overrides of the command line. A key given twice
+Precedence: defaults < file < `set` of a study < overrides of the command line < what tells the
+models and arms of a study apart. A key given twice
 is an error, an unknown key is an error with a suggestion, and ``1e-3`` is a number (YAML 1.1 reads
 it as text).
 """
@@ -12,18 +13,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
-from raymaml.config.study import StudyConfig
+from raymaml.config.sweep import SCHEDULERS, SweepConfig
 from raymaml.errors import UserError, reason_of
+from raymaml.outside import shortened
 
+MAX_DEPTH, MAX_VALUES = 50, 100_000
+"""Of a YAML document, each value counted as often as anchors repeat it."""
 KeyPath = tuple[str, ...]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,8 @@ def load_config(path: Path | str, *overrides: Sequence[str] | Changes) -> Config
         UserError: with every problem found, each naming file, line, key, value and what is
             allowed.
     """
-    return _load(Path(path), Config, overrides)
-
-
-def load_study(path: Path) -> StudyConfig:
-    """Read a study file; its config and the changes to it are not read yet.
-
-    Raises:
-        UserError: with every problem found.
-    """
-    return _load(path, StudyConfig, ())
-
-
-def _load(path: Path, model: type[Model], overrides: Iterable[Sequence[str] | Changes]) -> Model:
-    tree, places = _read_yaml(path)
+    file = Path(path)
+    tree, places = read_yaml(file)
     problems: list[str] = []
     for override in overrides:
         for change in _changes(override, problems):
@@ -81,12 +73,25 @@ def _load(path: Path, model: type[Model], overrides: Iterable[Sequence[str] | Ch
             except UserError as error:
                 problems.extend(error.problems)
     try:
-        loaded = model.model_validate(tree)
+        loaded = Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(*problems, *_explain(error, places, str(path), model)) from None
+        raise UserError(*problems, *explain(error, places, str(path), Config)) from None
     if problems:
         raise UserError(*problems)
     return loaded
+
+
+def load_sweep(path: Path) -> SweepConfig:
+    """Read a sweep file; its config and the changes to it are not read yet.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    tree, places = read_yaml(path)
+    try:
+        return SweepConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(*explain(error, places, str(path), SweepConfig)) from None
 
 
 def dump_config(config: Config) -> str:
@@ -100,16 +105,18 @@ def dump_mapping(tree: Mapping[str, Any]) -> str:
     return text
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Return the tree of a YAML file and, for each key path, the place that sets it."""
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a config file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; give a YAML config file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {reason_of(error)}") from None
+    try:
+        node = _compose(text)
+    except ValueError as error:
+        raise UserError(f"{path}: is not YAML: {error}") from None
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{path}: holds no mapping; expected keys such as name, data, outer")
     places: dict[KeyPath, str] = {}
@@ -117,17 +124,62 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     _record_places(node, (), str(path), places, duplicates)
     if duplicates:
         raise UserError(*duplicates)
-    loader = _Loader("")
     try:
-        tree = loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {reason_of(error)}") from None
+        tree = _construct(node)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     return cast("dict[str, Any]", tree), places
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Return what a YAML document consists of, bounded in depth and size.
+
+    Anchors and merge keys let a page of text stand for more values than a computer can hold.
+
+    Raises:
+        ValueError: it is no YAML, or too much.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(reason_of(error)) from None
+    except RecursionError:
+        raise ValueError(f"it is more than {MAX_DEPTH} deep") from None
+    waiting, count = [(node, 1)] if node else [], 0
+    while waiting:
+        each, depth = waiting.pop()
+        count += 1
+        if depth > MAX_DEPTH or count > MAX_VALUES:
+            raise ValueError(f"it is more than {MAX_DEPTH} deep, or holds over {MAX_VALUES} values")
+        if isinstance(each, yaml.MappingNode):
+            waiting += [(part, depth + 1) for pair in each.value for part in pair]
+        elif isinstance(each, yaml.SequenceNode):
+            waiting += [(part, depth + 1) for part in each.value]
+    return node
+
+
+def _construct(node: yaml.Node) -> Any:
+    """Return the values that nodes stand for.
+
+    Raises:
+        ValueError: naming a value that is not what its tag or its form says.
+    """
+    try:
+        return _Loader("").construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(reason_of(error)) from None
+    except Exception as error:  # `!!int x`, `2021-13-45`, ...: whatever the conversion raises
+        raise ValueError(f"a value is not of its kind ({reason_of(error)})") from None
 
 
 def _record_places(
     node: yaml.Node, prefix: KeyPath, file: str, places: dict[KeyPath, str], duplicates: list[str]
 ) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            key = (*prefix, str(number))
+            places[key] = f"{file}:{item.start_mark.line + 1}"
+            _record_places(item, key, file, places, duplicates)
     if not isinstance(node, yaml.MappingNode):
         return
     for key_node, value_node in node.value:
@@ -157,8 +209,9 @@ def _changes(override: Sequence[str] | Changes, problems: list[str]) -> Iterator
             )
             continue
         try:
-            yield _Change(text, keys, yaml.load(value, Loader=_Loader), "command line")
-        except yaml.YAMLError:
+            node = _compose(value)
+            yield _Change(text, keys, None if node is None else _construct(node), "command line")
+        except ValueError:
             problems.append(f"{text}: the value is not YAML")
 
 
@@ -174,11 +227,11 @@ def _apply(tree: dict[str, Any], places: dict[KeyPath, str], change: _Change) ->
     places[change.keys] = change.place
 
 
-def _explain(
+def explain(
     error: ValidationError, places: Mapping[KeyPath, str], file: str, model: type[BaseModel]
 ) -> Iterable[str]:
     """Turn pydantic's errors into sentences, in the order of the file."""
-    details, explained = error.errors(), set[KeyPath]()
+    details, explained = mistakes(error), set[KeyPath]()
     for detail in details:
         keys, value = _strip_union_tags(detail["loc"]), detail["input"]
         key = ".".join(keys)
@@ -189,7 +242,7 @@ def _explain(
             yield f"{place}: {key}.kind is missing; it has no default"
         elif detail["type"] == "union_tag_invalid":
             kind, allowed = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
-            yield f"{place}: {key}.kind is {kind!r}; it should be one of {allowed}"
+            yield f"{place}: {key}.kind is {shortened(kind)}; it should be one of {allowed}"
         elif detail["type"] == "extra_forbidden":
             yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
         elif detail["type"] == "value_error":
@@ -204,14 +257,24 @@ def _explain(
                 for other in details
                 if _strip_union_tags(other["loc"]) == keys
             )
-            yield f"{place}: {key} is {value!r}; it {reasons}"
+            yield f"{place}: {key} is {shortened(value)}; it {reasons}"
         explained.add(keys)
+
+
+def mistakes(error: ValidationError) -> list[ErrorDetails]:
+    """Return pydantic's errors, but that a list is too short since items of it are wrong."""
+    return [
+        detail
+        for detail in error.errors()
+        if detail["type"] != "too_short" or len(detail["input"]) < detail["ctx"]["min_length"]
+    ]
 
 
 def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
     """Drop what pydantic adds to a path to tell the branches of a union apart."""
-    tags = {*SOURCE_KINDS, "constrained-int", "literal['auto']"}
+    tags = {*SOURCE_KINDS, *SCHEDULERS, "constrained-int", "literal['auto']"}
     tags |= {"one width", "widths", "policy", "by pattern", "by name", "given"}
+    tags |= {"difference", "first trials", "precision"}
     return tuple(str(part) for part in loc if str(part) not in tags)
 
 
@@ -235,7 +298,8 @@ def _fields_at(prefix: KeyPath, model: type[BaseModel]) -> list[str]:
     models = [model]
     for key in prefix:
         annotations = [m.model_fields[key].annotation for m in models if key in m.model_fields]
-        models = [model for note in annotations for model in _models_in(note)]
+        if annotations:  # else a key of a mapping, or a place in a list, of such models
+            models = [model for note in annotations for model in _models_in(note)]
     return sorted({name for model in models for name in model.model_fields})
 
 
@@ -251,7 +315,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or holds anything but keys and values.
     """
-    return _read_yaml(path)[0]
+    return read_yaml(path)[0]
 
 
 def check_config(tree: Mapping[str, Any], origin: str) -> Config:
@@ -263,4 +327,4 @@ def check_config(tree: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(*_explain(error, {}, origin, Config)) from None
+        raise UserError(*explain(error, {}, origin, Config)) from None

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raymaml.config.base import Count, Number, PositiveInt, PositiveRate, Section
+from raymaml.config.base import Count, Number, PlaceField, PositiveInt, PositiveRate, Section
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
 from raymaml.config.outer import OuterConfig
 from raymaml.config.sources import Source
+from raymaml.places import Place
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -70,10 +71,12 @@ class DataConfig(Section):
 
     source: Source
     """What `raymaml data import` reads."""
-    bank: Path
-    """Folder of the image bank that the import writes and all else reads."""
-    shards: Path
-    """Folder of the episode shards that `raymaml data sample` writes."""
+    bank: PlaceField
+    """Folder, or URI, of the image bank that the import writes and all else reads."""
+    shards: PlaceField
+    """Folder, or URI, of the episode shards that `raymaml data sample` writes."""
+    cache: Path = Path("~/.cache/raymaml")
+    """Folder of each machine for its one copy of a bank, or of shards, given by URI."""
     image_size: Annotated[int, Field(ge=8, le=1024, strict=True)] = 84
     """Height and width of the stored images, pixels."""
     materialize: bool = False
@@ -134,6 +137,12 @@ class ClusterConfig(Section):
     num_workers: PositiveInt | Literal["auto"] = "auto"
     """Training workers, and chunks that are judged at once, at most; auto: one a GPU, or one a CPU
     core where there is no GPU. On CPU the result does not depend on it."""
+    min_workers: PositiveInt | None = None
+    """Train with as many workers as there is room for, from so many up to `num_workers` (auto: one
+    a chunk of a meta-batch), while nodes come and go; null: with `num_workers` at all times."""
+    wait_seconds: PositiveRate = 600
+    """How long to wait, at the start and whenever workers are lost, for room for enough of them, s;
+    then the run gives up (running it again resumes)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where the cluster has GPUs."""
     threads_per_worker: PositiveInt = 1
@@ -148,11 +157,25 @@ class ClusterConfig(Section):
     where it otherwise goes back to the kernel and is paid for page by page."""
     episodes_per_chunk: PositiveInt = 1
     """Training episodes that are vectorised (torch.func.vmap); 1 is a loop, the fastest on CPU."""
+    grace_seconds: PositiveRate = 20
+    """How long the step at hand may take to end after SIGTERM, s; then all ends, and what was saved
+    before is kept. Below the 30 s after which Kubernetes and Slurm kill."""
     max_failures: Count = 3
-    """How often lost workers are replaced before the run gives up (running it again resumes)."""
+    """How often in a row, with no checkpoint in between, lost workers are replaced before the run
+    gives up (running it again resumes); for judging, how often a chunk is tried again."""
     timeout: PositiveInt = 600
     """Seconds after which a training worker that does not answer, or that the others wait for, is
     taken for lost; longer than a validation and the writing of a checkpoint take."""
+
+    @model_validator(mode="after")
+    def _minimum_is_within(self) -> ClusterConfig:
+        most = self.num_workers
+        if self.min_workers is not None and most != "auto" and self.min_workers > most:
+            raise ValueError(
+                f"cluster.min_workers is {self.min_workers} but cluster.num_workers, the most, is"
+                f" {most}; lower the one or raise the other"
+            )
+        return self
 
 
 class Config(Section):
@@ -162,8 +185,8 @@ class Config(Section):
     """Name of the run and of its folder."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = 0
     """Seed of the initial weights and of all episodes."""
-    run_dir: Path = Path("runs")
-    """Folder that holds the run folders."""
+    run_dir: PlaceField = Path("runs")
+    """Folder, or URI, that holds the run folders."""
     data: DataConfig
     episodes: AllEpisodes
     model: ModelConfig = ModelConfig()
@@ -173,7 +196,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
 
     @property
-    def run_folder(self) -> Path:
+    def run_folder(self) -> Place:
         """Folder of this run: checkpoints, metrics, records, report."""
         return self.run_dir / self.name
 

@@ -7,15 +7,23 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator
 
-from raymaml.config.base import PositiveInt, Rate, Section
+from raymaml.config.base import PositiveInt, Rate, Section, read_place
+from raymaml.places import Place
 
 Overrides = dict[Annotated[str, Field(min_length=1)], Any]
 """Values by dotted config key."""
 ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")]
+
+Which = Literal["best", "last", "initial"]
+
+
+def _checkpoint(value: object) -> object:
+    return value if value in get_args(Which) else read_place(value)
+
 
 NOT_OF_AN_ARM = ("name", "run_dir", "outer", "episodes.train", "episodes.val")
 """What decides training alone; it belongs to a model."""
@@ -28,7 +36,7 @@ class StudyArm(Section):
     """Name in tables, and of the folder of records."""
     model: str | None = None
     """One of `models`; null: the first."""
-    checkpoint: Path | Literal["best", "last", "initial"] = "best"
+    checkpoint: Annotated[Place | Which, PlainValidator(_checkpoint)] = "best"
     """Which weights: best validation accuracy, the newest, those before training, or the folder of
     a checkpoint."""
     set: Overrides = Field(default_factory=dict)
@@ -107,17 +115,26 @@ class StudyConfig(Section):
     checks: tuple[Check, ...] = ()
     """The claims, each with a verdict in the report."""
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names of what is trained; the first is the model of arms that name none."""
+        return tuple(self.models) or ("model",)
+
     def crossed_arms(self) -> Iterator[StudyArm]:
         """Yield every arm with every combination of `cross`: 3 x 2 values, six times the arms."""
         for arm in self.arms:
-            for values in itertools.product(*self.cross.values()):
-                chosen = dict(zip(self.cross, values, strict=True))
-                names = [f"{key.split('.')[-1]}={_slug(value)}" for key, value in chosen.items()]
-                name = "-".join([arm.name, *names])
-                yield arm.model_copy(update={"name": name, "set": {**arm.set, **chosen}})
+            yield from self.crossed(arm)
 
-    @model_validator(mode="after")
-    def _names_agree(self) -> StudyConfig:
+    def crossed(self, arm: StudyArm) -> Iterator[StudyArm]:
+        """Yield ``arm`` with every combination of `cross`."""
+        for values in itertools.product(*self.cross.values()):
+            chosen = dict(zip(self.cross, values, strict=True))
+            names = [f"{key.split('.')[-1]}={_slug(value)}" for key, value in chosen.items()]
+            name = "-".join([arm.name, *names])
+            yield arm.model_copy(update={"name": name, "set": {**arm.set, **chosen}})
+
+    def disagreements(self) -> list[str]:
+        """Return what is wrong between parts that are right by themselves: names, and places."""
         arms = [arm.name for arm in self.crossed_arms()]
         problems = [
             f"arms: {name} is the name of {count} arms; give each its own"
@@ -125,14 +142,16 @@ class StudyConfig(Section):
             if count > 1
         ]
         problems += [
-            f"arms: {arm.name}: model is {arm.model!r}; it must be one of {', '.join(self.models)}"
+            f"arms: {arm.name}: model is {arm.model!r}; it must be one of"
+            f" {', '.join(self.model_names)}"
             for arm in self.arms
-            if arm.model is not None and arm.model not in self.models
+            if arm.model is not None and arm.model not in self.model_names
         ]
+        changes = {f"arms: {arm.name}": arm.set for arm in self.arms} | {"cross": self.cross}
         problems += [
-            f"arms: {arm.name}: {key} decides training; set it under `models`"
-            for arm in self.crossed_arms()
-            for key in arm.set
+            f"{place}: {key} decides training; set it under `models`"
+            for place, keys in changes.items()
+            for key in keys
             if any(key == other or key.startswith(f"{other}.") for other in NOT_OF_AN_ARM)
         ]
         problems += [
@@ -141,9 +160,7 @@ class StudyConfig(Section):
             for name in _arms_of(check)
             if name not in arms
         ]
-        if problems:
-            raise ValueError("; ".join(dict.fromkeys(problems)))
-        return self
+        return problems
 
 
 def _arms_of(check: Comparison | FirstTrials | Precision) -> list[str]:

@@ -19,8 +19,10 @@ from raymaml.convert.settings import (
     is_test_config,
     whole_config,
 )
+from raymaml.convert.shape import require_form
 from raymaml.data.files import write_text
 from raymaml.errors import UserError
+from raymaml.places import Place
 from raymaml.training.checkpoint import checkpoint_path, list_steps, write_checkpoint
 from raymaml.training.state import build_state
 
@@ -70,6 +72,8 @@ def convert_files(
 def _roles(paths: Sequence[Path], saved: Mapping[str, Any]) -> Mappings:
     """Tell the training configuration from that of the test; the checkpoint holds the former."""
     read = {path: read_mapping(path) for path in paths}
+    for path, config in read.items():
+        require_form(config, path)
     tests = [path for path in paths if is_test_config(read[path])]
     trains = [path for path in paths if path not in tests]
     for kind, found in (("test", tests), ("training", trains)):
@@ -119,7 +123,7 @@ def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in section.items()}
 
 
-def _write_run(config: Config, saved: Mapping[str, Any], size: int) -> Path:
+def _write_run(config: Config, saved: Mapping[str, Any], size: int) -> Place:
     if list_steps(config.run_folder):
         raise UserError(f"{config.run_folder}: holds checkpoints; give another --name")
     shape = (3, size, size)

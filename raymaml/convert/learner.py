@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,9 +13,11 @@ from raymaml.config.model import InnerConfig, ModelConfig
 from raymaml.convert.model import checked, inner_settings, merged, model_settings
 from raymaml.convert.names import their_names
 from raymaml.convert.reference import ReferenceLearner, follow_reference
-from raymaml.errors import UserError
+from raymaml.convert.shape import require_form
+from raymaml.errors import UserError, reason_of
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
+from raymaml.training.tensor_file import is_plain, read_tensors
 
 PARTS = {"encoder": "encoder_state_dict", "classifier": "classifier_state_dict"}
 
@@ -37,6 +38,7 @@ def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLe
         UserError: naming everything that has no counterpart here.
     """
     saved = load_reference(checkpoint) if checkpoint is not None else {}
+    require_form(config, "the settings")
     config = merged(config, saved)
     settings, model, theirs = described_model(config)
     inner = checked(InnerConfig, inner_settings(config, theirs)[0])
@@ -65,18 +67,24 @@ def load_reference(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, holds more than that, or is of something else.
     """
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        raise UserError(f"{path}: holds more than tensors and plain values; not loaded") from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: is not a checkpoint that torch can read ({error})") from None
+        saved = read_tensors(path.read_bytes(), torch.device("cpu"))
+    except (OSError, ValueError) as error:
+        reason = reason_of(error)
+        raise UserError(f"{path}: is not a checkpoint that can be read ({reason})") from None
     wanted = {"encoder", "encoder_args", "classifier", "classifier_args", *PARTS.values()}
     if not isinstance(saved, dict) or (missing := sorted(wanted - set(saved))):
         raise UserError(
             f"{path}: is not a checkpoint of the reference"
             + (f" (lacks {', '.join(missing)})" if isinstance(saved, dict) else "")
         )
-    return saved
+    described = {key: saved[key] for key in wanted - set(PARTS.values())}
+    require_form(described, path)
+    if isinstance(saved.get("config"), dict):
+        require_form(saved["config"], path)
+    for key in PARTS.values():
+        if not isinstance(saved[key], dict) or not all(map(is_plain, saved[key].values())):
+            raise UserError(f"{path}: its {key} are not tensors by name")
+    return dict(saved)
 
 
 @torch.no_grad()
@@ -96,7 +104,7 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], *, head_too: bool =
         value = theirs.get(their_name)
         if value is None:
             problems.append(f"the checkpoint has no {their_name} (ours: {name})")
-        elif value.shape != ours[name].shape:
+        elif value.shape != ours[name].shape or value.is_complex():
             problems.append(
                 f"{their_name} has shape {list(value.shape)}, ours ({name})"
                 f" {list(ours[name].shape)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from raymaml.config.base import Section
 from raymaml.errors import UserError
 from raymaml.names import matches
+from raymaml.outside import shortened
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "convnet4": {"encoder": "convnet4", "width": 32},
@@ -208,7 +210,7 @@ def checked(section: type[Checked], settings: Mapping[str, Any]) -> Checked:
     except ValidationError as error:
         raise UserError(
             *(
-                f"{'.'.join(map(str, each['loc']))}: {each['input']!r} has no counterpart:"
+                f"{'.'.join(map(str, each['loc']))}: {shortened(each['input'])} has no counterpart:"
                 f" {each['msg']}"
                 for each in error.errors()
             )
@@ -223,11 +225,18 @@ def number(section: Mapping[str, Any], key: str, default: float) -> float:
     """
     value = section.get(key) or default
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{key}: {value!r} is not a number") from None
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise UserError(f"{key}: {shortened(value)} is not a number")
+    return found
 
 
 def unknown(place: str, section: Mapping[str, Any], known: set[str]) -> list[str]:
     """Return a problem for each key that the reference does not know."""
-    return [f"{place}.{key} is no setting of the reference" for key in section if key not in known]
+    return [
+        f"{place}.{key!s:.100} is no setting of the reference"
+        for key in section
+        if key not in known
+    ]

@@ -89,11 +89,11 @@ def find_problems(train: Mapping[str, Any], test: Mapping[str, Any] | None) -> l
     problems += [
         f"training configuration: {key} is missing"
         for key in ("dataset", "train", "encoder", "optimizer", "epoch")
-        if key not in train
+        if not train.get(key)
     ]
     if test is not None:
         problems += unknown("test configuration", test, TEST_KEYS)
-        problems += [f"test configuration: {k} is missing" for k in ("epoch",) if k not in test]
+        problems += [f"test configuration: {k} is missing" for k in ("epoch",) if not test.get(k)]
         if test.get("dataset") != train.get("dataset"):
             problems.append(
                 f"dataset: training says {train.get('dataset')!r}, the test"

@@ -11,33 +11,37 @@ planes, [n, C, H, W]: the order that learning wants, so that no conversion has t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
+from raymaml.data.arrow_file import ArrowFile
 from raymaml.data.bank_format import (
     HEADER_FILE,
     IMAGES_FILE,
     SCHEMA_VERSION,
     BankClass,
+    BankHeader,
     ClassImages,
     ContentDigest,
     header_text,
     images_schema,
     write_images,
 )
+from raymaml.data.cache import CACHE, Copying, local_copy
 from raymaml.data.files import new_folder
 from raymaml.errors import UserError
+from raymaml.outside import checked, parse_json, shortened
+from raymaml.places import Place, is_remote
 
 __all__ = ["BankClass", "ClassImages", "ImageBank", "write_bank"]
 
-_REMEDY = "import it again with `raymaml data import CONFIG`"
+_REMEDY = "remove the folder, import it again with `raymaml data import CONFIG`"
+_HEADER = TypeAdapter(BankHeader)
 
 
 class ImageBank:
@@ -46,53 +50,59 @@ class ImageBank:
     Processes of one machine that open the same bank share its pages.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
-        channels, height, width = header["image_shape"]
+    def __init__(self, folder: Path, header: BankHeader) -> None:
         self.folder = folder
-        self.source: str = header["source"]
-        self.licence: str = header["licence"]
-        self.hash: str = header["hash"]
-        self.image_shape: tuple[int, int, int] = (channels, height, width)
-        self.mean: tuple[float, ...] = tuple(header["mean"])
-        self.std: tuple[float, ...] = tuple(header["std"])
-        self.classes = tuple(BankClass(**entry) for entry in header["classes"])
+        self.source = header.source
+        self.licence = header.licence
+        self.hash = header.hash
+        self.image_shape: tuple[int, int, int] = header.image_shape
+        self.mean = header.mean
+        self.std = header.std
+        self.classes = header.classes
         counts = [bank_class.count for bank_class in self.classes]
         self.first_row: NDArray[np.int64] = np.cumsum([0, *counts], dtype=np.int64)  # [classes + 1]
-        self._reader = _open_images(folder / IMAGES_FILE, header)
+        self._file = _open_images(folder / IMAGES_FILE, header)
         self._planes: dict[int, NDArray[np.uint8]] = {}
         splits = np.array([bank_class.split for bank_class in self.classes])
         self._ids_of_split = {split: np.flatnonzero(splits == split) for split in set(splits)}
 
     @classmethod
-    def open(cls, folder: Path) -> ImageBank:
-        """Open the bank in ``folder``; takes milliseconds whatever its size.
+    def open(cls, place: Place, cache: Path = CACHE) -> ImageBank:
+        """Open the bank at ``place``; takes milliseconds whatever its size.
+
+        One at a URI is copied into ``cache``, and its pixels are verified, when this machine opens
+        it for the first time.
 
         Raises:
             UserError: the folder or one of its files is missing, incomplete, or of another
                 version; the message names the file and the remedy.
         """
+        copying = Copying(
+            marker=HEADER_FILE,
+            others=lambda _partial: [IMAGES_FILE],
+            verify=lambda partial: cls.open(partial).verify(),
+        )
+        folder = local_copy(place, cache, copying)
         path = folder / HEADER_FILE
         try:
-            header = json.loads(path.read_text(encoding="utf-8"))
+            header = parse_json(path.read_bytes())
         except OSError as error:
             raise UserError(
                 f"{path}: there is no image bank here ({error.strerror}); import one with"
                 " `raymaml data import CONFIG`"
             ) from None
         except ValueError:
-            raise UserError(
-                f"{path}: is damaged (not JSON); remove the folder, {_REMEDY}"
-            ) from None
+            raise UserError(f"{path}: is damaged (not JSON); {_REMEDY}") from None
         version = header.get("schema_version") if isinstance(header, dict) else None
         if version != SCHEMA_VERSION:
             raise UserError(
-                f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION};"
-                f" remove the folder, {_REMEDY}"
+                f"{path}: schema_version is {shortened(version)}, this program reads"
+                f" {SCHEMA_VERSION}; {_REMEDY}"
             )
         try:
-            return cls(folder, header)
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: is damaged; remove the folder, {_REMEDY}") from None
+            return cls(folder, checked(_HEADER, header))
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({error}); {_REMEDY}") from None
 
     @property
     def images_file(self) -> Path:
@@ -137,8 +147,12 @@ class ImageBank:
         """Return the images of a class as they lie in the file: [n, C, H, W]."""
         planes = self._planes.get(class_id)
         if planes is None:
-            column = self._reader.get_batch(class_id).column("image")
-            planes = self._planes[class_id] = column.to_numpy_ndarray()
+            try:
+                batch = self._file.batch(class_id, self.classes[class_id].count)
+            except ValueError as error:
+                path = self.folder / IMAGES_FILE
+                raise UserError(f"{path}: is damaged ({error}); {_REMEDY}") from None
+            planes = self._planes[class_id] = batch.column("image").to_numpy_ndarray()
         return planes
 
     def verify(self) -> None:
@@ -153,17 +167,18 @@ class ImageBank:
         if digest.hexdigest() != self.hash:
             raise UserError(
                 f"{self.folder / IMAGES_FILE}: is altered (content hash {digest.hexdigest()},"
-                f" {HEADER_FILE} says {self.hash}); remove the folder, {_REMEDY}"
+                f" {HEADER_FILE} says {self.hash}); {_REMEDY}"
             )
 
 
 def write_bank(
-    folder: Path,
+    folder: Place,
     classes: Iterable[ClassImages],
     *,
     source: str,
     licence: str,
     image_shape: tuple[int, int, int],
+    cache: Path = CACHE,
 ) -> ImageBank:
     """Write a bank class by class and open it; memory holds one class at a time.
 
@@ -174,12 +189,12 @@ def write_bank(
         UserError: ``folder`` exists and is anything but a bank of this very content.
         ValueError: a class is empty, named twice, or its images have another shape.
     """
-    if folder.exists() and not (folder / HEADER_FILE).exists():
+    if not is_remote(folder) and folder.exists() and not (folder / HEADER_FILE).exists():
         raise UserError(
             f"{folder}: exists and is not an image bank; remove it or set data.bank to another path"
         )
     try:
-        with new_folder(folder) as partial:
+        with new_folder(folder, HEADER_FILE) as partial:
             header = write_images(partial / IMAGES_FILE, classes, image_shape)
             header = {
                 "schema_version": SCHEMA_VERSION,
@@ -188,32 +203,30 @@ def write_bank(
             } | header
             (partial / HEADER_FILE).write_text(header_text(header), encoding="utf-8")
     except FileExistsError:
-        bank = ImageBank.open(folder)
+        bank = ImageBank.open(folder, cache)
         if bank.hash == header["hash"]:
             return bank
         raise UserError(
             f"{folder}: holds another image bank (hash {bank.hash[:12]}, the import gives"
             f" {header['hash'][:12]}); remove it or set data.bank to another path"
         ) from None
-    return ImageBank.open(folder)
+    return ImageBank.open(folder, cache)
 
 
-def _open_images(path: Path, header: dict[str, Any]) -> Any:
+def _open_images(path: Path, header: BankHeader) -> ArrowFile:
     """Memory-map the pixels after a check that the file is whole."""
-    size, expected = path.stat().st_size if path.exists() else None, header["images_bytes"]
+    size, expected = path.stat().st_size if path.is_file() else None, header.images_bytes
     if size is None:
-        raise UserError(f"{path}: is missing; remove the folder, {_REMEDY}")
+        raise UserError(f"{path}: is missing; {_REMEDY}")
     if size != expected:
         raise UserError(
             f"{path}: is truncated or altered ({size} bytes, {HEADER_FILE} says {expected});"
-            f" remove the folder, {_REMEDY}"
+            f" {_REMEDY}"
         )
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except pa.ArrowException:
-        raise UserError(f"{path}: is damaged; remove the folder, {_REMEDY}") from None
-    if reader.num_record_batches != len(header["classes"]) or reader.schema != images_schema(
-        header["image_shape"]
-    ):
-        raise UserError(f"{path}: is not of this {HEADER_FILE}; remove the folder, {_REMEDY}")
-    return reader
+        file = ArrowFile(path, images_schema(header.image_shape))
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); {_REMEDY}") from None
+    if file.num_batches != len(header.classes):
+        raise UserError(f"{path}: is not of this {HEADER_FILE}; {_REMEDY}")
+    return file

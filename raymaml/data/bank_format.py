@@ -7,17 +7,26 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
+from raymaml.config.base import Number, PositiveInt, PositiveRate, Section
 from raymaml.data.tensors import tensor_column, tensor_type
 
 SCHEMA_VERSION = 1
 HEADER_FILE = "bank.json"
 IMAGES_FILE = "images.arrow"
+
+ImageShape = tuple[
+    Annotated[int, Field(ge=1, le=16, strict=True)],
+    Annotated[int, Field(ge=1, le=4096, strict=True)],
+    Annotated[int, Field(ge=1, le=4096, strict=True)],
+]
+"""(C, H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +35,39 @@ class BankClass:
 
     name: str
     split: str
-    count: int
+    count: PositiveInt
+
+
+class BankHeader(Section):
+    """What ``bank.json`` says."""
+
+    schema_version: Literal[1]
+    source: str
+    licence: str
+    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of all content, as ``ContentDigest``."""
+    image_shape: ImageShape
+    mean: tuple[Number, ...]
+    """Of each channel, over the train split, pixels in 0..1."""
+    std: tuple[PositiveRate, ...]
+    """As ``mean``."""
+    images_bytes: PositiveInt
+    """Length of the file of pixels."""
+    classes: Annotated[tuple[BankClass, ...], Field(min_length=1)]
+    """In the order of the file."""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> BankHeader:
+        channels, height, width = self.image_shape
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean and std have not {channels} entries, one a channel")
+        if len({entry.name for entry in self.classes}) != len(self.classes):
+            raise ValueError("a class is named twice")
+        # Pixels are never compressed, so that the file bounds what a reader can be made to hold.
+        pixels = sum(entry.count for entry in self.classes) * channels * height * width
+        if pixels > self.images_bytes:
+            raise ValueError(f"{self.images_bytes} bytes cannot hold {pixels} of pixels")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

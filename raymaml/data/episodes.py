@@ -19,8 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymaml.config.schema import EpisodesConfig
+from raymaml.data.arrow_file import ArrowFile
 from raymaml.data.bank import ImageBank
+from raymaml.data.cache import CACHE, Copying, local_copy
 from raymaml.data.files import new_folder, sha256_of_file
+from raymaml.data.row_check import row_problem
 from raymaml.data.sampling import EpisodeRows, fit_problems, listed, sample_episode
 from raymaml.data.shard_format import (
     MANIFEST_FILE,
@@ -38,6 +41,7 @@ from raymaml.data.shard_format import (
 )
 from raymaml.data.tensors import tensor_column
 from raymaml.errors import UserError
+from raymaml.places import Place, is_remote
 
 __all__ = [
     "EpisodeRows",
@@ -61,7 +65,11 @@ _PIXELS_PER_SHARD, _PIXELS_PER_BATCH = 256, 16
 class EpisodeShards:
     """A folder of shards, opened for reading by episode index."""
 
-    def __init__(self, folder: Path, manifest: Manifest, manifest_hash: str) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, manifest_hash: str, place: Place, cache: Path
+    ) -> None:
+        self.place = place
+        self.cache = cache
         self.folder = folder
         self.manifest = manifest
         self.manifest_hash = manifest_hash
@@ -74,19 +82,26 @@ class EpisodeShards:
         self._schema = shard_schema(
             self.spec, manifest.image_shape, materialized=manifest.materialized
         )
-        self._readers: dict[int, Any] = {}
+        self._opened: dict[int, ArrowFile] = {}
         self._batches: dict[tuple[int, int], pa.RecordBatch] = {}
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> EpisodeShards:
+    def open(cls, place: Place, cache: Path = CACHE, *, verify: bool = True) -> EpisodeShards:
         """Open the shards of one split after checking size and SHA-256 of each file.
 
-        ``verify=False`` checks sizes only, for processes that open what was verified already.
+        ``verify=False`` checks sizes only, for processes that open what was verified already. Those
+        at a URI are copied into ``cache`` when this machine opens them for the first time.
 
         Raises:
             UserError: no or another manifest, or a shard that is missing, truncated or altered;
                 every bad file is named.
         """
+        copying = Copying(
+            marker=MANIFEST_FILE,
+            others=lambda partial: [shard.file for shard in read_manifest(partial)[0].shards],
+            verify=cls.open,
+        )
+        folder = local_copy(place, cache, copying)
         manifest, manifest_hash = read_manifest(folder)
         problems = [
             problem
@@ -95,7 +110,7 @@ class EpisodeShards:
         ]
         if problems:
             raise UserError(*problems)
-        return cls(folder, manifest, manifest_hash)
+        return cls(folder, manifest, manifest_hash, place, cache)
 
     def rows(self, indices: Sequence[int] | range) -> list[EpisodeRows]:
         """Return the episodes of these indices, in their order.
@@ -137,11 +152,34 @@ class EpisodeShards:
             raise IndexError(f"episode {index} is outside 0..{self.count - 1} of {self.folder}")
         shard = bisect_right(self._firsts, index) - 1
         batch, at = divmod(index - self._firsts[shard], self.manifest.episodes_per_batch)
-        if shard not in self._readers:
-            self._readers[shard] = pa.ipc.open_file(pa.memory_map(str(self.files[shard][0])))
-        if (shard, batch) not in self._batches:
-            self._batches[shard, batch] = self._readers[shard].get_batch(batch)
-        return self._batches[shard, batch], at
+        return self._batch(shard, batch), at
+
+    def _batch(self, shard: int, batch: int) -> pa.RecordBatch:
+        path, _, count = self.files[shard]
+        per_batch = self.manifest.episodes_per_batch
+        try:
+            if shard not in self._opened:
+                self._opened[shard] = ArrowFile(path, self._schema)
+            if (shard, batch) not in self._batches:
+                rows = min(per_batch, count - batch * per_batch)
+                self._batches[shard, batch] = self._opened[shard].batch(batch, rows)
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({error}); {REMEDY}") from None
+        return self._batches[shard, batch]
+
+    def check_rows(self, bank: ImageBank) -> None:
+        """Check that every row number is of the class that it stands for, in the right split.
+
+        Raises:
+            UserError: one is not, or a shard is damaged.
+        """
+        per_batch = self.manifest.episodes_per_batch
+        for shard, (path, first, count) in enumerate(self.files):
+            for start in range(0, count, per_batch):
+                batch = self._batch(shard, start // per_batch)
+                split = self.manifest.split
+                if problem := row_problem(batch, first + start, bank, self.spec, split):
+                    raise UserError(f"{path}: {problem} in the bank {bank.folder}; {REMEDY}")
 
 
 def write_shards(
@@ -150,9 +188,10 @@ def write_shards(
     *,
     seed: int,
     split: str,
-    folder: Path,
+    folder: Place,
     materialize: bool = False,
     episodes_per_shard: int | None = None,
+    cache: Path = CACHE,
 ) -> EpisodeShards:
     """Sample ``spec.num_episodes`` episodes of ``split`` into ``folder`` and open them.
 
@@ -162,11 +201,11 @@ def write_shards(
         UserError: the bank cannot give such episodes, or ``folder`` holds something else.
     """
     check_spec(bank, spec, split)
-    if not folder.exists():
+    if not _is_there(folder):
         sampling = _Sampling(bank=bank, spec=spec, seed=seed, split=split, materialize=materialize)
-        with contextlib.suppress(FileExistsError), new_folder(folder) as partial:
+        with contextlib.suppress(FileExistsError), new_folder(folder, MANIFEST_FILE) as partial:
             _write(partial, sampling, episodes_per_shard)
-    shards = EpisodeShards.open(folder)
+    shards = EpisodeShards.open(folder, cache)
     check_shards(shards, bank, spec, seed, split, materialize=materialize)
     return shards
 
@@ -188,8 +227,9 @@ def check_sampling(
     *,
     seed: int,
     split: str,
-    folder: Path,
+    folder: Place,
     materialize: bool = False,
+    cache: Path = CACHE,
 ) -> None:
     """Check that ``write_shards`` with these arguments can write, or keep, ``folder``.
 
@@ -197,9 +237,14 @@ def check_sampling(
         UserError: the bank cannot give such episodes, or ``folder`` holds something else.
     """
     check_spec(bank, spec, split)
-    if folder.exists():
-        shards = EpisodeShards.open(folder, verify=False)
+    if _is_there(folder):
+        shards = EpisodeShards.open(folder, cache, verify=False)
         check_shards(shards, bank, spec, seed, split, materialize=materialize)
+
+
+def _is_there(folder: Place) -> bool:
+    # At a URI what a killed process left is no folder of shards, and is overwritten.
+    return (folder / MANIFEST_FILE if is_remote(folder) else folder).exists()
 
 
 def check_shards(
@@ -216,26 +261,28 @@ def check_shards(
     ``materialize=None`` accepts shards with and without pixels.
 
     Raises:
-        UserError: naming everything that differs.
+        UserError: naming everything that differs; or row numbers are not of the bank.
     """
     found = shards.manifest
     pairs: dict[str, tuple[Any, Any]] = {
         "bank_hash": (found.bank_hash, bank.hash),
         "seed": (found.seed, seed),
         "split": (found.split, split),
+        "image_shape": (found.image_shape, bank.image_shape),
     }
     for key, value in spec.model_dump().items():
         pairs[f"spec.{key}"] = (found.spec.get(key), value)
     if materialize is not None:
         pairs["materialized"] = (found.materialized, materialize)
     problems = [
-        f"{shards.folder / MANIFEST_FILE}: {key} is {has!r}, config and bank ask for"
+        f"{shards.place / MANIFEST_FILE}: {key} is {has!r}, config and bank ask for"
         f" {wanted!r}; {REMEDY}, or set data.shards to another path"
         for key, (has, wanted) in pairs.items()
         if has != wanted
     ]
     if problems:
         raise UserError(*problems)
+    shards.check_rows(bank)
 
 
 @dataclass(frozen=True, kw_only=True)

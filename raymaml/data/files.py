@@ -1,29 +1,47 @@
-"""Folders that appear whole or not at all, and the checksum of a file."""
+"""Folders and files that appear whole or not at all, on disk and at URIs.
+
+On disk what is not whole yet has a hidden name, and is renamed. At a URI nothing can be renamed,
+but a file appears as a whole: there the file that names all the others, the marker, is written
+last, and a folder without it counts for nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from raymaml.errors import storage_error
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from raymaml.errors import StorageError, UserError, reason_of, storage_error
+from raymaml.places import Place, is_remote
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden empty folder beside ``folder``; rename it to ``folder`` when the block ends.
+def new_folder(folder: Place, marker: str) -> Iterator[Path]:
+    """Yield an empty folder on disk that becomes ``folder``, whole, when the block ends.
 
-    Files and folder are on disk before the rename. When the block raises, nothing remains.
+    Beside a folder on disk it is a hidden one, which is renamed once its files are on disk; at a
+    URI the files are copied there, ``marker`` last. When the block raises, nothing remains.
 
     Raises:
         FileExistsError: ``folder`` exists; it is left as it is.
         StorageError: the storage refuses; the message says how much room there is.
     """
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
+            yield Path(temporary)
+            if (folder / marker).exists():
+                raise FileExistsError(folder)
+            upload(Path(temporary), folder, last=marker)
+        return
     partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
     try:
         with storing(folder, partial):
@@ -38,6 +56,62 @@ def new_folder(folder: Path) -> Iterator[Path]:
             _fsync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def on_disk(folder: Place) -> Iterator[Path]:
+    """Yield ``folder`` itself, or a folder on disk whose files are copied there at the end."""
+    if not is_remote(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
+        yield Path(temporary)
+        upload(Path(temporary), folder)
+
+
+def upload(source: Path, folder: Place, last: str | None = None) -> None:
+    """Copy all files below ``source`` to a URI, the one named ``last`` after the others."""
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    with reaching(folder):
+        for path in sorted(files, key=lambda path: path.name == last):
+            (folder / path.relative_to(source).as_posix()).write_bytes(path.read_bytes())
+
+
+def download(folder: Place, names: Iterable[str], target: Path) -> None:
+    """Copy files of a URI to disk, piece by piece."""
+    for name in names:
+        with (folder / name).open("rb") as source, (target / name).open("wb") as copy:
+            shutil.copyfileobj(source, copy, 8 << 20)
+
+
+@contextlib.contextmanager
+def reaching(place: Place, *expected: type[Exception]) -> Iterator[None]:
+    """Tell what keeps the block from reading or writing a URI; on disk it changes nothing.
+
+    Raises:
+        StorageError: instead of any error but those that are ``expected``.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(place) or isinstance(error, (*expected, UserError)):
+            raise
+        raise unreachable(place, error) from error
+
+
+def unreachable(place: Place, error: Exception) -> StorageError:
+    """Return what is said where a URI cannot be read or written."""
+    return StorageError(
+        f"{place}: cannot be reached ({reason_of(error)}); check the address, the network and the"
+        " credentials (for s3://: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
+    )
+
+
+def as_arrow(place: Place) -> tuple[str, Any]:
+    """Return a place as pyarrow and Ray take it: a path, and its file system (None: the disk)."""
+    if not is_remote(place):
+        return str(place.absolute()), None
+    return place.path, PyFileSystem(FSSpecHandler(place.fs))
 
 
 def sha256_of_file(path: Path) -> str:
@@ -58,8 +132,8 @@ def _fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a hidden file beside ``path`` that takes its place, whole, when the block ends.
+def replacing(path: Place) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of ``path``, whole, when the block ends.
 
     A reader sees the old file or the new one, never a part; an error leaves the old one. The
     folder is made when it is missing.
@@ -67,6 +141,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         StorageError: the storage refuses; the message says how much room there is.
     """
+    if is_remote(path):
+        content = io.BytesIO()
+        yield content
+        with reaching(path):
+            path.write_bytes(content.getvalue())
+        return
     hidden = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
         with storing(path, hidden):
@@ -82,7 +162,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def storing(path: Path, partial: Path) -> Iterator[None]:
+def storing(path: Place, partial: Place) -> Iterator[None]:
     """Tell what the storage refuses in the block, which writes ``path`` by way of ``partial``.
 
     Raises:
@@ -96,8 +176,10 @@ def storing(path: Path, partial: Path) -> Iterator[None]:
         raise problem from error
 
 
-def _space(path: Path, partial: Path) -> str:
+def _space(path: Place, partial: Place) -> str:
     """Say how much room is left beside what ``partial`` holds by now, which was not enough."""
+    if is_remote(path):
+        return ""
     try:
         there = next(parent for parent in path.absolute().parents if parent.exists())
         free = shutil.disk_usage(there).free
@@ -108,14 +190,78 @@ def _space(path: Path, partial: Path) -> str:
     return f"{free:,} bytes are free in {there} and more than {written + free:,} are needed"
 
 
-def write_text(path: Path, text: str) -> None:
+def make_folder(folder: Place, key: str) -> None:
+    """Make a folder, where folders are made; a URI is looked at.
+
+    Raises:
+        UserError: it cannot be made, or not be reached; ``key`` is the option that names it.
+    """
+    try:
+        if is_remote(folder):
+            folder.exists()
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{key}: {folder} cannot be made a folder ({error.strerror}); give another {key}"
+        ) from None
+    except Exception as error:
+        raise unreachable(folder, error) from None
+
+
+def read_bytes(path: Place) -> bytes:
+    """Return what a file holds; of one that is replaced meanwhile, all of the old or of the new.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    if is_remote(path):
+        with reaching(path, FileNotFoundError):
+            content: bytes = path.fs.cat_file(path.path)  # one request; `open` makes several
+            return content
+    return path.read_bytes()
+
+
+def read_text(path: Place) -> str:
+    """Do as ``read_bytes``, for UTF-8."""
+    return read_bytes(path).decode("utf-8")
+
+
+def write_text(path: Place, text: str) -> None:
     """Write ``text`` (UTF-8) so that ``path`` holds the old or the new whole, never a part."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what a killed process left of files and folders that never became whole."""
+def append_text(path: Place, text: str) -> None:
+    """Append ``text`` (UTF-8), making file and folder if need be; at a URI all is written anew."""
+    if is_remote(path):
+        before = read_text(path) if path.exists() else ""
+        write_text(path, before + text)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def remove_folder(folder: Place, marker: str) -> None:
+    """Remove a folder so that no half of it is ever taken for a whole."""
+    if is_remote(folder):
+        (folder / marker).unlink(missing_ok=True)
+        folder.fs.rm(folder.path, recursive=True)
+        return
+    hidden = folder.with_name(f".{folder.name}.partial-old")  # what a kill leaves, the next removes
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def remove_partial(folder: Place) -> None:
+    """Remove what a killed process left of files and folders that never became whole.
+
+    At a URI there is nothing: what lacks its marker is overwritten when it is written again.
+    """
+    if is_remote(folder):
+        return
     for path in folder.glob(".*.partial-*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

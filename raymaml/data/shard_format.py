@@ -12,18 +12,23 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field, StrictBool, TypeAdapter, ValidationError
 
+from raymaml.config.base import Count, PositiveInt
 from raymaml.config.schema import EpisodesConfig
+from raymaml.data.bank_format import ImageShape
 from raymaml.data.files import sha256_of_file
 from raymaml.data.sampling import EpisodeRows
 from raymaml.data.tensors import tensor_type
 from raymaml.errors import UserError
+from raymaml.outside import checked, first_problem, parse_json, shortened
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -34,10 +39,11 @@ REMEDY = "remove the folder and sample again with `raymaml data sample CONFIG`"
 class ShardFile:
     """One shard: the episodes ``first .. first + count - 1``, size and checksum of its file."""
 
-    file: str
-    first: int
-    count: int
-    bytes: int
+    file: Annotated[str, Field(pattern=r"^shard-[0-9]{5,}\.arrow$", max_length=40)]
+    """Name in the folder of the manifest; nothing else can be named, least of all a path."""
+    first: Count
+    count: PositiveInt
+    bytes: PositiveInt
     sha256: str
 
 
@@ -48,13 +54,18 @@ class Manifest:
     schema_version: int
     bank_hash: str
     split: str
-    spec: dict[str, int]
-    seed: int
-    count: int
-    materialized: bool
-    image_shape: tuple[int, int, int]  # (C, H, W)
-    episodes_per_batch: int
-    shards: tuple[ShardFile, ...]
+    spec: dict[str, Annotated[int, Field(strict=True)]]
+    seed: Count
+    count: PositiveInt
+    materialized: StrictBool
+    image_shape: ImageShape
+    episodes_per_batch: PositiveInt
+    shards: Annotated[tuple[ShardFile, ...], Field(min_length=1)]
+
+
+_MANIFEST = TypeAdapter(Manifest)
+_MOST_IMAGES = 1 << 20
+"""Of an episode that is believed."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -78,22 +89,44 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
             " sample them with `raymaml data sample CONFIG`"
         ) from None
     try:
-        tree = json.loads(data)
-        if tree["schema_version"] != SCHEMA_VERSION:
+        tree = parse_json(data)
+        version = tree.get("schema_version") if isinstance(tree, dict) else None
+        if version != SCHEMA_VERSION:
             raise UserError(
-                f"{path}: schema_version is {tree['schema_version']!r}, this program reads"
+                f"{path}: schema_version is {shortened(version)}, this program reads"
                 f" {SCHEMA_VERSION}; {REMEDY}"
             )
-        shards = tuple(ShardFile(**shard) for shard in tree["shards"])
-        tree |= {"shards": shards, "image_shape": tuple(tree["image_shape"])}
-        return Manifest(**tree), hashlib.sha256(data).hexdigest()
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is damaged; {REMEDY}") from None
+        manifest = checked(_MANIFEST, tree)
+        if reason := _contradiction(manifest):
+            raise ValueError(reason)
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); {REMEDY}") from None
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """Say what a manifest says that cannot be."""
+    try:
+        spec = EpisodesConfig.model_validate(manifest.spec)
+    except ValidationError as error:
+        return f"spec: {first_problem(error)}"
+    counts = [shard.count for shard in manifest.shards]
+    firsts = [0, *accumulate(counts)][: len(counts)]
+    if [shard.first for shard in manifest.shards] != firsts:
+        return "its shards do not follow each other"
+    if not sum(counts) == manifest.count == spec.num_episodes:
+        return f"its shards hold {sum(counts)} episodes, not {manifest.count}"
+    if spec.num_ways * spec.images_per_class > _MOST_IMAGES:
+        return f"an episode of {spec.num_ways * spec.images_per_class} images"
+    # Rows are never compressed, so that the files bound what a reader can be made to count.
+    if any(shard.count > shard.bytes for shard in manifest.shards):
+        return "a shard holds more episodes than bytes"
+    return None
 
 
 def shard_problem(path: Path, shard: ShardFile, *, verify: bool) -> str | None:
     """Say what is wrong with the file of a shard; ``verify`` compares the checksum too."""
-    if not path.exists():
+    if not path.is_file():
         return f"{path}: is missing; {REMEDY}"
     if (size := path.stat().st_size) != shard.bytes:
         return f"{path}: is truncated or altered ({size} bytes, not {shard.bytes}); {REMEDY}"
@@ -137,9 +170,9 @@ def read_rows(table: pa.Table | pa.RecordBatch) -> list[EpisodeRows]:
         for index, seed, classes, support, query in zip(
             table.column("index").to_pylist(),
             table.column("seed").to_pylist(),
-            _matrix(table, "classes"),
-            _matrix(table, "support"),
-            _matrix(table, "query"),
+            matrix(table, "classes"),
+            matrix(table, "support"),
+            matrix(table, "query"),
             strict=True,
         )
     ]
@@ -161,7 +194,7 @@ def _fixed_lists(arrays: list[NDArray[np.int64]]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, len(arrays[0]))
 
 
-def _matrix(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.int64]:
+def matrix(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.int64]:
     """Return a column of fixed-size lists as [rows, length]."""
     column = _one_chunk(table, name)
     flat = column.flatten().to_numpy().reshape(len(column), column.type.list_size)

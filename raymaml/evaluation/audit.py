@@ -5,6 +5,7 @@ Each audit takes any model as ``others.Predict`` and says what it found as an ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -66,7 +67,7 @@ def audit_transduction(subject: Subject, *, inductive: bool, count: int = 10) ->
     for _, episode in subject.read(count):
         together = subject.logits(episode)
         tolerance = TOLERANCE.get(together.dtype, 1e-2)
-        scale = max(1.0, float(together.abs().max()))
+        scale = max(1.0, float(together.nan_to_num().abs().max()))
         accuracies["all at once"].append(_accuracy(together, episode.query_y))
         places = torch.arange(len(episode.query_y), device=episode.query_y.device)
         classes = [torch.where(episode.query_y == way)[0] for way in episode.query_y.unique()]
@@ -78,8 +79,9 @@ def audit_transduction(subject: Subject, *, inductive: bool, count: int = 10) ->
             for part in parts:
                 apart[part] = subject.logits(_of_queries(episode, part))
             accuracies.setdefault(name, []).append(_accuracy(apart, episode.query_y))
-            worst = float((apart - together).abs().max()) / scale
-            differences[name] = max(differences[name], worst)
+            # what is not a number at once and apart is no evidence that they are equal
+            apart_by = (apart - together).abs().nan_to_num(nan=math.inf)
+            differences[name] = max(differences[name], float(apart_by.max()) / scale)
     looks = max(differences.values()) > tolerance
     outcome: Literal["passed", "flagged", "measured"] = "measured"
     if inductive:
@@ -121,7 +123,7 @@ def audit_labels(subject: Subject, *, count: int = 20, permutations: int = 20) -
             )
             table[row, column] = _accuracy(subject.logits(named), named.query_y)
     spread = float(np.sqrt(table.var(1, ddof=1).mean()))
-    between = float(table.mean(1).std(ddof=1))
+    between = float(table.mean(1).std(ddof=1)) if count > 1 else math.nan
     return AuditResult(
         name="labels",
         title="Does it matter which class is called 0?",

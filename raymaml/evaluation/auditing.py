@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from raymaml.config.schema import Config
 from raymaml.data.files import write_text
@@ -11,11 +10,12 @@ from raymaml.evaluation.audit import Subject, all_audits, as_json
 from raymaml.evaluation.campaign import Echo
 from raymaml.evaluation.others import predictor
 from raymaml.evaluation.plan import AUDITS_FILE, plan_test
+from raymaml.places import Place
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 
 
-def audit_run(config: Config, echo: Echo) -> Path:
+def audit_run(config: Config, echo: Echo) -> Place:
     """Audit the model of a run on its test episodes, and keep the results for its report.
 
     Raises:

@@ -5,36 +5,41 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.bank import ImageBank
 from raymaml.errors import UserError
 from raymaml.evaluation.progress import Progress
+from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.records import (
     chunk_path,
     leading_accuracies,
     missing_chunks,
     read_circumstances,
     read_records,
+    record_arrays,
+    recorded_accuracies,
     write_chunk,
 )
 from raymaml.evaluation.sequences import first_look_within
 from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
+from raymaml.places import Place
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.faults import told
+from raymaml.training.metrics import Show
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
+from raymaml.training.settings import judging_line
 from raymaml.training.state import build_learner, load_params
 
 if TYPE_CHECKING:  # it imports matplotlib, which no process that only judges needs
@@ -55,7 +60,7 @@ class Arm:
     description: str
     config: Config
     """As it is judged: model, inner loop at test, test episodes, precision."""
-    checkpoint: Path | None
+    checkpoint: Place | None
     """Weights to judge; None: the initial ones."""
     num_episodes: int
 
@@ -77,16 +82,18 @@ class Campaign:
     folder, so that nothing is overwritten and nothing is mixed.
     """
 
-    folder: Path
+    name: str
+    """What it is called where its numbers are shown."""
+    folder: Place
     """Where the report is written."""
-    records: Path | None = None
+    records: Place | None = None
     """Folder of records that other campaigns share: ``<records>/<identity>``; None keeps them for
     this one in ``<folder>/<arm>/<identity>``."""
     arms: tuple[Arm, ...]
     device: torch.device
     chunk_size: int
     target_half_width: float | None
-    write: Callable[[Campaign], Path] = field(repr=False)
+    write: Callable[[Campaign], Place] = field(repr=False)
     """Writes the report and returns the path of ``summary.json``."""
 
     def arm(self, name: str) -> Arm:
@@ -132,12 +139,35 @@ class Campaign:
         """Return the work that no complete record file shows as done, all arms side by side."""
         chunks = [
             Chunk(arm=arm.name, first=episodes.start, count=len(episodes))
-            for arm in self.arms
+            for arm in self._judged_arms()
             for episodes in missing_chunks(
                 self.records_of(arm), self.needed(arm), self.chunk_size, self.identity(arm)
             )
         ]
         return sorted(chunks, key=lambda chunk: chunk.first)
+
+    def settings_line(self, num_workers: int, device: torch.device) -> str:
+        """Say in a line how what is missing is judged."""
+        how = judging_line([arm.config for arm in self.arms], device, num_workers)
+        return f"{self.folder}: {how}; chunks of up to {self.chunk_size} episodes"
+
+    def progress(self, echo: Echo, show: Show = lambda _row: None) -> Progress:
+        """Return what shows how far the arms are, the records that are there included."""
+        needed = {arm.name: self.needed(arm) for arm in self._judged_arms()}
+        recorded = {
+            name: recorded_accuracies(
+                self.records_of(self.arm(name)), count, self.identity(self.arm(name))
+            ).tolist()
+            for name, count in needed.items()
+        }
+        return Progress(needed, recorded, echo, show)
+
+    def _judged_arms(self) -> list[Arm]:
+        """Return the arms without those whose records are among those of another."""
+        longest: dict[str, Arm] = {}
+        for arm in sorted(self.arms, key=self.needed, reverse=True):
+            longest.setdefault(str(self.records_of(arm)), arm)
+        return [arm for arm in self.arms if arm in longest.values()]
 
     def verify_images(self) -> None:
         """Read every image of every arm once: opening a bank compares no more than sizes.
@@ -179,7 +209,7 @@ class Campaign:
                 " run the command that judges them (`raymaml test`, `raymaml study`) again"
             )
 
-    def report(self) -> Path:
+    def report(self) -> Place:
         """Write the report and return the path of ``summary.json``.
 
         Raises:
@@ -188,7 +218,7 @@ class Campaign:
         self.require_finished()
         return self.write(self)
 
-    def records_of(self, arm: Arm) -> Path:
+    def records_of(self, arm: Arm) -> Place:
         """Return the folder of the records of ``arm``."""
         digest = fold_in(0, json.dumps(self.identity(arm), sort_keys=True))
         place = self.folder / arm.name if self.records is None else self.records
@@ -218,10 +248,12 @@ class Campaign:
     def circumstances(self, arm: Arm) -> dict[str, str]:
         """Return what is told of records beside their identity, and may differ between chunks."""
         config = fold_in(0, arm.config.model_dump_json())
+        threads = arm.config.cluster.threads_per_worker
         return {
             "config": f"{config:016x}",
             "manifest": self.episodes(arm).shards.manifest_hash,
-            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {self.device.type}",
+            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {self.device.type},"
+            f" {threads} thread(s)",
         }
 
     def learner(self, arm: Arm) -> MetaLearner:
@@ -242,6 +274,16 @@ class Campaign:
             load_params(learner, params)
         return learner
 
+    def _records(self, arm: Arm) -> pa.Table:
+        place, bank = self.records_of(arm), self.bank(arm)
+        table = read_records(place, self.needed(arm), self.identity(arm))
+        if not are_of_bank(vars(record_arrays(table)), len(bank.classes), bank.num_images):
+            raise UserError(
+                f"{place}: its records name images that the bank {bank.folder} does not hold; move"
+                " it away and run `raymaml test` again"
+            )
+        return table
+
     def results(self) -> list[ArmResult]:
         """Return what a report is made of, of a finished campaign."""
         from raymaml.evaluation.report import ArmResult, protocol_line
@@ -253,7 +295,7 @@ class Campaign:
                 protocol=protocol_line(
                     arm.config.episodes.test, arm.config.model, arm.config.test_inner.num_steps
                 ),
-                records=read_records(self.records_of(arm), self.needed(arm), self.identity(arm)),
+                records=self._records(arm),
                 circumstances=read_circumstances(self.records_of(arm)),
                 identity={
                     "checkpoint": arm.checkpoint.name if arm.checkpoint else "none",
@@ -271,22 +313,15 @@ def _spec(arm: Arm) -> dict[str, int]:
     return arm.config.episodes.test.model_dump(exclude={"num_episodes"})
 
 
-def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Path:
+def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     """Judge all that is missing in this process, without Ray, and write the report."""
     device = local_device(cluster)
     prepare_process(cluster, device)
     campaign = plan(device)
     if chunks := campaign.missing():
         campaign.verify_images()
-    with Progress(episodes_by_arm(chunks), echo) as progress:
-        for chunk in chunks:
-            progress.add(chunk.arm, chunk.count, campaign.judge(chunk))
+        echo(campaign.settings_line(1, device))
+        with campaign.progress(echo) as progress:
+            for chunk in chunks:
+                progress.add(chunk.arm, chunk.count, campaign.judge(chunk))
     return campaign.report()
-
-
-def episodes_by_arm(chunks: Sequence[Chunk]) -> dict[str, int]:
-    """Count the episodes of each arm."""
-    counts: Counter[str] = Counter()
-    for chunk in chunks:
-        counts[chunk.arm] += chunk.count
-    return dict(counts)

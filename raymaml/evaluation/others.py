@@ -48,7 +48,8 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
         raise UserError(
             f"num_episodes is {count}; {config.data.shards} holds {available} test episodes"
         )
-    return record_arrays(records_table([*judge_predictions(predict, episodes, range(count))]))
+    table = records_table(judge_predictions(predict, episodes, range(count)))
+    return record_arrays(table.replace_schema_metadata({"bank": episodes.shards.bank_hash}))
 
 
 def judge_predictions(

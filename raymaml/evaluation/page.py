@@ -6,9 +6,11 @@ import base64
 import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import jinja2
+
+from raymaml.data.files import read_bytes
+from raymaml.places import Place
 
 
 class Strong(str):
@@ -65,7 +67,7 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
     return "\n\n".join([f"# {_escaped(title)}", *map(_markdown, blocks)]) + "\n"
 
 
-def html(title: str, blocks: Sequence[Block], folder: Path) -> str:
+def html(title: str, blocks: Sequence[Block], folder: Place) -> str:
     """Lay out a page as one HTML file, with the pictures of ``folder`` inside it."""
     source = importlib.resources.files("raymaml.evaluation") / "report.html.jinja"
     environment = jinja2.Environment(
@@ -79,8 +81,8 @@ def html(title: str, blocks: Sequence[Block], folder: Path) -> str:
     return template.render(title=title, blocks=named)
 
 
-def _data_uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+def _data_uri(path: Place) -> str:
+    return f"data:image/png;base64,{base64.b64encode(read_bytes(path)).decode('ascii')}"
 
 
 def _markdown(block: Block) -> str:

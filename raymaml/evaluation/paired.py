@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.errors import UserError
+from raymaml.evaluation.generalisation import new_classes_interval
 from raymaml.evaluation.records import RecordArrays
 from raymaml.evaluation.statistics import Interval, mean_interval
 
@@ -19,6 +20,8 @@ class Paired:
 
     difference: Interval
     """Mean difference in accuracy and its t interval over episodes."""
+    new_classes: Interval
+    """The same difference and its interval for classes drawn anew."""
     wins: int
     """Episodes in which the first arm is better..."""
     ties: int
@@ -33,12 +36,12 @@ class Paired:
 def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
     """Compare two arms on the episodes that both were judged on.
 
-    The sign test is exact (binomial, ties left out); Wilcoxon's statistic is approximately normal,
-    with average ranks and the correction for ties (Pratt's zeros are left out).
+    The sign test is exact (binomial, ties left out). Wilcoxon's statistic is taken as normal, with
+    average ranks, their variance corrected for ties, and differences of 0 left out.
 
     Raises:
-        UserError: the episodes of one number are not the same in both: other classes or support
-            images, or query images of which neither set begins with the other.
+        UserError: the episodes of one number are not the same in both: images of other banks, other
+            classes or support images, or query images of which neither set begins with the other.
     """
     from scipy import stats
 
@@ -49,6 +52,7 @@ def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
     decided = wins + losses
     return Paired(
         difference=mean_interval(differences),
+        new_classes=new_classes_interval(differences, a.class_ids[in_a]),
         wins=wins,
         ties=len(differences) - decided,
         losses=losses,
@@ -77,28 +81,34 @@ def _require_same_episodes(
 ) -> None:
     both, in_a, in_b = match
     one, other = names
+    if a.bank != b.bank:
+        raise UserError(
+            f"{one} and {other}: were judged on images of different banks ({a.bank[:12]} and"
+            f" {b.bank[:12]}), so their difference says nothing; judge both on the same episodes"
+        )
     if not len(both):
         raise UserError(f"{one} and {other}: have no episode in common; judge the same ones")
-    reason = "other classes"
-    wrong: NDArray[np.bool_] | bool = a.class_ids.shape[1] != b.class_ids.shape[1]
-    if not np.any(wrong):
-        wrong = (a.class_ids[in_a] != b.class_ids[in_b]).any(1)
-    if not np.any(wrong):
-        reason = "other support images"
-        wrong = a.support_rows.shape[1] != b.support_rows.shape[1]
-    if not np.any(wrong):
-        wrong = (a.support_rows[in_a] != b.support_rows[in_b]).any(1)
-    if not np.any(wrong):
-        reason = "other query images"
-        ways = a.class_ids.shape[1]
-        queries = [
-            arm.query_rows[at].reshape(len(at), ways, -1) for arm, at in ((a, in_a), (b, in_b))
-        ]
-        fewer = min(rows.shape[2] for rows in queries)  # of fewer queries a class: the first ones
-        wrong = (queries[0][..., :fewer] != queries[1][..., :fewer]).any((1, 2))
-    if np.any(wrong):
-        first = both[np.argmax(np.broadcast_to(wrong, both.shape))]
+    for what, ours, theirs in _shown(a, b, in_a, in_b):
+        if ours.shape == theirs.shape and np.array_equal(ours, theirs):
+            continue
+        wrong = (ours != theirs).any(1) if ours.shape == theirs.shape else [True]
         raise UserError(
-            f"{one} and {other}: episode {first} has {reason} in one than in the other, so their"
-            " difference says nothing; judge both on the same episodes"
+            f"{one} and {other}: episode {both[np.argmax(wrong)]} has other {what} in one than in"
+            " the other, so their difference says nothing; judge both on the same episodes"
         )
+
+
+def _shown(
+    a: RecordArrays, b: RecordArrays, in_a: NDArray[np.int64], in_b: NDArray[np.int64]
+) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield what must be equal in the episodes of both, each only where the one before is."""
+    yield "classes", a.class_ids[in_a], b.class_ids[in_b]
+    yield "support images", a.support_rows[in_a], b.support_rows[in_b]
+    # of fewer queries a class: the first ones
+    ours, theirs = (
+        arm.query_rows[at].reshape(*arm.class_ids[at].shape, -1)
+        for arm, at in ((a, in_a), (b, in_b))
+    )
+    fewer = min(ours.shape[2], theirs.shape[2])
+    leading = [queries[..., :fewer].reshape(len(queries), -1) for queries in (ours, theirs)]
+    yield "query images", leading[0], leading[1]

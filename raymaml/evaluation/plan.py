@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
-from pathlib import Path
 
 import torch
+from pydantic import BaseModel, TypeAdapter, model_validator
 
 from raymaml.config.schema import Config
+from raymaml.data.files import read_bytes
+from raymaml.errors import UserError, reason_of
 from raymaml.evaluation.campaign import Arm, Campaign
 from raymaml.evaluation.verdict import AuditResult
+from raymaml.outside import checked, parse_json
+from raymaml.places import Place
 from raymaml.training.checkpoint import find_checkpoint, require_same_model
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 
 AUDITS_FILE = "audits.json"
+
+
+class AuditsFile(BaseModel):
+    """What ``audits.json`` holds."""
+
+    identity: dict[str, str]
+    """Of what was audited."""
+    audits: tuple[AuditResult, ...]
+
+    @model_validator(mode="after")
+    def _rows_are_tables(self) -> AuditsFile:
+        for audit in self.audits:
+            if any(row.keys() != audit.rows[0].keys() for row in audit.rows):
+                raise ValueError(f"the rows of {audit.name} have different keys")
+        return self
+
+
+_AUDITS = TypeAdapter(AuditsFile)
 
 
 def plan_test(config: Config, device: torch.device) -> Campaign:
@@ -47,6 +68,7 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
         num_episodes=few,
     )
     campaign = Campaign(
+        name=config.name,
         folder=config.run_folder / "test",
         arms=(model, untrained, unadapted) if few else (model,),
         device=device,
@@ -66,7 +88,7 @@ def _without_steps(config: Config) -> Config:
     return config.model_copy(update={"evaluation": evaluation})
 
 
-def _write(config: Config, campaign: Campaign) -> Path:
+def _write(config: Config, campaign: Campaign) -> Place:
     # Here, since it imports matplotlib, which no process that only judges needs.
     from raymaml.evaluation.report import show_in_tensorboard, write_report
 
@@ -89,7 +111,12 @@ def read_audits(campaign: Campaign) -> list[AuditResult]:
     path = campaign.folder / AUDITS_FILE
     if not path.exists():
         return []
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content["identity"] != campaign.identity(campaign.arms[0]):
+    try:
+        content = checked(_AUDITS, parse_json(read_bytes(path)))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: is damaged ({reason_of(error)}); remove it, or run `raymaml audit` again"
+        ) from None
+    if content.identity != campaign.identity(campaign.arms[0]):
         return []
-    return [AuditResult(**audit) for audit in content["audits"]]
+    return list(content.audits)

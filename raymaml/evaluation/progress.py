@@ -12,28 +12,42 @@ from rich.live import Live
 from rich.table import Table
 
 from raymaml.evaluation.statistics import mean_interval
-from raymaml.training.metrics import duration
+from raymaml.training.metrics import Show, duration
 
 
 class Progress:
-    """Running means with their intervals, rate and time left.
+    """Running means with their intervals, over all records there are; rate and time left, by those
+    of this session.
 
     Args:
-        todo: episodes to come, by arm.
+        todo: episodes in all, by arm.
+        recorded: accuracies of those that are judged already, by arm.
         echo: receives the lines, where there is no terminal.
+        show: called with the numbers of each arm at the beginning, and after each of its chunks.
     """
 
-    def __init__(self, todo: Mapping[str, int], echo: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        todo: Mapping[str, int],
+        recorded: Mapping[str, Sequence[float]],
+        echo: Callable[[str], None],
+        show: Show = lambda _row: None,
+    ) -> None:
         self._todo = dict(todo)
-        self._done = dict.fromkeys(todo, 0)
-        self._accuracies: dict[str, list[float]] = {arm: [] for arm in todo}
+        self._accuracies = {arm: list(recorded[arm]) for arm in todo}
+        self._done = {arm: len(recorded[arm]) for arm in todo}
+        self._before = sum(self._done.values())
         self._echo = echo
+        self._show = show
         self._started = time.perf_counter()
+        self._rate = 0.0  # episodes/s, when the last chunk was done
         self._live = Live(self._table(), auto_refresh=False) if sys.stdout.isatty() else None
 
     def __enter__(self) -> Progress:
-        if self._live is not None and self._todo:
-            self._live.start()
+        for arm in self._todo:
+            self._show(self._row(arm))
+        if self._live is not None:
+            self._live.start(refresh=True)
         return self
 
     def __exit__(
@@ -49,6 +63,9 @@ class Progress:
         """Take note of a finished chunk of ``count`` episodes; one left out has no accuracies."""
         self._done[arm] += count
         self._accuracies[arm].extend(accuracies)
+        done = sum(self._done.values()) - self._before
+        self._rate = done / (time.perf_counter() - self._started)
+        self._show(self._row(arm))
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             return
@@ -68,6 +85,16 @@ class Progress:
         finished = sum(self._done[arm] >= todo for arm, todo in self._todo.items())
         return f"{finished}/{len(self._todo)} arms done"
 
+    def _row(self, arm: str) -> dict[str, str | float]:
+        """Return the numbers that an arm stands at."""
+        judged = self._accuracies[arm]
+        row: dict[str, str | float] = {"arm": arm, "episodes": len(judged)}
+        row["episodes_per_second"] = self._rate
+        if judged:
+            found = mean_interval(np.asarray(judged))
+            row |= {"accuracy": found.mean, "ci95": found.half_width}
+        return row
+
     def _mean(self, arm: str) -> str:
         if not self._accuracies[arm]:
             return "-"
@@ -77,6 +104,5 @@ class Progress:
 
     def _speed(self) -> str:
         done, todo = sum(self._done.values()), sum(self._todo.values())
-        rate = done / (time.perf_counter() - self._started)
-        left = duration((todo - done) / rate) if done else "?"
-        return f"{rate:.1f} episodes/s  {left} left"
+        left = duration((todo - done) / self._rate) if self._rate else "?"
+        return f"{self._rate:.1f} episodes/s  {left} left"

@@ -20,9 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from raymaml.data.files import replacing
+from raymaml.data.files import read_bytes, replacing
 from raymaml.errors import UserError
+from raymaml.evaluation.record_checks import difference, gaps, impossible, require_reasonable
+from raymaml.outside import checked, parse_json
+from raymaml.places import Place
 
 BINS = 15
 """Of the confidence, equally wide in 0..1."""
@@ -32,6 +36,7 @@ _LISTS = {
     *("accuracy_by_step", "loss_by_step", "class_accuracy", "class_ids", "support_rows"),
     *("query_rows", "bin_count", "bin_confidence", "bin_correct"),
 }
+_TEXTS = TypeAdapter(dict[str, str])
 _REMEDY = "move it away and run `raymaml test` again, which judges only what is missing"
 
 
@@ -96,6 +101,8 @@ _COLUMNS = {
 class RecordArrays:
     """The records of one arm, column by column, in the order of the episodes."""
 
+    bank: str
+    """Content hash of the bank that classes and rows are of; "" where it is not known."""
     episode: NDArray[np.int64]  # [E]
     accuracy: NDArray[np.float64]  # [E]
     loss: NDArray[np.float64]  # [E]
@@ -116,13 +123,13 @@ def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def chunk_path(folder: Path, first: int, count: int) -> Path:
+def chunk_path(folder: Place, first: int, count: int) -> Place:
     """Name the file of episodes ``first`` to ``first + count - 1``."""
     return folder / f"episodes-{first:08d}-{first + count - 1:08d}.parquet"
 
 
 def write_chunk(
-    path: Path,
+    path: Place,
     records: Sequence[EpisodeRecord],
     identity: Mapping[str, str],
     circumstances: Mapping[str, str] | None = None,
@@ -162,42 +169,25 @@ def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def chunk_is_complete(path: Path, first: int, count: int, identity: Mapping[str, str]) -> bool:
-    """Say whether ``path`` holds exactly these episodes of exactly this identity.
-
-    Missing, torn, altered and foreign files are False; nothing is raised.
-    """
-    with suppress(UserError):
-        table = _read_chunk(path)
-        wanted = np.arange(first, first + count)
-        return identity_of(table) == dict(identity) and np.array_equal(_episodes(table), wanted)
-    return False
-
-
 def missing_chunks(
-    folder: Path, num_episodes: int, chunk_size: int, identity: Mapping[str, str]
+    folder: Place, num_episodes: int, chunk_size: int, identity: Mapping[str, str]
 ) -> list[range]:
     """Cut the episodes that no complete chunk in ``folder`` holds into chunks.
 
     The chunks found may be of any size: what is left is cut anew, so that a campaign can go on
     with another ``chunk_size`` or more episodes.
     """
-    judged = np.zeros(num_episodes, dtype=np.bool_)
-    for path in _chunk_files(folder):
-        with suppress(UserError):
-            table = _read_chunk(path)
-            if identity_of(table) == dict(identity):
-                episodes = _episodes(table)
-                judged[episodes[episodes < num_episodes]] = True
+    judged, _ = _judged(folder, identity)
+    missing = np.setdiff1d(np.arange(num_episodes), judged)
     return [
         range(start, min(start + chunk_size, hole.stop))
-        for hole in _runs(np.flatnonzero(~judged))
+        for hole in _runs(missing)
         for start in range(hole.start, hole.stop, chunk_size)
     ]
 
 
 def read_records(
-    source: Path | Sequence[Path],
+    source: Place | Sequence[Place],
     num_episodes: int | None = None,
     identity: Mapping[str, str] | None = None,
 ) -> pa.Table:
@@ -211,8 +201,10 @@ def read_records(
         UserError: when there is no chunk, and for every chunk that cannot be read, has another
             identity or overlaps another, and for every hole.
     """
-    paths = _chunk_files(source) if isinstance(source, Path) else list(source)
-    place = source if isinstance(source, Path) else Path(*source[:1]).parent
+    if isinstance(source, Sequence):
+        paths, place = list(source), source[0].parent if source else Path()
+    else:
+        paths, place = _chunk_files(source), source
     if not paths:
         raise UserError(f"{place}: holds no record files; run `raymaml test` first")
     chunks = _read_all(paths)
@@ -220,7 +212,7 @@ def read_records(
     if identity is not None:
         reference = reference.with_metadata(dict(identity))
     problems = [
-        f"{path}: {_difference(table.schema, reference)}; {_REMEDY}"
+        f"{path}: {difference(table.schema, reference)}; {_REMEDY}"
         for path, table in chunks.items()
         if not table.schema.equals(reference, check_metadata=True)
     ]
@@ -242,20 +234,44 @@ def identity_of(table: pa.Table) -> dict[str, str]:
     }
 
 
-def read_circumstances(folder: Path) -> list[dict[str, str]]:
+def read_circumstances(folder: Place) -> list[dict[str, str]]:
     """Return the different circumstances in which the whole chunks of a folder were judged."""
     texts: set[bytes] = set()
     for path in _chunk_files(folder):
-        with suppress(OSError, pa.ArrowException):
-            texts.add((pq.read_schema(path).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
-    return [json.loads(text) for text in sorted(texts)]
+        with suppress(OSError, ValueError, pa.ArrowException):
+            source = pa.BufferReader(read_bytes(path))
+            texts.add((pq.read_schema(source).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
+    found = []
+    for text in sorted(texts):
+        with suppress(ValueError):  # a line about hardware is nothing to refuse records for
+            found.append(checked(_TEXTS, parse_json(text)))
+    return found
 
 
-def leading_accuracies(folder: Path, identity: Mapping[str, str]) -> NDArray[np.float64]:
+def recorded_accuracies(
+    folder: Place, num_episodes: int, identity: Mapping[str, str]
+) -> NDArray[np.float64]:
+    """Return the accuracies of those of episodes 0 to ``num_episodes - 1`` that have a record.
+
+    Files that are torn, or of another identity, count as missing; nothing is raised.
+    """
+    episodes, accuracies = _judged(folder, identity)
+    return accuracies[episodes < num_episodes]
+
+
+def leading_accuracies(folder: Place, identity: Mapping[str, str]) -> NDArray[np.float64]:
     """Return the accuracies of episodes 0, 1, .. up to the first that has no record: [n].
 
     Files that are torn, or of another identity, count as missing; nothing is raised.
     """
+    episodes, accuracies = _judged(folder, identity)
+    return accuracies[: np.count_nonzero(episodes == np.arange(len(episodes)))]
+
+
+def _judged(
+    folder: Place, identity: Mapping[str, str]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the episodes of all complete chunks of this identity, sorted, and their accuracies."""
     episodes, accuracies = [np.empty(0, np.int64)], [np.empty(0)]
     for path in _chunk_files(folder):
         with suppress(UserError):
@@ -264,8 +280,7 @@ def leading_accuracies(folder: Path, identity: Mapping[str, str]) -> NDArray[np.
                 episodes.append(_episodes(table))
                 accuracies.append(table.column("accuracy").to_numpy())
     found, first = np.unique(np.concatenate(episodes), return_index=True)
-    leading = np.count_nonzero(found == np.arange(len(found)))
-    return np.concatenate(accuracies)[first[:leading]]
+    return found, np.concatenate(accuracies)[first]
 
 
 def record_arrays(table: pa.Table) -> RecordArrays:
@@ -278,7 +293,8 @@ def record_arrays(table: pa.Table) -> RecordArrays:
             return np.asarray(flat).reshape(len(table), values.type.list_size)
         return np.asarray(values.to_numpy(zero_copy_only=False))
 
-    return RecordArrays(**{field.name: column(field.name) for field in fields(RecordArrays)})
+    columns = {name: column(name) for name in _COLUMNS}
+    return RecordArrays(bank=identity_of(table).get("bank", ""), **columns)
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.Schema:
@@ -291,38 +307,43 @@ def _schema(lengths: Mapping[str, int]) -> pa.Schema:
     )
 
 
-def _chunk_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet"))
+def _chunk_files(folder: Place) -> list[Place]:
+    return sorted(folder.glob("*.parquet"), key=str)
 
 
-def _read_chunk(path: Path) -> pa.Table:
+def _read_chunk(path: Place) -> pa.Table:
     """Read one file; the metadata of the table is the identity alone.
 
     Raises:
         UserError: it is not a whole chunk of records.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-        table.validate(full=True)
-        expected = _schema({name: table.schema.field(name).type.list_size for name in _LISTS})
-        metadata = dict(table.schema.metadata or {})
-        metadata.pop(_CIRCUMSTANCES, None)
+        source = pa.BufferReader(read_bytes(path))
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            found = file.schema_arrow
+            expected = _schema({name: found.field(name).type.list_size for name in _LISTS})
+            is_other = not found.equals(expected, check_metadata=False)
+            if not is_other:
+                require_reasonable(file, source.size())
+                table = file.read(use_threads=False)
+                table.validate(full=True)
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist") from None
-    except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException):
+    except Exception:  # pyarrow has no list of what it raises on damage
         raise UserError(f"{path}: is torn or no file of records; {_REMEDY}") from None
-    if not table.schema.equals(expected, check_metadata=False):
+    if is_other:
         raise UserError(f"{path}: has other columns than a file of records; {_REMEDY}")
-    episodes = _episodes(table)
-    if not len(episodes) or episodes[0] < 0 or np.any(np.diff(episodes) != 1):
-        raise UserError(f"{path}: its episodes are not consecutive; {_REMEDY}")
+    problem = gaps(table) or impossible(vars(record_arrays(table)))
+    if problem:
+        raise UserError(f"{path}: {problem}; {_REMEDY}")
+    metadata = dict(table.schema.metadata or {})
+    metadata.pop(_CIRCUMSTANCES, None)
     return table.replace_schema_metadata(metadata)
 
 
-def _read_all(paths: Sequence[Path]) -> dict[Path, pa.Table]:
+def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
     """Read every chunk, in the order of their episodes; one UserError for all bad files."""
-    tables: dict[Path, pa.Table] = {}
+    tables: dict[Place, pa.Table] = {}
     problems: list[str] = []
     for path in paths:
         try:
@@ -338,39 +359,23 @@ def _episodes(table: pa.Table) -> NDArray[np.int64]:
     return np.asarray(table.column("episode").to_numpy(), dtype=np.int64)
 
 
-def _difference(schema: pa.Schema, reference: pa.Schema) -> str:
-    if not schema.equals(reference, check_metadata=False):
-        return "has another number of inner steps or ways than the chunks beside it"
-    found, wanted = schema.metadata or {}, reference.metadata or {}
-    keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    texts = [
-        f"{key.decode()} is {_shown(found.get(key))}, expected {_shown(wanted.get(key))}"
-        for key in keys
-    ]
-    return f"belongs to another campaign ({'; '.join(texts)})"
-
-
-def _shown(value: bytes | None) -> str:
-    return "absent" if value is None else value.decode(errors="replace")
-
-
-def _overlaps(chunks: Mapping[Path, pa.Table]) -> list[str]:
+def _overlaps(chunks: Mapping[Place, pa.Table]) -> list[str]:
     """Name each chunk that begins before the one that reaches furthest has ended."""
     problems: list[str] = []
-    furthest, holder = -1, Path()
+    furthest, holder = -1, ""
     for path, table in chunks.items():
         episodes = _episodes(table)
         if episodes[0] <= furthest:
             problems.append(
                 f"{path}: episodes {episodes[0]} to {min(furthest, int(episodes[-1]))} are in"
-                f" {holder.name} too; {_REMEDY}"
+                f" {holder} too; {_REMEDY}"
             )
         if episodes[-1] > furthest:
-            furthest, holder = int(episodes[-1]), path
+            furthest, holder = int(episodes[-1]), path.name
     return problems
 
 
-def _holes(place: Path, chunks: Mapping[Path, pa.Table], num_episodes: int) -> list[str]:
+def _holes(place: Place, chunks: Mapping[Place, pa.Table], num_episodes: int) -> list[str]:
     present = np.concatenate([_episodes(table) for table in chunks.values()])
     return [
         f"{place}: no record of episodes {hole.start} to {hole.stop - 1}; run `raymaml test`"

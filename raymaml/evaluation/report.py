@@ -17,7 +17,7 @@ from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ImageBank
 from raymaml.data.contact_sheet import episode_sheet
-from raymaml.data.files import write_text
+from raymaml.data.files import on_disk, read_text, write_text
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation import page, sections
 from raymaml.evaluation.page import Picture
@@ -40,9 +40,10 @@ from raymaml.evaluation.summary import (
     worst_episodes,
 )
 from raymaml.evaluation.verdict import AuditResult, Verdict
+from raymaml.places import Place
 from raymaml.training.metrics import write_tensorboard
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 NUM_WORST = 3
 """Episodes that are drawn."""
 _ORDINALS = ("worst", "second worst", "third worst")
@@ -90,7 +91,7 @@ def _norm_text(model: ModelConfig) -> str:
 
 
 def write_report(
-    folder: Path,
+    folder: Place,
     arms: Sequence[ArmResult],
     *,
     identity: Mapping[str, Any],
@@ -99,14 +100,13 @@ def write_report(
     audits: Sequence[AuditResult] = (),
     bank: ImageBank | None = None,
     title: str = "Test report",
-) -> Path:
+) -> Place:
     """Write the report of a campaign into ``folder`` and return the path of ``summary.json``.
 
     The first arm is the model, the others are shown beside it and compared with it. Each file is
     replaced whole: pictures, ``report.md``, ``report.html``, and ``summary.json`` last.
 
     Args:
-        folder: where to.
         arms: what was judged.
         identity: what the campaign is, shown before what decides the records of the arms.
         curve: the validation history, points of ``{"step", "val_accuracy"[, "val_ci95"]}``;
@@ -128,8 +128,9 @@ def write_report(
     ]
     compared = compare(records)
     identities = [plain({**identity, **arm.identity}) for arm in arms]
-    drawn = _draw(folder, records, summaries, curve)
-    drawn += _draw_worst(folder, records[names[0]], bank) if bank is not None else []
+    with on_disk(folder) as place:
+        drawn = _draw(place, records, summaries, curve)
+        drawn += _draw_worst(place, records[names[0]], bank) if bank is not None else []
     blocks = [
         *sections.head(summaries, verdicts),
         *sections.results(summaries),
@@ -151,12 +152,12 @@ def write_report(
     return path
 
 
-def show_in_tensorboard(path: Path) -> None:
+def show_in_tensorboard(path: Place) -> None:
     """Show a report, given its ``summary.json``, in TensorBoard: numbers of each arm, and the page.
 
     The step is that of the checkpoint, 0 for initial weights.
     """
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = json.loads(read_text(path))
     scalars = {
         f"test/{name}/{key}": value
         for name, arm in summary["arms"].items()
@@ -169,7 +170,7 @@ def show_in_tensorboard(path: Path) -> None:
         if value is not None
     }
     digits = re.search(r"\d+$", str(summary["identity"].get("checkpoint", "")))
-    page_text = (path.parent / "report.md").read_text(encoding="utf-8")
+    page_text = read_text(path.parent / "report.md")
     step = int(digits[0]) if digits else 0
     write_tensorboard(path.parent / "tensorboard", scalars, {"test/report": page_text}, step)
 
@@ -280,7 +281,8 @@ def _arm_json(arm: ArmSummary, identity: Mapping[str, Any]) -> dict[str, Any]:
         "num_episodes": arm.accuracy.overall.count,
         "accuracy": {
             **_quantity_json(arm.accuracy),
-            "new_classes": _interval_json(arm.new_classes),
+            "any_look": _interval_json(arm.any_look),
+            "new_classes": _interval_json(arm.new_classes, "num_classes"),
             "image_disjoint_tasks": _interval_json(arm.disjoint_tasks),
             "skew": arm.skew,
             "worst_1%": arm.worst,
@@ -302,8 +304,11 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
     if comparison.result is None:
         return {**found, "refusal": comparison.refusal}
     result = asdict(comparison.result)
-    difference = _interval_json(comparison.result.difference)
-    return {**found, **result, "difference": difference, "holm_p": comparison.adjusted_p}
+    intervals = {
+        "difference": _interval_json(comparison.result.difference),
+        "new_classes": _interval_json(comparison.result.new_classes, "num_classes"),
+    }
+    return {**found, **result, **intervals, "holm_p": comparison.adjusted_p}
 
 
 def _quantity_json(summary: Summary) -> dict[str, Any]:
@@ -315,11 +320,11 @@ def _quantity_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _interval_json(interval: Interval) -> dict[str, Any]:
+def _interval_json(interval: Interval, counted: str = "num_episodes") -> dict[str, Any]:
     return {
         "mean": interval.mean,
         "ci95": interval.half_width,
         "interval95": [interval.low, interval.high],
         "std": interval.std,
-        "num_episodes": interval.count,
+        counted: interval.count,
     }

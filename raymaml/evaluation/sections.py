@@ -17,8 +17,9 @@ from raymaml.evaluation.page import (
     Strong,
     Table,
 )
+from raymaml.evaluation.paired import Paired
 from raymaml.evaluation.plots import PLUS_MINUS
-from raymaml.evaluation.statistics import PROBABILITIES, Interval, Summary
+from raymaml.evaluation.statistics import FIRST_EPISODES, PROBABILITIES, Interval, Summary, bounds
 from raymaml.evaluation.summary import ArmSummary, Comparison
 from raymaml.evaluation.verdict import AuditResult, Verdict
 
@@ -28,6 +29,11 @@ _INTERVALS = (
         "Student's t interval. The episodes are resampled from the same test classes and images, so"
         " it says how well this many episodes pin down the accuracy on these classes; it is not an"
         " interval for new classes.",
+    ),
+    (
+        "at any look",
+        "confidence sequence (Waudby-Smith and Ramdas 2024): as over episodes, and valid also where"
+        " their number was decided by what was seen, as evaluation.target_half_width does.",
     ),
     (
         "for new classes",
@@ -68,13 +74,14 @@ def results(arms: Sequence[ArmSummary]) -> Iterator[Block]:
     yield Heading("Results")
     yield _results_table(arms)
     yield Bullets([(arm.name, arm.description) for arm in arms])
-    yield Heading("Three intervals of the mean accuracy")
+    yield Heading("Four intervals of the mean accuracy")
     yield Table(
-        ["arm", "over episodes", "for new classes", "classes", "image-disjoint tasks", "tasks"],
+        ["arm", *(name for name, _ in _INTERVALS[:3]), "classes", _INTERVALS[3][0], "tasks"],
         [
             [
                 arm.name,
                 _percent(arm.accuracy.overall),
+                _percent(arm.any_look),
                 _percent(arm.new_classes),
                 f"{arm.new_classes.count:,}",
                 _percent(arm.disjoint_tasks),
@@ -109,11 +116,12 @@ def comparisons(found: Sequence[Comparison]) -> Iterator[Block]:
     yield Heading("Compared on the same episodes")
     rows = [_comparison_row(each, each.result) for each in found if each.result is not None]
     if rows:
-        header = ["difference", "episodes", "mean", "better / equal / worse"]
+        header = ["difference", "episodes", "mean", "for new classes", "better / equal / worse"]
         yield Table([*header, "p (sign)", "p (Wilcoxon)", "p (Holm)"], rows)
         yield Paragraph(
-            "Mean difference with a 95% t interval over episodes; two-sided sign test and Wilcoxon"
-            " signed-rank test; the last column adjusts Wilcoxon's p for all rows (Holm 1979)."
+            "Mean difference with its 95% intervals, over episodes (t) and for new classes;"
+            " two-sided sign test and Wilcoxon signed-rank test, both over episodes; the last"
+            " column adjusts Wilcoxon's p for all rows (Holm 1979)."
         )
     refused = [each for each in found if each.result is None]
     if refused:
@@ -175,15 +183,14 @@ def _is_transductive(protocol: str) -> bool:
 
 
 def _results_table(arms: Sequence[ArmSummary]) -> Table:
-    first = min(arm.accuracy.first.count for arm in arms)
-    header = ["arm", "episodes", "accuracy", f"first {first:,}"]
+    header = ["arm", "episodes", "accuracy", f"first {FIRST_EPISODES}"]
     header += [f"{'quantile ' * (p == PROBABILITIES[0])}{p:.0%}" for p in PROBABILITIES] + ["loss"]
     rows: list[list[str]] = [
         [
             arm.name,
             f"{arm.accuracy.overall.count:,}",
             _percent(arm.accuracy.overall),
-            _percent(arm.accuracy.first),
+            _percent(arm.accuracy.first) if arm.accuracy.first.count == FIRST_EPISODES else "fewer",
             *(_number(arm.accuracy.quantiles[p], ".1%") for p in PROBABILITIES),
             _loss(arm.loss),
         ]
@@ -194,12 +201,13 @@ def _results_table(arms: Sequence[ArmSummary]) -> Table:
     return Table(header, rows)
 
 
-def _comparison_row(comparison: Comparison, result: Any) -> list[str]:
-    low, high = result.difference.low, result.difference.high
+def _comparison_row(comparison: Comparison, result: Paired) -> list[str]:
+    difference = result.difference
     return [
         f"{comparison.arm} minus {comparison.minus}",
-        f"{result.difference.count:,}",
-        f"{100 * result.difference.mean:+.2f}% ({100 * low:+.2f}% to {100 * high:+.2f}%)",
+        f"{difference.count:,}",
+        f"{100 * difference.mean:+.2f}% ({bounds(difference)})",
+        bounds(result.new_classes),
         f"{result.wins:,} / {result.ties:,} / {result.losses:,}",
         f"{result.sign_p:.2g}",
         f"{result.wilcoxon_p:.2g}",
@@ -233,7 +241,7 @@ def _loss(summary: Summary) -> str:
 
 
 def _margin(text: str, interval: Interval) -> str:
-    return f" {PLUS_MINUS} {text}" if math.isfinite(interval.half_width) else ""
+    return f" {PLUS_MINUS} {text if math.isfinite(interval.half_width) else 'unknown'}"
 
 
 def _number(value: float, form: str) -> str:

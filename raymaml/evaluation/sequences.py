@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raymaml.evaluation.statistics import Interval, symmetric_interval
 
 
 def confidence_sequence(
@@ -44,6 +47,19 @@ def confidence_sequence(
     total = np.cumsum(bets)
     cost = np.cumsum((values - before) ** 2 * (-np.log1p(-bets) - bets))
     return np.cumsum(bets * values) / total, (budget + cost) / total
+
+
+def any_look_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """Return where the confidence sequence stands after all ``values``.
+
+    It holds also where their number was decided by what was seen. ``mean`` is the sequence's
+    centre, which weighs the values; ``std`` is nan.
+
+    Raises:
+        ValueError: as ``confidence_sequence``.
+    """
+    centre, half_width = (float(found[-1]) for found in confidence_sequence(values, level))
+    return symmetric_interval(centre, half_width, math.nan, len(values))
 
 
 def first_look_within(

@@ -32,8 +32,9 @@ class Interval:
     half_width: float
     """``high - mean``."""
     std: float
-    """Sample standard deviation of the values, divisor ``count - 1``."""
+    """Sample standard deviation, divisor ``count - 1``; nan where there is none."""
     count: int
+    """Of the values, which are episodes; of classes in an interval for new ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +66,17 @@ def mean_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must be between 0 and 1")
     if not np.all(np.isfinite(values)):
-        return _interval(math.nan, math.nan, math.nan, count)
+        return symmetric_interval(math.nan, math.nan, math.nan, count)
     if count == 1:
-        return _interval(float(values[0]), math.inf, math.nan, count)
+        return symmetric_interval(float(values[0]), math.inf, math.nan, count)
     # Said apart: the rounded mean of equal values may differ from them in the last bit.
     if np.all(values == values[0]):
-        return _interval(float(values[0]), 0.0, 0.0, count)
+        return symmetric_interval(float(values[0]), 0.0, 0.0, count)
     std = float(np.std(values, ddof=1))
     t_quantile = float(special.stdtrit(count - 1, (1 + level) / 2))
-    return _interval(float(np.mean(values)), t_quantile * std / math.sqrt(count), std, count)
+    return symmetric_interval(
+        float(np.mean(values)), t_quantile * std / math.sqrt(count), std, count
+    )
 
 
 def quantiles(
@@ -114,13 +117,21 @@ def interval_by_step(accuracy_by_step: NDArray[np.float64]) -> list[Interval]:
     return [mean_interval(column) for column in accuracy_by_step.T]
 
 
+def bounds(interval: Interval) -> str:
+    """Write where a difference lies, in per cent."""
+    if not math.isfinite(interval.half_width):
+        return "unknown"
+    return f"{100 * interval.low:+.2f}% to {100 * interval.high:+.2f}%"
+
+
 def _checked_count(values: NDArray[np.float64]) -> int:
     if values.ndim != 1 or not len(values):
         raise ValueError(f"expected values of shape [n], n >= 1; got shape {values.shape}")
     return len(values)
 
 
-def _interval(mean: float, half_width: float, std: float, count: int) -> Interval:
+def symmetric_interval(mean: float, half_width: float, std: float, count: int) -> Interval:
+    """Return ``mean +- half_width``."""
     return Interval(
         mean=mean,
         low=mean - half_width,

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 import torch
 
-from raymaml.config.load import Changes, load_config, load_study
-from raymaml.config.schema import Config
-from raymaml.config.study import StudyArm, StudyConfig
+from raymaml.config.load import Changes, load_config
+from raymaml.config.schema import SPLITS, Config
+from raymaml.config.study import StudyArm, StudyConfig, Which
+from raymaml.config.study_file import load_study
 from raymaml.data.bank import ImageBank
-from raymaml.data.episodes import write_shards
+from raymaml.data.bank_format import HEADER_FILE
+from raymaml.data.episodes import check_spec, write_shards
 from raymaml.data.importers import import_bank
+from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
 from raymaml.evaluation.records import record_arrays
+from raymaml.places import Place
 from raymaml.seeding import fold_in
-from raymaml.training.checkpoint import find_checkpoint, read_card
+from raymaml.training.checkpoint import find_checkpoint, read_card, require_fitting
 from raymaml.training.data import open_bank, sample_shards, shards_folder
 from raymaml.training.run_folder import is_done, require_trained_by
+from raymaml.training.state import build_learner
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class Study:
     """Each arm with its model and its config."""
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """Where the report is written; episodes and records lie beside it, for all studies."""
         return self.base.run_dir / "studies" / self.base.name / self.settings.name
 
@@ -53,60 +61,71 @@ def read_study(path: Path, overrides: Sequence[str] = (), config_path: Path | No
     Raises:
         UserError: with every problem of any of them.
     """
-    settings = load_study(path)
+    settings, problems = load_study(path)
+    if config_path is None and settings.config == Path():  # the file names none, as is said above
+        raise UserError(*problems)
     place = path.parent / settings.config if config_path is None else config_path
-    problems: list[str] = []
 
-    def config(*layers: Changes | Sequence[str]) -> Config | None:
+    def config(*layers: Changes) -> Config | None:
         try:
-            return load_config(place, *layers)
+            return load_config(place, Changes(f"{path}: set", settings.set), overrides, *layers)
         except UserError as error:
             problems.extend(error.problems)
             return None
 
-    common = Changes(f"{path}: set", settings.set)
-    base = config(common, overrides)
-    if base is None:
-        raise UserError(*problems)
-    models, arms = {}, []
-    for name, changes in (settings.models or {"model": {}}).items():
-        named = {"name": f"{base.name}-{name}", **changes} if changes else {}
-        layer = Changes(f"{path}: models: {name}", named)
-        models[name] = (layer, config(common, overrides, layer))
-    for arm in settings.crossed_arms():
-        model = next(iter(models)) if arm.model is None else arm.model
-        changed = Changes(f"{path}: arms: {arm.name}", arm.set)
-        arms.append((arm, model, config(common, overrides, models[model][0], changed)))
-    if problems:
-        raise UserError(*problems)
+    base = config()
+    name = "study" if base is None else base.name
+    layers = {model: _of_model(path, name, model, settings) for model in settings.model_names}
+    models = {model: config(layer) for model, layer in layers.items()}
+    arms = []
+    for own in settings.arms:
+        changed = Changes(f"{path}: arms: {own.name}", own.set)
+        for arm in settings.crossed(own):
+            crossed = Changes(f"{path}: cross", {key: arm.set[key] for key in settings.cross})
+            model = arm.model or settings.model_names[0]
+            of_model = [layers[model]] if model in layers else []
+            arms.append((arm, model, config(*of_model, changed, crossed)))
+    if base is None or problems:
+        raise UserError(*dict.fromkeys(problems))  # a mistake of a model is one of its arms too
     return Study(
         settings=settings,
         base=base,
-        models={name: made for name, (_, made) in models.items() if made is not None},
+        models={model: made for model, made in models.items() if made is not None},
         arms=tuple((arm, model, made) for arm, model, made in arms if made is not None),
     )
+
+
+def _of_model(path: Path, base: str, model: str, settings: StudyConfig) -> Changes:
+    """Return the changes that make a model of the base config."""
+    changes = settings.models.get(model, {})
+    named = {"name": f"{base}-{model}", **changes} if changes else {}
+    return Changes(f"{path}: models: {model}", named)
 
 
 def run_study(
     study: Study,
     *,
     train: Callable[[Config, Echo], bool],
-    judge: Callable[..., Path],
+    judge: Callable[..., Place],
     echo: Echo,
-) -> Path | None:
+) -> Place | None:
     """Import, sample and train what is missing, judge what is missing, and write the report.
 
     Returns:
         The path of ``summary.json``; None where training was interrupted.
 
     Raises:
-        UserError: what any of these steps finds wrong.
+        UserError: what any of these steps finds wrong; of arms, before any training.
     """
-    for config in {config.name: config for config in study.models.values()}.values():
-        if not _is_trained(config):
-            _provide_data(config, echo)
-            if not train(config, echo):
-                return None
+    configs = {config.name: config for config in study.models.values()}.values()
+    untrained = [config for config in configs if not _is_trained(config)]
+    for config in untrained:
+        provide_data(config, echo)
+    if untrained:
+        _of_each(study.arms, lambda arm: arm[0].name, lambda arm: _require_judgeable(study, *arm))
+    for config in untrained:
+        if not train(config, echo):
+            return None
     plan: Plan = partial(plan_study, study)
     return judge(plan, study.base.cluster, echo)
 
@@ -119,13 +138,13 @@ def _is_trained(config: Config) -> bool:
     return True
 
 
-def _provide_data(config: Config, echo: Echo) -> None:
+def provide_data(config: Config, echo: Echo) -> None:
     """Make bank and shards, where they are not there; what is there is left to be checked."""
-    if not config.data.bank.exists():
+    if not (config.data.bank / HEADER_FILE).exists():
         bank = import_bank(config.data, config.episodes)
         echo(f"{bank.folder}: {bank.num_images} images of {bank.source}")
-    missing = [split for split in ("train", "val") if not shards_folder(config, split).exists()]
-    if missing:
+    manifests = (shards_folder(config, split) / MANIFEST_FILE for split in SPLITS[:2])
+    if not all(manifest.exists() for manifest in manifests):
         for shards in sample_shards(config, open_bank(config)):
             echo(f"{shards.folder}: {shards.count} episodes")
 
@@ -136,17 +155,10 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
     Raises:
         UserError: naming all that is wrong with any arm.
     """
-    arms: list[Arm] = []
-    problems: list[str] = []
-    for chosen, model, config in study.arms:
-        try:
-            arms.append(_arm(study, chosen, study.models[model], config))
-        except UserError as error:
-            problems.extend(f"{chosen.name}: {problem}" for problem in error.problems)
-    if problems:
-        raise UserError(*problems)
+    arms = _of_each(study.arms, lambda arm: arm[0].name, lambda arm: _arm(study, *arm))
     evaluation = study.base.evaluation
     campaign = Campaign(
+        name=f"{study.base.name}/{study.settings.name}",
         folder=study.folder,
         records=study.folder.parent / "records",
         arms=tuple(arms),
@@ -155,18 +167,53 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
         target_half_width=evaluation.target_half_width,
         write=partial(_write, study),
     )
-    for arm in arms:
-        try:
-            campaign.learner(arm)
-        except UserError as error:
-            problems.extend(f"{arm.name}: {problem}" for problem in error.problems)
-    if problems:
-        raise UserError(*problems)
+    _of_each(arms, lambda arm: arm.name, campaign.learner)
     return campaign
 
 
-def _arm(study: Study, chosen: StudyArm, model: Config, config: Config) -> Arm:
-    bank = open_bank(config)
+def _of_each(
+    arms: Iterable[Item], name: Callable[[Item], str], do: Callable[[Item], Found]
+) -> list[Found]:
+    """Return what ``do`` gives for each arm.
+
+    Raises:
+        UserError: with the problems of all arms, each with the name of its arm.
+    """
+    found: list[Found] = []
+    problems: list[str] = []
+    for arm in arms:
+        try:
+            found.append(do(arm))
+        except UserError as error:
+            problems.extend(f"{name(arm)}: {problem}" for problem in error.problems)
+    if problems:
+        raise UserError(*problems)
+    return found
+
+
+def _require_judgeable(study: Study, chosen: StudyArm, model: str, config: Config) -> None:
+    """Check what can be known of an arm before its model is trained.
+
+    Raises:
+        UserError: its episodes, its model or its weights would be refused later.
+    """
+    if not isinstance(chosen.checkpoint, str):
+        read_card(chosen.checkpoint)
+    bank, spec = open_bank(config), config.episodes.test
+    check_spec(bank, spec, "test")
+    cpu = torch.device("cpu")
+    judged = build_learner(config, bank.image_shape, spec.num_ways, cpu)
+    if chosen.checkpoint in ("best", "last"):
+        source = study.models[model]
+        image_shape = open_bank(source).image_shape
+        trained = build_learner(source, image_shape, source.episodes.train.num_ways, cpu)
+        require_fitting(
+            source.run_folder, trained.params | trained.moments, judged.params | judged.moments
+        )
+
+
+def _arm(study: Study, chosen: StudyArm, model_name: str, config: Config) -> Arm:
+    bank, model = open_bank(config), study.models[model_name]
     checkpoint = _checkpoint(chosen.checkpoint, model.run_folder)
     changes = ", ".join(f"{key} {value}" for key, value in chosen.set.items())
     return Arm(
@@ -179,8 +226,8 @@ def _arm(study: Study, chosen: StudyArm, model: Config, config: Config) -> Arm:
     )
 
 
-def _checkpoint(which: Path | Literal["best", "last", "initial"], folder: Path) -> Path | None:
-    if isinstance(which, Path):
+def _checkpoint(which: Place | Which, folder: Place) -> Place | None:
+    if not isinstance(which, str):
         read_card(which)
         return which
     return None if which == "initial" else find_checkpoint(folder, which)
@@ -194,11 +241,18 @@ def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
         update={"shards": study.folder.parent / "episodes" / f"{digest:016x}"}
     )
     config = config.model_copy(update={"data": place})
-    write_shards(bank, spec, seed=config.seed, split="test", folder=shards_folder(config, "test"))
+    write_shards(
+        bank,
+        spec,
+        seed=config.seed,
+        split="test",
+        folder=shards_folder(config, "test"),
+        cache=place.cache,
+    )
     return config
 
 
-def _write(study: Study, campaign: Campaign) -> Path:
+def _write(study: Study, campaign: Campaign) -> Place:
     from raymaml.evaluation.report import show_in_tensorboard, write_report
     from raymaml.evaluation.verdicts import reach_verdicts
 

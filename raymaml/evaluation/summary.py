@@ -12,6 +12,7 @@ from raymaml.errors import UserError
 from raymaml.evaluation.generalisation import disjoint_tasks_interval, new_classes_interval
 from raymaml.evaluation.paired import Paired, holm, paired
 from raymaml.evaluation.records import RecordArrays
+from raymaml.evaluation.sequences import any_look_interval
 from raymaml.evaluation.statistics import Interval, Summary, interval_by_step, summarize
 
 WORST = 0.01
@@ -46,6 +47,8 @@ class ArmSummary:
     by_step: list[Interval]
     """Accuracy after 0, 1, .. T inner steps."""
     loss_by_step: list[Interval]
+    any_look: Interval
+    """Where a confidence sequence for the mean accuracy stands."""
     new_classes: Interval
     """Mean accuracy, with the interval for classes drawn anew."""
     disjoint_tasks: Interval
@@ -86,6 +89,7 @@ def summarize_arm(name: str, description: str, protocol: str, records: RecordArr
         brier=summarize(records.brier),
         by_step=interval_by_step(records.accuracy_by_step),
         loss_by_step=interval_by_step(records.loss_by_step),
+        any_look=any_look_interval(records.accuracy),
         new_classes=new_classes_interval(records.accuracy, records.class_ids),
         disjoint_tasks=disjoint_tasks_interval(records.accuracy, rows),
         skew=skew(records.accuracy),

@@ -43,7 +43,8 @@ def record_of(
 ) -> EpisodeRecord:
     """Return what is kept of the query logits ``[T+1, N*Q, N]`` after each inner step."""
     losses = torch.stack([F.cross_entropy(scores, labels) for scores in logits]).double().tolist()
-    right = logits.argmax(-1) == labels  # [T+1, N*Q]
+    # argmax takes what is not a number for the largest: no image is right by that
+    right = (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)  # [T+1, N*Q]
     accuracies = (right.sum(1).double() / len(labels)).tolist()
     probabilities = logits[-1].double().softmax(1)
     confidence = probabilities.amax(1).nan_to_num()  # what is not a number, in the first bin

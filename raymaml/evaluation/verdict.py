@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 UNDECIDED: Literal["undecided at this size"] = "undecided at this size"
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Outcome = Literal["supported", "not supported", "undecided at this size"]
 
 
@@ -28,5 +31,5 @@ class AuditResult:
     outcome: Literal["passed", "flagged", "measured"]
     sentence: str
     """What was done and found."""
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, str | bool | Integer | float | None]]
     """A table: dicts of equal keys."""

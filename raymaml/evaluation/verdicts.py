@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from raymaml.config.study import Check, Comparison, FirstTrials
 from raymaml.evaluation.paired import paired
 from raymaml.evaluation.records import RecordArrays
+from raymaml.evaluation.statistics import bounds
 from raymaml.evaluation.verdict import UNDECIDED, Outcome, Verdict
 
 LEVEL = 0.95
@@ -21,7 +22,9 @@ def reach_verdicts(checks: Sequence[Check], arms: Mapping[str, RecordArrays]) ->
     """Return a verdict for each check.
 
     Each is by a two-sided 95% interval of its own: what is claimed is ``supported`` where the whole
-    interval agrees with it, ``not supported`` where the whole contradicts it.
+    interval agrees with it, ``not supported`` where the whole contradicts it. It is an interval
+    over episodes: the verdict is on these test classes. That of a difference for new classes is
+    told beside it.
 
     Raises:
         UserError: the arms of a comparison were not judged on the same episodes.
@@ -50,10 +53,13 @@ def half_width_interval(
 
     ``h = t s / sqrt(count)`` with the standard deviation ``s`` of all n values, whose square has
     the standard error ``sqrt((m4 - s**4) / n)``, m4 being the fourth central moment; by the delta
-    method that of ``s`` is ``1 / (2 s)`` times as large. No distribution is assumed.
+    method that of ``s`` is ``1 / (2 s)`` times as large. No distribution is assumed. Of one value
+    nothing is known.
     """
     from scipy import special
 
+    if len(values) < 2 or count < 2:
+        return math.nan, -math.inf, math.inf
     std = float(np.std(values, ddof=1))
     factor = float(special.stdtrit(count - 1, (1 + level) / 2)) / math.sqrt(count)
     if std == 0:
@@ -65,23 +71,28 @@ def half_width_interval(
 
 
 def _verdict(check: Check, arms: Mapping[str, RecordArrays]) -> Verdict:
+    others = ""
     if isinstance(check, Comparison):
         found = paired(arms[check.arm], arms[check.minus], (check.arm, check.minus))
         mean, low, high = found.difference.mean, found.difference.low, found.difference.high
         what = f"{check.arm} minus {check.minus} over {found.difference.count:,} episodes"
+        others = f"; for new classes {bounds(found.new_classes)}"
     elif isinstance(check, FirstTrials):
         mean, low, high = _first_minus_rest(arms[check.arm].accuracy, check.count)
         what = f"{check.arm}: the first {check.count:,} trials minus the others"
     else:
         values = arms[check.arm].accuracy
         mean, low, high = half_width_interval(values, check.count)
-        what = f"{check.arm}: half-width of a 95% interval over {check.count:,} trials"
+        what = (
+            f"{check.arm}: half-width of a 95% interval over {check.count:,} trials, by the spread"
+            f" of {len(values):,}"
+        )
     expect = "more than" if check.kind == "precision" else check.expect
     return Verdict(
         claim=check.claim,
         outcome=outcome(low, high, expect, check.margin),
         numbers=f"{what}: {100 * mean:+.2f}% (95% interval {100 * low:+.2f}% to"
-        f" {100 * high:+.2f}%); claimed: {_claimed(expect, check.margin)}",
+        f" {100 * high:+.2f}%){others}; claimed: {_claimed(expect, check.margin)}",
     )
 
 

@@ -7,29 +7,34 @@ running moments, all that evaluation needs), ``optimizer.pt`` (what else trainin
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import platform
 import re
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 import raymaml
+from raymaml.config.base import Count
+from raymaml.config.load import check_config
 from raymaml.config.schema import Config
-from raymaml.data.files import new_folder, sha256_of_file
-from raymaml.errors import UserError
+from raymaml.data.bank_format import ImageShape
+from raymaml.data.files import new_folder, reaching, read_bytes, remove_folder, sha256_of_file
+from raymaml.errors import UserError, reason_of
+from raymaml.logs import LOG
+from raymaml.outside import checked, parse_json, shortened
+from raymaml.places import Place, is_remote
 from raymaml.training.session import Session
-from raymaml.training.state import TrainState, Validation
+from raymaml.training.state import TrainState, Validation, load_params
+from raymaml.training.tensor_file import is_plain, load_optimizer, read_tensors
 from raymaml.types import Params
 
 SCHEMA_VERSION = 1
 CARD = "checkpoint.json"
+CheckpointFile = Literal["params.pt", "optimizer.pt"]
 _NAME = re.compile(r"checkpoint_(\d{8,})")
 
 
@@ -40,15 +45,18 @@ class CheckpointCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     schema_version: int
-    step: int
+    step: Count
     validation: Validation | None
     best: Validation | None
-    files: dict[str, str]
-    """sha256 by file name."""
-    image_shape: tuple[int, int, int]
+    files: dict[CheckpointFile, Annotated[str, Field(min_length=64)]]
+    """sha256 by file name; no other file can be named, least of all a path."""
+    image_shape: ImageShape
     bank_hash: str
     versions: dict[str, str]
     config: dict[str, Any]
+
+
+_CARD = TypeAdapter(CheckpointCard)
 
 
 class CheckpointStore:
@@ -56,7 +64,7 @@ class CheckpointStore:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         config: Config,
         *,
         image_shape: tuple[int, int, int],
@@ -80,12 +88,20 @@ class CheckpointStore:
         """
         step = session.from_rank_zero(max(list_steps(self.folder), default=-1))
         if step < 0:
+            LOG.info("begins with the initial weights", extra={"state": state})
             return
         path = checkpoint_path(self.folder, step)
         card = read_card(path)
-        names = ("params.pt", "optimizer.pt")
-        state.load({name: load_tensors(path, card, name, session.device) for name in names})
+        params = load_tensors(path, card, "params.pt", session.device)
+        require_fitting(path, params, state.params | state.learner.moments)
+        optimizer = load_tensors(path, card, "optimizer.pt", session.device)
+        try:
+            load_optimizer(state.optimizer, optimizer)
+        except ValueError as error:
+            raise _damaged(path, "optimizer.pt", str(error)) from None
+        load_params(state.learner, params)
         state.step, state.validation, state.best = card.step, card.validation, card.best
+        LOG.info("goes on from %s", path.name, extra={"state": state})
 
     def save(self, state: TrainState, session: Session) -> None:
         """Write a checkpoint, drop the ones no longer needed, and report it.
@@ -101,23 +117,24 @@ class CheckpointStore:
             self._write(path, state)
             keep = {state.step} | ({state.best.step} if state.best else set())
             for step in set(list_steps(self.folder)) - keep:
-                _discard(checkpoint_path(self.folder, step))
+                remove_folder(checkpoint_path(self.folder, step), CARD)
         metrics = {} if state.validation is None else {"val_accuracy": state.validation.accuracy}
         session.report({"step": state.step, **metrics}, path)
+        LOG.info("checkpoint %s", path.name, extra={"state": state})
 
-    def _write(self, path: Path, state: TrainState) -> None:
-        if path.exists():
+    def _write(self, path: Place, state: TrainState) -> None:
+        if state.step in list_steps(self.folder):
             # Written before by a run that was then stopped; only its validation can differ.
             if read_card(path).validation == state.validation:
                 return
-            _discard(path)
+            remove_folder(path, CARD)
         write_checkpoint(
             path, state, self._config, image_shape=self._image_shape, bank_hash=self._bank_hash
         )
 
 
 def write_checkpoint(
-    path: Path,
+    path: Place,
     state: TrainState,
     config: Config,
     *,
@@ -125,7 +142,7 @@ def write_checkpoint(
     bank_hash: str,
 ) -> None:
     """Write the checkpoint folder ``path``, whole or not at all."""
-    with new_folder(path) as folder:
+    with new_folder(path, CARD) as folder:
         for name, tensors in state.tensors().items():
             # By way of memory: torch hides what a disk that is full says, "unexpected pos 576".
             content = io.BytesIO()
@@ -154,18 +171,26 @@ def versions() -> dict[str, str]:
     }
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
+def checkpoint_path(folder: Place, step: int) -> Place:
     """Return the folder of the checkpoint before outer step ``step``."""
     return folder / f"checkpoint_{step:08d}"
 
 
-def list_steps(folder: Path) -> list[int]:
-    """Return the steps of all checkpoints, ascending."""
-    matches = (_NAME.fullmatch(path.name) for path in folder.glob("checkpoint_*"))
+def list_steps(folder: Place) -> list[int]:
+    """Return the steps of all checkpoints, ascending.
+
+    On disk a checkpoint without its card is a damaged one; at a URI it never became whole.
+    """
+    if is_remote(folder):
+        with reaching(folder):
+            names = [card.parent.name for card in folder.glob(f"checkpoint_*/{CARD}")]
+    else:
+        names = [path.name for path in folder.glob("checkpoint_*")]
+    matches = (_NAME.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in matches if match)
 
 
-def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Path:
+def find_checkpoint(folder: Place, which: Literal["best", "last"]) -> Place:
     """Return the newest checkpoint of a run, or the one with the best validation accuracy.
 
     Raises:
@@ -181,46 +206,52 @@ def find_checkpoint(folder: Path, which: Literal["best", "last"]) -> Path:
     return checkpoint_path(folder, best.step)
 
 
-def read_card(path: Path) -> CheckpointCard:
+def read_card(path: Place) -> CheckpointCard:
     """Read the readable part of a checkpoint.
 
     Raises:
         UserError: it is missing, damaged, or of another schema version.
     """
     try:
-        content = json.loads((path / CARD).read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path / CARD))
         found = content.get("schema_version") if isinstance(content, dict) else None
         if found != SCHEMA_VERSION:
             raise UserError(
-                f"{path / CARD}: has schema_version {found}, this raymaml reads {SCHEMA_VERSION};"
-                " use the raymaml that wrote it"
+                f"{path / CARD}: has schema_version {shortened(found)}, this raymaml reads"
+                f" {SCHEMA_VERSION}; use the raymaml that wrote it"
             )
-        return CheckpointCard.model_validate(content)
-    except (OSError, ValueError, ValidationError) as error:
-        raise _damaged(path, CARD, str(error)) from None
+        card = checked(_CARD, content)
+        if "params.pt" not in card.files:
+            raise ValueError("it names no params.pt")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, CARD, reason_of(error)) from None
+    return card
 
 
 def load_tensors(
-    path: Path, card: CheckpointCard, name: str, device: torch.device
+    path: Place, card: CheckpointCard, name: CheckpointFile, device: torch.device
 ) -> dict[str, Any]:
     """Load one file of a checkpoint, weights only, after checking its hash.
 
     Raises:
         UserError: the file is missing or altered, or holds anything but tensors and plain values.
     """
-    file = path / name
-    if not file.is_file():
-        raise _damaged(path, name, "it is missing")
-    if sha256_of_file(file) != card.files.get(name):
+    try:
+        content = read_bytes(path / name)
+    except OSError:
+        raise _damaged(path, name, "it is missing") from None
+    if hashlib.sha256(content).hexdigest() != card.files.get(name):
         raise _damaged(path, name, "its sha256 is not the one in checkpoint.json")
     try:
-        tensors: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
-    except UnpicklingError:
-        raise _damaged(path, name, "it holds more than tensors, which is not loaded") from None
+        tensors = read_tensors(content, device)
+        if not isinstance(tensors, dict):
+            raise ValueError("it holds no tensors by name")
+    except ValueError as error:
+        raise _damaged(path, name, str(error)) from None
     return tensors
 
 
-def check_last(folder: Path) -> None:
+def check_last(folder: Place) -> None:
     """Check that the checkpoint that a run would go on from, if any, is whole.
 
     Raises:
@@ -239,24 +270,42 @@ def check_last(folder: Path) -> None:
             # A worker that outlives its killed driver has just dropped it for a newer one.
 
 
-def require_same_model(path: Path, config: Config, image_shape: tuple[int, int, int]) -> None:
+def trained_config(path: Place, own: Config) -> Config:
+    """Return the config that a checkpoint was written with, but for source and places.
+
+    Those are of ``own``: nothing is opened, imported or reached since a file says so, and a URI is
+    enough for fsspec to do that.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    tree = read_card(path).config
+    data = tree.get("data")
+    if isinstance(data, Mapping):
+        kept = {key: getattr(own.data, key) for key in ("source", "bank", "shards", "cache")}
+        data = {**data, **kept}
+    return check_config({**tree, "run_dir": own.run_dir, "data": data}, str(path / CARD))
+
+
+def require_same_model(path: Place, config: Config, image_shape: tuple[int, int, int]) -> None:
     """Check that the weights of a checkpoint fit the model that ``config`` and images ask for.
 
     Raises:
         UserError: naming everything that differs.
     """
-    card = read_card(path)
-    pairs = {
-        f"model.{key}": (card.config["model"].get(key), value)
+    card, trained = read_card(path), trained_config(path, config)
+    model = trained.model.model_dump(mode="json")
+    pairs: dict[str, tuple[Any, Any]] = {
+        f"model.{key}": (model[key], value)
         for key, value in config.model.model_dump(mode="json").items()
     }
     pairs["the image shape (C, H, W)"] = (card.image_shape, image_shape)
     if config.model.head == "learned":
-        ways = card.config["episodes"]["train"]["num_ways"]
+        ways = trained.episodes.train.num_ways
         pairs["num_ways"] = (ways, config.episodes.test.num_ways)
     problems = [
-        f"{path}: was trained with {key} = {had!r}, config and bank now say {has!r}; give the old"
-        " value, or train under another name"
+        f"{path}: was trained with {key} = {shortened(had)}, config and bank now say {has!r}; give"
+        " the old value, or train under another name"
         for key, (had, has) in pairs.items()
         if had != has
     ]
@@ -264,7 +313,7 @@ def require_same_model(path: Path, config: Config, image_shape: tuple[int, int, 
         raise UserError(*problems)
 
 
-def require_fitting(path: Path, params: Params, wanted: Params) -> None:
+def require_fitting(path: Place, params: Params, wanted: Params) -> None:
     """Check that the weights from the checkpoint ``path`` are all that are ``wanted``.
 
     Others are allowed beside them: the running moments of a model that is judged by another norm.
@@ -273,7 +322,7 @@ def require_fitting(path: Path, params: Params, wanted: Params) -> None:
         UserError: naming what is missing, or of another shape.
     """
     problems = []
-    if missing := [name for name in wanted if name not in params]:
+    if missing := [name for name in wanted if not _is_number(params.get(name))]:
         names = ", ".join(missing)
         problems.append(
             f"{path}: holds no {names}, which the model needs; judge it as it was trained"
@@ -282,24 +331,21 @@ def require_fitting(path: Path, params: Params, wanted: Params) -> None:
         f"{path}: {name} has the shape {list(params[name].shape)}, the model needs"
         f" {list(value.shape)}; judge it as it was trained"
         for name, value in wanted.items()
-        if name in params and params[name].shape != value.shape
+        if name not in missing and params[name].shape != value.shape
     ]
     if problems:
         raise UserError(*problems)
 
 
-def _damaged(path: Path, name: str, reason: str) -> UserError:
+def _is_number(value: object) -> bool:
+    return is_plain(value) and torch.is_floating_point(value)  # type: ignore[arg-type]
+
+
+def _damaged(path: Place, name: str, reason: str) -> UserError:
     return UserError(
         f"{path / name}: is damaged ({reason}); move {path} away to go on from the checkpoint"
         " before it, or restore it from a copy"
     )
-
-
-def _discard(path: Path) -> None:
-    """Remove a checkpoint so that no half of it is ever taken for a whole."""
-    hidden = path.with_name(f".{path.name}.partial-old")  # what a kill leaves, the next run removes
-    path.rename(hidden)
-    shutil.rmtree(hidden)
 
 
 def _require_equal_replicas(state: TrainState, session: Session) -> None:
@@ -310,3 +356,27 @@ def _require_equal_replicas(state: TrainState, session: Session) -> None:
             f"outer step {state.step}: the workers' weights differ ({digests[:, 0].tolist()});"
             " nothing was saved"
         )
+
+
+def copy_checkpoint(path: Place, folder: Place) -> Place:
+    """Copy a checkpoint into another run folder, whole or not at all, unless it is there."""
+    copy = folder / path.name
+    if not (copy / CARD).exists():
+        with new_folder(copy, CARD) as partial:
+            for name in (CARD, *read_card(path).files):
+                (partial / name).write_bytes(read_bytes(path / name))
+    return copy
+
+
+def copy_for_going_on(source: Place, folder: Place, step: int) -> None:
+    """Have the run ``folder`` go on from what the run ``source`` had before outer step ``step``.
+
+    Its best checkpoint comes along, and first: where the last one is, both are. A run that has gone
+    on already stays as it is.
+    """
+    if any(found >= step for found in list_steps(folder)):
+        return
+    last = checkpoint_path(source, step)
+    best = read_card(last).best
+    for each in sorted({step} | ({best.step} if best else set())):
+        copy_checkpoint(checkpoint_path(source, each), folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from raymaml.data.transforms import EpisodeLoader, Normalize
 from raymaml.data.unaltered import Unaltered
 from raymaml.errors import UserError
 from raymaml.models import check_image_size
+from raymaml.places import Place
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch
 
@@ -108,7 +108,7 @@ def verify_images(data: TrainingData) -> None:
 
 def open_bank(config: Config) -> ImageBank:
     """Open the image bank, checking that it is of the config's image size."""
-    bank = ImageBank.open(config.data.bank)
+    bank = ImageBank.open(config.data.bank, config.data.cache)
     if bank.image_shape[1] != config.data.image_size:
         raise UserError(
             f"data.image_size is {config.data.image_size} but the bank {config.data.bank} holds"
@@ -160,10 +160,11 @@ def _sampling_job(config: Config, split: Split) -> dict[str, Any]:
         "split": split,
         "folder": shards_folder(config, split),
         "materialize": config.data.materialize and split == "train",
+        "cache": config.data.cache,
     }
 
 
-def shards_folder(config: Config, split: Split) -> Path:
+def shards_folder(config: Config, split: Split) -> Place:
     """Return the folder of one split's shards."""
     return config.data.shards / split
 
@@ -172,7 +173,7 @@ def _open_episode_set(
     config: Config, bank: ImageBank, split: Split, device: torch.device
 ) -> EpisodeSet:
     spec: EpisodesConfig = config.episodes.of(split)
-    shards = EpisodeShards.open(shards_folder(config, split))
+    shards = EpisodeShards.open(shards_folder(config, split), config.data.cache)
     check_shards(shards, bank, spec, config.seed, split)
     loader = EpisodeLoader(
         bank=bank,

@@ -78,31 +78,33 @@ def meta_step(
     outer, learner = config.outer, state.learner
     stop = float(session.stop_requested())
     moments = learner.running_moments
-    like = state.params | moments
-    width = sum(value.numel() for value in like.values()) + 3
-    rows = [torch.empty(0, width, device=session.device)]  # a share may be empty
+    widths = state.num_params, sum(each.numel() for each in moments.values()) + 3
+    gradients, outcomes = ([torch.empty(0, n, device=session.device)] for n in widths)
     at_once = config.cluster.episodes_per_chunk
     mine = share(outer.meta_batch_size, session.rank, session.world_size, at_once)
     for number, chunk in zip(mine[::at_once], episodes.chunks(at_once), strict=True):
         torch.manual_seed(fold_in(config.seed, "episode", state.step, number))  # for dropout
         for result, labels in zip(learner.chunk_gradients(chunk), chunk.query_y, strict=True):
+            gradient = flatten({name: result.grads[name] for name in state.params})
+            # What is not finite anywhere is so in the loss, which all workers see.
+            loss = torch.where(gradient.isfinite().all(), result.loss, torch.nan)
             accuracy = (result.logits.argmax(-1) == labels).float().mean()
-            extra = torch.stack([result.loss, accuracy, result.loss.new_tensor(stop)])
-            outcome = result.grads | result.buffers
-            rows.append(torch.cat([flatten({name: outcome[name] for name in like}), extra])[None])
+            kept = {name: result.buffers[name] for name in moments}
+            outcome = {**kept, "loss": loss, "accuracy": accuracy, "stop": loss.new_tensor(stop)}
+            gradients.append(gradient[None])
+            outcomes.append(flatten(outcome)[None])
 
     sizes = share_sizes(outer.meta_batch_size, session.world_size, at_once)
-    gathered = session.gather(torch.cat(rows), sizes)  # [E, P+3], in episode order
+    gathered = session.gather(torch.cat(outcomes), sizes)  # [E, moments + 3], in episode order
     first = state.step * outer.meta_batch_size
     require_finite(gathered, "a loss or gradient", step=state.step, kind="training", first=first)
-    mean = mean_in_order(gathered)
-    grads = unflatten(mean[:-3], like)
-    grad_norm = flatten({name: grads[name] for name in state.params}).norm().item()
-    update(state.optimizer, outer, state.params, grads, state.step)
+    mean = session.mean(torch.cat(gradients), sizes)  # [P], added up in episode order
+    grad_norm = mean.norm().item()
+    update(state.optimizer, outer, state.params, unflatten(mean, state.params), state.step)
     if moments:
-        learner.absorb([unflatten(row[:-3], like) for row in gathered])
-    loss, accuracy_, stops = mean[-3:].tolist()
-    return StepMetrics(loss=loss, accuracy=accuracy_, grad_norm=grad_norm), stops > 0
+        learner.absorb([unflatten(row[:-3], moments) for row in gathered])
+    *_, mean_loss, mean_accuracy, stops = mean_in_order(gathered).tolist()
+    return StepMetrics(loss=mean_loss, accuracy=mean_accuracy, grad_norm=grad_norm), stops > 0
 
 
 def judge_and_save(

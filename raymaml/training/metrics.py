@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Protocol
 
+from pydantic import TypeAdapter
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar, text
 
+from raymaml.config.base import Count
 from raymaml.config.outer import OuterConfig
-from raymaml.data.files import storing, write_text
+from raymaml.data.files import on_disk, read_bytes, storing, upload, write_text
+from raymaml.errors import UserError, reason_of
+from raymaml.outside import checked, parse_json
+from raymaml.places import Place, is_remote
 from raymaml.training.state import Validation
 
 METRICS_FILE = "metrics.jsonl"
+Show = Callable[[Mapping[str, Any]], None]
+"""Shows the numbers of a row, by name, somewhere else as well."""
+_ROW = TypeAdapter(dict[str, Count | float])
 
 
 class TrainingMetrics(Protocol):
@@ -66,25 +76,46 @@ class NoMetrics:
 class RunMetrics:
     """Writes ``metrics.jsonl`` and ``tensorboard/`` into a run folder.
 
+    At a URI, where nothing can be appended, both are written anew with each row.
+
     Args:
         folder: the run folder.
         outer: for rate and time left.
         echo: called with each progress line.
+        show: called with each row that is written.
+        workers: how many train together; told beside their rate.
     """
 
-    def __init__(self, folder: Path, outer: OuterConfig, echo: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Place,
+        outer: OuterConfig,
+        echo: Callable[[str], None],
+        show: Show = lambda _row: None,
+        *,
+        workers: int = 1,
+    ) -> None:
         self._path = folder / METRICS_FILE
         self._outer = outer
         self._echo = echo
+        self._show = show
+        self._text = ""
+        self._workers = workers
         self._tensorboard_folder = folder / "tensorboard"
+        if is_remote(folder):
+            self._events = Path(mkdtemp(prefix="raymaml-"))
+            weakref.finalize(self, shutil.rmtree, self._events, ignore_errors=True)
+        else:
+            self._events = folder / "tensorboard"
         self._clock = (0, 0.0)  # step and time of the last training row
 
     def start(self, step: int) -> None:
         """Drop rows after ``step`` and open the event file there."""
         kept = [row for row in read_metrics(self._path) if row["step"] <= step]
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        with storing(self._tensorboard_folder, self._tensorboard_folder):
-            self._tensorboard = _EventFile(self._tensorboard_folder, purge_step=step + 1)
+        self._text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_text(self._path, self._text)
+        with storing(self._events, self._events):
+            self._tensorboard = _EventFile(self._events, purge_step=step + 1)
         self._clock = (step, time.perf_counter())
 
     def training(self, step: int, metrics: TrainingMetrics) -> None:
@@ -99,6 +130,7 @@ class RunMetrics:
             "grad_norm": metrics.grad_norm,
             "episodes_per_second": steps_per_second * self._outer.meta_batch_size,
             "seconds_left": (self._outer.num_steps - step) / steps_per_second,
+            "workers": self._workers,
         }
         self._write(row, "train")
 
@@ -114,13 +146,21 @@ class RunMetrics:
         self._clock = (validation.step, time.perf_counter())
 
     def _write(self, row: dict[str, Any], group: str) -> None:
-        with storing(self._path, self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        with storing(self._tensorboard_folder, self._tensorboard_folder):
+        line = json.dumps(row) + "\n"
+        if is_remote(self._path):
+            self._text += line
+            write_text(self._path, self._text)
+        else:
+            with storing(self._path, self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        with storing(self._events, self._events):
             for key, value in row.items():
                 if key != "step":
                     self._tensorboard.add(scalar(f"{group}/{key}", value), row["step"])
             self._tensorboard.flush()
+        if is_remote(self._tensorboard_folder):
+            upload(self._events, self._tensorboard_folder)
+        self._show(row)
         self._echo(progress_line(row, self._outer.num_steps))
 
 
@@ -157,14 +197,14 @@ def _close(writer: Any) -> None:
 
 
 def write_tensorboard(
-    folder: Path, scalars: Mapping[str, float], texts: Mapping[str, str], step: int
+    folder: Place, scalars: Mapping[str, float], texts: Mapping[str, str], step: int
 ) -> None:
     """Show numbers and Markdown in TensorBoard, instead of those that ``folder`` showed before."""
     if folder.exists():
         for path in folder.glob("events.out.tfevents.*"):
             path.unlink()
-    with storing(folder, folder):
-        file = _EventFile(folder)
+    with on_disk(folder) as place, storing(place, place):
+        file = _EventFile(place)
         for tag, value in scalars.items():
             file.add(scalar(tag, value), step)
         for tag, content in texts.items():
@@ -172,17 +212,30 @@ def write_tensorboard(
         file.flush()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file; a last line torn by a kill is left out."""
+def read_metrics(path: Place) -> list[dict[str, Any]]:
+    """Return the rows of a metrics file; a last line torn by a kill is left out.
+
+    Raises:
+        UserError: another line is no row.
+    """
     return list(_complete_rows(path)) if path.exists() else []
 
 
-def _complete_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
+    lines = read_bytes(path).splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            row = checked(_ROW, parse_json(line))
+            if "step" not in row or isinstance(row["step"], float):
+                raise ValueError("it has no step")
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise UserError(
+                f"{path}:{number}: is no row of metrics ({reason_of(error)}); mend or remove the"
+                " line"
+            ) from None
+        yield row
 
 
 def progress_line(row: dict[str, Any], num_steps: int) -> str:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
-from raymaml.data.files import remove_partial, write_text
+from raymaml.data.files import make_folder, read_bytes, remove_partial, write_text
+from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
-from raymaml.training.checkpoint import check_last, find_checkpoint, list_steps, read_card
+from raymaml.outside import parse_json, shortened
+from raymaml.places import Place
+from raymaml.training.checkpoint import check_last, find_checkpoint, list_steps, trained_config
 from raymaml.training.data import TrainingData
 
 IDENTITY = "run.json"
@@ -22,7 +22,7 @@ STOP = "STOP"
 
 
 @contextlib.contextmanager
-def claim(config: Config, data: TrainingData) -> Iterator[Path]:
+def claim(config: Config, data: TrainingData) -> Iterator[Place]:
     """Hold the run folder for the length of the block, making it if need be; nothing in it changes.
 
     Raises:
@@ -30,16 +30,11 @@ def claim(config: Config, data: TrainingData) -> Iterator[Path]:
             damaged, or it cannot be made.
     """
     folder = config.run_folder
+    make_folder(folder, "run_dir")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"run_dir: {folder} cannot be made a folder ({error.strerror}); give another run_dir"
-        ) from None
-    try:
-        with FileLock(folder / ".lock", timeout=0):
+        with hold(folder / ".lock", timeout=0):
             _check_identity(folder, config, data)
-            (folder / STOP).unlink(missing_ok=True)
+            withdraw_stop(folder)
             yield folder
     except Timeout:
         raise UserError(
@@ -49,14 +44,14 @@ def claim(config: Config, data: TrainingData) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Place) -> Iterator[None]:
     """Hold the right to write checkpoints and metrics; rank 0 takes it.
 
     The worker of a driver that was just killed may live a few seconds longer: wait for its end.
     The right ends with the process, however that dies.
     """
     try:
-        with FileLock(folder / ".writer", timeout=60):
+        with hold(folder / ".writer", timeout=60):
             remove_partial(folder)
             yield
     except Timeout:
@@ -65,26 +60,36 @@ def sole_writer(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def request_stop(folder: Path) -> None:
+def request_stop(folder: Place) -> None:
     """Ask the run to stop at the next step boundary."""
     (folder / STOP).touch()
 
 
-def stop_requested(folder: Path) -> bool:
+def withdraw_stop(folder: Place) -> None:
+    """Forget that a stop was asked for."""
+    (folder / STOP).unlink(missing_ok=True)
+
+
+def stop_requested(folder: Place) -> bool:
     """Tell whether a stop was asked for."""
     return (folder / STOP).exists()
 
 
-def begin(folder: Path, config: Config, data: TrainingData) -> None:
+def begin(folder: Place, config: Config, data: TrainingData) -> None:
     """Write what the run is started, or gone on, with; the sole writer does it."""
     if not (folder / IDENTITY).exists():
         write_text(folder / IDENTITY, json.dumps(_identity(config, data), indent=2) + "\n")
     write_text(folder / "config.yaml", dump_config(config))
 
 
-def is_done(folder: Path, config: Config) -> bool:
+def is_done(folder: Place, config: Config) -> bool:
     """Tell whether no outer step is left to do."""
-    return max(list_steps(folder), default=-1) >= config.outer.num_steps
+    return saved_step(folder) >= config.outer.num_steps
+
+
+def saved_step(folder: Place) -> int:
+    """Return the step of the last checkpoint, -1 if there is none."""
+    return max(list_steps(folder), default=-1)
 
 
 def require_trained_by(config: Config) -> None:
@@ -94,12 +99,12 @@ def require_trained_by(config: Config) -> None:
         UserError: there is no run, or it was not.
     """
     folder = config.run_folder
-    trained = Config.model_validate(read_card(find_checkpoint(folder, "last")).config)
+    trained = trained_config(find_checkpoint(folder, "last"), config)
     before, now = (_flat(learning_fingerprint(each)) for each in (trained, config))
     _require_same(folder, before, now)
 
 
-def _check_identity(folder: Path, config: Config, data: TrainingData) -> None:
+def _check_identity(folder: Place, config: Config, data: TrainingData) -> None:
     path = folder / IDENTITY
     if path.exists():
         _require_same(folder, _flat(_read_identity(path)), _flat(_identity(config, data)))
@@ -114,23 +119,26 @@ def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
     }
 
 
-def _read_identity(path: Path) -> dict[str, Any]:
+def _read_identity(path: Place) -> dict[str, Any]:
     try:
-        identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        identity = parse_json(read_bytes(path))
+        if not isinstance(identity, dict):
+            raise ValueError("it holds no keys")
+    except (OSError, ValueError):
         raise UserError(
             f"{path}: is damaged; restore it from a copy, or choose another name to start anew"
         ) from None
     return identity
 
 
-def _require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _require_same(folder: Place, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed:
         raise UserError(
             *(
-                f"{folder}: was started with {key} = {before.get(key)!r}, the config now says"
-                f" {now.get(key)!r}; give the old value to resume, or another name to start anew"
+                f"{folder}: was started with {key} = {shortened(before.get(key))}, the config now"
+                f" says {now.get(key)!r}; give the old value to resume, or another name to start"
+                " anew"
                 for key in changed
             )
         )

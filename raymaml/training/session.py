@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from raymaml.config.schema import ClusterConfig
 from raymaml.errors import UserError
+from raymaml.places import Place
 from raymaml.training.data import TrainingData
+from raymaml.training.reduction import mean_in_order
 from raymaml.types import EpisodeBatch
 
 
@@ -33,13 +34,16 @@ class Session(Protocol):
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         """Concatenate ``[counts[rank], D]`` of all workers by rank: ``[sum(counts), D]``."""
 
+    def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Average ``[counts[rank], D]`` of all workers: ``[D]``, added row after row by rank."""
+
     def from_rank_zero(self, value: int) -> int:
         """Return rank 0's ``value`` on every worker."""
 
     def stop_requested(self) -> bool:
         """Tell whether somebody asked for a stop; workers need not agree."""
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+    def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
         """Make a complete checkpoint known to whoever supervises the workers; must not block."""
 
 
@@ -63,6 +67,11 @@ class LocalSession:
         assert counts == [len(rows)]
         return rows
 
+    def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Average all rows."""
+        assert counts == [len(rows)]
+        return mean_in_order(rows)
+
     def from_rank_zero(self, value: int) -> int:
         """Return ``value``."""
         return value
@@ -71,7 +80,7 @@ class LocalSession:
         """Tell whether ``stop`` was set (by a signal handler)."""
         return self.stop.is_set()
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+    def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
         """Do nothing: nobody supervises."""
 
 

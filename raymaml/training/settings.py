@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from raymaml.config.model import ENCODERS
-from raymaml.config.schema import Config
+from raymaml.config.schema import ClusterConfig, Config
 
 BY_THE_BATCH = {
     *("transductive", "running", "episodic", "episodic_biased", "context", "tasknorm_reference")
@@ -53,14 +55,33 @@ def settings_line(
     config: Config, image_shape: tuple[int, int, int], device: torch.device, num_workers: int
 ) -> str:
     """Say in a line what was decided, and what was asked for."""
-    cluster = config.cluster
     method = gradient_method(config, image_shape, device)
     chosen = " (auto)" if config.inner.gradient == "auto" else ""
-    words = [f"{num_workers} {'GPU' if device.type == 'cuda' else 'CPU'} worker(s)"]
-    if device.type == "cpu":
-        words[0] += f" of {cluster.threads_per_worker} thread(s)"
-        words.append("freed memory is kept" if cluster.keep_freed_memory else "default allocator")
-    words += [image_layout(config, device), cluster.precision]
-    if cluster.episodes_per_chunk > 1:
-        words.append(f"{cluster.episodes_per_chunk} episodes at once")
+    words = [
+        *_process_words(config.cluster, device, num_workers),
+        *_episode_words([config], device),
+    ]
+    if config.cluster.episodes_per_chunk > 1:
+        words.append(f"{config.cluster.episodes_per_chunk} episodes at once")
     return f"{config.run_folder}: {', '.join(words)}; meta-gradient by {method}{chosen}"
+
+
+def judging_line(configs: Sequence[Config], device: torch.device, num_workers: int) -> str:
+    """Say in a line how the arms of these configs are judged, processes as the first says."""
+    words = _process_words(configs[0].cluster, device, num_workers)
+    return ", ".join(words + _episode_words(configs, device))
+
+
+def _process_words(cluster: ClusterConfig, device: torch.device, num_workers: int) -> list[str]:
+    if device.type == "cuda":
+        return [f"{num_workers} GPU worker(s)"]
+    return [
+        f"{num_workers} CPU worker(s) of {cluster.threads_per_worker} thread(s)",
+        "freed memory is kept" if cluster.keep_freed_memory else "default allocator",
+    ]
+
+
+def _episode_words(configs: Sequence[Config], device: torch.device) -> list[str]:
+    layouts = dict.fromkeys(image_layout(config, device) for config in configs)
+    precisions = dict.fromkeys(config.cluster.precision for config in configs)
+    return [" and ".join(layouts), " and ".join(precisions)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from raymaml.config.base import Count
 from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
 from raymaml.errors import UserError
@@ -23,7 +24,7 @@ from raymaml.types import Params
 class Validation:
     """Result on the fixed validation episodes, with the weights before outer step ``step``."""
 
-    step: int
+    step: Count
     accuracy: float
     ci95: float
     loss: float
@@ -48,6 +49,11 @@ class TrainState:
         """The meta-parameters."""
         return self.learner.params
 
+    @property
+    def num_params(self) -> int:
+        """Number of meta-parameters: P."""
+        return sum(value.numel() for value in self.params.values())
+
     def digest(self) -> int:
         """Return 63 bits that differ when any bit of the weights or running moments differs."""
         sha = hashlib.sha256()
@@ -66,11 +72,6 @@ class TrainState:
         lasting = self.params | self.learner.moments
         params = {name: value.detach().cpu() for name, value in lasting.items()}
         return {"params.pt": params, "optimizer.pt": self.optimizer.state_dict()}
-
-    def load(self, tensors: dict[str, dict[str, Any]]) -> None:
-        """Take over what ``tensors`` returned."""
-        load_params(self.learner, tensors["params.pt"])
-        self.optimizer.load_state_dict(tensors["optimizer.pt"])
 
 
 def build_learner(

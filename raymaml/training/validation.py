@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from raymaml.evaluation.statistics import mean_interval
+from raymaml.logs import LOG
 from raymaml.training.data import TrainingData
 from raymaml.training.finite import require_finite
 from raymaml.training.reduction import share, share_sizes
@@ -36,9 +37,15 @@ def validate(state: TrainState, data: TrainingData, session: Session) -> Validat
     require_finite(gathered, "a loss", step=state.step, kind="validation")
     losses, accuracies = gathered.double().cpu().numpy().T
     interval = mean_interval(accuracies)
-    return Validation(
+    found = Validation(
         step=state.step,
         accuracy=interval.mean,
         ci95=interval.half_width,
         loss=float(losses.mean()),
     )
+    LOG.info(
+        "validation accuracy %.2f +- %.2f%%, loss %.4f, over %d episodes, %d of them judged here",
+        *(100 * found.accuracy, 100 * found.ci95, found.loss, count, len(mine)),
+        extra={"state": state},
+    )
+    return found

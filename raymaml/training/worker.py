@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
 
 import torch
 
 from raymaml.config.schema import Config
+from raymaml.logs import LOG
+from raymaml.places import Place
+from raymaml.signals import on_interrupt
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data, verify_images
 from raymaml.training.faults import told
 from raymaml.training.loop import meta_train
-from raymaml.training.metrics import NoMetrics, RunMetrics
+from raymaml.training.metrics import NoMetrics, RunMetrics, Show
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import begin, claim, is_done, sole_writer
+from raymaml.training.run_log import run_log
 from raymaml.training.session import LocalSession, Session, local_device
 from raymaml.training.settings import gradient_method, settings_line
 from raymaml.training.state import TrainState, build_learner
@@ -26,7 +26,7 @@ Echo = Callable[[str], None]
 
 
 def train_locally(config: Config, echo: Echo) -> bool:
-    """Train in this process, without Ray; Ctrl-C stops at the next step boundary.
+    """Train in this process, without Ray; Ctrl-C and SIGTERM stop at the next step boundary.
 
     Returns:
         Whether all outer steps are done.
@@ -40,7 +40,7 @@ def train_locally(config: Config, echo: Echo) -> bool:
             echo(settings_line(config, data.image_shape, device, 1))
             echo(table)
             session = LocalSession(data, device)
-            with on_interrupt(session.stop.set):
+            with on_interrupt(session.stop.set, config.cluster.grace_seconds):
                 train_worker(config, folder, data, session, echo)
         return conclude(config, folder, echo)
 
@@ -59,9 +59,15 @@ def adaptation_table(config: Config, data: TrainingData) -> str:
 
 
 def train_worker(
-    config: Config, folder: Path, data: TrainingData, session: Session, echo: Echo
+    config: Config,
+    folder: Place,
+    data: TrainingData,
+    session: Session,
+    echo: Echo,
+    *,
+    show: Show = lambda _row: None,
 ) -> TrainState:
-    """Run the loop with what this rank may write.
+    """Run the loop with what this rank may write; rank 0 hands metrics to ``echo`` and ``show``.
 
     Raises:
         UserError: memory or storage do not suffice, data were altered, or numbers are not finite.
@@ -75,15 +81,19 @@ def train_worker(
         require=data.require_unaltered,
     )
     method = gradient_method(config, data.image_shape, session.device)
-    with told(config, method, data.require_unaltered):
+    with run_log(folder, config.name, session), told(config, method, data.require_unaltered):
         if session.rank != 0:
-            return meta_train(config, data, store, NoMetrics(), session)
-        with sole_writer(folder):
-            begin(folder, config, data)
-            return meta_train(config, data, store, RunMetrics(folder, config.outer, echo), session)
+            state = meta_train(config, data, store, NoMetrics(), session)
+        else:
+            with sole_writer(folder):
+                begin(folder, config, data)
+                metrics = RunMetrics(folder, config.outer, echo, show, workers=session.world_size)
+                state = meta_train(config, data, store, metrics, session)
+        LOG.info("done" if state.step == config.outer.num_steps else "stopped: it was asked to")
+        return state
 
 
-def conclude(config: Config, folder: Path, echo: Echo) -> bool:
+def conclude(config: Config, folder: Place, echo: Echo) -> bool:
     """Say where the run stands, and how to go on; tell whether all outer steps are done."""
     card = read_card(find_checkpoint(folder, "last"))
     if card.step < config.outer.num_steps:
@@ -99,18 +109,3 @@ def conclude(config: Config, folder: Path, echo: Echo) -> bool:
             f" {100 * best.ci95:.2f}% before outer step {best.step}"
         )
     return True
-
-
-@contextlib.contextmanager
-def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Call ``action`` at the first Ctrl-C; a second one interrupts as usual."""
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        action()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,14 @@ from raymaml.training.metrics import METRICS_FILE, read_metrics
 RATE = r"\d+\.\d episodes/s  (\d+h\d\dm|\d+m\d\ds) left"
 """How every progress line ends, as a regular expression."""
 
+_PERCENT = r"\d{1,3}\.\d\d"
+_OF_TRAINING = (
+    r".*: the inner loop adapts|  \S.* [\d,]+  (adapts|[\d,]+ adapt)",
+    rf"step +\d+/\d+  loss \d+\.\d{{4}}  accuracy {_PERCENT}%  {RATE}",
+    rf"step +\d+/\d+  validation accuracy {_PERCENT} \+- {_PERCENT}%  loss \d+\.\d{{4}}",
+)
+"""What a run prints between its first and its last line."""
+
 SETTINGS = (
     "worker(s) of 1 thread(s), freed memory is kept, channels_last, float32;"
     " meta-gradient by unrolled (auto)"
@@ -27,12 +37,18 @@ SETTINGS = (
 """How the first line of a run of the tiny config ends, on CPU."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
     """Look again and again; fail after a generous while."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"after {seconds} s: still not {what}"
         time.sleep(0.02)
+
+
+def not_of_training(lines: Iterable[str]) -> list[str]:
+    """Return what is no line of a run's: of Ray, a warning, a traceback, a colour."""
+    known = re.compile("|".join(_OF_TRAINING))
+    return [line for line in lines if not known.fullmatch(line)]
 
 
 def trained_steps(folder: Path) -> int:
@@ -73,6 +89,10 @@ class Command:
     def interrupt(self) -> None:
         """Press Ctrl-C: the signal goes to every process of the terminal."""
         os.killpg(self.process.pid, signal.SIGINT)
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the process itself, as `kill`, Kubernetes and Slurm do."""
+        self.process.terminate()
 
     def kill(self) -> None:
         """End the process itself at once; what it started is left to itself."""
@@ -115,3 +135,41 @@ def kill_with_children(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         kill_all(children)
     process.wait()
+
+
+def start_node(
+    output: Path,
+    environment: Mapping[str, str],
+    *options: str,
+    python: Path | str = sys.executable,
+) -> subprocess.Popen[bytes]:
+    """Start a node of a Ray cluster, a process with children, and wait until it runs."""
+    # The agent, which starts jobs, has a fixed port by default: only one node could have it.
+    (agent_port,) = free_ports(1)
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [
+                *(str(python), "-m", "ray.scripts.scripts", "start", "--block"),
+                *("--node-ip-address=127.0.0.1", "--disable-usage-stats"),
+                f"--dashboard-agent-listen-port={agent_port}",
+                *options,
+            ],
+            env=dict(environment),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    wait_until(
+        lambda: "Ray runtime started" in output.read_text() or process.poll() is not None,
+        "started",
+    )
+    assert process.poll() is None, output.read_text()
+    return process
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -28,6 +28,9 @@ from raymaml.training.worker import train_locally
 pytestmark = pytest.mark.ray
 
 ARMS = ("model", "no-adaptation", "untrained")
+SETTINGS = (
+    "1 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last, float32; chunks of up to"
+)
 LINE = re.compile(
     rf" *\d+/310 episodes  [0-3]/3 arms done  [a-z-]+ \d+\.\d\d( \+- \d+\.\d\d)?% over \d+  {RATE}"
 )
@@ -96,7 +99,8 @@ def test_the_partition_leaves_no_trace(cluster, make_config, chunk_size, num_chu
     assert summary == together.run_folder / "test" / "summary.json"
     assert len(chunk_files(together)) == num_chunks
     assert_same_records(together, lone)
-    assert len(lines) == num_chunks
+    assert lines[0] == f"{together.run_folder}/test: {SETTINGS} {chunk_size} episodes"
+    assert len(lines) == 1 + num_chunks
     assert lines[-1].startswith("20/20 episodes")
 
 
@@ -132,7 +136,8 @@ def test_only_lost_chunks_are_judged_again(cluster, make_config):
 
     after = chunk_files(config)
     assert [file for file in before if after[file] != before[file]] == [deleted, torn]
-    assert lines[-1].startswith("8/8 episodes")
+    # 4 of the model's 10 and 4 of the untrained one's 5 were to be done
+    assert [line.split()[0] for line in lines[1:]] == ["16/20", "20/20"]
     assert_same_records(config, whole)
 
     lines.clear()
@@ -162,7 +167,8 @@ def test_an_interrupted_then_killed_campaign_goes_on(cluster, tmp_path, make_con
     interrupted.wait_until(lambda: len(chunk_files(config)) >= 5, "at the fifth chunk")
     interrupted.interrupt()
     assert interrupted.finish() == 130
-    assert [line for line in interrupted.lines if not LINE.fullmatch(line)] == []
+    assert interrupted.lines[0] == f"{config.run_folder}/test: {SETTINGS} 1 episodes"
+    assert [line for line in interrupted.lines[1:] if not LINE.fullmatch(line)] == []
     assert interrupted.errors == (
         "raymaml: interrupted; what is finished is kept: run the same command to go on\n"
     )

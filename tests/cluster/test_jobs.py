@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
+import shutil
+import site
 import subprocess
 import sys
 import threading
+import venv
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +21,22 @@ import pytest
 from helpers_cluster import (
     SETTINGS,
     assert_same_bits,
+    free_ports,
     kill_with_children,
+    not_of_training,
+    start_node,
     trained_steps,
     wait_until,
 )
 
+from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
+SENT = {"raymaml", "configs", "launch", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"}
+"""What a job needs of the code."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Head:
 
     address: str
     dashboard: str
+    session: Path
     environment: dict[str, str]
 
 
@@ -46,47 +55,59 @@ def head(tmp_path_factory, short_folder) -> Iterator[Head]:
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    programs = Path(sys.executable).parent
-    environment = {**inherited, "HOME": str(home), "PATH": f"{programs}:{inherited['PATH']}"}
+    programs = f"{Path(sys.executable).parent}:{inherited['PATH']}"
+    environment = {**inherited, "HOME": str(home), "PATH": programs}
     environment.pop("PYTHONPATH", None)  # jobs bring their code along
-    # The agent, which starts jobs, has a fixed port by default: only one cluster could have it.
-    port, dashboard_port, agent_port = free_ports(3)
-    output = home / "head.txt"
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"),
-                *(f"--dashboard-port={dashboard_port}", "--disable-usage-stats"),
-                f"--dashboard-agent-listen-port={agent_port}",
-                f"--temp-dir={short_folder / 'head'}",
-            ],
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+    port, dashboard_port = free_ports(2)
+    process = start_node(
+        home / "head.txt",
+        {**environment, "PIP_NO_INDEX": "1"},  # a node that has all dependencies needs no registry
+        *("--head", f"--port={port}", "--num-cpus=2"),
+        *(f"--dashboard-port={dashboard_port}", f"--temp-dir={short_folder / 'head'}"),
+        python=thin_python(home / "python"),
+    )
     try:
-        wait_until(
-            lambda: "Ray runtime started" in output.read_text() or process.poll() is not None,
-            "started",
-        )
-        assert process.poll() is None, output.read_text()
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment)
+        session = (short_folder / "head/session_latest").resolve()
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", session, environment)
     finally:
         kill_with_children(process)
 
 
-def test_a_submitted_job_ends_in_the_bits_of_a_lone_process(head, tmp_path, make_config, weights):
-    lone = make_config("run", "name=lone")
+def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_process(
+    head, tmp_path, make_config, weights
+):
+    steps = ("outer.num_steps=150", "outer.validate_every=75")
+    lone = make_config("run", "name=lone", *steps)
     assert train_locally(lone, lambda _line: None)
-    config = make_config("run", "name=job", "cluster.num_workers=2")
+    config = make_config("run", "name=job", "cluster.num_workers=2", *steps)
+    folder = config.run_folder
+    code = copy_of_the_code(tmp_path / "code")
+    command = (code, head, "train", str(tmp_path / "run/config.yaml"))
 
-    job = submit(head, "train", str(tmp_path / "run/config.yaml"))
+    submitted = submit(*command, options="--no-wait --submission-id stopped")
+    assert submitted.returncode == 0, submitted.stderr
+    wait_until(lambda: trained_steps(folder) >= 10, "at step 10")
+    stop = ("ray", "job", "stop", "--address", head.dashboard, "stopped")
+    environment = {**head.environment, "RAY_AUTH_MODE": "token"}
+    stopped = subprocess.run(stop, env=environment, check=True, capture_output=True, text=True)
+    assert "was stopped" in stopped.stdout + stopped.stderr
+    assert list_steps(folder)[-1] == trained_steps(folder) < 150  # it saved what it had done
 
+    job = submit(*command)
     assert job.returncode == 0, job.stdout + job.stderr
-    assert f"{config.run_folder}: 2 CPU {SETTINGS}\n" in job.stdout
     assert re.search(r"Job '\S+' succeeded", job.stdout)
-    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+    lines = of_the_job(job.stdout)
+    assert lines[0] == f"{folder}: 2 CPU {SETTINGS}"
+    assert lines[-1].startswith(f"{folder}: done; best validation accuracy ")
+    assert not_of_training(lines[1:-1]) == []
+    assert_same_bits(weights(folder), weights(lone.run_folder))
+
+    (installed,) = head.session.glob("runtime_resources/pip/*/virtualenv/bin/raymaml")
+    assert os.access(installed, os.X_OK)
+    packages = head.session.glob("runtime_resources/working_dir_files/_ray_pkg_*")
+    (sent,) = [path for path in packages if path.is_dir()]  # beside its archive
+    assert {path.name for path in sent.iterdir()} - {"build", "raymaml.egg-info"} == SENT
+    assert (sent / "raymaml/data/bank.py").is_file()
 
 
 def test_a_command_joins_the_cluster_that_ray_address_names(
@@ -110,7 +131,9 @@ def test_a_command_joins_the_cluster_that_ray_address_names(
 
 
 @pytest.mark.fault("job killed")
-def test_a_killed_job_goes_on_when_it_is_submitted_again(head, tmp_path, make_config, weights):
+def test_a_killed_job_goes_on_when_it_is_submitted_again(
+    code, head, tmp_path, make_config, weights
+):
     steps = ("outer.num_steps=100", "outer.validate_every=10")
     lone = make_config("run", "name=lone", *steps)
     assert train_locally(lone, lambda _line: None)
@@ -122,31 +145,39 @@ def test_a_killed_job_goes_on_when_it_is_submitted_again(head, tmp_path, make_co
         wait_until(lambda: trained_steps(config.run_folder) >= 15, "at step 15")
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.cmdline()[1:] == ["-m", "raymaml", *arguments]:
+                if process.cmdline()[-len(arguments) :] == list(arguments):
                     process.kill()
                     killed_at.append(trained_steps(config.run_folder))
 
     killer = threading.Thread(target=kill_driver)
     killer.start()
-    job = submit(head, *arguments)
+    job = submit(code, head, *arguments)
     killer.join()
 
     assert job.returncode != 0
     assert len(killed_at) == 1
     assert killed_at[0] < 100
-    assert submit(head, *arguments).returncode == 0
+    assert submit(code, head, *arguments).returncode == 0
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
 
-def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
+def of_the_job(output: str) -> list[str]:
+    """Return what the job itself wrote, of all that `ray job submit` shows."""
+    shown = output.split("Tailing logs until the job exits")[1].splitlines()[1:]
+    return [line for line in shown[: shown.index("")] if "job_manager.py" not in line]
+
+
+def submit(
+    code: Path, head: Head, *arguments: str, options: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Submit a command and wait for its end; a head that has only just started takes no job yet."""
     jobs: list[subprocess.CompletedProcess[str]] = []
 
     def taken() -> bool:
         jobs.append(
             subprocess.run(
-                ["bash", ROOT / "launch" / "submit.sh", head.dashboard, *arguments],
-                env=head.environment,
+                ["bash", code / "launch" / "submit.sh", head.dashboard, *arguments],
+                env={**head.environment, "RAYMAML_SUBMIT": options},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -159,10 +190,21 @@ def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
     return jobs[-1]
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def copy_of_the_code(folder: Path) -> Path:
+    """Return a copy of the project beside which data and a run lie, which are not to travel."""
+    folder.mkdir()
+    for name in SENT:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    for name in ("data/bank/images.arrow", "runs/x/params.pt", "more.arrow", ".venv/python"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"large")
+    return folder
+
+
+def thin_python(folder: Path) -> Path:
+    """Return a Python of its own that has our packages: Ray copies the environment for each job."""
+    venv.create(folder, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "ours.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    return folder / "bin" / "python"

@@ -12,7 +12,8 @@ import pytest
 from filelock import FileLock
 from helpers_cluster import assert_same_bits, trained_steps, wait_until
 
-from raymaml.cluster.train import RAY_SNAPSHOT, train_on_cluster
+from raymaml.cluster.train import train_on_cluster
+from raymaml.cluster.trainer import RAY_SNAPSHOT
 from raymaml.errors import UserError
 from raymaml.training.worker import train_locally
 
@@ -157,9 +158,13 @@ def test_a_user_error_of_one_worker_ends_the_others(cluster, make_config):
 
 def worker_pids() -> list[int]:
     """Return the processes of the training workers of the cluster of this process, by rank."""
+    import ray
     from ray.util.state import list_actors
 
-    workers = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    workers = list_actors(
+        address=ray.get_runtime_context().gcs_address,  # other clusters may run on this machine
+        filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")],
+    )
     return [worker.pid for worker in workers]
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raymaml.config.load import Changes, load_config, load_study
+from raymaml.config.load import Changes, load_config
+from raymaml.config.study import StudyConfig
+from raymaml.config.study_file import load_study
 from raymaml.errors import UserError
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "configs/studies").glob("*.yaml"))
@@ -23,14 +25,14 @@ def study(tmp_path: Path, text: str = "") -> Path:
     return path
 
 
-def problems_of(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        load_study(path)
-    return str(caught.value)
+def understood(path: Path) -> StudyConfig:
+    settings, problems = load_study(path)
+    assert problems == []
+    return settings
 
 
 def test_the_smallest_study_has_one_arm(tmp_path: Path) -> None:
-    (arm,) = load_study(study(tmp_path)).crossed_arms()
+    (arm,) = understood(study(tmp_path)).crossed_arms()
     assert (arm.name, arm.model, arm.checkpoint, arm.set) == ("model", None, "best", {})
 
 
@@ -42,7 +44,7 @@ arms:
   - {name: b, model: two}
 cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]}
 """
-    arms = list(load_study(study(tmp_path, text)).crossed_arms())
+    arms = list(understood(study(tmp_path, text)).crossed_arms())
     assert len(arms) == 2 * 2 * 3
     assert [arm.name for arm in arms[:2]] == ["a-num_queries=1-lr=0.1", "a-num_queries=1-lr=0.2"]
     assert arms[5].set == {
@@ -80,7 +82,52 @@ cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
-    assert message in problems_of(study(tmp_path, text))
+    (problem,) = load_study(study(tmp_path, text))[1]
+    assert message in problem
+
+
+def test_what_is_right_is_understood_beside_what_is_wrong(tmp_path: Path) -> None:
+    text = """\
+models: {one: {}, two: {inner.lr: 0.2}}
+arms:
+  - {name: a, model: one, checkpoint: 3, set: {outer.lr: 1}}
+  - {name: b, model: three}
+checks:
+  - {kind: difference, claim: c, arm: a, minus: y, expect: within, margin: -1}
+  - {kind: difference, claim: d, arm: a, minus: z, expect: within}
+tite: x
+"""
+    path = study(tmp_path, text.replace("name: b", "name: b, sett: {}"))
+    settings, problems = load_study(path)
+    assert [problem.removeprefix(str(tmp_path)) for problem in problems] == [
+        "/s.yaml:6: arms.0.checkpoint is 3; it should be a path, or a URI such as s3://bucket/folder",
+        "/s.yaml:7: arms.1.sett is unknown; did you mean set?",
+        "/s.yaml:9: checks.0.margin is -1; it should be greater than or equal to 0",
+        "/s.yaml:11: tite is unknown; did you mean title?",
+        "/s.yaml: arms: b: model is 'three'; it must be one of one, two",
+        "/s.yaml: arms: a: outer.lr decides training; set it under `models`",
+        "/s.yaml: checks: 'c' names the arm 'y'; it must be one of a, b",
+        "/s.yaml: checks: 'd' names the arm 'z'; it must be one of a, b",
+    ]
+    assert [arm.name for arm in settings.arms] == ["a", "b"]
+
+
+def test_what_could_not_be_read_is_not_said_to_be_unknown(tmp_path: Path) -> None:
+    text = """\
+arms: [{name: a}, {nam: b}]
+checks: [{kind: difference, claim: c, arm: a, minus: b, expect: within}]
+"""
+    problems = load_study(study(tmp_path, text))[1]
+    assert len(problems) == 2, problems  # no name, and what nam means; not that b is no arm
+
+
+def test_keys_that_a_study_must_have_are_missed_all_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("arms: [{name: a, model: x}]", encoding="utf-8")
+    missed = ["name is missing", "title is missing", "config is missing", "model is 'x'"]
+    problems = load_study(path)[1]
+    assert len(problems) == len(missed)
+    assert all(text in problem for text, problem in zip(missed, problems, strict=True))
 
 
 def test_changes_of_a_study_go_before_the_command_line(tmp_path: Path) -> None:

@@ -188,7 +188,9 @@ SPOILED: dict[str, Callable[[Path, Path], object]] = {
     "bank.json: there is no image bank": lambda header, images: header.unlink(),
     "bank.json: is damaged": lambda header, images: header.write_text(header.read_text()[:-9]),
     "bank.json: schema_version is 99": lambda header, images: rewrite(header, schema_version=99),
-    "bank.json: is damaged;": lambda header, images: rewrite(header, image_shape=None),
+    "bank.json: is damaged (image_shape: ": lambda header, images: rewrite(
+        header, image_shape=None
+    ),
     "images.arrow: is truncated": lambda header, images: images.write_bytes(
         images.read_bytes()[:-1]
     ),
@@ -196,7 +198,9 @@ SPOILED: dict[str, Callable[[Path, Path], object]] = {
     "images.arrow: is damaged": lambda header, images: images.write_bytes(
         images.read_bytes()[:-10] + b"0123456789"
     ),
-    "images.arrow: is not of this bank.json": lambda header, images: rewrite(header, classes=[]),
+    "images.arrow: is not of this bank.json": lambda header, images: rewrite(
+        header, classes=[{"name": "a", "split": "train", "count": 1}]
+    ),
 }
 
 

@@ -67,6 +67,16 @@ def test_a_model_that_peeks_at_one_class_is_flagged(make_config, tiny_bank) -> N
     assert result.outcome == "flagged"
 
 
+def test_a_model_that_predicts_nothing_does_not_pass(make_config, tiny_bank) -> None:
+    """Not a number differs from not a number: it is no evidence of induction."""
+
+    def predicts_nothing(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        return torch.full((len(query_x), 3), float("nan"))
+
+    audited = subject(make_config("audit"), tiny_bank, predicts_nothing)
+    assert audit_transduction(audited, inductive=True, count=1).outcome == "flagged"
+
+
 def test_labels_matter_only_where_the_head_has_a_start_for_each(make_config, tiny_bank) -> None:
     symmetric = subject(make_config("a", "model.head=zero"), tiny_bank)
     learned = subject(make_config("b", "model.head=learned", "inner.lr=0.01"), tiny_bank)

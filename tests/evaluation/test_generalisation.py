@@ -13,7 +13,11 @@ from raymaml.evaluation.generalisation import (
     disjoint_tasks_interval,
     new_classes_interval,
 )
-from raymaml.evaluation.sequences import confidence_sequence, first_look_within
+from raymaml.evaluation.sequences import (
+    any_look_interval,
+    confidence_sequence,
+    first_look_within,
+)
 from raymaml.evaluation.statistics import Interval, mean_interval
 
 CAMPAIGNS = 1_000
@@ -40,9 +44,9 @@ def campaign(
 def test_the_interval_for_new_classes_covers_and_that_over_episodes_does_not(classes, ways) -> None:
     generator = np.random.default_rng(5)
     hits = naive = 0
-    for seed in range(CAMPAIGNS):
+    for _ in range(CAMPAIGNS):
         accuracy, ids = campaign(generator, classes=classes, ways=ways, episodes=600)
-        hits += covers(new_classes_interval(accuracy, ids, seed=seed))
+        hits += covers(new_classes_interval(accuracy, ids))
         naive += covers(mean_interval(accuracy))
     assert 0.93 <= hits / CAMPAIGNS <= 0.97
     assert naive / CAMPAIGNS < 0.5  # 600 episodes of 20 classes are not 600 classes
@@ -54,10 +58,10 @@ def test_the_noise_of_an_episode_is_not_counted_once_for_each_of_its_classes() -
     # 19 degrees of freedom, and a variance that is bounded from below by that over episodes.
     generator = np.random.default_rng(6)
     ratios = []
-    for seed in range(100):
+    for _ in range(100):
         accuracy = generator.normal(TRUTH, 0.1, 600)
         ids = np.argsort(generator.random((600, 20)), 1)[:, :5]
-        new, same = new_classes_interval(accuracy, ids, seed=seed), mean_interval(accuracy)
+        new, same = new_classes_interval(accuracy, ids), mean_interval(accuracy)
         ratios.append((new.high - new.low) / (same.high - same.low))
     assert 1.0 < float(np.mean(ratios)) < 1.5
 
@@ -112,6 +116,15 @@ def test_a_confidence_sequence_by_hand() -> None:
     assert half_width.tolist() == pytest.approx([first, second])
 
 
+def test_where_a_sequence_stands_is_its_last_interval() -> None:
+    values = np.random.default_rng(9).binomial(15, 0.6, 500) / 15
+    centre, half_width = confidence_sequence(values)
+    found = any_look_interval(values)
+    assert (found.mean, found.half_width, found.count) == (centre[-1], half_width[-1], 500)
+    fixed = mean_interval(values)
+    assert found.low < fixed.low < fixed.high < found.high  # the price of looking
+
+
 def test_the_first_look_that_is_narrow_enough() -> None:
     values = np.full(5000, 0.5)
     _, half_width = confidence_sequence(values)
@@ -142,7 +155,22 @@ def test_the_interval_for_new_classes_by_hand() -> None:
     # N^2 / M of the variance of the effects, here 4 / 6 * 0.035; t(0.975; 5) = 2.570582
     expected = 2.570582 * math.sqrt(4 / 6 * np.var(effects, ddof=1))
     assert found.mean == pytest.approx(0.5)
-    assert found.half_width == pytest.approx(expected, rel=0.04)  # of 2,000 resamples
+    assert found.half_width == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_interval_for_new_classes_is_that_of_resampled_classes() -> None:
+    """Draw classes with replacement, and weigh episodes by the product of their classes' draws."""
+    generator = np.random.default_rng(7)
+    effects = generator.normal(0, 0.1, 30)
+    ids = np.array([(a, b) for a in range(30) for b in range(30) if a != b])
+    accuracy = TRUTH + effects[ids].sum(1)  # no noise, which has a correction of its own
+    draws = generator.multinomial(30, np.full(30, 1 / 30), 4_000)
+    weights = draws[:, ids].prod(2)
+    resampled = (weights @ accuracy) / weights.sum(1)
+    error = np.std(resampled) * math.sqrt(30 / 29)
+    # that a pair of one class drawn twice is no episode is what ((M - 1) / (M - N))^2 is for
+    found = new_classes_interval(accuracy, ids)
+    assert found.half_width == pytest.approx(2.04523 * error, rel=0.05)  # t(0.975; 29)
 
 
 def test_disjoint_tasks_are_taken_in_order() -> None:

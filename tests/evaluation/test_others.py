@@ -86,6 +86,7 @@ def test_there_are_so_many_episodes(make_config, count) -> None:
 @pytest.mark.fault("NaN: evaluation")
 def test_logits_that_are_not_numbers_are_records_all_the_same(make_config) -> None:
     found = raymaml.judge(lambda *_: torch.full((6, 3), torch.nan), make_config("run"))
+    assert (found.accuracy == 0).all()  # argmax says class 0, which a third is
     assert np.isnan(found.loss).all()
     assert np.isnan(found.brier).all()
     assert found.bin_count.sum() == 60

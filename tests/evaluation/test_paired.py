@@ -33,7 +33,9 @@ def test_differences_by_hand(tmp_path: Path) -> None:
     assert found.difference.half_width == pytest.approx(3.182446 * np.sqrt(0.125 / 3 / 4))
     assert (found.wins, found.ties, found.losses) == (3, 1, 0)
     assert found.sign_p == pytest.approx(2 / 2**3)
-    assert 0.05 < found.wilcoxon_p < 0.2
+    # ranks 1.5, 1.5 and 3 are all on one side: W = 6; mean 3 * 4 / 4 = 3, variance
+    # 3 * 4 * 7 / 24 - (2^3 - 2) / 48 = 3.375; 2 (1 - Phi(3 / sqrt(3.375))) = 0.10247
+    assert found.wilcoxon_p == pytest.approx(0.10247, abs=1e-5)
 
 
 def test_the_paired_interval_covers() -> None:
@@ -52,6 +54,7 @@ def test_the_paired_interval_covers() -> None:
 def arrays(accuracy: np.ndarray, rows: np.ndarray) -> RecordArrays:
     count = len(accuracy)
     columns = dict.fromkeys(RecordArrays.__annotations__, np.zeros(count))
+    columns["bank"] = ""
     ids = {"class_ids": rows, "support_rows": rows, "query_rows": rows}
     return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))
 
@@ -76,6 +79,24 @@ def test_other_episodes_are_refused(tmp_path: Path, column: str, what: str) -> N
     fewer = changed[:, :4] if column != "query_rows" else changed[:, 2:12]
     with pytest.raises(UserError, match=f"episode 0 has other {what}"):
         paired(a, replace(a, **{column: fewer}), NAMES)
+
+
+def test_the_same_rows_of_another_bank_are_refused(tmp_path: Path) -> None:
+    # mini-ImageNet and CIFAR-FS have 100 classes of 600 images each: one seed, the same rows
+    a = arm(tmp_path, "a", [0.5, 0.75])
+    with pytest.raises(UserError, match=r"different banks \(aaaaaaaaaaaa and b\)"):
+        paired(replace(a, bank="a" * 64), replace(a, bank="b"), NAMES)
+
+
+def test_the_difference_has_an_interval_for_new_classes(tmp_path: Path) -> None:
+    # What decides the difference is one class: of others less is known than of other episodes.
+    generator = np.random.default_rng(8)
+    rows = np.argsort(generator.random((600, 12)), 1)[:, :3]
+    better = 0.3 * (rows == 0).any(1) + generator.normal(0, 0.01, 600)
+    found = paired(arrays(0.5 + better, rows), arrays(np.full(600, 0.5), rows), NAMES)
+    assert found.new_classes.mean == pytest.approx(found.difference.mean)
+    assert found.difference.low > 0 > found.new_classes.low
+    assert found.new_classes.count == 12
 
 
 def test_no_common_episode_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ def test_lines_tell_arms_means_and_time(monkeypatch: pytest.MonkeyPatch) -> None
     ticks = iter([100.0, 102.0, 104.0, 106.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     lines: list[str] = []
-    with Progress({"a": 4, "b": 2}, lines.append) as progress:
+    with Progress({"a": 4, "b": 2}, {"a": [], "b": []}, lines.append) as progress:
         progress.add("a", 2, [0.5, 1.0])
         progress.add("b", 2, [])  # left out: the arm was precise enough
         progress.add("a", 2, [0.75, 0.75])
@@ -27,6 +29,24 @@ def test_lines_tell_arms_means_and_time(monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
+def test_what_is_recorded_counts_but_not_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([100.0, 102.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    lines: list[str] = []
+    rows: list[Mapping[str, Any]] = []
+    recorded = {"a": [0.5, 1.0, 0.5, 1.0], "done": [0.5]}
+    with Progress({"a": 8, "done": 1}, recorded, lines.append, rows.append) as progress:
+        progress.add("a", 2, [0.5, 1.0])
+    # 6 values, s^2 = 6/5 * 0.0625, t(0.975; 5) = 2.570582; 2 episodes in 2 s, 2 are left
+    assert lines == [
+        "7/9 episodes  1/2 arms done  a 75.00 +- 28.74% over 6  1.0 episodes/s  0m02s left"
+    ]
+    shown = [(row["arm"], row["episodes"], row["episodes_per_second"]) for row in rows]
+    assert shown == [("a", 4, 0.0), ("done", 1, 0.0), ("a", 6, 1.0)]
+    assert [row["accuracy"] for row in rows] == [0.75, 0.5, 0.75]
+    assert 100 * rows[-1]["ci95"] == pytest.approx(28.74, abs=0.005)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -37,8 +57,13 @@ def test_on_a_terminal_there_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    with Progress({"one": 2, "other": 4}, pytest.fail) as progress:
+    recorded = {"one": [], "other": [1.0, 1.0, 1.0]}
+    with Progress({"one": 2, "other": 4}, recorded, pytest.fail) as progress:
+        first = terminal.getvalue()
         progress.add("one", 2, [0.5, 0.5])
+    assert "0/2 arms done" in first
+    assert "3/4" in first  # what is judged already is there from the beginning
+    assert "100.00 +- 0.00%" in first
     shown = terminal.getvalue()
     assert "1/2 arms done" in shown
     assert "2/2" in shown

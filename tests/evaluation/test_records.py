@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from raymaml.data.files import replacing
 from raymaml.errors import UserError
 from raymaml.evaluation.records import (
     EpisodeRecord,
-    chunk_is_complete,
     chunk_path,
     identity_of,
     leading_accuracies,
@@ -86,17 +85,21 @@ def test_arrays_hold_the_columns(tmp_path: Path) -> None:
     assert arrays.loss.tolist() == [1 / 3, 1 / 4, 1 / 5, 1 / 6]
 
 
+def is_complete(path: Path, first: int, count: int, identity: Mapping[str, str]) -> bool:
+    """Say whether none of these episodes is missing, and all others are."""
+    holes = missing_chunks(path.parent, first + count + 1, 1000, identity)
+    return holes == [range(first)] * (first > 0) + [range(first + count, first + count + 1)]
+
+
 def test_a_chunk_is_complete_only_for_its_own_episodes_and_identity(tmp_path: Path) -> None:
     path = write(tmp_path, 5, 10)
-    assert chunk_is_complete(path, 5, 10, IDENTITY)
-    assert not chunk_is_complete(path, 5, 9, IDENTITY)
-    assert not chunk_is_complete(path, 5, 11, IDENTITY)
-    assert not chunk_is_complete(path, 4, 10, IDENTITY)
-    assert not chunk_is_complete(path, 5, 10, IDENTITY | {"episodes": "beef"})
-    assert not chunk_is_complete(path, 5, 10, {"checkpoint": "c0ffee"})
-    assert not chunk_is_complete(path, 5, 10, IDENTITY | {"more": "1"})
-    assert not chunk_is_complete(tmp_path / "missing.parquet", 5, 10, IDENTITY)
-    assert not chunk_is_complete(tmp_path, 5, 10, IDENTITY)
+    assert is_complete(path, 5, 10, IDENTITY)
+    assert not is_complete(path, 5, 9, IDENTITY)
+    assert not is_complete(path, 5, 11, IDENTITY)
+    assert not is_complete(path, 4, 10, IDENTITY)
+    assert not is_complete(path, 5, 10, IDENTITY | {"episodes": "beef"})
+    assert not is_complete(path, 5, 10, {"checkpoint": "c0ffee"})
+    assert not is_complete(path, 5, 10, IDENTITY | {"more": "1"})
 
 
 @pytest.mark.fault("records torn")
@@ -105,7 +108,7 @@ def test_a_torn_chunk_is_not_complete(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in range(0, len(whole), 101):
         path.write_bytes(whole[:size])
-        assert not chunk_is_complete(path, 0, 10, IDENTITY), size
+        assert not is_complete(path, 0, 10, IDENTITY), size
 
 
 def test_an_altered_chunk_is_not_complete_unless_its_records_are_untouched(tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ def test_an_altered_chunk_is_not_complete_unless_its_records_are_untouched(tmp_p
         altered = bytearray(whole)
         altered[position] ^= 1 << position % 8
         path.write_bytes(altered)
-        if chunk_is_complete(path, 0, 10, IDENTITY):
+        if is_complete(path, 0, 10, IDENTITY):
             assert read_records(tmp_path).equals(records), position
         else:
             refused += 1
@@ -173,9 +176,8 @@ def test_a_record_ends_in_its_accuracy() -> None:
 def test_circumstances_are_kept_beside_the_records_and_not_compared(tmp_path: Path) -> None:
     for first, hardware in ((0, "an abacus"), (2, "a slide rule"), (4, "an abacus")):
         records = [record(first), record(first + 1)]
-        path = chunk_path(tmp_path, first, 2)
-        write_chunk(path, records, IDENTITY, {"hardware": hardware})
-        assert chunk_is_complete(path, first, 2, IDENTITY)
+        write_chunk(chunk_path(tmp_path, first, 2), records, IDENTITY, {"hardware": hardware})
+        assert missing_chunks(tmp_path, first + 2, 10, IDENTITY) == []
     assert identity_of(read_records(tmp_path, 6, IDENTITY)) == IDENTITY
     found = read_circumstances(tmp_path)
     assert found == [{"hardware": "a slide rule"}, {"hardware": "an abacus"}]

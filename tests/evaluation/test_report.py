@@ -138,23 +138,26 @@ def test_summary_holds_the_numbers(tmp_path: Path) -> None:
     assert summary["arms"]["no-adaptation"]["accuracy"]["mean"] == pytest.approx(0.25)
 
 
-def test_three_intervals_stand_side_by_side(tmp_path: Path) -> None:
+def test_four_intervals_stand_side_by_side(tmp_path: Path) -> None:
     # All episodes of the helper have the same classes and images: nothing is known of others.
     summary, page = report(tmp_path, two_arms(tmp_path))
     accuracy = summary["accuracy"]
     assert accuracy["new_classes"]["ci95"] is None
-    assert accuracy["new_classes"]["num_episodes"] == 5  # classes
+    assert accuracy["new_classes"]["num_classes"] == 5
     assert accuracy["image_disjoint_tasks"]["num_episodes"] == 1
     header, _, model, _baseline = tables(page)[1]
     assert model == [
         "model",
         f"80.00% {PLUS_MINUS} 25.98%",
-        "80.00%",
+        # every bet is 1/2: (log 40 + psi) / 2, psi = (log 2 - 1/2) * sum (x_i - m_{i-1})^2, where
+        # m = 1/2, 0.55, 1.9/3, 2.7/4: 0.01 + 0.0625 + 0.02778 + 0.10563 = 0.20590
+        f"80.00% {PLUS_MINUS} 186.43%",
+        f"80.00% {PLUS_MINUS} unknown",
         "5",
-        "60.00%",  # of the first episode, all that is left without a common image
+        f"60.00% {PLUS_MINUS} unknown",  # of the first episode, all that shares no image
         "1",
     ]
-    assert header[2] == "for new classes"
+    assert header[1:4] == ["over episodes", "at any look", "for new classes"]
 
 
 def test_arms_are_compared_on_the_same_episodes(tmp_path: Path) -> None:
@@ -168,7 +171,8 @@ def test_arms_are_compared_on_the_same_episodes(tmp_path: Path) -> None:
     (row,) = tables(page)[3][2:]
     assert row[:2] == ["no-adaptation minus model", "4"]
     assert row[2].startswith("-55.00% (-85.")  # t(0.975; 3) * 0.19149 / 2 = 0.30470
-    assert row[3] == "0 / 0 / 4"
+    assert row[3:5] == ["unknown", "0 / 0 / 4"]  # all have the same classes
+    assert found["new_classes"]["num_classes"] == 5
 
 
 def test_other_episodes_are_not_compared(tmp_path: Path) -> None:
@@ -230,11 +234,12 @@ def test_the_html_page_is_whole_and_escaped(tmp_path: Path) -> None:
 
 def test_first_600_are_the_first_600(tmp_path: Path) -> None:
     main = arm(tmp_path, "model", [[0.5]] * 600 + [[1.0]] * 400)
-    summary, page = report(tmp_path, [main])
+    summary, page = report(tmp_path, [main, arm(tmp_path, "few", [[0.5]] * 100)])
     assert summary["accuracy"]["first_600"]["mean"] == 0.5
     assert summary["accuracy"]["mean"] == 0.7  # (300 + 400) / 1,000
-    header, _, row = tables(page)[0]
+    header, _, row, few = tables(page)[0]
     assert row[header.index("first 600")] == f"50.00% {PLUS_MINUS} 0.00%"
+    assert few[header.index("first 600")] == "fewer"
 
 
 def test_page_says_what_was_judged_and_how(tmp_path: Path) -> None:
@@ -336,7 +341,7 @@ def test_one_episode_has_a_mean_but_no_interval(tmp_path: Path) -> None:
     assert summary["accuracy"]["ci95"] is None
     assert summary["accuracy"]["interval95"] == [None, None]
     assert summary["accuracy"]["std"] is None
-    assert tables(page)[0][2][2] == "**80.00%**"
+    assert tables(page)[0][2][2] == f"**80.00% {PLUS_MINUS} unknown**"
 
 
 @pytest.mark.fault("NaN: evaluation")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, judge_locally
@@ -44,42 +45,42 @@ def write(folder: Path, text: str = STUDY) -> Path:
     return path
 
 
-def run(path: Path, *overrides: str) -> tuple[Path | None, list[str]]:
-    lines: list[str] = []
+def run(path: Path, *overrides: str) -> tuple[Path | None, int]:
+    """Run a study and return its summary and how many episodes were judged."""
+    before = chunk_files(path.parent)
     study = read_study(path, overrides)
-    found = run_study(study, train=train_locally, judge=judge_locally, echo=lines.append)
-    return found, lines
+    found = run_study(study, train=train_locally, judge=judge_locally, echo=quiet)
+    written = [file for file, at in chunk_files(path.parent).items() if before.get(file) != at]
+    return found, sum(parquet.read_metadata(file).num_rows for file in written)
 
 
-def judged(lines: list[str]) -> int:
-    """Episodes that were judged: each line of progress ends in those so far."""
-    counts = [line.split("/")[0] for line in lines if " episodes  " in line]
-    return int(counts[-1]) if counts else 0
+def chunk_files(folder: Path) -> dict[Path, int]:
+    """Return when each chunk was written."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
 
 
 def test_a_study_trains_judges_and_never_repeats(make_config, tmp_path) -> None:
     config = make_config("st")
     path = write(tmp_path / "st")
-    summary, lines = run(path)
+    summary, count = run(path)
     assert summary == config.run_dir / "studies" / "tiny" / "s" / "summary.json"
-    assert judged(lines) == 3 * 10
+    assert count == 3 * 10
     runs = sorted(folder.name for folder in config.run_dir.iterdir())
     assert runs == ["studies", "tiny", "tiny-two"]
-    before = {file: file.stat().st_mtime_ns for file in summary.parent.parent.rglob("*.parquet")}
+    before = chunk_files(summary.parent.parent)
 
-    assert judged(run(path)[1]) == 0
+    assert run(path)[1] == 0
     # five episodes more of each arm: the episodes of before are those of before
-    assert judged(run(path, "episodes.test.num_episodes=15")[1]) == 3 * 5
+    assert run(path, "episodes.test.num_episodes=15")[1] == 3 * 5
     # an arm more, that has the weights and settings of another: nothing to judge
     write(tmp_path / "st", STUDY.replace("checks:", "  - {name: same, model: one}\nchecks:"))
-    assert judged(run(path, "episodes.test.num_episodes=15")[1]) == 0
+    assert run(path, "episodes.test.num_episodes=15")[1] == 0
     write(
         tmp_path / "st",
         STUDY.replace("checks:", "  - {name: d, set: {evaluation.inner.num_steps: 0}}\nchecks:"),
     )
-    assert judged(run(path)[1]) == 10
-    after = {file: file.stat().st_mtime_ns for file in before}
-    assert after == before
+    assert run(path)[1] == 10
+    assert before.items() <= chunk_files(summary.parent.parent).items()
 
 
 def test_all_arms_see_the_same_episodes_whatever_the_number_of_queries(make_config, tmp_path):
@@ -95,6 +96,16 @@ def test_all_arms_see_the_same_episodes_whatever_the_number_of_queries(make_conf
             assert table.column(column).equals(tables[0].column(column))
     fewer, more = (np.array(tables[place].column("query_rows").to_pylist()) for place in (0, 1))
     assert (fewer.reshape(10, 3, 1) == more.reshape(10, 3, 3)[..., :1]).all()
+
+
+def test_arms_of_one_setting_and_more_or_fewer_episodes_share_their_records(make_config, tmp_path):
+    make_config("st")
+    text = STUDY.partition("arms:")[0] + "cross: {episodes.test.num_episodes: [6, 10]}\n"
+    path = write(tmp_path / "st", text)
+    _, count = run(path)
+    assert count == 10  # not 6 + 10, and chunks of 4 that do not overlap
+    few, all_of_them = plan_study(read_study(path), CPU).results()
+    assert all_of_them.records.slice(0, 6).equals(few.records)
 
 
 def test_another_seed_draws_other_episodes_and_is_not_compared(make_config, tmp_path) -> None:
@@ -122,13 +133,41 @@ def test_another_seed_draws_other_episodes_and_is_not_compared(make_config, tmp_
         ("model.norm: context", "model.width: 8", "b: .*has the shape .*, the model needs"),
         ("checkpoint: initial", "checkpoint: gone", "untrained: gone.*checkpoint.json"),
         ("config.yaml", "nothing.yaml", "nothing.yaml: cannot be read"),
+        (
+            "checkpoint: initial",
+            "set: {episodes.test.num_shots: 9}",
+            "untrained: class test-0 of split test: has 8 images",
+        ),
     ],
 )
-def test_a_mistake_is_named_with_its_arm(make_config, tmp_path, old, new, message) -> None:
+def test_a_mistake_is_named_with_its_arm_before_any_training(
+    make_config, tmp_path, old, new, message
+) -> None:
     make_config("st")
     path = write(tmp_path / "st", STUDY.replace(old, new))
     with pytest.raises(UserError, match=message):
-        run(path)
+        run_study(read_study(path), train=pytest.fail, judge=pytest.fail, echo=quiet)
+
+
+def test_all_mistakes_of_a_study_come_at_once(make_config, tmp_path) -> None:
+    make_config("st")
+    text = STUDY.replace("inner.lr: 0.2", "inner.lrr: 0.2").replace("norm: context", "nrm: x")
+    text = text.replace("minus: b", "minus: z").replace("title: T", "title: [T]")
+    path = write(tmp_path / "st", text + "cross: {episodes.test.num_queris: [1, 2]}\n")
+    with pytest.raises(UserError) as caught:
+        read_study(path, ["outer.lrr=1"])
+    problems = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 7, problems  # each once, for all models and arms
+    for text in (
+        "title is ['T']",
+        "names the arm 'a'",  # it is crossed: the arms are a-num_queris=1, ...
+        "names the arm 'z'",
+        "command line: outer.lrr is unknown",
+        "models: two: inner.lrr is unknown",
+        "arms: b: model.nrm is unknown",
+        "cross: episodes.test.num_queris is unknown",
+    ):
+        assert text in problems
 
 
 def test_a_run_of_other_learning_is_refused(make_config, tmp_path) -> None:

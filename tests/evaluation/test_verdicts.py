@@ -50,3 +50,9 @@ def test_the_interval_of_a_half_width_covers() -> None:
         _, low, high = half_width_interval(generator.exponential(size=3000), 600)
         hits += low <= truth <= high
     assert 0.90 <= hits / 400 <= 0.97  # measured 0.93; an interval for normal values has 0.6
+
+
+def test_of_one_value_nothing_is_decided() -> None:
+    for values, count in ((np.array([0.5]), 600), (np.array([0.5, 0.75]), 1)):
+        _, low, high = half_width_interval(values, count)
+        assert outcome(low, high, "more than", 0.01) == UNDECIDED

@@ -28,9 +28,10 @@ from raymaml.training.checkpoint import (
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import METRICS_FILE, NoMetrics, RunMetrics, read_metrics
+from raymaml.training.reduction import mean_in_order
 from raymaml.training.session import LocalSession, Session
 from raymaml.training.state import build_state
-from raymaml.training.worker import on_interrupt, train_locally, train_worker
+from raymaml.training.worker import train_locally, train_worker
 from raymaml.types import EpisodeBatch
 
 CPU = torch.device("cpu")
@@ -93,6 +94,9 @@ class ThreadSession:
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         assert len(rows) == counts[self.rank]
         return torch.cat(self._group.exchange(self.rank, rows))
+
+    def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
+        return mean_in_order(self.gather(rows, counts))
 
     def from_rank_zero(self, value: int) -> int:
         return self._group.exchange(self.rank, value)[0]
@@ -397,25 +401,6 @@ def test_ctrl_c_stops_after_the_step_and_says_how_to_go_on(config: Config, fresh
     assert train_locally(fresh, lines.append) is True
     assert lines[-1].startswith(f"{fresh.run_folder}: done; best validation accuracy ")
     assert result(fresh.run_folder) == result(config.run_folder)
-
-
-@pytest.fixture
-def _usual_ctrl_c() -> Iterator[None]:
-    """What a shell's job in the background does not have."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_usual_ctrl_c")
-def test_a_second_ctrl_c_interrupts() -> None:
-    asked: list[bool] = []
-    with on_interrupt(lambda: asked.append(True)):
-        signal.raise_signal(signal.SIGINT)
-        assert asked == [True]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert asked == [True]
 
 
 def test_the_checkpoint_says_with_what_it_was_made(config: Config) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from raymaml.config.outer import OuterConfig
 from raymaml.training.metrics import (
@@ -56,6 +62,38 @@ def test_rows_hold_what_was_measured(tmp_path: Path) -> None:
     assert "step  2/10  loss 1.5000  accuracy 25.00%" in lines[0]
     assert lines[1] == "step  2/10  validation accuracy 75.00 +- 12.50%  loss 0.5000"
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """Read what TensorBoard shows: records of length, checksum, event, checksum."""
+    found: dict[tuple[str, int], float] = {}
+    for path in sorted(folder.glob("*events*")):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            found |= {(each.tag, event.step): each.simple_value for each in event.summary.value}
+            content = content[12 + length + 4 :]
+    return found
+
+
+def test_tensorboard_shows_the_rows(tmp_path: Path) -> None:
+    rows: list[Mapping[str, Any]] = []
+    metrics = RunMetrics(tmp_path, OuterConfig(num_steps=10), lambda _line: None, rows.append)
+    metrics.start(0)
+    metrics.training(2, Means())
+    metrics.validation(validation(2))
+    assert rows == read_metrics(tmp_path / METRICS_FILE)
+    expected = {
+        (f"{group}/{key}", 2): np.float32(value)
+        for group, row in zip(("train", "val"), rows, strict=True)
+        for key, value in row.items()
+        if key != "step"
+    }
+    deadline = time.monotonic() + 60  # its writer has a thread
+    while (shown := scalars(tmp_path / "tensorboard")) != expected:
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.05)
 
 
 def test_rows_after_the_step_to_go_on_from_are_dropped(tmp_path: Path) -> None:

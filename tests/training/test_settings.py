@@ -11,7 +11,7 @@ from raymaml.config.load import load_config
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.errors import UserError
 from raymaml.training.session import require_precision
-from raymaml.training.settings import gradient_method, image_layout, settings_line
+from raymaml.training.settings import gradient_method, image_layout, judging_line, settings_line
 from raymaml.training.state import build_learner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +78,14 @@ def test_the_line_says_all() -> None:
     assert settings_line(config("run_dir=r", "name=n"), COLOUR, CUDA, 8) == (
         "r/n: 8 GPU worker(s), contiguous, float32; meta-gradient by checkpointed (auto)"
     )
+
+
+def test_the_line_of_judging_says_what_its_arms_are_judged_with() -> None:
+    one, other = config(), config("cluster.precision=bf16", "cluster.num_workers=3")
+    assert judging_line([one, one], CPU, 2) == (
+        "2 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last, float32"
+    )
+    assert judging_line([one, other], CUDA, 4) == "4 GPU worker(s), contiguous, float32 and bf16"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -33,6 +34,7 @@ from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, listed
 from raymaml.errors import UserError
+from raymaml.places import is_remote
 
 
 def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
@@ -42,13 +44,16 @@ def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
         UserError: listing every broken image, empty class, class in two splits, and every class
             or split too small for ``episodes``; nothing half-written stays behind.
     """
-    plan = _plan(data.source, data.image_size, data.bank)
+    # What is unpacked lies beside the bank, or where one that goes to a URI is made ready.
+    beside = Path(tempfile.gettempdir(), "bank") if is_remote(data.bank) else data.bank
+    plan = _plan(data.source, data.image_size, beside)
     return write_bank(
         data.bank,
         _load(plan, episodes),
         source=plan.source,
         licence=plan.licence,
         image_shape=(plan.num_channels, data.image_size, data.image_size),
+        cache=data.cache,
     )
 
 
@@ -90,6 +95,15 @@ def _load(plan: ImportPlan, episodes: AllEpisodes) -> Iterator[ClassImages]:
         raise UserError(*listed(problems))
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name is text; those of files need not be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
     splits_of: dict[str, set[str]] = defaultdict(set)
     for planned in plan.classes:
@@ -98,6 +112,17 @@ def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
         f"class {name}: is in the splits {' and '.join(sorted(splits))}; keep it in one"
         for name, splits in splits_of.items()
         if len(splits) > 1
+    ]
+    repeated = Counter((planned.split, planned.name) for planned in plan.classes)
+    problems += [
+        f"class {name} of split {split}: is there {count} times; give each class a name of its own"
+        for (split, name), count in repeated.items()
+        if count > 1
+    ]
+    problems += [
+        f"class {name!r}: its name is no text that UTF-8 can write; rename it"
+        for name in splits_of
+        if not _is_text(name)
     ]
     for split in get_args(Split):
         counts = {p.name: p.count for p in plan.classes if p.split == split and p.count}

@@ -225,7 +225,8 @@ def pixels_problem(name: str, images: object, num_labels: int) -> str | None:
     """Say what is wrong with ``images`` as uint8 [num_labels, H, W, 3]; None when nothing is."""
     if not isinstance(images, StoredArray):
         return f"{name}: its images are a {type(images).__name__}, must be one array"
-    if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] != 3:
+    is_rgb = len(images.shape) == 4 and images.shape[3] == 3 and min(images.shape[1:3]) > 0
+    if images.dtype != np.uint8 or not is_rgb:
         return f"{name}: its images are {images.dtype} {images.shape}, must be uint8 (n, H, W, 3)"
     if images.shape[0] != num_labels:
         return f"{name}: holds {images.shape[0]} images and {num_labels} labels; get it again"
@@ -235,11 +236,18 @@ def pixels_problem(name: str, images: object, num_labels: int) -> str | None:
 def integers(values: Any) -> NDArray[np.int64] | None:
     """Return a list or array of whole numbers as an array [n]; None when it is none."""
     try:
-        array = values.read() if isinstance(values, StoredArray) else np.array(values)
-    except ValueError:  # lists of different lengths
+        if isinstance(values, StoredArray):
+            array = values.read() if values.dtype.kind in "iu" else np.empty(0)
+        else:
+            # numpy would unfold lists in lists, which may stand for more than fits into memory
+            plain = isinstance(values, list | tuple) and all(
+                isinstance(value, int | np.integer) for value in values
+            )
+            array = np.array(values) if plain else np.empty(0)
+    except ValueError:  # a shape that no array can have
         return None
     array = array.reshape(-1)
-    if array.dtype.kind not in "iu" or not array.size:
+    if array.dtype.kind not in "iu" or not array.size or array.max() > np.iinfo(np.int64).max:
         return None
     return array.astype(np.int64)
 

@@ -127,7 +127,7 @@ def _from_cifar100(
 ) -> tuple[PlannedClass, ...]:
     """Divide the 100 classes of CIFAR-100."""
     names = texts_of(_read(tree, "meta", scratch).get("fine_label_names"))
-    if set(names) != set(splits):
+    if sorted(names) != sorted(splits):
         raise UserError(f"{tree.name}/meta: does not name the 100 classes of CIFAR-100")
     parts = [_part(tree, part, scratch) for part in _PARTS]
     classes = []

@@ -7,6 +7,7 @@ accuracies, so that the config has to name one.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,7 +18,7 @@ from PIL import Image
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import CubSource
 from raymaml.data.importers.benchmark import Benchmark, Images, in_order, verify
-from raymaml.data.importers.images import decode, squared, squashed
+from raymaml.data.importers.images import decode, image_bytes, squared, squashed
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.trees import Tree, find_tree
@@ -123,7 +124,7 @@ def _classes(
     wrong = []
     for name in names.values():
         folder = name.partition("/")[0]
-        if folder[:3].isdigit() and 1 <= int(folder[:3]) <= NUM_CLASSES:
+        if re.match(r"[0-9]{3}", folder) and 1 <= int(folder[:3]) <= NUM_CLASSES:
             images[folder].append(name)
         else:
             wrong.append(f"{tree.name}/images.txt: {name} is of no class 001 to 200; get it again")
@@ -174,7 +175,7 @@ def _load(tree: Tree, names: list[str], boxes: Mapping[str, Box] | None, size: i
 
 
 def _read(tree: Tree, file: str) -> bytes:
-    return tree.blob(file).read()
+    return image_bytes(tree.blob(file))
 
 
 def _cut_out(box: Box, size: int) -> Callable[[Image.Image], Images]:

@@ -18,9 +18,10 @@ from PIL import Image, ImageOps
 
 from raymaml.config.schema import SPLITS
 from raymaml.config.sources import ImageFolderSource
-from raymaml.data.importers.images import decode_files, read_csv
+from raymaml.data.importers.images import decode_files, is_file, read_csv
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.errors import UserError
+from raymaml.outside import stays_inside
 from raymaml.seeding import bit_stream, draw_without_replacement
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -132,14 +133,21 @@ def _row_problem(row: Sequence[str], folder: Path, seen: set[Path]) -> str | Non
     if not row:
         return None
     if len(row) != len(CSV_HEADER) or not all(row):
-        return f"{','.join(row)!r} does not give path, class and split; write all three"
+        return f"{','.join(row)!r:.200} does not give path, class and split; write all three"
     if row[2] not in SPLITS:
-        return f"split is {row[2]!r}; it must be one of {', '.join(SPLITS)}"
-    path = folder / row[0]
-    if not path.is_file():
-        return f"{path} does not exist; mend the path"
+        return f"split is {row[2]!r:.200}; it must be one of {', '.join(SPLITS)}"
+    return _path_problem(row[0], folder, seen)
+
+
+def _path_problem(name: str, folder: Path, seen: set[Path]) -> str | None:
+    """Say what is wrong with a path of the CSV; note one that is right."""
+    if not stays_inside(name):
+        return f"{name!r:.200} leaves the folder of the images; mend the path"
+    path = folder / name
+    if not is_file(path):
+        return f"{path!s:.300} does not exist; mend the path"
     if path in seen:
-        return f"{row[0]} is listed twice; an image may be in one class only"
+        return f"{name} is listed twice; an image may be in one class only"
     seen.add(path)
     return None
 
@@ -155,7 +163,8 @@ def _class_folders(folder: Path) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
+    named = (path for path in _visible(folder) if path.suffix.lower() in SUFFIXES)
+    return [path for path in named if path.is_file()]
 
 
 def _square(image: Image.Image, mode: str, size: int) -> NDArray[np.uint8]:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
-from io import BytesIO
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from raymaml.data.importers.stored import Blob
 from raymaml.errors import UserError, reason_of
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may take a file for, whatever its name: among its others is PostScript, for which it
+would start Ghostscript."""
+MOST_IMAGE_BYTES, MOST_TABLE_BYTES = 256 << 20, 512 << 20
+"""Of an image file, and of a CSV, which are read whole."""
 Read = Callable[[], bytes]
 Transform = Callable[[Image.Image], NDArray[np.uint8]]
 
@@ -28,16 +37,10 @@ def decode(files: Iterable[tuple[str, Read]], transform: Transform) -> NDArray[n
     images, problems = [], []
     for name, read in files:
         try:
-            with Image.open(BytesIO(read())) as image:
-                images.append(transform(image))
-        except (
-            OSError,
-            SyntaxError,  # how Pillow's PNG reader reports a damaged chunk
-            ValueError,
-            zipfile.BadZipFile,
-            zlib.error,
-            Image.DecompressionBombError,
-        ) as error:
+            images.append(_decoded(read(), transform))
+        except UserError:
+            raise
+        except Exception as error:  # Pillow has no list of what it raises on damage
             problems.append(
                 f"{name}: is not a readable image ({_reason(error)}); mend or remove it"
             )
@@ -46,9 +49,77 @@ def decode(files: Iterable[tuple[str, Read]], transform: Transform) -> NDArray[n
     return np.stack(images)
 
 
+def _decoded(data: bytes, transform: Transform) -> NDArray[np.uint8]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd metadata, of which none is used
+        # more pixels than Pillow finds reasonable, 89 million, are an error already
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(BytesIO(data), formats=FORMATS) as image, _unheard(image.format):
+            return transform(image)
+
+
+@contextlib.contextmanager
+def _unheard(kind: str | None) -> Iterator[None]:
+    """Drop what libtiff writes to standard error; the error itself comes as an exception."""
+    if kind != "TIFF":
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def image_bytes(blob: Blob) -> bytes:
+    """Return the bytes of an image file that lies in another one.
+
+    Raises:
+        ValueError: they are too many.
+    """
+    require_length(blob.length, MOST_IMAGE_BYTES)
+    return blob.read()
+
+
+def require_length(length: int, most: int) -> None:
+    """Check the length of what is read whole.
+
+    Raises:
+        ValueError: it is too great.
+    """
+    if length > most:
+        raise ValueError(f"{length:,} bytes are more than the {most:,} that are read")
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """Return the bytes of a file, and of no pipe or device.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is something else, or too long.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    require_length(status.st_size, most)
+    return path.read_bytes()
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; for names, too, that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def decode_files(paths: Iterable[Path], transform: Transform) -> NDArray[np.uint8]:
     """As ``decode``, of files on disk."""
-    return decode(((str(path), path.read_bytes) for path in paths), transform)
+    reads = ((str(path), partial(read_whole, path, MOST_IMAGE_BYTES)) for path in paths)
+    return decode(reads, transform)
 
 
 def read_csv(table: Path, name: str, remedy: str) -> list[list[str]]:
@@ -58,9 +129,9 @@ def read_csv(table: Path, name: str, remedy: str) -> list[list[str]]:
         UserError: it cannot be read; ``name`` begins the message and ``remedy`` ends it.
     """
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_whole(table, MOST_TABLE_BYTES).decode("utf-8-sig")
+        return list(csv.reader(StringIO(text, newline="")))
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{name} cannot be read ({error}); {remedy}") from None
 
 

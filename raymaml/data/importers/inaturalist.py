@@ -10,6 +10,7 @@ Which CSV is train is told from its number of classes, and by its name only wher
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from raymaml.data.importers.images import decode_files, read_csv, squared
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.sampling import listed
 from raymaml.errors import UserError
+from raymaml.outside import stays_inside
 from raymaml.seeding import bit_stream, draw_without_replacement
 
 NUM_CLASSES: dict[Split, int] = {"train": 908, "test": 227}
@@ -93,10 +95,10 @@ def _problem(row: Sequence[str], seen: set[str]) -> str | None:
     """Say what is wrong with a line; an empty one is fine."""
     if not row:
         return None
-    if len(row) != 2 or not row[1].strip().isdecimal():
-        return f"{','.join(row)!r} is not a path and a whole number; mend the line"
-    if ".." in PurePosixPath(row[0]).parts or row[0].startswith("/"):
-        return f"{row[0]!r} leaves the folder images; mend the path"
+    if len(row) != 2 or not re.fullmatch(r" *[0-9]{1,18} *", row[1]):
+        return f"{','.join(row)!r:.200} is not a path and a whole number; mend the line"
+    if not stays_inside(row[0]):
+        return f"{row[0]!r:.200} leaves the folder images; mend the path"
     return f"{row[0]} is listed twice; keep one line" if row[0] in seen else None
 
 

@@ -68,15 +68,20 @@ def text_of(value: object) -> str:
 
 def texts_of(values: object) -> list[str]:
     """Return a list or array of texts as a list; an empty one for anything else."""
-    items = values.read().tolist() if isinstance(values, StoredArray) else values
-    return list(map(text_of, items)) if isinstance(items, list | tuple) else []
+    try:
+        items = values.read().tolist() if isinstance(values, StoredArray) else values
+    except ValueError:  # a shape that no array can have, or characters that are none
+        return []
+    if not isinstance(items, list | tuple) or not all(isinstance(i, str | bytes) for i in items):
+        return []
+    return list(map(text_of, items))
 
 
 def _is_pickle(path: Path) -> bool:
     if path.suffix in {".pickle", ".pkl"}:
         return True  # or should be one: a damaged one is named
-    with path.open("rb") as file:
-        return file.read(3).startswith(_MAGIC)
+    blob = open_blob(path)
+    return blob.file.read(0, min(3, blob.length)).startswith(_MAGIC)
 
 
 def labelled_pickles(folder: Path, scratch: Scratch) -> list[LabelledFile]:

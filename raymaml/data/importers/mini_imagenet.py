@@ -40,7 +40,9 @@ from raymaml.data.importers.images import decode_files, read_csv, squashed
 from raymaml.data.importers.labelled_pickles import files_in, labelled_pickles
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
+from raymaml.data.sampling import listed
 from raymaml.errors import UserError
+from raymaml.outside import stays_inside
 
 RAVI_CSV = "images and CSVs (Ravi and Larochelle)"
 ILSVRC = "the class folders of ILSVRC 2012"
@@ -133,11 +135,13 @@ def _read_csv(table: Path) -> dict[str, list[Path]]:
     header, *rows = read_csv(table, f"{table}:", "get it again") or [[]]
     if header != _CSV_HEADER:
         return {}
-    wrong = [number for number, row in enumerate(rows, 2) if row and len(row) != len(_CSV_HEADER)]
+    wrong = [
+        f"{table}:{number}: must give filename and label; mend the line"
+        for number, row in enumerate(rows, 2)
+        if row and (len(row) != len(_CSV_HEADER) or not stays_inside(row[0]))
+    ]
     if wrong:
-        raise UserError(
-            *(f"{table}:{number}: must give filename and label; mend the line" for number in wrong)
-        )
+        raise UserError(*listed(wrong))
     images = table.parent / "images"
     folder = images if images.is_dir() else table.parent
     found: dict[str, list[Path]] = {}

@@ -7,8 +7,8 @@ one is unpacked beside the bank when its first row is asked for.
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from raymaml.data.importers.stored import Blob, Scratch, StoredArray, chunks_of, open_blob
+from raymaml.data.importers.stored import (
+    Blob,
+    Scratch,
+    StoredArray,
+    chunks_of,
+    open_blob,
+    require_unpacked,
+)
 from raymaml.errors import UserError, reason_of
 
 _LOCAL_HEADER = 30  # bytes of a zip's local file header before the name (APPNOTE.TXT 4.3.7)
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,16 @@ class NpzArray:
         """
         length = math.prod(self.shape) * self.dtype.itemsize
         try:
+            require_unpacked(self.member.file_size, self.member.compress_size)
             if self.member.compress_type == zipfile.ZIP_STORED:
                 data = Blob(open_blob(self.path).file, self._place(), length)
             else:
                 data = self.scratch.new_file().append(self._unpack())
             if data.length != length:
                 raise EOFError("the data end too early")
-        except _DAMAGE as error:
+        except UserError:
+            raise
+        except Exception as error:  # zipfile has no list of what it raises on damage
             raise _damaged(self.path, error) from None
         return StoredArray(data, self.dtype, self.shape, self.fortran)
 
@@ -80,23 +89,25 @@ def open_npz(path: Path, key: str, scratch: Scratch) -> NpzArray | None:
             with archive.open(member) as stream:
                 shape, fortran, dtype = _header(stream)
                 header_length = stream.tell()
-    except _DAMAGE as error:
+    except Exception as error:  # neither zipfile nor numpy has a list
         raise _damaged(path, error) from None
     declared = header_length + math.prod(shape) * dtype.itemsize
     if dtype.hasobject or declared != member.file_size:
         raise UserError(
-            f"{path}: {key} is declared as {dtype} {shape}, but {member.file_size} bytes are there"
-            " (arrays of objects are refused); get the file again"
+            f"{path}: {key} is declared as {dtype!s:.100} {shape!s:.100}, but {member.file_size}"
+            " bytes are there (arrays of objects are refused); get the file again"
         )
     return NpzArray(path, member, scratch, header_length, dtype, shape, fortran)
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    return np.lib.format.read_array_header_2_0(stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on headers that Python 2 wrote
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)
+        return np.lib.format.read_array_header_2_0(stream)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: is not a whole npz file ({reason_of(error)}); get it again")
+    return UserError(f"{path}: is not a whole npz file ({reason_of(error)[:200]}); get it again")

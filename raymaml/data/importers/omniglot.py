@@ -11,7 +11,7 @@ import json
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -21,9 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raymaml.config.sources import OmniglotSource
-from raymaml.data.importers.images import decode
+from raymaml.data.importers.images import (
+    MOST_IMAGE_BYTES,
+    decode,
+    read_whole,
+    require_length,
+)
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
-from raymaml.errors import UserError
+from raymaml.data.importers.stored import require_unpacked
+from raymaml.errors import UserError, reason_of
+from raymaml.outside import stays_inside
 
 SETS = ("images_background", "images_evaluation")
 NUM_VAL_ALPHABETS = 5
@@ -164,27 +171,31 @@ def _in_folder(folder: Path) -> dict[str, Drawings]:
         for name in SETS
         for path in folder.glob(f"{name}/*/*/*.png")
     }
-    return _by_set((name, path.read_bytes) for name, path in paths.items())
+    return _by_set(
+        (name, partial(read_whole, path, MOST_IMAGE_BYTES)) for name, path in paths.items()
+    )
 
 
 def _in_archive(path: Path) -> dict[str, Drawings]:
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile):
-        raise UserError(f"{path}: is not a complete zip archive; get it again") from None
-    names = archive.namelist()
-    if unsafe := _unsafe(names):
-        raise UserError(f"{path}: holds the unsafe path {unsafe[0]!r}; get the official archive")
-    return _by_set((name, partial(archive.read, name)) for name in names)
+        members = {member.filename: member for member in archive.infolist()}
+        # members may share bytes, so that each is small and all together are not
+        require_unpacked(sum(each.file_size for each in members.values()), path.stat().st_size)
+    except Exception as error:  # zipfile has no list of what it raises on damage
+        raise UserError(
+            f"{path}: is not a complete zip archive ({reason_of(error)[:200]}); get it again"
+        ) from None
+    if unsafe := [name for name in members if not stays_inside(name)]:
+        raise UserError(
+            f"{path}: holds the unsafe path {unsafe[0]!r:.200}; get the official archive"
+        )
+    return _by_set((name, partial(_read, archive, each)) for name, each in members.items())
 
 
-def _unsafe(names: Sequence[str]) -> list[str]:
-    """Return the member names that would leave the folder they are extracted to."""
-    return [
-        name
-        for name in names
-        if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/")
-    ]
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    require_length(member.file_size, MOST_IMAGE_BYTES)
+    return archive.read(member)
 
 
 def _by_set(files: Iterable[tuple[str, Read]]) -> dict[str, Drawings]:

@@ -30,11 +30,6 @@ from raymaml.errors import UserError, reason_of
 LAZY_BYTES = 256
 """Values of this length and more stay in the file."""
 _DTYPE = re.compile(r"[<>|=]?([biu][1248]|f[248]|[SU]\d{1,6})")
-_DAMAGE = (
-    *(pickle.UnpicklingError, EOFError, struct.error, ValueError, TypeError, KeyError),
-    *(IndexError, AttributeError, OverflowError, OSError, MemoryError),
-)
-"""What the base class raises where a pickle is torn or makes no sense."""
 
 
 def load_pickle(name: str, blob: Blob, scratch: Scratch) -> Any:
@@ -50,12 +45,15 @@ def load_pickle(name: str, blob: Blob, scratch: Scratch) -> Any:
             return _Unpickler(stream, blob, scratch).load()
     except _RefusedError as refused:
         raise UserError(
-            f"{name}: its pickle asks for {refused}, which could run code; only numpy arrays,"
-            " lists, tuples, dicts, text and numbers are read: get the file from its publisher"
+            f"{name}: its pickle asks for {str(refused)[:200]}, which could run code; only numpy"
+            " arrays, lists, tuples, dicts, text and numbers are read: get the file from its"
+            " publisher"
         ) from None
-    except _DAMAGE as error:
+    except UserError:
+        raise
+    except Exception as error:  # the base class has no list of what it raises on damage
         raise UserError(
-            f"{name}: is not a whole pickle of data ({reason_of(error)}); get the file again"
+            f"{name}: is not a whole pickle of data ({reason_of(error)[:200]}); get the file again"
         ) from None
 
 

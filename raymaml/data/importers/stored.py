@@ -19,6 +19,9 @@ from raymaml.errors import UserError
 
 CHUNK = 1 << 20
 """Bytes that a copy holds in memory."""
+UNPACKED, PACKED_AT_MOST = 64 << 20, 100
+"""What is unpacked may have so many bytes, and beyond them so many times the bytes that it had
+packed; images were packed by much less. More is a bomb, which would fill the disk."""
 
 
 class StoredFile:
@@ -172,6 +175,29 @@ class Scratch:
 def chunks_of(read: Callable[[int], bytes]) -> Iterator[bytes]:
     """Yield what ``read(size)`` gives, piece by piece, until it gives nothing."""
     while chunk := read(CHUNK):
+        yield chunk
+
+
+def require_unpacked(length: int, packed: int) -> None:
+    """Check how much ``packed`` bytes unpack to.
+
+    Raises:
+        ValueError: it is far more than data do.
+    """
+    if length > UNPACKED + PACKED_AT_MOST * packed:
+        raise ValueError(f"{packed:,} bytes unpack to {length:,} or more, as no data do")
+
+
+def bounded(chunks: Iterable[bytes], packed: int) -> Iterator[bytes]:
+    """Yield what ``packed`` bytes unpack to, up to the bound of ``require_unpacked``.
+
+    Raises:
+        ValueError: it is more.
+    """
+    length = 0
+    for chunk in chunks:
+        length += len(chunk)
+        require_unpacked(length, packed)
         yield chunk
 
 

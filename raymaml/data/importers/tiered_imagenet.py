@@ -43,7 +43,7 @@ from raymaml.data.importers.benchmark import (
     resized,
     verify,
 )
-from raymaml.data.importers.images import decode, squashed
+from raymaml.data.importers.images import decode, image_bytes, squashed
 from raymaml.data.importers.labelled_pickles import files_in, pickles_in, texts_of
 from raymaml.data.importers.npz import NpzArray, open_npz
 from raymaml.data.importers.plan import ImportPlan
@@ -114,9 +114,10 @@ def _read(folder: Path, scratch: Scratch) -> tuple[list[_Pictures], list[_Labels
 
 def _npz(array: NpzArray, opened: Callable[[], StoredArray]) -> _Pictures:
     described = StoredArray(b"", array.dtype, array.shape)
-    if problem := pixels_problem(str(array.path), described, array.shape[0]):
+    count = array.shape[0] if array.shape else 0
+    if problem := pixels_problem(str(array.path), described, count):
         raise UserError(problem)
-    return _pictures(array.path, array.shape[0], partial(_load_npz, opened), NPZ)
+    return _pictures(array.path, count, partial(_load_npz, opened), NPZ)
 
 
 def _load_npz(opened: Callable[[], StoredArray], rows: NDArray[np.int64], size: int) -> Images:
@@ -143,7 +144,7 @@ def _load_pngs(
 
 
 def _bytes(file: Blob | bytes) -> bytes:
-    return file.read() if isinstance(file, Blob) else file
+    return image_bytes(file) if isinstance(file, Blob) else file
 
 
 def _pictures(path: Path, count: int, load: Any, form: str) -> _Pictures:

@@ -11,13 +11,13 @@ import bz2
 import gzip
 import lzma
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from raymaml.data.importers.stored import Blob, Scratch, chunks_of, open_blob
+from raymaml.data.importers.stored import Blob, Scratch, bounded, chunks_of, open_blob
 from raymaml.errors import UserError, reason_of
+from raymaml.outside import stays_inside
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _PACKED: dict[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]] = {
@@ -26,7 +26,6 @@ _PACKED: dict[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.LZMAFil
     b"\xfd7": lzma.LZMAFile,
 }
 _BLOCK = 512  # bytes
-_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -115,16 +114,32 @@ def read_tar(path: Path, scratch: Scratch) -> Tree:
     plain = _plain(path, scratch)
     try:
         with plain.file.stream() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            members = archive.getmembers()
-    except _DAMAGE as error:
+            members = list(_members(archive))
+    except Exception as error:  # tarfile has no list of what it raises on damage
         raise _damaged(path, error) from None
     if unsafe := [member.name for member in members if not is_safe(member)]:
-        raise UserError(f"{path}: holds the unsafe path {unsafe[0]!r}; get the official archive")
+        raise UserError(
+            f"{path}: holds the unsafe path {unsafe[0]!r:.200}; get the official archive"
+        )
     files = {member.name.removeprefix("./"): member for member in members if member.isreg()}
     # every tar ends with blocks of zeros; tarfile takes a torn one for whole
     if any(plain.file.read(max(0, plain.length - _BLOCK), min(_BLOCK, plain.length))):
         raise _damaged(path, EOFError("the file ends too early"))
     return Tree(str(path), {name: _member(plain, member) for name, member in files.items()})
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members; a header that leads back to where it stands would do so for ever.
+
+    Raises:
+        ValueError: there is one.
+    """
+    offset = -1
+    while (member := archive.next()) is not None:
+        if member.offset <= offset or member.size < 0 or archive.offset <= member.offset:
+            raise ValueError("a member leads back")
+        offset = member.offset
+        yield member
 
 
 def _member(plain: Blob, member: tarfile.TarInfo) -> Callable[[], Blob]:
@@ -139,13 +154,14 @@ def _plain(path: Path, scratch: Scratch) -> Blob:
     if opener is None:
         return packed
     with opener(path) as stream:
-        return scratch.new_file().append(_readable(path, chunks_of(stream.read)))
+        chunks = bounded(chunks_of(stream.read), packed.length)
+        return scratch.new_file().append(_readable(path, chunks))
 
 
 def _readable(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
     try:
         yield from chunks
-    except _DAMAGE as error:
+    except Exception as error:  # nor do the libraries of compression
         raise _damaged(path, error) from None
 
 
@@ -153,23 +169,12 @@ def is_safe(member: tarfile.TarInfo) -> bool:
     """Whether a member, and what it links to, stays inside the folder it is extracted to."""
     if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
         return False  # devices and pipes
-    if member.issparse() or not _stays_inside(member.name):
+    if member.issparse() or not stays_inside(member.name):
         return False
     if member.issym():
-        return _stays_inside(str(PurePosixPath(member.name).parent / member.linkname))
-    return not member.islnk() or _stays_inside(member.linkname)
-
-
-def _stays_inside(name: str) -> bool:
-    if name.startswith("/") or "\\" in name or ":" in name:
-        return False
-    depth = 0
-    for part in name.split("/"):
-        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
-        if depth < 0:
-            return False
-    return True
+        return stays_inside(str(PurePosixPath(member.name).parent / member.linkname))
+    return not member.islnk() or stays_inside(member.linkname)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: is not a whole tar archive ({reason_of(error)}); get it again")
+    return UserError(f"{path}: is not a whole tar archive ({reason_of(error)[:200]}); get it again")

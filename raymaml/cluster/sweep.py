@@ -1,0 +1,179 @@
+"""Ray Tune: the trials of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raymaml.cluster.campaign import scratch_folder
+from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected, plan_workers
+from raymaml.cluster.trainer import train_supervised
+from raymaml.config.sweep import Asha
+from raymaml.errors import UserError, last_line
+from raymaml.evaluation.legs import run_alone, up_to
+from raymaml.evaluation.referee import Decide, Referee, always
+from raymaml.evaluation.sweep import Leg, RunLegs, Sweep, first_rung, max_steps
+from raymaml.signals import on_interrupt, stopped
+from raymaml.training.run_folder import request_stop, stop_requested
+from raymaml.training.state import Validation
+from raymaml.training.supervised import Ask
+
+_PATIENCE = "60"
+"""Seconds that Tune waits for a trial that it stopped to end its workers."""
+
+_VALIDATION = fields(Validation)
+
+
+def scheduler_of(sweep: Sweep) -> Decide:
+    """Return the decisions of the sweep's scheduler, asked at each validation."""
+    scheduler = sweep.settings.scheduler
+    if not isinstance(scheduler, Asha):
+        return always
+    from raymaml.cluster.asha import asha_decisions
+
+    return asha_decisions(
+        first_rung=first_rung(sweep, scheduler),
+        reduction_factor=scheduler.reduction_factor,
+        max_steps=max_steps(sweep),
+    )
+
+
+@contextlib.contextmanager
+def tune_runner(sweep: Sweep) -> Iterator[RunLegs]:
+    """Join or start a cluster for the block, and run trials there.
+
+    Tune's own state is thrown away: the referee and the run folders are all that is remembered.
+
+    Raises:
+        UserError: the cluster has no room for a single trial.
+    """
+    workers = sweep.settings.workers_per_trial
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _PATIENCE)
+    with connected(sweep.base.cluster), scratch_folder(sweep.folder) as scratch:
+        slots, use_gpu = plan_workers(
+            sweep.base.cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
+        )
+        if slots < workers:
+            raise UserError(
+                f"workers_per_trial is {workers} but the Ray cluster has room for {slots}; use at"
+                " most so many"
+            )
+        at_once = slots // workers
+        if sweep.settings.max_concurrent_trials != "auto":
+            at_once = min(at_once, sweep.settings.max_concurrent_trials)
+        room = _Room(workers=workers, at_once=at_once, use_gpu=use_gpu, scratch=scratch)
+        yield partial(_run_legs, room)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Room:
+    """Where the trials run."""
+
+    workers: int
+    """Of each trial."""
+    at_once: int
+    """Trials: Tune and Train do not share out resources between them, and would wait for ever."""
+    use_gpu: bool
+    scratch: Path
+
+    def resources(self) -> dict[str, float]:
+        """Return what Tune reserves for a trial; Ray Train's workers reserve their own."""
+        if self.workers > 1:
+            return {"CPU": 0.001}
+        return {"GPU": 1, "CPU": 1} if self.use_gpu else {"CPU": 1}
+
+
+def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
+    from ray import tune
+
+    trial = tune.with_parameters(
+        _run_trial, legs={leg.trial: leg for leg in legs}, room=room, directory=str(Path.cwd())
+    )
+    failures = {leg.config.cluster.max_failures for leg in legs}
+    tuner = tune.Tuner(
+        tune.with_resources(trial, room.resources()),
+        param_space={"trial": tune.grid_search([leg.trial for leg in legs])},
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            max_concurrent_trials=room.at_once,
+            scheduler=_tune_scheduler(referee),
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(room.scratch),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=max(failures)),
+        ),
+    )
+    grace = max(leg.config.cluster.grace_seconds for leg in legs)
+    with on_interrupt(lambda: request_stop(room.scratch), grace):
+        call_in_thread(tuner.fit)
+    if stop_requested(room.scratch):
+        raise stopped()
+
+
+def _run_trial(
+    trial: Mapping[str, Any], *, legs: Mapping[int, Leg], room: _Room, directory: str
+) -> None:
+    """Run one leg; the process serves many trials."""
+    from ray import tune
+
+    os.chdir(directory)
+    leg, stop = legs[trial["trial"]], partial(stop_requested, room.scratch)
+    if stop():
+        return
+    try:
+        if room.workers == 1:
+            device = torch.device("cuda" if room.use_gpu else "cpu")
+            run_alone(leg, device, _asking_tune(leg), stop)
+        else:
+            ask = up_to(leg, _asking_tune(leg))
+            train_supervised(leg.config, room.workers, room.use_gpu, ask, stop)
+    except UserError as error:
+        tune.report({"problem": "; ".join(error.problems)})
+
+
+def _asking_tune(leg: Leg) -> Ask:
+    """Return what reports a validation to Tune, which ends the thread where the answer is no."""
+    from ray import tune
+
+    def ask(validation: Validation) -> bool:
+        tune.report({"run": leg.config.name, **asdict(validation)})
+        return True
+
+    return ask
+
+
+def _tune_scheduler(referee: Referee) -> Any:
+    """Return a scheduler that starts trials in their order, and asks the referee."""
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+    class Scheduler(FIFOScheduler):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            number = trial.config["trial"]
+            if "problem" in result:
+                referee.fail(number, result["problem"])
+                return str(TrialScheduler.STOP)
+            if "step" not in result:  # stopped before it began
+                return str(TrialScheduler.CONTINUE)
+            validation = Validation(**{field.name: result[field.name] for field in _VALIDATION})
+            goes_on = referee.report(number, result["run"], validation)
+            return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+        def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+            error = trial.get_error()
+            said = last_line(error) if error is not None else "its process was lost"
+            referee.fail(trial.config["trial"], f"failed too often, last with: {said}")
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            # Tune pickles its scheduler, to go on after a kill. The referee serves for that here.
+            return FIFOScheduler, ()
+
+    return Scheduler()

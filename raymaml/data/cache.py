@@ -1,0 +1,78 @@
+"""The one copy on each machine of a bank, or of shards, that is given by URI."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from raymaml.data.files import download, new_folder, read_bytes, unreachable
+from raymaml.errors import UserError, reason_of
+from raymaml.places import Place, is_remote
+
+CACHE = Path("~/.cache/raymaml")
+"""Where copies lie if nothing else is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copying:
+    """How folders of one kind are copied."""
+
+    marker: str
+    """The file that was written last; it holds the hashes of the others."""
+    others: Callable[[Path], Iterable[str]]
+    """Names the other files, once the marker lies in a folder on disk."""
+    verify: Callable[[Path], object]
+    """Raises UserError where the files in a folder on disk do not fit the hashes."""
+
+
+def local_copy(place: Place, cache: Path, how: Copying) -> Path:
+    """Return ``place`` itself, or a verified copy on disk, made when first asked for.
+
+    Copies are named by the content of the marker, which holds the hashes of all the rest; so a bank
+    that was made anew is another copy. Processes of one machine wait for the first that copies.
+
+    Raises:
+        UserError: ``place`` cannot be read, or its files are altered.
+    """
+    if not is_remote(place):
+        return place
+    try:
+        content = read_bytes(place / how.marker)
+    except FileNotFoundError:
+        raise UserError(
+            f"{place / how.marker}: does not exist; make it with `raymaml data import CONFIG` and"
+            " `raymaml data sample CONFIG`, or give another place"
+        ) from None
+    except Exception as error:
+        raise unreachable(place / how.marker, error) from None
+    copy = cache.expanduser() / hashlib.sha256(content).hexdigest()
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(copy.with_suffix(".lock")):
+            if not copy.exists():
+                _copy(place, copy, content, how)
+    return copy
+
+
+def _copy(place: Place, copy: Path, marker: bytes, how: Copying) -> None:
+    with new_folder(copy, how.marker) as partial:
+        (partial / how.marker).write_bytes(marker)
+        names = list(how.others(partial))
+        try:
+            download(place, names, partial)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{place}: lacks a file that its {how.marker} names ({reason_of(error)}); make it"
+                " again"
+            ) from None
+        except OSError as error:
+            raise unreachable(place, error) from None
+        try:
+            how.verify(partial)
+        except UserError as error:
+            problems = (problem.replace(str(partial), str(place)) for problem in error.problems)
+            raise UserError(*problems) from None

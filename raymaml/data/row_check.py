@@ -1,0 +1,49 @@
+"""Whether the row numbers in shards are those of episodes of a bank.
+
+A checksum says that a file is as it was written, not that its writer meant well: an episode that
+names a row outside its class would be judged, and one outside the bank would be read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raymaml.config.schema import EpisodesConfig
+from raymaml.data.bank import ImageBank
+from raymaml.data.shard_format import matrix
+
+
+def row_problem(
+    batch: pa.RecordBatch, first: int, bank: ImageBank, spec: EpisodesConfig, split: str
+) -> str | None:
+    """Say what is wrong with the first bad episode of a batch, which begins with ``first``."""
+    count = len(batch)
+    index = np.asarray(batch.column("index").to_numpy())
+    if not np.array_equal(index, np.arange(first, first + count)):
+        return f"its episodes are not {first} to {first + count - 1}"
+    classes = matrix(batch, "classes")  # [E, N]
+    checks = {
+        f"classes that are not of split {split}": ~np.isin(classes, bank.class_ids(split)),
+        "a class twice": np.diff(np.sort(classes, axis=1), axis=1) == 0,
+    }
+    known = classes.clip(0, len(bank.classes) - 1)
+    for name, images in (("support", spec.num_shots), ("query", spec.num_queries)):
+        checks[f"{name} rows that are not of their class"] = _strangers(
+            matrix(batch, name).reshape(count, spec.num_ways, images), bank, known
+        )
+    for text, wrong in checks.items():
+        if wrong.any():
+            bad = int(np.flatnonzero(wrong.reshape(count, -1).any(axis=1))[0])
+            return f"episode {first + bad} has {text}"
+    return None
+
+
+def _strangers(
+    rows: NDArray[np.int64], bank: ImageBank, classes: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Tell which rows [E, N, images] are outside the classes [E, N] that they stand for."""
+    first, stop = bank.first_row[classes], bank.first_row[classes + 1]
+    strangers: NDArray[np.bool_] = (rows < first[..., None]) | (rows >= stop[..., None])
+    return strangers

@@ -1,0 +1,1 @@
+"""What ``raymaml doctor`` looks at without Ray."""

@@ -1,0 +1,93 @@
+"""Whether files of records hold what judging could have written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+_UNPACKED, _PACKED_AT_MOST = 64 << 20, 200
+"""Bytes that a file may unpack to whatever its length, and times its length beyond."""
+_LONGEST_SHOWN = 1000
+_MAY_DIVERGE = {"loss", "loss_by_step", "brier", "bin_confidence"}
+_RANGES: dict[str, tuple[float, float]] = {
+    "episode": (0, 2**62),
+    **dict.fromkeys(("accuracy", "accuracy_by_step", "class_accuracy"), (0, 1 + 1e-6)),
+    **dict.fromkeys(("loss", "loss_by_step"), (-1e-3, 1e39)),
+    "brier": (0, 2 + 1e-3),
+}
+"""Of the other columns 0 to 2^31 - 1. Bounds of what is computed leave room for rounding."""
+
+
+def require_reasonable(file: pq.ParquetFile, length: int) -> None:
+    """Check that a file does not claim to unpack to far more than it is.
+
+    Rows and columns alone are asked for: on some damaged files pyarrow does not raise, but ends the
+    process, when it is asked for the metadata of their parts.
+
+    Raises:
+        ValueError: it does.
+    """
+    types = file.schema_arrow.types
+    sizes = [each.list_size if pa.types.is_fixed_size_list(each) else 1 for each in types]
+    unpacked = 8 * file.metadata.num_rows * sum(sizes)
+    if unpacked > _UNPACKED + _PACKED_AT_MOST * length:
+        raise ValueError(f"{length} bytes that unpack to {unpacked}")
+
+
+def gaps(table: pa.Table) -> str | None:
+    """Say which columns, or lists in them, lack values."""
+    return _named("gaps in", [name for name in table.column_names if _has_gaps(table.column(name))])
+
+
+def _has_gaps(column: pa.ChunkedArray) -> bool:
+    values = column.combine_chunks()
+    inner = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+    return bool(values.null_count or inner.null_count)
+
+
+def impossible(columns: Mapping[str, NDArray[Any]]) -> str | None:
+    """Say what of records no judgement gives; losses may be infinite or NaN."""
+    episodes = columns["episode"]
+    if not len(episodes) or not np.array_equal(episodes, np.arange(len(episodes)) + episodes[0]):
+        return "its episodes are not consecutive"
+    strange = []
+    for name, value in columns.items():
+        low, high = _RANGES.get(name, (0, 2**31 - 1))
+        inside = (value >= low) & (value <= high)
+        if name in _MAY_DIVERGE:
+            inside |= ~np.isfinite(value)
+        if not inside.all():
+            strange.append(name)
+    return _named("impossible values of", strange)
+
+
+def difference(schema: pa.Schema, reference: pa.Schema) -> str:
+    """Say in what records differ from those that are wanted: columns, or identity."""
+    if not schema.equals(reference, check_metadata=False):
+        return "has another number of inner steps or ways than the chunks beside it"
+    found, wanted = schema.metadata or {}, reference.metadata or {}
+    keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    texts = [
+        f"{_shown(key)} is {_shown(found.get(key))}, expected {_shown(wanted.get(key))}"
+        for key in keys
+    ]
+    return f"belongs to another campaign ({'; '.join(texts)})"
+
+
+def _shown(value: bytes | None) -> str:
+    return "absent" if value is None else value.decode(errors="replace")[:_LONGEST_SHOWN]
+
+
+def _named(what: str, names: list[str]) -> str | None:
+    return f"has {what} {', '.join(names)}" if names else None
+
+
+def are_of_bank(columns: Mapping[str, NDArray[Any]], num_classes: int, num_images: int) -> bool:
+    """Whether the classes and images that records name are those of a bank."""
+    images = max(int(columns["support_rows"].max()), int(columns["query_rows"].max()))
+    return int(columns["class_ids"].max()) < num_classes and images < num_images

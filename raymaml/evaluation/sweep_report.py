@@ -1,0 +1,210 @@
+"""The end of a sweep: table, plot and pages, and the best checkpoint as a run of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from raymaml.config.load import dump_config
+from raymaml.data.files import new_folder, read_bytes, read_text, write_text
+from raymaml.errors import UserError
+from raymaml.evaluation.campaign import Echo
+from raymaml.evaluation.page import (
+    Block,
+    Bullets,
+    Code,
+    Heading,
+    Paragraph,
+    Picture,
+    Strong,
+    Table,
+    html,
+    markdown,
+)
+from raymaml.evaluation.parallel import plot_parallel
+from raymaml.evaluation.population import Exploit
+from raymaml.evaluation.referee import Referee, Report
+from raymaml.evaluation.sweep import Sweep, max_steps
+from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows
+from raymaml.places import Place
+from raymaml.training.checkpoint import (
+    CARD,
+    checkpoint_path,
+    copy_checkpoint,
+    read_card,
+    trained_config,
+)
+from raymaml.training.metrics import METRICS_FILE
+
+SCHEMA_VERSION = 1
+BEST = "best"
+PICTURE = "parallel_coordinates.png"
+_FROM = "from.json"
+
+
+def write_sweep_report(
+    sweep: Sweep, referee: Referee, exploits: Sequence[Exploit], echo: Echo
+) -> Place:
+    """Write ``sweep.json``, ``sweep.md``, ``sweep.html`` and the plot; export the best checkpoint.
+
+    Returns:
+        The path of ``sweep.json``.
+
+    Raises:
+        UserError: no trial has an accuracy.
+    """
+    rows = trial_rows(sweep, referee, exploits)
+    best = referee.best(len(sweep.trials))
+    if best is None:
+        problems = [f"{row.run}: {row.problem}" for row in rows if row.problem]
+        raise UserError(f"{sweep.folder}: no trial came to a validation", *dict.fromkeys(problems))
+    config_path = export_best(sweep, best)
+    plot_parallel(sweep.folder / PICTURE, rows, sweep.settings.space)
+    blocks = page_blocks(sweep, rows, best, exploits)
+    title = sweep.settings.title
+    write_text(sweep.folder / "sweep.md", markdown(title, blocks))
+    write_text(sweep.folder / "sweep.html", html(title, blocks, sweep.folder))
+    path = sweep.folder / "sweep.json"
+    content = _as_json(sweep, rows, best, exploits)
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    for line in text_table(rows):
+        echo(line)
+    echo(f"{sweep.folder}: {count_text(rows)}; the best is {best.run}, {accuracy_text(best)}")
+    echo(f"judge it by: raymaml test {config_path}")
+    return path
+
+
+def export_best(sweep: Sweep, best: Report) -> Place:
+    """Make ``best/``, a run folder with the best checkpoint alone, and return its config's path.
+
+    An export of another checkpoint is moved aside, since it may have been judged.
+    """
+    folder, run = sweep.folder / BEST, sweep.folder / best.run
+    source = checkpoint_path(run, best.step)
+    if folder.exists() and not _is_copy(folder, source):
+        before = json.loads(read_text(folder / _FROM))
+        aside = folder.with_name(f"best-was-{before['run']}-at-{before['step']}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}-again")
+        folder.rename(str(aside))
+    if not folder.exists():
+        config = trained_config(source, sweep.base)
+        evaluation = config.evaluation.model_copy(update={"checkpoint": "best"})
+        own = {"name": BEST, "run_dir": sweep.folder, "evaluation": evaluation}
+        with new_folder(folder, _FROM) as partial:
+            copy_checkpoint(source, partial)
+            for name in (METRICS_FILE, "run.json"):
+                if (run / name).exists():
+                    (partial / name).write_bytes(read_bytes(run / name))
+            write_text(partial / "config.yaml", dump_config(config.model_copy(update=own)))
+            write_text(partial / _FROM, json.dumps(asdict(best), indent=2) + "\n")
+    return folder / "config.yaml"
+
+
+def _is_copy(folder: Place, source: Place) -> bool:
+    copy = folder / source.name
+    return (copy / CARD).exists() and read_card(copy).files == read_card(source).files
+
+
+def page_blocks(
+    sweep: Sweep, rows: Sequence[TrialRow], best: Report, exploits: Sequence[Exploit]
+) -> list[Block]:
+    """Return what the pages show."""
+    settings = sweep.settings
+    options = settings.scheduler.model_dump(exclude_none=True)
+    keys = list(settings.space)
+    blocks: list[Block] = [
+        Paragraph(
+            Strong(
+                f"{accuracy_text(best)} on the validation episodes by {best.run}"
+                f" before outer step {best.step}"
+            )
+        ),
+        Paragraph(
+            "The interval (95%) is over the validation episodes of that one trial. The best of many"
+            " trials looks better than it is: judge it on the test episodes."
+        ),
+        Paragraph(Code(f"raymaml test {sweep.folder / BEST / 'config.yaml'}")),
+        Bullets(
+            [
+                ("scheduler", ", ".join(f"{key} {value}" for key, value in options.items())),
+                ("trials", count_text(rows)),
+                ("outer steps", _saved(rows, max_steps(sweep))),
+                ("seed of the space", str(settings.seed)),
+            ]
+        ),
+        Heading("Trials"),
+        Table(
+            ["trial", "status", "steps", "best validation accuracy", *keys],
+            [_cells(row) for row in ranked(rows)],
+            left=2,
+        ),
+        Picture(PICTURE, "A line a trial, the better the darker; trials that ended early dashed"),
+    ]
+    if failed := [(row.run, row.problem) for row in rows if row.problem]:
+        blocks += [Heading("Failed"), Bullets([(name, text or "") for name, text in failed])]
+    if exploits:
+        blocks += [Heading("Lineage"), _lineage(exploits, keys)]
+    return blocks
+
+
+def _saved(rows: Sequence[TrialRow], longest: int) -> str:
+    taken, all_of_them = sum(row.steps for row in rows), longest * len(rows)
+    return f"{taken:,} of {all_of_them:,} that all trials would have taken to their ends"
+
+
+def _lineage(exploits: Sequence[Exploit], keys: Sequence[str]) -> Table:
+    return Table(
+        ["trial", "goes on from", "before step", "had", "donor has", *keys],
+        [
+            [
+                str(each.trial),
+                each.donor_run,
+                str(each.step),
+                f"{100 * each.accuracy:.2f}%",
+                f"{100 * each.donor_accuracy:.2f}%",
+                *(str(each.values[key]) for key in keys),
+            ]
+            for each in exploits
+        ],
+        left=2,
+    )
+
+
+def _cells(row: TrialRow) -> list[str]:
+    steps = f"{row.steps}/{row.num_steps}"
+    values = [str(value) for value in row.values.values()]
+    return [str(row.trial), row.status, steps, accuracy_text(row.best), *values]
+
+
+def text_table(rows: Sequence[TrialRow]) -> list[str]:
+    """Return the table as lines of text."""
+    header = ["trial", "status", "steps", "best", *(key for key in rows[0].values)]
+    cells = [header, *(_cells(row) for row in ranked(rows))]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+
+
+def _as_json(
+    sweep: Sweep, rows: Sequence[TrialRow], best: Report, exploits: Sequence[Exploit]
+) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "sweep": sweep.settings.model_dump(mode="json"),
+        "best": _report(best),
+        "trials": [{**asdict(row), "best": _report(row.best)} for row in rows],
+        "lineage": [asdict(each) for each in exploits],
+    }
+
+
+def _report(report: Report | None) -> dict[str, Any] | None:
+    """Return a report as JSON has it: the interval of a single episode is null."""
+    if report is None:
+        return None
+    interval = report.ci95 if report.ci95 != float("inf") else None
+    return {**asdict(report), "ci95": interval}

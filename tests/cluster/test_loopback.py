@@ -1,0 +1,65 @@
+"""A Ray that raymaml starts: nobody outside this machine reaches it, nobody without its token."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import re
+
+import psutil
+import pytest
+from helpers_cluster import trained_steps, wait_until
+
+pytestmark = pytest.mark.ray
+
+SERVERS = {"dashboard.py", "DashboardAgent", "RuntimeEnvAgent", "gcs_server", "raylet"}
+"""What serves a cluster, by a word of its command line. Dashboard and agent take jobs."""
+
+
+def test_a_cluster_of_our_own_listens_on_loopback_and_asks_for_a_token(
+    tmp_path, make_config, start
+):
+    config = make_config("run", "outer.num_steps=5000", "outer.validate_every=2500")
+    command = start("train", str(tmp_path / "run/config.yaml"))
+    command.wait_until(lambda: trained_steps(config.run_folder) >= 1, "training")
+
+    found: list[tuple[str, tuple[str, int]]] = []
+
+    def serving() -> bool:
+        found[:] = listeners(command.process.pid)
+        return all(any(word in line for line, _ in found) for word in SERVERS)
+
+    wait_until(serving, "served by all of its parts")
+    open_to_all = {line for line, (ip, _) in found if not loopback(ip)}
+    # PyTorch's key-value store, where workers find each other, knows no address to bind to.
+    assert open_to_all <= {"ray::RayTrainWorker"}
+
+    dashboard = next(line for line, _ in found if "dashboard.py" in line)
+    host, port = re.search(r"--host=(\S+) --port=(\d+)", dashboard).groups()
+    assert answer(host, int(port), "/api/jobs/") == http.client.UNAUTHORIZED
+
+
+def listeners(pid: int) -> list[tuple[str, tuple[str, int]]]:
+    """Return (command line, (ip, port)) of all listening sockets of a process's descendants."""
+    return [
+        (" ".join(process.cmdline()).strip(), tuple(connection.laddr))
+        for process in psutil.Process(pid).children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+
+
+def loopback(ip: str) -> bool:
+    """Whether an address, IPv4 in IPv6 or not, is this machine's own."""
+    address = ipaddress.ip_address(ip)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def answer(ip: str, port: int, path: str) -> int:
+    """Return the status that a server answers somebody without a token."""
+    connection = http.client.HTTPConnection(ip, port, timeout=30)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()

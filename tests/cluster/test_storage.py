@@ -1,0 +1,75 @@
+"""Everything at a URI, under Ray: an S3 server on loopback, kills and going on included."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from helpers_cluster import assert_same_bits, trained_steps, wait_until
+
+from raymaml.data.files import upload
+from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.records import read_records
+from raymaml.training.checkpoint import find_checkpoint, list_steps, load_tensors, read_card
+from raymaml.training.worker import train_locally
+
+pytestmark = pytest.mark.ray
+
+CPU = torch.device("cpu")
+STEPS = (
+    "outer.num_steps=60",
+    "outer.validate_every=15",
+    "outer.log_every=5",
+    "episodes.test.num_episodes=240",
+    "evaluation.chunk_size=20",
+    "evaluation.baseline_episodes=0",
+    "cluster.num_workers=2",
+)
+
+
+def test_training_and_campaign_at_a_uri_are_killed_and_go_on(
+    make_config, tiny_bank, s3, s3_server, start
+):
+    lone = make_config("run", *STEPS)
+    assert train_locally(lone, lambda _line: None)
+    judge_locally(partial(plan_test, lone), lone.cluster, lambda _line: None)
+
+    upload(tiny_bank.folder, s3 / "bank", last="bank.json")
+    places = [f"data.bank={s3}/bank", f"data.shards={s3}/shards", f"run_dir={s3}/runs"]
+    there = lone.data.shards.parent.with_name("there")
+    config = make_config(there, *STEPS, *places, f"data.cache={there}/cache")
+    path, folder = str(there / "config.yaml"), config.run_folder
+
+    killed = start("train", path, **s3_server)
+    killed.wait_until(lambda: trained_steps(folder) >= 20, "at step 20")
+    killed.kill()
+    assert max(list_steps(folder)) < 60
+    again = start("train", path, **s3_server)
+    assert again.finish() == 0, again.errors
+    assert again.errors == ""
+    assert again.lines[-1].startswith(f"{folder}: done; best validation accuracy")
+    for which in ("last", "best"):
+        assert_same_bits(*(weights(each.run_folder, which) for each in (config, lone)))
+
+    judged = start("test", path, **s3_server)
+    records = folder / "test" / "model"
+    judged.wait_until(lambda: len(list(records.glob("*/*.parquet"))) >= 2, "two chunks further")
+    judged.kill()
+    assert len(list(records.glob("*/*.parquet"))) < 12
+    again = start("test", path, **s3_server)
+    assert again.finish() == 0, again.errors
+    assert again.errors == ""
+    assert again.lines[-1] == f"{folder}/test/summary.json"
+    tables = [
+        read_records(campaign.records_of(campaign.arms[0]), 240).drop_columns("seconds")
+        for campaign in (plan_test(config, CPU), plan_test(lone, CPU))
+    ]
+    assert tables[0].equals(tables[1], check_metadata=True)
+    wait_until(lambda: not any(each.is_running() for each in judged.orphans), "rid of orphans")
+
+
+def weights(folder, which):
+    path = find_checkpoint(folder, which)
+    return load_tensors(path, read_card(path), "params.pt", CPU)

@@ -1,0 +1,164 @@
+"""Sweeps on Ray Tune: decisions, kills, and trials with workers of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_cluster import assert_same_bits
+
+from raymaml.cluster.asha import asha_decisions
+from raymaml.cluster.sweep import scheduler_of, tune_runner
+from raymaml.errors import UserError
+from raymaml.evaluation.legs import local_runner
+from raymaml.evaluation.referee import STATE_FILE
+from raymaml.evaluation.sweep import Runner, Sweep, read_sweep, run_sweep
+from raymaml.training.worker import train_locally
+
+SPACE = """\
+name: s
+title: A sweep
+config: config.yaml
+space:
+  outer.lr: {log_uniform: [1e-3, 1e-1]}
+  model.norm: {grid: [transductive, context]}
+"""
+ASHA = f"{SPACE}num_trials: 5\nmax_concurrent_trials: 1\nset: {{outer.num_steps: 12}}\n"
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def make_sweep(make_config, tmp_path: Path) -> Callable[..., Sweep]:
+    def make(text: str, place: str) -> Sweep:
+        make_config(place)
+        path = tmp_path / place / "s.yaml"
+        path.write_text(text, encoding="utf-8")
+        return read_sweep(path)
+
+    return make
+
+
+def run(sweep: Sweep, runner: Runner) -> dict[str, Any]:
+    path = run_sweep(sweep, runner=runner, decide=scheduler_of, echo=quiet)
+    return json.loads(path.read_text("utf-8"))
+
+
+def reports(sweep: Sweep) -> list[dict[str, Any]]:
+    """What the sweep remembers, in its order."""
+    path = sweep.folder / STATE_FILE
+    return json.loads(path.read_text("utf-8"))["reports"] if path.exists() else []
+
+
+def test_asha_ends_what_is_not_among_the_best_so_far() -> None:
+    decide = asha_decisions(first_rung=2, reduction_factor=2, max_steps=8)  # rungs 2, 4, 8
+    assert decide(0, 0, 0.2)  # before the first rung nothing is decided
+    assert decide(0, 2, 0.5)  # nobody is there to be compared with
+    assert decide(1, 2, 0.75)
+    assert not decide(2, 2, 0.6)  # below 0.625, the median of 0.5 and 0.75
+    assert decide(3, 2, 0.65)  # above 0.6, the median of three
+    assert decide(0, 4, 0.25)  # the first at its rung, however bad
+    assert not decide(1, 8, 0.99)  # all steps are done
+
+
+def test_asha_asked_again_in_the_same_order_decides_the_same() -> None:
+    asked = [(trial, step, ((7 * trial + step) % 11) / 11) for step in (2, 4) for trial in range(9)]
+    options = {"first_rung": 2, "reduction_factor": 2, "max_steps": 8}
+    first, second = asha_decisions(**options), asha_decisions(**options)
+    answers = [first(*each) for each in asked]
+    assert [second(*each) for each in asked] == answers
+    assert len(set(answers)) == 2
+    other = asha_decisions(**options)
+    backwards = [other(*each) for each in reversed(asked)][::-1]
+    assert backwards != answers  # the order matters, which is why it is remembered
+
+
+@pytest.mark.ray
+def test_a_killed_sweep_goes_on_to_the_table_of_an_undisturbed_one(
+    cluster, make_sweep, start, weights
+):
+    """One trial at a time: then the order of the reports is that of the trials."""
+    lone, killed = make_sweep(ASHA, "lone"), make_sweep(ASHA, "killed")
+    expected = run(lone, local_runner)
+    statuses = [trial["status"] for trial in expected["trials"]]
+    assert {"done", "stopped"} == set(statuses)  # else nothing was decided
+
+    command = start("sweep", killed.origin)
+    command.wait_until(lambda: len(reports(killed)) >= 4, "at the fourth report")
+    command.kill()
+    command.clean_up()
+    known = len(reports(killed))
+    assert 4 <= known < len(reports(lone))
+    content = run(killed, tune_runner)
+
+    assert reports(killed) == reports(lone)
+    assert content["trials"] == expected["trials"]
+    for one, other in zip(killed.trials, lone.trials, strict=True):
+        found, wanted = weights(one.config.run_folder), weights(other.config.run_folder)
+        assert_same_bits(found, wanted)
+
+
+@pytest.mark.ray
+def test_trials_with_workers_of_their_own_end_in_the_bits_of_a_lone_process(
+    cluster, make_sweep, make_config, weights
+):
+    """Trial 0 is done and trial 1 stopped at the first rung, exactly there."""
+    text = f"{SPACE}num_trials: 2\nmax_concurrent_trials: 1\nworkers_per_trial: 2\n"
+    together = make_sweep(text, "together")
+    lone = make_sweep(text, "lone")
+
+    content = run(together, tune_runner)
+    expected = run(lone, local_runner)
+
+    assert reports(together) == reports(lone)
+    assert content["trials"] == expected["trials"]
+    for one, other in zip(together.trials, lone.trials, strict=True):
+        found, wanted = weights(one.config.run_folder), weights(other.config.run_folder)
+        assert_same_bits(found, wanted)
+
+
+@pytest.mark.ray
+def test_a_population_is_the_same_for_any_number_of_trials_at_once(cluster, make_sweep, weights):
+    text = (
+        f"{SPACE}num_trials: 4\n"
+        "scheduler: {kind: pbt, perturb_every: 3, quantile: 0.5}\n"  # of 6 outer steps
+    )
+    together, lone = make_sweep(text, "together"), make_sweep(text, "lone")
+    content = run(together, tune_runner)
+    expected = run(lone, local_runner)
+    assert len(content["lineage"]) == 2
+    assert content["lineage"] == expected["lineage"]
+    assert content["trials"] == expected["trials"]
+    for exploit in content["lineage"]:
+        found, wanted = (weights(sweep.folder / exploit["run"]) for sweep in (together, lone))
+        assert_same_bits(found, wanted)
+
+
+@pytest.mark.ray
+def test_a_failure_in_a_trial_is_recorded_and_the_others_go_on(cluster, make_sweep, weights):
+    text = """\
+name: s
+title: A sweep
+config: config.yaml
+space: {inner.lr: {grid: [0.1, 1.0e+30, 0.2]}}
+scheduler: none
+"""
+    sweep = make_sweep(text, "run")
+    content = run(sweep, tune_runner)
+    assert [trial["status"] for trial in content["trials"]] == ["done", "failed", "done"]
+    assert "not finite" in content["trials"][1]["problem"]
+    alone = sweep.trials[2].config.model_copy(update={"name": "alone"})
+    assert train_locally(alone, quiet)
+    assert_same_bits(weights(sweep.trials[2].config.run_folder), weights(alone.run_folder))
+
+
+@pytest.mark.ray
+def test_more_workers_a_trial_than_the_cluster_has_room_for(cluster, make_sweep):
+    sweep = make_sweep(f"{SPACE}workers_per_trial: 5\n", "run")
+    with pytest.raises(UserError, match="workers_per_trial is 5 but the Ray cluster has room for"):
+        run(sweep, tune_runner)

@@ -1,0 +1,729 @@
+"""Hostile data sets: pickles, npz files, archives, lists and pictures, through the importers."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import pickle
+import shutil
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers_fuzz import NUMBERS, Fuzz, changed_bytes, hostile_values
+from helpers_pickles import python2
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from raymaml.config.sources import (
+    CifarFsSource,
+    CubSource,
+    ImageFolderSource,
+    INaturalist2017Source,
+    MiniImageNetSource,
+    OmniglotSource,
+    TieredImageNetSource,
+)
+from raymaml.data.importers import stored
+from raymaml.data.importers.cifar import plan_cifar, splits_of
+from raymaml.data.importers.cub import plan_cub
+from raymaml.data.importers.image_folder import _square, plan_image_folder
+from raymaml.data.importers.images import decode_files, squared, squashed
+from raymaml.data.importers.inaturalist import plan_inaturalist
+from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
+from raymaml.data.importers.omniglot import plan_omniglot
+from raymaml.data.importers.pickles import load_pickle
+from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.importers.stored import Scratch, open_blob
+from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
+from raymaml.data.importers.trees import read_tar
+from raymaml.errors import UserError
+
+SIZE = 8
+
+
+class Bomb:
+    """Pickles to a call."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.system, ("touch ../outside/pwned",)
+
+
+@pytest.fixture(autouse=True)
+def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bomb of a megabyte is one here, so that thousands can go off."""
+    monkeypatch.setattr(stored, "UNPACKED", 1 << 20)
+    assert Image.init() or ImageCms  # loads Pillow's formats, which an import would later
+
+
+def load_all(plan: ImportPlan) -> None:
+    for planned in plan.classes:
+        assert planned.load().dtype == np.uint8
+
+
+# Pickles
+
+
+def opcodes() -> st.SearchStrategy[bytes]:
+    """Programs of a pickle: any opcodes, with arguments that are often too large."""
+    number = st.sampled_from(NUMBERS)
+    small = st.binary(max_size=6)
+    names = [b"os\nsystem\n", b"builtins\neval\n", b"numpy\ndtype\n", b"numpy\nndarray\n"]
+    names += [b"numpy.core.multiarray\n_reconstruct\n", b"numpy.core.multiarray\nscalar\n"]
+    names += [b"numpy.core.numeric\n_frombuffer\n", b"_codecs\nencode\n", b"\n\n", b"a.b\nc.d\n"]
+    plain = [
+        bytes([code])
+        for code in b"(.0)12NRbdseatul]}oQ\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x93\x94"
+    ]
+    one = st.one_of(
+        st.sampled_from(plain),
+        st.sampled_from(plain),
+        st.tuples(st.sampled_from([b"c", b"i"]), st.sampled_from(names)).map(b"".join),
+        st.tuples(
+            st.sampled_from([b"X", b"B", b"T", b"r", b"j", b"J", b"\x84", b"\x8b"]), number, small
+        ).map(lambda part: part[0] + struct.pack("<I", part[1] % 2**32) + part[2]),
+        st.tuples(st.sampled_from([b"\x8d", b"\x8e", b"\x96", b"\x95", b"G"]), number, small).map(
+            lambda part: part[0] + struct.pack("<Q", part[1] % 2**64) + part[2]
+        ),
+        st.tuples(st.sampled_from([b"U", b"C", b"\x8c", b"\x8a"]), small).map(
+            lambda part: part[0] + bytes([len(part[1])]) + part[1]
+        ),
+        st.tuples(st.sampled_from([b"K", b"q", b"h", b"\x80", b"\x82"]), st.integers(0, 255)).map(
+            lambda part: part[0] + bytes([part[1]])
+        ),
+        st.tuples(st.sampled_from([b"I", b"L", b"F", b"S", b"V", b"p", b"g", b"P"]), small).map(
+            lambda part: part[0] + part[1].replace(b"\n", b"") + b"\n"
+        ),
+    )
+    return st.lists(one, max_size=25).map(lambda parts: b"\x80\x02" + b"".join(parts) + b".")
+
+
+def laughs(depth: int) -> bytes:
+    """A pickle of a list of ten lists of ten lists...: small, and endless to go through."""
+    level: Any = [0] * 10
+    for _ in range(depth):
+        level = [level] * 10
+    return pickle.dumps({"data": np.zeros((2, 4, 4, 3), np.uint8), "labels": level})
+
+
+def itself() -> bytes:
+    own: list[Any] = []
+    own.append(own)
+    return pickle.dumps(
+        {"data": np.zeros((2, 4, 4, 3), np.uint8), "labels": own, "catname2label": own}
+    )
+
+
+ARRAYS: list[Any] = [
+    np.zeros((2, 4, 4, 3), np.uint8),
+    np.zeros((2, 0, 4, 3), np.uint8),
+    np.zeros((0, 4, 4, 3), np.uint8),
+    np.zeros((2, 4, 4, 3), np.float64),
+    np.zeros((2, 300, 5, 3), np.uint8),
+    np.zeros(300, "U3"),
+    np.zeros(3, "S0"),
+    np.asfortranarray(np.zeros((2, 8, 8, 3), np.uint8)),
+    *(np.array(3), np.array([1, 2]), np.array([2**63], np.uint64), np.array([True, False])),
+]
+
+
+def labelled(root: Path) -> st.SearchStrategy[bytes]:
+    """Pickles of images and labels, of the two forms, with parts that are something else."""
+    values = hostile_values(root) | st.sampled_from(ARRAYS)
+    labels = st.sampled_from([[0, 1], [0, 0], (0, 1), [-1, 5], ["a", "b"], [2**70, 1], [[0], [1]]])
+    either = labels | values
+    names = st.dictionaries(st.text(max_size=4) | st.binary(max_size=4), either, max_size=3)
+    first = st.fixed_dictionaries(
+        {"data": values, "labels": either, "catname2label": names | values}
+    )
+    second = st.fixed_dictionaries({"image_data": values, "class_dict": names | values})
+    honest = {"data": ARRAYS[0], "labels": [0, 1], "catname2label": {"a": 0, "b": 1}}
+    cache = {"image_data": ARRAYS[0], "class_dict": {"a": [0], "b": [1]}}
+    protocols = st.integers(0, 5)
+    made = st.tuples(first | second | either, protocols).map(lambda pair: pickle.dumps(*pair))
+    changed = st.tuples(st.sampled_from([honest, cache]), protocols).flatmap(
+        lambda pair: changed_bytes(pickle.dumps(*pair))
+    )
+    old = st.sampled_from([honest, cache]).map(python2).flatmap(changed_bytes)
+    tricks = st.sampled_from(
+        [laughs(5), laughs(40), itself(), pickle.dumps(Bomb()), pickle.dumps(print)]
+    )
+    return st.one_of(made, changed, changed, old, opcodes(), opcodes(), tricks)
+
+
+def test_pickles(fuzz: Fuzz) -> None:
+    source = MiniImageNetSource(kind="mini-imagenet", path=fuzz.place, verify_counts=False)
+    honest = {"data": ARRAYS[0], "labels": [0, 1]}
+    for split in ("train", "val"):
+        (fuzz.place / f"{split}.pickle").write_bytes(pickle.dumps(honest))
+    path = fuzz.place / "test.pickle"
+    scratch = Scratch(fuzz.place / "bank")
+
+    def read(_: bytes) -> None:
+        load_pickle(str(path), open_blob(path), scratch)
+        load_all(plan_mini_imagenet(source, SIZE, scratch))
+
+    path.write_bytes(pickle.dumps(honest))
+    read(b"")
+    fuzz(labelled(fuzz.root), path.write_bytes, read)
+
+
+# npz and the pickles beside it
+
+
+def npz(**arrays: Any) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    return out.getvalue()
+
+
+def npy(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    text = header.encode("latin1", "replace") + b"\n"
+    length = struct.pack("<H" if version[0] == 1 else "<I", len(text))
+    return b"\x93NUMPY" + version + length + text + data
+
+
+def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+HEADERS = [
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 4, 4, 3), }",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (2, 4, 4, 3), }",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (), }",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (-2, -48), }",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (2L, 4L, 4L, 3L), }",
+    "{'descr': '|u1', 'fortran_order': True, 'shape': (2, 4, 4, 3), }",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 0, 4611686018427387904, 3), }",
+    "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (96,), }",
+    "{'descr': '|S0', 'fortran_order': False, 'shape': (96,), }",
+    "{'descr': 'x', 'fortran_order': 3, 'shape': 'y', }",
+    "(" * 300,
+    "__import__('os').system('touch ../outside/pwned')",
+    "{" + "'a': {" * 90,
+]
+
+
+def npz_cases() -> st.SearchStrategy[bytes]:
+    images = ARRAYS[0]
+    honest = npz(images=images)
+    header = st.sampled_from(HEADERS) | st.text(max_size=60)
+    made = st.tuples(
+        header,
+        st.sampled_from([images.tobytes(), b"", b"x" * 1000]),
+        st.sampled_from([b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x09"]),
+        st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]),
+    ).map(lambda part: zipped({"images.npy": npy(*part[:3])}, part[3]))
+    size = 2 << 20
+    bomb = npy(
+        HEADERS[0].replace("2, 4, 4, 3", f"{size // 48}, 4, 4, 3"), b"\0" * (size // 48 * 48)
+    )
+    bombs = [zipped({"images.npy": bomb}, method) for method in (8, 12, 14)]
+    return st.one_of(
+        changed_bytes(honest),
+        changed_bytes(zipped({"images.npy": npy(HEADERS[0], images.tobytes())}, 8)),
+        made,
+        made,
+        st.sampled_from(bombs),
+    )
+
+
+def test_npz(fuzz: Fuzz) -> None:
+    source = TieredImageNetSource(kind="tiered-imagenet", path=fuzz.place, verify_counts=False)
+    for number, split in enumerate(("train", "val", "test")):
+        (fuzz.place / f"{split}_images.npz").write_bytes(
+            npz(images=np.zeros((2 + number, 4, 4, 3), np.uint8))
+        )
+        (fuzz.place / f"{split}_labels.pkl").write_bytes(
+            pickle.dumps({"labels": [0] * (1 + number) + [1]})
+        )
+    path = fuzz.place / "train_images.npz"
+    labels = fuzz.place / "train_labels.pkl"
+    honest = labels.read_bytes()
+
+    def write(case: tuple[bytes, bytes]) -> None:
+        path.write_bytes(case[0])
+        labels.write_bytes(case[1])
+
+    def read(_: object) -> None:
+        load_all(plan_tiered_imagenet(source, SIZE, Scratch(fuzz.place / "bank")))
+
+    names = {"labels": [0, 1], "label_specific": [0, 1], "label_specific_str": ["a", "b"]}
+    values = hostile_values(fuzz.root) | st.sampled_from(ARRAYS)
+    pickles = st.fixed_dictionaries({key: st.just(value) | values for key, value in names.items()})
+    write((npz(images=ARRAYS[0]), honest))
+    read(None)
+    one, other = npz_cases(), pickles.map(pickle.dumps) | labelled(fuzz.root)
+    pngs = st.lists(values | st.binary(max_size=400), max_size=4).map(pickle.dumps)
+    fuzz(
+        st.tuples(one, st.just(honest)) | st.tuples(st.just(npz(images=ARRAYS[0])), other | pngs),
+        write,
+        read,
+    )
+
+
+# Archives
+
+
+def tar_of(
+    members: Iterator[tuple[tarfile.TarInfo, bytes]] | list[tuple[tarfile.TarInfo, bytes]],
+    format_: int = tarfile.GNU_FORMAT,
+) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format_) as archive:
+        for member, data in members:
+            archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def cifar_members(count: int = 2) -> dict[str, bytes]:
+    rows = 100 * count
+    data = {"data": np.zeros((rows, 3072), np.uint8), "fine_labels": list(range(100)) * count}
+    names = {"fine_label_names": list(splits_of("cifar-fs"))}
+    return {
+        "cifar-100-python/meta": pickle.dumps(names),
+        "cifar-100-python/train": pickle.dumps(data),
+        "cifar-100-python/test": pickle.dumps(data),
+    }
+
+
+def info(name: str, size: int = 0, **other: Any) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    for key, value in other.items():
+        setattr(member, key, value)
+    return member
+
+
+def odd_names(root: Path) -> st.SearchStrategy[str]:
+    return st.sampled_from(
+        [
+            *(
+                "../outside/new",
+                "/etc/passwd",
+                f"{root}/outside/new",
+                "a/../../outside/new",
+                "..",
+                ".",
+            ),
+            *(
+                "",
+                "a\nb",
+                "a" * 300,
+                "\udcff",
+                "C:\\x",
+                "./././x",
+                "cifar-100-python/train",
+                "é" * 90,
+            ),
+            *("cifar-100-python/../../x", "//x", "cifar-100-python//meta", "\x1b[2J"),
+        ]
+    )
+
+
+@st.composite
+def tars(draw: st.DrawFn, root: Path, honest: dict[str, bytes]) -> bytes:
+    members = [(info(name, len(data)), data) for name, data in honest.items()]
+    for _ in range(draw(st.integers(0, 2))):
+        kind = draw(
+            st.sampled_from([b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"x", b"V"])
+        )
+        name, link = draw(odd_names(root)), draw(odd_names(root))
+        size = draw(st.sampled_from([0, 5]))
+        odd = info(name, size, type=kind, linkname=link, mode=0o7777)
+        members.insert(draw(st.integers(0, len(members))), (odd, b"x" * size))
+    format_ = draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT]))
+    try:
+        data = tar_of(members, format_)
+    except ValueError:  # a name that the format cannot hold
+        data = tar_of([(m, d) for m, d in members if m.name in honest])
+    if draw(st.booleans()):
+        data = _signed(draw(changed_bytes(data)))
+    pack = draw(st.sampled_from([bytes, bytes, gzip.compress, bz2.compress, lzma.compress]))
+    packed = pack(data)
+    return draw(changed_bytes(packed)) if draw(st.integers(0, 4)) == 0 else packed
+
+
+def _signed(data: bytes) -> bytes:
+    """Give each header that begins at a block the checksum that it should have."""
+    content = bytearray(data)
+    for at in range(0, min(len(content), 1 << 14), 512):
+        block = content[at : at + 512]
+        if len(block) == 512 and block[257:262] == b"ustar":
+            block[148:156] = b" " * 8
+            content[at + 148 : at + 156] = b"%06o\0 " % (sum(block) & 0o777777)
+    return bytes(content)
+
+
+def tar_tricks() -> list[bytes]:
+    """Archives made by hand: headers that lead back, chains of headers, sparse files, bombs."""
+
+    def header(name: str, size: bytes, kind: bytes) -> bytes:
+        block = bytearray(info(name).tobuf(tarfile.GNU_FORMAT))
+        block[124:136], block[156:157] = size.ljust(12, b"\0"), kind
+        return _signed(bytes(block))
+
+    negative = b"\xff" * 11 + b"\xf0"
+    back = b"\xff" * 8 + struct.pack(">i", -1024)
+    pax = b"30 GNU.sparse.major=1\n" + b"30 size=-512\n"
+    return [
+        header("x", negative, b"0") + bytes(1024),
+        header("x", back, b"0") * 3 + bytes(1024),
+        header("x", b"%011o" % 2**33, b"0") + bytes(1024),
+        b"".join(header("x", b"%011o" % 4, b"L") + b"name".ljust(512, b"\0") for _ in range(2000)),
+        header("x", b"%011o" % len(pax), b"x") + pax.ljust(512, b"\0") + header("y", b"0", b"0"),
+        header("x", b"%011o" % 0, b"S") + bytes(2048),
+        gzip.compress(bytes(4 << 20)),
+        bz2.compress(bytes(4 << 20)),
+        lzma.compress(bytes(4 << 20)),
+        b"\x1f\x8b",
+        b"BZh9",
+        b"\xfd7zXZ\0",
+        b"",
+        bytes(512),
+    ]
+
+
+def test_tars(fuzz: Fuzz) -> None:
+    source = CifarFsSource(kind="cifar-fs", path=fuzz.place, verify_counts=False)
+    path = fuzz.place / "cifar-100-python.tar"
+    honest = cifar_members(1)
+    small = {name: data[:40] for name, data in honest.items()}
+    scratch = Scratch(fuzz.place / "bank")
+
+    def read(_: object) -> None:
+        read_tar(path, scratch)
+        load_all(plan_cifar(source, 32, scratch))
+
+    path.write_bytes(tar_of([(info(name, len(data)), data) for name, data in honest.items()]))
+    read(None)
+    cases = st.one_of(
+        tars(fuzz.root, small),
+        tars(fuzz.root, small),
+        tars(fuzz.root, honest),
+        st.sampled_from(tar_tricks()),
+    )
+    fuzz(cases, path.write_bytes, read)
+
+
+def drawings(count: int = 2) -> dict[str, bytes]:
+    out = io.BytesIO()
+    Image.new("1", (10, 10)).save(out, "PNG")
+    return {f"/Alphabet{n}/character{n:02d}/0001_{n}.png": out.getvalue() for n in range(count)}
+
+
+@st.composite
+def zips(draw: st.DrawFn, root: Path, prefix: str) -> bytes:
+    members = {f"{prefix}{name}": data for name, data in drawings().items()}
+    odd = draw(odd_names(root)).encode("utf-8", "replace").decode()
+    if draw(st.booleans()):
+        members[odd or "x"] = draw(st.binary(max_size=30))
+    inside = (
+        f"{prefix}/Alphabet0/character00/{draw(st.sampled_from(['x', '0001_0', 'a' * 300]))}.png"
+    )
+    if draw(st.booleans()):
+        members[inside] = draw(st.sampled_from([b"", bytes(3 << 20), b"x" * 50]))
+    data = zipped(members, draw(st.sampled_from([0, 8, 12, 14])))
+    return draw(changed_bytes(data)) if draw(st.booleans()) else data
+
+
+def test_zips(fuzz: Fuzz) -> None:
+    source = OmniglotSource(
+        kind="omniglot", path=fuzz.place, split="background_evaluation", rotations=False
+    )
+    other = {f"images_evaluation{name}": data for name, data in drawings().items()}
+    (fuzz.place / "images_evaluation.zip").write_bytes(zipped(other))
+    path = fuzz.place / "images_background.zip"
+
+    def read(_: object) -> None:
+        load_all(plan_omniglot(source, SIZE))
+
+    path.write_bytes(
+        zipped({f"images_background{name}": data for name, data in drawings().items()})
+    )
+    read(None)
+    fuzz(zips(fuzz.root, "images_background"), path.write_bytes, read)
+
+
+# Lists
+
+
+def tables(root: Path, header: list[str], rows: list[list[str]]) -> st.SearchStrategy[bytes]:
+    """CSVs with some cells replaced, and with bytes changed."""
+    honest = "\n".join(",".join(row) for row in ([header] if header else []) + rows).encode()
+    odd = odd_names(root).map(lambda name: name.encode("utf-8", "replace").decode()) | st.text(
+        max_size=6
+    )
+    numbers = st.sampled_from(["9" * 6000, "-1", "²", "٣", "1e5", " 1 ", "0x1", "train", "val"])
+    fifo = st.sampled_from(
+        ["images/pipe.png", "../outside/pipe", f"{root}/outside/pipe", "/dev/zero"]
+    )
+    cell = st.sampled_from([cell for row in rows for cell in row]) | odd | numbers | fifo
+    made = st.lists(st.lists(cell, max_size=4), max_size=6).map(
+        lambda table: "\n".join(",".join(row) for row in ([header] if header else []) + table)
+    )
+    tricks = ['"' * 3, '"a\n' * 50, "a," * 70_000, "\x00", "\ufeff" * 2, "x" * 200_000, "\r\n\r"]
+    return st.one_of(
+        changed_bytes(honest),
+        made.map(lambda text: text.encode("utf-8", "replace")),
+        made.map(lambda text: text.encode("utf-8", "replace")),
+        st.sampled_from(tricks).map(lambda text: honest + b"\n" + text.encode()),
+    )
+
+
+def pictures(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 9)).save(folder / name)
+
+
+def test_a_csv_of_images_of_ones_own(fuzz: Fuzz) -> None:
+    table = fuzz.place / "list.csv"
+    names = ["a/0.png", "a/1.png", "b/0.png"]
+    pictures(fuzz.place, names)
+    (fuzz.place / "images").mkdir()
+    os.mkfifo(fuzz.place / "images" / "pipe.png")
+    source = ImageFolderSource(kind="image-folder", path=fuzz.place, csv=table)
+    rows = [
+        [name, name[0], split] for name, split in zip(names, ("train", "train", "val"), strict=True)
+    ]
+
+    def read(_: object) -> None:
+        load_all(plan_image_folder(source, SIZE))
+
+    fuzz(tables(fuzz.root, ["path", "class", "split"], rows), table.write_bytes, read)
+
+
+def test_csvs_of_mini_imagenet(fuzz: Fuzz) -> None:
+    names = [f"images/{number}.png" for number in range(4)]
+    pictures(fuzz.place, names)
+    os.mkfifo(fuzz.place / "images" / "pipe.png")
+    rows = [[f"{number}.png", f"n{number % 2}"] for number in range(4)]
+    for split in ("val", "test"):
+        (fuzz.place / f"{split}.csv").write_text(
+            "filename,label\n" + "\n".join(map(",".join, rows))
+        )
+    table = fuzz.place / "train.csv"
+    source = MiniImageNetSource(kind="mini-imagenet", path=fuzz.place, verify_counts=False)
+
+    def read(_: object) -> None:
+        load_all(plan_mini_imagenet(source, SIZE, Scratch(fuzz.place / "bank")))
+
+    fuzz(tables(fuzz.root, ["filename", "label"], rows), table.write_bytes, read)
+
+
+def test_csvs_of_inaturalist(fuzz: Fuzz) -> None:
+    names = [f"images/a/{number}.png" for number in range(4)]
+    pictures(fuzz.place, names)
+    rows = [[f"a/{number}.png", str(number)] for number in range(4)]
+    folder = fuzz.place / "fs-splits"
+    folder.mkdir()
+    (folder / "test.csv").write_text("a/3.png,7")
+    source = INaturalist2017Source(kind="inaturalist-2017", path=fuzz.place, verify_counts=False)
+
+    def read(_: object) -> None:
+        load_all(plan_inaturalist(source, SIZE))
+
+    fuzz(tables(fuzz.root, [], rows[:3]), (folder / "train.csv").write_bytes, read)
+
+
+def test_lists_of_cub(fuzz: Fuzz) -> None:
+    names = [f"{number:03d}.Bird/{number}.png" for number in (1, 2, 4)]
+    pictures(fuzz.place / "images", names)
+    source = CubSource(
+        kind="cub", path=fuzz.place, split="cub_100_50_50", crop_to_box=True, verify_counts=False
+    )
+    lists = {
+        "images.txt": "".join(f"{n} {name}\n" for n, name in enumerate(names, 1)),
+        "bounding_boxes.txt": "".join(f"{n} 1.0 1.0 4.0 5.0\n" for n in range(1, 4)),
+    }
+    numbers = [
+        "nan",
+        "inf",
+        "-1e308",
+        "1e400",
+        "-5",
+        "0",
+        "1_0",
+        "²",
+        "x" * 5000,
+        "99999999999999999999",
+    ]
+    words = st.sampled_from(
+        [*numbers, *names, "1", "2", "../../outside/pipe", "²³¹.Bird/x", "001/..", "\x1c"]
+    )
+    lines = st.lists(st.lists(words, max_size=6).map(" ".join), max_size=6).map("\n".join)
+    cases = st.one_of(
+        *(
+            st.tuples(
+                st.just(name),
+                changed_bytes(text.encode())
+                | lines.map(lambda made, text=text: (text + made).encode()),
+            )
+            for name, text in lists.items()
+        )
+    )
+
+    def write(case: tuple[str, bytes]) -> None:
+        for name, text in lists.items():
+            (fuzz.place / name).write_text(text)
+        (fuzz.place / case[0]).write_bytes(case[1])
+
+    def read(_: object) -> None:
+        load_all(plan_cub(source, SIZE, Scratch(fuzz.place / "bank")))
+
+    write(("images.txt", lists["images.txt"].encode()))
+    read(None)
+    fuzz(cases, write, read)
+
+
+# Pictures
+
+
+def picture(mode: str, kind: str, size: tuple[int, int] = (9, 7), **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, size).save(out, kind, **options)
+    return out.getvalue()
+
+
+def all_pictures() -> list[bytes]:
+    modes = {
+        "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+        "JPEG": ["L", "RGB", "CMYK"],
+        "BMP": ["1", "L", "P", "RGB"],
+        "GIF": ["L", "P"],
+        "WEBP": ["RGB", "RGBA"],
+        "TIFF": ["1", "L", "RGB", "RGBA", "CMYK", "F", "I", "I;16", "LAB", "P"],
+        "PPM": ["1", "L", "RGB"],
+    }
+    found = [picture(mode, kind) for kind, own in modes.items() for mode in own]
+    found += [
+        picture("RGB", "TIFF", compression=name)
+        for name in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits", "tiff_adobe_deflate")
+    ]
+    return [*found, picture("RGB", "JPEG", progressive=True), picture("P", "PNG", transparency=0)]
+
+
+def png(width: int, height: int, data: bytes = b"", kind: int = 2, extra: bytes = b"") -> bytes:
+    """A PNG made by hand: whatever size it claims, and whatever its data are."""
+    import zlib
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    head = struct.pack(">IIBBBBB", width % 2**32, height % 2**32, 8, kind, 0, 0, 0)
+    body = chunk(b"IHDR", head) + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def foreign_pictures(root: Path) -> list[bytes]:
+    """What Pillow could take for a picture, and must not: it would start a program for some."""
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    return [
+        postscript + f"({root}/outside/new) (w) file closefile showpage\n".encode(),
+        b"%PDF-1.4\n",
+        b"\xd7\xcd\xc6\x9a" + bytes(40),
+        b"/* XPM */\n",
+        b"#define im_width 9\n#define im_height 9\nstatic char im_bits[] = {0};",
+        b"SIMPLE  =                    T" + bytes(2880),
+        b"\x00\x00\x01\x00\x01\x00" + bytes(64),
+        b"icns" + bytes(64),
+        b"8BPS" + bytes(64),
+        b"DDS " + bytes(128),
+    ]
+
+
+def test_pictures(fuzz: Fuzz) -> None:
+    path = fuzz.place / "picture.png"
+    claims = st.tuples(*[st.sampled_from([0, 1, 9, 10_000, 20_000, 2**31 - 1, 2**32 - 1])] * 2)
+    bombs = claims.map(lambda size: png(*size, data=b"\0" * 300))
+    real = [
+        png(30_000, 30_000, bytes(1 << 20)),
+        png(200_000, 1, bytes(600_001)),
+        picture("L", "PNG", (1, 60_000)),
+    ]
+    cases = st.one_of(
+        st.sampled_from(all_pictures()).flatmap(changed_bytes),
+        st.sampled_from(all_pictures()).flatmap(changed_bytes),
+        bombs,
+        st.sampled_from([*real, *foreign_pictures(fuzz.root), *all_pictures()]),
+        st.binary(max_size=40),
+    )
+    transforms: list[Any] = [
+        squashed(SIZE),
+        squared(SIZE),
+        lambda image: _square(image, "RGB", SIZE),
+        lambda image: _square(image, "L", SIZE),
+    ]
+
+    def read(_: object) -> None:
+        problems: list[str] = []
+        for transform in transforms:
+            try:
+                assert decode_files([path], transform).shape[:3] == (1, SIZE, SIZE)
+            except UserError as error:
+                problems.extend(error.problems)
+        if problems:
+            raise UserError(*problems)
+
+    fuzz(cases, path.write_bytes, read)
+
+
+def test_a_folder_of_odd_files(fuzz: Fuzz) -> None:
+    kinds = st.sampled_from(
+        ["pipe", "folder", "link", "loop", "device", "empty", "text", "picture"]
+    )
+    names = st.sampled_from(
+        ["a.png", "b.JPG", "c.txt", ".d.png", "e\n.png", "f\udcff.png", "g" * 200 + ".gif"]
+    )
+    places = st.sampled_from(
+        ["train/x", "val/y", "test/z", "train", ".", "other", "train/\udcff", "train/a/b"]
+    )
+    source = ImageFolderSource(kind="image-folder", path=fuzz.place)
+
+    def write(case: list[tuple[str, str, str]]) -> None:
+        shutil.rmtree(fuzz.place)
+        fuzz.place.mkdir()
+        pictures(fuzz.place, ["train/x/0.png"])
+        for kind, folder, name in case:
+            path = fuzz.place / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(path):
+                make(kind, path, fuzz.root)
+
+    fuzz(
+        st.lists(st.tuples(kinds, places, names), max_size=6),
+        write,
+        lambda _: load_all(plan_image_folder(source, SIZE)),
+    )
+
+
+def make(kind: str, path: Path, root: Path) -> None:
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "link":
+            path.symlink_to(root / "outside" / "pipe")
+        case "loop":
+            path.symlink_to(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "picture":
+            path.write_bytes(picture("RGB", "PNG"))
+        case _:
+            path.write_bytes(b"" if kind == "empty" else b"text")

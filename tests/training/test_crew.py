@@ -1,0 +1,78 @@
+"""How many workers there may be, when that is at rest, and how many failures are borne."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raymaml.cluster.runtime import plan_crew
+from raymaml.errors import UserError
+from raymaml.training.crew import Crew, Patience, Rest
+
+CPUS, GPUS = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resources", "crew"),
+    [
+        ((), CPUS, (1, 1, False)),  # the tiny config has one worker
+        (("cluster.num_workers=auto",), CPUS, (2, 2, False)),
+        # elastic: what the cluster has at the start does not matter; 7 episodes in chunks of 2
+        (("cluster.min_workers=1", "cluster.num_workers=5"), CPUS, (1, 5, False)),
+        (("cluster.min_workers=3", "cluster.num_workers=auto"), {}, (3, 7, False)),
+        (
+            ("cluster.min_workers=1", "cluster.num_workers=auto", "cluster.episodes_per_chunk=2"),
+            CPUS,
+            (1, 4, False),
+        ),
+        (("cluster.min_workers=9", "cluster.num_workers=auto"), CPUS, (9, 9, False)),
+        (("cluster.min_workers=1", "cluster.device=auto"), GPUS, (1, 1, True)),
+        (("cluster.min_workers=1", "cluster.device=cuda"), CPUS, (1, 1, True)),
+    ],
+)
+def test_the_crew_is_what_the_config_says(
+    make_config: Any,
+    overrides: tuple[str, ...],
+    resources: dict[str, float],
+    crew: tuple[int, int, bool],
+) -> None:
+    config = make_config("run", "outer.meta_batch_size=7", *overrides)
+    minimum, maximum, use_gpu = crew
+    assert plan_crew(config, resources) == Crew(minimum=minimum, maximum=maximum, use_gpu=use_gpu)
+
+
+def test_a_minimum_above_the_maximum_is_refused(make_config: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        make_config("run", "cluster.min_workers=3", "cluster.num_workers=2")
+    assert "cluster.min_workers is 3 but cluster.num_workers, the most, is 2" in str(caught.value)
+
+
+def test_a_fixed_crew_needs_the_whole_cluster_at_the_start(make_config: Any) -> None:
+    config = make_config("run", "cluster.num_workers=3")
+    with pytest.raises(UserError, match=r"cluster.num_workers is 3 but the Ray cluster has 2 CPU"):
+        plan_crew(config, CPUS)
+
+
+def test_a_number_rests_when_it_has_not_changed_for_so_long() -> None:
+    rest = Rest(2.0)
+    seen = [(1, 10.0), (1, 11.9), (2, 12.0), (2, 13.9), (1, 14.0), (1, 15.9), (1, 16.0), (1, 20.0)]
+    assert [rest.reached(number, now) for number, now in seen] == [False] * 6 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("max_failures", "steps", "last"),
+    [
+        (0, [5], 1),
+        (2, [5, 5, 5], 3),
+        (2, [-1, -1, -1], 3),  # no checkpoint ever
+        (2, [5, 5, 6, 6, 6], 5),  # a checkpoint after the second one
+        (1, [1, 2, 3, 4, 5, 5], 6),  # nodes that go, again and again, while the run gets on
+    ],
+)
+def test_failures_count_while_there_is_no_new_checkpoint(
+    max_failures: int, steps: list[int], last: int
+) -> None:
+    patience = Patience(max_failures)
+    ends = [patience.ends(step) for step in steps]
+    assert ends.index(True) + 1 == last == len(steps)

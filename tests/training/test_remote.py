@@ -1,0 +1,164 @@
+"""Bank, shards, run folder and records at a URI, without Ray: the bits of the same run on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from raymaml.config.schema import Config
+from raymaml.data.bank import ImageBank, write_bank
+from raymaml.data.episodes import EpisodeShards
+from raymaml.data.files import upload
+from raymaml.errors import UserError
+from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.records import read_records
+from raymaml.evaluation.replay import replay_locally
+from raymaml.places import Place
+from raymaml.training.checkpoint import (
+    checkpoint_path,
+    find_checkpoint,
+    list_steps,
+    load_tensors,
+    read_card,
+)
+from raymaml.training.metrics import METRICS_FILE, read_metrics
+from raymaml.training.worker import train_locally
+
+CPU = torch.device("cpu")
+MakeConfig = Callable[..., Config]
+
+
+def silent(_line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def remote(make_config: MakeConfig, tiny_bank: ImageBank, s3: Place, tmp_path: Path) -> MakeConfig:
+    """``remote(...)`` is the tiny config with everything at the URI."""
+    upload(tiny_bank.folder, s3 / "bank", last="bank.json")
+    places = {"data.bank": s3 / "bank", "data.shards": s3 / "shards", "run_dir": s3 / "runs"}
+    places["data.cache"] = tmp_path / "cache"
+    overrides = [f"{key}={place}" for key, place in places.items()]
+    return lambda *more: make_config("remote", *overrides, *more)
+
+
+def weights(folder: Place) -> dict[str, torch.Tensor]:
+    path = find_checkpoint(folder, "last")
+    return load_tensors(path, read_card(path), "params.pt", CPU)
+
+
+def test_a_run_and_its_test_have_the_bits_of_those_on_disk(
+    make_config: MakeConfig, remote: MakeConfig
+) -> None:
+    here, there = make_config("here"), remote()
+    for config in (here, there):
+        assert train_locally(config, silent)
+        judge_locally(partial(plan_test, config), config.cluster, silent)
+    assert there.run_folder != here.run_folder
+    expected, found = weights(here.run_folder), weights(there.run_folder)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    records = [
+        read_records(plan.records_of(plan.arms[0])).drop_columns("seconds")
+        for plan in (plan_test(here, CPU), plan_test(there, CPU))
+    ]
+    assert records[0].equals(records[1], check_metadata=True)
+    names = {path.name for path in (there.run_folder / "test").iterdir()}
+    assert {"report.html", "report.md", "summary.json", "arms.png", "tensorboard"} <= names
+    metrics = [read_metrics(each.run_folder / METRICS_FILE) for each in (here, there)]
+    losses = [[row.get("query_loss") for row in rows] for rows in metrics]
+    assert losses[0] == losses[1]
+    assert list((there.run_folder / "tensorboard").glob("events.*"))
+    assert replay_locally(partial(plan_test, there), there.cluster, silent) == 20
+
+
+def test_a_run_goes_on_from_the_checkpoint_at_the_uri(
+    make_config: MakeConfig, remote: MakeConfig
+) -> None:
+    here = make_config("here")
+    train_locally(here, silent)
+    train_locally(remote("outer.num_steps=3"), silent)
+    there = remote()
+    assert train_locally(there, silent)
+    assert max(list_steps(there.run_folder)) == 6
+    expected, found = weights(here.run_folder), weights(there.run_folder)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_counts_for_nothing(
+    remote: MakeConfig,
+) -> None:
+    config = remote("outer.num_steps=3")
+    train_locally(config, silent)
+    torn = checkpoint_path(config.run_folder, 4)
+    (torn / "params.pt").write_bytes(b"half")
+    assert 4 not in list_steps(config.run_folder)
+    assert train_locally(remote("outer.validate_every=2"), silent)
+    assert max(list_steps(config.run_folder)) == 6
+
+
+def test_the_copy_is_made_once_and_shared(remote: MakeConfig, tmp_path: Path) -> None:
+    config = remote()
+    bank = ImageBank.open(config.data.bank, config.data.cache)
+    assert bank.folder.parent == tmp_path / "cache"
+    (config.data.bank / "images.arrow").unlink()
+    again = ImageBank.open(config.data.bank, config.data.cache)
+    assert again.folder == bank.folder
+    assert again.hash == bank.hash
+
+
+def test_pixels_that_are_not_those_of_the_header_are_not_kept(
+    remote: MakeConfig, tmp_path: Path
+) -> None:
+    config = remote()
+    pixels = config.data.bank / "images.arrow"
+    content = bytearray(pixels.read_bytes())
+    content[len(content) // 2] ^= 1
+    pixels.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=rf"^{config.data.bank}/images.arrow: is altered"):
+        ImageBank.open(config.data.bank, tmp_path / "new")
+    assert not [path for path in (tmp_path / "new").iterdir() if path.is_dir()]
+
+
+def test_a_shard_that_is_not_the_manifest_s_is_named_by_its_uri(remote: MakeConfig) -> None:
+    config = remote()
+    folder = config.data.shards / "val"
+    shard = folder / "shard-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    cache = config.data.cache / "other"
+    with pytest.raises(UserError, match=rf"^{shard}: is truncated or altered"):
+        EpisodeShards.open(folder, cache)
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"^{folder}: lacks a file that its manifest.json names"):
+        EpisodeShards.open(folder, cache)
+
+
+def test_what_is_not_there_is_named_by_its_uri(remote: MakeConfig, s3: Place) -> None:
+    config = remote()
+    with pytest.raises(UserError, match=rf"^{s3}/none/bank.json: does not exist"):
+        ImageBank.open(s3 / "none", config.data.cache)
+
+
+def test_an_import_writes_to_the_uri_and_keeps_what_is_there(remote: MakeConfig, s3: Place) -> None:
+    config = remote()
+
+    def write(place: Place) -> ImageBank:
+        return write_bank(
+            place,
+            [],
+            source="x",
+            licence="x",
+            image_shape=(1, 16, 16),
+            cache=config.data.cache,
+        )
+
+    before = (config.data.bank / "bank.json").read_bytes()
+    with pytest.raises(UserError, match=rf"^{config.data.bank}: holds another image bank"):
+        write(config.data.bank)
+    assert (config.data.bank / "bank.json").read_bytes() == before
+    (s3 / "new" / "images.arrow").write_bytes(b"what a killed import left")
+    assert write(s3 / "new").num_images == 0
