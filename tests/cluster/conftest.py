@@ -18,6 +18,7 @@ from raymaml.cluster.runtime import prepare_environment
 from raymaml.config.schema import ClusterConfig
 from raymaml.training.checkpoint import find_checkpoint
 
+FAULTS = Path(__file__).resolve().parents[1] / "faults"
 Weights = Callable[[Path], dict[str, Tensor]]
 
 
@@ -35,6 +36,8 @@ def cluster(short_folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
         environment.setenv("RAY_AUTH_MODE", "disabled")  # no token is written into the home
+        # workers import an encoder from there
+        environment.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
         environment.setenv("RAY_metrics_report_interval_ms", "500")  # Ray's default is 10 s
         prepare_environment(ClusterConfig())
         import ray
