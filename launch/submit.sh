@@ -13,7 +13,9 @@
 #
 # The script shows the job's output and ends with it (exit code 1 when the job failed). Ctrl-C ends
 # the showing, not the job: `ray job stop --address ADDRESS ID` stops that, and the same command
-# submitted again goes on from the last checkpoint. More of `ray job submit`'s options, such as
+# submitted again goes on. Stopping sends SIGTERM, at which raymaml saves after the outer step at hand,
+# and 3 s later SIGKILL, after which the last checkpoint counts: where a step takes longer, start the
+# head with RAY_JOB_STOP_WAIT_TIME_S=30 in its environment. More of `ray job submit`'s options, such as
 # --no-wait or --submission-id, go into RAYMAML_SUBMIT.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
