@@ -36,7 +36,7 @@ HOMES = {
         "bench/report.py",
         "bench/scaling/report.py",
     ],
-    "click": ["cli.py"],
+    "click": ["cli/"],
     "upath": ["places.py", "data/locks.py"],
 }
 

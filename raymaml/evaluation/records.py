@@ -285,7 +285,10 @@ def _judged(
 
 def record_arrays(table: pa.Table) -> RecordArrays:
     """Return the columns of ``table`` as numpy arrays."""
+    return RecordArrays(bank=identity_of(table).get("bank", ""), **_columns(table))
 
+
+def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
     def column(name: str) -> NDArray[Any]:
         values = table.column(name).combine_chunks()
         if pa.types.is_fixed_size_list(values.type):
@@ -293,8 +296,7 @@ def record_arrays(table: pa.Table) -> RecordArrays:
             return np.asarray(flat).reshape(len(table), values.type.list_size)
         return np.asarray(values.to_numpy(zero_copy_only=False))
 
-    columns = {name: column(name) for name in _COLUMNS}
-    return RecordArrays(bank=identity_of(table).get("bank", ""), **columns)
+    return {name: column(name) for name in _COLUMNS}
 
 
 def _schema(lengths: Mapping[str, int]) -> pa.Schema:
@@ -333,7 +335,7 @@ def _read_chunk(path: Place) -> pa.Table:
         raise UserError(f"{path}: is torn or no file of records; {_REMEDY}") from None
     if is_other:
         raise UserError(f"{path}: has other columns than a file of records; {_REMEDY}")
-    problem = gaps(table) or impossible(vars(record_arrays(table)))
+    problem = gaps(table) or impossible(_columns(table))
     if problem:
         raise UserError(f"{path}: {problem}; {_REMEDY}")
     metadata = dict(table.schema.metadata or {})

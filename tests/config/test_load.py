@@ -83,8 +83,9 @@ def test_a_key_given_twice_is_an_error_with_both_places(tmp_path: Path) -> None:
         ("data.source.min_font=3", "data.source.min_font is unknown; did you mean min_fonts?"),
         (
             "cluster.zzz=3",
-            "cluster.zzz is unknown; allowed here: device, episodes_per_chunk, keep_freed_memory,"
-            " max_failures, memory_format, num_workers, precision, threads_per_worker, timeout",
+            "cluster.zzz is unknown; allowed here: device, episodes_per_chunk, grace_seconds,"
+            " keep_freed_memory, max_failures, memory_format, min_workers, num_workers, precision,"
+            " threads_per_worker, timeout, wait_seconds",
         ),
     ],
 )

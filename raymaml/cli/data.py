@@ -1,0 +1,71 @@
+"""``raymaml data import|sample|show``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from raymaml.cli.options import (
+    takes_config,
+)
+from raymaml.config.load import load_config
+from raymaml.config.schema import SPLITS, Split
+
+
+@click.group()
+def data() -> None:
+    """Make and look at image banks and episode shards."""
+
+
+@data.command("import")
+@takes_config
+def import_(config_path: Path, overrides: tuple[str, ...]) -> None:
+    """Import data.source into the image bank data.bank."""
+    from raymaml.data.importers import import_bank
+
+    config = load_config(config_path, overrides)
+    bank = import_bank(config.data, config.episodes)
+    counts = {split: len(bank.class_ids(split)) for split in ("train", "val", "test")}
+    click.echo(
+        f"{bank.folder}: {bank.num_images} images of {bank.source}, classes "
+        + " / ".join(f"{count} {split}" for split, count in counts.items())
+        + f", hash {bank.hash[:12]}"
+    )
+
+
+@data.command()
+@takes_config
+def sample(config_path: Path, overrides: tuple[str, ...]) -> None:
+    """Sample the episodes of all splits into shards under data.shards."""
+    from raymaml.training.data import open_bank, sample_shards
+
+    config = load_config(config_path, overrides)
+    for shards in sample_shards(config, open_bank(config)):
+        click.echo(f"{shards.folder}: {shards.count} episodes")
+
+
+@data.command()
+@takes_config
+@click.option("--split", type=click.Choice(SPLITS), default="test")
+@click.option("--episode", type=click.IntRange(min=0), help="Draw this episode of the split.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default="sheet.png", show_default=True
+)
+def show(
+    config_path: Path, overrides: tuple[str, ...], split: Split, episode: int | None, out: Path
+) -> None:
+    """Draw a contact sheet (PNG) of the bank, or of one episode."""
+    from raymaml.data.contact_sheet import bank_sheet, episode_sheet
+    from raymaml.data.episodes import check_spec, sample_episode
+    from raymaml.training.data import open_bank
+
+    config = load_config(config_path, overrides)
+    bank = open_bank(config)
+    if episode is None:
+        bank_sheet(bank, out)
+    else:
+        spec = config.episodes.of(split)
+        check_spec(bank, spec, split)
+        episode_sheet(bank, sample_episode(bank, spec, config.seed, split, episode), out)
+    click.echo(out)

@@ -1,0 +1,66 @@
+"""What the commands share: arguments, and how they end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raymaml.errors import UserError, storage_error
+from raymaml.logs import set_up
+from raymaml.signals import INTERRUPTED, TERMINATED, Terminated, terminable
+
+CONFIG = click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
+OPTIONAL_CONFIG = click.argument(
+    "config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)
+)
+LOCAL = click.option("--local", is_flag=True, help="Run in this process, without Ray: same bits.")
+OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+
+
+def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Show a ``UserError``, Ctrl-C or SIGTERM as one message without a traceback; and nothing of
+    other libraries, unless --verbose asks for it."""
+
+    @click.option(
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda _context, _option, verbose: set_up(verbose=verbose),
+        help="Show the messages of Ray and other libraries as well.",
+    )
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with terminable():
+                return command(*args, **kwargs)
+        except (UserError, OSError) as error:
+            told = error if isinstance(error, UserError) else storage_error(error)
+            if told is None:
+                raise
+            for problem in told.problems:
+                click.echo(f"raymaml: {problem}", err=True)
+            sys.exit(2)
+        except (KeyboardInterrupt, Terminated) as stop:
+            code, word = (
+                (TERMINATED, "terminated")
+                if isinstance(stop, Terminated)
+                else (INTERRUPTED, "interrupted")
+            )
+            click.echo(
+                f"raymaml: {str(stop) or word}; what is finished is kept: run the same command to"
+                " go on",
+                err=True,
+            )
+            sys.exit(code)
+
+    return run
+
+
+def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the arguments CONFIG and KEY=VALUE..."""
+    return CONFIG(OVERRIDES(reports_user_errors(command)))

@@ -1,0 +1,129 @@
+"""``raymaml train``, ``test``, ``report``, ``audit``, ``study``, ``sweep``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import click
+
+from raymaml.cli.options import (
+    LOCAL,
+    OVERRIDES,
+    reports_user_errors,
+    takes_config,
+)
+from raymaml.config.load import load_config
+from raymaml.places import Place
+from raymaml.signals import stop_code
+
+
+@click.command()
+@takes_config
+@LOCAL
+def train(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
+    """Train, or go on with, the run that CONFIG names."""
+    config = load_config(config_path, overrides)
+    if not _train(local)(config, click.echo):
+        sys.exit(stop_code())
+
+
+@click.command()
+@takes_config
+@LOCAL
+@click.option("--replay", is_flag=True, help="Judge all records again, here, and compare them.")
+def test(config_path: Path, overrides: tuple[str, ...], local: bool, replay: bool) -> None:
+    """Judge the run that CONFIG names on its test episodes, and write the report."""
+    from raymaml.evaluation.plan import plan_test
+
+    config = load_config(config_path, overrides)
+    if replay:
+        from raymaml.evaluation.replay import replay_locally
+
+        count = replay_locally(partial(plan_test, config), config.cluster, click.echo)
+        click.echo(f"{config.run_folder}: all {count} records repeated")
+        return
+    click.echo(_judge(local)(partial(plan_test, config), config.cluster, click.echo))
+
+
+@click.command()
+@takes_config
+def report(config_path: Path, overrides: tuple[str, ...]) -> None:
+    """Write the report of a finished campaign again."""
+    import torch
+
+    from raymaml.evaluation.plan import plan_test
+
+    config = load_config(config_path, overrides)
+    click.echo(plan_test(config, torch.device("cpu")).report())
+
+
+@click.command()
+@takes_config
+def audit(config_path: Path, overrides: tuple[str, ...]) -> None:
+    """Look at what the accuracy hides: other queries, labels and support sets.
+
+    The next report of the run (`raymaml test` or `raymaml report`) shows what was found.
+    """
+    from raymaml.evaluation.auditing import audit_run
+
+    click.echo(audit_run(load_config(config_path, overrides), click.echo))
+
+
+@click.command()
+@click.argument("study_path", metavar="STUDY", type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--config", type=click.Path(path_type=Path), help="Start from this one instead.")
+@LOCAL
+@reports_user_errors
+def study(study_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
+    """Train what STUDY needs, judge its arms on the same episodes, and write the report.
+
+    The overrides change the config of all its models and arms. What is done already is not
+    repeated, so that arms and episodes can be added later.
+    """
+    from raymaml.evaluation.study import read_study, run_study
+
+    found = read_study(study_path, overrides, config)
+    path = run_study(found, train=_train(local), judge=_judge(local), echo=click.echo)
+    if path is None:
+        sys.exit(stop_code())
+    click.echo(path)
+
+
+@click.command()
+@click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--config", type=click.Path(path_type=Path), help="Start from this one instead.")
+@LOCAL
+@reports_user_errors
+def sweep(sweep_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
+    """Train the trials that SWEEP draws, end the bad ones early, and export the best.
+
+    The overrides change the config of all trials. Run again, it goes on from where it was.
+    """
+    from raymaml.cluster.sweep import scheduler_of, tune_runner
+    from raymaml.evaluation.legs import local_runner
+    from raymaml.evaluation.sweep import read_sweep, run_sweep
+
+    found = read_sweep(sweep_path, overrides, config)
+    runner = local_runner if local else tune_runner
+    click.echo(run_sweep(found, runner=runner, decide=scheduler_of, echo=click.echo))
+
+
+def _train(local: bool) -> Callable[..., bool]:
+    if local:
+        from raymaml.training.worker import train_locally as run
+    else:
+        from raymaml.cluster.train import train_on_cluster as run
+    return run
+
+
+def _judge(local: bool) -> Callable[..., Place]:
+    if local:
+        from raymaml.evaluation.campaign import judge_locally as run
+    else:
+        from raymaml.cluster.campaign import judge_on_cluster as run
+    return run

@@ -1,0 +1,177 @@
+"""``raymaml convert``, ``doctor``, ``bench``, ``scale``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raymaml.cli.options import (
+    LOCAL,
+    OPTIONAL_CONFIG,
+    OVERRIDES,
+    reports_user_errors,
+)
+from raymaml.config.load import load_config
+from raymaml.signals import INTERRUPTED
+
+
+def _examine_cluster(local: bool) -> Callable[..., Any] | None:
+    if local:
+        return None
+    from raymaml.cluster.doctor import examine_cluster
+
+    return examine_cluster
+
+
+@click.command()
+@click.argument("configs", metavar="[REFERENCE_YAML]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A .pth of the reference.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The YAML to write.")
+@click.option("--name", help="Name of the run.")
+@reports_user_errors
+def convert(
+    configs: tuple[Path, ...], checkpoint: Path | None, out: Path, name: str | None
+) -> None:
+    """Convert configurations and a checkpoint of fmu2/PyTorch-MAML.
+
+    Give its training YAML, its test YAML, or both; a checkpoint can stand for the training YAML.
+    """
+    from raymaml.convert.command import convert_files
+
+    convert_files(configs, checkpoint, out, name, click.echo)
+
+
+@click.command()
+@OPTIONAL_CONFIG
+@OVERRIDES
+@LOCAL
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@reports_user_errors
+def doctor(
+    config_path: Path | None, overrides: tuple[str, ...], local: bool, as_json: bool
+) -> None:
+    """Check versions, this machine, the cluster, and what CONFIG names, and say what to change.
+
+    Ends with a tiny run from images to a report, on made-up images. Exit code 1 if anything fails.
+    """
+    from raymaml.doctor.command import examine, show
+
+    config = None if config_path is None else load_config(config_path, overrides)
+    if not show(examine(config, _examine_cluster(local)), as_json=as_json):
+        sys.exit(1)
+
+
+@click.command()
+@OPTIONAL_CONFIG
+@OVERRIDES
+@click.option(
+    "--methods", metavar="NAMES", help="Of all: unrolled,checkpointed,mixed_mode,plain,..."
+)
+@click.option(
+    "--steps",
+    default="1,5,10,20,50",
+    show_default=True,
+    help="Inner steps of the plot; empty for none.",
+)
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds.")
+@click.option(
+    "--episodes",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Timed by each process in a round.",
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="bench.png",
+    show_default=True,
+)
+@reports_user_errors
+def bench(
+    *,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    methods: str | None,
+    steps: str,
+    repeats: int,
+    episodes: int,
+    json_path: Path | None,
+    plot_path: Path,
+) -> None:
+    """Time the gradient methods and other libraries on CONFIG, or on standard ones.
+
+    First it is checked that all compute the same gradient. Images are made up: no data set is
+    needed. pip install raymaml[bench] brings the other libraries.
+    """
+    from raymaml.bench.command import bench as run
+    from raymaml.bench.command import effort
+
+    how = effort(methods, steps, repeats, episodes)
+    try:
+        run(
+            config_path,
+            overrides,
+            how,
+            json_path=json_path,
+            plot_path=plot_path,
+            echo=click.echo,
+        )
+    except KeyboardInterrupt:
+        click.echo("raymaml: interrupted; configurations that are finished are written", err=True)
+        sys.exit(INTERRUPTED)
+
+
+@click.command()
+@click.argument("config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--workers", default="1,2,3,4", show_default=True, help="Of this machine.")
+@click.option("--check", is_flag=True, help="Train with each number of workers, and compare.")
+@click.option(
+    "--seconds",
+    default=15.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Of each run of --check with one worker.",
+)
+@click.option("--assume", "assumed", multiple=True, metavar="NAME=NUMBER", help="Of the GPUs.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False))
+@reports_user_errors
+def scale(
+    *,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    workers: str,
+    check: bool,
+    seconds: float,
+    assumed: tuple[str, ...],
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Predict how training scales with workers here, and with GPUs.
+
+    A cost model is fitted to what is measured on this machine with CONFIG, or with raymaml's own
+    glyphs. GPUs are assumptions: --assume tflops=30 changes one.
+    """
+    from raymaml.bench.scaling.command import plan
+    from raymaml.bench.scaling.command import scale as run
+    from raymaml.bench.scaling.gpus import assume
+    from raymaml.cluster.scaling import timed_runs
+
+    how = plan(workers, assume(assumed), real_runs=check, seconds=seconds)
+    run(
+        config_path,
+        overrides,
+        how,
+        train=timed_runs,
+        json_path=json_path,
+        plot_path=plot_path,
+        echo=click.echo,
+    )
