@@ -10,8 +10,9 @@
 # the same sbatch goes on from the last checkpoint.
 # Ray listens on the nodes' addresses with the token of ~/.ray/auth_token (made here, read through the
 # shared home); its dashboard on the first node's loopback: ssh -L 8265:127.0.0.1:PORT NODE, both printed.
-# Tested: Slurm 22.05 with two nodes on one machine, no GPU: a run, scancel, time limit and requeue.
-# Not: several machines, GPUs, preemption.
+# Tested: a run under Slurm 22.05, two nodes on one machine, no GPU; the signal before the time limit and the
+# second start by a stand-in for srun and scontrol.
+# Not: several machines, GPUs, scancel, preemption, requeueing by Slurm itself.
 #SBATCH --job-name=raymaml
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
