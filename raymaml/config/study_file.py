@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from raymaml.config.load import explain, mistakes, read_yaml
 from raymaml.config.study import StudyConfig
+from raymaml.errors import UserError
 
 RawPath = tuple[int | str, ...]
 _STAND_INS = {"name": "unknown", "title": "", "config": ""}
@@ -23,14 +24,17 @@ def load_study(path: Path) -> tuple[StudyConfig, list[str]]:
         The study, without the parts that are wrong by themselves, and every problem of the file.
 
     Raises:
-        UserError: the file is no YAML mapping.
+        UserError: the file is no YAML mapping, or nothing of it is a study's.
     """
     tree, places = read_yaml(path)
     try:
         study = StudyConfig.model_validate(tree)
     except ValidationError as error:
         problems = [*explain(error, places, str(path), StudyConfig)]
-        study, dropped = _understood(tree, error)
+        try:
+            study, dropped = _understood(tree, error)
+        except ValidationError:  # nothing is left that could be understood
+            raise UserError(*problems) from None
         # an arm or a model that could not be read would seem to be unknown to the others
         if any(at[0] in ("arms", "models", "cross") and len(at) <= 2 for at in dropped):
             return study, problems

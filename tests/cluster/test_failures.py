@@ -49,9 +49,9 @@ def test_workers_that_ray_killed_for_their_memory_are_told_so():
     killed = WorkerHealthCheckFailedError("lost", RayActorError(None, "low on memory"))
     problem = str(told_failure(WorkerGroupError("lost\nlast line", {0: killed}), FOLDER))
     assert problem == (
-        f"{FOLDER}: the workers failed more often than cluster.max_failures allows, last with: last"
-        " line; everything up to the last checkpoint is kept: lower cluster.num_workers, if a node"
-        " ran out of memory, and run the same command to go on"
+        f"{FOLDER}: the workers failed more often in a row than cluster.max_failures allows, last"
+        " with: last line; everything up to the last checkpoint is kept: lower"
+        " cluster.num_workers, if a node ran out of memory, and run the same command to go on"
     )
     other = WorkerGroupError("lost", {0: from_a_worker(RuntimeError("gloo"))})
     assert str(told_failure(other, FOLDER)).endswith("is kept: run the same command to go on")

@@ -157,3 +157,9 @@ def test_there_is_a_study_for_each_claim_of_the_reference() -> None:
         "tasknorm",
         "transductive-or-inductive",
     ]
+
+
+def test_keys_that_are_no_text_are_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_study(study(tmp_path, "1: 2\nnull: 3\ntrue: 4\n"))
+    assert str(caught.value).count("Keys should be strings") == 2

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,7 @@ def test_a_limit_on_the_size_of_files_is_one_message_of_the_command(make_config,
     ],
 )
 def test_what_storage_refuses_has_a_remedy(tmp_path, code, remedy):
-    for writing in (new_folder, replacing):
+    for writing in (partial(new_folder, marker="marker.json"), replacing):
         with pytest.raises(StorageError) as caught, writing(tmp_path / "it"):
             raise OSError(code, os.strerror(code))
         found = problem_of(caught.value)
@@ -193,7 +194,7 @@ def test_what_storage_refuses_has_a_remedy(tmp_path, code, remedy):
 
 def test_other_errors_are_left_alone(tmp_path):
     assert storage_error(ConnectionRefusedError(errno.ECONNREFUSED, "refused")) is None
-    with pytest.raises(ValueError, match="of the block"), new_folder(tmp_path / "it"):
+    with pytest.raises(ValueError, match="of the block"), new_folder(tmp_path / "it", "m"):
         raise ValueError("of the block")
 
 

@@ -9,7 +9,9 @@ import yaml
 from helpers_fuzz import Fuzz, changed_bytes, changed_tree, hostile_values
 from hypothesis import strategies as st
 
-from raymaml.config.load import dump_config, load_config, load_study
+from raymaml.config.load import dump_config, load_config
+from raymaml.config.study_file import load_study
+from raymaml.errors import UserError
 from raymaml.evaluation.study import read_study
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -114,7 +116,9 @@ def test_a_study(fuzz: Fuzz) -> None:
     path = fuzz.place / "study.yaml"
 
     def read(_: bytes) -> None:
-        load_study(path)
+        _, problems = load_study(path)
+        if problems:
+            raise UserError(*problems)
         read_study(path, (), CONFIGS / "glyphs/quickstart.yaml")
 
     fuzz(documents(fuzz.root, STUDIES), path.write_bytes, read, names="study")

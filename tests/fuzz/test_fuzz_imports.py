@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib.readers  # noqa: F401  (read with the package's own files; not of an input)
 import io
 import lzma
 import os

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from raymaml.config.schema import Config
-from raymaml.data.bank import ImageBank, write_bank
+from raymaml.data.bank import ClassImages, ImageBank, write_bank
 from raymaml.data.episodes import EpisodeShards
 from raymaml.data.files import upload
 from raymaml.errors import UserError
@@ -147,9 +148,10 @@ def test_an_import_writes_to_the_uri_and_keeps_what_is_there(remote: MakeConfig,
     config = remote()
 
     def write(place: Place) -> ImageBank:
+        black = np.zeros((2, 16, 16, 1), np.uint8)
         return write_bank(
             place,
-            [],
+            [ClassImages(name="black", split="train", images=black)],
             source="x",
             licence="x",
             image_shape=(1, 16, 16),
@@ -161,4 +163,4 @@ def test_an_import_writes_to_the_uri_and_keeps_what_is_there(remote: MakeConfig,
         write(config.data.bank)
     assert (config.data.bank / "bank.json").read_bytes() == before
     (s3 / "new" / "images.arrow").write_bytes(b"what a killed import left")
-    assert write(s3 / "new").num_images == 0
+    assert write(s3 / "new").num_images == 2
