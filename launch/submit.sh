@@ -12,10 +12,8 @@
 # from ~/.ray/auth_token or RAY_AUTH_TOKEN.
 #
 # The script shows the job's output and ends with it (exit code 1 when the job failed). Ctrl-C ends
-# the showing, not the job: `ray job stop --address ADDRESS ID` stops that, and the same command
-# submitted again goes on. Stopping sends SIGTERM, at which raymaml saves after the outer step at hand,
-# and 3 s later SIGKILL, after which the last checkpoint counts: where a step takes longer, start the
-# head with RAY_JOB_STOP_WAIT_TIME_S=30 in its environment. More of `ray job submit`'s options, such as
+# the showing, not the job: `ray job stop --address ADDRESS ID` has that stop at the next outer step
+# and save, and the same command submitted again goes on. More of `ray job submit`'s options, such as
 # --no-wait or --submission-id, go into RAYMAML_SUBMIT.
 # Tested: against a head of one machine, with a token. Not: a cluster of several machines.
 set -euo pipefail
