@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Makes an environment and runs the tests by two processes, of which one has those that need Ray.
-# Arguments go to pytest: -m "not ray and not slow" runs the fast ones, -m unproven those that are
-# left out otherwise: tests on Ray that were written and not seen green yet.
+# Makes an environment and runs all tests by two processes. Arguments go to pytest:
+# -m "not ray and not slow" runs the fast ones.
 #
 #   bash launch/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 raymaml_install "[test]"
-python -m pytest -n 2 --dist loadgroup -m "not unproven" "$@"
+python -m pytest -n 2 --dist loadgroup "$@"

@@ -51,24 +51,14 @@ cluster: {{num_workers: 1, device: cpu}}
 """
 
 
-SEEN = (
-    "test_a_killed_worker_is_replaced_and_the_bits_stay",
-    "test_a_torn_ray_snapshot_does_not_matter_and_a_finished_run_stays_as_it_is",
-    "test_a_user_error_of_all_workers_is_shown_and_not_tried_again",
-    "test_a_user_error_of_one_worker_ends_the_others",
-)
-"""Tests on Ray that have been seen green since training is driven by crews of workers."""
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share a Ray cluster in one of pytest-xdist's processes; mark those that
-    nobody has seen green yet."""
+    """Keep the tests that share a Ray cluster in one of pytest-xdist's processes, and those that
+    start clusters of their own in one."""
     for item in items:
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-            if item.name.split("[")[0] not in SEEN:
-                item.add_marker(pytest.mark.unproven)
+            shared = "cluster" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("ray" if shared else "ray-apart"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.util.metrics import Gauge
 
 TRAINING = {
@@ -31,38 +34,55 @@ CAMPAIGN = {
 }
 
 
+_REFRESH_SECONDS = 0.5
+"""Ray exports a gauge once for each time it was set, at most every second, and soon forgets it."""
+
+
 class TrainingGauges:
     """Shows the rows of ``metrics.jsonl``, tagged with the run."""
 
     def __init__(self, run: str, num_workers: int) -> None:
-        self._gauges = _gauges(TRAINING, ("run",))
+        self._gauges = _Gauges(TRAINING, ("run",))
         self._tags = {"run": run}
         self._workers = {"workers": num_workers}
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         """Show a row."""
-        _set(self._gauges, {**self._workers, **row}, self._tags)
+        self._gauges.set({**self._workers, **row}, self._tags)
 
 
 class CampaignGauges:
     """Shows the numbers that the arms of a campaign stand at, tagged with run and arm."""
 
     def __init__(self, run: str) -> None:
-        self._gauges = _gauges(CAMPAIGN, ("run", "arm"))
+        self._gauges = _Gauges(CAMPAIGN, ("run", "arm"))
         self._run = run
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         """Show an arm's row."""
-        _set(self._gauges, row, {"run": self._run, "arm": row["arm"]})
+        self._gauges.set(row, {"run": self._run, "arm": row["arm"]})
 
 
-def _gauges(names: Mapping[str, tuple[str, str]], tags: tuple[str, ...]) -> dict[str, Gauge]:
-    return {
-        key: Gauge(name, description=meaning, tag_keys=tags)
-        for key, (name, meaning) in names.items()
-    }
+class _Gauges:
+    """Gauges that keep their last numbers until the process ends, or leaves the cluster."""
 
+    def __init__(self, names: Mapping[str, tuple[str, str]], tags: tuple[str, ...]) -> None:
+        self._gauges = {
+            key: Gauge(name, description=meaning, tag_keys=tags)
+            for key, (name, meaning) in names.items()
+        }
+        self._numbers: dict[tuple[str, ...], tuple[dict[str, str], dict[str, float]]] = {}
+        threading.Thread(target=self._refresh, name="gauges", daemon=True).start()
 
-def _set(gauges: Mapping[str, Gauge], row: Mapping[str, Any], tags: dict[str, str]) -> None:
-    for key in gauges.keys() & row.keys():
-        gauges[key].set(row[key], tags=tags)
+    def set(self, row: Mapping[str, Any], tags: dict[str, str]) -> None:
+        """Take over the numbers of a row that have a gauge."""
+        known = self._numbers.get(tuple(tags.values()), (tags, {}))[1]
+        new = {key: row[key] for key in self._gauges.keys() & row.keys()}
+        self._numbers[tuple(tags.values())] = (tags, known | new)
+
+    def _refresh(self) -> None:
+        while ray.is_initialized():
+            for tags, numbers in list(self._numbers.values()):
+                for key, number in numbers.items():
+                    self._gauges[key].set(number, tags=tags)
+            time.sleep(_REFRESH_SECONDS)

@@ -14,7 +14,6 @@ from raymaml.cluster.runtime import cluster_resources, connected, plan_crew
 from raymaml.cluster.trainer import STARTED, run_crew
 from raymaml.config.schema import Config
 from raymaml.data.files import read_text
-from raymaml.errors import UserError
 from raymaml.places import Place, is_remote
 from raymaml.signals import on_interrupt, stopped
 from raymaml.training.crew import Crew, Patience
@@ -50,6 +49,8 @@ def _train(
     config: Config, folder: Place, image_shape: tuple[int, int, int], table: str, echo: Echo
 ) -> None:
     """Let one crew of workers after the other train, each as large as there is room for."""
+    from raymaml.cluster.faults import told_failure
+
     crew = plan_crew(config, cluster_resources())
     asked = threading.Event()
 
@@ -79,15 +80,9 @@ def _train(
             announce(workers, before)
             failure = _let_train(config, folder, crew, workers)
             if failure and not asked.is_set() and patience.ends(saved_step(folder)):
-                raise _gives_up(folder, failure) from failure
+                raise told_failure(failure, folder) from failure
     if saved_step(folder) < 0:
         raise stopped()
-
-
-def _gives_up(folder: Place, failure: Exception) -> UserError:
-    from raymaml.cluster.faults import told_failure
-
-    return told_failure(failure, folder)
 
 
 def _let_train(config: Config, folder: Place, crew: Crew, workers: int) -> Exception | None:

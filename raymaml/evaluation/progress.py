@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 
 import numpy as np
-from rich.live import Live
 from rich.table import Table
+from typing_extensions import Self
 
+from raymaml.evaluation.live import LiveTable
 from raymaml.evaluation.statistics import mean_interval
 from raymaml.training.metrics import Show, duration
 
 
-class Progress:
+class Progress(LiveTable):
     """Running means with their intervals, over all records there are; rate and time left, by those
     of this session.
 
@@ -33,6 +32,7 @@ class Progress:
         echo: Callable[[str], None],
         show: Show = lambda _row: None,
     ) -> None:
+        super().__init__()
         self._todo = dict(todo)
         self._accuracies = {arm: list(recorded[arm]) for arm in todo}
         self._done = {arm: len(recorded[arm]) for arm in todo}
@@ -41,23 +41,11 @@ class Progress:
         self._show = show
         self._started = time.perf_counter()
         self._rate = 0.0  # episodes/s, when the last chunk was done
-        self._live = Live(self._table(), auto_refresh=False) if sys.stdout.isatty() else None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         for arm in self._todo:
             self._show(self._row(arm))
-        if self._live is not None:
-            self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        return super().__enter__()
 
     def add(self, arm: str, count: int, accuracies: Sequence[float]) -> None:
         """Take note of a finished chunk of ``count`` episodes; one left out has no accuracies."""
@@ -66,8 +54,7 @@ class Progress:
         done = sum(self._done.values()) - self._before
         self._rate = done / (time.perf_counter() - self._started)
         self._show(self._row(arm))
-        if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+        if self.redraw():
             return
         todo = sum(self._todo.values())
         self._echo(
@@ -75,7 +62,8 @@ class Progress:
             f"  {arm} {self._mean(arm)} over {len(self._accuracies[arm])}  {self._speed()}"
         )
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """Return the arms with their means."""
         table = Table("arm", "episodes", "accuracy", title=self._arms_done(), caption=self._speed())
         for arm, todo in self._todo.items():
             table.add_row(arm, f"{self._done[arm]:,}/{todo:,}", self._mean(arm))

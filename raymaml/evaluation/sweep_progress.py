@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from types import TracebackType
 
-from rich.live import Live
 from rich.table import Table
 
 from raymaml.evaluation.campaign import Echo
+from raymaml.evaluation.live import LiveTable
 from raymaml.evaluation.population import Exploit
 from raymaml.evaluation.referee import Referee
 from raymaml.evaluation.sweep import Sweep
 from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows
 
 
-class SweepProgress:
+class SweepProgress(LiveTable):
     """Shows every news of the referee's.
 
     Args:
@@ -29,31 +27,15 @@ class SweepProgress:
     def __init__(
         self, sweep: Sweep, referee: Referee, exploits: Sequence[Exploit], echo: Echo
     ) -> None:
+        super().__init__()
         self._sweep = sweep
         self._exploits = exploits
         self._referee = referee
         self._echo = echo
-        live = sys.stdout.isatty()
-        self._live = Live(self._table(), auto_refresh=False) if live else None
-
-    def __enter__(self) -> SweepProgress:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def show(self, trial: int) -> None:
         """Show what is new of a trial."""
-        if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+        if self.redraw():
             return
         rows = trial_rows(self._sweep, self._referee, self._exploits)
         self._echo(f"{self._news(rows[trial])}  ({count_text(rows)})")
@@ -66,7 +48,8 @@ class SweepProgress:
         word = "goes on" if row.status == "running" else row.status
         return f"trial {row.trial}  {step}  validation accuracy {accuracy_text(last)}  {word}"
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """Return the trials, the best first."""
         rows = trial_rows(self._sweep, self._referee, self._exploits)
         table = Table("trial", "status", "steps", "best", *self._sweep.settings.space)
         table.title = count_text(rows)

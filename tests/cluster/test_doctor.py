@@ -21,6 +21,7 @@ from raymaml.cluster.doctor import Order, examine_cluster, own_versions, version
 from raymaml.cluster.network import Trip, living_nodes, network_findings, pairs, trip_finding
 from raymaml.config.schema import ClusterConfig
 from raymaml.doctor.rehearsal import rehearsal_folder
+from raymaml.training.process import MALLOC_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 WELL = Trip(seconds=0.001, bytes_per_second=1e9, skew=-0.001)
@@ -140,11 +141,16 @@ def two(tmp_path_factory, short_folder) -> Iterator[Two]:
     home = tmp_path_factory.mktemp("home")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment = {**inherited, "HOME": str(home), "RAY_AUTH_MODE": "disabled"}
-    environment.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", *MALLOC_ENVIRONMENT):
+        environment.pop(name, None)
     hidden = Path(tempfile.mkdtemp(prefix="raymaml-hidden-"))
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
-    ray += ["--disable-usage-stats", "--object-store-memory=100000000"]
-    ray += ["--dashboard-agent-listen-port=0"]
+    ray += [
+        "--node-ip-address=127.0.0.1",
+        "--disable-usage-stats",
+        "--object-store-memory=100000000",
+    ]
+    ray += ["--object-store-memory=100000000", "--dashboard-agent-listen-port=0"]
     unshare = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
     away = [*unshare, str(hidden)]
     is_hidden = shutil.which("unshare") is not None and not (
@@ -152,7 +158,7 @@ def two(tmp_path_factory, short_folder) -> Iterator[Two]:
     )
     nodes: list[subprocess.Popen] = []
     try:
-        head = [*ray, "--head", "--port=0", "--node-ip-address=127.0.0.1"]
+        head = [*ray, "--head", "--port=0"]
         head += ["--include-dashboard=false", f"--temp-dir={short_folder / 'two'}"]
         nodes.append(start_node(head, environment, home / "head.txt"))
         session = short_folder / "two" / "ray_current_cluster"

@@ -95,6 +95,7 @@ def test_one_then_three_then_two_workers_end_in_the_bits_of_a_lone_process(
         RAY_ADDRESS=nodes.address,
         RAY_AUTH_MODE="disabled",
     )
+    command.wait_until(lambda: workers_now(folder) == 1, "one worker")
     told, killed = nodes.join(), nodes.join()
     command.wait_until(lambda: workers_now(folder) == 3, "three workers")
     told.send_signal(signal.SIGTERM)
@@ -126,27 +127,27 @@ def test_readers_keep_away_from_the_learners_node_while_there_is_another(
     apart = nodes.join()
     places = tmp_path / "places"
     places.mkdir()
-    reader = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, READER, tmp_path / "run/config.yaml", places],
         env={**nodes.environment, "RAY_ADDRESS": nodes.address},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
-        assert json.loads(reader.stdout.readline()) == "gpu"
-        assert json.loads(reader.stdout.readline()) == 20  # of 20 meta-batches, bit by bit
-        before = json.loads(reader.stdout.readline())
-        assert set(before) == {"cpu"}
-        assert 20 <= len(before) < 40  # it reads ahead, not everything
+    ) as reader:
+        try:
+            assert json.loads(reader.stdout.readline()) == "gpu"
+            assert json.loads(reader.stdout.readline()) == 20  # of 20 meta-batches, bit by bit
+            before = json.loads(reader.stdout.readline())
+            assert set(before) == {"cpu"}
+            assert 20 <= len(before) < 40  # it reads ahead, not everything
 
-        kill_with_children(apart)
-        reader.stdin.write("go on\n")
-        reader.stdin.flush()
-        assert json.loads(reader.stdout.readline()) == 20
-        after = json.loads(reader.stdout.readline())
-        assert set(after[:20]) == {"cpu"}
-        assert after[-1] == "gpu"
-        assert reader.wait(timeout=300) == 0
-    finally:
-        kill_with_children(reader)
+            kill_with_children(apart)
+            reader.stdin.write("go on\n")
+            reader.stdin.flush()
+            assert json.loads(reader.stdout.readline()) == 20
+            after = json.loads(reader.stdout.readline())
+            assert set(after[:20]) == {"cpu"}
+            assert after[-1] == "gpu"
+            assert reader.wait(timeout=300) == 0
+        finally:
+            kill_with_children(reader)

@@ -131,13 +131,12 @@ def test_a_command_joins_the_cluster_that_ray_address_names(
 
 
 @pytest.mark.fault("job killed")
-def test_a_killed_job_goes_on_when_it_is_submitted_again(
-    code, head, tmp_path, make_config, weights
-):
+def test_a_killed_job_goes_on_when_it_is_submitted_again(head, tmp_path, make_config, weights):
     steps = ("outer.num_steps=100", "outer.validate_every=10")
     lone = make_config("run", "name=lone", *steps)
     assert train_locally(lone, lambda _line: None)
     config = make_config("run", "name=job", *steps)
+    code = copy_of_the_code(tmp_path / "code")
     arguments = ("train", str(tmp_path / "run/config.yaml"))
     killed_at: list[int] = []
 

@@ -42,7 +42,7 @@ def nodes(place: Path) -> Iterator[Nodes]:
 @pytest.mark.fault("node lost for good")
 def test_nodes_that_are_lost_leave_no_trace(nodes, place, tmp_path, make_config, weights):
     """A node is lost and replaced; then the head with all nodes; then a node, for good."""
-    steps = ("outer.num_steps=900", "outer.validate_every=5", "cluster.num_workers=2")
+    steps = ("outer.num_steps=500", "outer.validate_every=5", "cluster.num_workers=2")
     lone = make_config("run", "name=lone", *steps)
     config = make_config("run", "name=lost", *steps)
     assert train_locally(lone, quiet)
@@ -79,7 +79,7 @@ def test_nodes_that_are_lost_leave_no_trace(nodes, place, tmp_path, make_config,
     line = [line for line in log.read_text().splitlines() if line.startswith("raymaml: ")][-1]
     assert line.startswith("raymaml: cluster.num_workers is 2 but for 10 s (cluster.wait_seconds)")
     assert "has had room for 1 worker(s); add nodes, end what else uses them, or lower it" in line
-    assert list_steps(config.run_folder)[-1] < 900
+    assert list_steps(config.run_folder)[-1] < 500
 
     nodes.add()
     command = Command(nodes, arguments, log)

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from raymaml.cli import main
 from raymaml.config.schema import ClusterConfig, Config
+from raymaml.doctor import rehearsal
 from raymaml.doctor.command import examine, show
 from raymaml.doctor.data import config_findings, device_findings
 from raymaml.doctor.finding import Finding, attempt, fail, in_units, ok, user_error, warn
 from raymaml.doctor.rehearsal import MARKER, rehearsal_folder, rehearse
+from raymaml.errors import UserError
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.places import Place
 from raymaml.training.worker import train_locally
@@ -141,6 +144,19 @@ def test_a_rehearsal_ends_with_what_fails(tmp_path: Path) -> None:
         assert [each.status for each in found] == ["ok"] * failing + ["fail"]
         assert text in found[-1].found
         assert found[-1].remedy
+
+
+def test_one_weight_that_differs_is_enough(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, alone = make_config("run", "name=one"), make_config("run", "name=other")
+    weights = {"one": {"a": torch.zeros(2), "b": torch.zeros(2)}}
+    weights["other"] = weights["one"] | {"b": torch.tensor([0.0, 0.25])}
+    monkeypatch.setattr(rehearsal, "train_locally", lambda *_: True)
+    monkeypatch.setattr(rehearsal, "_weights", lambda run: weights[run.name])
+    with pytest.raises(UserError, match=r"up to 2\.5e-01 from those of a lone process"):
+        rehearsal._compare(config, alone)
+    assert "bit by bit" in rehearsal._compare(config, config)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, make_config: Any) -> None:
