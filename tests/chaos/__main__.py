@@ -54,19 +54,20 @@ class Kill:
 class Chaos:
     """A seeded sequence of kills."""
 
-    def __init__(self, folder: Path, kills: int, seed: int, victims: dict[str, int]) -> None:
-        self.folder, self.wanted, self.victims = folder, kills, victims
+    def __init__(self, folder: Path, seed: int, victims: dict[str, int]) -> None:
+        self.folder, self.victims = folder, victims
         self.kills: list[Kill] = []
         self.log = folder / "commands.txt"
         self._random = random.Random(seed)
         self._started = time.monotonic()
         self._nodes = Nodes(folder / "r")
 
-    def run(self, job: Job, verb: str) -> None:
-        """Run a command until it is done, through as many kills as come its way."""
+    def run(self, job: Job, verb: str, most: int) -> None:
+        """Run a command until it is done, through as many kills as come its way, up to ``most``."""
+        limit = len(self.kills) + most
         while True:
             command = Command(self._nodes, job.command(verb), self.log)
-            while command.running and len(self.kills) < self.wanted:
+            while command.running and len(self.kills) < limit:
                 if self._moment(command, job, verb):
                     self._strike(command, job, verb)
             code = command.wait()
@@ -157,14 +158,14 @@ def main() -> int:
     lone = Job(folder=folder, name="lone", steps=given.steps, episodes=given.episodes, workers=1)
     prepare(lone)
     victims = VICTIMS if given.only is None else {given.only: 1}
-    chaos = Chaos(folder, given.kills, given.seed, victims)
+    chaos = Chaos(folder, given.seed, victims)
     problems, rounds = [], 0
     try:
-        while len(chaos.kills) < given.kills:
+        while (left := given.kills - len(chaos.kills)) > 0:
             rounds += 1
             job = replace(lone, name=f"round-{rounds}", workers=2 + rounds % 2)
-            chaos.run(job, "train")
-            chaos.run(job, "test")
+            chaos.run(job, "train", most=(left + 1) // 2)
+            chaos.run(job, "test", most=given.kills - len(chaos.kills))
             problems += differences(job, lone)
     except StuckError as error:
         problems.append(str(error))
