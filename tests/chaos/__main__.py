@@ -149,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=600, help="outer steps of a run")
+    parser.add_argument("--steps", type=int, default=300, help="outer steps of a run")
     parser.add_argument("--episodes", type=int, default=1500, help="test episodes of a campaign")
     parser.add_argument("--only", choices=VICTIMS, help="kill nothing else")
     parser.add_argument("--folder", type=Path, help="an empty one with a short path")

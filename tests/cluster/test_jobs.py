@@ -144,7 +144,8 @@ def test_a_killed_job_goes_on_when_it_is_submitted_again(head, tmp_path, make_co
         wait_until(lambda: trained_steps(config.run_folder) >= 15, "at step 15")
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.cmdline()[-len(arguments) :] == list(arguments):
+                same = process.cmdline()[-len(arguments) :] == list(arguments)
+                if same and "RAY_JOB_CONFIG_JSON_ENV_VAR" in process.environ():  # no submitter
                     process.kill()
                     killed_at.append(trained_steps(config.run_folder))
 
@@ -163,7 +164,8 @@ def test_a_killed_job_goes_on_when_it_is_submitted_again(head, tmp_path, make_co
 def of_the_job(output: str) -> list[str]:
     """Return what the job itself wrote, of all that `ray job submit` shows."""
     shown = output.split("Tailing logs until the job exits")[1].splitlines()[1:]
-    return [line for line in shown[: shown.index("")] if "job_manager.py" not in line]
+    framed = next(number for number, line in enumerate(shown) if set(line) == {"-"})
+    return [line for line in shown[:framed] if line and "job_manager.py" not in line]
 
 
 def submit(
