@@ -64,3 +64,16 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the arguments CONFIG and KEY=VALUE..."""
     return CONFIG(OVERRIDES(reports_user_errors(command)))
+
+
+def takes_plan(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the file ``name``, which makes configs, KEY=VALUE..., --config and --local."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        file = click.argument("plan_path", metavar=name, type=click.Path(path_type=Path))
+        config = click.option(
+            "--config", type=click.Path(path_type=Path), help="Start from this one instead."
+        )
+        return file(OVERRIDES(config(LOCAL(reports_user_errors(command)))))
+
+    return decorate

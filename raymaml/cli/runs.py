@@ -9,12 +9,7 @@ from pathlib import Path
 
 import click
 
-from raymaml.cli.options import (
-    LOCAL,
-    OVERRIDES,
-    reports_user_errors,
-    takes_config,
-)
+from raymaml.cli.options import LOCAL, takes_config, takes_plan
 from raymaml.config.load import load_config
 from raymaml.places import Place
 from raymaml.signals import stop_code
@@ -73,12 +68,8 @@ def audit(config_path: Path, overrides: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("study_path", metavar="STUDY", type=click.Path(path_type=Path))
-@OVERRIDES
-@click.option("--config", type=click.Path(path_type=Path), help="Start from this one instead.")
-@LOCAL
-@reports_user_errors
-def study(study_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
+@takes_plan("STUDY")
+def study(plan_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
     """Train what STUDY needs, judge its arms on the same episodes, and write the report.
 
     The overrides change the config of all its models and arms. What is done already is not
@@ -86,7 +77,7 @@ def study(study_path: Path, overrides: tuple[str, ...], config: Path | None, loc
     """
     from raymaml.evaluation.study import read_study, run_study
 
-    found = read_study(study_path, overrides, config)
+    found = read_study(plan_path, overrides, config)
     path = run_study(found, train=_train(local), judge=_judge(local), echo=click.echo)
     if path is None:
         sys.exit(stop_code())
@@ -94,12 +85,8 @@ def study(study_path: Path, overrides: tuple[str, ...], config: Path | None, loc
 
 
 @click.command()
-@click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path))
-@OVERRIDES
-@click.option("--config", type=click.Path(path_type=Path), help="Start from this one instead.")
-@LOCAL
-@reports_user_errors
-def sweep(sweep_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
+@takes_plan("SWEEP")
+def sweep(plan_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
     """Train the trials that SWEEP draws, end the bad ones early, and export the best.
 
     The overrides change the config of all trials. Run again, it goes on from where it was.
@@ -108,7 +95,7 @@ def sweep(sweep_path: Path, overrides: tuple[str, ...], config: Path | None, loc
     from raymaml.evaluation.legs import local_runner
     from raymaml.evaluation.sweep import read_sweep, run_sweep
 
-    found = read_sweep(sweep_path, overrides, config)
+    found = read_sweep(plan_path, overrides, config)
     runner = local_runner if local else tune_runner
     click.echo(run_sweep(found, runner=runner, decide=scheduler_of, echo=click.echo))
 
