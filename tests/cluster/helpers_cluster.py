@@ -37,7 +37,7 @@ SETTINGS = (
 """How the first line of a run of the tiny config ends, on CPU."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
     """Look again and again; fail after a generous while."""
     deadline = time.monotonic() + seconds
     while not condition():
