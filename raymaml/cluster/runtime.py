@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,8 @@ dashboard, agents, object store or workers. So Ray does it by itself on macOS an
 only the dashboard is so by default. Ray reads this when it is imported."""
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for the address that RAY_ADDRESS names."""
+_HEAD_EVERY, _HEAD_MISSES = 5.0, 3
+"""Seconds between looks at the head, and how many in a row it must not answer to be given up."""
 WORKER_CPUS = 0.9
 """Logical CPUs of one CPU training worker..."""
 READER_CPUS = 0.1
@@ -141,7 +143,12 @@ def _no_cluster(address: str | None, error: Exception) -> UserError:
 
 
 def call_in_thread(function: Callable[[], T]) -> T:
-    """Return ``function()``, called in another thread: so Ctrl-C is ours and not Ray's."""
+    """Return ``function()``, called in another thread: so Ctrl-C is ours and not Ray's.
+
+    Raises:
+        ConnectionError: the cluster's head has not answered for a while. Ray itself would end the
+            process after a minute, without a word on what to do.
+    """
     outcome: Future[T] = Future()
 
     def call() -> None:
@@ -151,7 +158,22 @@ def call_in_thread(function: Callable[[], T]) -> T:
             outcome.set_exception(error)
 
     threading.Thread(target=call, name="call_in_thread", daemon=True).start()
+    unanswered = 0
+    while not wait([outcome], timeout=_HEAD_EVERY).done:
+        unanswered = 0 if _head_answers() else unanswered + 1
+        if unanswered == _HEAD_MISSES:
+            raise ConnectionError("the head of the cluster does not answer")
     return outcome.result()
+
+
+def _head_answers() -> bool:
+    import ray
+
+    try:
+        require_answer(ray.get_runtime_context().gcs_address)
+    except UserError:
+        return False
+    return True
 
 
 def prepare_environment(cluster: ClusterConfig) -> None:
@@ -173,8 +195,10 @@ def _silence() -> None:
     import ray
 
     ray._private.worker.print_to_stdstream = lambda *_data, **_options: None
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+    for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # which tells of each trial that failed, with a traceback, and then tries it again
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def plan_workers(cluster: ClusterConfig, resources: dict[str, float]) -> tuple[int, bool]:

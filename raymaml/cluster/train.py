@@ -6,11 +6,12 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from raymaml.cluster.room import find_room, growing
-from raymaml.cluster.runtime import cluster_resources, connected, plan_crew
+from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected, plan_crew
 from raymaml.cluster.trainer import STARTED, run_crew
 from raymaml.config.schema import Config
 from raymaml.data.files import read_text
@@ -73,7 +74,11 @@ def _train(
     ):
         workers, patience = 0, Patience(config.cluster.max_failures)
         while not is_done(folder, config):
-            before, workers = workers, find_room(crew, config.cluster, asked, echo)
+            before = workers
+            try:
+                workers = call_in_thread(partial(find_room, crew, config.cluster, asked, echo))
+            except ConnectionError as error:
+                raise told_failure(error, folder) from error
             withdraw_stop(folder)
             if asked.is_set():  # also if it came just before the stop was withdrawn
                 break

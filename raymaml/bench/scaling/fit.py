@@ -57,8 +57,9 @@ def fit_storage(sizes: Sequence[int], seconds: Sequence[float]) -> Storage:
 
 
 def fit_start(workers: Sequence[int], seconds: Sequence[float]) -> Start:
-    """Fit what a run takes before and after its steps."""
-    fixed, per_worker = fit_line([[1.0] * len(workers), workers], seconds)
+    """Fit what a run takes before and after its steps, at least a millisecond."""
+    at_least = [max(1e-3, each) for each in seconds]
+    fixed, per_worker = fit_line([[1.0] * len(workers), workers], at_least)
     return Start(seconds=fixed, per_worker=per_worker)
 
 
