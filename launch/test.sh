@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes an environment and runs all tests by two processes. Arguments go to pytest:
-# -m "not ray and not slow" runs the fast ones.
+# Makes an environment and runs all tests by two processes, of which one has those that need Ray.
+# Arguments go to pytest: -m "not ray and not slow" runs the fast ones.
 #
 #   bash launch/test.sh [pytest arguments]
 set -euo pipefail

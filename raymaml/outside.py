@@ -48,6 +48,11 @@ def shortened(value: object, length: int = 100) -> str:
         text = repr(value)
     except ValueError:  # a whole number of more digits than Python writes
         return f"a number of more than {sys.get_int_max_str_digits()} digits"
+    return cut(text, length)
+
+
+def cut(text: str, length: int) -> str:
+    """Return a text as it is, or its beginning where it is longer than so many characters."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 

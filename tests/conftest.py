@@ -53,12 +53,10 @@ cluster: {{num_workers: 1, device: cpu}}
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share a Ray cluster in one of pytest-xdist's processes, and those that
-    start clusters of their own in one."""
+    """Keep the tests that need Ray in one of pytest-xdist's processes: they share a cluster."""
     for item in items:
         if item.get_closest_marker("ray"):
-            shared = "cluster" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if shared else "ray-apart"))
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

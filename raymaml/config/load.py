@@ -23,7 +23,7 @@ from raymaml.config.schema import Config
 from raymaml.config.sources import SOURCE_KINDS
 from raymaml.config.sweep import SCHEDULERS, SweepConfig
 from raymaml.errors import UserError, reason_of
-from raymaml.outside import shortened
+from raymaml.outside import cut, shortened
 
 MAX_DEPTH, MAX_VALUES = 50, 100_000
 """Of a YAML document, each value counted as often as anchors repeat it."""
@@ -202,17 +202,17 @@ def _changes(override: Sequence[str] | Changes, problems: list[str]) -> Iterator
         return
     for text in override:
         name, equals, value = text.partition("=")
-        keys = tuple(name.split("."))
+        keys, shown = tuple(name.split(".")), cut(text, 200)
         if not equals or not all(keys):
             problems.append(
-                f"{text}: is not an override; write key.path=value, as in outer.lr=1e-3"
+                f"{shown}: is not an override; write key.path=value, as in outer.lr=1e-3"
             )
             continue
         try:
             node = _compose(value)
-            yield _Change(text, keys, None if node is None else _construct(node), "command line")
+            yield _Change(shown, keys, None if node is None else _construct(node), "command line")
         except ValueError:
-            problems.append(f"{text}: the value is not YAML")
+            problems.append(f"{shown}: the value is not YAML")
 
 
 def _apply(tree: dict[str, Any], places: dict[KeyPath, str], change: _Change) -> None:

@@ -143,3 +143,11 @@ def test_every_shipped_config_loads() -> None:
         # paths in a shipped config are relative to where one runs it
         assert not config.data.bank.is_absolute()
     assert len({load_config(path).name for path in paths}) == len(paths)
+
+
+def test_a_long_override_is_told_by_its_beginning(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    for long in ("inner=" + "{a: " * 9000, "x" * 9000):
+        (problem,) = problems_of(path, long)
+        assert problem.startswith(long[:100])
+        assert len(problem) < 300
