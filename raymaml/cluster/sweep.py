@@ -114,7 +114,14 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
     )
     grace = max(leg.config.cluster.grace_seconds for leg in legs)
     with on_interrupt(lambda: request_stop(room.scratch), grace):
-        call_in_thread(tuner.fit)
+        try:
+            call_in_thread(tuner.fit)
+        except Exception as error:
+            from raymaml.cluster.faults import cluster_failed, user_error
+
+            kept = "what the trials have saved"
+            failed = cluster_failed(error, legs[0].config.run_dir, kept)
+            raise user_error(error) or failed from error
     if stop_requested(room.scratch):
         raise stopped()
 
