@@ -96,7 +96,7 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_pr
     job = submit(*command)
     assert job.returncode == 0, job.stdout + job.stderr
     assert re.search(r"Job '\S+' succeeded", job.stdout)
-    lines = of_the_job(job.stdout)
+    lines = of_the_job(job.stdout, folder)
     assert lines[0] == f"{folder}: 2 CPU {SETTINGS}"
     assert lines[-1].startswith(f"{folder}: done; best validation accuracy ")
     assert not_of_training(lines[1:-1]) == []
@@ -161,11 +161,11 @@ def test_a_killed_job_goes_on_when_it_is_submitted_again(head, tmp_path, make_co
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
 
-def of_the_job(output: str) -> list[str]:
-    """Return what the job itself wrote, of all that `ray job submit` shows."""
-    shown = output.split("Tailing logs until the job exits")[1].splitlines()[1:]
-    framed = next(number for number, line in enumerate(shown) if set(line) == {"-"})
-    return [line for line in shown[:framed] if line and "job_manager.py" not in line]
+def of_the_job(output: str, folder: Path) -> list[str]:
+    """Return what lies between the job's first line and its last, of all that is shown of it."""
+    shown = output.splitlines()
+    ours = [number for number, line in enumerate(shown) if line.startswith(f"{folder}: ")]
+    return shown[ours[0] : ours[-1] + 1]
 
 
 def submit(
