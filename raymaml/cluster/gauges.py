@@ -32,8 +32,6 @@ CAMPAIGN = {
         "Episodes a second, of all arms together",
     ),
 }
-
-
 _REFRESH_SECONDS = 0.5
 """Ray exports a gauge once for each time it was set, at most every second, and soon forgets it."""
 
@@ -71,18 +69,17 @@ class _Gauges:
             key: Gauge(name, description=meaning, tag_keys=tags)
             for key, (name, meaning) in names.items()
         }
-        self._numbers: dict[tuple[str, ...], tuple[dict[str, str], dict[str, float]]] = {}
+        self._tags = tags
+        self._numbers: dict[tuple[str, ...], float] = {}  # by key and values of the tags
         threading.Thread(target=self._refresh, name="gauges", daemon=True).start()
 
-    def set(self, row: Mapping[str, Any], tags: dict[str, str]) -> None:
+    def set(self, row: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Take over the numbers of a row that have a gauge."""
-        known = self._numbers.get(tuple(tags.values()), (tags, {}))[1]
-        new = {key: row[key] for key in self._gauges.keys() & row.keys()}
-        self._numbers[tuple(tags.values())] = (tags, known | new)
+        for key in self._gauges.keys() & row.keys():
+            self._numbers[(key, *(tags[name] for name in self._tags))] = row[key]
 
     def _refresh(self) -> None:
         while ray.is_initialized():
-            for tags, numbers in list(self._numbers.values()):
-                for key, number in numbers.items():
-                    self._gauges[key].set(number, tags=tags)
+            for (key, *values), number in list(self._numbers.items()):
+                self._gauges[key].set(number, tags=dict(zip(self._tags, values, strict=True)))
             time.sleep(_REFRESH_SECONDS)

@@ -119,9 +119,9 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
         except Exception as error:
             from raymaml.cluster.faults import cluster_failed, user_error
 
-            kept = "what the trials have saved"
-            failed = cluster_failed(error, legs[0].config.run_dir, kept)
-            raise user_error(error) or failed from error
+            raise user_error(error) or cluster_failed(
+                error, legs[0].config.run_dir, "what the trials have saved"
+            ) from error
     if stop_requested(room.scratch):
         raise stopped()
 

@@ -90,7 +90,7 @@ def test_shared_memory(mount: Mount) -> None:
 
 def test_sockets(tmp_path: Path) -> None:
     assert sockets_finding(Path("/tmp")).status == "ok"
-    # /tmp/ and 35 more bytes, 40, leave 67 for what Ray adds: it adds 68
+    # 5 bytes and 35 more, 40, leave 67 for what Ray adds: it adds 68
     assert sockets_finding(Path("/tmp") / ("x" * 34)).status == "ok"
     finding = sockets_finding(Path("/tmp") / ("x" * 35))
     assert finding.status == "fail"
