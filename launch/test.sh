@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes an environment and runs all tests by two processes, of which one has those that need Ray.
+# Makes an environment and runs all tests, file by file, by two processes, each with a Ray cluster.
 # Arguments go to pytest: -m "not ray and not slow" runs the fast ones.
 #
 #   bash launch/test.sh [pytest arguments]
@@ -7,4 +7,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 raymaml_install "[test]"
-python -m pytest -n 2 --dist loadgroup "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -51,14 +51,6 @@ cluster: {{num_workers: 1, device: cpu}}
 """
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that need Ray in one of pytest-xdist's processes: they share a cluster."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Here and not in ``tests/fuzz``: options are read before its folder is looked at."""
     parser.addoption("--fuzz-inputs", type=int, help="Hostile inputs of each reader in tests/fuzz.")

@@ -36,9 +36,11 @@ def test_a_cluster_of_our_own_listens_on_loopback_and_asks_for_a_token(
     # A worker's title goes on with the method that it is in.
     assert not {line for line in open_to_all if not line.startswith("ray::RayTrainWorker")}
 
-    dashboard = next(line for line, _ in found if "dashboard.py" in line)
-    host, port = re.search(r"--host=(\S+) --port=(\d+)", dashboard).groups()
-    assert answer(host, int(port), "/api/jobs/") == http.client.UNAUTHORIZED
+    line = next(line for line, _ in found if "dashboard.py" in line)
+    first, tries = map(int, re.search(r"--port=(\d+) --port-retries=(\d+)", line).groups())
+    ports = range(first, first + tries + 1)  # the first of them that was free
+    (address,) = {address for owner, address in found if owner == line and address[1] in ports}
+    assert answer(*address, "/api/jobs/") == http.client.UNAUTHORIZED
 
 
 def listeners(pid: int) -> list[tuple[str, tuple[str, int]]]:
