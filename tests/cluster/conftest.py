@@ -46,6 +46,7 @@ def shared_cluster(short_folder: Path) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=NUM_CPUS,
+            include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(short_folder),

@@ -1,4 +1,4 @@
-"""Waiting for a condition, comparing weights, and commands in processes of their own."""
+"""Waiting for a condition, looking at runs and weights, and commands in processes of their own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
 import torch
+from machinery import title
 from torch import Tensor
 
 from raymaml.training.metrics import METRICS_FILE, read_metrics
@@ -56,11 +57,22 @@ def trained_steps(folder: Path) -> int:
     return max((row["step"] for row in read_metrics(folder / METRICS_FILE)), default=0)
 
 
+def attempts(folder: Path) -> int:
+    """Return how often rank 0 began to train: each time it opens an event file of its own."""
+    return len(list((folder / "tensorboard").iterdir()))
+
+
 def assert_same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Fail unless both hold the same tensors under the same names, bit by bit."""
     assert found.keys() == expected.keys()
     different = [name for name in expected if not torch.equal(found[name], expected[name])]
     assert different == []
+
+
+def pids(name: str) -> list[int]:
+    """Return the processes of the actors of a class, which Ray names after it, of our cluster."""
+    found = psutil.Process().children(recursive=True)
+    return [process.pid for process in found if title(process).startswith(f"ray::{name}")]
 
 
 class Command:
@@ -142,14 +154,18 @@ def start_node(
     environment: Mapping[str, str],
     *options: str,
     python: Path | str = sys.executable,
+    within: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a node of a Ray cluster, a process with children, and wait until it runs."""
+    """Start a node of a Ray cluster, a process with children, and wait until it runs.
+
+    ``within`` is a command that runs another, and comes before it.
+    """
     # The agent, which starts jobs, has a fixed port by default: only one node could have it.
     (agent_port,) = free_ports(1)
     with output.open("wb") as file:
         process = subprocess.Popen(
             [
-                *(str(python), "-m", "ray.scripts.scripts", "start", "--block"),
+                *(*within, str(python), "-m", "ray.scripts.scripts", "start", "--block"),
                 *("--node-ip-address=127.0.0.1", "--disable-usage-stats"),
                 f"--dashboard-agent-listen-port={agent_port}",
                 *options,

@@ -8,14 +8,13 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers_cluster import Command, kill_with_children, wait_until
+from helpers_cluster import Command, kill_with_children, start_node
 
 from raymaml.cluster import doctor, network
 from raymaml.cluster.doctor import Order, examine_cluster, own_versions, version_findings
@@ -125,18 +124,6 @@ class Two:
     is_hidden: bool
 
 
-def start_node(command: list[str], environment: dict[str, str], output: Path) -> subprocess.Popen:
-    """Start a node with ``ray start`` and wait until it runs."""
-    with output.open("wb") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-    wait_until(
-        lambda: "Ray runtime started" in output.read_text() or process.poll() is not None,
-        "started",
-    )
-    assert process.poll() is None, output.read_text()
-    return process
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, short_folder) -> Iterator[Two]:
     home = tmp_path_factory.mktemp("home")
@@ -145,9 +132,7 @@ def two(tmp_path_factory, short_folder) -> Iterator[Two]:
     for name in ("PYTHONPATH", *MALLOC_ENVIRONMENT):
         environment.pop(name, None)
     hidden = Path(tempfile.mkdtemp(prefix="raymaml-hidden-"))
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
-    ray += ["--disable-usage-stats", "--object-store-memory=100000000"]
-    ray += ["--dashboard-agent-listen-port=0"]
+    options = ("--num-cpus=1", "--object-store-memory=100000000")
     unshare = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
     away = [*unshare, str(hidden)]
     is_hidden = shutil.which("unshare") is not None and not (
@@ -155,13 +140,14 @@ def two(tmp_path_factory, short_folder) -> Iterator[Two]:
     )
     nodes: list[subprocess.Popen] = []
     try:
-        head = [*ray, "--head", "--port=0", "--node-ip-address=127.0.0.1"]
-        head += ["--include-dashboard=false", f"--temp-dir={short_folder / 'two'}"]
-        nodes.append(start_node(head, environment, home / "head.txt"))
+        head = ("--head", "--port=0", "--include-dashboard=false")
+        temp_dir = f"--temp-dir={short_folder / 'two'}"
+        nodes.append(start_node(home / "head.txt", environment, *options, *head, temp_dir))
         session = short_folder / "two" / "ray_current_cluster"
         address = session.read_text(encoding="utf-8").strip()
-        other = [*(away if is_hidden else []), *ray, f"--address={address}"]
-        nodes.append(start_node(other, environment, home / "other.txt"))
+        join = f"--address={address}"
+        within = away if is_hidden else ()
+        nodes.append(start_node(home / "other.txt", environment, *options, join, within=within))
         yield Two(address, environment, hidden, is_hidden)
     finally:
         for node in reversed(nodes):

