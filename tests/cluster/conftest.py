@@ -39,7 +39,7 @@ def shared_cluster(short_folder: Path) -> Iterator[None]:
         environment.setenv("RAY_AUTH_MODE", "disabled")  # no token is written into the home
         # workers import an encoder from there
         environment.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
-        environment.setenv("RAY_metrics_report_interval_ms", "500")  # Ray's default is 10 s
+        environment.setenv("RAY_metrics_report_interval_ms", "2000")  # Ray's default is 10 s
         prepare_environment(ClusterConfig())
         import ray
 

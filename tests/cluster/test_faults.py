@@ -83,23 +83,32 @@ def test_a_worker_that_hangs_for_ever_is_replaced(
 
 @pytest.mark.fault("controller killed")
 def test_a_killed_controller_ends_the_run_and_the_same_command_goes_on(
-    cluster, make_config, weights
+    cluster, tmp_path, make_config, weights, start
 ):
+    """A command of its own: what the controller had taken of the cluster is free when that ends."""
+    import ray
+
     lone = make_config("run", "name=lone", *LONG)
-    config = make_config("run", "name=controlled", *LONG)
     assert train_locally(lone, quiet)
+    config = make_config("run", "name=controlled", *LONG)
+    train = partial(
+        start,
+        *("train", str(tmp_path / "run/config.yaml")),
+        RAY_ADDRESS=ray.get_runtime_context().gcs_address,
+        RAY_AUTH_MODE="disabled",
+    )
 
-    thread = during(config, 15, lambda: os.kill(pids("TrainController")[-1], signal.SIGKILL))
-    with pytest.raises(UserError) as caught:
-        train_on_cluster(config, quiet)
-    thread.join()
-
-    (problem,) = caught.value.problems
-    assert problem.startswith(f"{config.run_folder}: the cluster failed, last with: ")
+    killed = train()
+    killed.wait_until(lambda: trained_steps(config.run_folder) >= 15, "at step 15")
+    os.kill(pids("TrainController")[-1], signal.SIGKILL)
+    assert killed.finish() == 2
+    (problem,) = killed.errors.splitlines()
+    assert problem.startswith(f"raymaml: {config.run_folder}: the cluster failed, last with: ")
     assert problem.endswith("and run the same command to go on")
     assert 10 <= list_steps(config.run_folder)[-1] < 100
 
-    assert train_on_cluster(config, quiet)
+    again = train()
+    assert again.finish() == 0, again.errors
     assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
 
 
