@@ -59,9 +59,23 @@ def shared_cluster(short_folder: Path) -> Iterator[None]:
 def cluster(shared_cluster: None) -> Iterator[None]:
     """The shared cluster; a test that leaves something running in it fails, not the next one."""
     import ray
+    from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
     yield
+    # Those of Ray Train's controllers that were killed stay until their job ends: here, the tests.
+    for hex_id, group in ray.util.placement_group_table().items():
+        if group["state"] != "REMOVED":
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hex_id)))
     wait_until(lambda: ray.available_resources().get("CPU") == NUM_CPUS, "left free", 60)
+
+
+@pytest.fixture
+def joining(cluster: None) -> dict[str, str]:
+    """What leads a command of its own to the shared cluster."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    return {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
 
 
 @pytest.fixture

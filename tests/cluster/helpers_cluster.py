@@ -43,7 +43,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 240) -
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"after {seconds} s: still not {what}"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def not_of_training(lines: Iterable[str]) -> list[str]:

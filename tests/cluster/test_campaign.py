@@ -159,13 +159,13 @@ def test_a_campaign_has_one_driver(make_config):
 
 
 @pytest.mark.fault("campaign killed")
-def test_an_interrupted_then_killed_campaign_goes_on(cluster, tmp_path, make_config, start):
+def test_an_interrupted_then_killed_campaign_goes_on(joining, tmp_path, make_config, start):
     config = trained(make_config, "episodes.test.num_episodes=300", "evaluation.chunk_size=1")
     lone = copy_of(config, "lone", 100)
     judge_locally(lone, quiet)
     command = ("test", str(tmp_path / "run/config.yaml"))
 
-    interrupted = start(*command)
+    interrupted = start(*command, **joining)
     interrupted.wait_until(lambda: len(chunk_files(config)) >= 5, "at the fifth chunk")
     interrupted.interrupt()
     assert interrupted.finish() == 130
@@ -177,7 +177,7 @@ def test_an_interrupted_then_killed_campaign_goes_on(cluster, tmp_path, make_con
     first = chunk_files(config)
     assert 5 <= len(first) < 310
 
-    killed = start(*command)
+    killed = start(*command, **joining)
     killed.wait_until(lambda: len(chunk_files(config)) >= len(first) + 5, "five chunks further")
     killed.kill()
     second = chunk_files(config)
@@ -203,7 +203,7 @@ cross: {evaluation.inner.num_steps: [1, 2]}
 
 @pytest.mark.fault("campaign killed")
 def test_a_study_that_is_killed_ends_in_the_records_of_one_that_is_not(
-    cluster, tmp_path, make_config, start
+    joining, tmp_path, make_config, start
 ):
     overrides = ("outer.num_steps=1", "episodes.test.num_episodes=50", "evaluation.chunk_size=1")
     for place in ("lone", "killed"):
@@ -218,7 +218,7 @@ def test_a_study_that_is_killed_ends_in_the_records_of_one_that_is_not(
 
     for _ in range(3):
         so_far = chunks()
-        command = start("study", str(tmp_path / "killed/study.yaml"))
+        command = start("study", str(tmp_path / "killed/study.yaml"), **joining)
         command.wait_until(lambda so_far=so_far: chunks() >= so_far + 12, "12 chunks further")
         command.kill()
         command.clean_up()

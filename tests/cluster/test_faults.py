@@ -83,20 +83,13 @@ def test_a_worker_that_hangs_for_ever_is_replaced(
 
 @pytest.mark.fault("controller killed")
 def test_a_killed_controller_ends_the_run_and_the_same_command_goes_on(
-    cluster, tmp_path, make_config, weights, start
+    joining, tmp_path, make_config, weights, start
 ):
     """A command of its own: what the controller had taken of the cluster is free when that ends."""
-    import ray
-
     lone = make_config("run", "name=lone", *LONG)
     assert train_locally(lone, quiet)
     config = make_config("run", "name=controlled", *LONG)
-    train = partial(
-        start,
-        *("train", str(tmp_path / "run/config.yaml")),
-        RAY_ADDRESS=ray.get_runtime_context().gcs_address,
-        RAY_AUTH_MODE="disabled",
-    )
+    train = partial(start, "train", str(tmp_path / "run/config.yaml"), **joining)
 
     killed = train()
     killed.wait_until(lambda: trained_steps(config.run_folder) >= 15, "at step 15")

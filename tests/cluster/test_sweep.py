@@ -80,7 +80,7 @@ def test_asha_asked_again_in_the_same_order_decides_the_same() -> None:
 
 @pytest.mark.ray
 def test_a_killed_sweep_goes_on_to_the_table_of_an_undisturbed_one(
-    cluster, make_sweep, start, weights
+    joining, make_sweep, start, weights
 ):
     """One trial at a time: then the order of the reports is that of the trials."""
     lone, killed = make_sweep(ASHA, "lone"), make_sweep(ASHA, "killed")
@@ -88,7 +88,7 @@ def test_a_killed_sweep_goes_on_to_the_table_of_an_undisturbed_one(
     statuses = [trial["status"] for trial in expected["trials"]]
     assert {"done", "stopped"} == set(statuses)  # else nothing was decided
 
-    command = start("sweep", killed.origin)
+    command = start("sweep", killed.origin, **joining)
     command.wait_until(lambda: len(reports(killed)) >= 4, "at the fourth report")
     command.kill()
     command.clean_up()
