@@ -102,7 +102,8 @@ def test_wrong_counts_and_shared_images_are_one_message(tmp_path: Path) -> None:
     assert len(problems) == 3
     assert "train.csv: split train has 9 classes, meta-iNat has 908" in problems[0]
     assert "test.csv: split test has 3 classes, meta-iNat has 227" in problems[1]
-    assert problems[2].startswith("Aves/Species 0/0_0.jpg: is in both splits")
+    shared = "Aves/Species 0/0_0.jpg is in test.csv too, the other split; keep it in one of them"
+    assert problems[2] == f"{tmp_path / 'fs-splits' / 'train.csv'}: {shared}"
 
 
 def test_broken_lines_are_named(tmp_path: Path) -> None:

@@ -129,7 +129,11 @@ def _problems(
         if len(tables[table]) != NUM_CLASSES[split]
     ]
     first, second = ({name for own in tables[t].values() for name in own} for t in chosen.values())
-    shared = [f"{name}: is in both splits; keep it in one CSV" for name in sorted(first & second)]
+    one, other = chosen.values()
+    shared = [
+        f"{one}: {name} is in {other.name} too, the other split; keep it in one of them"
+        for name in sorted(first & second)
+    ]
     return listed([*(counts if verify_counts else []), *shared])
 
 
