@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from raymaml.errors import UserError
+from raymaml.places import to_place
 
 SECONDS = 60
 """Of one input; honest ones take milliseconds, and longer on a machine that does other things."""
@@ -80,6 +81,7 @@ for codec in ("cp437", "latin-1", "ascii", "utf-16", "utf-32", "utf-8-sig"):
     codecs.lookup(codec)  # loaded now, for an import is what is watched for
 for codec in ("unicode-escape", "raw-unicode-escape"):
     codecs.lookup(codec)
+to_place("http://x/y")
 WATCH = Watch()
 sys.addaudithook(WATCH.hook)
 
