@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import faulthandler
+import importlib
 import os
 import resource
 import signal
@@ -82,6 +83,7 @@ for codec in ("cp437", "latin-1", "ascii", "utf-16", "utf-32", "utf-8-sig"):
 for codec in ("unicode-escape", "raw-unicode-escape"):
     codecs.lookup(codec)
 to_place("http://x/y")
+importlib.import_module("torch.nested._internal.ops")  # for weights that are nested tensors
 WATCH = Watch()
 sys.addaudithook(WATCH.hook)
 
