@@ -14,6 +14,10 @@ from raymaml.config.study import Overrides, ShortName
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 FORMS = ("choice", "grid", "uniform", "log_uniform", "integer")
 
+MOST_TRIALS = 10_000
+WholeNumber = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
+"""What a float holds exactly, as the drawing of a number needs it."""
+
 NOT_DRAWN: tuple[str, ...] = (
     *("name", "seed", "run_dir", "episodes", "cluster"),
     *("data.source", "data.bank", "data.shards", "data.image_size", "data.materialize"),
@@ -39,9 +43,7 @@ class Dimension(Section):
     """A number between the two."""
     log_uniform: tuple[PositiveRate, PositiveRate] | None = None
     """A number between the two, whose logarithm is uniform."""
-    integer: (
-        tuple[Annotated[int, Field(strict=True)], Annotated[int, Field(strict=True)]] | None
-    ) = None
+    integer: tuple[WholeNumber, WholeNumber] | None = None
     """A whole number from the first to the second, both included."""
 
     @property
@@ -135,7 +137,7 @@ class SweepConfig(Section):
     """What differs from trial to trial, by dotted key. Trial i is a function of `seed` and i: more
     trials later leave the earlier ones as they are."""
     num_trials: PositiveInt | None = None
-    """Trials; null: every combination of the grids once."""
+    """Trials, 10,000 at most; null: every combination of the grids once."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = 0
     """Seed of the drawn values. (The seed of weights and episodes is the config's, for all.)"""
     metric: Literal["val_accuracy"] = "val_accuracy"
@@ -172,7 +174,9 @@ class SweepConfig(Section):
         ]
         if self.num_trials is None and not any(each.grid for each in self.space.values()):
             problems.append("num_trials is missing; only a space with a grid has a number itself")
-        if isinstance(self.scheduler, Pbt):
+        if self.count > MOST_TRIALS:
+            problems.append(f"these are more than {MOST_TRIALS:,} trials; give fewer num_trials")
+        elif isinstance(self.scheduler, Pbt):
             problems += self._problems_of_a_population(self.scheduler)
         if problems:
             raise ValueError("; ".join(problems))

@@ -11,9 +11,9 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raymaml.data.files import read_bytes, write_text
 from raymaml.errors import UserError
@@ -32,11 +32,11 @@ Status = Literal["waiting", "running", "stopped", "done", "failed"]
 class Report:
     """One validation of one trial, and what was decided."""
 
-    trial: int
-    run: str
+    trial: Annotated[int, Field(ge=0)]
+    run: Annotated[str, Field(pattern=r"^trial-\d{5}(-step-\d{8})?$")]
     """Name of the run folder."""
-    step: int
-    accuracy: float
+    step: Annotated[int, Field(ge=0)]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
     ci95: float
     goes_on: bool
 

@@ -29,6 +29,8 @@ from raymaml.training.run_folder import claim
 from raymaml.training.worker import adaptation_table
 
 LINEAGE_FILE = "lineage.json"
+MOST_PROBLEMS = 20
+"""Of a sweep's trials that are told at once; a mistake in the space is one in each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,8 @@ def read_sweep(path: Path, overrides: Sequence[str] = (), config_path: Path | No
             trials.append(sweep.trial(number, values, run_name(number)))
         except UserError as error:
             problems.extend(error.problems)
+        if len(problems) >= MOST_PROBLEMS:
+            raise UserError(*problems, f"{path}: there may be more, in trials after {number}")
     problems += _problems_of_rhythm(sweep, [trial.config for trial in trials])
     if problems:
         raise UserError(*problems)

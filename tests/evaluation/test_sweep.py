@@ -308,6 +308,34 @@ def test_a_torn_state_is_a_message(tmp_path):
         Referee(tmp_path, {}, always)
 
 
+def test_a_state_that_names_a_run_elsewhere_is_a_message(tmp_path):
+    report = {"trial": 0, "step": 3, "accuracy": 0.5, "ci95": 0.1, "goes_on": True}
+    state = {"schema_version": 1, "identity": {}, "failures": {}}
+    for run_name, is_good in (("trial-00000", True), ("../elsewhere/trial-00000", False)):
+        reports = [report | {"run": run_name}]
+        (tmp_path / STATE_FILE).write_text(json.dumps(state | {"reports": reports}))
+        if is_good:
+            assert Referee(tmp_path, {}, always).reports[0].run == run_name
+        else:
+            with pytest.raises(UserError, match=r"state\.json: is damaged"):
+                Referee(tmp_path, {}, always)
+
+
+@pytest.mark.parametrize("count", [10_001, 2**62])
+def test_more_trials_than_anybody_means_are_a_message(make_sweep, count):
+    for text in (ALL, POPULATION.replace("num_trials: 4", "num_trials: 3")):
+        with pytest.raises(UserError, match=r"these are more than 10,000 trials; give fewer"):
+            make_sweep(text.replace("num_trials: 3", f"num_trials: {count}"))
+
+
+def test_a_mistake_of_every_trial_is_told_for_some(make_sweep):
+    text = ALL.replace("num_trials: 3", "num_trials: 500").replace("[0.05, 0.3]", "[-2, -1]")
+    with pytest.raises(UserError) as caught:
+        make_sweep(text)
+    assert len(caught.value.problems) == 21
+    assert caught.value.problems[-1].endswith("there may be more, in trials after 19")
+
+
 def row(trial: int, accuracy: float | None, **more: Any) -> TrialRow:
     best = None
     if accuracy is not None:

@@ -1,7 +1,8 @@
-"""Hostile configs, overrides and studies."""
+"""Hostile configs, overrides, studies and sweeps."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from hypothesis import strategies as st
 from raymaml.config.load import dump_config, load_config
 from raymaml.config.study_file import load_study
 from raymaml.errors import UserError
+from raymaml.evaluation.referee import STATE_FILE, Referee, always
 from raymaml.evaluation.study import read_study
+from raymaml.evaluation.sweep import read_sweep
+from raymaml.places import to_place
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PATHS = sorted(CONFIGS.rglob("*.yaml"))
 TEXTS = [path.read_bytes() for path in PATHS]
 TREES = [yaml.safe_load(text) for text in TEXTS]
 STUDIES = [tree for tree in TREES if "checks" in tree]
+SWEEPS = [tree for tree in TREES if "space" in tree]
 
 TRICKS = [
     "a: &a [*a]",
@@ -122,3 +127,36 @@ def test_a_study(fuzz: Fuzz) -> None:
         read_study(path, (), CONFIGS / "glyphs/quickstart.yaml")
 
     fuzz(documents(fuzz.root, STUDIES), path.write_bytes, read, names="study")
+
+
+def test_a_sweep(fuzz: Fuzz) -> None:
+    path = fuzz.place / "sweep.yaml"
+
+    def read(_: bytes) -> None:
+        read_sweep(path, (), CONFIGS / "glyphs/quickstart.yaml")
+
+    fuzz(documents(fuzz.root, SWEEPS), path.write_bytes, read, names="sweep")
+
+
+def test_the_state_of_a_sweep(fuzz: Fuzz) -> None:
+    identity = {"seed": 1, "space": {"outer.lr": {"uniform": [0, 1]}}}
+    reports = [
+        {"trial": trial, "run": f"trial-{trial:05d}", "step": 50 * step}
+        | {"accuracy": 0.5, "ci95": 0.01, "goes_on": step < 2}
+        for trial in range(2)
+        for step in range(3)
+    ]
+    state = {"schema_version": 1, "identity": identity, "reports": reports}
+    tree = changed_tree(state | {"failures": {"1": "no"}}, hostile_values(fuzz.root))
+    cases = st.one_of(
+        tree.map(lambda one: json.dumps(one).encode()),
+        changed_bytes(json.dumps(state).encode()),
+    )
+
+    def read(_: bytes) -> None:
+        referee = Referee(to_place(str(fuzz.place)), identity, always)
+        for report in referee.reports:
+            assert report.run.startswith("trial-")
+            assert "/" not in report.run
+
+    fuzz(cases, (fuzz.place / STATE_FILE).write_bytes, read)
