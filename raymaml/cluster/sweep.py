@@ -25,8 +25,9 @@ from raymaml.training.run_folder import request_stop, stop_requested
 from raymaml.training.state import Validation
 from raymaml.training.supervised import Ask
 
-_PATIENCE = "60"
-"""Seconds that Tune waits for a trial that it stopped to end its workers."""
+_PATIENCE = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "600"}
+"""How long a process waits for a trial that was stopped to end its workers, before it runs the next
+one. Where it gives up, Tune 2.60 drops the next trial without a word and waits for it for ever."""
 
 _VALIDATION = fields(Validation)
 
@@ -55,7 +56,6 @@ def tune_runner(sweep: Sweep) -> Iterator[RunLegs]:
         UserError: the cluster has no room for a single trial.
     """
     workers = sweep.settings.workers_per_trial
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _PATIENCE)
     with connected(sweep.base.cluster), scratch_folder(sweep.folder) as scratch:
         slots, use_gpu = plan_workers(
             sweep.base.cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
@@ -133,6 +133,7 @@ def _run_trial(
     from ray import tune
 
     os.chdir(directory)
+    os.environ.update(_PATIENCE)  # here, since the cluster may have been there before the driver
     leg, stop = legs[trial["trial"]], partial(stop_requested, room.scratch)
     if stop():
         return
