@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_cluster import Command, wait_until
+from helpers_cluster import Command
 from torch import Tensor
 
 from raymaml.cluster.runtime import prepare_environment
@@ -19,7 +19,6 @@ from raymaml.config.schema import ClusterConfig
 from raymaml.training.checkpoint import find_checkpoint
 
 FAULTS = Path(__file__).resolve().parents[1] / "faults"
-NUM_CPUS = 4
 Weights = Callable[[Path], dict[str, Tensor]]
 
 
@@ -32,7 +31,7 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def shared_cluster(short_folder: Path) -> Iterator[None]:
+def cluster(short_folder: Path) -> Iterator[None]:
     """A cluster of four logical CPUs in this process: three workers and their readers fit."""
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
@@ -45,28 +44,13 @@ def shared_cluster(short_folder: Path) -> Iterator[None]:
 
         ray.init(
             address="local",
-            num_cpus=NUM_CPUS,
-            include_dashboard=False,
+            num_cpus=4,
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=str(short_folder),
         )
         yield
         ray.shutdown()
-
-
-@pytest.fixture
-def cluster(shared_cluster: None) -> Iterator[None]:
-    """The shared cluster; a test that leaves something running in it fails, not the next one."""
-    import ray
-    from ray.util.placement_group import PlacementGroup, PlacementGroupID
-
-    yield
-    # Those of Ray Train's controllers that were killed stay until their job ends: here, the tests.
-    for hex_id, group in ray.util.placement_group_table().items():
-        if group["state"] != "REMOVED":
-            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hex_id)))
-    wait_until(lambda: ray.available_resources().get("CPU") == NUM_CPUS, "left free", 60)
 
 
 @pytest.fixture

@@ -46,9 +46,9 @@ class Nodes:
         }
         self._folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
-        (port,) = free_ports(1)
+        port, dashboard_port = free_ports(2)
         self.address = f"127.0.0.1:{port}"
-        options = (f"--port={port}", "--include-dashboard=false")
+        options = (f"--port={port}", f"--dashboard-port={dashboard_port}")
         self._start("--head", "--num-cpus=0", *options, f"--temp-dir={short_folder / 'nodes'}")
 
     def join(self, *, cpus: int = 1, gpus: int = 0) -> subprocess.Popen[bytes]:

@@ -22,7 +22,7 @@ STEPS = 7  # of 4 episodes each: 28 of 24, so that the stream goes round again
 
 
 @pytest.fixture(scope="module")
-def workers(shared_cluster):
+def workers(cluster):
     """Three processes that hold as much of the cluster as training workers do."""
     import ray
 
