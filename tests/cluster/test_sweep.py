@@ -105,14 +105,20 @@ def test_a_killed_sweep_goes_on_to_the_table_of_an_undisturbed_one(
 
 @pytest.mark.ray
 def test_trials_with_workers_of_their_own_end_in_the_bits_of_a_lone_process(
-    cluster, make_sweep, make_config, weights
+    joining, make_sweep, start, weights
 ):
-    """Trial 0 is done and trial 1 stopped at the first rung, exactly there."""
+    """Trial 0 is done and trial 1 stopped at the first rung, exactly there.
+
+    By a command: Tune kills the last trial while its controller ends the workers, and what that had
+    reserved is free when the job ends.
+    """
     text = f"{SPACE}num_trials: 2\nmax_concurrent_trials: 1\nworkers_per_trial: 2\n"
     together = make_sweep(text, "together")
     lone = make_sweep(text, "lone")
 
-    content = run(together, tune_runner)
+    command = start("sweep", together.origin, **joining)
+    assert command.finish() == 0, command.errors
+    content = json.loads((together.folder / "sweep.json").read_text("utf-8"))
     expected = run(lone, local_runner)
 
     assert reports(together) == reports(lone)
