@@ -115,7 +115,7 @@ def test_a_cluster_without_room_is_one_message(cluster, make_config):
     import ray
 
     taken = ray.util.placement_group([{"CPU": 3}])
-    assert taken.wait(60)
+    assert taken.wait(240)
     try:
         with pytest.raises(UserError) as raised:
             train_on_cluster(config, quiet)

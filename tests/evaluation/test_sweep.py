@@ -287,15 +287,15 @@ def test_the_referee_gives_a_known_report_the_known_answer(tmp_path):
         return len(seen) < 2
 
     referee = Referee(tmp_path, {"seed": 0}, decide)
-    assert referee.report(0, "a", validation(3, 0.5))
-    assert not referee.report(1, "b", validation(3, 0.25))
-    assert referee.report(0, "a", validation(3, 0.5))
+    assert referee.report(0, "trial-00000", validation(3, 0.5))
+    assert not referee.report(1, "trial-00001", validation(3, 0.25))
+    assert referee.report(0, "trial-00000", validation(3, 0.5))
     assert len(seen) == 2
 
     again = Referee(tmp_path, {"seed": 0}, decide)
     assert seen[2:] == seen[:2]  # the scheduler sees all in the old order
     assert again.reports == referee.reports
-    assert not again.report(1, "b", validation(3, 0.25))
+    assert not again.report(1, "trial-00001", validation(3, 0.25))
     assert [again.status(trial, 9) for trial in range(3)] == ["running", "stopped", "waiting"]
 
 
