@@ -25,9 +25,9 @@ from raymaml.training.run_folder import request_stop, stop_requested
 from raymaml.training.state import Validation
 from raymaml.training.supervised import Ask
 
-_PATIENCE = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "600"}
-"""How long a process waits for a trial that was stopped to end its workers, before it runs the next
-one. Where it gives up, Tune 2.60 drops the next trial without a word and waits for it for ever."""
+_PATIENCE = "600"
+"""Seconds that a process waits for a trial that was stopped to end its workers, before it runs the
+next one. Where it gives up, Tune 2.60 drops that one without a word and waits for it for ever."""
 
 _VALIDATION = fields(Validation)
 
@@ -133,7 +133,8 @@ def _run_trial(
     from ray import tune
 
     os.chdir(directory)
-    os.environ.update(_PATIENCE)  # here, since the cluster may have been there before the driver
+    # here and not in the driver, whose cluster may have been there before it
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _PATIENCE)
     leg, stop = legs[trial["trial"]], partial(stop_requested, room.scratch)
     if stop():
         return

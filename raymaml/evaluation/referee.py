@@ -28,12 +28,21 @@ Decide = Callable[[int, int, float], bool]
 Status = Literal["waiting", "running", "stopped", "done", "failed"]
 
 
+def run_name(trial: int, step: int | None = None) -> str:
+    """Return the name of a trial's run; ``step``: where it took over the weights of another."""
+    return f"trial-{trial:05d}" + ("" if step is None else f"-step-{step:08d}")
+
+
+_RUN_NAME = r"^trial-\d{5}(-step-\d{8})?$"
+"""What ``run_name`` gives: nothing that leads out of the folder of the sweep."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """One validation of one trial, and what was decided."""
 
     trial: Annotated[int, Field(ge=0)]
-    run: Annotated[str, Field(pattern=r"^trial-\d{5}(-step-\d{8})?$")]
+    run: Annotated[str, Field(pattern=_RUN_NAME)]
     """Name of the run folder."""
     step: Annotated[int, Field(ge=0)]
     accuracy: Annotated[float, Field(ge=0, le=1)]

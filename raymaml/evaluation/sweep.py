@@ -19,7 +19,7 @@ from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Echo
 from raymaml.evaluation.population import Exploit, comparisons, donors
-from raymaml.evaluation.referee import Decide, Referee
+from raymaml.evaluation.referee import Decide, Referee, run_name
 from raymaml.evaluation.search_space import draw_values, perturb
 from raymaml.evaluation.study import provide_data
 from raymaml.places import Place
@@ -133,11 +133,6 @@ def read_sweep(path: Path, overrides: Sequence[str] = (), config_path: Path | No
     if problems:
         raise UserError(*problems)
     return replace(sweep, trials=tuple(trials))
-
-
-def run_name(trial: int, step: int | None = None) -> str:
-    """Return the name of a trial's run; ``step``: where it took over the weights of another."""
-    return f"trial-{trial:05d}" + ("" if step is None else f"-step-{step:08d}")
 
 
 def max_steps(sweep: Sweep) -> int:
