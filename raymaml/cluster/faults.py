@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,15 +11,21 @@ from ray.train import ControllerError, UserCallback, WorkerGroupError
 from raymaml.errors import UserError, last_line
 from raymaml.places import Place
 
+_GOODBYE = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
+"""How long workers may take to leave their process group before they are ended. One that hangs
+never does it, and Ray Train's default is 30."""
+
 
 class StopAtUserErrors(UserCallback):
     """Ends a run at once when a worker met what would come again: it lives in the controller.
 
-    Ray Train would start the workers anew, ``cluster.max_failures`` times.
+    Ray Train would start the workers anew, ``cluster.max_failures`` times. After any other error
+    it ends the workers, and is not held up by one that hangs.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Raise a worker's ``UserError``, which Ray Train hands to the driver as it is."""
+        os.environ.setdefault(*_GOODBYE)
         for error in worker_exceptions.values():
             if (found := user_error(error)) is not None:
                 raise found

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.constants import (
+    DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S,
+    TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S,
+)
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerGroupStartupTimeoutError,
@@ -33,8 +38,11 @@ def test_a_user_error_of_any_worker_reaches_the_driver_as_it_was(kind):
     assert told_failure(travelled, FOLDER).problems == ("one", "two")
 
 
-def test_other_errors_are_tried_again():
+def test_other_errors_are_tried_again_and_a_worker_that_hangs_holds_nobody_up(monkeypatch):
+    monkeypatch.delenv(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, raising=False)
     StopAtUserErrors().after_exception(None, {0: from_a_worker(RuntimeError("gloo"))})
+    seconds = float(os.environ[TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S])
+    assert seconds < DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 
 
 def test_a_user_error_is_found_in_what_ray_data_wraps_around_it():

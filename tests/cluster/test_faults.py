@@ -67,8 +67,8 @@ def test_a_worker_that_hangs_for_ever_is_replaced(
     cluster, make_config, weights, monkeypatch, num_workers
 ):
     """Two: the other waits for it in a collective. One: the controller gets no answer."""
-    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "8")
-    steps = (*LONG[:2], f"cluster.num_workers={num_workers}", "cluster.timeout=8")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "15")
+    steps = (*LONG[:2], f"cluster.num_workers={num_workers}", "cluster.timeout=15")
     lone = make_config("run", "name=lone", *steps)
     hung = make_config("run", "name=hung", *steps)
     assert train_locally(lone, quiet)
@@ -77,7 +77,7 @@ def test_a_worker_that_hangs_for_ever_is_replaced(
     assert train_on_cluster(hung, quiet)
     thread.join()
 
-    assert attempts(hung.run_folder) >= 2  # on a busy machine 8 s can be too few for a new one
+    assert attempts(hung.run_folder) >= 2  # a new one, still importing, can take that long too
     assert_same_bits(weights(hung.run_folder), weights(lone.run_folder))
 
 
