@@ -85,7 +85,7 @@ def chunk_files(config: Config) -> dict[Path, int]:
 
 @pytest.mark.parametrize(
     ("chunk_size", "num_chunks"),
-    [(1, 20), (7, 4), (10, 3)],  # 10 + 5 + 5; (7 + 3) + 5 + 5; 10, 5 and 5 whole
+    [(1, 20), (7, 4)],  # 10 + 5 + 5; (7 + 3) + 5 + 5
 )
 def test_the_partition_leaves_no_trace(cluster, make_config, chunk_size, num_chunks):
     config = trained(make_config)

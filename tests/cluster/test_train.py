@@ -43,8 +43,6 @@ CHUNKS = ("inner.gradient=mixed_mode", "cluster.episodes_per_chunk=2")
 @pytest.mark.parametrize(
     ("num_workers", "options"),
     [
-        (1, ("outer.meta_batch_size=4",)),
-        (2, ("outer.meta_batch_size=4", "inner.gradient=mixed_mode")),  # 2 + 2
         (3, ("outer.meta_batch_size=4", *EVERYTHING)),  # 2 + 1 + 1
         (2, ("outer.meta_batch_size=4", *CHUNKS)),  # a chunk of 2 each
         (2, ("outer.meta_batch_size=1",)),  # 1 + 0: a worker that only helps to validate
