@@ -41,10 +41,6 @@ _ENVIRONMENT = {
     # Without it Ray announces, at every start of a worker without GPU, a default that will change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-"""Makes 127.0.0.1 the address of a Ray that starts here: nobody else can reach its job server,
-dashboard, agents, object store or workers. So Ray does it by itself on macOS and Windows; elsewhere
-only the dashboard is so by default. Ray reads this when it is imported."""
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for the address that RAY_ADDRESS names."""
 _HEAD_EVERY, _HEAD_MISSES = 5.0, 3
@@ -69,13 +65,13 @@ def connected(cluster: ClusterConfig, num_cpus: int | None = None) -> Iterator[N
     prepare_environment(cluster)
     if address:
         _send_token()
-    else:
-        os.environ.setdefault(*_LOOPBACK)
     import ray
 
     if ray.is_initialized():  # inside a program that uses Ray itself
         yield
         return
+    if not address:
+        _stay_on_loopback()
     require_answer(address)
     try:
         with _own_sigterm():
@@ -93,6 +89,20 @@ def connected(cluster: ClusterConfig, num_cpus: int | None = None) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def _stay_on_loopback() -> None:
+    """Make 127.0.0.1 the address of a Ray that starts here, unless the environment forbids it.
+
+    Then nobody else can reach its job server, dashboard, agents, object store or workers. So Ray
+    does it by itself on macOS and Windows; elsewhere only the dashboard is so by default. Ray reads
+    the variable when it is imported, which may have been before.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    os.environ.setdefault(name, "0")
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(name, False)
 
 
 @contextlib.contextmanager

@@ -15,14 +15,26 @@ pytestmark = pytest.mark.ray
 
 SERVERS = {"dashboard.py", "DashboardAgent", "RuntimeEnvAgent", "gcs_server", "raylet"}
 """What serves a cluster, by a word of its command line. Dashboard and agent take jobs."""
+SWEEP = """\
+name: s
+title: A sweep
+config: config.yaml
+space: {model.norm: {grid: [transductive]}}
+"""
+TRIAL = "sweeps/tiny/s/trial-00000"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "run"), [(("train", "config.yaml"), "tiny"), (("sweep", "s.yaml"), TRIAL)]
+)
 def test_a_cluster_of_our_own_listens_on_loopback_and_asks_for_a_token(
-    tmp_path, make_config, start
+    tmp_path, make_config, start, arguments, run
 ):
+    """A sweep, whose ASHA is Ray's, imports Ray before it starts one."""
     config = make_config("run", "outer.num_steps=5000", "outer.validate_every=2500")
-    command = start("train", str(tmp_path / "run/config.yaml"))
-    command.wait_until(lambda: trained_steps(config.run_folder) >= 1, "training")
+    (tmp_path / "run/s.yaml").write_text(SWEEP, encoding="utf-8")
+    command = start(*arguments, cwd=tmp_path / "run")
+    command.wait_until(lambda: trained_steps(config.run_dir / run) >= 1, "training")
 
     found: list[tuple[str, tuple[str, int]]] = []
 
