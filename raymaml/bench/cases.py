@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from raymaml.config.load import check_config, load_config
 from raymaml.config.schema import Config
 from raymaml.config.sources import ImageFolderSource
+from raymaml.places import Place
 from raymaml.seeding import fold_in
 from raymaml.types import Episode
 
@@ -23,7 +23,7 @@ _MINI = {"kind": "mini-imagenet", "path": "unused"}
 _OMNIGLOT = {"kind": "omniglot", "path": "unused"}
 
 
-def configs_to_measure(path: Path | None, overrides: Sequence[str]) -> list[Config]:
+def configs_to_measure(path: Place | None, overrides: Sequence[str]) -> list[Config]:
     """Return the user's configuration, or the standard ones if ``path`` is None.
 
     Raises:

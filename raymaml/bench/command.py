@@ -12,10 +12,11 @@ from raymaml.bench.measure import Effort, measure
 from raymaml.bench.report import draw, table, write_json
 from raymaml.bench.rows import Row
 from raymaml.errors import UserError
+from raymaml.places import Place
 
 
 def bench(
-    config_path: Path | None,
+    config_path: Place | None,
     overrides: Sequence[str],
     effort: Effort,
     *,

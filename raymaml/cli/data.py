@@ -11,6 +11,7 @@ from raymaml.cli.options import (
 )
 from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Split
+from raymaml.places import Place
 
 
 @click.group()
@@ -20,7 +21,7 @@ def data() -> None:
 
 @data.command("import")
 @takes_config
-def import_(config_path: Path, overrides: tuple[str, ...]) -> None:
+def import_(config_path: Place, overrides: tuple[str, ...]) -> None:
     """Import data.source into the image bank data.bank."""
     from raymaml.data.importers import import_bank
 
@@ -36,7 +37,7 @@ def import_(config_path: Path, overrides: tuple[str, ...]) -> None:
 
 @data.command()
 @takes_config
-def sample(config_path: Path, overrides: tuple[str, ...]) -> None:
+def sample(config_path: Place, overrides: tuple[str, ...]) -> None:
     """Sample the episodes of all splits into shards under data.shards."""
     from raymaml.training.data import open_bank, sample_shards
 
@@ -53,7 +54,7 @@ def sample(config_path: Path, overrides: tuple[str, ...]) -> None:
     "--out", type=click.Path(path_type=Path, dir_okay=False), default="sheet.png", show_default=True
 )
 def show(
-    config_path: Path, overrides: tuple[str, ...], split: Split, episode: int | None, out: Path
+    config_path: Place, overrides: tuple[str, ...], split: Split, episode: int | None, out: Path
 ) -> None:
     """Draw a contact sheet (PNG) of the bank, or of one episode."""
     from raymaml.data.contact_sheet import bank_sheet, episode_sheet

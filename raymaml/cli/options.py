@@ -5,19 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
 
 from raymaml.errors import UserError, storage_error
 from raymaml.logs import set_up
+from raymaml.places import Place, to_place
 from raymaml.signals import INTERRUPTED, TERMINATED, Terminated, terminable
 
-CONFIG = click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
-OPTIONAL_CONFIG = click.argument(
-    "config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)
-)
+
+def _place(value: str) -> Place:
+    """Return the path or URI that a text names; of a URI ``click.Path`` would leave one slash."""
+    try:
+        return to_place(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value}: it {error}") from None
+
+
+CONFIG = click.argument("config_path", metavar="CONFIG", type=_place)
+OPTIONAL_CONFIG = click.argument("config_path", metavar="[CONFIG]", required=False, type=_place)
 LOCAL = click.option("--local", is_flag=True, help="Run in this process, without Ray: same bits.")
 OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 
@@ -70,9 +77,9 @@ def takes_plan(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the file ``name``, which makes configs, KEY=VALUE..., --config and --local."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        file = click.argument("plan_path", metavar=name, type=click.Path(path_type=Path))
+        file = click.argument("plan_path", metavar=name, type=_place)
         config = click.option(
-            "--config", type=click.Path(path_type=Path), help="Start from this one instead."
+            "--config", metavar="CONFIG", type=_place, help="Start from this one instead."
         )
         return file(OVERRIDES(config(LOCAL(reports_user_errors(command)))))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import click
 
@@ -18,7 +17,7 @@ from raymaml.signals import stop_code
 @click.command()
 @takes_config
 @LOCAL
-def train(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
+def train(config_path: Place, overrides: tuple[str, ...], local: bool) -> None:
     """Train, or go on with, the run that CONFIG names."""
     config = load_config(config_path, overrides)
     if not _train(local)(config, click.echo):
@@ -29,7 +28,7 @@ def train(config_path: Path, overrides: tuple[str, ...], local: bool) -> None:
 @takes_config
 @LOCAL
 @click.option("--replay", is_flag=True, help="Judge all records again, here, and compare them.")
-def test(config_path: Path, overrides: tuple[str, ...], local: bool, replay: bool) -> None:
+def test(config_path: Place, overrides: tuple[str, ...], local: bool, replay: bool) -> None:
     """Judge the run that CONFIG names on its test episodes, and write the report."""
     from raymaml.evaluation.plan import plan_test
 
@@ -45,7 +44,7 @@ def test(config_path: Path, overrides: tuple[str, ...], local: bool, replay: boo
 
 @click.command()
 @takes_config
-def report(config_path: Path, overrides: tuple[str, ...]) -> None:
+def report(config_path: Place, overrides: tuple[str, ...]) -> None:
     """Write the report of a finished campaign again."""
     import torch
 
@@ -57,7 +56,7 @@ def report(config_path: Path, overrides: tuple[str, ...]) -> None:
 
 @click.command()
 @takes_config
-def audit(config_path: Path, overrides: tuple[str, ...]) -> None:
+def audit(config_path: Place, overrides: tuple[str, ...]) -> None:
     """Look at what the accuracy hides: other queries, labels and support sets.
 
     The next report of the run (`raymaml test` or `raymaml report`) shows what was found.
@@ -69,7 +68,7 @@ def audit(config_path: Path, overrides: tuple[str, ...]) -> None:
 
 @click.command()
 @takes_plan("STUDY")
-def study(plan_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
+def study(plan_path: Place, overrides: tuple[str, ...], config: Place | None, local: bool) -> None:
     """Train what STUDY needs, judge its arms on the same episodes, and write the report.
 
     The overrides change the config of all its models and arms. What is done already is not
@@ -86,7 +85,7 @@ def study(plan_path: Path, overrides: tuple[str, ...], config: Path | None, loca
 
 @click.command()
 @takes_plan("SWEEP")
-def sweep(plan_path: Path, overrides: tuple[str, ...], config: Path | None, local: bool) -> None:
+def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, local: bool) -> None:
     """Train the trials that SWEEP draws, end the bad ones early, and export the best.
 
     The overrides change the config of all trials. Run again, it goes on from where it was.

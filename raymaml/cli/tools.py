@@ -16,6 +16,7 @@ from raymaml.cli.options import (
     reports_user_errors,
 )
 from raymaml.config.load import load_config
+from raymaml.places import Place
 from raymaml.signals import INTERRUPTED
 
 
@@ -52,7 +53,7 @@ def convert(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @reports_user_errors
 def doctor(
-    config_path: Path | None, overrides: tuple[str, ...], local: bool, as_json: bool
+    config_path: Place | None, overrides: tuple[str, ...], local: bool, as_json: bool
 ) -> None:
     """Check versions, this machine, the cluster, and what CONFIG names, and say what to change.
 
@@ -96,7 +97,7 @@ def doctor(
 @reports_user_errors
 def bench(
     *,
-    config_path: Path | None,
+    config_path: Place | None,
     overrides: tuple[str, ...],
     methods: str | None,
     steps: str,
@@ -129,7 +130,7 @@ def bench(
 
 
 @click.command()
-@click.argument("config_path", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path))
+@OPTIONAL_CONFIG
 @OVERRIDES
 @click.option("--workers", default="1,2,3,4", show_default=True, help="Of this machine.")
 @click.option("--check", is_flag=True, help="Train with each number of workers, and compare.")
@@ -146,7 +147,7 @@ def bench(
 @reports_user_errors
 def scale(
     *,
-    config_path: Path | None,
+    config_path: Place | None,
     overrides: tuple[str, ...],
     workers: str,
     check: bool,

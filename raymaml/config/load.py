@@ -12,7 +12,6 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 import yaml
@@ -24,6 +23,7 @@ from raymaml.config.sources import SOURCE_KINDS
 from raymaml.config.sweep import SCHEDULERS, SweepConfig
 from raymaml.errors import UserError, reason_of
 from raymaml.outside import cut, shortened
+from raymaml.places import Place, to_place
 
 MAX_DEPTH, MAX_VALUES = 50, 100_000
 """Of a YAML document, each value counted as often as anchors repeat it."""
@@ -56,14 +56,17 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: Path | str, *overrides: Sequence[str] | Changes) -> Config:
-    """Read ``path``, apply ``overrides`` in their order and check the whole.
+def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Config:
+    """Read ``path``, a file or a URI, apply ``overrides`` in their order and check the whole.
 
     Raises:
         UserError: with every problem found, each naming file, line, key, value and what is
             allowed.
     """
-    file = Path(path)
+    try:
+        file = to_place(path)
+    except ValueError as error:
+        raise UserError(f"{path}: it {error}") from None
     tree, places = read_yaml(file)
     problems: list[str] = []
     for override in overrides:
@@ -81,7 +84,7 @@ def load_config(path: Path | str, *overrides: Sequence[str] | Changes) -> Config
     return loaded
 
 
-def load_sweep(path: Path) -> SweepConfig:
+def load_sweep(path: Place) -> SweepConfig:
     """Read a sweep file; its config and the changes to it are not read yet.
 
     Raises:
@@ -105,14 +108,16 @@ def dump_mapping(tree: Mapping[str, Any]) -> str:
     return text
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def read_yaml(path: Place) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Return the tree of a YAML file and, for each key path, the place that sets it."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a config file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; give a YAML config file") from None
+    except Exception as error:  # the file systems of URIs have errors of their own
+        missing = "there is none" if isinstance(error, FileNotFoundError) else None
+        reason = getattr(error, "strerror", None) or missing or reason_of(error)
+        raise UserError(f"{path}: cannot be read ({reason}); give a config file") from None
     try:
         node = _compose(text)
     except ValueError as error:
@@ -309,7 +314,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Place) -> dict[str, Any]:
     """Read a YAML file of somebody else's.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Set
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,13 +10,14 @@ from pydantic import ValidationError
 from raymaml.config.load import explain, mistakes, read_yaml
 from raymaml.config.study import StudyConfig
 from raymaml.errors import UserError
+from raymaml.places import Place
 
 RawPath = tuple[int | str, ...]
 _STAND_INS = {"name": "unknown", "title": "", "config": ""}
 """For keys that a study must have, where they are missing or wrong; "" names no config."""
 
 
-def load_study(path: Path) -> tuple[StudyConfig, list[str]]:
+def load_study(path: Place) -> tuple[StudyConfig, list[str]]:
     """Read a study file as far as it can be understood; its config is not read yet.
 
     Returns:

@@ -50,7 +50,9 @@ class Study:
         return self.base.run_dir / "studies" / self.base.name / self.settings.name
 
 
-def read_study(path: Path, overrides: Sequence[str] = (), config_path: Path | None = None) -> Study:
+def read_study(
+    path: Place, overrides: Sequence[str] = (), config_path: Place | None = None
+) -> Study:
     """Read a study file and every config that it makes.
 
     Args:
@@ -95,7 +97,7 @@ def read_study(path: Path, overrides: Sequence[str] = (), config_path: Path | No
     )
 
 
-def _of_model(path: Path, base: str, model: str, settings: StudyConfig) -> Changes:
+def _of_model(path: Place, base: str, model: str, settings: StudyConfig) -> Changes:
     """Return the changes that make a model of the base config."""
     changes = settings.models.get(model, {})
     named = {"name": f"{base}-{model}", **changes} if changes else {}

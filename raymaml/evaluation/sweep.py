@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ class Sweep:
 
     settings: SweepConfig
     base: Config
-    place: Path
+    place: Place
     """The config that all start from, with..."""
     layers: tuple[Changes | Sequence[str], ...]
     """...these changes."""
@@ -103,7 +102,9 @@ class Sweep:
         return same
 
 
-def read_sweep(path: Path, overrides: Sequence[str] = (), config_path: Path | None = None) -> Sweep:
+def read_sweep(
+    path: Place, overrides: Sequence[str] = (), config_path: Place | None = None
+) -> Sweep:
     """Read a sweep file, draw its trials, and check every config.
 
     Args:

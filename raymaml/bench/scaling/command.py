@@ -23,6 +23,7 @@ from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.data.files import write_text
 from raymaml.errors import UserError
+from raymaml.places import Place
 
 Echo = Callable[[str], None]
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -56,7 +57,7 @@ class Findings:
 
 
 def scale(
-    config_path: Path | None,
+    config_path: Place | None,
     overrides: Sequence[str],
     plan: Plan,
     *,
