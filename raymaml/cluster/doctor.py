@@ -18,10 +18,10 @@ from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.doctor.finding import Finding, attempt, fail, in_units, ok, user_error
 from raymaml.doctor.machine import machine_findings, malloc_finding
-from raymaml.doctor.rehearsal import MARKER, rehearse
+from raymaml.doctor.rehearsal import MARKER, rehearse, remove_cache
 from raymaml.doctor.software import shown_versions
 from raymaml.errors import UserError, last_line
-from raymaml.places import Place
+from raymaml.places import Place, is_remote
 from raymaml.training.data import shards_folder
 
 _OTHER_FOLDER = "put it on a disk that all nodes share, or at a URI such as s3://bucket/folder"
@@ -83,7 +83,11 @@ def _examine(cluster: ClusterConfig, config: Config | None, folder: Place) -> It
     yield from network_findings(nodes)
     if any(finding.status == "fail" for finding in (*workers, *places)):
         return
-    yield from _rehearse(cluster, folder)
+    try:
+        yield from _rehearse(cluster, folder)
+    finally:
+        if is_remote(folder):
+            _remove_caches(nodes, folder)
 
 
 def _size(nodes: Sequence[Node]) -> Finding:
@@ -211,3 +215,12 @@ def _rehearse(cluster: ClusterConfig, folder: Place) -> Iterator[Finding]:
     slots, _ = plan_workers(cluster.model_copy(update={"num_workers": "auto"}), cluster_resources())
     small = cluster.model_copy(update={"num_workers": min(2, slots)})
     yield from rehearse(folder, small, train_on_cluster, judge_on_cluster)
+
+
+def _remove_caches(nodes: Sequence[Node], folder: Place) -> None:
+    """Remove what each node has copied of the tiny run's data."""
+    import ray
+
+    task = ray.remote(num_cpus=0, max_retries=0)(remove_cache)
+    removed = [task.options(scheduling_strategy=on(node)).remote(folder) for node in nodes]
+    ray.wait(removed, num_returns=len(removed), timeout=PATIENCE)

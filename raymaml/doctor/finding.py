@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raymaml.errors import UserError, reason_of
+from raymaml.logs import LOG
 
 Status = Literal["ok", "warn", "fail"]
 _UNKNOWN = "this is not a known mistake: run with --verbose, and report what is shown"
@@ -47,6 +48,7 @@ def attempt(what: str, check: Callable[[], str]) -> Iterator[Finding]:
     except UserError as error:
         yield from (user_error(what, problem) for problem in error.problems)
     except Exception as error:
+        LOG.exception("%s", what)
         yield fail(what, f"{type(error).__name__}: {reason_of(error)}", _UNKNOWN)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,9 @@ def rehearsal_folder(run_dir: Place | None) -> Iterator[Place]:
         UserError: nothing can be written there.
     """
     base = Path(tempfile.gettempdir()) if run_dir is None else run_dir.absolute()
-    was_there = base.exists()
+    made = []
+    if isinstance(base, Path):
+        made = [parent for parent in (base, *base.parents) if not parent.exists()]
     folder = base / f"raymaml-doctor-{secrets.token_hex(4)}"
     make_folder(folder, "run_dir")
     try:
@@ -53,9 +56,19 @@ def rehearsal_folder(run_dir: Place | None) -> Iterator[Place]:
         yield folder
     finally:
         remove_folder(folder, MARKER)
-        if isinstance(base, Path) and not was_there:
-            with contextlib.suppress(OSError):  # somebody else uses it by now
-                base.rmdir()
+        remove_cache(folder)
+        with contextlib.suppress(OSError):  # somebody else uses it by now
+            for parent in made:
+                parent.rmdir()
+
+
+def remove_cache(folder: Place) -> None:
+    """Remove what this machine has copied of the rehearsal's bank and episodes, if at a URI."""
+    shutil.rmtree(_cache(folder), ignore_errors=True)
+
+
+def _cache(folder: Place) -> Path:
+    return Path(tempfile.gettempdir()) / f"{folder.name}-cache"
 
 
 def rehearse(
@@ -117,6 +130,7 @@ def _config(folder: Place, cluster: ClusterConfig, name: str, steps: int) -> Con
             "source": {"kind": "image-folder", "path": "removed", "mode": "gray"},
             "bank": folder / "bank",
             "shards": folder / "episodes",
+            "cache": _cache(folder),
             "image_size": SIZE,
         },
         "episodes": {"train": episodes, "val": episodes, "test": episodes},

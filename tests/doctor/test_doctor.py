@@ -36,7 +36,7 @@ def statuses(findings: Iterator[Finding]) -> dict[str, str]:
     return {finding.what: finding.status for finding in findings}
 
 
-def test_what_a_check_raises_is_a_finding() -> None:
+def test_what_a_check_raises_is_a_finding(caplog: pytest.LogCaptureFixture) -> None:
     def wrong(error: Exception) -> Callable[[], str]:
         def check() -> str:
             raise error
@@ -47,6 +47,7 @@ def test_what_a_check_raises_is_a_finding() -> None:
     (finding,) = attempt("a", wrong(ValueError("not\nso")))
     assert (finding.status, finding.found) == ("fail", "ValueError: not so")
     assert "--verbose" in finding.remedy
+    assert "Traceback" in caplog.text  # which that shows
     assert user_error("a", "x: is 1; 2; use 3") == fail("a", "x: is 1; 2", "use 3")
     assert user_error("a", "no remedy").found == "no remedy"
     assert (in_units(3 << 29), in_units(5 << 20)) == ("1.5 GiB", "5 MiB")
@@ -104,11 +105,22 @@ def test_the_device_of_a_config(make_config: Any) -> None:
 
 
 def test_a_rehearsal(tmp_path: Path) -> None:
-    with rehearsal_folder(tmp_path / "runs") as folder:
+    with rehearsal_folder(tmp_path / "new" / "runs") as folder:
         assert (folder / MARKER).exists()
         found = statuses(rehearse(folder, CLUSTER, train_locally, judge_locally))
     assert found == dict.fromkeys(REHEARSAL, "ok")
-    assert list(tmp_path.iterdir()) == []  # the folder that was made is gone as well
+    assert list(tmp_path.iterdir()) == []  # the folders that were made are gone as well
+
+
+@pytest.mark.slow
+def test_a_rehearsal_at_a_uri_leaves_no_copy(s3: Place) -> None:
+    with rehearsal_folder(s3 / "runs") as folder:
+        copies = Path(tempfile.gettempdir(), f"{folder.name}-cache")
+        found = statuses(rehearse(folder, CLUSTER, train_locally, judge_locally))
+        assert copies.is_dir()
+    assert found == dict.fromkeys(REHEARSAL, "ok")
+    assert not folder.exists()
+    assert not copies.exists()
 
 
 def test_a_folder_of_runs_that_was_there_stays(tmp_path: Path) -> None:
