@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +16,10 @@ from torch.nn import functional as F
 from raymaml.cluster.stream import Share, stream_meta_batches
 from raymaml.config.schema import Config
 from raymaml.data.files import as_arrow
-from raymaml.places import Place, is_remote
+from raymaml.places import Place
 from raymaml.training.data import TrainingData
 from raymaml.training.reduction import mean_in_order
-from raymaml.training.run_folder import stop_requested
+from raymaml.training.run_folder import watch_stop
 from raymaml.types import EpisodeBatch
 
 
@@ -32,11 +31,10 @@ class RaySession:
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        self._folder = folder
         self._data = data
         self._num_steps = config.outer.num_steps
         self._timeout = config.cluster.timeout
-        self._next_look = 0.0
+        self._stop_asked_for = watch_stop(folder)
 
     def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
         """Stream this worker's share through Ray Data."""
@@ -94,11 +92,7 @@ class RaySession:
 
     def stop_requested(self) -> bool:
         """Look for the stop file; rank 0 does it for all, the reduction tells the others."""
-        if self.rank != 0 or time.monotonic() < self._next_look:
-            return False
-        if is_remote(self._folder):  # a request over the network, that a step should not wait for
-            self._next_look = time.monotonic() + 2
-        return stop_requested(self._folder)
+        return self.rank == 0 and self._stop_asked_for()
 
     def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
         """Tell Ray Train of a checkpoint that is in place already.

@@ -255,6 +255,16 @@ def remove_folder(folder: Place, marker: str) -> None:
     shutil.rmtree(hidden)
 
 
+def rename_folder(folder: Place, name: str, marker: str) -> None:
+    """Give a folder another name; a kill leaves it whole under one of the two, or under both."""
+    if not is_remote(folder):
+        folder.rename(folder.with_name(name))
+        return
+    with reaching(folder):
+        folder.fs.copy(folder.path, folder.with_name(name).path, recursive=True)
+        remove_folder(folder, marker)
+
+
 def remove_partial(folder: Place) -> None:
     """Remove what a killed process left of files and folders that never became whole.
 

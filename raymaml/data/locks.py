@@ -3,7 +3,8 @@
 On disk it is a lock of the operating system, which ends with the process. At a URI it is a lease: a
 file that one process alone could create, and that its holder writes anew every few seconds. Whoever
 finds it waits until it has not changed for a while, by his own clock, and takes it over then; of a
-process of the same machine he can see that it has ended, and need not wait.
+process of the same machine he can see that it has ended, and need not wait. A holder that was
+suspended, or cut off, for so long finds that out by the check that ``hold`` gives it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from raymaml.data.files import read_bytes, unreachable
+from raymaml.data.files import reaching, read_bytes, unreachable
+from raymaml.errors import UserError
 from raymaml.places import Place, is_remote
 
 __all__ = ["Timeout", "hold"]
@@ -32,8 +35,8 @@ EXPIRED = 30.0
 
 
 @contextlib.contextmanager
-def hold(path: Place, *, timeout: float) -> Iterator[None]:
-    """Hold the lock ``path`` for the length of the block.
+def hold(path: Place, *, timeout: float) -> Iterator[Callable[[], None]]:
+    """Hold the lock ``path`` for the length of the block, and yield what checks that it is held.
 
     Args:
         path: of the lock's own file.
@@ -42,11 +45,11 @@ def hold(path: Place, *, timeout: float) -> Iterator[None]:
 
     Raises:
         Timeout: another process holds it.
-        UserError: the URI cannot be reached.
+        UserError: the URI cannot be reached; from the check: another process has taken it over.
     """
     if not is_remote(path):
         with FileLock(path, timeout=timeout):
-            yield
+            yield lambda: None
         return
     lease = _Lease(path)
     try:
@@ -56,7 +59,7 @@ def hold(path: Place, *, timeout: float) -> Iterator[None]:
     except Exception as error:
         raise unreachable(path, error) from None
     try:
-        yield
+        yield lease.require
     finally:
         lease.release()
 
@@ -65,7 +68,7 @@ class _Lease:
     def __init__(self, path: UPath) -> None:
         self._path = path
         token = secrets.token_hex(8)
-        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": token}
+        self._owner = {"host": _host(), "pid": os.getpid(), "token": token}
         self._count = 0
         self._released = threading.Event()
 
@@ -84,8 +87,19 @@ class _Lease:
 
     def release(self) -> None:
         self._released.set()
-        if self._is_mine():
-            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):  # what cannot be removed is nobody's after a while
+            if self._is_mine():
+                self._path.unlink(missing_ok=True)
+
+    def require(self) -> None:
+        with reaching(self._path):
+            mine = self._is_mine()
+        if not mine:
+            raise UserError(
+                f"{self._path}: another process has taken over, since this one gave no sign of life"
+                f" for {EXPIRED:g} s (suspended, or cut off from the storage); this one writes no"
+                " more: leave it to the other"
+            )
 
     def _create(self) -> bool:
         try:
@@ -133,11 +147,20 @@ def _owner(content: bytes | None) -> dict[str, object]:
     return owner if isinstance(owner, dict) else {}
 
 
+def _host() -> str:
+    """Return a name of this machine, and of the container in it: where process numbers hold."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # on Linux
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
 def _is_dead(content: bytes) -> bool:
     """Tell whether the holder was a process of this machine that has ended."""
     owner = _owner(content)
     pid = owner.get("pid")
-    if owner.get("host") != socket.gethostname() or not isinstance(pid, int):
+    if owner.get("host") != _host() or not isinstance(pid, int):
         return False
     try:
         os.kill(pid, 0)

@@ -22,7 +22,14 @@ from raymaml.config.base import Count
 from raymaml.config.load import check_config
 from raymaml.config.schema import Config
 from raymaml.data.bank_format import ImageShape
-from raymaml.data.files import new_folder, reaching, read_bytes, remove_folder, sha256_of_file
+from raymaml.data.files import (
+    new_folder,
+    reaching,
+    read_bytes,
+    remove_folder,
+    sha256_of_file,
+    write_text,
+)
 from raymaml.errors import UserError, reason_of
 from raymaml.logs import LOG
 from raymaml.outside import checked, parse_json, shortened
@@ -73,10 +80,14 @@ class CheckpointStore:
     ) -> None:
         """``require`` raises where a state must not be kept: its data were altered meanwhile."""
         self.folder = folder
-        self._require = require
+        self._required = [require]
         self._config = config
         self._image_shape = image_shape
         self._bank_hash = bank_hash
+
+    def also_require(self, check: Callable[[], None]) -> None:
+        """Have ``check`` raise as well where a state must not be kept."""
+        self._required.append(check)
 
     def restore(self, state: TrainState, session: Session) -> None:
         """Load the newest checkpoint into ``state``; leave it as it is where there is none.
@@ -107,10 +118,11 @@ class CheckpointStore:
         """Write a checkpoint, drop the ones no longer needed, and report it.
 
         Raises:
-            UserError: the data were altered, or the storage refuses.
+            UserError: the data were altered, another process writes here, or the storage refuses.
             RuntimeError: the workers' weights differ (a defect, or broken hardware).
         """
-        self._require()
+        for check in self._required:
+            check()
         _require_equal_replicas(state, session)
         path = checkpoint_path(self.folder, state.step)
         if session.rank == 0:
@@ -125,9 +137,11 @@ class CheckpointStore:
     def _write(self, path: Place, state: TrainState) -> None:
         if state.step in list_steps(self.folder):
             # Written before by a run that was then stopped; only its validation can differ.
-            if read_card(path).validation == state.validation:
-                return
-            remove_folder(path, CARD)
+            card = read_card(path)
+            if card.validation != state.validation:
+                judged = {"validation": state.validation, "best": state.best}
+                _write_card(path, card.model_copy(update=judged))
+            return
         write_checkpoint(
             path, state, self._config, image_shape=self._image_shape, bank_hash=self._bank_hash
         )
@@ -159,7 +173,11 @@ def write_checkpoint(
             versions=versions(),
             config=config.model_dump(mode="json"),
         )
-        (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _write_card(folder, card)
+
+
+def _write_card(path: Place, card: CheckpointCard) -> None:
+    write_text(path / CARD, card.model_dump_json(indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
-from raymaml.data.files import make_folder, read_bytes, remove_partial, write_text
+from raymaml.data.files import make_folder, reaching, read_bytes, remove_partial, write_text
 from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
 from raymaml.outside import parse_json, shortened
-from raymaml.places import Place
+from raymaml.places import Place, is_remote
 from raymaml.training.checkpoint import check_last, find_checkpoint, list_steps, trained_config
 from raymaml.training.data import TrainingData
 
 IDENTITY = "run.json"
 STOP = "STOP"
+_LOOK_EVERY = 2.0
+"""Seconds between two looks for a stop at a URI: a step should not wait for the network."""
 
 
 @contextlib.contextmanager
@@ -44,16 +47,16 @@ def claim(config: Config, data: TrainingData) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Place) -> Iterator[None]:
-    """Hold the right to write checkpoints and metrics; rank 0 takes it.
+def sole_writer(folder: Place) -> Iterator[Callable[[], None]]:
+    """Hold the right to write checkpoints and metrics; rank 0 takes it, and gets a check for it.
 
     The worker of a driver that was just killed may live a few seconds longer: wait for its end.
     The right ends with the process, however that dies.
     """
     try:
-        with hold(folder / ".writer", timeout=60):
+        with hold(folder / ".writer", timeout=60) as require_held:
             remove_partial(folder)
-            yield
+            yield require_held
     except Timeout:
         raise UserError(
             f"{folder}: a worker of an earlier run still writes here after 60 s; end it first"
@@ -62,17 +65,35 @@ def sole_writer(folder: Place) -> Iterator[None]:
 
 def request_stop(folder: Place) -> None:
     """Ask the run to stop at the next step boundary."""
-    (folder / STOP).touch()
+    with reaching(folder):
+        (folder / STOP).touch()
 
 
 def withdraw_stop(folder: Place) -> None:
     """Forget that a stop was asked for."""
-    (folder / STOP).unlink(missing_ok=True)
+    with reaching(folder):
+        (folder / STOP).unlink(missing_ok=True)
 
 
 def stop_requested(folder: Place) -> bool:
     """Tell whether a stop was asked for."""
-    return (folder / STOP).exists()
+    with reaching(folder):
+        return (folder / STOP).exists()
+
+
+def watch_stop(folder: Place) -> Callable[[], bool]:
+    """Return what tells whether a stop was asked for, to be asked at every outer step."""
+    next_look = 0.0
+
+    def asked() -> bool:
+        nonlocal next_look
+        if time.monotonic() < next_look:
+            return False
+        if is_remote(folder):
+            next_look = time.monotonic() + _LOOK_EVERY
+        return stop_requested(folder)
+
+    return asked
 
 
 def begin(folder: Place, config: Config, data: TrainingData) -> None:

@@ -85,7 +85,8 @@ def train_worker(
         if session.rank != 0:
             state = meta_train(config, data, store, NoMetrics(), session)
         else:
-            with sole_writer(folder):
+            with sole_writer(folder) as require_held:
+                store.also_require(require_held)
                 begin(folder, config, data)
                 metrics = RunMetrics(folder, config.outer, echo, show, workers=session.world_size)
                 state = meta_train(config, data, store, metrics, session)

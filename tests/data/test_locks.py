@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +13,8 @@ import pytest
 
 from raymaml.data import locks
 from raymaml.data.locks import Timeout, hold
-from raymaml.places import Place
+from raymaml.errors import UserError
+from raymaml.places import Place, is_remote
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -99,7 +99,7 @@ def test_of_a_dead_process_of_this_machine_nothing_is_awaited(
 ) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    owner = {"host": socket.gethostname(), "pid": dead.pid, "token": "t", "count": 1}
+    owner = {"host": locks._host(), "pid": dead.pid, "token": "t", "count": 1}
     (s3 / ".lock").write_bytes(json.dumps(owner).encode())
     monkeypatch.setattr(locks, "EXPIRED", float("inf"))  # a wait would never end
     with hold(s3 / ".lock", timeout=0):
@@ -112,3 +112,15 @@ def test_a_lease_that_cannot_be_read_expires_too(s3: Place, content: bytes) -> N
     (s3 / ".lock").write_bytes(content)
     with hold(s3 / ".lock", timeout=0):
         pass
+
+
+def test_a_holder_finds_out_that_another_took_over(lock: Place) -> None:
+    with hold(lock, timeout=0) as require_held:
+        require_held()
+        lock.write_bytes(foreign())
+        if not is_remote(lock):  # there the operating system holds it, whatever the file says
+            require_held()
+            return
+        with pytest.raises(UserError, match="another process has taken over, since this one gave"):
+            require_held()
+    assert lock.read_bytes() == foreign()  # and leaves it to the other

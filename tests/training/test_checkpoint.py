@@ -289,8 +289,12 @@ def test_the_same_step_saved_again_takes_the_validation_along(
     store.save(state, session)
     assert (checkpoint_path(store.folder, 3) / "checkpoint.json").stat().st_ino == before
     state.record(judged(3, 0.5))
+    weights = (checkpoint_path(store.folder, 3) / "params.pt").stat()
     store.save(state, session)
-    assert read_card(checkpoint_path(store.folder, 3)).validation == judged(3, 0.5)
+    card = read_card(checkpoint_path(store.folder, 3))
+    assert card.validation == card.best == judged(3, 0.5)
+    # the only checkpoint there is: it is never away, not even for a moment
+    assert (checkpoint_path(store.folder, 3) / "params.pt").stat() == weights
 
 
 def test_all_that_keeps_weights_from_fitting_a_model_is_named(
