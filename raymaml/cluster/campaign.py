@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def _run_trials(
             storage_path=str(trials.scratch),
             verbose=int(is_verbose()),
             callbacks=[_progress_callback(progress)],
-            stop=_stopper(trials.scratch, problems),
+            stop=stopper(problems, lambda: stop_requested(trials.scratch)),
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
         ),
     )
@@ -203,8 +203,8 @@ def _progress_callback(progress: Progress) -> Any:
     return Callback()
 
 
-def _stopper(scratch: Path, problems: list[str]) -> Any:
-    """Return what ends all trials when a stop is asked for, or one met ``problems``: it adds them
+def stopper(problems: list[str], stop: Callable[[], bool] = lambda: False) -> Any:
+    """Return what ends all trials when ``stop`` says so, or one reports ``problems``: it adds them
     to that list."""
     from ray import tune
 
@@ -214,7 +214,7 @@ def _stopper(scratch: Path, problems: list[str]) -> Any:
             return False
 
         def stop_all(self) -> bool:
-            return bool(problems) or stop_requested(scratch)
+            return bool(problems) or stop()
 
         def __reduce__(self) -> tuple[Any, ...]:
             # as the callback: a copy in Tune's own state would fill a list of its own

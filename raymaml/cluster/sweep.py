@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-from raymaml.cluster.campaign import scratch_folder
+from raymaml.cluster.campaign import scratch_folder, stopper
 from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected, plan_workers
 from raymaml.cluster.trainer import train_supervised
 from raymaml.config.sweep import Asha
-from raymaml.errors import UserError, last_line
+from raymaml.errors import StorageError, UserError, last_line
 from raymaml.evaluation.legs import run_alone, up_to
 from raymaml.evaluation.referee import Decide, Referee, always
 from raymaml.evaluation.sweep import Leg, RunLegs, Sweep, first_rung, max_steps
+from raymaml.places import Place
 from raymaml.signals import on_interrupt, stopped
-from raymaml.training.run_folder import request_stop, stop_requested
+from raymaml.training.run_folder import request_stop, stop_requested, watch_stop, withdraw_stop
 from raymaml.training.state import Validation
 from raymaml.training.supervised import Ask
 
@@ -68,7 +69,14 @@ def tune_runner(sweep: Sweep) -> Iterator[RunLegs]:
         at_once = slots // workers
         if sweep.settings.max_concurrent_trials != "auto":
             at_once = min(at_once, sweep.settings.max_concurrent_trials)
-        room = _Room(workers=workers, at_once=at_once, use_gpu=use_gpu, scratch=scratch)
+        withdraw_stop(sweep.folder)
+        room = _Room(
+            workers=workers,
+            at_once=at_once,
+            use_gpu=use_gpu,
+            folder=sweep.folder,
+            scratch=scratch,
+        )
         yield partial(_run_legs, room)
 
 
@@ -81,7 +89,10 @@ class _Room:
     at_once: int
     """Trials: Tune and Train do not share out resources between them, and would wait for ever."""
     use_gpu: bool
+    folder: Place
+    """Of the sweep, which all nodes see: there a stop is asked for."""
     scratch: Path
+    """For Tune's own state."""
 
     def resources(self) -> dict[str, float]:
         """Return what Tune reserves for a trial; Ray Train's workers reserve their own."""
@@ -97,23 +108,26 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
         _run_trial, legs={leg.trial: leg for leg in legs}, room=room, directory=str(Path.cwd())
     )
     failures = {leg.config.cluster.max_failures for leg in legs}
+    problems: list[str] = []
     tuner = tune.Tuner(
         tune.with_resources(trial, room.resources()),
         param_space={"trial": tune.grid_search([leg.trial for leg in legs])},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=room.at_once,
-            scheduler=_tune_scheduler(referee),
+            scheduler=_tune_scheduler(referee, problems),
         ),
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(room.scratch),
             verbose=0,
+            callbacks=[_failure_callback(referee)],
+            stop=stopper(problems),
             failure_config=tune.FailureConfig(max_failures=max(failures)),
         ),
     )
     grace = max(leg.config.cluster.grace_seconds for leg in legs)
-    with on_interrupt(lambda: request_stop(room.scratch), grace):
+    with on_interrupt(lambda: request_stop(room.folder), grace):
         try:
             call_in_thread(tuner.fit)
         except Exception as error:
@@ -122,29 +136,37 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
             raise user_error(error) or cluster_failed(
                 error, legs[0].config.run_dir, "what the trials have saved"
             ) from error
-    if stop_requested(room.scratch):
+    if problems:
+        raise StorageError(*problems)
+    if stop_requested(room.folder):
         raise stopped()
 
 
 def _run_trial(
     trial: Mapping[str, Any], *, legs: Mapping[int, Leg], room: _Room, directory: str
 ) -> None:
-    """Run one leg; the process serves many trials."""
+    """Run one leg; the process serves many trials.
+
+    What the trial met is reported, not raised: Tune would try it again. What the storage refuses is
+    no failing of the trial's, and ends the sweep.
+    """
     from ray import tune
 
     os.chdir(directory)
     # here and not in the driver, whose cluster may have been there before it
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _PATIENCE)
-    leg, stop = legs[trial["trial"]], partial(stop_requested, room.scratch)
-    if stop():
-        return
+    leg, stop = legs[trial["trial"]], watch_stop(room.folder)
     try:
+        if stop():
+            return
         if room.workers == 1:
             device = torch.device("cuda" if room.use_gpu else "cpu")
             run_alone(leg, device, _asking_tune(leg), stop)
         else:
             ask = up_to(leg, _asking_tune(leg))
             train_supervised(leg.config, room.workers, room.use_gpu, ask, stop)
+    except StorageError as error:
+        tune.report({"problems": list(error.problems)})
     except UserError as error:
         tune.report({"problem": "; ".join(error.problems)})
 
@@ -160,29 +182,54 @@ def _asking_tune(leg: Leg) -> Ask:
     return ask
 
 
-def _tune_scheduler(referee: Referee) -> Any:
-    """Return a scheduler that starts trials in their order, and asks the referee."""
+def _tune_scheduler(referee: Referee, problems: list[str]) -> Any:
+    """Return a scheduler that starts trials in their order, and asks the referee.
+
+    What keeps the referee from writing is added to ``problems``.
+    """
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class Scheduler(FIFOScheduler):
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            number = trial.config["trial"]
-            if "problem" in result:
-                referee.fail(number, result["problem"])
-                return str(TrialScheduler.STOP)
-            if "step" not in result:  # stopped before it began
-                return str(TrialScheduler.CONTINUE)
-            validation = Validation(**{field.name: result[field.name] for field in _VALIDATION})
-            goes_on = referee.report(number, result["run"], validation)
+            try:
+                goes_on = self._hear(trial.config["trial"], result)
+            except StorageError as error:
+                problems.extend(error.problems)
+                goes_on = False
             return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
-        def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-            error = trial.get_error()
-            said = last_line(error) if error is not None else "its process was lost"
-            referee.fail(trial.config["trial"], f"failed too often, last with: {said}")
+        def _hear(self, number: int, result: dict[str, Any]) -> bool:
+            if "problem" in result:
+                referee.fail(number, result["problem"])
+                return False
+            if "step" not in result:  # stopped before it began
+                return True
+            validation = Validation(**{field.name: result[field.name] for field in _VALIDATION})
+            return referee.report(number, result["run"], validation)
 
         def __reduce__(self) -> tuple[Any, ...]:
             # Tune pickles its scheduler, to go on after a kill. The referee serves for that here.
             return FIFOScheduler, ()
 
     return Scheduler()
+
+
+def _failure_callback(referee: Referee) -> Any:
+    """Return what tells the referee of trials that Tune has given up.
+
+    Its scheduler would be told of each failure, also of those after which a trial is tried again.
+    """
+    from ray import tune
+
+    class Callback(tune.Callback):
+        def on_trial_error(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            error = trial.get_error()
+            said = last_line(error) if error is not None else "its process was lost"
+            referee.fail(trial.config["trial"], f"failed too often, last with: {said}")
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return tune.Callback, ()  # as the scheduler
+
+    return Callback()

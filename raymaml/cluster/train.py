@@ -15,6 +15,7 @@ from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected
 from raymaml.cluster.trainer import STARTED, run_crew
 from raymaml.config.schema import Config
 from raymaml.data.files import read_text
+from raymaml.errors import StorageError
 from raymaml.places import Place, is_remote
 from raymaml.signals import on_interrupt, stopped
 from raymaml.training.crew import Crew, Patience
@@ -122,11 +123,14 @@ def _follow(folder: Place, num_steps: int, echo: Echo) -> Iterator[None]:
         last = False
         while not last:
             last = done.wait(pause)
-            if path.exists():
-                for line in read_text(path).splitlines():
-                    if line not in seen and line.endswith("}"):
-                        seen.add(line)
-                        echo(progress_line(json.loads(line), num_steps))
+            try:
+                lines = read_text(path).splitlines()
+            except (OSError, StorageError):  # not there yet, or away for a moment
+                continue
+            for line in lines:
+                if line not in seen and line.endswith("}"):
+                    seen.add(line)
+                    echo(progress_line(json.loads(line), num_steps))
 
     thread = threading.Thread(target=poll, name="follow", daemon=True)
     thread.start()

@@ -13,6 +13,7 @@ from typing import Any
 from raymaml.cluster.runtime import call_in_thread, worker_resources
 from raymaml.config.schema import Config
 from raymaml.data.files import as_arrow, make_folder
+from raymaml.errors import StorageError
 from raymaml.logs import is_verbose
 from raymaml.places import Place
 from raymaml.training.data import open_training_data
@@ -91,9 +92,12 @@ def train_supervised(
         fit = executor.submit(_fit, trainer, folder)
         answered: str | None = None
         while not fit.done():
-            if stop():
-                request_stop(folder)
-            answered = answer_by_file(folder, ask, answered)
+            # A storage that is away for a moment is asked again; where it stays away the workers
+            # find that themselves.
+            with contextlib.suppress(StorageError):
+                if stop():
+                    request_stop(folder)
+                answered = answer_by_file(folder, ask, answered)
             wait([fit], timeout=_ANSWER_EVERY)
         fit.result()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from raymaml.data.files import make_folder
-from raymaml.errors import UserError
+from raymaml.errors import StorageError, UserError
 from raymaml.evaluation.referee import Referee
 from raymaml.evaluation.sweep import Leg, RunLegs, Sweep
 from raymaml.signals import on_interrupt, stopped
@@ -64,6 +64,8 @@ def _run_in_order(legs: Sequence[Leg], referee: Referee) -> None:
                 break
             try:
                 run_alone(leg, local_device(leg.config.cluster), asking(leg, referee), stop.is_set)
+            except StorageError:  # no failing of the trial's
+                raise
             except UserError as error:
                 referee.fail(leg.trial, "; ".join(error.problems))
     if stop.is_set():

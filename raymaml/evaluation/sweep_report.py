@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from raymaml.config.load import dump_config
-from raymaml.data.files import new_folder, read_bytes, read_text, write_text
+from raymaml.data.files import new_folder, read_bytes, rename_folder, write_text
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Echo
 from raymaml.evaluation.page import (
@@ -28,20 +30,17 @@ from raymaml.evaluation.population import Exploit
 from raymaml.evaluation.referee import Referee, Report
 from raymaml.evaluation.sweep import Sweep, max_steps
 from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows
+from raymaml.outside import checked, parse_json
 from raymaml.places import Place
-from raymaml.training.checkpoint import (
-    CARD,
-    checkpoint_path,
-    copy_checkpoint,
-    read_card,
-    trained_config,
-)
+from raymaml.training.checkpoint import checkpoint_path, copy_checkpoint, trained_config
 from raymaml.training.metrics import METRICS_FILE
 
 SCHEMA_VERSION = 1
 BEST = "best"
 PICTURE = "parallel_coordinates.png"
 _FROM = "from.json"
+"""The report that an export is the checkpoint of; at a URI the export is whole once it is there."""
+_REPORT = TypeAdapter(Report)
 
 
 def write_sweep_report(
@@ -83,13 +82,14 @@ def export_best(sweep: Sweep, best: Report) -> Place:
     """
     folder, run = sweep.folder / BEST, sweep.folder / best.run
     source = checkpoint_path(run, best.step)
-    if folder.exists() and not _is_copy(folder, source):
-        before = json.loads(read_text(folder / _FROM))
-        aside = folder.with_name(f"best-was-{before['run']}-at-{before['step']}")
-        while aside.exists():
-            aside = aside.with_name(f"{aside.name}-again")
-        folder.rename(str(aside))
-    if not folder.exists():
+    before = _exported(folder)
+    if before != best:
+        if folder.exists():
+            whose = "incomplete" if before is None else f"{before.run}-at-{before.step}"
+            aside = folder.with_name(f"best-was-{whose}")
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}-again")
+            rename_folder(folder, aside.name, _FROM)
         config = trained_config(source, sweep.base)
         evaluation = config.evaluation.model_copy(update={"checkpoint": "best"})
         own = {"name": BEST, "run_dir": sweep.folder, "evaluation": evaluation}
@@ -103,9 +103,12 @@ def export_best(sweep: Sweep, best: Report) -> Place:
     return folder / "config.yaml"
 
 
-def _is_copy(folder: Place, source: Place) -> bool:
-    copy = folder / source.name
-    return (copy / CARD).exists() and read_card(copy).files == read_card(source).files
+def _exported(folder: Place) -> Report | None:
+    """Return the report that an export is the checkpoint of; None where there is no whole one."""
+    try:
+        return checked(_REPORT, parse_json(read_bytes(folder / _FROM)))
+    except (OSError, ValueError):
+        return None
 
 
 def page_blocks(

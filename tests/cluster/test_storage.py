@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers_cluster import assert_same_bits, trained_steps, wait_until
 
-from raymaml.data.files import upload
+from raymaml.data.files import read_text, upload
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
@@ -68,6 +68,43 @@ def test_training_and_campaign_at_a_uri_are_killed_and_go_on(
     ]
     assert tables[0].equals(tables[1], check_metadata=True)
     wait_until(lambda: not any(each.is_running() for each in judged.orphans), "rid of orphans")
+
+
+SWEEP = """\
+name: s
+title: A sweep
+config: config.yaml
+space: {inner.lr: {grid: [0.1, 0.2]}}
+scheduler: none
+set: {outer.num_steps: 60}
+max_concurrent_trials: 1
+"""
+
+
+def test_a_sweep_at_a_uri_is_stopped_and_goes_on_and_its_best_is_judged(
+    make_config, s3, s3_server, start
+):
+    place = make_config("run", f"run_dir={s3}/runs", "outer.log_every=20").data.shards.parent
+    (place / "s.yaml").write_text(SWEEP, encoding="utf-8")
+    folder = s3 / "runs/sweeps/tiny/s"
+    started = partial(start, cwd=place, **s3_server)
+
+    stopped = started("sweep", "s.yaml")
+    first = folder / "trial-00000"
+    stopped.wait_until(lambda: len(list_steps(first)) >= 1, "at its first checkpoint")
+    stopped.terminate()
+    assert stopped.finish() == 143, stopped.errors
+    said = read_text(first / "logs/rank-0.log")
+    assert "stopped: it was asked to" in said
+    assert not (folder / "trial-00001").exists()
+
+    again = started("sweep", "s.yaml")
+    assert again.finish() == 0, again.errors
+    path = f"{folder}/best/config.yaml"
+    assert again.lines[-2:] == [f"judge it by: raymaml test {path}", f"{folder}/sweep.json"]
+    judged = started("test", path, "--local")
+    assert judged.finish() == 0, judged.errors
+    assert judged.lines[-1] == f"{folder}/best/test/summary.json"
 
 
 def weights(folder, which):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_cluster import assert_same_bits
+from helpers_cluster import assert_same_bits, attempts, pids, wait_until
 
 from raymaml.cluster.asha import asha_decisions
 from raymaml.cluster.sweep import scheduler_of, tune_runner
-from raymaml.errors import UserError
+from raymaml.errors import StorageError, UserError
 from raymaml.evaluation.legs import local_runner
 from raymaml.evaluation.referee import STATE_FILE
 from raymaml.evaluation.sweep import Runner, Sweep, read_sweep, run_sweep
@@ -29,17 +32,20 @@ space:
 ASHA = f"{SPACE}num_trials: 5\nmax_concurrent_trials: 1\nset: {{outer.num_steps: 12}}\n"
 
 
+FULL = 'model={encoder: "helpers_faults:Full", norm: none}'
+
+
 def quiet(_line: str) -> None:
     pass
 
 
 @pytest.fixture
 def make_sweep(make_config, tmp_path: Path) -> Callable[..., Sweep]:
-    def make(text: str, place: str) -> Sweep:
+    def make(text: str, place: str, *overrides: str) -> Sweep:
         make_config(place)
         path = tmp_path / place / "s.yaml"
         path.write_text(text, encoding="utf-8")
-        return read_sweep(path)
+        return read_sweep(path, overrides)
 
     return make
 
@@ -161,6 +167,40 @@ scheduler: none
     alone = sweep.trials[2].config.model_copy(update={"name": "alone"})
     assert train_locally(alone, quiet)
     assert_same_bits(weights(sweep.trials[2].config.run_folder), weights(alone.run_folder))
+
+
+@pytest.mark.ray
+@pytest.mark.fault("worker killed")
+def test_a_trial_whose_process_is_killed_is_tried_again_and_is_no_failure(
+    cluster, make_sweep, weights
+):
+    text = f"{SPACE}scheduler: none\nset: {{outer.num_steps: 120}}\nmax_concurrent_trials: 1\n"
+    sweep = make_sweep(text.replace("[transductive, context]", "[context]"), "run")
+    (trial,) = sweep.trials
+
+    def kill_it() -> None:
+        wait_until(lambda: len(reports(sweep)) >= 5, "at the fifth report")
+        os.kill(pids("ImplicitFunc")[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    content = run(sweep, tune_runner)
+    killer.join()
+
+    assert attempts(trial.config.run_folder) == 2
+    assert [(found["status"], found["problem"]) for found in content["trials"]] == [("done", None)]
+    alone = trial.config.model_copy(update={"name": "alone"})
+    assert train_locally(alone, quiet)
+    assert_same_bits(weights(trial.config.run_folder), weights(alone.run_folder))
+
+
+@pytest.mark.ray
+def test_a_full_disk_ends_the_sweep_and_is_no_failing_of_a_trial(cluster, make_sweep):
+    space = SPACE.replace("[transductive, context]", "[none]")
+    sweep = make_sweep(f"{space}scheduler: none\n", "run", FULL)
+    with pytest.raises(StorageError, match=r"scratch: cannot be read or written .* make room"):
+        run(sweep, tune_runner)
+    assert reports(sweep) == []
 
 
 @pytest.mark.ray

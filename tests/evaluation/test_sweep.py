@@ -16,7 +16,8 @@ import torch
 
 from raymaml.config.load import load_config
 from raymaml.config.sweep import Dimension
-from raymaml.errors import UserError
+from raymaml.data.files import write_text
+from raymaml.errors import StorageError, UserError
 from raymaml.evaluation.legs import local_runner
 from raymaml.evaluation.parallel import accuracy_range, axis_ticks, plot_parallel
 from raymaml.evaluation.plan import plan_test
@@ -182,6 +183,13 @@ def test_a_trial_that_fails_is_told_so_and_the_others_go_on(make_sweep):
     assert in_brief(run(sweep)) == in_brief(content)  # tried again, with the same end
 
 
+def test_a_full_disk_ends_the_sweep_and_is_no_failing_of_a_trial(make_sweep):
+    sweep = make_sweep(ALL, "run", 'model={encoder: "helpers_faults:Full", norm: none}')
+    with pytest.raises(StorageError, match=r"scratch: cannot be read or written .* make room"):
+        run(sweep)
+    assert not (sweep.folder / STATE_FILE).exists()
+
+
 @pytest.mark.slow
 def test_a_population_ends_in_the_same_lineage_through_kills(make_sweep):
     whole, killed = make_sweep(POPULATION, "whole"), make_sweep(POPULATION, "killed")
@@ -219,19 +227,34 @@ def test_a_trial_that_takes_over_learns_as_training_from_that_checkpoint(make_sw
 
 
 @pytest.mark.slow
-def test_the_best_checkpoint_can_be_judged_and_an_older_export_is_kept(make_sweep):
-    sweep = make_sweep(ALL.replace("num_trials: 3", "num_trials: 1"))
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_the_best_checkpoint_can_be_judged_and_an_older_export_is_kept(make_sweep, place, request):
+    there = [] if place == "disk" else [f"run_dir={request.getfixturevalue('s3')}/runs"]
+    sweep = make_sweep(ALL.replace("num_trials: 3", "num_trials: 1"), "run", *there)
     run(sweep)
     config = load_config(sweep.folder / "best" / "config.yaml")
     assert plan_test(config, torch.device("cpu")).arms[0].checkpoint is not None
-    (sweep.folder / "best" / "test").mkdir()
-    found = run(make_sweep(ALL.replace("num_trials: 3", "num_trials: 6")))
+    write_text(sweep.folder / "best" / "test" / "of-the-user", "")
+    found = run(make_sweep(ALL.replace("num_trials: 3", "num_trials: 6"), "run", *there))
     best = found["best"]
     assert best["trial"] != 0  # else this test tests nothing
     card = read_card(find_checkpoint(sweep.folder / "best", "best"))
     assert card.best is not None
     assert (card.step, card.best.accuracy) == (best["step"], best["accuracy"])
-    assert (next(sweep.folder.glob("best-was-trial-00000-at-*")) / "test").is_dir()
+    (kept,) = sweep.folder.glob("best-was-trial-00000-at-*/test/of-the-user")
+    assert not (sweep.folder / "best" / "test" / "of-the-user").exists()
+    assert load_config(kept.parent.parent / "config.yaml") == config
+
+
+@pytest.mark.slow
+def test_an_export_that_a_kill_left_half_at_a_uri_is_made_anew(make_sweep, s3):
+    sweep = make_sweep(ALL.replace("num_trials: 3", "num_trials: 1"), "run", f"run_dir={s3}/runs")
+    run(sweep)
+    for name in ("from.json", "config.yaml"):  # from.json is written last
+        (sweep.folder / "best" / name).unlink()
+    run(sweep)
+    assert load_config(sweep.folder / "best" / "config.yaml").name == "best"
+    assert (sweep.folder / "best-was-incomplete").exists()
 
 
 def test_another_space_is_refused(make_sweep):

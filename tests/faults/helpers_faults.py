@@ -1,8 +1,10 @@
-"""What the tests of faults share; imported by workers as well, for ``Hungry``."""
+"""What the tests of faults share; imported by workers as well, for the encoders."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -66,4 +68,17 @@ class Hungry(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if len(images) > self.enough:
             torch.empty(1 << 50, dtype=torch.uint8)
+        return self.linear(images.flatten(1)[:, :1])
+
+
+class Full(nn.Module):
+    """An encoder that finds the disk full, at all but the two images with which it is tried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scratch")
         return self.linear(images.flatten(1)[:, :1])
