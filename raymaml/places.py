@@ -47,6 +47,13 @@ def to_place(value: object) -> Place:
     return place
 
 
+def beside(file: Place, name: Path) -> Place:
+    """Return what ``name`` means in ``file``: relative to the folder that it is in."""
+    if is_remote(file) and not name.is_absolute():
+        return (file.parent / name.as_posix()).resolve()  # at a URI `..` is a name like others
+    return name if is_remote(file) else file.parent / name
+
+
 def is_remote(place: Place) -> TypeIs[UPath]:
     """Tell whether ``place`` is reached by a URI, not by the operating system."""
     return not isinstance(place, Path)

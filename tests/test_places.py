@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.errors import UserError
-from raymaml.places import Place, is_remote, to_place
+from raymaml.places import Place, beside, is_remote, to_place
 
 
 @pytest.mark.parametrize("text", ["runs", "/a/b", "a:b", "C:/x", "./s3/x"])
@@ -83,3 +83,14 @@ def test_place_fields_are_checked_in_python_too() -> None:
     with pytest.raises(ValidationError, match="should be a path"):
         Config.model_validate({"run_dir": 3})
     assert to_place(place) is place
+
+
+def test_a_name_in_a_file_is_one_beside_it() -> None:
+    name = Path("../glyphs/study.yaml")
+    assert beside(Path("configs/studies/a.yaml"), name) == Path(
+        "configs/studies/../glyphs/study.yaml"
+    )
+    assert beside(Path("a.yaml"), Path("/x/b.yaml")) == Path("/x/b.yaml")
+    remote = to_place("memory://bucket/configs/studies/a.yaml")
+    assert beside(remote, name) == to_place("memory://bucket/configs/glyphs/study.yaml")
+    assert beside(remote, Path("/x/b.yaml")) == Path("/x/b.yaml")

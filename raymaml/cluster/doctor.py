@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import raymaml
@@ -18,7 +19,7 @@ from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.doctor.finding import Finding, attempt, fail, in_units, ok, user_error
 from raymaml.doctor.machine import machine_findings, malloc_finding
-from raymaml.doctor.rehearsal import MARKER, rehearse, remove_cache
+from raymaml.doctor.rehearsal import MARKER, cache_of, rehearse, remove_cache
 from raymaml.doctor.software import shown_versions
 from raymaml.errors import UserError, last_line
 from raymaml.places import Place, is_remote
@@ -87,7 +88,7 @@ def _examine(cluster: ClusterConfig, config: Config | None, folder: Place) -> It
         yield from _rehearse(cluster, folder)
     finally:
         if is_remote(folder):
-            _remove_caches(nodes, folder)
+            _remove_caches(nodes, cache_of(folder))
 
 
 def _size(nodes: Sequence[Node]) -> Finding:
@@ -217,10 +218,10 @@ def _rehearse(cluster: ClusterConfig, folder: Place) -> Iterator[Finding]:
     yield from rehearse(folder, small, train_on_cluster, judge_on_cluster)
 
 
-def _remove_caches(nodes: Sequence[Node], folder: Place) -> None:
+def _remove_caches(nodes: Sequence[Node], cache: Path) -> None:
     """Remove what each node has copied of the tiny run's data."""
     import ray
 
     task = ray.remote(num_cpus=0, max_retries=0)(remove_cache)
-    removed = [task.options(scheduling_strategy=on(node)).remote(folder) for node in nodes]
+    removed = [task.options(scheduling_strategy=on(node)).remote(cache) for node in nodes]
     ray.wait(removed, num_returns=len(removed), timeout=PATIENCE)

@@ -14,7 +14,7 @@ from raymaml.cluster.room import find_room, growing
 from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected, plan_crew
 from raymaml.cluster.trainer import STARTED, run_crew
 from raymaml.config.schema import Config
-from raymaml.data.files import read_text
+from raymaml.data.files import exists, read_text, remove
 from raymaml.errors import StorageError
 from raymaml.places import Place, is_remote
 from raymaml.signals import on_interrupt, stopped
@@ -100,8 +100,8 @@ def _let_train(config: Config, folder: Place, crew: Crew, workers: int) -> Excep
     from raymaml.cluster.faults import is_borne, told_failure
 
     started = folder / STARTED
-    started.unlink(missing_ok=True)
-    with growing(crew, workers, started.exists, lambda: request_stop(folder)):
+    remove(started)
+    with growing(crew, workers, partial(exists, started), lambda: request_stop(folder)):
         try:
             run_crew(config, folder, workers, crew.use_gpu)
         except Exception as error:
@@ -115,7 +115,7 @@ def _let_train(config: Config, folder: Place, crew: Crew, workers: int) -> Excep
 def _follow(folder: Place, num_steps: int, echo: Echo) -> Iterator[None]:
     """Echo a progress line for each metrics row that rank 0 writes during the block."""
     path = folder / METRICS_FILE
-    seen: set[str] = set(read_text(path).splitlines()) if path.exists() else set()
+    seen: set[str] = set(read_text(path).splitlines()) if exists(path) else set()
     done = threading.Event()
     pause = 3.0 if is_remote(folder) else 0.5
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from raymaml.cluster.runtime import call_in_thread, worker_resources
 from raymaml.config.schema import Config
-from raymaml.data.files import as_arrow, make_folder
+from raymaml.data.files import as_arrow, make_folder, remove
 from raymaml.errors import StorageError
 from raymaml.logs import is_verbose
 from raymaml.places import Place
@@ -80,7 +80,7 @@ def train_supervised(
     make_folder(folder, "run_dir")
     _forget_ray_snapshot(folder)
     for name in (STOP, QUESTION, ANSWER):
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
     failures = {
         "max_failures": config.cluster.max_failures,
         "controller_failure_limit": _START_ATTEMPTS,
@@ -185,4 +185,4 @@ def _forget_ray_snapshot(folder: Place) -> None:
     Ray writes that file in place: a kill can tear it, and then no later run starts; and it names
     checkpoints that we have dropped since. Ours are found by their folders.
     """
-    (folder / RAY_SNAPSHOT).unlink(missing_ok=True)
+    remove(folder / RAY_SNAPSHOT)

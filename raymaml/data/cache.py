@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from raymaml.places import Place, is_remote
 
 CACHE = Path("~/.cache/raymaml")
 """Where copies lie if nothing else is said."""
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
+"""Errors of the disk that is copied to, not of where the files come from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,8 @@ def local_copy(place: Place, cache: Path, how: Copying) -> Path:
 
 
 def _copy(place: Place, copy: Path, marker: bytes, how: Copying) -> None:
+    for left in copy.parent.glob(f".{copy.name}.partial-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with new_folder(copy, how.marker) as partial:
         (partial / how.marker).write_bytes(marker)
         names = list(how.others(partial))
@@ -69,7 +75,9 @@ def _copy(place: Place, copy: Path, marker: bytes, how: Copying) -> None:
                 f"{place}: lacks a file that its {how.marker} names ({reason_of(error)}); make it"
                 " again"
             ) from None
-        except OSError as error:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+                raise  # new_folder tells of it
             raise unreachable(place, error) from None
         try:
             how.verify(partial)

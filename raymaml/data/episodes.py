@@ -22,7 +22,7 @@ from raymaml.config.schema import EpisodesConfig
 from raymaml.data.arrow_file import ArrowFile
 from raymaml.data.bank import ImageBank
 from raymaml.data.cache import CACHE, Copying, local_copy
-from raymaml.data.files import new_folder, sha256_of_file
+from raymaml.data.files import exists, new_folder, sha256_of_file
 from raymaml.data.row_check import row_problem
 from raymaml.data.sampling import EpisodeRows, fit_problems, listed, sample_episode
 from raymaml.data.shard_format import (
@@ -244,7 +244,7 @@ def check_sampling(
 
 def _is_there(folder: Place) -> bool:
     # At a URI what a killed process left is no folder of shards, and is overwritten.
-    return (folder / MANIFEST_FILE if is_remote(folder) else folder).exists()
+    return exists(folder / MANIFEST_FILE if is_remote(folder) else folder)
 
 
 def check_shards(

@@ -23,6 +23,9 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from raymaml.errors import StorageError, UserError, reason_of, storage_error
 from raymaml.places import Place, is_remote
 
+_PIECE = 8 << 20
+"""Bytes of a file that are in memory while it is copied."""
+
 
 @contextlib.contextmanager
 def new_folder(folder: Place, marker: str) -> Iterator[Path]:
@@ -38,7 +41,7 @@ def new_folder(folder: Place, marker: str) -> Iterator[Path]:
     if is_remote(folder):
         with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
             yield Path(temporary)
-            if (folder / marker).exists():
+            if exists(folder / marker):
                 raise FileExistsError(folder)
             upload(Path(temporary), folder, last=marker)
         return
@@ -70,18 +73,20 @@ def on_disk(folder: Place) -> Iterator[Path]:
 
 
 def upload(source: Path, folder: Place, last: str | None = None) -> None:
-    """Copy all files below ``source`` to a URI, the one named ``last`` after the others."""
+    """Copy all files below ``source`` to a URI, piece by piece, ``last`` after the others."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     with reaching(folder):
         for path in sorted(files, key=lambda path: path.name == last):
-            (folder / path.relative_to(source).as_posix()).write_bytes(path.read_bytes())
+            target = folder / path.relative_to(source).as_posix()
+            with path.open("rb") as file, target.open("wb") as copy:
+                shutil.copyfileobj(file, copy, _PIECE)
 
 
 def download(folder: Place, names: Iterable[str], target: Path) -> None:
     """Copy files of a URI to disk, piece by piece."""
     for name in names:
         with (folder / name).open("rb") as source, (target / name).open("wb") as copy:
-            shutil.copyfileobj(source, copy, 8 << 20)
+            shutil.copyfileobj(source, copy, _PIECE)
 
 
 @contextlib.contextmanager
@@ -198,15 +203,33 @@ def make_folder(folder: Place, key: str) -> None:
     """
     try:
         if is_remote(folder):
-            folder.exists()
+            exists(folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{key}: {folder} cannot be made a folder ({error.strerror}); give another {key}"
         ) from None
-    except Exception as error:
-        raise unreachable(folder, error) from None
+
+
+def exists(place: Place) -> bool:
+    """Tell whether there is such a file or folder.
+
+    Raises:
+        StorageError: the URI cannot be reached.
+    """
+    with reaching(place):
+        return bool(place.exists())
+
+
+def remove(path: Place) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        StorageError: the URI cannot be reached.
+    """
+    with reaching(path):
+        path.unlink(missing_ok=True)
 
 
 def read_bytes(path: Place) -> bytes:
@@ -236,7 +259,7 @@ def write_text(path: Place, text: str) -> None:
 def append_text(path: Place, text: str) -> None:
     """Append ``text`` (UTF-8), making file and folder if need be; at a URI all is written anew."""
     if is_remote(path):
-        before = read_text(path) if path.exists() else ""
+        before = read_text(path) if exists(path) else ""
         write_text(path, before + text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,8 +270,9 @@ def append_text(path: Place, text: str) -> None:
 def remove_folder(folder: Place, marker: str) -> None:
     """Remove a folder so that no half of it is ever taken for a whole."""
     if is_remote(folder):
-        (folder / marker).unlink(missing_ok=True)
-        folder.fs.rm(folder.path, recursive=True)
+        remove(folder / marker)
+        with reaching(folder):
+            folder.fs.rm(folder.path, recursive=True)
         return
     hidden = folder.with_name(f".{folder.name}.partial-old")  # what a kill leaves, the next removes
     folder.rename(hidden)

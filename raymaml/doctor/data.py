@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from raymaml.config.schema import SPLITS, Config
-from raymaml.data.files import make_folder
+from raymaml.data.files import exists, make_folder
 from raymaml.doctor.finding import Finding, attempt
 from raymaml.doctor.machine import disk_finding
 from raymaml.places import Place, is_remote
@@ -51,7 +51,7 @@ def _model(config: Config) -> str:
 
 def _run_folder(config: Config) -> str:
     folder = config.run_folder
-    if not (folder / "run.json").exists():
+    if not exists(folder / "run.json"):
         return f"{folder}: is new"
     with claim(config, open_training_data(config, torch.device("cpu"))):
         state = "is done" if is_done(folder, config) else "can go on"

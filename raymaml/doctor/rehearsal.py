@@ -56,18 +56,19 @@ def rehearsal_folder(run_dir: Place | None) -> Iterator[Place]:
         yield folder
     finally:
         remove_folder(folder, MARKER)
-        remove_cache(folder)
+        remove_cache(cache_of(folder))
         with contextlib.suppress(OSError):  # somebody else uses it by now
             for parent in made:
                 parent.rmdir()
 
 
-def remove_cache(folder: Place) -> None:
+def remove_cache(cache: Path) -> None:
     """Remove what this machine has copied of the rehearsal's bank and episodes, if at a URI."""
-    shutil.rmtree(_cache(folder), ignore_errors=True)
+    shutil.rmtree(cache, ignore_errors=True)
 
 
-def _cache(folder: Place) -> Path:
+def cache_of(folder: Place) -> Path:
+    """Return where each machine keeps its copies for the rehearsal in ``folder``."""
     return Path(tempfile.gettempdir()) / f"{folder.name}-cache"
 
 
@@ -130,7 +131,7 @@ def _config(folder: Place, cluster: ClusterConfig, name: str, steps: int) -> Con
             "source": {"kind": "image-folder", "path": "removed", "mode": "gray"},
             "bank": folder / "bank",
             "shards": folder / "episodes",
-            "cache": _cache(folder),
+            "cache": cache_of(folder),
             "image_size": SIZE,
         },
         "episodes": {"train": episodes, "val": episodes, "test": episodes},

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, TypeAdapter, model_validator
 
 from raymaml.config.schema import Config
-from raymaml.data.files import read_bytes
+from raymaml.data.files import exists, read_bytes
 from raymaml.errors import UserError, reason_of
 from raymaml.evaluation.campaign import Arm, Campaign
 from raymaml.evaluation.verdict import AuditResult
@@ -109,7 +109,7 @@ def _write(config: Config, campaign: Campaign) -> Place:
 def read_audits(campaign: Campaign) -> list[AuditResult]:
     """Return the audits of what ``campaign`` judges first; those of anything else are left out."""
     path = campaign.folder / AUDITS_FILE
-    if not path.exists():
+    if not exists(path):
         return []
     try:
         content = checked(_AUDITS, parse_json(read_bytes(path)))

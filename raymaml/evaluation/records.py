@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from raymaml.data.files import read_bytes, replacing
-from raymaml.errors import UserError
+from raymaml.data.files import reaching, read_bytes, replacing
+from raymaml.errors import StorageError, UserError, storage_error
 from raymaml.evaluation.record_checks import difference, gaps, impossible, require_reasonable
 from raymaml.outside import checked, parse_json
 from raymaml.places import Place
@@ -253,7 +253,7 @@ def recorded_accuracies(
 ) -> NDArray[np.float64]:
     """Return the accuracies of those of episodes 0 to ``num_episodes - 1`` that have a record.
 
-    Files that are torn, or of another identity, count as missing; nothing is raised.
+    Files that are torn, or of another identity, count as missing.
     """
     episodes, accuracies = _judged(folder, identity)
     return accuracies[episodes < num_episodes]
@@ -262,7 +262,7 @@ def recorded_accuracies(
 def leading_accuracies(folder: Place, identity: Mapping[str, str]) -> NDArray[np.float64]:
     """Return the accuracies of episodes 0, 1, .. up to the first that has no record: [n].
 
-    Files that are torn, or of another identity, count as missing; nothing is raised.
+    Files that are torn, or of another identity, count as missing.
     """
     episodes, accuracies = _judged(folder, identity)
     return accuracies[: np.count_nonzero(episodes == np.arange(len(episodes)))]
@@ -274,11 +274,15 @@ def _judged(
     """Return the episodes of all complete chunks of this identity, sorted, and their accuracies."""
     episodes, accuracies = [np.empty(0, np.int64)], [np.empty(0)]
     for path in _chunk_files(folder):
-        with suppress(UserError):
+        try:
             table = _read_chunk(path)
-            if identity_of(table) == dict(identity):
-                episodes.append(_episodes(table))
-                accuracies.append(table.column("accuracy").to_numpy())
+        except StorageError:  # it may be whole, and is not judged again
+            raise
+        except UserError:
+            continue
+        if identity_of(table) == dict(identity):
+            episodes.append(_episodes(table))
+            accuracies.append(table.column("accuracy").to_numpy())
     found, first = np.unique(np.concatenate(episodes), return_index=True)
     return found, np.concatenate(accuracies)[first]
 
@@ -310,7 +314,8 @@ def _schema(lengths: Mapping[str, int]) -> pa.Schema:
 
 
 def _chunk_files(folder: Place) -> list[Place]:
-    return sorted(folder.glob("*.parquet"), key=str)
+    with reaching(folder):
+        return sorted(folder.glob("*.parquet"), key=str)
 
 
 def _read_chunk(path: Place) -> pa.Table:
@@ -331,8 +336,11 @@ def _read_chunk(path: Place) -> pa.Table:
                 table.validate(full=True)
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist") from None
-    except Exception:  # pyarrow has no list of what it raises on damage
-        raise UserError(f"{path}: is torn or no file of records; {_REMEDY}") from None
+    except StorageError:
+        raise
+    except Exception as error:  # pyarrow has no list of what it raises on damage
+        refused = storage_error(error, path) if isinstance(error, OSError) else None
+        raise refused or UserError(f"{path}: is torn or no file of records; {_REMEDY}") from None
     if is_other:
         raise UserError(f"{path}: has other columns than a file of records; {_REMEDY}")
     problem = gaps(table) or impossible(_columns(table))

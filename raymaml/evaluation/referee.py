@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raymaml.data.files import read_bytes, write_text
+from raymaml.data.files import exists, read_bytes, write_text
 from raymaml.errors import UserError
 from raymaml.outside import parse_json
 from raymaml.places import Place
@@ -67,21 +67,29 @@ class Referee:
         folder: of the sweep.
         identity: what decides the trials, by name; a sweep is gone on with by the same alone.
         decide: the scheduler, which has seen nothing yet.
+        require: raises where this process may not write the state any more.
 
     Raises:
         UserError: the folder's state is damaged, or of another identity.
     """
 
-    def __init__(self, folder: Place, identity: Mapping[str, Any], decide: Decide) -> None:
+    def __init__(
+        self,
+        folder: Place,
+        identity: Mapping[str, Any],
+        decide: Decide,
+        require: Callable[[], None] = lambda: None,
+    ) -> None:
         self._path = folder / STATE_FILE
         self._identity = json.loads(json.dumps(identity))
         self._decide = decide
+        self._require = require
         self._lock = threading.Lock()
         self.watch: Callable[[int], None] = lambda _trial: None
         """Called with the number of a trial after each news of it."""
         self.reports: list[Report] = []
         self.failures: dict[int, str] = {}
-        if self._path.exists():
+        if exists(self._path):
             self._go_on(_read(self._path))
 
     def _go_on(self, state: _State) -> None:
@@ -155,6 +163,7 @@ class Referee:
         return max(reports, key=lambda report: report.accuracy, default=None)
 
     def _write(self) -> None:
+        self._require()
         state = _State(
             schema_version=SCHEMA_VERSION,
             identity=self._identity,

@@ -11,18 +11,19 @@ from typing import TypeVar
 import torch
 
 from raymaml.config.load import Changes, load_config
-from raymaml.config.schema import SPLITS, Config
+from raymaml.config.schema import SPLITS, Config, learning_fingerprint
 from raymaml.config.study import StudyArm, StudyConfig, Which
 from raymaml.config.study_file import load_study
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.episodes import check_spec, write_shards
+from raymaml.data.files import exists
 from raymaml.data.importers import import_bank
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
 from raymaml.evaluation.records import record_arrays
-from raymaml.places import Place
+from raymaml.places import Place, beside
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import find_checkpoint, read_card, require_fitting
 from raymaml.training.data import open_bank, sample_shards, shards_folder
@@ -66,7 +67,7 @@ def read_study(
     settings, problems = load_study(path)
     if config_path is None and settings.config == Path():  # the file names none, as is said above
         raise UserError(*problems)
-    place = path.parent / settings.config if config_path is None else config_path
+    place = beside(path, settings.config) if config_path is None else config_path
 
     def config(*layers: Changes) -> Config | None:
         try:
@@ -87,6 +88,14 @@ def read_study(
             model = arm.model or settings.model_names[0]
             of_model = [layers[model]] if model in layers else []
             arms.append((arm, model, config(*of_model, changed, crossed)))
+    of_run: dict[str, Config] = {}
+    for model, made in models.items():
+        first = of_run.setdefault(made.name, made) if made is not None else None
+        if made is not None and first is not None and not _learn_alike(made, first):
+            problems.append(
+                f"{path}: models: {model}: is the run {made.name}, as is a model that learns"
+                " otherwise; give one of them another name"
+            )
     if base is None or problems:
         raise UserError(*dict.fromkeys(problems))  # a mistake of a model is one of its arms too
     return Study(
@@ -95,6 +104,11 @@ def read_study(
         models={model: made for model, made in models.items() if made is not None},
         arms=tuple((arm, model, made) for arm, model, made in arms if made is not None),
     )
+
+
+def _learn_alike(one: Config, other: Config) -> bool:
+    same = learning_fingerprint(one) == learning_fingerprint(other)
+    return same and one.outer.num_steps == other.outer.num_steps
 
 
 def _of_model(path: Place, base: str, model: str, settings: StudyConfig) -> Changes:
@@ -142,11 +156,11 @@ def _is_trained(config: Config) -> bool:
 
 def provide_data(config: Config, echo: Echo) -> None:
     """Make bank and shards, where they are not there; what is there is left to be checked."""
-    if not (config.data.bank / HEADER_FILE).exists():
+    if not exists(config.data.bank / HEADER_FILE):
         bank = import_bank(config.data, config.episodes)
         echo(f"{bank.folder}: {bank.num_images} images of {bank.source}")
     manifests = (shards_folder(config, split) / MANIFEST_FILE for split in SPLITS[:2])
-    if not all(manifest.exists() for manifest in manifests):
+    if not all(exists(manifest) for manifest in manifests):
         for shards in sample_shards(config, open_bank(config)):
             echo(f"{shards.folder}: {shards.count} episodes")
 

@@ -21,7 +21,7 @@ from raymaml.evaluation.population import Exploit, comparisons, donors
 from raymaml.evaluation.referee import Decide, Referee, run_name
 from raymaml.evaluation.search_space import draw_values, perturb
 from raymaml.evaluation.study import provide_data
-from raymaml.places import Place
+from raymaml.places import Place, beside
 from raymaml.training.checkpoint import copy_for_going_on
 from raymaml.training.data import open_training_data
 from raymaml.training.run_folder import claim
@@ -116,7 +116,7 @@ def read_sweep(
         UserError: with every problem of any of them.
     """
     settings = load_sweep(path)
-    place = path.parent / settings.config if config_path is None else config_path
+    place = beside(path, settings.config) if config_path is None else config_path
     layers = (Changes(f"{path}: set", settings.set), overrides)
     base = load_config(place, *layers)
     sweep = Sweep(settings=settings, base=base, place=place, layers=layers, origin=str(path))
@@ -185,8 +185,8 @@ def run_sweep(
     from raymaml.evaluation.sweep_report import write_sweep_report
 
     provide_data(sweep.base, echo)
-    with _sole_driver(sweep.folder):
-        referee = Referee(sweep.folder, sweep.decides_by(), decide(sweep))
+    with _sole_driver(sweep.folder) as require_held:
+        referee = Referee(sweep.folder, sweep.decides_by(), decide(sweep), require_held)
         _check_trials(sweep)
         exploits: list[Exploit] = []
         with contextlib.ExitStack() as stack:
@@ -203,11 +203,11 @@ def run_sweep(
 
 
 @contextlib.contextmanager
-def _sole_driver(folder: Place) -> Iterator[None]:
+def _sole_driver(folder: Place) -> Iterator[Callable[[], None]]:
     make_folder(folder, "run_dir")
     try:
-        with hold(folder / ".lock", timeout=0):
-            yield
+        with hold(folder / ".lock", timeout=0) as require_held:
+            yield require_held
     except Timeout:
         raise UserError(
             f"{folder}: another process runs this sweep; wait for it, or stop it"

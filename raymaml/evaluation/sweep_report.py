@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from raymaml.config.load import dump_config
-from raymaml.data.files import new_folder, read_bytes, rename_folder, write_text
+from raymaml.data.files import exists, new_folder, read_bytes, rename_folder, write_text
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Echo
 from raymaml.evaluation.page import (
@@ -84,10 +84,10 @@ def export_best(sweep: Sweep, best: Report) -> Place:
     source = checkpoint_path(run, best.step)
     before = _exported(folder)
     if before != best:
-        if folder.exists():
+        if exists(folder):
             whose = "incomplete" if before is None else f"{before.run}-at-{before.step}"
             aside = folder.with_name(f"best-was-{whose}")
-            while aside.exists():
+            while exists(aside):
                 aside = aside.with_name(f"{aside.name}-again")
             rename_folder(folder, aside.name, _FROM)
         config = trained_config(source, sweep.base)
@@ -96,7 +96,7 @@ def export_best(sweep: Sweep, best: Report) -> Place:
         with new_folder(folder, _FROM) as partial:
             copy_checkpoint(source, partial)
             for name in (METRICS_FILE, "run.json"):
-                if (run / name).exists():
+                if exists(run / name):
                     (partial / name).write_bytes(read_bytes(run / name))
             write_text(partial / "config.yaml", dump_config(config.model_copy(update=own)))
             write_text(partial / _FROM, json.dumps(asdict(best), indent=2) + "\n")

@@ -23,6 +23,7 @@ from raymaml.config.load import check_config
 from raymaml.config.schema import Config
 from raymaml.data.bank_format import ImageShape
 from raymaml.data.files import (
+    exists,
     new_folder,
     reaching,
     read_bytes,
@@ -62,6 +63,10 @@ class CheckpointCard(BaseModel):
     versions: dict[str, str]
     config: dict[str, Any]
 
+    def as_text(self) -> str:
+        """Return what the file holds."""
+        return self.model_dump_json(indent=2) + "\n"
+
 
 _CARD = TypeAdapter(CheckpointCard)
 
@@ -76,17 +81,15 @@ class CheckpointStore:
         *,
         image_shape: tuple[int, int, int],
         bank_hash: str,
-        require: Callable[[], None] = lambda: None,
     ) -> None:
-        """``require`` raises where a state must not be kept: its data were altered meanwhile."""
         self.folder = folder
-        self._required = [require]
+        self._required: list[Callable[[], None]] = []
         self._config = config
         self._image_shape = image_shape
         self._bank_hash = bank_hash
 
-    def also_require(self, check: Callable[[], None]) -> None:
-        """Have ``check`` raise as well where a state must not be kept."""
+    def require(self, check: Callable[[], None]) -> None:
+        """Have ``check`` called before a state is kept; it raises where one must not be."""
         self._required.append(check)
 
     def restore(self, state: TrainState, session: Session) -> None:
@@ -140,7 +143,7 @@ class CheckpointStore:
             card = read_card(path)
             if card.validation != state.validation:
                 judged = {"validation": state.validation, "best": state.best}
-                _write_card(path, card.model_copy(update=judged))
+                write_text(path / CARD, card.model_copy(update=judged).as_text())
             return
         write_checkpoint(
             path, state, self._config, image_shape=self._image_shape, bank_hash=self._bank_hash
@@ -173,11 +176,7 @@ def write_checkpoint(
             versions=versions(),
             config=config.model_dump(mode="json"),
         )
-        _write_card(folder, card)
-
-
-def _write_card(path: Place, card: CheckpointCard) -> None:
-    write_text(path / CARD, card.model_dump_json(indent=2) + "\n")
+        (folder / CARD).write_text(card.as_text(), encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
@@ -283,7 +282,7 @@ def check_last(folder: Place) -> None:
                 load_tensors(path, card, name, torch.device("cpu"))
             return
         except UserError:
-            if path.exists():
+            if exists(path):
                 raise
             # A worker that outlives its killed driver has just dropped it for a newer one.
 
@@ -379,7 +378,7 @@ def _require_equal_replicas(state: TrainState, session: Session) -> None:
 def copy_checkpoint(path: Place, folder: Place) -> Place:
     """Copy a checkpoint into another run folder, whole or not at all, unless it is there."""
     copy = folder / path.name
-    if not (copy / CARD).exists():
+    if not exists(copy / CARD):
         with new_folder(copy, CARD) as partial:
             for name in (CARD, *read_card(path).files):
                 (partial / name).write_bytes(read_bytes(path / name))

@@ -19,7 +19,7 @@ from tensorboardX.summary import scalar, text
 
 from raymaml.config.base import Count
 from raymaml.config.outer import OuterConfig
-from raymaml.data.files import on_disk, read_bytes, storing, upload, write_text
+from raymaml.data.files import exists, on_disk, read_bytes, storing, upload, write_text
 from raymaml.errors import UserError, reason_of
 from raymaml.outside import checked, parse_json
 from raymaml.places import Place, is_remote
@@ -218,7 +218,7 @@ def read_metrics(path: Place) -> list[dict[str, Any]]:
     Raises:
         UserError: another line is no row.
     """
-    return list(_complete_rows(path)) if path.exists() else []
+    return list(_complete_rows(path)) if exists(path) else []
 
 
 def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:

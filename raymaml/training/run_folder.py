@@ -10,9 +10,17 @@ from typing import Any
 
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
-from raymaml.data.files import make_folder, reaching, read_bytes, remove_partial, write_text
+from raymaml.data.files import (
+    exists,
+    make_folder,
+    reaching,
+    read_bytes,
+    remove,
+    remove_partial,
+    write_text,
+)
 from raymaml.data.locks import Timeout, hold
-from raymaml.errors import UserError
+from raymaml.errors import StorageError, UserError
 from raymaml.outside import parse_json, shortened
 from raymaml.places import Place, is_remote
 from raymaml.training.checkpoint import check_last, find_checkpoint, list_steps, trained_config
@@ -71,14 +79,12 @@ def request_stop(folder: Place) -> None:
 
 def withdraw_stop(folder: Place) -> None:
     """Forget that a stop was asked for."""
-    with reaching(folder):
-        (folder / STOP).unlink(missing_ok=True)
+    remove(folder / STOP)
 
 
 def stop_requested(folder: Place) -> bool:
     """Tell whether a stop was asked for."""
-    with reaching(folder):
-        return (folder / STOP).exists()
+    return exists(folder / STOP)
 
 
 def watch_stop(folder: Place) -> Callable[[], bool]:
@@ -91,14 +97,16 @@ def watch_stop(folder: Place) -> Callable[[], bool]:
             return False
         if is_remote(folder):
             next_look = time.monotonic() + _LOOK_EVERY
-        return stop_requested(folder)
+        with contextlib.suppress(StorageError):  # where it is away for a moment: look again
+            return stop_requested(folder)
+        return False
 
     return asked
 
 
 def begin(folder: Place, config: Config, data: TrainingData) -> None:
     """Write what the run is started, or gone on, with; the sole writer does it."""
-    if not (folder / IDENTITY).exists():
+    if not exists(folder / IDENTITY):
         write_text(folder / IDENTITY, json.dumps(_identity(config, data), indent=2) + "\n")
     write_text(folder / "config.yaml", dump_config(config))
 
@@ -127,7 +135,7 @@ def require_trained_by(config: Config) -> None:
 
 def _check_identity(folder: Place, config: Config, data: TrainingData) -> None:
     path = folder / IDENTITY
-    if path.exists():
+    if exists(path):
         _require_same(folder, _flat(_read_identity(path)), _flat(_identity(config, data)))
     check_last(folder)
 

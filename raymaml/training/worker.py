@@ -78,15 +78,15 @@ def train_worker(
         config,
         image_shape=data.image_shape,
         bank_hash=data.train.shards.bank_hash,
-        require=data.require_unaltered,
     )
+    store.require(data.require_unaltered)
     method = gradient_method(config, data.image_shape, session.device)
     with run_log(folder, config.name, session), told(config, method, data.require_unaltered):
         if session.rank != 0:
             state = meta_train(config, data, store, NoMetrics(), session)
         else:
             with sole_writer(folder) as require_held:
-                store.also_require(require_held)
+                store.require(require_held)
                 begin(folder, config, data)
                 metrics = RunMetrics(folder, config.outer, echo, show, workers=session.world_size)
                 state = meta_train(config, data, store, metrics, session)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,13 +62,13 @@ def test_the_marker_is_written_last(s3: Place, monkeypatch: pytest.MonkeyPatch) 
     place = s3 / "place"
     written: list[str] = []
     kind = type(place)
-    put = kind.write_bytes
+    opened = kind.open
 
-    def watched(self: Place, data: bytes) -> int:
+    def watched(self: Place, mode: str) -> Any:
         written.append(self.name)
-        return put(self, data)
+        return opened(self, mode)
 
-    monkeypatch.setattr(kind, "write_bytes", watched)
+    monkeypatch.setattr(kind, "open", watched)
     with new_folder(place, "marker.json") as folder:
         write(folder)
         (folder / "z.bin").write_bytes(b"z")

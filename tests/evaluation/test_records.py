@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from helpers_evaluation import record as make_record
 
 from raymaml.data.files import replacing
-from raymaml.errors import UserError
+from raymaml.errors import StorageError, UserError
+from raymaml.evaluation import records
 from raymaml.evaluation.records import (
     EpisodeRecord,
     chunk_path,
@@ -303,3 +305,19 @@ def test_values_that_are_not_finite_survive(tmp_path: Path) -> None:
     loss = record_arrays(read_records(tmp_path, 2)).loss
     assert np.isnan(loss[0])
     assert np.isposinf(loss[1])
+
+
+@pytest.mark.parametrize(
+    "error", [StorageError("s3://x: cannot be reached"), OSError(errno.EIO, "Input/output error")]
+)
+def test_a_chunk_that_cannot_be_read_now_is_not_judged_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    write(tmp_path, 0, 10)
+
+    def refuse(_path: Path) -> bytes:
+        raise error
+
+    monkeypatch.setattr(records, "read_bytes", refuse)
+    with pytest.raises(StorageError, match="cannot be"):
+        missing_chunks(tmp_path, 10, 5, IDENTITY)

@@ -210,3 +210,12 @@ def test_judging_stops_at_the_first_look_that_is_precise_enough(make_config) -> 
     again = planned(0.08, 500)(CPU)
     assert again.missing() == []
     assert len(again.results()[0].records) == expected
+
+
+def test_two_models_cannot_be_one_run_unless_they_learn_alike(make_config, tmp_path) -> None:
+    make_config("st")
+    one = STUDY.replace("two: {inner.lr: 0.2}", "two: {name: tiny}")
+    assert len(read_study(write(tmp_path / "st", one)).models) == 2
+    other = STUDY.replace("two: {inner.lr: 0.2}", "two: {name: tiny, inner.lr: 0.2}")
+    with pytest.raises(UserError, match="models: two: is the run tiny, as is a model that learns"):
+        read_study(write(tmp_path / "st", other))

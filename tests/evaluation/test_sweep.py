@@ -440,3 +440,13 @@ def test_on_a_terminal_there_is_a_table(make_sweep, monkeypatch):
     assert "1 running, 2 waiting" in shown
     assert "50.00%" in shown
     assert "outer.lr" in shown
+
+
+def test_a_referee_that_may_not_write_any_more_says_nothing(tmp_path):
+    def lost() -> None:
+        raise UserError("another process has taken over")
+
+    referee = Referee(tmp_path, {}, always, lost)
+    with pytest.raises(UserError, match="taken over"):
+        referee.report(0, "trial-00000", validation(3, 0.5))
+    assert not (tmp_path / STATE_FILE).exists()

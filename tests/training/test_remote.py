@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,14 +14,16 @@ import pytest
 import torch
 
 from raymaml.config.schema import Config
+from raymaml.data import cache
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
 from raymaml.data.episodes import EpisodeShards
 from raymaml.data.files import upload
-from raymaml.errors import UserError
+from raymaml.errors import StorageError, UserError
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
 from raymaml.evaluation.replay import replay_locally
+from raymaml.evaluation.study import provide_data
 from raymaml.places import Place
 from raymaml.training.checkpoint import (
     checkpoint_path,
@@ -164,3 +169,47 @@ def test_an_import_writes_to_the_uri_and_keeps_what_is_there(remote: MakeConfig,
     assert (config.data.bank / "bank.json").read_bytes() == before
     (s3 / "new" / "images.arrow").write_bytes(b"what a killed import left")
     assert write(s3 / "new").num_images == 2
+
+
+def test_a_run_that_another_process_took_over_writes_no_checkpoint(remote: MakeConfig) -> None:
+    config = remote()
+
+    def take_over(line: str) -> None:
+        if line.startswith("step 2/6 "):
+            owner = {"host": "elsewhere", "pid": 1, "token": "t", "count": 1}
+            (config.run_folder / ".writer").write_bytes(json.dumps(owner).encode())
+
+    with pytest.raises(UserError, match=r"\.writer: another process has taken over"):
+        train_locally(config, take_over)
+    assert list_steps(config.run_folder) == [0]
+
+
+def test_a_full_disk_is_not_blamed_on_the_uri_and_what_a_kill_left_is_removed(
+    remote: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = remote()
+    copy = ImageBank.open(config.data.bank, config.data.cache).folder
+    left = copy.rename(copy.with_name(f".{copy.name}.partial-1234"))
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "download", full)
+        with pytest.raises(StorageError, match=rf"^{copy}: cannot be .*; make room there"):
+            ImageBank.open(config.data.bank, config.data.cache)
+    assert not left.exists()
+    assert ImageBank.open(config.data.bank, config.data.cache).folder == copy
+
+
+def test_data_that_cannot_be_reached_are_one_message(
+    remote: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = remote()
+
+    def no_credentials(*_arguments: object, **_options: object) -> bool:
+        raise LookupError("Unable to locate credentials")
+
+    monkeypatch.setattr(type(config.data.bank), "exists", no_credentials)
+    with pytest.raises(UserError, match=r"bank\.json: cannot be reached \(Unable to locate cred"):
+        provide_data(config, silent)

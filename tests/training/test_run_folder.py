@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
+from raymaml.errors import StorageError, UserError
+from raymaml.training import run_folder
 from raymaml.training.data import open_training_data
 from raymaml.training.run_folder import (
     IDENTITY,
@@ -21,6 +22,7 @@ from raymaml.training.run_folder import (
     request_stop,
     sole_writer,
     stop_requested,
+    watch_stop,
 )
 
 
@@ -138,3 +140,17 @@ def test_the_writer_sweeps_up_what_a_kill_left(tmp_path: Path) -> None:
     with sole_writer(tmp_path):
         kept = {path.name for path in tmp_path.iterdir()} - {".writer"}
     assert kept == {"checkpoint_00000001", ".mine"}
+
+
+def test_a_storage_that_is_away_for_a_moment_asks_for_no_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_place: Path) -> bool:
+        raise StorageError("away")
+
+    asked = watch_stop(tmp_path)
+    request_stop(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "exists", away)
+        assert not asked()
+    assert asked()
