@@ -21,8 +21,6 @@ from raymaml.cluster.runtime import (
     plan_workers,
 )
 from raymaml.config.schema import ClusterConfig
-from raymaml.data.files import make_folder
-from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
 from raymaml.evaluation.progress import Progress
@@ -44,24 +42,32 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
         KeyboardInterrupt, Terminated: Ctrl-C, SIGTERM; the chunks that were done are kept.
     """
     campaign = plan(torch.device("cpu"))
-    if chunks := campaign.missing():
+    if campaign.missing():
         campaign.verify_images()
-        with _scratch(campaign.folder) as scratch, connected(cluster):
-            from raymaml.cluster.gauges import CampaignGauges
-
-            slots, use_gpu = plan_workers(
-                cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
-            )
-            if cluster.num_workers != "auto":
-                slots = min(slots, cluster.num_workers)
-            echo(campaign.settings_line(slots, torch.device("cuda" if use_gpu else "cpu")))
-            trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
-            with (
-                on_interrupt(lambda: request_stop(scratch), cluster.grace_seconds),
-                campaign.progress(echo, CampaignGauges(campaign.name)) as progress,
-            ):
-                _run_trials(campaign, trials, plan, cluster, progress)
+        with campaign.sole_judge():
+            if chunks := campaign.missing():  # somebody else may have judged them meanwhile
+                _judge(campaign, chunks, plan, cluster, echo)
     return campaign.report()
+
+
+def _judge(
+    campaign: Campaign, chunks: list[Chunk], plan: Plan, cluster: ClusterConfig, echo: Echo
+) -> None:
+    from raymaml.cluster.gauges import CampaignGauges
+
+    with scratch_folder(campaign.folder) as scratch, connected(cluster):
+        slots, use_gpu = plan_workers(
+            cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
+        )
+        if cluster.num_workers != "auto":
+            slots = min(slots, cluster.num_workers)
+        echo(campaign.settings_line(slots, torch.device("cuda" if use_gpu else "cpu")))
+        trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
+        with (
+            on_interrupt(lambda: request_stop(scratch), cluster.grace_seconds),
+            campaign.progress(echo, CampaignGauges(campaign.name)) as progress,
+        ):
+            _run_trials(campaign, trials, plan, cluster, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +82,6 @@ class _Trials:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Place) -> Iterator[Path]:
-    """Hold the right to judge, with an empty folder for Tune's own state."""
-    make_folder(folder, "run_dir")
-    try:
-        with hold(folder / ".lock", timeout=0), scratch_folder(folder) as scratch:
-            yield scratch
-    except Timeout:
-        raise UserError(
-            f"{folder}: another process is judging this run; wait for it, or stop it"
-        ) from None
-
-
-@contextlib.contextmanager
 def scratch_folder(folder: Place) -> Iterator[Path]:
     """Yield an empty folder on disk for Tune's own state, which is gone after the block."""
     if is_remote(folder):
@@ -97,7 +90,7 @@ def scratch_folder(folder: Place) -> Iterator[Path]:
         return
     scratch = folder.absolute() / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed
-    scratch.mkdir()
+    scratch.mkdir(parents=True)
     try:
         yield scratch
     finally:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ import torch
 
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.bank import ImageBank
+from raymaml.data.files import make_folder
+from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
 from raymaml.evaluation.progress import Progress
 from raymaml.evaluation.record_checks import are_of_bank
@@ -179,6 +182,23 @@ class Campaign:
         for bank in banks.values():
             bank.verify()
 
+    @contextlib.contextmanager
+    def sole_judge(self) -> Iterator[None]:
+        """Hold the right to write records, which other campaigns may share.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        place = self.folder if self.records is None else self.records
+        make_folder(place, "run_dir")
+        try:
+            with hold(place / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise UserError(
+                f"{place}: another process is judging here; wait for it, or stop it"
+            ) from None
+
     def judge(self, chunk: Chunk) -> list[float]:
         """Judge a chunk, write its records, and return its accuracies.
 
@@ -314,14 +334,19 @@ def _spec(arm: Arm) -> dict[str, int]:
 
 
 def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
-    """Judge all that is missing in this process, without Ray, and write the report."""
+    """Judge all that is missing in this process, without Ray, and write the report.
+
+    Raises:
+        UserError: the run cannot be judged, or another process judges it.
+    """
     device = local_device(cluster)
     prepare_process(cluster, device)
     campaign = plan(device)
-    if chunks := campaign.missing():
+    if campaign.missing():
         campaign.verify_images()
-        echo(campaign.settings_line(1, device))
-        with campaign.progress(echo) as progress:
-            for chunk in chunks:
-                progress.add(chunk.arm, chunk.count, campaign.judge(chunk))
+        with campaign.sole_judge():
+            echo(campaign.settings_line(1, device))
+            with campaign.progress(echo) as progress:
+                for chunk in campaign.missing():
+                    progress.add(chunk.arm, chunk.count, campaign.judge(chunk))
     return campaign.report()

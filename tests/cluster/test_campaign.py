@@ -153,7 +153,7 @@ def test_a_campaign_has_one_driver(make_config):
     (config.run_folder / "test").mkdir()
     with (
         FileLock(config.run_folder / "test" / ".lock"),
-        pytest.raises(UserError, match="another process is judging this run"),
+        pytest.raises(UserError, match="another process is judging here"),
     ):
         judge_on_cluster(config, quiet)
 

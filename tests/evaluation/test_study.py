@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from pyarrow import parquet
 
 from raymaml.errors import UserError
@@ -219,3 +220,12 @@ def test_two_models_cannot_be_one_run_unless_they_learn_alike(make_config, tmp_p
     other = STUDY.replace("two: {inner.lr: 0.2}", "two: {name: tiny, inner.lr: 0.2}")
     with pytest.raises(UserError, match="models: two: is the run tiny, as is a model that learns"):
         read_study(write(tmp_path / "st", other))
+
+
+def test_studies_that_share_records_are_judged_one_at_a_time(make_config, tmp_path) -> None:
+    config = make_config("st")
+    records = config.run_dir / "studies" / "tiny" / "records"
+    records.mkdir(parents=True)
+    with FileLock(records / ".lock"), pytest.raises(UserError, match="another process is judging"):
+        run(write(tmp_path / "st"))
+    assert run(write(tmp_path / "st"))[1] == 3 * 10
