@@ -121,7 +121,7 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
             name="trials",
             storage_path=str(room.scratch),
             verbose=0,
-            callbacks=[_failure_callback(referee)],
+            callbacks=[_failure_callback(referee, problems)],
             stop=stopper(problems),
             failure_config=tune.FailureConfig(max_failures=max(failures)),
         ),
@@ -137,7 +137,7 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
                 error, legs[0].config.run_dir, "what the trials have saved"
             ) from error
     if problems:
-        raise StorageError(*problems)
+        raise UserError(*problems)
     if stop_requested(room.folder):
         raise stopped()
 
@@ -193,7 +193,7 @@ def _tune_scheduler(referee: Referee, problems: list[str]) -> Any:
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             try:
                 goes_on = self._hear(trial.config["trial"], result)
-            except StorageError as error:
+            except UserError as error:
                 problems.extend(error.problems)
                 goes_on = False
             return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
@@ -214,10 +214,11 @@ def _tune_scheduler(referee: Referee, problems: list[str]) -> Any:
     return Scheduler()
 
 
-def _failure_callback(referee: Referee) -> Any:
+def _failure_callback(referee: Referee, problems: list[str]) -> Any:
     """Return what tells the referee of trials that Tune has given up.
 
     Its scheduler would be told of each failure, also of those after which a trial is tried again.
+    What keeps the referee from writing is added to ``problems``.
     """
     from ray import tune
 
@@ -227,7 +228,10 @@ def _failure_callback(referee: Referee) -> Any:
         ) -> None:
             error = trial.get_error()
             said = last_line(error) if error is not None else "its process was lost"
-            referee.fail(trial.config["trial"], f"failed too often, last with: {said}")
+            try:
+                referee.fail(trial.config["trial"], f"failed too often, last with: {said}")
+            except UserError as problem:
+                problems.extend(problem.problems)
 
         def __reduce__(self) -> tuple[Any, ...]:
             return tune.Callback, ()  # as the scheduler

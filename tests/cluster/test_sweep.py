@@ -15,7 +15,7 @@ from helpers_cluster import assert_same_bits, attempts, pids, wait_until
 
 from raymaml.cluster.asha import asha_decisions
 from raymaml.cluster.sweep import scheduler_of, tune_runner
-from raymaml.errors import StorageError, UserError
+from raymaml.errors import UserError
 from raymaml.evaluation.legs import local_runner
 from raymaml.evaluation.referee import STATE_FILE
 from raymaml.evaluation.sweep import Runner, Sweep, read_sweep, run_sweep
@@ -198,7 +198,7 @@ def test_a_trial_whose_process_is_killed_is_tried_again_and_is_no_failure(
 def test_a_full_disk_ends_the_sweep_and_is_no_failing_of_a_trial(cluster, make_sweep):
     space = SPACE.replace("[transductive, context]", "[none]")
     sweep = make_sweep(f"{space}scheduler: none\n", "run", FULL)
-    with pytest.raises(StorageError, match=r"scratch: cannot be read or written .* make room"):
+    with pytest.raises(UserError, match=r"scratch: cannot be read or written .* make room"):
         run(sweep, tune_runner)
     assert reports(sweep) == []
 
