@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PlainValidator
 
 from raymaml.config.base import PositiveInt, Rate, Section, read_place
+from raymaml.outside import shortened
 from raymaml.places import Place
 
 Overrides = dict[Annotated[str, Field(min_length=1)], Any]
 """Values by dotted config key."""
-ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")]
+ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$", max_length=100)]
 
 Which = Literal["best", "last", "initial"]
 
@@ -142,7 +143,7 @@ class StudyConfig(Section):
             if count > 1
         ]
         problems += [
-            f"arms: {arm.name}: model is {arm.model!r}; it must be one of"
+            f"arms: {arm.name}: model is {shortened(arm.model)}; it must be one of"
             f" {', '.join(self.model_names)}"
             for arm in self.arms
             if arm.model is not None and arm.model not in self.model_names
@@ -155,7 +156,8 @@ class StudyConfig(Section):
             if any(key == other or key.startswith(f"{other}.") for other in NOT_OF_AN_ARM)
         ]
         problems += [
-            f"checks: {check.claim!r} names the arm {name!r}; it must be one of {', '.join(arms)}"
+            f"checks: {shortened(check.claim)} names the arm {shortened(name)}; it must be one of"
+            f" {', '.join(arms)}"
             for check in self.checks
             for name in _arms_of(check)
             if name not in arms

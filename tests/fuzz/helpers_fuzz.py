@@ -82,7 +82,9 @@ for codec in ("cp437", "latin-1", "ascii", "utf-16", "utf-32", "utf-8-sig"):
     codecs.lookup(codec)  # loaded now, for an import is what is watched for
 for codec in ("unicode-escape", "raw-unicode-escape"):
     codecs.lookup(codec)
-to_place("http://x/y")
+for uri in ("http://x/y", "s3://x/y"):
+    with contextlib.suppress(ValueError):  # its package is not there
+        to_place(uri)
 importlib.import_module("torch.nested._internal.ops")  # for weights that are nested tensors
 WATCH = Watch()
 sys.addaudithook(WATCH.hook)
