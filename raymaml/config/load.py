@@ -27,6 +27,8 @@ from raymaml.places import Place, to_place
 
 MAX_DEPTH, MAX_VALUES = 50, 100_000
 """Of a YAML document, each value counted as often as anchors repeat it."""
+MOST_MISTAKES = 50
+"""Of one file that are told at once."""
 KeyPath = tuple[str, ...]
 
 
@@ -235,9 +237,9 @@ def _apply(tree: dict[str, Any], places: dict[KeyPath, str], change: _Change) ->
 def explain(
     error: ValidationError, places: Mapping[KeyPath, str], file: str, model: type[BaseModel]
 ) -> Iterable[str]:
-    """Turn pydantic's errors into sentences, in the order of the file."""
+    """Turn pydantic's errors into sentences, in the order of the file; of very many the first."""
     details, explained = mistakes(error), set[KeyPath]()
-    for detail in details:
+    for detail in details[:MOST_MISTAKES]:
         keys, value = _strip_union_tags(detail["loc"]), detail["input"]
         key = ".".join(keys)
         place = _nearest_place(keys, places, file)
@@ -264,6 +266,8 @@ def explain(
             )
             yield f"{place}: {key} is {shortened(value)}; it {reasons}"
         explained.add(keys)
+    if len(details) > MOST_MISTAKES:
+        yield f"{file}: and {len(details) - MOST_MISTAKES} mistakes more"
 
 
 def mistakes(error: ValidationError) -> list[ErrorDetails]:

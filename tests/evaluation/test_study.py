@@ -235,3 +235,12 @@ def test_a_name_that_no_folder_could_have_is_refused(make_config, tmp_path) -> N
     make_config("st")
     with pytest.raises(UserError, match=r"arms\.0\.name is 'xxx.* at most 100 characters"):
         read_study(write(tmp_path / "st", STUDY.replace("name: a,", f"name: {'x' * 300},")))
+
+
+def test_of_very_many_mistakes_the_first_are_told(make_config, tmp_path) -> None:
+    make_config("st")
+    frozen = f"two: {{inner.frozen: {[0] * 2000}}}"
+    with pytest.raises(UserError) as caught:
+        read_study(write(tmp_path / "st", STUDY.replace("two: {inner.lr: 0.2}", frozen)))
+    assert len(caught.value.problems) == 51
+    assert caught.value.problems[-1].endswith("config.yaml: and 1950 mistakes more")
