@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from raymaml.data.files import download, new_folder, read_bytes, unreachable
+from raymaml.data.files import download, new_folder, read_bytes, remove_partial, unreachable
 from raymaml.errors import UserError, reason_of
 from raymaml.places import Place, is_remote
 
@@ -63,8 +62,7 @@ def local_copy(place: Place, cache: Path, how: Copying) -> Path:
 
 
 def _copy(place: Place, copy: Path, marker: bytes, how: Copying) -> None:
-    for left in copy.parent.glob(f".{copy.name}.partial-*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    remove_partial(copy.parent, copy.name)
     with new_folder(copy, how.marker) as partial:
         (partial / how.marker).write_bytes(marker)
         names = list(how.others(partial))

@@ -289,14 +289,18 @@ def rename_folder(folder: Place, name: str, marker: str) -> None:
         remove_folder(folder, marker)
 
 
-def remove_partial(folder: Place) -> None:
+def remove_partial(folder: Place, name: str = "*") -> None:
     """Remove what a killed process left of files and folders that never became whole.
 
     At a URI there is nothing: what lacks its marker is overwritten when it is written again.
+
+    Args:
+        folder: where they would lie.
+        name: theirs; by default all.
     """
     if is_remote(folder):
         return
-    for path in folder.glob(".*.partial-*"):
+    for path in folder.glob(f".{name}.partial-*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -88,10 +88,10 @@ def read_study(
             model = arm.model or settings.model_names[0]
             of_model = [layers[model]] if model in layers else []
             arms.append((arm, model, config(*of_model, changed, crossed)))
+    understood = {model: made for model, made in models.items() if made is not None}
     of_run: dict[str, Config] = {}
-    for model, made in models.items():
-        first = of_run.setdefault(made.name, made) if made is not None else None
-        if made is not None and first is not None and not _learn_alike(made, first):
+    for model, made in understood.items():
+        if not _learn_alike(made, of_run.setdefault(made.name, made)):
             problems.append(
                 f"{path}: models: {model}: is the run {made.name}, as is a model that learns"
                 " otherwise; give one of them another name"
@@ -101,7 +101,7 @@ def read_study(
     return Study(
         settings=settings,
         base=base,
-        models={model: made for model, made in models.items() if made is not None},
+        models=understood,
         arms=tuple((arm, model, made) for arm, model, made in arms if made is not None),
     )
 
