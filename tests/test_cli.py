@@ -135,15 +135,28 @@ def test_from_images_to_a_report(
         "runs/tiny/test: 1 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last,"
         " float32; chunks of up to 4 episodes"
     )
-    assert len(lines) == 1 + 3 + 2 + 2 + 1  # chunks of 4 of 10, 5 and 5 episodes
+    assert len(lines) == 1 + 3 + 2 + 2 + 2  # chunks of 4 of 10, 5 and 5 episodes
     check_summary(Path(lines[-1]))
+    check_headline(lines[-2], Path(lines[-1]))
     before = Path(lines[-1]).read_bytes()
 
     # all is judged: nothing is judged again, and the report comes out the same
-    assert raymaml_("test", "--local", path).output.splitlines() == lines[-1:]
+    assert raymaml_("test", "--local", path).output.splitlines() == lines[-2:]
     Path(lines[-1]).unlink()
-    assert raymaml_("report", path).output.splitlines() == lines[-1:]
+    assert raymaml_("report", path).output.splitlines() == lines[-2:]
     assert Path(lines[-1]).read_bytes() == before
+
+
+def check_headline(line: str, path: Path) -> None:
+    """The number is the one that the report opens with, and the page is there."""
+    summary, page = json.loads(path.read_text()), path.with_name("report.html")
+    mean = summary["accuracy"]["mean"]
+    assert line.startswith(f"{mean:.2%} +- ")
+    assert line.endswith(f" | {summary['protocol']}; report: {page}")
+    assert " accuracy on 10 test episodes" in line
+    assert page.is_file()
+    said = line.split(" (95% interval) | ")[0].replace("+-", "\N{PLUS-MINUS SIGN}")
+    assert f"**{said}**" in path.with_name("report.md").read_text(encoding="utf-8")
 
 
 def check_summary(path: Path) -> None:
@@ -186,12 +199,12 @@ def test_a_campaign_goes_on_where_it_was_cut_off(make_config: Any, tmp_path: Pat
     files[2].write_bytes(files[2].read_bytes()[:-20])  # a disk that lost the end
     before = files[0].stat().st_mtime_ns
     lines = raymaml_("test", "--local", path).output.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == ["8/10", "10/10"]  # 4..7 and 8..9
+    assert [line.split()[0] for line in lines[1:-2]] == ["8/10", "10/10"]  # 4..7 and 8..9
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)
     files[1].unlink()
     # another chunk size cuts what is missing anew: 4..6 and 7
     lines = raymaml_("test", "--local", path, "evaluation.chunk_size=3").output.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == ["9/10", "10/10"]
+    assert [line.split()[0] for line in lines[1:-2]] == ["9/10", "10/10"]
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)
     assert files[0].stat().st_mtime_ns == before
 

@@ -39,7 +39,7 @@ def test(config_path: Place, overrides: tuple[str, ...], local: bool, replay: bo
         count = replay_locally(partial(plan_test, config), config.cluster, click.echo)
         click.echo(f"{config.run_folder}: all {count} records repeated")
         return
-    click.echo(_judge(local)(partial(plan_test, config), config.cluster, click.echo))
+    _show_report(_judge(local)(partial(plan_test, config), config.cluster, click.echo))
 
 
 @click.command()
@@ -51,7 +51,7 @@ def report(config_path: Place, overrides: tuple[str, ...]) -> None:
     from raymaml.evaluation.plan import plan_test
 
     config = load_config(config_path, overrides)
-    click.echo(plan_test(config, torch.device("cpu")).report())
+    _show_report(plan_test(config, torch.device("cpu")).report())
 
 
 @click.command()
@@ -97,6 +97,14 @@ def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     found = read_sweep(plan_path, overrides, config)
     runner = local_runner if local else tune_runner
     click.echo(run_sweep(found, runner=runner, decide=scheduler_of, echo=click.echo))
+
+
+def _show_report(path: Place) -> None:
+    """Print the number of a report and where its page is; last the path of ``summary.json``."""
+    from raymaml.evaluation.report import headline_of
+
+    click.echo(headline_of(path))
+    click.echo(path)
 
 
 def _train(local: bool) -> Callable[..., bool]:

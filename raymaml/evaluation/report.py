@@ -22,6 +22,7 @@ from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation import page, sections
 from raymaml.evaluation.page import Picture
 from raymaml.evaluation.plots import (
+    PLUS_MINUS,
     plot_accuracy_by_step,
     plot_arms,
     plot_calibration,
@@ -152,6 +153,13 @@ def write_report(
     return path
 
 
+def headline_of(path: Place) -> str:
+    """Return, given a report's ``summary.json``, its number and protocol, and where its page is."""
+    summary = json.loads(read_text(path))
+    text = summary["headline"].replace(PLUS_MINUS, "+-")
+    return f"{text} (95% interval) | {summary['protocol']}; report: {path.parent / 'report.html'}"
+
+
 def show_in_tensorboard(path: Place) -> None:
     """Show a report, given its ``summary.json``, in TensorBoard: numbers of each arm, and the page.
 
@@ -264,6 +272,7 @@ def _summary_json(
 ) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
+        "headline": sections.headline(arms),
         **_arm_json(arms[0], identities[0]),
         "arms": {
             arm.name: _arm_json(arm, identity)

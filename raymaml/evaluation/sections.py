@@ -53,16 +53,21 @@ _TRANSDUCTIVE_NOTE = (
 )
 
 
+def headline(arms: Sequence[ArmSummary]) -> str:
+    """Say the accuracy of the first arm with its 95% interval, and over how many episodes."""
+    main = arms[0].accuracy.overall
+    return f"{_percent(main)} accuracy on {main.count:,} test episodes"
+
+
 def head(arms: Sequence[ArmSummary], verdicts: Sequence[Verdict]) -> Iterator[Block]:
     """The number, the protocol and the verdicts."""
-    main = arms[0].accuracy.overall
     protocols = {arm.protocol for arm in arms}
     if verdicts:
         rows = [[each.claim, Strong(each.outcome), each.numbers] for each in verdicts]
         yield Heading("Verdicts")
         yield Table(["claim", "verdict", "numbers"], rows, left=3)
     else:
-        yield Paragraph(Strong(f"{_percent(main)} accuracy on {main.count:,} test episodes"))
+        yield Paragraph(Strong(headline(arms)))
     if len(protocols) == 1:
         yield Paragraph(Code(arms[0].protocol))
     else:
