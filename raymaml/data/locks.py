@@ -1,10 +1,12 @@
 """The right of one process to write a folder, on disk and at URIs.
 
-On disk it is a lock of the operating system, which ends with the process. At a URI it is a lease: a
-file that one process alone could create, and that its holder writes anew every few seconds. Whoever
-finds it waits until it has not changed for a while, by his own clock, and takes it over then; of a
-process of the same machine he can see that it has ended, and need not wait. A holder that was
-suspended, or cut off, for so long finds that out by the check that ``hold`` gives it.
+On disk it is a lock of the operating system, which ends with the process. At a URI it is a lease.
+Leases are numbered files in a folder, and the highest number is the lease that counts. Its holder
+renews it every few seconds. A process that finds it released, or of a dead process, or without a
+change for ``EXPIRED`` seconds by its own clock, creates the next number. A storage lets one process
+alone create a file, so exactly one process gets the next number. The highest number is never
+removed, so a late process cannot get a number that counts. A holder that was suspended or cut off
+finds out by the check that ``hold`` yields.
 """
 
 from __future__ import annotations
@@ -26,22 +28,22 @@ from raymaml.data.files import reaching, read_bytes, unreachable
 from raymaml.errors import UserError
 from raymaml.places import Place, is_remote
 
-__all__ = ["Timeout", "hold"]
+__all__ = ["Lease", "Timeout", "hold"]
 
 RENEWED = 5.0
-"""Seconds after which the holder of a lease writes it anew."""
+"""Seconds between two renewals of a lease."""
 EXPIRED = 30.0
-"""Seconds without a change after which a lease is nobody's."""
+"""Seconds without a change after which a lease is free."""
 
 
 @contextlib.contextmanager
 def hold(path: Place, *, timeout: float) -> Iterator[Callable[[], None]]:
-    """Hold the lock ``path`` for the length of the block, and yield what checks that it is held.
+    """Hold the lock ``path`` for the length of the block, and yield a check that it is held.
 
     Args:
-        path: of the lock's own file.
-        timeout: seconds to wait for another holder's end. At a URI whether a holder lives takes up
-            to ``EXPIRED`` seconds to see; these are waited in any case.
+        path: the lock's own file on disk; at a URI, the folder of its leases.
+        timeout: seconds to wait for another holder to end. At a URI it takes up to ``EXPIRED``
+            seconds to see whether a holder lives; this wait comes first in any case.
 
     Raises:
         Timeout: another process holds it.
@@ -51,7 +53,7 @@ def hold(path: Place, *, timeout: float) -> Iterator[Callable[[], None]]:
         with FileLock(path, timeout=timeout):
             yield lambda: None
         return
-    lease = _Lease(path)
+    lease = Lease(path)
     try:
         lease.acquire(timeout)
     except Timeout:
@@ -64,79 +66,120 @@ def hold(path: Place, *, timeout: float) -> Iterator[Callable[[], None]]:
         lease.release()
 
 
-class _Lease:
-    def __init__(self, path: UPath) -> None:
-        self._path = path
-        token = secrets.token_hex(8)
-        self._owner = {"host": _host(), "pid": os.getpid(), "token": token}
-        self._count = 0
-        self._released = threading.Event()
+class Lease:
+    """The right to write, at a URI, of one process.
+
+    Args:
+        folder: of the numbered leases.
+    """
+
+    def __init__(self, folder: UPath) -> None:
+        self._folder = folder
+        self._owner = {"host": _host(), "pid": os.getpid(), "token": secrets.token_hex(8)}
+        self._number = 0
+        self._renewals = 0
+        self._ended = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def acquire(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while not self._create():
-            found = self._read()
-            if found is None:  # released in between
-                continue
-            if self._lives(found):
-                if time.monotonic() >= deadline:
-                    raise Timeout(str(self._path))
-                continue
-            self._path.unlink(missing_ok=True)
-        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        """Take the next number once the highest lease is free.
 
-    def release(self) -> None:
-        self._released.set()
-        with contextlib.suppress(Exception):  # what cannot be removed is nobody's after a while
-            if self._is_mine():
-                self._path.unlink(missing_ok=True)
+        Raises:
+            Timeout: another process still holds it after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            highest = self._highest()
+            if self._is_held(highest):
+                if time.monotonic() >= deadline:
+                    raise Timeout(str(self._folder))
+            elif self._create(highest + 1):
+                if self._highest() == highest + 1:
+                    break
+                self._file(highest + 1).unlink(missing_ok=True)  # it was used and removed before
+        self._number = highest + 1
+        for number in self._numbers():
+            if number < self._number:
+                self._file(number).unlink(missing_ok=True)
+        self._renewing.start()
 
     def require(self) -> None:
-        with reaching(self._path):
+        """Check that this process still holds the lease.
+
+        Raises:
+            UserError: another process has taken over, or the URI cannot be reached.
+        """
+        with reaching(self._folder):
             mine = self._is_mine()
         if not mine:
             raise UserError(
-                f"{self._path}: another process has taken over, since this one gave no sign of life"
-                f" for {EXPIRED:g} s (suspended, or cut off from the storage); this one writes no"
-                " more: leave it to the other"
+                f"{self._folder}: another process has taken over, since this one gave no sign of"
+                f" life for {EXPIRED:g} s (suspended, or cut off from the storage); this process"
+                " stops writing: leave the folder to the other one"
             )
 
-    def _create(self) -> bool:
+    def release(self) -> None:
+        """Mark the lease as free; its file stays, as the highest number."""
+        self._ended.set()
+        self._renewing.join()
+        with contextlib.suppress(Exception):  # a lease that cannot be marked expires
+            if self._is_mine():
+                self._file(self._number).write_bytes(json.dumps({"released": True}).encode())
+
+    def _create(self, number: int) -> bool:
         try:
-            with self._path.open("xb") as file:
+            with self._file(number).open("xb") as file:
                 file.write(self._content())
         except FileExistsError:
             return False
         return True
 
-    def _lives(self, found: bytes) -> bool:
-        """Watch a lease until it changes, is a dead process's, or has shown no sign for long."""
+    def _is_held(self, number: int) -> bool:
+        """Watch a lease until it changes; it is free if released, dead or expired."""
+        found = self._read(number)
         expires = time.monotonic() + EXPIRED
-        while time.monotonic() < expires and not _is_dead(found):
+        while found is not None and time.monotonic() < expires and not _is_free(found):
             time.sleep(min(1, RENEWED))
-            if self._read() != found:
+            if self._read(number) != found:
                 return True
         return False
 
     def _renew(self) -> None:
-        while not self._released.wait(RENEWED):
+        while not self._ended.wait(RENEWED):
             with contextlib.suppress(Exception):  # the storage may be away for a moment
-                if not self._is_mine():  # taken over by one who saw no sign of life of this process
+                if not self._is_mine():
                     return
-                self._path.write_bytes(self._content())
+                self._file(self._number).write_bytes(self._content())
 
-    def _read(self) -> bytes | None:
+    def _is_mine(self) -> bool:
+        return (
+            _owner(self._read(self._number)).get("token") == self._owner["token"]
+            and self._highest() == self._number
+        )
+
+    def _highest(self) -> int:
+        return max(self._numbers(), default=0)
+
+    def _numbers(self) -> list[int]:
+        """List the numbers of the leases; 0 stands for none."""
+        with contextlib.suppress(FileNotFoundError):
+            paths = self._folder.fs.ls(self._folder.path, detail=False, refresh=True)
+            names = [path.rstrip("/").rpartition("/")[2] for path in paths]
+            return [int(name) for name in names if name.isdecimal()]
+        return []
+
+    def _file(self, number: int) -> UPath:
+        return self._folder / f"{number:08d}"
+
+    def _read(self, number: int) -> bytes | None:
         try:
-            return read_bytes(self._path)
+            return read_bytes(self._file(number))
         except FileNotFoundError:
             return None
 
-    def _is_mine(self) -> bool:
-        return _owner(self._read()).get("token") == self._owner["token"]
-
     def _content(self) -> bytes:
-        self._count += 1
-        return json.dumps({**self._owner, "count": self._count}).encode()
+        self._renewals += 1
+        return json.dumps({**self._owner, "renewals": self._renewals}).encode()
 
 
 def _owner(content: bytes | None) -> dict[str, object]:
@@ -156,10 +199,12 @@ def _host() -> str:
     return " ".join(parts)
 
 
-def _is_dead(content: bytes) -> bool:
-    """Tell whether the holder was a process of this machine that has ended."""
+def _is_free(content: bytes) -> bool:
+    """Say whether a lease was released, or is of a process of this machine that has ended."""
     owner = _owner(content)
     pid = owner.get("pid")
+    if owner.get("released") is True:
+        return True
     if owner.get("host") != _host() or not isinstance(pid, int):
         return False
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raymaml.data import locks
-from raymaml.data.locks import Timeout, hold
+from raymaml.data.locks import Lease, Timeout, hold
 from raymaml.errors import UserError
 from raymaml.places import Place, is_remote
 
@@ -35,6 +35,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def foreign(count: int = 1) -> bytes:
     """A lease of another machine."""
     return json.dumps({"host": "elsewhere", "pid": 1, "token": "t", "count": count}).encode()
+
+
+def dead() -> bytes:
+    """A lease of a process of this machine that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return json.dumps({"host": locks._host(), "pid": process.pid, "token": "t"}).encode()
+
+
+def put(lock: Place, content: bytes, number: int = 1) -> Place:
+    """Leave a lease in the folder of a lock."""
+    path = lock / f"{number:08d}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
 
 
 @pytest.mark.usefixtures("quick")
@@ -65,17 +80,17 @@ def test_waiting_for_a_holder_that_ends(lock: Place) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_lease_without_signs_of_life_is_taken_over(s3: Place) -> None:
-    (s3 / ".lock").write_bytes(foreign())
-    with hold(s3 / ".lock", timeout=0):
-        owner = json.loads((s3 / ".lock").read_bytes())
+    first = put(s3 / ".lock", foreign())
+    with hold(s3 / ".lock", timeout=0) as require_held:
+        owner = json.loads((s3 / ".lock" / "00000002").read_bytes())
         assert owner["pid"] == os.getpid()
-    assert not (s3 / ".lock").exists()
+        assert not first.exists()
+        require_held()
 
 
 def test_a_lease_that_is_renewed_is_not(s3: Place) -> None:
     """Another machine's holder writes its lease anew, a count further each time."""
-    lease, done = s3 / ".lock", threading.Event()
-    lease.write_bytes(foreign())
+    lease, done = put(s3 / ".lock", foreign()), threading.Event()
 
     def live() -> None:
         count = 1
@@ -86,7 +101,7 @@ def test_a_lease_that_is_renewed_is_not(s3: Place) -> None:
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        with pytest.raises(Timeout), hold(lease, timeout=0):
+        with pytest.raises(Timeout), hold(s3 / ".lock", timeout=0):
             pass
     finally:
         done.set()
@@ -94,22 +109,29 @@ def test_a_lease_that_is_renewed_is_not(s3: Place) -> None:
     assert json.loads(lease.read_bytes())["host"] == "elsewhere"
 
 
-def test_of_a_dead_process_of_this_machine_nothing_is_awaited(
+def test_nothing_waits_for_a_dead_process_of_this_machine(
     s3: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    owner = {"host": locks._host(), "pid": dead.pid, "token": "t", "count": 1}
-    (s3 / ".lock").write_bytes(json.dumps(owner).encode())
+    put(s3 / ".lock", dead())
     monkeypatch.setattr(locks, "EXPIRED", float("inf"))  # a wait would never end
     with hold(s3 / ".lock", timeout=0):
         pass
 
 
+def test_nothing_waits_for_a_lease_that_was_released(
+    s3: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "EXPIRED", float("inf"))  # a wait would never end
+    for number in range(1, 4):
+        with hold(s3 / ".lock", timeout=0):
+            names = [path.name for path in (s3 / ".lock").iterdir()]
+            assert names == [f"{number:08d}"]  # earlier ones are gone
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b'{"pid": "x"}'])
 def test_a_lease_that_cannot_be_read_expires_too(s3: Place, content: bytes) -> None:
-    (s3 / ".lock").write_bytes(content)
+    put(s3 / ".lock", content)
     with hold(s3 / ".lock", timeout=0):
         pass
 
@@ -117,10 +139,89 @@ def test_a_lease_that_cannot_be_read_expires_too(s3: Place, content: bytes) -> N
 def test_a_holder_finds_out_that_another_took_over(lock: Place) -> None:
     with hold(lock, timeout=0) as require_held:
         require_held()
-        lock.write_bytes(foreign())
         if not is_remote(lock):  # there the operating system holds it, whatever the file says
+            lock.write_bytes(foreign())
             require_held()
             return
-        with pytest.raises(UserError, match="another process has taken over, since this one gave"):
+        other = put(lock, foreign(), 2)
+        with pytest.raises(UserError, match="another process has taken over"):
             require_held()
-    assert lock.read_bytes() == foreign()  # and leaves it to the other
+    assert other.read_bytes() == foreign()  # and leaves it to the other
+
+
+class Paused(Lease):
+    """A taker that stops between its last look at a dead lease and the takeover."""
+
+    def __init__(self, path: Place) -> None:
+        assert is_remote(path)
+        super().__init__(path)
+        self.looked, self.go_on = threading.Event(), threading.Event()
+
+    def _create(self, number: int) -> bool:
+        self.looked.set()
+        assert self.go_on.wait(60)
+        return super()._create(number)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_takers_of_one_dead_lease_exactly_one_wins(s3: Place, first: int) -> None:
+    """Both see it dead before either takes it; then one after the other does, in either order."""
+    put(s3 / ".lock", dead())
+    takers = [Paused(s3 / ".lock") for _ in range(2)]
+    refused = []
+
+    def take(taker: Paused) -> None:
+        try:
+            taker.acquire(timeout=0)
+        except Timeout:
+            refused.append(taker)
+
+    threads = [threading.Thread(target=take, args=[taker]) for taker in takers]
+    for thread, taker in zip(threads, takers, strict=True):
+        thread.start()
+        assert taker.looked.wait(60)
+    for turn in (first, 1 - first):
+        takers[turn].go_on.set()
+        threads[turn].join()
+    assert refused == [takers[1 - first]]
+    takers[first].require()
+    takers[first].release()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_taker_that_comes_much_too_late_does_not_win(s3: Place) -> None:
+    """It saw lease 1 dead; meanwhile 2 was taken and released, and 3 is held: 2 is free again."""
+    put(s3 / ".lock", dead())
+    late = Paused(s3 / ".lock")
+    refused = []
+
+    def take() -> None:
+        try:
+            late.acquire(timeout=0)
+        except Timeout as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    assert late.looked.wait(60)
+    with hold(s3 / ".lock", timeout=0):
+        pass
+    with hold(s3 / ".lock", timeout=0) as require_held:
+        assert [path.name for path in (s3 / ".lock").iterdir()] == ["00000003"]
+        late.go_on.set()
+        thread.join()
+        assert len(refused) == 1
+        require_held()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_holder_that_was_suspended_does_not_take_the_lease_back(s3: Place) -> None:
+    """It renews its lease after another was taken: the other still holds."""
+    with hold(s3 / ".lock", timeout=0) as require_held:
+        put(s3 / ".lock", foreign(), 2)
+        put(s3 / ".lock", json.dumps({"token": "late"}).encode(), 1)
+        with pytest.raises(UserError, match="another process has taken over"):
+            require_held()
+        with pytest.raises(UserError, match="another process has taken over"):
+            require_held()
