@@ -44,14 +44,20 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     campaign = plan(torch.device("cpu"))
     if campaign.missing():
         campaign.verify_images()
-        with campaign.sole_judge():
-            if chunks := campaign.missing():  # somebody else may have judged them meanwhile
-                _judge(campaign, chunks, plan, cluster, echo)
+        with campaign.sole_judge() as require_held:
+            if chunks := campaign.missing():  # another process may have judged them meanwhile
+                _judge(campaign, chunks, plan, cluster, echo, require_held=require_held)
     return campaign.report()
 
 
 def _judge(
-    campaign: Campaign, chunks: list[Chunk], plan: Plan, cluster: ClusterConfig, echo: Echo
+    campaign: Campaign,
+    chunks: list[Chunk],
+    plan: Plan,
+    cluster: ClusterConfig,
+    echo: Echo,
+    *,
+    require_held: Callable[[], None],
 ) -> None:
     from raymaml.cluster.gauges import CampaignGauges
 
@@ -62,7 +68,13 @@ def _judge(
         if cluster.num_workers != "auto":
             slots = min(slots, cluster.num_workers)
         echo(campaign.settings_line(slots, torch.device("cuda" if use_gpu else "cpu")))
-        trials = _Trials(chunks=chunks, slots=slots, use_gpu=use_gpu, scratch=scratch)
+        trials = _Trials(
+            chunks=chunks,
+            slots=slots,
+            use_gpu=use_gpu,
+            scratch=scratch,
+            require_held=require_held,
+        )
         with (
             on_interrupt(lambda: request_stop(scratch), cluster.grace_seconds),
             campaign.progress(echo, CampaignGauges(campaign.name)) as progress,
@@ -79,6 +91,8 @@ class _Trials:
     """Trials at once, at most."""
     use_gpu: bool
     scratch: Path
+    require_held: Callable[[], None]
+    """Raises where another process has taken over."""
 
 
 @contextlib.contextmanager
@@ -120,7 +134,7 @@ def _run_trials(
             name="trials",
             storage_path=str(trials.scratch),
             verbose=int(is_verbose()),
-            callbacks=[_progress_callback(progress)],
+            callbacks=[_progress_callback(progress, trials.require_held, problems)],
             stop=stopper(problems, lambda: stop_requested(trials.scratch)),
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
         ),
@@ -177,13 +191,21 @@ _planned: dict[str, Campaign] = {}
 """The campaign that this process serves, by a name that no other has."""
 
 
-def _progress_callback(progress: Progress) -> Any:
+def _progress_callback(
+    progress: Progress, require_held: Callable[[], None], problems: list[str]
+) -> Any:
+    """Return a callback that counts each finished trial, while this process may judge at all."""
     from ray import tune
 
     class Callback(tune.Callback):
         def on_trial_complete(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
+            try:
+                require_held()
+            except UserError as error:
+                problems.extend(error.problems)
+                return
             chunk = Chunk(**trial.config["chunk"])
             if not trial.last_result["problems"]:
                 progress.add(chunk.arm, chunk.count, trial.last_result["accuracies"])

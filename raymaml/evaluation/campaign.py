@@ -183,8 +183,8 @@ class Campaign:
             bank.verify()
 
     @contextlib.contextmanager
-    def sole_judge(self) -> Iterator[None]:
-        """Hold the right to write records, which other campaigns may share.
+    def sole_judge(self) -> Iterator[Callable[[], None]]:
+        """Hold the right to write records, which other campaigns may share; yield a check of it.
 
         Raises:
             UserError: another process holds it.
@@ -192,8 +192,8 @@ class Campaign:
         place = self.folder if self.records is None else self.records
         make_folder(place, "run_dir")
         try:
-            with hold(place / ".lock", timeout=0):
-                yield
+            with hold(place / ".lock", timeout=0) as require_held:
+                yield require_held
         except Timeout:
             raise UserError(
                 f"{place}: another process is judging here; wait for it, or stop it"
@@ -344,9 +344,11 @@ def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     campaign = plan(device)
     if campaign.missing():
         campaign.verify_images()
-        with campaign.sole_judge():
+        with campaign.sole_judge() as require_held:
             echo(campaign.settings_line(1, device))
             with campaign.progress(echo) as progress:
                 for chunk in campaign.missing():
-                    progress.add(chunk.arm, chunk.count, campaign.judge(chunk))
+                    accuracies = campaign.judge(chunk)
+                    require_held()
+                    progress.add(chunk.arm, chunk.count, accuracies)
     return campaign.report()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import shutil
@@ -20,6 +21,7 @@ from raymaml.cluster import campaign as on_cluster
 from raymaml.config.schema import Config
 from raymaml.errors import UserError
 from raymaml.evaluation import campaign as in_process
+from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
 from raymaml.evaluation.study import plan_study, read_study, run_study
@@ -156,6 +158,27 @@ def test_a_campaign_has_one_driver(make_config):
         pytest.raises(UserError, match="another process is judging here"),
     ):
         judge_on_cluster(config, quiet)
+
+
+def test_a_campaign_that_lost_its_lease_ends(joining, make_config, monkeypatch):
+    """Another process takes over while chunks are judged: no report is written."""
+    config = trained(make_config, "evaluation.chunk_size=1")
+    looks = []
+
+    @contextlib.contextmanager
+    def overtaken(_campaign):
+        def require_held():
+            looks.append(None)
+            if len(looks) > 2:
+                raise UserError("another process has taken over")
+
+        yield require_held
+
+    monkeypatch.setattr(Campaign, "sole_judge", overtaken)
+    with pytest.raises(UserError, match="another process has taken over"):
+        judge_on_cluster(config, quiet)
+    assert len(looks) > 2
+    assert not (config.run_folder / "test" / "summary.json").exists()
 
 
 @pytest.mark.fault("campaign killed")

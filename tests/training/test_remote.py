@@ -19,7 +19,7 @@ from raymaml.data.bank import ClassImages, ImageBank, write_bank
 from raymaml.data.episodes import EpisodeShards
 from raymaml.data.files import upload
 from raymaml.errors import StorageError, UserError
-from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
 from raymaml.evaluation.replay import replay_locally
@@ -80,6 +80,28 @@ def test_a_run_and_its_test_have_the_bits_of_those_on_disk(
     assert losses[0] == losses[1]
     assert list((there.run_folder / "tensorboard").glob("events.*"))
     assert replay_locally(partial(plan_test, there), there.cluster, silent) == 20
+
+
+def test_a_campaign_that_lost_its_lease_ends(
+    remote: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes over during the second of five chunks: two are there, no report."""
+    config = remote("evaluation.chunk_size=2", "evaluation.baseline_episodes=0")
+    train_locally(config, silent)
+    campaign, judge, judged = plan_test(config, CPU), Campaign.judge, []
+
+    def overtaken(self: Campaign, chunk: Chunk) -> list[float]:
+        judged.append(chunk.first)
+        if len(judged) == 2:
+            (self.folder / ".lock" / "00000002").write_bytes(b"{}")
+        return judge(self, chunk)
+
+    monkeypatch.setattr(Campaign, "judge", overtaken)
+    with pytest.raises(UserError, match="another process has taken over"):
+        judge_locally(partial(plan_test, config), config.cluster, silent)
+    assert judged == [0, 2]
+    assert [chunk.first for chunk in campaign.missing()] == [4, 6, 8]
+    assert not (campaign.folder / "summary.json").exists()
 
 
 def test_a_run_goes_on_from_the_checkpoint_at_the_uri(
