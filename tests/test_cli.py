@@ -155,7 +155,7 @@ def check_headline(line: str, path: Path) -> None:
     assert line.endswith(f" | {summary['protocol']}; report: {page}")
     assert " accuracy on 10 test episodes" in line
     assert page.is_file()
-    said = line.split(" (95% interval) | ")[0].replace("+-", "\N{PLUS-MINUS SIGN}")
+    said = line.split(" (95% interval) | ", 1)[0].replace("+-", "\N{PLUS-MINUS SIGN}")
     assert f"**{said}**" in path.with_name("report.md").read_text(encoding="utf-8")
 
 

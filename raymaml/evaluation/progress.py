@@ -35,8 +35,7 @@ class Progress(LiveTable):
         super().__init__()
         self._todo = dict(todo)
         self._accuracies = {arm: list(recorded[arm]) for arm in todo}
-        self._done = {arm: len(recorded[arm]) for arm in todo}
-        self._before = sum(self._done.values())
+        self._before = self._judged()
         self._echo = echo
         self._show = show
         self._started = time.perf_counter()
@@ -48,17 +47,20 @@ class Progress(LiveTable):
         return super().__enter__()
 
     def add(self, arm: str, count: int, accuracies: Sequence[float]) -> None:
-        """Take note of a finished chunk of ``count`` episodes; one left out has no accuracies."""
-        self._done[arm] += count
+        """Take note of a finished chunk of ``count`` episodes.
+
+        A chunk that was left out has no accuracies: its episodes are no longer to be judged.
+        """
         self._accuracies[arm].extend(accuracies)
-        done = sum(self._done.values()) - self._before
-        self._rate = done / (time.perf_counter() - self._started)
+        self._todo[arm] -= count - len(accuracies)
+        here = self._judged() - self._before
+        self._rate = here / (time.perf_counter() - self._started)
         self._show(self._row(arm))
         if self.redraw():
             return
         todo = sum(self._todo.values())
         self._echo(
-            f"{sum(self._done.values()):>{len(str(todo))}}/{todo} episodes  {self._arms_done()}"
+            f"{self._judged():>{len(str(todo))}}/{todo} episodes  {self._arms_done()}"
             f"  {arm} {self._mean(arm)} over {len(self._accuracies[arm])}  {self._speed()}"
         )
 
@@ -66,11 +68,14 @@ class Progress(LiveTable):
         """Return the arms with their means."""
         table = Table("arm", "episodes", "accuracy", title=self._arms_done(), caption=self._speed())
         for arm, todo in self._todo.items():
-            table.add_row(arm, f"{self._done[arm]:,}/{todo:,}", self._mean(arm))
+            table.add_row(arm, f"{len(self._accuracies[arm]):,}/{todo:,}", self._mean(arm))
         return table
 
+    def _judged(self) -> int:
+        return sum(map(len, self._accuracies.values()))
+
     def _arms_done(self) -> str:
-        finished = sum(self._done[arm] >= todo for arm, todo in self._todo.items())
+        finished = sum(len(self._accuracies[arm]) >= todo for arm, todo in self._todo.items())
         return f"{finished}/{len(self._todo)} arms done"
 
     def _row(self, arm: str) -> dict[str, str | float]:
@@ -91,6 +96,6 @@ class Progress(LiveTable):
         return f"{100 * found.mean:.2f}{margin}%"
 
     def _speed(self) -> str:
-        done, todo = sum(self._done.values()), sum(self._todo.values())
-        left = duration((todo - done) / self._rate) if self._rate else "?"
-        return f"{self._rate:.1f} episodes/s  {left} left"
+        left = sum(self._todo.values()) - self._judged()
+        time_left = "?" if left and not self._rate else duration(left / (self._rate or 1))
+        return f"{self._rate:.1f} episodes/s  {time_left} left"

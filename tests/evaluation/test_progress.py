@@ -23,10 +23,26 @@ def test_lines_tell_arms_means_and_time(monkeypatch: pytest.MonkeyPatch) -> None
     # t(0.975; 1) = 12.7062, s = 0.353553: 12.7062 * 0.353553 / sqrt(2) = 3.1766
     assert lines == [
         "2/6 episodes  0/2 arms done  a 75.00 +- 317.66% over 2  1.0 episodes/s  0m04s left",
-        "4/6 episodes  1/2 arms done  b - over 0  1.0 episodes/s  0m02s left",
-        # 3.182446 * sqrt(0.125 / 3) / 2
-        "6/6 episodes  2/2 arms done  a 75.00 +- 32.48% over 4  1.0 episodes/s  0m00s left",
+        # of 4 episodes in all 2 are judged, in 4 s; what is left out is no work done
+        "2/4 episodes  1/2 arms done  b - over 0  0.5 episodes/s  0m04s left",
+        # 3.182446 * sqrt(0.125 / 3) / 2; 4 episodes in 6 s
+        "4/4 episodes  2/2 arms done  a 75.00 +- 32.48% over 4  0.7 episodes/s  0m00s left",
     ]
+
+
+def test_what_is_left_out_is_neither_judged_nor_to_be_judged() -> None:
+    """4 recorded episodes showed an arm to be precise enough: 996 are left out, none judged."""
+    lines: list[str] = []
+    rows: list[Mapping[str, Any]] = []
+    with Progress({"a": 1000}, {"a": [0.5, 1.0, 0.5, 1.0]}, lines.append, rows.append) as progress:
+        progress.add("a", 500, [])
+        progress.add("a", 496, [])
+    assert [line.strip().split("  ")[0] for line in lines] == ["4/500 episodes", "4/4 episodes"]
+    assert [line.split("  ")[-2:] for line in lines] == [
+        ["0.0 episodes/s", "? left"],
+        ["0.0 episodes/s", "0m00s left"],
+    ]
+    assert [row["episodes_per_second"] for row in rows] == [0.0, 0.0, 0.0]
 
 
 def test_what_is_recorded_counts_but_not_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
