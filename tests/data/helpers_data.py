@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
@@ -50,3 +53,28 @@ def spec_of(ways: int, shots: int, queries: int, episodes: int) -> EpisodesConfi
 
 def as_lists(rows: EpisodeRows) -> list[object]:
     return [rows.index, rows.seed, *(a.tolist() for a in (rows.classes, rows.support, rows.query))]
+
+
+def tiff(values: NDArray[Any]) -> bytes:
+    """A TIFF of any kind of number, [H, W] or [H, W, 3]; its writer knows none of Pillow."""
+    height, width = values.shape[:2]
+    channels = values.shape[2] if values.ndim == 3 else 1
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    tags: list[tuple[int, str, list[int]]] = [
+        *((256, "H", [width]), (257, "H", [height])),
+        (258, "H", [values.itemsize * 8] * channels),  # bits a sample
+        *((259, "H", [1]), (262, "H", [2 if channels == 3 else 1])),  # no compression; meaning
+        *((273, "I", [8]), (277, "H", [channels]), (278, "H", [height]), (279, "I", [len(data)])),
+        (339, "H", [{"u": 1, "i": 2, "f": 3}[values.dtype.kind]] * channels),
+    ]
+    start = 8 + len(data)
+    behind = start + 2 + 12 * len(tags) + 4
+    entries = long = b""
+    for number, kind, items in tags:
+        content = struct.pack(f"<{len(items)}{kind}", *items)
+        if len(content) > 4:
+            content, long = struct.pack("<I", behind + len(long)), long + content
+        entries += struct.pack("<HHI", number, 3 if kind == "H" else 4, len(items))
+        entries += content.ljust(4, b"\0")
+    head = b"II*\0" + struct.pack("<I", start)
+    return head + data + struct.pack("<H", len(tags)) + entries + bytes(4) + long

@@ -149,12 +149,6 @@ def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
     assert (load_one(tmp_path, 8, mode="gray") == 0x80).all()
 
 
-def test_float_pixels_are_refused(tmp_path: Path) -> None:
-    save(tmp_path / "train" / "a" / "0.tif", 1, mode="F")
-    with pytest.raises(UserError, match=r"0\.tif: is not a readable image.*floats"):
-        load_one(tmp_path, 8)
-
-
 def test_all_problems_are_one_message_and_nothing_remains(tmp_path: Path) -> None:
     source = tmp_path / "in"
     write_splits(source)

@@ -170,20 +170,11 @@ def _images_in(folder: Path) -> list[Path]:
 def _square(image: Image.Image, mode: str, size: int) -> NDArray[np.uint8]:
     """Turn upright, scale the shorter side to ``size`` with Lanczos' filter, crop the middle."""
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        upright = _eight_bits(upright)
-    if upright.mode == "F":
-        raise ValueError("its pixels are floats without a known range")
     if "A" in upright.getbands() or "transparency" in upright.info:
         upright = _on_white(upright)
     fitted = ImageOps.fit(upright.convert(mode), (size, size), Image.Resampling.LANCZOS)
     pixels = np.asarray(fitted)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Keep the high byte of 16-bit grey; Pillow's own conversion would cut at 255."""
-    return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

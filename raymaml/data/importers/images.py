@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from raymaml.data.importers.depth import in_eight_bits
 from raymaml.data.importers.stored import Blob
 from raymaml.errors import UserError, reason_of
 
@@ -55,7 +56,7 @@ def _decoded(data: bytes, transform: Transform) -> NDArray[np.uint8]:
         # more pixels than Pillow finds reasonable, 89 million, are an error already
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(BytesIO(data), formats=FORMATS) as image, _unheard(image.format):
-            return transform(image)
+            return transform(in_eight_bits(image, data))
 
 
 @contextlib.contextmanager
