@@ -40,6 +40,7 @@ data:
   shards: {place}/shards
   image_size: 16
 episodes:
+  seed: 3
   train: {{num_ways: 3, num_shots: 1, num_queries: 2, num_episodes: 24}}
   val: {{num_ways: 3, num_shots: 1, num_queries: 2, num_episodes: 4}}
   test: {{num_ways: 3, num_shots: 1, num_queries: 2, num_episodes: 10}}

@@ -160,7 +160,7 @@ CONFIG_CASES = [
     ),
     Case(
         name="key-given-twice",
-        mistake=lambda place: place.rewrite("seed: 3\n", "seed: 3\nseed: 4\n"),
+        mistake=lambda place: place.rewrite("tiny\nseed: 3\n", "tiny\nseed: 3\nseed: 4\n"),
         says=("{place}/config.yaml:3: seed is given twice (first at {place}/config.yaml:2)",),
     ),
     Case(
@@ -295,10 +295,10 @@ DATA_CASES = [
     ),
     Case(
         name="shards-of-another-spec",
-        overrides=("episodes.train.num_shots=2", "seed=4"),
+        overrides=("episodes.train.num_shots=2", "episodes.seed=4"),
         says=(
             "{place}/shards/train/manifest.json: spec.num_shots is 1, config and bank ask for 2",
-            "{place}/shards/val/manifest.json: seed is 3, config and bank ask for 4",
+            "{place}/shards/val/manifest.json: episodes.seed is 3, config and bank ask for 4",
             "or set data.shards to another path",
         ),
     ),

@@ -68,5 +68,5 @@ def show(
     else:
         spec = config.episodes.of(split)
         check_spec(bank, spec, split)
-        episode_sheet(bank, sample_episode(bank, spec, config.seed, split, episode), out)
+        episode_sheet(bank, sample_episode(bank, spec, config.episodes.seed, split, episode), out)
     click.echo(out)

@@ -337,3 +337,11 @@ def check_config(tree: Mapping[str, Any], origin: str) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(*explain(error, {}, origin, Config)) from None
+
+
+def with_seed(tree: Mapping[str, Any]) -> Any:
+    """Return the episodes of a stored config; before they had a seed, `seed` was theirs."""
+    episodes = tree.get("episodes")
+    if not isinstance(episodes, Mapping):
+        return episodes
+    return {"seed": tree.get("seed", 0), **episodes}

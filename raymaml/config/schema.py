@@ -113,6 +113,10 @@ class EpisodesConfig(Section):
 class AllEpisodes(BySplit[EpisodesConfig]):
     """The episodes of the three splits."""
 
+    seed: Count = 0
+    """Decides which episodes are sampled, and how those of val and test are augmented. Runs that
+    differ in the top-level `seed` alone share episodes, and are judged on the same ones."""
+
 
 class EvaluationConfig(Section):
     """The campaign over the test episodes."""
@@ -183,8 +187,9 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run and of its folder."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = 0
-    """Seed of the initial weights and of all episodes."""
+    seed: Count = 0
+    """Decides the initial weights, dropout, the augmentation of the training episodes, and with
+    which of them training starts. `episodes.seed` decides which episodes there are."""
     run_dir: PlaceField = Path("runs")
     """Folder, or URI, that holds the run folders."""
     data: DataConfig
@@ -234,7 +239,7 @@ def learning_fingerprint(config: Config) -> dict[str, Any]:
             "normalize": dump["data"]["normalize"],
             "augment": dump["data"]["augment"]["train"],
         },
-        "episodes": {"train": dump["episodes"]["train"]},
+        "episodes": {key: dump["episodes"][key] for key in ("seed", "train")},
         "model": dump["model"],
         "inner": dump["inner"],
         "outer": {key: value for key, value in dump["outer"].items() if key not in free},

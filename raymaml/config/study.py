@@ -26,7 +26,7 @@ def _checkpoint(value: object) -> object:
     return value if value in get_args(Which) else read_place(value)
 
 
-NOT_OF_AN_ARM = ("name", "run_dir", "outer", "episodes.train", "episodes.val")
+NOT_OF_AN_ARM = ("name", "seed", "run_dir", "outer", "episodes.train", "episodes.val")
 """What decides training alone; it belongs to a model."""
 
 
@@ -42,7 +42,7 @@ class StudyArm(Section):
     a checkpoint."""
     set: Overrides = Field(default_factory=dict)
     """What differs from the model's config, by dotted key: evaluation.inner.num_steps, model.norm,
-    episodes.test.num_queries, ... Another `seed` draws other episodes."""
+    episodes.test.num_queries, ... Another `episodes.seed` draws other episodes."""
 
 
 class Comparison(Section):

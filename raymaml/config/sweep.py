@@ -139,7 +139,7 @@ class SweepConfig(Section):
     num_trials: PositiveInt | None = None
     """Trials, 10,000 at most; null: every combination of the grids once."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = 0
-    """Seed of the drawn values. (The seed of weights and episodes is the config's, for all.)"""
+    """Seed of the drawn values. (The seeds of weights and episodes are the config's, for all.)"""
     metric: Literal["val_accuracy"] = "val_accuracy"
     """What is compared: the accuracy on the validation episodes, larger is better."""
     scheduler: Scheduler = Asha(kind="asha")

@@ -266,7 +266,7 @@ def check_shards(
     found = shards.manifest
     pairs: dict[str, tuple[Any, Any]] = {
         "bank_hash": (found.bank_hash, bank.hash),
-        "seed": (found.seed, seed),
+        "episodes.seed": (found.seed, seed),
         "split": (found.split, split),
         "image_shape": (found.image_shape, bank.image_shape),
     }

@@ -29,7 +29,7 @@ def audit_run(config: Config, echo: Echo) -> Place:
         predict=predictor(campaign.learner(arm)),
         episodes=campaign.episodes(arm),
         bank=campaign.bank(arm),
-        seed=config.seed,
+        seed=config.episodes.seed,
     )
     found = []
     for name, audit in all_audits(inductive=not config.model.is_transductive).items():

@@ -114,7 +114,7 @@ class Campaign:
     def _open(self, arm: Arm) -> tuple[ImageBank, EpisodeSet]:
         """Open images and episodes, once for all arms that share them."""
         config = arm.config
-        key = json.dumps([config.seed, config.data.model_dump(mode="json"), _spec(arm)])
+        key = json.dumps([config.episodes.seed, config.data.model_dump(mode="json"), _spec(arm)])
         if key not in self._opened:
             bank = open_bank(config)
             sets = open_episode_sets(config, bank, ("test",), self.device)
@@ -261,7 +261,7 @@ class Campaign:
             "normalize": json.dumps(config.data.model_dump(mode="json")["normalize"]),
             "augment": config.data.augment.test.model_dump_json(),
             "bank": self.episodes(arm).shards.bank_hash,
-            "episodes": json.dumps({"seed": config.seed, "split": "test", **_spec(arm)}),
+            "episodes": json.dumps({"seed": config.episodes.seed, "split": "test", **_spec(arm)}),
             "versions": json.dumps(versions(), sort_keys=True),
         }
 

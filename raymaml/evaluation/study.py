@@ -252,7 +252,7 @@ def _checkpoint(which: Place | Which, folder: Place) -> Place | None:
 def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
     """Sample the test episodes of an arm; arms of one seed and shape share the folder."""
     spec = config.episodes.test
-    digest = fold_in(config.seed, bank.hash, spec.model_dump_json())
+    digest = fold_in(config.episodes.seed, bank.hash, spec.model_dump_json())
     place = config.data.model_copy(
         update={"shards": study.folder.parent / "episodes" / f"{digest:016x}"}
     )
@@ -260,7 +260,7 @@ def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
     write_shards(
         bank,
         spec,
-        seed=config.seed,
+        seed=config.episodes.seed,
         split="test",
         folder=shards_folder(config, "test"),
         cache=place.cache,

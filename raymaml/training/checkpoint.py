@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 import raymaml
 from raymaml.config.base import Count
-from raymaml.config.load import check_config
+from raymaml.config.load import check_config, with_seed
 from raymaml.config.schema import Config
 from raymaml.data.bank_format import ImageShape
 from raymaml.data.files import (
@@ -301,6 +301,7 @@ def trained_config(path: Place, own: Config) -> Config:
     if isinstance(data, Mapping):
         kept = {key: getattr(own.data, key) for key in ("source", "bank", "shards", "cache")}
         data = {**data, **kept}
+    tree = {**tree, "episodes": with_seed(tree)}
     return check_config({**tree, "run_dir": own.run_dir, "data": data}, str(path / CARD))
 
 

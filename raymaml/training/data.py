@@ -19,6 +19,7 @@ from raymaml.data.unaltered import Unaltered
 from raymaml.errors import UserError
 from raymaml.models import check_image_size
 from raymaml.places import Place
+from raymaml.seeding import fold_in
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch
 
@@ -47,6 +48,7 @@ class TrainingData:
     image_shape: tuple[int, int, int]  # C, H, W
     train: EpisodeSet
     val: EpisodeSet
+    first_episode: int
     meta_batch_size: int
     episodes_per_chunk: int
 
@@ -73,8 +75,13 @@ class TrainingData:
     def indices(self, step: int, rank: int, world_size: int) -> range:
         """Return the training episodes that a worker learns from in one outer step."""
         mine = share(self.meta_batch_size, rank, world_size, self.episodes_per_chunk)
-        first = step * self.meta_batch_size
+        first = self.first_episode + step * self.meta_batch_size
         return range(first + mine.start, first + mine.stop)
+
+
+def first_episode(config: Config) -> int:
+    """Return the training episode that a run starts with: replicas see other orders."""
+    return fold_in(config.seed, "order") % config.episodes.train.num_episodes
 
 
 def open_training_data(config: Config, device: torch.device) -> TrainingData:
@@ -91,6 +98,7 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
         image_shape=bank.image_shape,
         train=sets["train"],
         val=sets["val"],
+        first_episode=first_episode(config),
         meta_batch_size=config.outer.meta_batch_size,
         episodes_per_chunk=config.cluster.episodes_per_chunk,
     )
@@ -156,7 +164,7 @@ def sample_shards(config: Config, bank: ImageBank) -> Iterator[EpisodeShards]:
 def _sampling_job(config: Config, split: Split) -> dict[str, Any]:
     return {
         "spec": config.episodes.of(split),
-        "seed": config.seed,
+        "seed": config.episodes.seed,
         "split": split,
         "folder": shards_folder(config, split),
         "materialize": config.data.materialize and split == "train",
@@ -174,12 +182,13 @@ def _open_episode_set(
 ) -> EpisodeSet:
     spec: EpisodesConfig = config.episodes.of(split)
     shards = EpisodeShards.open(shards_folder(config, split), config.data.cache)
-    check_shards(shards, bank, spec, config.seed, split)
+    check_shards(shards, bank, spec, config.episodes.seed, split)
+    seed = config.seed if split == "train" else config.episodes.seed
     loader = EpisodeLoader(
         bank=bank,
         spec=spec,
         normalize=_normalize(config.data, bank),
-        augment=Augmenter(pair=config.data.augment.of(split), seed=config.seed, split=split),
+        augment=Augmenter(pair=config.data.augment.of(split), seed=seed, split=split),
         device=device,
     )
     return EpisodeSet(shards=shards, loader=loader, unaltered=_watch(bank, shards))

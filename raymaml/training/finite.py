@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ class NotFiniteError(UserError):
     """A loss or gradient is not finite: learning cannot go on."""
 
 
-def require_finite(rows: Tensor, what: str, *, step: int, kind: str, first: int = 0) -> None:
+def require_finite(rows: Tensor, what: str, *, step: int, kind: str, of: Sequence[int]) -> None:
     """Check the outcomes of episodes, [E, n], which all workers have alike.
 
     Args:
@@ -20,7 +22,7 @@ def require_finite(rows: Tensor, what: str, *, step: int, kind: str, first: int 
         what: the numbers are, "a loss or gradient".
         step: of the outer loop.
         kind: of the episodes, "training" or "validation".
-        first: index of the first episode.
+        of: indices of the episodes.
 
     Raises:
         NotFiniteError: naming the first episode whose row is not finite.
@@ -28,7 +30,7 @@ def require_finite(rows: Tensor, what: str, *, step: int, kind: str, first: int 
     finite = torch.isfinite(rows).all(dim=1)
     if not finite.all():
         raise NotFiniteError(
-            f"outer step {step}: {kind} episode {first + int((~finite).nonzero()[0, 0])} gave"
+            f"outer step {step}: {kind} episode {of[int((~finite).nonzero()[0, 0])]} gave"
             f" {what} that is not finite; the last checkpoint is kept; lower inner.lr or outer.lr,"
             " or set outer.clip_norm, under another name"
         )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from raymaml.config.load import dump_config
+from raymaml.config.load import dump_config, with_seed
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.data.files import (
     exists,
@@ -23,7 +23,12 @@ from raymaml.data.locks import Timeout, hold
 from raymaml.errors import StorageError, UserError
 from raymaml.outside import parse_json, shortened
 from raymaml.places import Place, is_remote
-from raymaml.training.checkpoint import check_last, find_checkpoint, list_steps, trained_config
+from raymaml.training.checkpoint import (
+    check_last,
+    find_checkpoint,
+    list_steps,
+    trained_config,
+)
 from raymaml.training.data import TrainingData
 
 IDENTITY = "run.json"
@@ -153,6 +158,7 @@ def _read_identity(path: Place) -> dict[str, Any]:
         identity = parse_json(read_bytes(path))
         if not isinstance(identity, dict):
             raise ValueError("it holds no keys")
+        identity = {**identity, "episodes": with_seed(identity)}
     except (OSError, ValueError):
         raise UserError(
             f"{path}: is damaged; restore it from a copy, or choose another name to start anew"

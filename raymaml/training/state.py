@@ -35,7 +35,7 @@ class TrainState:
     """Step, weights, optimizer state, and the last and best validation.
 
     The position in the data is ``step`` alone: outer step ``s`` learns from the training episodes
-    ``s*B .. (s+1)*B - 1`` (contract 3).
+    ``f + s*B .. f + (s+1)*B - 1``, and the first, ``f``, is a function of the seed (contract 3).
     """
 
     learner: MetaLearner

@@ -34,7 +34,7 @@ def validate(state: TrainState, data: TrainingData, session: Session) -> Validat
             rows.append(torch.stack([F.cross_entropy(scores, labels), accuracy])[None])
     sizes = share_sizes(count, session.world_size)
     gathered = session.gather(torch.cat(rows), sizes)
-    require_finite(gathered, "a loss", step=state.step, kind="validation")
+    require_finite(gathered, "a loss", step=state.step, kind="validation", of=range(count))
     losses, accuracies = gathered.double().cpu().numpy().T
     interval = mean_interval(accuracies)
     found = Validation(

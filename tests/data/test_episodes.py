@@ -179,7 +179,14 @@ def test_all_that_differs_from_the_config_is_named(bank: ImageBank, tmp_path: Pa
         check_shards(shards, other_bank, spec_of(2, 4, 1, 8), 5, "test", materialize=True)
     named = [problem.split(": ")[1].split(" is ")[0] for problem in caught.value.problems]
     assert named == [
-        *("bank_hash", "seed", "split", "spec.num_shots", "spec.num_episodes", "materialized"),
+        *(
+            "bank_hash",
+            "episodes.seed",
+            "split",
+            "spec.num_shots",
+            "spec.num_episodes",
+            "materialized",
+        ),
     ]
     assert "spec.num_shots is 1, config and bank ask for 4" in str(caught.value)
 
@@ -190,7 +197,7 @@ def test_equal_shards_are_reused_and_others_never_overwritten(
     three_shards(bank, tmp_path / "v")
     before = (tmp_path / "v" / "manifest.json").stat()
     three_shards(bank, tmp_path / "v")
-    with pytest.raises(UserError, match=r"seed is 0, config and bank ask for 1"):
+    with pytest.raises(UserError, match=r"episodes.seed is 0, config and bank ask for 1"):
         write_shards(bank, spec_of(2, 1, 1, 9), seed=1, split="val", folder=tmp_path / "v")
     after = (tmp_path / "v" / "manifest.json").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)

@@ -111,7 +111,7 @@ def test_arms_of_one_setting_and_more_or_fewer_episodes_share_their_records(make
 
 def test_another_seed_draws_other_episodes_and_is_not_compared(make_config, tmp_path) -> None:
     make_config("st")
-    text = STUDY.partition("checks:")[0] + "  - {name: other, model: one, set: {seed: 9}}\n"
+    text = STUDY.partition("checks:")[0] + "  - {name: other, set: {episodes.seed: 9}}\n"
     summary, _ = run(write(tmp_path / "st", text))
     assert summary is not None
     assert "other and a: episode 0 has other classes" in summary.read_text("utf-8")

@@ -336,6 +336,34 @@ def test_another_seed_gives_other_bits(config: Config, make_config: Any) -> None
     assert result(other)[0] != result(config.run_folder)[0]
 
 
+def test_replicas_share_all_episodes_and_differ_in_weights_order_and_augmentation(
+    make_config: Any,
+) -> None:
+    """Runs of seeds 3 and 4, of the same shards, for 24 episodes each."""
+    change = "data.augment.%s.query=color"
+    changes = [change % split for split in ("train", "val")]
+    one, other = (make_config("both", *changes, f"seed={seed}") for seed in (3, 4))
+    first, second = opened(one), opened(other)
+    assert first.train.shards.manifest_hash == second.train.shards.manifest_hash
+    # val: bit-equal, augmentation included
+    for name, value in vars(first.val.load(range(4))).items():
+        assert torch.equal(value, vars(second.val.load(range(4)))[name])
+    # train: the same 24 episodes, from another one on, and other draws of the augmentation
+    assert (first.indices(0, 0, 1), second.indices(0, 0, 1)) == (range(5, 8), range(14, 17))
+    here, there = (data.train.load(range(5, 6)) for data in (first, second))
+    assert torch.equal(here.support_x, there.support_x)
+    assert not torch.equal(here.query_x, there.query_x)
+    weights = [build_state(config, (1, 16, 16), CPU).digest() for config in (one, other)]
+    assert weights[0] != weights[1]
+
+
+def test_other_episodes_are_asked_for_by_their_own_seed(make_config: Any) -> None:
+    config = make_config()
+    episodes = config.episodes.model_copy(update={"seed": 0})
+    with pytest.raises(UserError, match=r"episodes\.seed is 3, config and bank ask for 0"):
+        opened(config.model_copy(update={"episodes": episodes}))
+
+
 class PoisonedSession(LocalSession):
     """Outer step 2 learns from an image that is not a number."""
 
@@ -352,8 +380,8 @@ def test_a_loss_that_is_not_finite_names_step_and_episode(fresh: Config) -> None
     with pytest.raises(UserError) as caught:
         run(fresh, lambda data: PoisonedSession(data, CPU))
     (problem,) = caught.value.problems
-    # 3 episodes a step: the second one of step 2 is number 7
-    assert problem.startswith("outer step 2: training episode 7 gave a loss or gradient that is")
+    # 24 episodes, 3 a step, the first is fold_in(3, "order") % 24 = 5: the second of step 2 is 12
+    assert problem.startswith("outer step 2: training episode 12 gave a loss or gradient that is")
     assert "lower inner.lr or outer.lr" in problem
     assert list_steps(fresh.run_folder) == [0, 2]  # the best, and the state before that step
 
@@ -363,7 +391,7 @@ def test_training_goes_round_again_when_episodes_run_out(make_config: Any) -> No
     batches = data.meta_batches(0, 0, 1)
     first, second, third = (next(batches) for _ in range(3))
     batches.close()  # type: ignore[attr-defined]
-    # steps learn from 0 1 2 | 3 0 1 | 2 3 0
+    # seed 3 starts with episode 1 of 4: steps learn from 1 2 3 | 0 1 2 | 3 0 1
     assert torch.equal(second.support_x[1:], first.support_x[:2])
     assert torch.equal(third.query_x[0], first.query_x[2])
     assert torch.equal(third.query_x[1], second.query_x[0])
@@ -372,7 +400,8 @@ def test_training_goes_round_again_when_episodes_run_out(make_config: Any) -> No
 
 def test_every_worker_takes_its_share_of_every_step(config: Config) -> None:
     data = opened(config)
-    assert [data.indices(2, rank, 2) for rank in range(2)] == [range(6, 8), range(8, 9)]
+    # from episode 5 on, 3 episodes a step
+    assert [data.indices(2, rank, 2) for rank in range(2)] == [range(11, 13), range(13, 14)]
     assert [len(data.indices(0, rank, 4)) for rank in range(4)] == [1, 1, 1, 0]
     nothing = next(data.meta_batches(0, 3, 4))
     assert nothing.support_x.shape == (0, 3, 1, 16, 16)

@@ -106,6 +106,17 @@ def test_other_training_episodes_are_another_run(make_config: Any, tmp_path: Pat
     assert identity["bank_hash"] in problem
 
 
+def test_a_run_from_before_episodes_had_a_seed_was_of_its_seed(make_config: Any) -> None:
+    config = make_config()  # seed 3, episodes.seed 3
+    path = claimed(config) / IDENTITY
+    identity = json.loads(path.read_text())
+    del identity["episodes"]["seed"]
+    path.write_text(json.dumps(identity))
+    claimed(config)
+    (problem,) = refused(make_config("tiny", "seed=4"))  # the episodes stay those of 3
+    assert "was started with seed = 3, the config now says 4" in problem
+
+
 def test_a_damaged_identity_is_named(make_config: Any) -> None:
     config = make_config()
     (claimed(config) / IDENTITY).write_text("{")
