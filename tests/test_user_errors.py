@@ -332,7 +332,7 @@ DATA_CASES = [
         name="show-more-than-the-bank-has",
         command="data show --episode 0 --out sheet.png",
         overrides=("episodes.test.num_queries=8",),
-        says=("class test-0 of split test: has 8 images", "num_shots + num_queries = 9"),
+        says=("the fewest are 8, of class test-0", "num_shots + num_queries = 9"),
     ),
     Case(
         name="import-without-source",
@@ -347,7 +347,7 @@ DATA_CASES = [
             "images/train/train0/0.png: is not a readable image",
             "class empty of split train: has no images",
             "class train1: is in the splits train and val; keep it in one",
-            "class few of split test: has 2 images, episodes.test needs",
+            "the fewest are 2, of class few",
         ),
     ),
     Case(

@@ -26,7 +26,7 @@ def import_(config_path: Place, overrides: tuple[str, ...]) -> None:
     from raymaml.data.importers import import_bank
 
     config = load_config(config_path, overrides)
-    bank = import_bank(config.data, config.episodes)
+    bank = import_bank(config.data, config.episodes, click.echo)
     counts = {split: len(bank.class_ids(split)) for split in ("train", "val", "test")}
     click.echo(
         f"{bank.folder}: {bank.num_images} images of {bank.source}, classes "

@@ -44,9 +44,12 @@ class ImageFolderSource(Section):
 
     kind: Literal["image-folder"]
     path: Path
-    """Folder of <split>/<class>/<image> or <class>/<image>, or the root of a CSV's paths."""
+    """Folder of <split>/<class>/<image> or <class>/<image>, or the root of a CSV's paths. Splits
+    may be called train, training; val, valid, validation, dev; test, testing. Pictures in folders
+    below a class folder are of that class."""
     csv: Path | None = None
-    """A CSV with header path,class,split instead of a folder layout."""
+    """A CSV with header path,class,split instead of a folder layout: UTF-8, or UTF-16
+    with its mark."""
     fractions: tuple[PositiveRate, PositiveRate, PositiveRate] = (0.64, 0.16, 0.2)
     """Shares of the classes that go to train, val and test when the folders name no split."""
     seed: Count = 0

@@ -54,25 +54,41 @@ def sample_episode(
     )
 
 
-def fit_problems(spec: EpisodesConfig, split: str, counts: Mapping[str, int]) -> list[str]:
+def fit_problems(
+    spec: EpisodesConfig, split: str, counts: Mapping[str, int], share: str = ""
+) -> list[str]:
     """Say what keeps episodes of ``spec`` from being drawn from classes of these sizes.
 
-    ``counts`` maps the classes of ``split`` to their number of images.
+    Args:
+        spec: of the episodes.
+        split: of the classes.
+        counts: the classes with their numbers of images.
+        share: the option that decides how many classes the split gets, if one does.
     """
     problems = []
     if len(counts) < spec.num_ways:
         problems.append(
             f"split {split}: has {len(counts)} classes, episodes.{split}.num_ways is"
             f" {spec.num_ways}; add classes or lower it"
+            + (f", or give the split a larger share by {share}" if share else "")
         )
-    needed = spec.images_per_class
-    problems += [
-        f"class {name} of split {split}: has {count} images, episodes.{split} needs"
-        f" num_shots + num_queries = {needed}; add images or lower them"
-        for name, count in counts.items()
-        if count < needed
-    ]
+    small = {name: n for name, n in sorted(counts.items()) if n < spec.images_per_class}
+    if small:
+        problems.append(_too_small(small, len(counts), spec, split))
     return problems
+
+
+def _too_small(small: Mapping[str, int], num_classes: int, spec: EpisodesConfig, split: str) -> str:
+    """Say which classes have too few images, and the number of images that would fit them all."""
+    least = min(small, key=lambda name: small[name])
+    queries = small[least] - spec.num_shots
+    remedy = f"set episodes.{split}.num_queries to {queries}" if queries > 0 else "lower them"
+    have = "has" if len(small) == 1 else "have"
+    return (
+        f"split {split}: {len(small):,} of {num_classes:,} classes {have} fewer images than"
+        f" num_shots + num_queries = {spec.images_per_class} of episodes.{split}; the fewest are"
+        f" {small[least]}, of class {least}; add images, leave these classes out, or {remedy}"
+    )
 
 
 def listed(problems: Sequence[str]) -> list[str]:

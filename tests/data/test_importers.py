@@ -97,9 +97,15 @@ def test_a_csv_names_path_class_and_split(tmp_path: Path) -> None:
     assert bank.class_images(4)[0, 0, 0].tolist() == [0, 0, 255]
 
 
-@pytest.mark.parametrize("suffix", ["png", "JPG", "jpeg", "bmp", "gif", "webp", "tif", "tiff"])
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        *("png", "JPG", "jpeg", "jfif", "jpe", "bmp", "gif", "webp", "avif", "tif", "TIFF", "ppm"),
+        *("pgm", "pnm", "jp2", "tga", "pcx", "ico", "qoi", "sgi", "dds", "apng", "dib"),
+    ],
+)
 def test_common_formats_are_read(tmp_path: Path, suffix: str) -> None:
-    save(tmp_path / "train" / "a" / f"image.{suffix}", "red")
+    save(tmp_path / "train" / "a" / f"image.{suffix}", "red", size=16)
     (planned,) = plan_image_folder(source_of(tmp_path), 8).classes
     assert np.abs(planned.load()[0, 4, 4].astype(int) - [255, 0, 0]).max() < 5
 
@@ -157,7 +163,7 @@ def test_all_problems_are_one_message_and_nothing_remains(tmp_path: Path) -> Non
     save(source / "val" / "val0" / "text.jpg").write_text("no image")
     (source / "train" / "empty").mkdir()
     save(source / "test" / "train1" / "0.png")
-    save(source / "dev" / "a" / "0.png")
+    save(source / "other" / "a" / "0.png")
     with pytest.raises(UserError) as caught:
         run(source, tmp_path / "bank", images=3, ways=3)
     message = "\n".join(caught.value.problems)
@@ -166,8 +172,8 @@ def test_all_problems_are_one_message_and_nothing_remains(tmp_path: Path) -> Non
         f"{source}/val/val0/text.jpg: is not a readable image",
         "class empty of split train: has no images",
         "class train1: is in the splits test and train",
-        f"{source}/dev: is not a split",
-        "class train1 of split test: has 1 images, episodes.test needs",
+        f"{source}/other: is not a split",
+        "split test: 1 of 3 classes has fewer images than num_shots + num_queries = 3",
         "split train: has 2 classes, episodes.train.num_ways is 3",
         "split val: has 2 classes",
     ):
@@ -180,13 +186,13 @@ def test_all_problems_of_a_csv_are_named_by_line(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     table = tmp_path / "table.csv"
     table.write_text(
-        "path,class,split\na.png,a,train\na.png,b,train\nb.png,a,val\na.png,a,dev\na.png,a\n"
+        "path,class,split\na.png,a,train\na.png,b,train\nb.png,a,val\na.png,a,other\na.png,a\n"
     )
     plan = plan_image_folder(source_of(tmp_path, csv=table), 8)
     second, third, fourth, fifth = plan.problems
     assert second.startswith(f"{table}:3: a.png is listed twice")
     assert third.startswith(f"{table}:4: {tmp_path / 'b.png'} does not exist")
-    assert fourth.startswith(f"{table}:5: split is 'dev'")
+    assert fourth.startswith(f"{table}:5: split is 'other'")
     assert fifth.startswith(f"{table}:6: 'a.png,a' does not give path, class and split")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -37,8 +37,15 @@ from raymaml.errors import UserError
 from raymaml.places import is_remote
 
 
-def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
+def import_bank(
+    data: DataConfig, episodes: AllEpisodes, tell: Callable[[str], object] = str
+) -> ImageBank:
     """Read ``data.source`` class by class into the bank ``data.bank``.
+
+    Args:
+        data: the source, the image size and the bank.
+        episodes: what the classes must have images for.
+        tell: takes each line about what the import leaves out, once the bank is there.
 
     Raises:
         UserError: listing every broken image, empty class, class in two splits, and every class
@@ -47,7 +54,7 @@ def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
     # What is unpacked lies beside the bank, or where one that goes to a URI is made ready.
     beside = Path(tempfile.gettempdir(), "bank") if is_remote(data.bank) else data.bank
     plan = _plan(data.source, data.image_size, beside)
-    return write_bank(
+    bank = write_bank(
         data.bank,
         _load(plan, episodes),
         source=plan.source,
@@ -55,6 +62,9 @@ def import_bank(data: DataConfig, episodes: AllEpisodes) -> ImageBank:
         image_shape=(plan.num_channels, data.image_size, data.image_size),
         cache=data.cache,
     )
+    for note in plan.notes:
+        tell(note)
+    return bank
 
 
 def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
@@ -126,5 +136,5 @@ def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
     ]
     for split in get_args(Split):
         counts = {p.name: p.count for p in plan.classes if p.split == split and p.count}
-        problems += fit_problems(episodes.of(split), split, counts)
+        problems += fit_problems(episodes.of(split), split, counts, plan.share)
     return problems

@@ -1,34 +1,37 @@
 """Images of one's own: a folder a class, or a CSV.
 
-Three layouts: ``<split>/<class>/<image>`` with the splits train, val and test;
-``<class>/<image>``, where whole classes are dealt to the splits by shares and a seed; and a CSV
-with the header ``path,class,split`` whose paths are relative to the folder. Hidden files are
-ignored, as are files that are not images by their suffix.
+Three layouts: ``<split>/<class>/<image>``; ``<class>/<image>``, where whole classes are dealt to
+the splits by shares and a seed (both in ``folders``); and a CSV with the header
+``path,class,split`` whose paths are relative to the folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from raymaml.config.schema import SPLITS
+from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import ImageFolderSource
+from raymaml.data.importers.folders import (
+    Files,
+    LeftOut,
+    class_folders,
+    inner,
+    split_folders,
+    split_named,
+)
 from raymaml.data.importers.images import decode_files, is_file, read_csv
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.errors import UserError
 from raymaml.outside import stays_inside
 from raymaml.seeding import bit_stream, draw_without_replacement
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 CSV_HEADER = ["path", "class", "split"]
-
-Files = dict[tuple[str, str], list[Path]]
-"""(split, class name) -> its images."""
 
 
 def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
@@ -40,17 +43,17 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
     if not source.path.is_dir():
         raise UserError(f"data.source.path: {source.path} is not a folder; give one that exists")
     problems: list[str] = []
+    left_out = LeftOut(source.path)
+    dealt = False
     if source.csv is not None:
         files = _from_csv(source.csv, source.path, problems)
-    elif any((source.path / split).is_dir() for split in SPLITS):
-        files = _from_split_folders(source.path, problems)
     else:
-        files = _from_class_folders(source)
+        root = inner(source.path)
+        split = split_folders(root, problems, left_out)
+        dealt = split is None
+        files = _deal(class_folders(root, left_out), source) if split is None else split
     if not files and not problems:
-        raise UserError(
-            f"data.source.path: {source.path} holds no images; lay them out as"
-            " <split>/<class>/<image> or <class>/<image>"
-        )
+        raise UserError(_nothing(source.path, left_out))
     square = partial(_square, mode="RGB" if source.mode == "rgb" else "L", size=image_size)
     return ImportPlan(
         source=f"image folder {source.path.name}, {source.mode}, cropped to squares",
@@ -65,7 +68,9 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
             )
             for (split, name), paths in _in_order(files)
         ),
-        problems=(*problems, *_empty_classes(files)),
+        problems=(*problems, *_empty_classes(files, left_out)),
+        notes=left_out.told(),
+        share=f"data.source.fractions {list(source.fractions)}" if dealt else "",
     )
 
 
@@ -75,96 +80,87 @@ def _in_order(files: Files) -> list[tuple[tuple[str, str], list[Path]]]:
     return sorted(full, key=lambda item: (SPLITS.index(item[0][0]), item[0][1]))
 
 
-def _empty_classes(files: Files) -> list[str]:
+def _nothing(folder: Path, left_out: LeftOut) -> str:
+    there = "; ".join(left_out.told())
+    return (
+        f"data.source.path: {folder} holds no images in class folders; lay them out as"
+        f" <split>/<class>/<image> or <class>/<image>{f' ({there})' if there else ''}"
+    )
+
+
+def _empty_classes(files: Files, left_out: LeftOut) -> list[str]:
+    empty = sorted(key for key, paths in files.items() if not paths)
+    there = "; ".join(left_out.told())
     return [
-        f"class {name} of split {split}: has no images ({', '.join(SUFFIXES)}); add some or"
-        " remove its folder"
-        for (split, name), paths in sorted(files.items())
-        if not paths
+        f"class {name} of split {split}: has no images that Pillow reads; add some or remove its"
+        f" folder{f' ({there})' if there else ''}"
+        for split, name in empty
     ]
 
 
-def _from_split_folders(folder: Path, problems: list[str]) -> Files:
-    files: Files = {}
-    for split_folder in _visible(folder):
-        if split_folder.is_dir() and split_folder.name not in SPLITS:
-            problems.append(
-                f"{split_folder}: is not a split; beside {', '.join(SPLITS)} no other folder"
-                " may stand"
-            )
-    for split in SPLITS:
-        for class_folder in _class_folders(folder / split):
-            files[split, class_folder.name] = _images_in(class_folder)
-    return files
-
-
-def _from_class_folders(source: ImageFolderSource) -> Files:
+def _deal(classes: dict[str, list[Path]], source: ImageFolderSource) -> Files:
     """Deal whole classes to the splits: shares of a seeded order, rounded to whole classes."""
-    folders = _class_folders(source.path)
-    order = draw_without_replacement(
-        bit_stream(source.seed, "class-split"), len(folders), len(folders)
-    )
+    names = list(classes)
+    order = draw_without_replacement(bit_stream(source.seed, "class-split"), len(names), len(names))
     train, val, test = source.fractions
-    bounds = np.rint(np.cumsum([train, val]) / (train + val + test) * len(folders))
-    split_of = np.searchsorted(bounds, np.arange(len(folders)), side="right")
+    bounds = np.rint(np.cumsum([train, val]) / (train + val + test) * len(names))
+    split_of = np.searchsorted(bounds, np.arange(len(names)), side="right")
     return {
-        (SPLITS[split], folders[number].name): _images_in(folders[number])
+        (SPLITS[split], names[number]): classes[names[number]]
         for split, number in zip(split_of.tolist(), order.tolist(), strict=True)
     }
 
 
 def _from_csv(table: Path, folder: Path, problems: list[str]) -> Files:
     rows = read_csv(table, f"data.source.csv: {table}", "give a CSV")
-    if not rows or rows[0] != CSV_HEADER:
+    if not rows or [cell.strip().lower() for cell in rows[0]] != CSV_HEADER:
         found = ",".join(rows[0]) if rows else "nothing"
         raise UserError(f"{table}:1: the header is {found}; it must be {','.join(CSV_HEADER)}")
     files: Files = {}
     seen: set[Path] = set()
     for line, row in enumerate(rows[1:], 2):
-        if problem := _row_problem(row, folder, seen):
-            problems.append(f"{table}:{line}: {problem}")
-        elif row:
-            files.setdefault((row[2], row[1]), []).append(folder / row[0])
+        try:
+            if row:
+                path, name, split = _row(row, folder)
+                if path in seen:
+                    raise ValueError(f"{row[0]} is listed twice; an image may be in one class only")
+                seen.add(path)
+                files.setdefault((split, name), []).append(path)
+        except ValueError as error:
+            problems.append(f"{table}:{line}: {error}")
     return files
 
 
-def _row_problem(row: Sequence[str], folder: Path, seen: set[Path]) -> str | None:
-    """Say what is wrong with a row of the CSV; an empty line is fine."""
-    if not row:
-        return None
+def _row(row: Sequence[str], folder: Path) -> tuple[Path, str, Split]:
+    """Return path, class and split of a row.
+
+    Raises:
+        ValueError: one of them is wrong, or missing.
+    """
     if len(row) != len(CSV_HEADER) or not all(row):
-        return f"{','.join(row)!r:.200} does not give path, class and split; write all three"
-    if row[2] not in SPLITS:
-        return f"split is {row[2]!r:.200}; it must be one of {', '.join(SPLITS)}"
-    return _path_problem(row[0], folder, seen)
+        raise ValueError(
+            f"{','.join(row)!r:.200} does not give path, class and split; write all three"
+        )
+    if (split := split_named(row[2])) is None:
+        raise ValueError(f"split is {row[2]!r:.200}; it must be one of {', '.join(SPLITS)}")
+    return _path(row[0], folder), row[1], split
 
 
-def _path_problem(name: str, folder: Path, seen: set[Path]) -> str | None:
-    """Say what is wrong with a path of the CSV; note one that is right."""
-    if not stays_inside(name):
-        return f"{name!r:.200} leaves the folder of the images; mend the path"
-    path = folder / name
+def _path(name: str, folder: Path) -> Path:
+    """Return the file that a path of the CSV names; backslashes separate folders as slashes do.
+
+    Raises:
+        ValueError: it is outside of ``folder``, or there is none.
+    """
+    inside = name.replace("\\", "/")
+    if PureWindowsPath(name).drive or inside.startswith(("/", "~/")):
+        raise ValueError(f"{name!r:.200} is not relative; write the path as it is below {folder}")
+    if not stays_inside(inside):
+        raise ValueError(f"{name!r:.200} leaves the folder of the images; mend the path")
+    path = folder / inside
     if not is_file(path):
-        return f"{path!s:.300} does not exist; mend the path"
-    if path in seen:
-        return f"{name} is listed twice; an image may be in one class only"
-    seen.add(path)
-    return None
-
-
-def _visible(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _class_folders(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_dir()]
-
-
-def _images_in(folder: Path) -> list[Path]:
-    named = (path for path in _visible(folder) if path.suffix.lower() in SUFFIXES)
-    return [path for path in named if path.is_file()]
+        raise ValueError(f"{path!s:.300} does not exist; mend the path")
+    return path
 
 
 def _square(image: Image.Image, mode: str, size: int) -> NDArray[np.uint8]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
+import functools
 import os
 import stat
 import warnings
@@ -20,13 +22,26 @@ from raymaml.data.importers.depth import in_eight_bits
 from raymaml.data.importers.stored import Blob
 from raymaml.errors import UserError, reason_of
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What Pillow may take a file for, whatever its name: among its others is PostScript, for which it
-would start Ghostscript."""
+UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats that Pillow knows and that are not read: for PostScript it would start Ghostscript, of
+the others it has no pixels."""
 MOST_IMAGE_BYTES, MOST_TABLE_BYTES = 256 << 20, 512 << 20
 """Of an image file, and of a CSV, which are read whole."""
 Read = Callable[[], bytes]
 Transform = Callable[[Image.Image], NDArray[np.uint8]]
+
+
+@functools.cache
+def suffixes() -> dict[str, str]:
+    """Return the suffixes of files that Pillow reads, in small letters, with their formats."""
+    known = Image.registered_extensions().items()
+    return {suffix: kind for suffix, kind in known if kind in Image.OPEN and kind not in UNREAD}
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Return the formats that Pillow may take a file for, whatever its name."""
+    return tuple(sorted(set(suffixes().values())))
 
 
 def decode(files: Iterable[tuple[str, Read]], transform: Transform) -> NDArray[np.uint8]:
@@ -55,7 +70,7 @@ def _decoded(data: bytes, transform: Transform) -> NDArray[np.uint8]:
         warnings.simplefilter("ignore")  # on odd metadata, of which none is used
         # more pixels than Pillow finds reasonable, 89 million, are an error already
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(BytesIO(data), formats=FORMATS) as image, _unheard(image.format):
+        with Image.open(BytesIO(data), formats=formats()) as image, _unheard(image.format):
             return transform(in_eight_bits(image, data))
 
 
@@ -130,10 +145,28 @@ def read_csv(table: Path, name: str, remedy: str) -> list[list[str]]:
         UserError: it cannot be read; ``name`` begins the message and ``remedy`` ends it.
     """
     try:
-        text = read_whole(table, MOST_TABLE_BYTES).decode("utf-8-sig")
-        return list(csv.reader(StringIO(text, newline="")))
+        text = _text(read_whole(table, MOST_TABLE_BYTES))
+        first = text.partition("\n")[0]
+        comma = next((mark for mark in ",;\t" if mark in first), ",")
+        return list(csv.reader(StringIO(text, newline=""), delimiter=comma))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{table}:{line}: is not UTF-8 (byte {error.object[error.start]:#04x}); save the list"
+            ' as UTF-8, which spreadsheets offer as "CSV UTF-8"'
+        ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{name} cannot be read ({error}); {remedy}") from None
+
+
+def _text(data: bytes) -> str:
+    """Decode a list: UTF-8, or UTF-16 where the file begins with its mark."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    text = data.decode("utf-8-sig")
+    if "\0" in text:
+        raise ValueError("it holds NUL characters; save it as UTF-8")
+    return text
 
 
 def squashed(size: int) -> Transform:

@@ -31,3 +31,7 @@ class ImportPlan:
     num_channels: int
     classes: tuple[PlannedClass, ...]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the import leaves out, a line each."""
+    share: str = ""
+    """The option that deals classes to splits, with its value; empty where the source says it."""

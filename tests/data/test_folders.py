@@ -1,0 +1,247 @@
+"""Picture collections as they lie about: taken, or named and counted; nothing is dropped unsaid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from raymaml.config.schema import AllEpisodes, DataConfig, EpisodesConfig
+from raymaml.config.sources import ImageFolderSource
+from raymaml.data.importers import import_bank
+from raymaml.data.importers.image_folder import plan_image_folder
+from raymaml.data.importers.plan import ImportPlan
+from raymaml.errors import UserError
+
+
+def save(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(path, format="PNG")
+    return path
+
+
+def plan(folder: Path, **changes: object) -> ImportPlan:
+    source = {"kind": "image-folder", "path": folder} | changes
+    return plan_image_folder(ImageFolderSource.model_validate(source), 8)
+
+
+def classes(found: ImportPlan) -> list[tuple[str, str, int]]:
+    return [(planned.split, planned.name, planned.count) for planned in found.classes]
+
+
+def test_what_is_left_out_is_named_and_counted(tmp_path: Path) -> None:
+    own = tmp_path / "train" / "a"
+    save(own / "0.png")
+    for name in ("1.heic", "2.HEIC", "notes.txt", "nothing", ".hidden"):
+        (own / name).write_text("x")
+    (own / "3.png").symlink_to(tmp_path / "nowhere.png")
+    (own / "4.png").symlink_to("4.png")  # to itself
+    (own / "folder").symlink_to(tmp_path)
+    save(tmp_path / "train" / "loose.png")
+    (tmp_path / "README.md").write_text("x")
+    found = plan(tmp_path)
+    assert classes(found) == [("train", "a", 1)]
+    assert found.problems == ()
+    assert found.notes == (
+        "left out: 2 .heic files, which Pillow does not read, first train/a/1.heic",
+        "left out: 1 .md files, which Pillow does not read, first README.md",
+        "left out: 1 .txt files, which Pillow does not read, first train/a/notes.txt",
+        "left out: 1 files without a suffix, first train/a/nothing",
+        "left out: 2 links that lead nowhere, first train/a/3.png",
+        "left out: 1 links to folders, first train/a/folder",
+        "left out: 1 pictures outside of any class folder, first train/loose.png",
+    )
+
+
+def test_pictures_in_deeper_folders_are_of_the_class_folder(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a" / "0.png")
+    save(tmp_path / "train" / "a" / "day" / "1.png")
+    save(tmp_path / "train" / "a" / "day" / "dawn" / "2.png")
+    save(tmp_path / "train" / "a" / ".cache" / "3.png")
+    save(tmp_path / "train" / "b" / "night" / "0.png")
+    assert classes(plan(tmp_path)) == [("train", "a", 3), ("train", "b", 1)]
+
+
+def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a" / "0.jpg")  # a PNG
+    (planned,) = plan(tmp_path).classes
+    assert planned.load()[0, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_class_of_other_files_alone_says_what_it_holds(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a" / "0.png")
+    (tmp_path / "train" / "phone").mkdir()
+    (tmp_path / "train" / "phone" / "0.heic").write_text("x")
+    (problem,) = plan(tmp_path).problems
+    assert problem == (
+        "class phone of split train: has no images that Pillow reads; add some or remove its folder"
+        " (left out: 1 .heic files, which Pillow does not read, first train/phone/0.heic)"
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Train", "Val", "Test"),
+        ("TRAIN", "VALID", "TEST"),
+        ("training", "validation", "testing"),
+        ("Training", "Validation", "Test"),
+        ("train", "dev", "test"),
+    ],
+)
+@pytest.mark.parametrize("wrapper", ["", "wrapped", "archive/dataset"])
+def test_splits_by_other_names_and_in_a_wrapper(
+    tmp_path: Path, names: tuple[str, str, str], wrapper: str
+) -> None:
+    for name in names:
+        save(tmp_path / wrapper / name / f"c-{name}" / "0.png")
+    if wrapper:
+        (tmp_path / "__MACOSX" / "x").mkdir(parents=True)
+        (tmp_path / "LICENSE.txt").write_text("x")
+    splits = ("train", "val", "test")
+    assert classes(plan(tmp_path)) == [
+        (split, f"c-{name}", 1) for split, name in zip(splits, names, strict=True)
+    ]
+
+
+def test_a_wrapper_around_class_folders(tmp_path: Path) -> None:
+    for name in "abcd":
+        save(tmp_path / "images" / name / "0.png")
+    assert sorted(planned.name for planned in plan(tmp_path).classes) == ["a", "b", "c", "d"]
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    for name in ("dev", "valid", "cat", "dog"):
+        save(tmp_path / name / "0.png")
+    assert {planned.name for planned in plan(tmp_path).classes} == {"dev", "valid", "cat", "dog"}
+
+
+def test_two_folders_of_one_split(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a" / "0.png")
+    save(tmp_path / "val" / "b" / "0.png")
+    save(tmp_path / "Validation" / "c" / "0.png")
+    assert plan(tmp_path).problems == (
+        f"{tmp_path}: Validation and val are both split val; join them",
+    )
+
+
+def test_pictures_without_class_folders(tmp_path: Path) -> None:
+    save(tmp_path / "0.png")
+    save(tmp_path / "1.png")
+    with pytest.raises(UserError, match=r"no images in class folders.*2 pictures outside of any"):
+        plan(tmp_path)
+
+
+# Lists
+
+
+TABLE = "path,class,split\r\nbilder/é 0.png,Käfer,train\r\n"
+
+
+@pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_lists_in_unicode(tmp_path: Path, code: str) -> None:
+    save(tmp_path / "bilder" / "é 0.png")
+    mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(code, b"")
+    (tmp_path / "list.csv").write_bytes(mark + TABLE.encode(code))
+    assert classes(plan(tmp_path, csv=tmp_path / "list.csv")) == [("train", "Käfer", 1)]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("latin-1", r"list\.csv:2: is not UTF-8 \(byte 0xe9\); save the list as UTF-8"),
+        ("cp437", r"list\.csv:2: is not UTF-8 \(byte 0x82\); save the list as UTF-8"),
+        (
+            "utf-16-le",
+            r"list\.csv:? ?(cannot be read|:\d: is not UTF-8).*save (it|the list) as UTF",
+        ),
+    ],
+)
+def test_lists_in_other_codes_name_the_remedy(tmp_path: Path, code: str, says: str) -> None:
+    (tmp_path / "list.csv").write_bytes(TABLE.encode(code))
+    with pytest.raises(UserError, match=says):
+        plan(tmp_path, csv=tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("header", ["path,class,split", "Path, Class, Split"])
+@pytest.mark.parametrize("word", ["val", "Valid", "validation", "DEV"])
+def test_lists_of_spreadsheets(tmp_path: Path, mark: str, header: str, word: str) -> None:
+    save(tmp_path / "a" / "b" / "0.png")
+    text = f"{header}\na\\b\\0.png,k,{word}\n".replace(",", mark)
+    (tmp_path / "list.csv").write_text(text)
+    assert classes(plan(tmp_path, csv=tmp_path / "list.csv")) == [("val", "k", 1)]
+
+
+@pytest.mark.parametrize(
+    "name", [r"C:\images\0.png", "C:/images/0.png", "/images/0.png", "~/0.png"]
+)
+def test_absolute_paths_in_a_list_name_the_remedy(tmp_path: Path, name: str) -> None:
+    (tmp_path / "list.csv").write_text(f"path,class,split\n{name},k,val\n")
+    (problem,) = plan(tmp_path, csv=tmp_path / "list.csv").problems
+    assert problem.endswith(f"is not relative; write the path as it is below {tmp_path}")
+
+
+def test_backslashes_cannot_leave_the_folder(tmp_path: Path) -> None:
+    save(tmp_path / "secret.png")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "list.csv").write_text("path,class,split\n..\\secret.png,k,val\n")
+    (problem,) = plan(own, csv=own / "list.csv").problems
+    assert "leaves the folder of the images" in problem
+
+
+# Too few
+
+
+def run(folder: Path, tell: list[str], images: int, ways: int) -> None:
+    spec = EpisodesConfig(num_ways=ways, num_shots=1, num_queries=images - 1, num_episodes=1)
+    source = ImageFolderSource(kind="image-folder", path=folder)
+    bank = folder.with_name("bank")
+    data = DataConfig(source=source, bank=bank, shards=bank, image_size=8)
+    import_bank(data, AllEpisodes(train=spec, val=spec, test=spec), tell.append)
+
+
+def test_many_small_classes_are_one_message_a_split(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        for number in range(30):
+            for image in range(3 + number % 2):
+                save(tmp_path / "in" / split / f"{split}{number:02}" / f"{image}.png")
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "in", [], images=16, ways=5)
+    # classes have 3 or 4 images, all below 16; 3 images are 1 shot and 2 queries
+    assert error.value.problems == tuple(
+        f"split {split}: 30 of 30 classes have fewer images than num_shots + num_queries = 16 of"
+        f" episodes.{split}; the fewest are 3, of class {split}00; add images, leave these classes"
+        f" out, or set episodes.{split}.num_queries to 2"
+        for split in ("train", "val", "test")
+    )
+    run(tmp_path / "in", [], images=3, ways=5)  # the number fits
+
+
+def test_too_few_classes_dealt_by_shares_name_the_shares(tmp_path: Path) -> None:
+    for number in range(12):
+        save(tmp_path / "in" / f"{number:02}" / "0.png")
+        save(tmp_path / "in" / f"{number:02}" / "1.png")
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "in", [], images=2, ways=3)
+    # 12 * (0.64, 0.8) = 7.68 and 9.6, rounded 8 and 10: val has 2
+    assert [problem for problem in error.value.problems if "split val" in problem] == [
+        "split val: has 2 classes, episodes.val.num_ways is 3; add classes or lower it, or give the"
+        " split a larger share by data.source.fractions [0.64, 0.16, 0.2]"
+    ]
+
+
+def test_the_import_ends_with_what_it_left_out(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        for image in range(2):
+            save(tmp_path / "in" / split / f"{split}0" / f"{image}.png")
+            save(tmp_path / "in" / split / f"{split}1" / f"{image}.png")
+    (tmp_path / "in" / "train" / "train0" / "x.heic").write_text("x")
+    told: list[str] = []
+    run(tmp_path / "in", told, images=2, ways=2)
+    assert told == [
+        "left out: 1 .heic files, which Pillow does not read, first train/train0/x.heic"
+    ]
