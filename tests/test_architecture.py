@@ -27,7 +27,7 @@ MEET = [{"errors", "names"}, {"training", "evaluation"}]
 
 HOMES = {
     "ray": ["cluster/"],
-    "yaml": ["config/load.py"],
+    "yaml": ["config/yaml_text.py"],
     "pyarrow": ["data/", "evaluation/"],
     "tensorboardX": ["training/metrics.py"],
     "matplotlib": [

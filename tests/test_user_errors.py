@@ -186,7 +186,7 @@ CONFIG_CASES = [
     Case(
         name="true-is-no-number",
         overrides=("outer.meta_batch_size=true",),
-        says=("outer.meta_batch_size is True; it should be a valid integer",),
+        says=("outer.meta_batch_size is true; it should be a valid integer",),
     ),
     Case(
         name="number-out-of-range",

@@ -19,7 +19,7 @@ from raymaml.places import Place, to_place
 
 def _no_truth_value(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("it should be a number")  # YAML reads yes and on as true
+        raise PydanticCustomError("number", "should be a number")  # YAML reads yes as true
     return value
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raymaml.config.load import explain, mistakes, read_yaml
+from raymaml.config.explain import explain, mistakes
 from raymaml.config.study import StudyConfig
+from raymaml.config.yaml_text import read_yaml
 from raymaml.errors import UserError
 from raymaml.places import Place
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from raymaml.config.load import check_config, dump_mapping, read_mapping
+from raymaml.config.load import check_config
 from raymaml.config.schema import Config
+from raymaml.config.yaml_text import dump_mapping, read_mapping
 from raymaml.convert.learner import described_model, image_size, load_reference, load_weights
 from raymaml.convert.model import inner_settings, merged
 from raymaml.convert.settings import (

@@ -100,7 +100,8 @@ tite: x
     path = study(tmp_path, text.replace("name: b", "name: b, sett: {}"))
     settings, problems = load_study(path)
     assert [problem.removeprefix(str(tmp_path)) for problem in problems] == [
-        "/s.yaml:6: arms.0.checkpoint is 3; it should be a path, or a URI such as s3://bucket/folder",
+        "/s.yaml:6: arms.0.checkpoint is 3; it should be a path, or a URI such as"
+        ' s3://bucket/folder; if it is text, quote it: "3"',
         "/s.yaml:7: arms.1.sett is unknown; did you mean set?",
         "/s.yaml:9: checks.0.margin is -1; it should be greater than or equal to 0",
         "/s.yaml:11: tite is unknown; did you mean title?",
@@ -162,4 +163,4 @@ def test_there_is_a_study_for_each_claim_of_the_reference() -> None:
 def test_keys_that_are_no_text_are_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_study(study(tmp_path, "1: 2\nnull: 3\ntrue: 4\n"))
-    assert str(caught.value).count("Keys should be strings") == 2
+    assert str(caught.value).count(" is no key, since keys are text; ") == 2

@@ -1,0 +1,185 @@
+"""pydantic's errors as sentences: place, key, value, what is allowed, and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from datetime import date
+from fnmatch import fnmatchcase
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from raymaml.config.sources import SOURCE_KINDS
+from raymaml.config.sweep import SCHEDULERS
+from raymaml.config.yaml_text import KeyPath, Origin, Origins, quoted
+from raymaml.outside import cut, shortened
+
+MOST_MISTAKES = 50
+"""Maximum number of mistakes reported per file."""
+_MOST_SUGGESTIONS = 4
+_NUMBER = {"int_type", "int_parsing", "int_from_float", "float_type", "float_parsing", "number"}
+
+
+def explain(
+    error: ValidationError, origins: Origins, file: str, model: type[BaseModel]
+) -> Iterable[str]:
+    """Turn pydantic's errors into sentences, in the order of the file; of very many the first."""
+    details, explained = mistakes(error), set[KeyPath]()
+    for detail in details[:MOST_MISTAKES]:
+        keys = _strip_union_tags(detail["loc"])
+        key, place = ".".join(keys), _nearest_place(keys, origins, file)
+        if detail["type"] == "missing":
+            place = _nearest_place((*keys[:-1], "kind"), origins, file)
+            yield f"{place}: {key} is missing; it has no default"
+        elif detail["type"] == "union_tag_not_found":
+            yield f"{place}: {key}.kind is missing; it has no default"
+        elif detail["type"] == "union_tag_invalid":
+            place = _nearest_place((*keys, "kind"), origins, file)
+            kind, allowed = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+            yield f"{place}: {key}.kind is {shortened(kind)}; it should be one of {allowed}"
+        elif detail["type"] == "extra_forbidden":
+            yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
+        elif detail["type"] == "value_error":
+            told = str(detail["ctx"]["error"])
+            yield f"{_place_of_change(told, origins, file) or place}: {told}"
+        elif detail["type"] == "invalid_key":
+            yield (
+                f"{place}: {key} is no key, since keys are text; quote it, or, where it follows a"
+                " comma in a number, write the number with a point: 0.001"
+            )
+        elif keys not in explained:
+            alike = [each for each in details if _strip_union_tags(each["loc"]) == keys]
+            origin = origins.get(keys, Origin(place))
+            yield f"{place}: {key} is {_what_is_wrong(alike, key, origin)}"
+        explained.add(keys)
+    if len(details) > MOST_MISTAKES:
+        yield f"{file}: and {len(details) - MOST_MISTAKES} mistakes more"
+
+
+def mistakes(error: ValidationError) -> list[ErrorDetails]:
+    """Return pydantic's errors, but that a list is too short since items of it are wrong."""
+    return [
+        detail
+        for detail in error.errors()
+        if detail["type"] != "too_short" or len(detail["input"]) < detail["ctx"]["min_length"]
+    ]
+
+
+def _what_is_wrong(alike: list[ErrorDetails], key: str, origin: Origin) -> str:
+    """Say what a value is, what is allowed, and how to write that; ``alike`` are its errors."""
+    value, kinds = alike[0]["input"], {each["type"] for each in alike}
+    allowed = " or ".join(
+        each["msg"]
+        .removeprefix("Input ")
+        .removeprefix("String ")
+        .replace("valid tuple", "list")
+        .removesuffix(", got an integer")
+        .removesuffix(", unable to parse string as a number")
+        .removesuffix(", unable to parse string as an integer")
+        .removesuffix(", unable to interpret input")
+        for each in alike
+    )
+    shown = _shown(value, origin.text, kinds)
+    return f"{shown}; it {allowed}{_remedy(value, key, origin, kinds, allowed)}"
+
+
+def _shown(value: Any, text: str | None, kinds: set[str]) -> str:
+    """Show a value, and what was written where YAML made something else of it: ``no`` is false."""
+    out_of_range = any(kind.startswith(("greater_", "less_", "finite_")) for kind in kinds)
+    if text in (None, repr(value)) or isinstance(value, str) or out_of_range:
+        return str(value) if isinstance(value, date) else shortened(value)
+    if value is None:
+        read = "no value"
+    elif isinstance(value, bool):
+        read = str(value).lower()
+    else:
+        read = f"the date {value}" if isinstance(value, date) else shortened(value)
+    written = cut(text, 100) if text else "empty"
+    return written if written == read else f"{written}, which YAML reads as {read}"
+
+
+def _remedy(value: Any, key: str, origin: Origin, kinds: set[str], allowed: str) -> str:
+    text = origin.text
+    is_scalar = not isinstance(value, str | list | dict)
+    if kinds & _NUMBER and isinstance(value, str):
+        if value.lower() == "none":
+            return ": write null for no value"
+        return (
+            ": write numbers as 1000, 0.001 or 1e-3, without quotes, leading zeros, separators"
+            " and units"
+        )
+    if kinds & _NUMBER and isinstance(value, float):
+        return ": write whole numbers as 1000, without a point and an exponent"
+    if kinds & {"tuple_type", "list_type"} and isinstance(value, str):
+        return f": write [{cut(value, 100)}]"
+    if is_scalar and text != "" and (kinds <= {"string_type", "place"} or repr(text) in allowed):
+        how = f": {quoted(cut(text, 100), key, origin.place)}" if text else ""
+        return f"; if it is text, quote it{how}"
+    return ""
+
+
+def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
+    """Drop what pydantic adds to a path to tell the branches of a union apart."""
+    tags = {*SOURCE_KINDS, *SCHEDULERS, "constrained-int", "literal['auto']"}
+    tags |= {"one width", "widths", "policy", "by pattern", "by name", "given"}
+    tags |= {"difference", "first trials", "precision"}
+    return tuple(str(part) for part in loc if str(part) not in tags)
+
+
+def _nearest_place(keys: KeyPath, origins: Origins, file: str) -> str:
+    for length in range(len(keys), 0, -1):
+        if keys[:length] in origins:
+            return origins[keys[:length]].place
+    return file
+
+
+def _place_of_change(text: str, origins: Origins, file: str) -> str | None:
+    """Return where the last change to a key stands that a message about several keys names.
+
+    The keys of a file that nothing changed are all in that file: None.
+    """
+    named = re.findall(r"[a-z_*]+(?:\.[a-z_*]+)+", text)
+    for keys, (place, _) in reversed(origins.items()):
+        key = ".".join(keys)
+        if place.startswith(f"{file}:"):
+            continue
+        if any(fnmatchcase(key, each) or each.startswith(f"{key}.") for each in named):
+            return place
+    return None
+
+
+def _did_you_mean(keys: KeyPath, model: type[BaseModel]) -> str:
+    names = _fields_at(keys[:-1], model)
+    near = difflib.get_close_matches(keys[-1], names, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    if elsewhere := [path for path in _paths(model) if path.split(".")[-1] == keys[-1]]:
+        return f"; did you mean {' or '.join(elsewhere[:_MOST_SUGGESTIONS])}?"
+    return f"; allowed here: {', '.join(names)}" if names else ""
+
+
+def _paths(model: type[BaseModel]) -> Iterator[str]:
+    """Yield every dotted key that ``model`` has."""
+    for name, field in model.model_fields.items():
+        yield name
+        for inner in _models_in(field.annotation):
+            yield from (f"{name}.{path}" for path in _paths(inner))
+
+
+def _fields_at(prefix: KeyPath, model: type[BaseModel]) -> list[str]:
+    """Return the key names that are allowed in the section ``prefix``, over all its kinds."""
+    models = [model]
+    for key in prefix:
+        annotations = [m.model_fields[key].annotation for m in models if key in m.model_fields]
+        if annotations:  # else a key of a mapping, or a place in a list, of such models
+            models = [model for note in annotations for model in _models_in(note)]
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

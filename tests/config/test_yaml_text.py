@@ -1,0 +1,235 @@
+"""What YAML makes of plain text: each surprise is named with its place and its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymaml.config.load import Changes, load_config
+from raymaml.config.study_file import load_study
+from raymaml.errors import UserError
+
+TREE = {
+    "name": "a",
+    "seed": "1",
+    "data.bank": "bank",
+    "model.norm": "context",
+    "inner.frozen": "[]",
+    "outer.num_steps": "5",
+    "outer.lr": "0.1",
+    "evaluation.target_half_width": "null",
+}
+TEXT = """\
+name: {name}
+seed: {seed}
+data: {{source: {{kind: glyphs}}, shards: shards, bank: {data.bank}}}
+episodes: {{train: {{num_episodes: 1}}, val: {{num_episodes: 1}}, test: {{num_episodes: 1}}}}
+model:
+  norm: {model.norm}
+inner:
+  frozen: {inner.frozen}
+outer:
+  num_steps: {outer.num_steps}
+  lr: {outer.lr}
+evaluation:
+  target_half_width: {evaluation.target_half_width}
+"""
+LINES = {
+    key: number
+    for key in TREE
+    for number, line in enumerate(TEXT.splitlines(), 1)
+    if f"{{{key}}}" in line
+}
+
+
+def write(tmp_path: Path, key: str = "name", text: str = "a") -> Path:
+    content = TEXT
+    for name, value in (TREE | {key: text}).items():
+        content = content.replace(f"{{{name}}}", value)
+    path = tmp_path / "c.yaml"
+    path.write_text(content.replace("{{", "{").replace("}}", "}"), encoding="utf-8")
+    return path
+
+
+def problems_of(path: Path, *overrides: str | Changes) -> tuple[str, ...]:
+    layers = [[each] if isinstance(each, str) else each for each in overrides]
+    with pytest.raises(UserError) as caught:
+        load_config(path, *layers)
+    return caught.value.problems
+
+
+READ_AS = {
+    "no": "false",
+    "Off": "false",
+    "on": "true",
+    "YES": "true",
+    "2024-01-01": "the date 2024-01-01",
+    "2024-01-01 10:00:00": "the date 2024-01-01 10:00:00",
+    "007": "7",
+    "010": "8",
+    "1_000": "1000",
+    "0x10": "16",
+    "0b11": "3",
+    "12:30:00": "45000",
+    ".5": "0.5",
+    "1e5": "100000.0",
+    "1.10": "1.1",
+    ".inf": "inf",
+    "~": "no value",
+    "Null": "no value",
+}
+
+
+@pytest.mark.parametrize("key", ["name", "data.bank", "model.encoder"])
+@pytest.mark.parametrize("text", READ_AS)
+def test_text_that_yaml_takes_for_something_else_is_to_be_quoted(
+    tmp_path: Path, key: str, text: str
+) -> None:
+    (problem,) = problems_of(write(tmp_path), f"{key}={text}")
+    assert problem.startswith(f"command line: {key} is {text}, which YAML reads as {READ_AS[text]}")
+    assert f"""if it is text, quote it: {key}='"{text}"'""" in problem  # for a shell
+    if key in LINES:
+        path = write(tmp_path, key, text)
+        (problem,) = problems_of(path)
+        place = f"{path}:{LINES[key]}: {key}"
+        assert problem.startswith(f"{place} is {text}, which YAML reads as {READ_AS[text]}; ")
+        assert f'if it is text, quote it: "{text}"' in problem
+        # and that is a remedy
+        assert load_config(write(tmp_path, "data.bank", f'"{text}"')).data.bank == Path(text)
+
+
+def test_what_is_read_as_it_looks_is_shown_once(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path, "name", "true"))
+    assert problem.endswith(
+        'name is true; it should be a valid string; if it is text, quote it: "true"'
+    )
+
+
+def test_an_empty_value_is_said_to_be_empty(tmp_path: Path) -> None:
+    path = write(tmp_path, "name", "")
+    assert problems_of(path) == (
+        f"{path}:1: name is empty, which YAML reads as no value; it should be a valid string",
+    )
+
+
+@pytest.mark.parametrize("key", ["seed", "outer.num_steps", "outer.lr"])
+@pytest.mark.parametrize("text", ["010", "007", "-010", "12:30", "1:30:00", "190:20:30"])
+def test_a_number_that_yaml_reads_otherwise_than_people_is_refused(
+    tmp_path: Path, key: str, text: str
+) -> None:
+    """``seed: 010`` would be 8 and ``num_steps: 12:30`` 750, without a word."""
+    path = write(tmp_path, key, text)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}:{LINES[key]}: {key} is {text}, which YAML reads as ")
+    assert problem.endswith("if it is a number, write it without leading zeros or colons")
+    assert problems_of(write(tmp_path), f"{key}={text}")[0].startswith(f"command line: {key} is ")
+
+
+@pytest.mark.parametrize("text", ["8", "0", "-0", "1_000", "0x10", "+7"])
+def test_other_whole_numbers_are_what_they_look_like(tmp_path: Path, text: str) -> None:
+    assert load_config(write(tmp_path), [f"seed={text.lstrip('-')}"]).seed == int(text, 0)
+
+
+@pytest.mark.parametrize("key", ["seed", "outer.num_steps", "outer.lr"])
+@pytest.mark.parametrize(
+    "text", ["0,001", "1,000", "1.000,5", "1'000", "10%", "2k", "1/2", "0.1.2", "1 000", "1e"]
+)
+def test_a_number_with_separators_or_units_gets_the_right_form(
+    tmp_path: Path, key: str, text: str
+) -> None:
+    path = write(tmp_path, key, text)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}:{LINES[key]}: {key} is {text!r}; it should be a valid ")
+    assert ": write numbers as 1000, 0.001 or 1e-3, without quotes, leading zeros, " in problem
+
+
+def test_a_number_with_a_comma_in_braces_gets_the_right_form(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(
+        path.read_text("utf-8").replace(
+            "  num_steps: 5\n  lr: 0.1", "  {num_steps: 5,\n   lr: 0,001}"
+        ),
+        "utf-8",
+    )
+    problems = "\n".join(problems_of(path))
+    assert ": outer.1 is no key, since keys are text; " in problems
+    assert "write the number with a point: 0.001" in problems
+
+
+@pytest.mark.parametrize("text", ["5.0", "1.000", "1e3", "1e5", "5."])
+def test_a_whole_number_has_no_point_and_no_exponent(tmp_path: Path, text: str) -> None:
+    (problem,) = problems_of(write(tmp_path, "outer.num_steps", text))
+    assert f": outer.num_steps is {text}" in problem
+    assert problem.endswith(": write whole numbers as 1000, without a point and an exponent")
+
+
+@pytest.mark.parametrize("text", ["yes", "off", "True"])
+def test_a_truth_value_is_no_number_and_the_message_has_the_key(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, "outer.lr", text)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}:11: outer.lr is {text}")
+    assert problem.endswith("; it should be a number")
+
+
+def test_none_is_null(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path, "evaluation.target_half_width", "None"))
+    assert problem.endswith(": write null for no value")
+
+
+def test_a_list_is_written_as_one(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path, "inner.frozen", "head"))
+    assert problem.endswith("inner.frozen is 'head'; it should be a list: write [head]")
+
+
+def test_what_is_in_a_list_is_to_be_quoted_too(tmp_path: Path) -> None:
+    first, second = problems_of(write(tmp_path, "inner.frozen", "[no, head, ~]"))
+    assert "inner.frozen.0 is no, which YAML reads as false; " in first
+    assert first.endswith('if it is text, quote it: "no"')
+    assert second.endswith('if it is text, quote it: "~"')
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "remedy"),
+    [
+        ("name", "a\n\tseed: 2", "indent with spaces, not with tabs"),
+        ("inner.frozen", "[*.norm]", 'begins with one of * & ! % @ ` | > into quotes: "*.norm"'),
+        ("inner.frozen", "[*norm]", "into quotes"),
+        ("name", "@home", "into quotes"),
+        ("name", "%a", "into quotes"),
+        ("name", "a: b", "quote a text that holds ': '"),
+        ("name", '"a', "while scanning a quoted scalar that begins in line 1"),
+    ],
+)
+def test_what_is_no_yaml_gets_line_and_remedy(
+    tmp_path: Path, key: str, text: str, remedy: str
+) -> None:
+    path = write(tmp_path, key, text)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}: is not YAML: line ")
+    assert remedy in problem
+
+
+def test_an_override_that_is_no_yaml_gets_the_remedy(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path), "inner.frozen=[*.norm]")
+    assert problem.startswith("inner.frozen=[*.norm]: the value is not YAML: line 1, column 3: ")
+    assert "into quotes" in problem
+
+
+def test_a_key_that_an_override_gives_twice_is_refused(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path), "inner={lr: 1, lr: 2}")
+    assert problem == "command line: inner.lr is given twice (first at command line); keep one"
+
+
+def test_values_of_a_study_are_to_be_quoted_as_well(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path), Changes("s.yaml: set", {"name": False}))
+    assert problem == (
+        "s.yaml: set: name is False; it should be a valid string; if it is text, quote it"
+    )
+    path = tmp_path / "s.yaml"
+    path.write_text("name: no\ntitle: 2024-01-01\nconfig: c.yaml\narms: [{name: on}]\n")
+    assert [problem.split(";")[0] for problem in load_study(path)[1]] == [
+        f"{path}:1: name is no, which YAML reads as false",
+        f"{path}:2: title is 2024-01-01, which YAML reads as the date 2024-01-01",
+        f"{path}:4: arms.0.name is on, which YAML reads as true",
+    ]
