@@ -12,7 +12,6 @@ planes, [n, C, H, W]: the order that learning wants, so that no conversion has t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -125,22 +124,17 @@ class ImageBank:
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Gather the images [len(rows), H, W, C] of row numbers, in the order of ``rows``.
 
-        Fastest where rows of one class stand together: each such run is one copy.
-
         Raises:
             IndexError: a row number is outside 0..R-1.
         """
         out = np.empty((len(rows), *self.image_shape), dtype=np.uint8)  # [n, C, H, W]
         class_ids = np.searchsorted(self.first_row, rows, side="right") - 1
         offsets = rows - self.first_row[class_ids]
-        changes = np.flatnonzero(class_ids[1:] != class_ids[:-1]) + 1
-        for start, stop in pairwise([0, *changes.tolist(), len(rows)] if len(rows) else []):
-            class_id = int(class_ids[start])
-            if not 0 <= class_id < len(self.classes):
-                raise IndexError(f"row numbers must be in 0..{self.num_images - 1}")
-            # mode="clip" lets take write straight into out; the offsets are in range
-            planes = self._class_planes(class_id)
-            planes.take(offsets[start:stop], axis=0, out=out[start:stop], mode="clip")
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_images:
+            raise IndexError(f"row numbers must be in 0..{self.num_images - 1}")
+        places = zip(class_ids.tolist(), offsets.tolist(), strict=True)
+        for at, (class_id, offset) in enumerate(places):
+            out[at] = self._class_planes(class_id)[offset]
         return np.moveaxis(out, 1, -1)
 
     def _class_planes(self, class_id: int) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from raymaml.config.schema import SPLITS
 from raymaml.data.bank import ImageBank
-from raymaml.data.sampling import EpisodeRows
+from raymaml.data.sampling import EpisodeRows, by_label
 from raymaml.seeding import bit_stream, draw_without_replacement
 
 _CELL = 56  # pixels that small images are enlarged to, at most
@@ -48,19 +48,16 @@ def bank_sheet(
 def episode_sheet(bank: ImageBank, rows: EpisodeRows, path: Path) -> None:
     """Draw an episode into ``path``: a row a class, its support images, then its query images."""
     ways = len(rows.classes)
-    support = bank.images(rows.support).reshape(ways, -1, *_pixel_shape(bank))
-    query = bank.images(rows.query).reshape(ways, -1, *_pixel_shape(bank))
-    shots = support.shape[1]
+    support = by_label(rows.support, rows.support_labels, ways)  # [N, K]
+    query = by_label(rows.query, rows.query_labels, ways)
     labelled = [
-        _Row(f"{way}  {bank.classes[class_id].name}", np.concatenate([support[way], query[way]]))
+        _Row(
+            f"{way}  {bank.classes[class_id].name}",
+            bank.images(np.concatenate([support[way], query[way]])),
+        )
         for way, class_id in enumerate(rows.classes.tolist())
     ]
-    _save(_sheet(labelled, {0: "support", shots: "query"}), path)
-
-
-def _pixel_shape(bank: ImageBank) -> tuple[int, int, int]:
-    channels, height, width = bank.image_shape
-    return height, width, channels
+    _save(_sheet(labelled, {0: "support", support.shape[1]: "query"}), path)
 
 
 def _sheet(rows: Sequence[_Row], headings: dict[int, str]) -> Image.Image:

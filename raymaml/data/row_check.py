@@ -30,8 +30,13 @@ def row_problem(
     }
     known = classes.clip(0, len(bank.classes) - 1)
     for name, images in (("support", spec.num_shots), ("query", spec.num_queries)):
+        labels = matrix(batch, f"{name}_labels")  # [E, N*images]
+        checks[f"{name} labels that are not 0 to {spec.num_ways - 1}, {images} of each"] = np.sort(
+            labels, axis=1
+        ) != np.repeat(np.arange(spec.num_ways), images)
+        owners = np.take_along_axis(known, labels.clip(0, spec.num_ways - 1), 1)
         checks[f"{name} rows that are not of their class"] = _strangers(
-            matrix(batch, name).reshape(count, spec.num_ways, images), bank, known
+            matrix(batch, name), bank, owners
         )
     for text, wrong in checks.items():
         if wrong.any():
@@ -43,7 +48,7 @@ def row_problem(
 def _strangers(
     rows: NDArray[np.int64], bank: ImageBank, classes: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Tell which rows [E, N, images] are outside the classes [E, N] that they stand for."""
+    """Tell which rows [E, images] are outside the classes [E, images] that they stand for."""
     first, stop = bank.first_row[classes], bank.first_row[classes + 1]
-    strangers: NDArray[np.bool_] = (rows < first[..., None]) | (rows >= stop[..., None])
+    strangers: NDArray[np.bool_] = (rows < first) | (rows >= stop)
     return strangers

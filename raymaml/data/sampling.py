@@ -1,9 +1,10 @@
-"""Episodes as row numbers of a bank: who is drawn, and in which order."""
+"""Episodes as row numbers of a bank: which images are drawn, and in which order they stand."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +20,17 @@ MAX_LISTED_PROBLEMS = 50
 class EpisodeRows:
     """One episode as row numbers of a bank.
 
-    Rows stand in class order: the first K of ``support`` and the first Q of ``query`` belong to
-    ``classes[0]``, and so on. The label of the class at position ``j`` is ``j``.
+    The label of the class at position ``j`` of ``classes`` is ``j``. Support and query images stand
+    in a random order of their labels, so that the place of an image says nothing about its class.
     """
 
     index: int
     seed: int
     classes: NDArray[np.int64]  # [N], ids of the bank's classes
     support: NDArray[np.int64]  # [N*K]
+    support_labels: NDArray[np.int64]  # [N*K], in 0..N-1, each K times
     query: NDArray[np.int64]  # [N*Q]
+    query_labels: NDArray[np.int64]  # [N*Q], in 0..N-1, each Q times
 
 
 def sample_episode(
@@ -36,7 +39,7 @@ def sample_episode(
     """Draw episode ``index``: N classes of ``split``, then K + Q distinct images of each.
 
     The classes and the support set do not depend on ``num_queries``: with another number, the
-    same index keeps its task and support images.
+    same index keeps its task and support images, and their order.
     """
     bits = bit_stream(seed, "episode", split, index)
     ids = bank.class_ids(split)
@@ -45,13 +48,39 @@ def sample_episode(
     for way, class_id in enumerate(classes.tolist()):
         first, count = bank.first_row[class_id], bank.classes[class_id].count
         drawn[way] = first + draw_without_replacement(bits, count, spec.images_per_class)
+    shots = spec.num_shots
+    support, support_labels = _shuffled(
+        drawn[:, :shots], bit_stream(seed, "support-order", split, index)
+    )
+    query, query_labels = _shuffled(drawn[:, shots:], bit_stream(seed, "query-order", split, index))
     return EpisodeRows(
         index=index,
         seed=fold_in(seed, "episode-seed", split, index),
         classes=classes,
-        support=drawn[:, : spec.num_shots].ravel(),
-        query=drawn[:, spec.num_shots :].ravel(),
+        support=support,
+        support_labels=support_labels,
+        query=query,
+        query_labels=query_labels,
     )
+
+
+def _shuffled(
+    drawn: NDArray[np.int64], bits: np.random.Philox
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Put rows [N, n] into a random order of their labels; return rows and labels [N*n].
+
+    The rows of one class keep the order in which they were drawn, which is random already.
+    """
+    labels = draw_without_replacement(bits, drawn.size, drawn.size) // drawn.shape[1]
+    rows = np.empty(drawn.size, dtype=np.int64)
+    rows[np.argsort(labels, kind="stable")] = drawn.ravel()
+    return rows, labels
+
+
+def by_label(values: NDArray[Any], labels: NDArray[np.int64], num_ways: int) -> NDArray[Any]:
+    """Group values [..., N*n] by their labels: [..., N, n], the order within a label kept."""
+    order = np.argsort(labels, axis=-1, kind="stable")
+    return np.take_along_axis(values, order, -1).reshape(*labels.shape[:-1], num_ways, -1)
 
 
 def fit_problems(

@@ -1,9 +1,9 @@
 """How episodes lie in a folder of shards: the manifest and the columns of the Arrow files.
 
 ``manifest.json`` says what was sampled; ``shard-00000.arrow``, ... are Arrow IPC files with the
-columns ``index``, ``seed``, ``classes`` [N], ``support`` [N*K], ``query`` [N*Q] and, when
-materialised, ``support_pixels`` and ``query_pixels`` (uint8 [N*K, C, H, W] and [N*Q, C, H, W]; as
-in a bank, arrays of them have the axes [..., H, W, C]).
+columns ``index``, ``seed``, ``classes`` [N], ``support`` and ``support_labels`` [N*K], ``query``
+and ``query_labels`` [N*Q] and, when materialised, ``support_pixels`` and ``query_pixels`` (uint8
+[N*K, C, H, W] and [N*Q, C, H, W]; as in a bank, arrays of them have the axes [..., H, W, C]).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from raymaml.data.tensors import tensor_type
 from raymaml.errors import UserError
 from raymaml.outside import checked, first_problem, parse_json, shortened
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: images stand in a random order, and their labels stand beside them."""
 MANIFEST_FILE = "manifest.json"
 REMEDY = "remove the folder and sample again with `raymaml data sample CONFIG`"
 
@@ -64,6 +65,7 @@ class Manifest:
 
 
 _MANIFEST = TypeAdapter(Manifest)
+_LISTS = ("classes", "support", "support_labels", "query", "query_labels")
 _MOST_IMAGES = 1 << 20
 """Of an episode that is believed."""
 
@@ -146,35 +148,41 @@ def shard_schema(
     }
     types: dict[str, Any] = {"index": pa.int64(), "seed": pa.int64()}
     types |= {name: pa.list_(pa.int32(), length) for name, length in lengths.items()}
+    label = label_type(spec.num_ways)
+    types |= {f"{name}_labels": pa.list_(label, lengths[name]) for name in ("support", "query")}
     if materialized:
         for name in ("support", "query"):
             types[f"{name}_pixels"] = tensor_type((lengths[name], *image_shape))
     return pa.schema(list(types.items()))
 
 
+def label_type(num_ways: int) -> pa.DataType:
+    """Return the type of the labels 0..N-1 in a shard."""
+    return pa.uint8() if num_ways <= 256 else pa.int32()
+
+
 def row_columns(episodes: Sequence[EpisodeRows]) -> list[pa.Array]:
-    """Return the columns of row numbers, in the order of ``shard_schema``."""
+    """Return the columns of row numbers and labels, in the order of ``shard_schema``."""
+    label = label_type(len(episodes[0].classes))
     return [
         pa.array([episode.index for episode in episodes], pa.int64()),
         pa.array([episode.seed for episode in episodes], pa.int64()),
         _fixed_lists([episode.classes for episode in episodes]),
         _fixed_lists([episode.support for episode in episodes]),
         _fixed_lists([episode.query for episode in episodes]),
+        _fixed_lists([episode.support_labels for episode in episodes], label),
+        _fixed_lists([episode.query_labels for episode in episodes], label),
     ]
 
 
 def read_rows(table: pa.Table | pa.RecordBatch) -> list[EpisodeRows]:
     """Return the episodes that the rows of a shard's table hold."""
+    numbers = {name: table.column(name).to_pylist() for name in ("index", "seed")}
+    lists = {name: matrix(table, name) for name in _LISTS}
+    columns = numbers | lists
     return [
-        EpisodeRows(index=index, seed=seed, classes=classes, support=support, query=query)
-        for index, seed, classes, support, query in zip(
-            table.column("index").to_pylist(),
-            table.column("seed").to_pylist(),
-            matrix(table, "classes"),
-            matrix(table, "support"),
-            matrix(table, "query"),
-            strict=True,
-        )
+        EpisodeRows(**dict(zip(columns, values, strict=True)))
+        for values in zip(*columns.values(), strict=True)
     ]
 
 
@@ -189,8 +197,8 @@ def read_pixels(table: pa.Table | pa.RecordBatch) -> tuple[NDArray[np.uint8], ND
     )
 
 
-def _fixed_lists(arrays: list[NDArray[np.int64]]) -> pa.Array:
-    values = pa.array(np.concatenate(arrays).astype(np.int32))
+def _fixed_lists(arrays: list[NDArray[np.int64]], kind: pa.DataType | None = None) -> pa.Array:
+    values = pa.array(np.concatenate(arrays), kind or pa.int32())
     return pa.FixedSizeListArray.from_arrays(values, len(arrays[0]))
 
 

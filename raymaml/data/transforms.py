@@ -88,32 +88,41 @@ class EpisodeLoader:
         support, query = _row_numbers(rows)
         pixels = self._on_device(self.bank.images(np.concatenate([support, query])))
         if not self.augment.is_active:  # one conversion is faster than two
-            return self._batch(*self._divided(self.normalize(pixels), len(rows)))
-        return self._changed(*self._divided(pixels, len(rows)), indices)
+            return self._batch(rows, *self._divided(self.normalize(pixels), len(rows)))
+        return self._changed(rows, *self._divided(pixels, len(rows)), indices)
 
     def load_pixels(
         self,
+        rows: Sequence[EpisodeRows],
         support: NDArray[np.uint8],
         query: NDArray[np.uint8],
         indices: Sequence[int] | range,
     ) -> EpisodeBatch:
-        """Convert pixels [E, N*K, H, W, C] and [E, N*Q, H, W, C] of the episodes ``indices``."""
-        return self._changed(self._on_device(support), self._on_device(query), indices)
+        """Convert pixels [E, N*K, H, W, C] and [E, N*Q, H, W, C] of the episodes ``indices``.
+
+        ``rows`` gives their labels.
+        """
+        return self._changed(rows, self._on_device(support), self._on_device(query), indices)
 
     def _changed(
-        self, support: Tensor, query: Tensor, indices: Sequence[int] | range
+        self,
+        rows: Sequence[EpisodeRows],
+        support: Tensor,
+        query: Tensor,
+        indices: Sequence[int] | range,
     ) -> EpisodeBatch:
         return self._batch(
+            rows,
             self.normalize(self._augmented(support, "support", indices)),
             self.normalize(self._augmented(query, "query", indices)),
         )
 
-    def _batch(self, support: Tensor, query: Tensor) -> EpisodeBatch:
+    def _batch(self, rows: Sequence[EpisodeRows], support: Tensor, query: Tensor) -> EpisodeBatch:
         return EpisodeBatch(
             support_x=support,
-            support_y=self._labels(len(support), self.spec.num_shots),
+            support_y=self._labels([each.support_labels for each in rows], support),
             query_x=query,
-            query_y=self._labels(len(query), self.spec.num_queries),
+            query_y=self._labels([each.query_labels for each in rows], query),
         )
 
     def _divided(self, images: Tensor, episodes: int) -> tuple[Tensor, Tensor]:
@@ -147,13 +156,10 @@ class EpisodeLoader:
         spec = self.spec
         return spec.num_ways * spec.num_shots, spec.num_ways * spec.num_queries
 
-    def _labels(self, episodes: int, per_class: int) -> Tensor:
-        return _episode_labels(self.spec.num_ways, per_class, self.device).expand(episodes, -1)
-
-
-@functools.lru_cache(maxsize=16)
-def _episode_labels(num_ways: int, per_class: int, device: torch.device) -> Tensor:
-    return torch.arange(num_ways, device=device).repeat_interleave(per_class)
+    def _labels(self, labels: list[NDArray[np.int64]], images: Tensor) -> Tensor:
+        """Return the labels of images [E, n, ...] as [E, n]; E may be 0."""
+        joined = np.concatenate([np.empty(0, dtype=np.int64), *labels])
+        return torch.from_numpy(joined).view(images.shape[:2]).to(self.device)
 
 
 def _row_numbers(rows: Sequence[EpisodeRows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

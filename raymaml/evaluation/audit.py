@@ -220,9 +220,8 @@ def _search(
 ) -> tuple[float, float]:
     """Return (accuracy, minus loss) of the best (sign 1) or worst (-1) support set found."""
     best, support = start, rows.support.copy()
-    shots = len(support) // len(rows.classes)
-    for place in range(len(support)):
-        class_id = int(rows.classes[place // shots])
+    for place, label in enumerate(rows.support_labels):
+        class_id = int(rows.classes[label])
         first, size = subject.bank.first_row[class_id], subject.bank.classes[class_id].count
         free = np.setdiff1d(np.arange(first, first + size), np.concatenate([rows.query, support]))
         bits = bit_stream(subject.seed, "audit-support", rows.index, place)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raymaml.data.sampling import by_label
 from raymaml.errors import UserError
 from raymaml.evaluation.generalisation import new_classes_interval
 from raymaml.evaluation.records import RecordArrays
@@ -104,9 +105,10 @@ def _shown(
     """Yield what must be equal in the episodes of both, each only where the one before is."""
     yield "classes", a.class_ids[in_a], b.class_ids[in_b]
     yield "support images", a.support_rows[in_a], b.support_rows[in_b]
+    yield "support labels", a.support_labels[in_a], b.support_labels[in_b]
     # of fewer queries a class: the first ones
     ours, theirs = (
-        arm.query_rows[at].reshape(*arm.class_ids[at].shape, -1)
+        by_label(arm.query_rows[at], arm.query_labels[at], arm.class_ids.shape[1])
         for arm, at in ((a, in_a), (b, in_b))
     )
     fewer = min(ours.shape[2], theirs.shape[2])

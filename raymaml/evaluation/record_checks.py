@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ _UNPACKED, _PACKED_AT_MOST = 64 << 20, 200
 """Bytes that a file may unpack to whatever its length, and times its length beyond."""
 _LONGEST_SHOWN = 1000
 _MAY_DIVERGE = {"loss", "loss_by_step", "brier", "bin_confidence"}
+_LABELS = {"support_labels", "query_labels"}
 _RANGES: dict[str, tuple[float, float]] = {
     "episode": (0, 2**62),
     **dict.fromkeys(("accuracy", "accuracy_by_step", "class_accuracy"), (0, 1 + 1e-6)),
@@ -39,6 +40,36 @@ def require_reasonable(file: pq.ParquetFile, length: int) -> None:
         raise ValueError(f"{length} bytes that unpack to {unpacked}")
 
 
+def record_schema(columns: Mapping[str, pa.DataType], lengths: Mapping[str, int]) -> pa.Schema:
+    """Return the columns of records, those that ``lengths`` names as lists of these lengths."""
+    # Lists of fixed size: the type itself says that all episodes have equal steps and ways.
+    return pa.schema(
+        [
+            (name, pa.list_(kind, lengths[name]) if name in lengths else kind)
+            for name, kind in columns.items()
+        ]
+    )
+
+
+def column_problem(
+    found: pa.Schema, columns: Mapping[str, pa.DataType], lists: Set[str]
+) -> str | None:
+    """Say in what the columns of a file differ from those of records.
+
+    Raises:
+        KeyError: a list is missing.
+    """
+    if columns.keys() - set(found.names) == _LABELS:
+        return (
+            "is of an older raymaml, which showed images in the order of their labels, so that"
+            " their place gave the label away; sample again with `raymaml data sample`"
+        )
+    expected = record_schema(columns, {name: found.field(name).type.list_size for name in lists})
+    if not found.equals(expected, check_metadata=False):
+        return "has other columns than a file of records"
+    return None
+
+
 def gaps(table: pa.Table) -> str | None:
     """Say which columns, or lists in them, lack values."""
     return _named("gaps in", [name for name in table.column_names if _has_gaps(table.column(name))])
@@ -55,15 +86,23 @@ def impossible(columns: Mapping[str, NDArray[Any]]) -> str | None:
     episodes = columns["episode"]
     if not len(episodes) or not np.array_equal(episodes, np.arange(len(episodes)) + episodes[0]):
         return "its episodes are not consecutive"
-    strange = []
+    ways, strange = columns["class_ids"].shape[1], []
     for name, value in columns.items():
         low, high = _RANGES.get(name, (0, 2**31 - 1))
         inside = (value >= low) & (value <= high)
         if name in _MAY_DIVERGE:
             inside |= ~np.isfinite(value)
-        if not inside.all():
+        if not inside.all() or (name in _LABELS and not _are_balanced(value, ways)):
             strange.append(name)
     return _named("impossible values of", strange)
+
+
+def _are_balanced(labels: NDArray[Any], ways: int) -> bool:
+    """Whether each row of labels [E, n] holds every label 0..ways-1 equally often."""
+    if ways == 0 or labels.shape[1] % ways:
+        return False
+    wanted = np.repeat(np.arange(ways), labels.shape[1] // ways)
+    return bool((np.sort(labels, axis=1) == wanted).all())
 
 
 def difference(schema: pa.Schema, reference: pa.Schema) -> str:

@@ -24,7 +24,14 @@ from pydantic import TypeAdapter
 
 from raymaml.data.files import reaching, read_bytes, replacing
 from raymaml.errors import StorageError, UserError, storage_error
-from raymaml.evaluation.record_checks import difference, gaps, impossible, require_reasonable
+from raymaml.evaluation.record_checks import (
+    column_problem,
+    difference,
+    gaps,
+    impossible,
+    record_schema,
+    require_reasonable,
+)
 from raymaml.outside import checked, parse_json
 from raymaml.places import Place
 
@@ -34,7 +41,7 @@ BINS = 15
 _CIRCUMSTANCES = b"circumstances"
 _LISTS = {
     *("accuracy_by_step", "loss_by_step", "class_accuracy", "class_ids", "support_rows"),
-    *("query_rows", "bin_count", "bin_confidence", "bin_correct"),
+    *("support_labels", "query_rows", "query_labels", "bin_count", "bin_confidence", "bin_correct"),
 }
 _TEXTS = TypeAdapter(dict[str, str])
 _REMEDY = "move it away and run `raymaml test` again, which judges only what is missing"
@@ -63,9 +70,13 @@ class EpisodeRecord:
     class_ids: tuple[int, ...]
     """Bank class of each label 0..N-1."""
     support_rows: tuple[int, ...]
-    """Rows of the bank, in the order of the labels: [N*K]."""
+    """Rows of the bank, in the order in which the model sees the support images: [N*K]."""
+    support_labels: tuple[int, ...]
+    """Labels of these images: [N*K]."""
     query_rows: tuple[int, ...]
-    """Rows of the bank, in the order of the labels: [N*Q]."""
+    """Rows of the bank, in the order in which the model sees the query images: [N*Q]."""
+    query_labels: tuple[int, ...]
+    """Labels of these images: [N*Q]."""
     bin_count: tuple[int, ...]
     """Query images by their largest probability p: those of bin ``floor(15 p)``, 0..14..."""
     bin_confidence: tuple[float, ...]
@@ -89,7 +100,8 @@ class EpisodeRecord:
 
 
 _INTEGERS = {
-    *("episode", "class_ids", "support_rows", "query_rows", "bin_count", "bin_correct"),
+    *("episode", "class_ids", "support_rows", "support_labels", "query_rows", "query_labels"),
+    *("bin_count", "bin_correct"),
 }
 _COLUMNS = {
     field.name: pa.int64() if field.name in _INTEGERS else pa.float64()
@@ -111,7 +123,9 @@ class RecordArrays:
     class_accuracy: NDArray[np.float64]  # [E, N]
     class_ids: NDArray[np.int64]  # [E, N]
     support_rows: NDArray[np.int64]  # [E, N*K]
+    support_labels: NDArray[np.int64]  # [E, N*K]
     query_rows: NDArray[np.int64]  # [E, N*Q]
+    query_labels: NDArray[np.int64]  # [E, N*Q]
     bin_count: NDArray[np.int64]  # [E, BINS]
     bin_confidence: NDArray[np.float64]  # [E, BINS]
     bin_correct: NDArray[np.int64]  # [E, BINS]
@@ -163,7 +177,7 @@ def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
     episodes = [record.episode for record in records]
     if episodes != list(range(episodes[0], episodes[0] + len(episodes))):
         raise ValueError(f"the episodes of a chunk are consecutive; got {episodes}")
-    schema = _schema({name: len(getattr(records[0], name)) for name in _LISTS})
+    schema = record_schema(_COLUMNS, {name: len(getattr(records[0], name)) for name in _LISTS})
     columns = {name: [getattr(record, name) for record in records] for name in schema.names}
     # pa.ArrowInvalid is a ValueError: raised where a list has another length than the first.
     return pa.table(columns, schema=schema)
@@ -303,16 +317,6 @@ def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
     return {name: column(name) for name in _COLUMNS}
 
 
-def _schema(lengths: Mapping[str, int]) -> pa.Schema:
-    # Lists of fixed size: the type itself says that all episodes have equal steps and ways.
-    return pa.schema(
-        [
-            (name, pa.list_(kind, lengths[name]) if name in lengths else kind)
-            for name, kind in _COLUMNS.items()
-        ]
-    )
-
-
 def _chunk_files(folder: Place) -> list[Place]:
     with reaching(folder):
         return sorted(folder.glob("*.parquet"), key=str)
@@ -327,10 +331,8 @@ def _read_chunk(path: Place) -> pa.Table:
     try:
         source = pa.BufferReader(read_bytes(path))
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            found = file.schema_arrow
-            expected = _schema({name: found.field(name).type.list_size for name in _LISTS})
-            is_other = not found.equals(expected, check_metadata=False)
-            if not is_other:
+            problem = column_problem(file.schema_arrow, _COLUMNS, _LISTS)
+            if problem is None:
                 require_reasonable(file, source.size())
                 table = file.read(use_threads=False)
                 table.validate(full=True)
@@ -341,9 +343,7 @@ def _read_chunk(path: Place) -> pa.Table:
     except Exception as error:  # pyarrow has no list of what it raises on damage
         refused = storage_error(error, path) if isinstance(error, OSError) else None
         raise refused or UserError(f"{path}: is torn or no file of records; {_REMEDY}") from None
-    if is_other:
-        raise UserError(f"{path}: has other columns than a file of records; {_REMEDY}")
-    problem = gaps(table) or impossible(_columns(table))
+    problem = problem or gaps(table) or impossible(_columns(table))
     if problem:
         raise UserError(f"{path}: {problem}; {_REMEDY}")
     metadata = dict(table.schema.metadata or {})

@@ -257,7 +257,9 @@ def _draw_worst(folder: Path, records: RecordArrays, bank: ImageBank) -> list[Pi
             seed=0,
             classes=records.class_ids[at],
             support=records.support_rows[at],
+            support_labels=records.support_labels[at],
             query=records.query_rows[at],
+            query_labels=records.query_labels[at],
         )
         text = f"Episode {index}, the {_ORDINALS[number - 1]}: {records.accuracy[at]:.1%}"
         shown.append(Picture(f"worst_{number}.png", text))

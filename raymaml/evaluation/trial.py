@@ -49,17 +49,20 @@ def record_of(
     probabilities = logits[-1].double().softmax(1)
     confidence = probabilities.amax(1).nan_to_num()  # what is not a number, in the first bin
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    ways = len(rows.classes)
+    right_of_label = torch.bincount(labels, right[-1].double(), ways)
     return EpisodeRecord(
         episode=index,
         accuracy=accuracies[-1],
         loss=losses[-1],
         accuracy_by_step=tuple(accuracies),
         loss_by_step=tuple(losses),
-        # query images stand in the order of the labels, equally many of each
-        class_accuracy=tuple(right[-1].view(len(rows.classes), -1).double().mean(1).tolist()),
+        class_accuracy=tuple((right_of_label / torch.bincount(labels, minlength=ways)).tolist()),
         class_ids=tuple(rows.classes.tolist()),
         support_rows=tuple(rows.support.tolist()),
+        support_labels=tuple(rows.support_labels.tolist()),
         query_rows=tuple(rows.query.tolist()),
+        query_labels=tuple(rows.query_labels.tolist()),
         bin_count=tuple(torch.bincount(bins, minlength=BINS).tolist()),
         bin_confidence=tuple(torch.bincount(bins, confidence, BINS).tolist()),
         bin_correct=tuple(torch.bincount(bins, right[-1].double(), BINS).long().tolist()),

@@ -36,9 +36,10 @@ class EpisodeSet:
     def load(self, indices: range) -> EpisodeBatch:
         """Read episodes by index, going round again past the last one."""
         wrapped = [index % self.shards.count for index in indices]
+        rows = self.shards.rows(wrapped)
         if self.shards.materialized:
-            return self.loader.load_pixels(*self.shards.pixels(wrapped), indices)
-        return self.loader.load(self.shards.rows(wrapped), indices)
+            return self.loader.load_pixels(rows, *self.shards.pixels(wrapped), indices)
+        return self.loader.load(rows, indices)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,9 @@ def spec_of(ways: int, shots: int, queries: int, episodes: int) -> EpisodesConfi
 
 
 def as_lists(rows: EpisodeRows) -> list[object]:
-    return [rows.index, rows.seed, *(a.tolist() for a in (rows.classes, rows.support, rows.query))]
+    return [
+        value.tolist() if isinstance(value, np.ndarray) else value for value in vars(rows).values()
+    ]
 
 
 def tiff(values: NDArray[Any]) -> bytes:

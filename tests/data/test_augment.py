@@ -143,7 +143,7 @@ def test_an_episode_is_the_same_from_the_bank_and_from_stored_pixels(tmp_path: P
     rows = [sample_episode(bank, spec, 1, "train", index) for index in (4, 1)]
     # 9 and 6: the second time round five episodes
     gathered = loader.load(rows, [9, 6])
-    stored = loader.load_pixels(*shards.pixels([4, 1]), [9, 6])
+    stored = loader.load_pixels(rows, *shards.pixels([4, 1]), [9, 6])
     alone = loader.load(rows[1:], [6])
     first_round = loader.load(rows, [4, 1])
     assert torch.equal(gathered.support_x, stored.support_x)

@@ -145,7 +145,8 @@ def test_a_process_may_skip_the_checksums_but_not_the_sizes(
         (None, "there are no episode shards here"),
         ("{", "is damaged"),
         ("[]", "schema_version is None"),
-        ('{"schema_version": 1}', "is damaged"),
+        ('{"schema_version": 1}', "schema_version is 1, this program reads 2; remove the folder"),
+        ('{"schema_version": 2}', "is damaged"),
         ('{"schema_version": 99}', "schema_version is 99"),
     ],
 )
@@ -165,7 +166,7 @@ def test_the_manifest_says_how_the_episodes_came_about(bank: ImageBank, tmp_path
     tree = json.loads(data)
     assert tree["spec"] == {"num_ways": 2, "num_shots": 1, "num_queries": 1, "num_episodes": 9}
     assert (tree["bank_hash"], tree["seed"], tree["split"]) == (bank.hash, 0, "val")
-    assert (tree["schema_version"], tree["count"]) == (1, 9)
+    assert (tree["schema_version"], tree["count"]) == (2, 9)
     first = hashlib.sha256((tmp_path / "v" / "shard-00000.arrow").read_bytes()).hexdigest()
     assert tree["shards"][0]["sha256"] == first
     assert shards.manifest_hash == hashlib.sha256(data).hexdigest()

@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from raymaml.data.bank import ImageBank
-from raymaml.data.sampling import sample_episode
+from raymaml.data.sampling import by_label, sample_episode
 
 COUNTS = {"train": [20] * 12, "val": [20] * 5, "test": [20] * 6}
-RECORDED = [41, 2401375900870217655, [7, 10, 6], [143, 216, 129], [148, 140, 200, 213, 132, 121]]
+RECORDED = [
+    *(41, 2401375900870217655, [7, 10, 6]),
+    *([216, 129, 143], [1, 2, 0]),
+    *([200, 132, 148, 213, 121, 140], [1, 2, 0, 1, 2, 0]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +51,11 @@ def test_an_episode_is_what_the_word_says(
     images = [*rows.support.tolist(), *rows.query.tolist()]
     assert len(set(images)) == len(images), "an image repeats"
     owners = np.searchsorted(any_bank.first_row, rows.support, side="right") - 1
-    np.testing.assert_array_equal(owners, np.repeat(rows.classes, shots))
+    np.testing.assert_array_equal(owners, rows.classes[rows.support_labels])
     owners = np.searchsorted(any_bank.first_row, rows.query, side="right") - 1
-    np.testing.assert_array_equal(owners, np.repeat(rows.classes, queries))
+    np.testing.assert_array_equal(owners, rows.classes[rows.query_labels])
+    for labels, each in ((rows.support_labels, shots), (rows.query_labels, queries)):
+        assert np.bincount(labels, minlength=ways).tolist() == [each] * ways
 
 
 def test_an_episode_has_these_very_rows_for_ever(bank: ImageBank) -> None:
@@ -70,8 +76,8 @@ def test_episodes_do_not_depend_on_history_or_process(bank: ImageBank) -> None:
         "spec = EpisodesConfig(num_ways=3, num_shots=2, num_queries=4, num_episodes=1)\n"
         "for index in (9, 3, 0):\n"
         "    rows = sample_episode(bank, spec, 5, 'test', index)\n"
-        "    print(json.dumps([rows.index, rows.seed, *(a.tolist() for a in"
-        " (rows.classes, rows.support, rows.query))]))\n"
+        "    print(json.dumps([rows.index, rows.seed, *(a.tolist() for a in list("
+        "vars(rows).values())[2:])]))\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     there = subprocess.run(
@@ -97,7 +103,28 @@ def test_the_support_set_does_not_depend_on_the_number_of_queries(bank: ImageBan
     few, many = (sample_episode(bank, spec_of(4, 3, q, 1), 0, "train", 8) for q in (1, 17))
     np.testing.assert_array_equal(few.classes, many.classes)
     np.testing.assert_array_equal(few.support, many.support)
-    np.testing.assert_array_equal(few.query.reshape(4, 1), many.query.reshape(4, 17)[:, :1])
+    np.testing.assert_array_equal(few.support_labels, many.support_labels)
+    first, drawn = (by_label(rows.query, rows.query_labels, 4) for rows in (few, many))
+    np.testing.assert_array_equal(first, drawn[:, :1])
+
+
+def test_the_place_of_an_image_says_nothing_about_its_label(bank: ImageBank) -> None:
+    """Chi-square tests over 2,000 episodes of 3 ways, 2 shots, 2 queries, and of neighbours.
+
+    At every place each label comes with probability 1/3; two neighbours agree with probability
+    1/5, since 1 of the 5 other images has the label of the first.
+    """
+    rows = [sample_episode(bank, spec_of(3, 2, 2, 1), 4, "train", index) for index in range(2_000)]
+    for labels in (
+        np.stack([each.support_labels for each in rows]),
+        np.stack([each.query_labels for each in rows]),
+    ):
+        counts = np.stack([(labels == label).sum(0) for label in range(3)])  # [3, places]
+        assert stats.chisquare(counts).pvalue.min() > 1e-4
+        alike = (labels[:, 1:] == labels[:, :-1]).sum(0)
+        assert np.abs(alike / 2_000 - 0.2).max() < 4 * np.sqrt(0.2 * 0.8 / 2_000)
+    together = [(a.support_labels == a.query_labels).mean() for a in rows]
+    assert abs(np.mean(together) - 1 / 3) < 0.02, "support and query share one order"
 
 
 def test_classes_and_images_are_drawn_uniformly(bank: ImageBank) -> None:

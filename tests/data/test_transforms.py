@@ -69,8 +69,9 @@ def test_a_batch_holds_the_images_of_its_episodes(bank: ImageBank) -> None:
     batch = loader_of(bank).load(rows, range(len(rows)))
     assert batch.support_x.shape == (2, 8, 3, 5, 5)
     assert batch.query_x.shape == (2, 12, 3, 5, 5)
-    assert batch.support_y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2
-    assert batch.query_y.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]] * 2
+    assert batch.support_y.tolist() == [each.support_labels.tolist() for each in rows]
+    assert batch.query_y.tolist() == [each.query_labels.tolist() for each in rows]
+    assert sorted(batch.query_y[0].tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert batch.support_y.dtype == torch.int64
     for episode, expected in zip(batch, rows, strict=True):
         restored = (episode.query_x * 255).round().to(torch.uint8).movedim(1, -1)
@@ -94,7 +95,8 @@ def test_pixels_of_materialised_shards_make_the_same_batch(bank: ImageBank, tmp_
     )
     gathered = loader.load(shards.rows([4, 1]), [4, 1])
     for support, query in (shards.pixels([4, 1]), map(np.ascontiguousarray, shards.pixels([4, 1]))):
-        stored = loader_of(None, mean=0.4, std=0.3).load_pixels(support, query, [4, 1])
+        rows = shards.rows([4, 1])
+        stored = loader_of(None, mean=0.4, std=0.3).load_pixels(rows, support, query, [4, 1])
         assert torch.equal(stored.support_x, gathered.support_x)
         assert torch.equal(stored.query_x, gathered.query_x)
         assert torch.equal(stored.query_y, gathered.query_y)

@@ -25,4 +25,9 @@ def record(episode: int, **values: Any) -> EpisodeRecord:
         "brier": 0.25,
         "seconds": 0.5,
     }
-    return EpisodeRecord(episode=episode, **(defaults | values))
+    found = defaults | values
+    for which in ("support", "query"):
+        images, num_ways = len(found[f"{which}_rows"]), len(found["class_ids"])
+        each = images // num_ways
+        found.setdefault(f"{which}_labels", tuple(at // each for at in range(images)))
+    return EpisodeRecord(episode=episode, **found)

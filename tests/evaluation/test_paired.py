@@ -51,11 +51,16 @@ def test_the_paired_interval_covers() -> None:
     assert 0.93 <= hits / 1_000 <= 0.97
 
 
+QUERY = ("query_rows", "query_labels")
+
+
 def arrays(accuracy: np.ndarray, rows: np.ndarray) -> RecordArrays:
     count = len(accuracy)
     columns = dict.fromkeys(RecordArrays.__annotations__, np.zeros(count))
     columns["bank"] = ""
+    labels = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
     ids = {"class_ids": rows, "support_rows": rows, "query_rows": rows}
+    ids |= {"support_labels": labels, "query_labels": labels}
     return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))
 
 
@@ -68,7 +73,12 @@ def test_equal_arms_do_not_differ(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("column", "what"),
-    [("class_ids", "classes"), ("support_rows", "support images"), ("query_rows", "query images")],
+    [
+        ("class_ids", "classes"),
+        ("support_rows", "support images"),
+        ("support_labels", "support labels"),
+        ("query_rows", "query images"),
+    ],
 )
 def test_other_episodes_are_refused(tmp_path: Path, column: str, what: str) -> None:
     a = arm(tmp_path, "a", [0.5, 0.75, 1.0])
@@ -76,9 +86,11 @@ def test_other_episodes_are_refused(tmp_path: Path, column: str, what: str) -> N
     changed[1:, 2] += 1
     with pytest.raises(UserError, match=f"one and other: episode 1 has other {what} in one"):
         paired(a, replace(a, **{column: changed}), NAMES)
-    fewer = changed[:, :4] if column != "query_rows" else changed[:, 2:12]
+    fewer = {column: changed[:, :4]}
+    if column == "query_rows":  # the last two of the three of each class
+        fewer = {name: getattr(a, name).reshape(3, 5, 3)[..., 1:].reshape(3, 10) for name in QUERY}
     with pytest.raises(UserError, match=f"episode 0 has other {what}"):
-        paired(a, replace(a, **{column: fewer}), NAMES)
+        paired(a, replace(a, **fewer), NAMES)
 
 
 def test_the_same_rows_of_another_bank_are_refused(tmp_path: Path) -> None:
@@ -107,10 +119,16 @@ def test_no_common_episode_is_refused(tmp_path: Path) -> None:
 
 def test_fewer_queries_of_the_same_episodes_are_compared(tmp_path: Path) -> None:
     a = arm(tmp_path, "a", [0.5, 0.75])
-    first = a.query_rows.reshape(2, 5, 3)
-    assert paired(a, replace(a, query_rows=first[..., :1].reshape(2, 5)), NAMES).ties == 2
+
+    def chosen(number: int, order: list[int]) -> RecordArrays:
+        """Of each class the image of this number, the classes in this order."""
+        apart = {name: getattr(a, name).reshape(2, 5, 3)[:, order, number] for name in QUERY}
+        return replace(a, **apart)
+
+    assert paired(a, chosen(0, [0, 1, 2, 3, 4]), NAMES).ties == 2
+    assert paired(a, chosen(0, [3, 0, 4, 1, 2]), NAMES).ties == 2
     with pytest.raises(UserError, match="other query images"):
-        paired(a, replace(a, query_rows=first[..., 1:2].reshape(2, 5)), NAMES)
+        paired(a, chosen(1, [0, 1, 2, 3, 4]), NAMES)
 
 
 def test_holm_by_hand() -> None:

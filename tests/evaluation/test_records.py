@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ IDENTITY = {"checkpoint": "c0ffee", "episodes": "feed"}
 def record(episode: int, num_steps: int = 2) -> EpisodeRecord:
     by_step = tuple(((episode * 7 + step) % 76) / 75 for step in range(num_steps + 1))
     losses = (2.0,) * num_steps + (1 / (episode + 3),)
-    ids = (episode % 11, 20, 30)
+    ids = (episode % 11, 20, 30, 40, 50)
     return make_record(episode, accuracy_by_step=by_step, loss_by_step=losses, class_ids=ids)
 
 
@@ -80,10 +81,11 @@ def test_arrays_hold_the_columns(tmp_path: Path) -> None:
     arrays = record_arrays(read_records(tmp_path, 4))
     assert arrays.episode.tolist() == [0, 1, 2, 3]
     assert arrays.accuracy_by_step.shape == (4, 3)
-    assert arrays.class_ids.shape == (4, 3)
+    assert arrays.class_ids.shape == (4, 5)
+    assert arrays.query_labels.shape == (4, 15)
     assert arrays.accuracy_by_step[3].tolist() == [21 / 75, 22 / 75, 23 / 75]  # 3 * 7 = 21
     assert arrays.accuracy.tolist() == arrays.accuracy_by_step[:, -1].tolist()
-    assert arrays.class_ids[2].tolist() == [2, 20, 30]
+    assert arrays.class_ids[2].tolist() == [2, 20, 30, 40, 50]
     assert arrays.loss.tolist() == [1 / 3, 1 / 4, 1 / 5, 1 / 6]
 
 
@@ -270,6 +272,22 @@ def test_all_files_that_are_no_chunks_are_named_at_once(tmp_path: Path) -> None:
         f"{tmp_path / 'shuffled.parquet'}: its episodes are not consecutive",
         f"{absent}: does not exist",
     ]
+
+
+def test_records_of_the_first_version_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = write(tmp_path, 0, 2)
+    pq.write_table(pq.read_table(path).drop(["support_labels", "query_labels"]), path)
+    (found,) = problems(tmp_path)
+    assert found.startswith(f"{path}: is of an older raymaml, which showed images in the order of")
+    assert "sample again with `raymaml data sample`" in found
+
+
+def test_labels_that_no_episode_has_are_refused(tmp_path: Path) -> None:
+    for labels in ((0, 1, 2, 3, 3), (0, 1, 2, 3, 5), (0, 0, 0, 0, 0)):
+        chunk = chunk_path(tmp_path, 0, 1)
+        write_chunk(chunk, [replace(record(0), support_labels=labels)], IDENTITY)
+        (found,) = problems(tmp_path)
+        assert found.startswith(f"{chunk}: has impossible values of support_labels")
 
 
 def test_only_what_no_complete_chunk_holds_is_missing(tmp_path: Path) -> None:

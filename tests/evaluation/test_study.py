@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 from pyarrow import parquet
 
+from raymaml.data.sampling import by_label
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.evaluation.plan import plan_test
@@ -84,6 +85,9 @@ def test_a_study_trains_judges_and_never_repeats(make_config, tmp_path) -> None:
     assert before.items() <= chunk_files(summary.parent.parent).items()
 
 
+QUERY = ("query_rows", "query_labels")
+
+
 def test_all_arms_see_the_same_episodes_whatever_the_number_of_queries(make_config, tmp_path):
     make_config("st")
     cross = "cross: {episodes.test.num_queries: [1, 3]}\n"
@@ -95,8 +99,11 @@ def test_all_arms_see_the_same_episodes_whatever_the_number_of_queries(make_conf
     for table in tables[1:]:
         for column in ("class_ids", "support_rows"):
             assert table.column(column).equals(tables[0].column(column))
-    fewer, more = (np.array(tables[place].column("query_rows").to_pylist()) for place in (0, 1))
-    assert (fewer.reshape(10, 3, 1) == more.reshape(10, 3, 3)[..., :1]).all()
+    fewer, more = (
+        by_label(*(np.array(tables[place].column(name).to_pylist()) for name in QUERY), 3)
+        for place in (0, 1)
+    )
+    assert (fewer == more[..., :1]).all()  # [10, 3, 1] and [10, 3, 3]
 
 
 def test_arms_of_one_setting_and_more_or_fewer_episodes_share_their_records(make_config, tmp_path):

@@ -230,6 +230,8 @@ def test_a_spec_that_no_config_could_have(shards: Path) -> None:
 ROWS = {
     "support": (99, "support rows that are not of their class"),
     "query": (-1, "query rows that are not of their class"),
+    "support_labels": (2, "support labels that are not 0 to 1, 1 of each"),
+    "query_labels": (255, "query labels that are not 0 to 1, 2 of each"),
     "classes": (4, "classes that are not of split train"),
     "index": (3, "its episodes are not 0 to 5"),
 }
