@@ -156,7 +156,7 @@ CONFIG_CASES = [
     Case(
         name="config-not-a-mapping",
         mistake=write_config("- name\n"),
-        says=("{place}/config.yaml: holds no mapping; expected keys such as name, data",),
+        says=("{place}/config.yaml: holds no mapping (but a list); expected keys such as name",),
     ),
     Case(
         name="key-given-twice",

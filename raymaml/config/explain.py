@@ -153,7 +153,7 @@ def _place_of_change(text: str, origins: Origins, file: str) -> str | None:
 
 def _did_you_mean(keys: KeyPath, model: type[BaseModel]) -> str:
     names = _fields_at(keys[:-1], model)
-    near = difflib.get_close_matches(keys[-1], names, n=1)
+    near = difflib.get_close_matches(keys[-1].lower(), names, n=1)
     if near:
         return f"; did you mean {near[0]}?"
     if elsewhere := [path for path in _paths(model) if path.split(".")[-1] == keys[-1]]:

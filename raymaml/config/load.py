@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from raymaml.config.explain import explain
+from raymaml.config.kinds import require_kind
 from raymaml.config.schema import Config
 from raymaml.config.sweep import SweepConfig
 from raymaml.config.yaml_text import (
@@ -56,6 +57,7 @@ def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Confi
     except ValueError as error:
         raise UserError(f"{path}: it {error}") from None
     tree, origins = read_yaml(file)
+    require_kind(tree, file, "config", Config)
     problems: list[str] = []
     for override in overrides:
         for change in _changes(override, problems):
@@ -79,6 +81,7 @@ def load_sweep(path: Place) -> SweepConfig:
         UserError: with every problem found.
     """
     tree, origins = read_yaml(path)
+    require_kind(tree, path, "sweep", SweepConfig)
     try:
         return SweepConfig.model_validate(tree)
     except ValidationError as error:

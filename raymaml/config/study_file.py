@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raymaml.config.explain import explain, mistakes
+from raymaml.config.kinds import require_kind
 from raymaml.config.study import StudyConfig
 from raymaml.config.yaml_text import read_yaml
 from raymaml.errors import UserError
@@ -28,6 +29,7 @@ def load_study(path: Place) -> tuple[StudyConfig, list[str]]:
         UserError: the file is no YAML mapping, or nothing of it is a study's.
     """
     tree, places = read_yaml(path)
+    require_kind(tree, path, "study", StudyConfig)
     try:
         study = StudyConfig.model_validate(tree)
     except ValidationError as error:

@@ -78,7 +78,14 @@ def read_yaml(path: Place) -> tuple[dict[str, Any], Origins]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; give a YAML config file") from None
+        raise UserError(
+            f"{path}: is not UTF-8 text; give a YAML config file, or save it as UTF-8"
+        ) from None
+    except IsADirectoryError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give a file: the config of a run is"
+            " config.yaml in the run's folder"
+        ) from None
     except Exception as error:  # the file systems of URIs have errors of their own
         missing = "there is none" if isinstance(error, FileNotFoundError) else None
         reason = getattr(error, "strerror", None) or missing or reason_of(error)
@@ -88,7 +95,11 @@ def read_yaml(path: Place) -> tuple[dict[str, Any], Origins]:
     except ValueError as error:
         raise UserError(f"{path}: is not YAML: {error}") from None
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path}: holds no mapping; expected keys such as name, data, outer")
+        found = "a list" if isinstance(node, yaml.SequenceNode) else "one value"
+        found = "it is empty" if node is None else f"but {found}"
+        raise UserError(
+            f"{path}: holds no mapping ({found}); expected keys such as name, data, outer"
+        )
     origins, problems = _origins_of(node, (), lambda line: f"{path}:{line}")
     if problems:
         raise UserError(*problems)

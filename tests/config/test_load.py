@@ -93,6 +93,66 @@ def test_an_unknown_key_gets_a_suggestion(tmp_path: Path, override: str, hint: s
     assert problems_of(write(tmp_path), override) == (f"command line: {hint}",)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("outer.lr=-1", "outer.lr is -1; it should be greater than 0"),
+        ("outer={num_steps: 5, lr: -1}", "outer.lr is -1; it should be greater than 0"),
+        ("outer.momentum=0.9", "outer.momentum is 0.9 but outer.optimizer is adam"),
+        ("outer.milestones=[1]", "outer.milestones is [1] but outer.schedule is constant"),
+        ("outer.warmup_steps=5", "outer.warmup_steps is 5; it must be below outer.num_steps, 5"),
+        ("outer.num_steps=1", "outer.warmup_steps is 2; it must be below outer.num_steps, 1"),
+        ("episodes.test.num_ways=4", "episodes.*.num_ways are "),
+        ("episodes.test={num_episodes: 1, num_ways: 4}", "episodes.*.num_ways are "),
+        ("cluster.min_workers=3", "cluster.min_workers is 3 but cluster.num_workers, the most, is"),
+        ("data.source.kind=imagenet", "data.source.kind is 'imagenet'; it should be one of"),
+        ("data.source.kind=cifar-fs", "data.source.path is missing; it has no default"),
+        ("data.source={}", "data.source.kind is missing; it has no default"),
+        ("model.encoder=convnet", "model.encoder is 'convnet'; it must be one of"),
+        ("model.encoder_args={a: 1}", "model.encoder_args are of an encoder of your own"),
+    ],
+)
+def test_a_mistake_of_an_override_names_the_command_line(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    text = SMALLEST + "  lr: 0.1\n  warmup_steps: 2\nmodel: {norm: context}\n"
+    path = write(tmp_path, text + "cluster: {num_workers: 2}\n")
+    assert load_config(path).outer.lr == 0.1
+    (problem,) = problems_of(path, override)
+    assert problem.startswith(f"command line: {message}")
+
+
+@pytest.mark.parametrize("override", ["outer.lr=0.1", "seed=3", "outer.log_every=1"])
+def test_a_mistake_of_the_file_names_the_file_whatever_is_overridden(
+    tmp_path: Path, override: str
+) -> None:
+    path = write(tmp_path, SMALLEST + "  momentum: 0.9\n")
+    (problem,) = problems_of(path, override)
+    assert problem.startswith(f"{path}:7: outer.momentum is 0.9 but outer.optimizer is adam")
+    path = write(tmp_path, SMALLEST + "  lr: -1\n")
+    if override != "outer.lr=0.1":
+        assert problems_of(path, override)[0].startswith(f"{path}:9: outer.lr is -1;")
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("lr=0.1", "lr is unknown; did you mean inner.lr or outer.lr or evaluation.inner.lr?"),
+        ("norm=context", "norm is unknown; did you mean model.norm?"),
+        ("outer.num_ways=5", "outer.num_ways is unknown; did you mean episodes.train.num_ways or"),
+        ("model.frozen=[a]", "model.frozen is unknown; did you mean inner.frozen or"),
+        ("lr.outer=0.1", "lr is unknown; did you mean inner.lr or outer.lr or"),
+        ("Outer.lr=0.1", "Outer is unknown; did you mean outer?"),
+        ("outer.LR=0.1", "outer.LR is unknown; did you mean lr?"),
+        ("meta_batch_size=4", "meta_batch_size is unknown; did you mean outer.meta_batch_size?"),
+        ("image_size=28", "image_size is unknown; did you mean data.image_size?"),
+    ],
+)
+def test_a_key_of_another_section_is_found(tmp_path: Path, override: str, hint: str) -> None:
+    (problem,) = problems_of(write(tmp_path), override)
+    assert problem.startswith(f"command line: {hint}")
+
+
 def test_a_problem_names_line_key_value_and_what_is_allowed(tmp_path: Path) -> None:
     path = write(tmp_path, SMALLEST.replace("num_steps: 5", "num_steps: -5"))
     (problem,) = problems_of(path)
