@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,7 +70,7 @@ class _Gauges:
         }
         self._tags = tags
         self._numbers: dict[tuple[str, ...], float] = {}  # by key and values of the tags
-        threading.Thread(target=self._refresh, name="gauges", daemon=True).start()
+        threading.Thread(target=self._refresh, name="gauges").start()
 
     def set(self, row: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Take over the numbers of a row that have a gauge."""
@@ -79,7 +78,8 @@ class _Gauges:
             self._numbers[(key, *(tags[name] for name in self._tags))] = row[key]
 
     def _refresh(self) -> None:
-        while ray.is_initialized():
+        main = threading.main_thread()  # has ended once the interpreter exits
+        while ray.is_initialized() and main.is_alive():
             for (key, *values), number in list(self._numbers.items()):
                 self._gauges[key].set(number, tags=dict(zip(self._tags, values, strict=True)))
-            time.sleep(_REFRESH_SECONDS)
+            main.join(_REFRESH_SECONDS)

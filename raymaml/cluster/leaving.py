@@ -56,8 +56,10 @@ def stop_on_drain(folder: Place) -> Iterator[None]:
                 request_stop(folder)
                 return
 
-    threading.Thread(target=watch, name="stop_on_drain", daemon=True).start()
+    watcher = threading.Thread(target=watch, name="stop_on_drain", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         over.set()
+        watcher.join()

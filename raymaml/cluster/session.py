@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import ray.train
@@ -17,10 +16,9 @@ from raymaml.cluster.stream import Share, stream_meta_batches
 from raymaml.config.schema import Config
 from raymaml.data.files import as_arrow
 from raymaml.places import Place
-from raymaml.training.data import TrainingData
+from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.run_folder import watch_stop
-from raymaml.types import EpisodeBatch
 
 
 class RaySession:
@@ -36,7 +34,7 @@ class RaySession:
         self._timeout = config.cluster.timeout
         self._stop_asked_for = watch_stop(folder)
 
-    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
+    def meta_batches(self, first_step: int) -> MetaBatches:
         """Stream this worker's share through Ray Data."""
         return stream_meta_batches(
             Share(

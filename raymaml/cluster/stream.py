@@ -22,7 +22,7 @@ from raymaml.data.prefetch import prefetch
 from raymaml.data.tables import cut
 from raymaml.data.transforms import EpisodeLoader
 from raymaml.places import Place
-from raymaml.training.data import TrainingData
+from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.types import EpisodeBatch
 
 ROWS_AT_ONCE = 2048
@@ -46,7 +46,7 @@ class Share:
         return self.data.indices(step, self.rank, self.world_size)
 
 
-def stream_meta_batches(share: Share, timeout: float | None = None) -> Iterator[EpisodeBatch]:
+def stream_meta_batches(share: Share, timeout: float | None = None) -> MetaBatches:
     """Yield the worker's share of each meta-batch, pixels and all, made ready ahead of time.
 
     Raises:

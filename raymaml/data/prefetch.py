@@ -1,62 +1,49 @@
-"""A thread that works ahead of its consumer."""
+"""A thread that works ahead of its consumer, and ends before the process does."""
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator, Iterator
-from typing import TypeVar, cast
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import TypeVar
 
 T = TypeVar("T")
-_END = object()
+
+
+class _End:
+    """Comes after the last item."""
 
 
 def prefetch(
     items: Iterator[T], depth: int = 2, timeout: float | None = None
 ) -> Generator[T, None, None]:
-    """Yield ``items``, computed up to ``depth`` ahead in a daemon thread.
+    """Yield ``items``, computed up to ``depth`` ahead in a thread.
 
-    A ``TimeoutError`` ends a wait of more than ``timeout`` seconds for the next item.
+    An exception of ``items`` reaches the consumer after the items before it. The thread starts with
+    the first item asked for. Closing the generator, as garbage collection does too, waits for the
+    item at work, for ``timeout`` seconds at most, and ends the thread. A process that exits waits
+    likewise.
 
-    An exception of ``items`` reaches the consumer after the items before it. The thread starts
-    with the first item asked for and stops, after the item it is at, when the generator closes.
+    Raises:
+        TimeoutError: the next item has not come for ``timeout`` seconds.
     """
-    ahead: queue.Queue[object] = queue.Queue(maxsize=depth)
-    closed = threading.Event()
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            for item in items:
-                ahead.put(item)
-                if closed.is_set():
-                    return
-        except BaseException as error:  # whatever it is, the consumer must see it
-            failures.append(error)
-        ahead.put(_END)
-
-    threading.Thread(target=run, name="prefetch", daemon=True).start()
+    executor = ThreadPoolExecutor(1, "prefetch")
+    ahead: deque[Future[T | _End]] = deque()
+    patience = timeout
     try:
-        while (item := _next(ahead, timeout)) is not _END:
-            yield cast("T", item)
-        if failures:
-            raise failures[0]
+        while True:
+            while len(ahead) <= depth:
+                ahead.append(executor.submit(next, items, _End()))
+            if not wait([ahead[0]], timeout).done:
+                patience = 0
+                raise TimeoutError(f"the thread that reads ahead gave nothing for {timeout} s")
+            item = ahead.popleft().result()
+            if isinstance(item, _End):
+                return
+            yield item
     finally:
-        closed.set()
-        _drain(ahead)
-
-
-def _next(ahead: queue.Queue[object], timeout: float | None) -> object:
-    try:
-        return ahead.get(timeout=timeout)
-    except queue.Empty:
-        raise TimeoutError(f"nothing came for {timeout:g} s from whoever reads ahead") from None
-
-
-def _drain(ahead: queue.Queue[object]) -> None:
-    """Make room, so that a thread that waits in ``put`` goes on and sees that it may stop."""
-    while True:
-        try:
-            ahead.get_nowait()
-        except queue.Empty:
-            return
+        at_work = [future for future in ahead if not future.cancel()]
+        hangs = patience is not None and bool(wait(at_work, patience).not_done)
+        with suppress(RuntimeError):  # garbage collection may run in that very thread
+            executor.shutdown(wait=not hangs)

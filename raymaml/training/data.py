@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from raymaml.places import Place
 from raymaml.seeding import fold_in
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch
+
+MetaBatches = Generator[EpisodeBatch, None, None]
+"""A worker's shares of the meta-batches, read ahead by a thread that ends when this is closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class TrainingData:
     meta_batch_size: int
     episodes_per_chunk: int
 
-    def meta_batches(self, first_step: int, rank: int, world_size: int) -> Iterator[EpisodeBatch]:
+    def meta_batches(self, first_step: int, rank: int, world_size: int) -> MetaBatches:
         """Yield a worker's share of every meta-batch from ``first_step`` on, read ahead."""
 
         def load() -> Iterator[EpisodeBatch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -37,23 +38,23 @@ def meta_train(
     state = build_state(config, data.image_shape, session.device)
     store.restore(state, session)
     writer.start(state.step)
-    meta_batches = session.meta_batches(state.step)
 
     stop = False
-    while not stop and state.step < outer.num_steps:
-        if state.step % outer.validate_every == 0:
-            judge_and_save(state, data, store, writer, session)
-        elif outer.checkpoint_every is not None and state.step % outer.checkpoint_every == 0:
-            store.save(state, session)
+    with closing(session.meta_batches(state.step)) as meta_batches:
+        while not stop and state.step < outer.num_steps:
+            if state.step % outer.validate_every == 0:
+                judge_and_save(state, data, store, writer, session)
+            elif outer.checkpoint_every is not None and state.step % outer.checkpoint_every == 0:
+                store.save(state, session)
 
-        try:
-            metrics, stop = meta_step(state, next(meta_batches), config, session)
-        except NotFiniteError:  # on all workers alike, and before the update
-            store.save(state, session)
-            raise
-        state.step += 1
-        if state.step % outer.log_every == 0:
-            writer.training(state.step, metrics)
+            try:
+                metrics, stop = meta_step(state, next(meta_batches), config, session)
+            except NotFiniteError:  # on all workers alike, and before the update
+                store.save(state, session)
+                raise
+            state.step += 1
+            if state.step % outer.log_every == 0:
+                writer.training(state.step, metrics)
 
     if state.step == outer.num_steps:
         judge_and_save(state, data, store, writer, session)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor
 from raymaml.config.schema import ClusterConfig
 from raymaml.errors import UserError
 from raymaml.places import Place
-from raymaml.training.data import TrainingData
+from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
-from raymaml.types import EpisodeBatch
 
 
 class Session(Protocol):
@@ -28,8 +26,11 @@ class Session(Protocol):
     world_size: int
     device: torch.device
 
-    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
-        """Yield this worker's share of the meta-batches of outer steps ``first_step, ...``."""
+    def meta_batches(self, first_step: int) -> MetaBatches:
+        """Yield this worker's share of the meta-batches of outer steps ``first_step, ...``.
+
+        Close it: it reads ahead in a thread.
+        """
 
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         """Concatenate ``[counts[rank], D]`` of all workers by rank: ``[sum(counts), D]``."""
@@ -58,8 +59,8 @@ class LocalSession:
         self.stop = threading.Event()
         self._data = data
 
-    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
-        """Read the shards by memory map, one meta-batch ahead."""
+    def meta_batches(self, first_step: int) -> MetaBatches:
+        """Read the shards by memory map, two meta-batches ahead."""
         return self._data.meta_batches(first_step, self.rank, self.world_size)
 
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:

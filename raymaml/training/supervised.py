@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from raymaml.data.files import read_text, write_text
 from raymaml.places import Place
 from raymaml.training.checkpoint import read_card
+from raymaml.training.data import MetaBatches
 from raymaml.training.session import Session
 from raymaml.training.state import Validation
-from raymaml.types import EpisodeBatch
 
 Ask = Callable[[Validation], bool]
 """Takes a validation whose checkpoint is in place, and tells whether the run goes on."""
@@ -42,7 +42,7 @@ class SupervisedSession:
         self._ask = ask
         self._stop = stop
 
-    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
+    def meta_batches(self, first_step: int) -> MetaBatches:
         """Return those of the session."""
         return self._session.meta_batches(first_step)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -13,20 +17,17 @@ PATIENCE = 30  # seconds until a test that hangs fails
 
 
 def worker() -> threading.Thread | None:
-    return next((t for t in threading.enumerate() if t.name == "prefetch"), None)
+    return next((t for t in threading.enumerate() if t.name.startswith("prefetch")), None)
 
 
-def assert_worker_ends() -> None:
-    thread = worker()
-    if thread is not None:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+def assert_worker_has_ended() -> None:
+    assert worker() is None
 
 
 @pytest.mark.parametrize("depth", [1, 2, 50])
 def test_items_come_in_their_order(depth: int) -> None:
     assert list(prefetch(iter(range(20)), depth)) == list(range(20))
-    assert_worker_ends()
+    assert_worker_has_ended()
 
 
 def test_nothing_comes_of_nothing() -> None:
@@ -39,23 +40,23 @@ def test_none_is_an_item() -> None:
 
 def test_it_works_ahead_but_not_too_far() -> None:
     made: list[int] = []
-    third = threading.Event()
+    second = threading.Event()
 
     def items() -> Iterator[int]:
         for number in range(100):
             made.append(number)
-            if number == 3:
-                third.set()
+            if number == 2:
+                second.set()
             yield number
 
     ahead = prefetch(items(), depth=2)
     assert next(ahead) == 0
-    # 0 is delivered, 1 and 2 wait in the queue, 3 is made and waits for a place
-    assert third.wait(PATIENCE)
-    assert made == [0, 1, 2, 3]
+    # 0 is delivered, 1 and 2 are made
+    assert second.wait(PATIENCE)
+    assert made == [0, 1, 2]
     ahead.close()
-    assert_worker_ends()
-    assert made == [0, 1, 2, 3]
+    assert_worker_has_ended()
+    assert made == [0, 1, 2]
 
 
 def test_an_exception_comes_after_the_items_before_it() -> None:
@@ -68,7 +69,7 @@ def test_an_exception_comes_after_the_items_before_it() -> None:
     with pytest.raises(OSError, match="disk on fire"):
         received.extend(iter_into(received, prefetch(items(), depth=5)))
     assert received == [1, 2]
-    assert_worker_ends()
+    assert_worker_has_ended()
 
 
 def iter_into(received: list[int], items: Iterator[int]) -> list[int]:
@@ -94,24 +95,110 @@ def test_closing_ends_a_thread_that_waits_for_room() -> None:
     ahead = prefetch(iter(range(1000)), depth=1)
     next(ahead)
     ahead.close()
-    assert_worker_ends()
+    assert_worker_has_ended()
 
 
-def test_closing_ends_a_thread_that_is_at_work() -> None:
+def test_closing_waits_for_the_item_at_work() -> None:
+    at_work, closing, made = threading.Event(), threading.Event(), list[int]()
+
+    def items() -> Iterator[int]:
+        yield 0
+        at_work.set()
+        assert closing.wait(PATIENCE)
+        made.append(1)
+        yield 1
+        made.append(2)
+        yield 2
+
+    ahead = prefetch(items(), depth=2)
+    assert next(ahead) == 0
+    assert at_work.wait(PATIENCE)
+    closing.set()
+    ahead.close()
+    assert_worker_has_ended()
+    assert made == [1]
+
+
+def test_garbage_collection_ends_the_thread() -> None:
+    ahead = prefetch(iter(range(1000)))
+    next(ahead)
+    del ahead
+    assert_worker_has_ended()
+
+    ring: list[object] = [prefetch(iter(range(1000)))]
+    next(ring[0])  # type: ignore[call-overload]
+    ring.append(ring)
+    del ring
+    gc.collect()
+    assert_worker_has_ended()
+
+
+def test_what_hangs_is_waited_for_once() -> None:
+    go_on = threading.Event()
+
+    def items() -> Iterator[int]:
+        assert go_on.wait(PATIENCE)
+        yield 1
+
+    with pytest.raises(TimeoutError, match=r"gave nothing for 0\.01 s"):
+        next(prefetch(items(), timeout=0.01))
+    thread = worker()
+    assert thread is not None  # it hangs: nobody can end it
+    go_on.set()
+    thread.join(PATIENCE)
+    assert_worker_has_ended()
+
+
+def test_closing_waits_no_longer_than_the_timeout() -> None:
     at_work, go_on = threading.Event(), threading.Event()
 
     def items() -> Iterator[int]:
         yield 0
         at_work.set()
         assert go_on.wait(PATIENCE)
-        yield from range(1000)
 
-    ahead = prefetch(items(), depth=1)
-    next(ahead)
+    ahead = prefetch(items(), timeout=1)
+    assert next(ahead) == 0
     assert at_work.wait(PATIENCE)
-    ahead.close()
+    ahead.close()  # and not for the item, which waits for what comes below
     go_on.set()
-    assert_worker_ends()
+
+
+PROCESS = """
+import atexit, os, sys, threading
+from raymaml.data.prefetch import prefetch
+
+def watch():  # Python calls it after it has waited for threads, and before it ends the others
+    if threading.active_count() > 1:
+        os._exit(77)
+
+atexit.register(watch)
+at_work, exiting = threading.Event(), threading.Event()
+
+def items():
+    yield 0
+    at_work.set()
+    exiting.wait()
+    yield from range(1000)
+
+ahead = prefetch(items())
+next(ahead)
+threading._register_atexit(exiting.set)  # called before Python waits for threads
+at_work.wait()
+"""
+WAYS_OUT = {
+    "pass": 0,
+    "sys.exit(5)": 5,
+    "raise KeyError('defect')": 1,
+    "raise KeyboardInterrupt": -signal.SIGINT,
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_the_thread_ends_before_the_process(way: str) -> None:
+    """The generator is neither closed nor garbage, and an item is at work."""
+    done = subprocess.run([sys.executable, "-c", PROCESS + way], check=False, timeout=PATIENCE)
+    assert done.returncode == WAYS_OUT[way]
 
 
 def test_an_error_of_the_consumer_ends_the_thread() -> None:
@@ -122,4 +209,4 @@ def test_an_error_of_the_consumer_ends_the_thread() -> None:
 
     with pytest.raises(KeyError):
         consume()
-    assert_worker_ends()
+    assert_worker_has_ended()

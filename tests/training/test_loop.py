@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -386,11 +389,50 @@ def test_a_loss_that_is_not_finite_names_step_and_episode(fresh: Config) -> None
     assert list_steps(fresh.run_folder) == [0, 2]  # the best, and the state before that step
 
 
+WAYS_OUT = {
+    "done": (lambda data: LocalSession(data, CPU), None),
+    "stopped": (lambda data: StoppingSession(data, 2), None),
+    "killed while it learns": (lambda data: DyingSession(data, before=2), Killed),
+    "killed while it saves": (lambda data: DyingSession(data, reports=2), Killed),
+    "a loss that is not finite": (lambda data: PoisonedSession(data, CPU), UserError),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_no_thread_outlives_the_loop(fresh: Config, way: str) -> None:
+    make, error = WAYS_OUT[way]
+    with pytest.raises(error) if error else contextlib.nullcontext() as caught:
+        run(fresh, make)
+    assert (caught is None) == (error is None)  # it is held, and with it the frames of the loop
+    assert threading.enumerate() == [threading.main_thread()]
+
+
+@pytest.mark.slow
+def test_training_ends_well_where_reading_is_slower_than_learning(make_config: Any) -> None:
+    """A thread that is inside PyTorch when the interpreter exits would abort the process."""
+    config = make_config(
+        "slow reading",
+        "data.augment.train={support: color, query: color}",
+        "episodes.train={num_ways: 12, num_queries: 7, num_episodes: 24}",  # 96 images each
+        "model.head=zero",
+        "inner.num_steps=1",
+        "outer={num_steps: 2, meta_batch_size: 16, log_every: 1, validate_every: 2}",
+    )
+    path = config.run_dir.parent / "config.yaml"
+    for number in range(3):
+        command = [sys.executable, "-m", "raymaml", "train", str(path), "--local"]
+        done = subprocess.run(
+            [*command, f"name=run-{number}"], check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert ": done; best validation accuracy" in done.stdout.splitlines()[-1]
+
+
 def test_training_goes_round_again_when_episodes_run_out(make_config: Any) -> None:
     data = opened(make_config("few", "episodes.train.num_episodes=4"))
     batches = data.meta_batches(0, 0, 1)
     first, second, third = (next(batches) for _ in range(3))
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     # seed 3 starts with episode 1 of 4: steps learn from 1 2 3 | 0 1 2 | 3 0 1
     assert torch.equal(second.support_x[1:], first.support_x[:2])
     assert torch.equal(third.query_x[0], first.query_x[2])
