@@ -140,11 +140,3 @@ def _apply(tree: dict[str, Any], origins: Origins, change: _Change) -> None:
     for old in [old for old in origins if old[: len(keys)] == keys]:
         del origins[old]
     origins.update(change.origins)
-
-
-def with_seed(tree: Mapping[str, Any]) -> Any:
-    """Return the episodes of a stored config; before they had a seed, `seed` was theirs."""
-    episodes = tree.get("episodes")
-    if not isinstance(episodes, Mapping):
-        return episodes
-    return {"seed": tree.get("seed", 0), **episodes}

@@ -237,7 +237,7 @@ def learning_fingerprint(config: Config) -> dict[str, Any]:
         "data": {
             "image_size": dump["data"]["image_size"],
             "normalize": dump["data"]["normalize"],
-            "augment": dump["data"]["augment"]["train"],
+            "augment": {"train": dump["data"]["augment"]["train"]},
         },
         "episodes": {key: dump["episodes"][key] for key in ("seed", "train")},
         "model": dump["model"],

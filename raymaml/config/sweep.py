@@ -162,7 +162,7 @@ class SweepConfig(Section):
     @property
     def perturbed(self) -> list[str]:
         """Keys that population-based training changes under learned weights."""
-        return [key for key in self.space if _is_in(key, PERTURBED)]
+        return [key for key in self.space if is_in(key, PERTURBED)]
 
     @model_validator(mode="after")
     def _makes_sense(self) -> SweepConfig:
@@ -170,7 +170,7 @@ class SweepConfig(Section):
             f"space: {key} cannot differ between trials, which are compared on the same episodes"
             " at the same steps; give it under `set`"
             for key in self.space
-            if _is_in(key, NOT_DRAWN) or any(_is_in(other, (key,)) for other in NOT_DRAWN)
+            if is_in(key, NOT_DRAWN) or any(is_in(other, (key,)) for other in NOT_DRAWN)
         ]
         if self.num_trials is None and not any(each.grid for each in self.space.values()):
             problems.append("num_trials is missing; only a space with a grid has a number itself")
@@ -198,6 +198,6 @@ class SweepConfig(Section):
         return problems
 
 
-def _is_in(key: str, sections: tuple[str, ...]) -> bool:
+def is_in(key: str, sections: tuple[str, ...]) -> bool:
     """Tell whether a dotted key is one of ``sections`` or lies in one."""
     return any(f"{key}.".startswith(f"{section}.") for section in sections)

@@ -16,6 +16,7 @@ from raymaml.outside import checked, parse_json
 from raymaml.places import Place
 from raymaml.training.checkpoint import find_checkpoint, require_same_model
 from raymaml.training.metrics import METRICS_FILE, read_metrics
+from raymaml.training.run_folder import require_of_its_run
 
 AUDITS_FILE = "audits.json"
 
@@ -45,6 +46,7 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
         UserError: the run has no checkpoint, or test episodes are missing or do not fit.
     """
     checkpoint = find_checkpoint(config.run_folder, config.evaluation.checkpoint)
+    require_of_its_run(checkpoint, config)
     few = min(config.evaluation.baseline_episodes, config.episodes.test.num_episodes)
     model = Arm(
         name="model",

@@ -27,7 +27,7 @@ from raymaml.places import Place, beside
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import find_checkpoint, read_card, require_fitting
 from raymaml.training.data import open_bank, sample_shards, shards_folder
-from raymaml.training.run_folder import is_done, require_trained_by
+from raymaml.training.run_folder import is_done, require_of_its_run, require_trained_by
 from raymaml.training.state import build_learner
 
 Item = TypeVar("Item")
@@ -230,7 +230,7 @@ def _require_judgeable(study: Study, chosen: StudyArm, model: str, config: Confi
 
 def _arm(study: Study, chosen: StudyArm, model_name: str, config: Config) -> Arm:
     bank, model = open_bank(config), study.models[model_name]
-    checkpoint = _checkpoint(chosen.checkpoint, model.run_folder)
+    checkpoint = _checkpoint(chosen.checkpoint, model)
     changes = ", ".join(f"{key} {value}" for key, value in chosen.set.items())
     return Arm(
         name=chosen.name,
@@ -242,11 +242,12 @@ def _arm(study: Study, chosen: StudyArm, model_name: str, config: Config) -> Arm
     )
 
 
-def _checkpoint(which: Place | Which, folder: Place) -> Place | None:
-    if not isinstance(which, str):
-        read_card(which)
-        return which
-    return None if which == "initial" else find_checkpoint(folder, which)
+def _checkpoint(which: Place | Which, model: Config) -> Place | None:
+    if which == "initial":
+        return None
+    path = find_checkpoint(model.run_folder, which) if isinstance(which, str) else which
+    require_of_its_run(path, model)
+    return path
 
 
 def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:

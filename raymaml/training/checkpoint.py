@@ -10,65 +10,59 @@ from __future__ import annotations
 import hashlib
 import io
 import platform
-import re
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 import raymaml
-from raymaml.config.base import Count
-from raymaml.config.load import check_config, with_seed
 from raymaml.config.schema import Config
-from raymaml.data.bank_format import ImageShape
 from raymaml.data.files import (
     exists,
     new_folder,
-    reaching,
     read_bytes,
     remove_folder,
     sha256_of_file,
     write_text,
 )
-from raymaml.errors import UserError, reason_of
+from raymaml.errors import UserError
 from raymaml.logs import LOG
-from raymaml.outside import checked, parse_json, shortened
-from raymaml.places import Place, is_remote
+from raymaml.outside import shortened
+from raymaml.places import Place
+from raymaml.training.card import (
+    CARD,
+    SCHEMA_VERSION,
+    CheckpointCard,
+    CheckpointFile,
+    checkpoint_path,
+    damaged,
+    find_checkpoint,
+    list_steps,
+    read_card,
+    require_of_run,
+    trained_config,
+)
 from raymaml.training.session import Session
-from raymaml.training.state import TrainState, Validation, load_params
+from raymaml.training.state import TrainState, load_params
 from raymaml.training.tensor_file import is_plain, load_optimizer, read_tensors
 from raymaml.types import Params
 
-SCHEMA_VERSION = 1
-CARD = "checkpoint.json"
-CheckpointFile = Literal["params.pt", "optimizer.pt"]
-_NAME = re.compile(r"checkpoint_(\d{8,})")
-
-
-class CheckpointCard(BaseModel):
-    """The readable part of a checkpoint."""
-
-    # JSON knows no infinity, which is what the interval of a single validation episode is.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-    schema_version: int
-    step: Count
-    validation: Validation | None
-    best: Validation | None
-    files: dict[CheckpointFile, Annotated[str, Field(min_length=64)]]
-    """sha256 by file name; no other file can be named, least of all a path."""
-    image_shape: ImageShape
-    bank_hash: str
-    versions: dict[str, str]
-    config: dict[str, Any]
-
-    def as_text(self) -> str:
-        """Return what the file holds."""
-        return self.model_dump_json(indent=2) + "\n"
-
-
-_CARD = TypeAdapter(CheckpointCard)
+__all__ = [
+    "CheckpointStore",
+    "check_last",
+    "checkpoint_path",
+    "copy_checkpoint",
+    "copy_for_going_on",
+    "find_checkpoint",
+    "list_steps",
+    "load_tensors",
+    "read_card",
+    "require_fitting",
+    "require_same_model",
+    "trained_config",
+    "versions",
+    "write_checkpoint",
+]
 
 
 class CheckpointStore:
@@ -98,13 +92,14 @@ class CheckpointStore:
         All workers load what rank 0 finds.
 
         Raises:
-            UserError: the checkpoint is damaged.
+            UserError: the checkpoint is damaged, or of another run.
         """
         step = session.from_rank_zero(max(list_steps(self.folder), default=-1))
         if step < 0:
             LOG.info("begins with the initial weights", extra={"state": state})
             return
         path = checkpoint_path(self.folder, step)
+        require_of_run(path, self._config, self._image_shape, self._bank_hash)
         card = read_card(path)
         params = load_tensors(path, card, "params.pt", session.device)
         require_fitting(path, params, state.params | state.learner.moments)
@@ -112,7 +107,7 @@ class CheckpointStore:
         try:
             load_optimizer(state.optimizer, optimizer)
         except ValueError as error:
-            raise _damaged(path, "optimizer.pt", str(error)) from None
+            raise damaged(path, "optimizer.pt", str(error)) from None
         load_params(state.learner, params)
         state.step, state.validation, state.best = card.step, card.validation, card.best
         LOG.info("goes on from %s", path.name, extra={"state": state})
@@ -188,63 +183,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def checkpoint_path(folder: Place, step: int) -> Place:
-    """Return the folder of the checkpoint before outer step ``step``."""
-    return folder / f"checkpoint_{step:08d}"
-
-
-def list_steps(folder: Place) -> list[int]:
-    """Return the steps of all checkpoints, ascending.
-
-    On disk a checkpoint without its card is a damaged one; at a URI it never became whole.
-    """
-    if is_remote(folder):
-        with reaching(folder):
-            names = [card.parent.name for card in folder.glob(f"checkpoint_*/{CARD}")]
-    else:
-        names = [path.name for path in folder.glob("checkpoint_*")]
-    matches = (_NAME.fullmatch(name) for name in names)
-    return sorted(int(match[1]) for match in matches if match)
-
-
-def find_checkpoint(folder: Place, which: Literal["best", "last"]) -> Place:
-    """Return the newest checkpoint of a run, or the one with the best validation accuracy.
-
-    Raises:
-        UserError: there is none.
-    """
-    steps = list_steps(folder)
-    if not steps:
-        raise UserError(f"{folder}: holds no checkpoint; run `raymaml train CONFIG` first")
-    last = checkpoint_path(folder, steps[-1])
-    best = read_card(last).best
-    if which == "last" or best is None:
-        return last
-    return checkpoint_path(folder, best.step)
-
-
-def read_card(path: Place) -> CheckpointCard:
-    """Read the readable part of a checkpoint.
-
-    Raises:
-        UserError: it is missing, damaged, or of another schema version.
-    """
-    try:
-        content = parse_json(read_bytes(path / CARD))
-        found = content.get("schema_version") if isinstance(content, dict) else None
-        if found != SCHEMA_VERSION:
-            raise UserError(
-                f"{path / CARD}: has schema_version {shortened(found)}, this raymaml reads"
-                f" {SCHEMA_VERSION}; use the raymaml that wrote it"
-            )
-        card = checked(_CARD, content)
-        if "params.pt" not in card.files:
-            raise ValueError("it names no params.pt")
-    except (OSError, ValueError) as error:
-        raise _damaged(path, CARD, reason_of(error)) from None
-    return card
-
-
 def load_tensors(
     path: Place, card: CheckpointCard, name: CheckpointFile, device: torch.device
 ) -> dict[str, Any]:
@@ -256,23 +194,25 @@ def load_tensors(
     try:
         content = read_bytes(path / name)
     except OSError:
-        raise _damaged(path, name, "it is missing") from None
+        raise damaged(path, name, "it is missing") from None
     if hashlib.sha256(content).hexdigest() != card.files.get(name):
-        raise _damaged(path, name, "its sha256 is not the one in checkpoint.json")
+        raise damaged(path, name, "its sha256 is not the one in checkpoint.json")
     try:
         tensors = read_tensors(content, device)
         if not isinstance(tensors, dict):
             raise ValueError("it holds no tensors by name")
     except ValueError as error:
-        raise _damaged(path, name, str(error)) from None
+        raise damaged(path, name, str(error)) from None
     return tensors
 
 
-def check_last(folder: Place) -> None:
-    """Check that the checkpoint that a run would go on from, if any, is whole.
+def check_last(
+    folder: Place, config: Config, image_shape: tuple[int, int, int], bank_hash: str
+) -> None:
+    """Check that the checkpoint that a run would go on from, if any, is whole, and is of the run.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or it or the best one is of another run.
     """
     while steps := list_steps(folder):
         path = checkpoint_path(folder, steps[-1])
@@ -280,29 +220,12 @@ def check_last(folder: Place) -> None:
             card = read_card(path)
             for name in card.files:
                 load_tensors(path, card, name, torch.device("cpu"))
+            require_of_run(path, config, image_shape, bank_hash)
             return
         except UserError:
-            if exists(path):
+            if list_steps(folder) == steps:
                 raise
-            # A worker that outlives its killed driver has just dropped it for a newer one.
-
-
-def trained_config(path: Place, own: Config) -> Config:
-    """Return the config that a checkpoint was written with, but for source and places.
-
-    Those are of ``own``: nothing is opened, imported or reached since a file says so, and a URI is
-    enough for fsspec to do that.
-
-    Raises:
-        UserError: the checkpoint is damaged.
-    """
-    tree = read_card(path).config
-    data = tree.get("data")
-    if isinstance(data, Mapping):
-        kept = {key: getattr(own.data, key) for key in ("source", "bank", "shards", "cache")}
-        data = {**data, **kept}
-    tree = {**tree, "episodes": with_seed(tree)}
-    return check_config({**tree, "run_dir": own.run_dir, "data": data}, str(path / CARD))
+            # A worker that outlives its killed driver has just dropped one for a newer one.
 
 
 def require_same_model(path: Place, config: Config, image_shape: tuple[int, int, int]) -> None:
@@ -359,13 +282,6 @@ def _is_number(value: object) -> bool:
     return is_plain(value) and torch.is_floating_point(value)  # type: ignore[arg-type]
 
 
-def _damaged(path: Place, name: str, reason: str) -> UserError:
-    return UserError(
-        f"{path / name}: is damaged ({reason}); move {path} away to go on from the checkpoint"
-        " before it, or restore it from a copy"
-    )
-
-
 def _require_equal_replicas(state: TrainState, session: Session) -> None:
     digest = torch.tensor([[state.digest()]], device=session.device)
     digests = session.gather(digest, [1] * session.world_size)
@@ -376,13 +292,20 @@ def _require_equal_replicas(state: TrainState, session: Session) -> None:
         )
 
 
-def copy_checkpoint(path: Place, folder: Place) -> Place:
-    """Copy a checkpoint into another run folder, whole or not at all, unless it is there."""
+def copy_checkpoint(path: Place, folder: Place, inherited_from: str | None = None) -> Place:
+    """Copy a checkpoint into another run folder, whole or not at all, unless it is there.
+
+    ``inherited_from`` names the run that it is of, where the other goes on with other rates.
+    """
     copy = folder / path.name
     if not exists(copy / CARD):
+        card = read_card(path)
+        origin = card.inherited_from or inherited_from
+        card = card.model_copy(update={"schema_version": SCHEMA_VERSION, "inherited_from": origin})
         with new_folder(copy, CARD) as partial:
-            for name in (CARD, *read_card(path).files):
+            for name in card.files:
                 (partial / name).write_bytes(read_bytes(path / name))
+            (partial / CARD).write_text(card.as_text(), encoding="utf-8")
     return copy
 
 
@@ -397,4 +320,4 @@ def copy_for_going_on(source: Place, folder: Place, step: int) -> None:
     last = checkpoint_path(source, step)
     best = read_card(last).best
     for each in sorted({step} | ({best.step} if best else set())):
-        copy_checkpoint(checkpoint_path(source, each), folder)
+        copy_checkpoint(checkpoint_path(source, each), folder, source.name)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from raymaml.config.load import dump_config, with_seed
+from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.data.files import (
     exists,
@@ -23,6 +23,7 @@ from raymaml.data.locks import Timeout, hold
 from raymaml.errors import StorageError, UserError
 from raymaml.outside import parse_json, shortened
 from raymaml.places import Place, is_remote
+from raymaml.training.card import require_agreement
 from raymaml.training.checkpoint import (
     check_last,
     find_checkpoint,
@@ -30,8 +31,10 @@ from raymaml.training.checkpoint import (
     trained_config,
 )
 from raymaml.training.data import TrainingData
+from raymaml.training.identity import as_meant, deciding, differences, flat
 
 IDENTITY = "run.json"
+SCHEMA_VERSION = 2
 STOP = "STOP"
 _LOOK_EVERY = 2.0
 """Seconds between two looks for a stop at a URI: a step should not wait for the network."""
@@ -112,7 +115,8 @@ def watch_stop(folder: Place) -> Callable[[], bool]:
 def begin(folder: Place, config: Config, data: TrainingData) -> None:
     """Write what the run is started, or gone on, with; the sole writer does it."""
     if not exists(folder / IDENTITY):
-        write_text(folder / IDENTITY, json.dumps(_identity(config, data), indent=2) + "\n")
+        identity = {"schema_version": SCHEMA_VERSION, **_identity(config, data)}
+        write_text(folder / IDENTITY, json.dumps(identity, indent=2) + "\n")
     write_text(folder / "config.yaml", dump_config(config))
 
 
@@ -134,15 +138,30 @@ def require_trained_by(config: Config) -> None:
     """
     folder = config.run_folder
     trained = trained_config(find_checkpoint(folder, "last"), config)
-    before, now = (_flat(learning_fingerprint(each)) for each in (trained, config))
-    _require_same(folder, before, now)
+    _require_same(folder, deciding(trained), deciding(config))
+
+
+def require_of_its_run(path: Place, config: Config) -> None:
+    """Check that a checkpoint says what the ``run.json`` beside it says, if there is one.
+
+    Raises:
+        UserError: naming everything that differs.
+    """
+    if exists(path.parent / IDENTITY):
+        identity = _read_identity(path.parent / IDENTITY)
+        wanted = {key: value for key, value in identity.items() if key not in _OF_THE_DATA}
+        require_agreement(path, config, wanted, f"{IDENTITY} says")
 
 
 def _check_identity(folder: Place, config: Config, data: TrainingData) -> None:
     path = folder / IDENTITY
     if exists(path):
-        _require_same(folder, _flat(_read_identity(path)), _flat(_identity(config, data)))
-    check_last(folder)
+        _require_same(folder, _read_identity(path), flat(_identity(config, data)))
+    check_last(folder, config, data.image_shape, data.train.shards.bank_hash)
+
+
+_OF_THE_DATA = ("train_manifest",)
+"""What ``run.json`` says and a checkpoint does not."""
 
 
 def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
@@ -154,37 +173,41 @@ def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
 
 
 def _read_identity(path: Place) -> dict[str, Any]:
+    """Return what ``run.json`` says, by dotted key.
+
+    Raises:
+        UserError: it is damaged, or of a later version.
+    """
     try:
         identity = parse_json(read_bytes(path))
         if not isinstance(identity, dict):
             raise ValueError("it holds no keys")
-        identity = {**identity, "episodes": with_seed(identity)}
-    except (OSError, ValueError):
+        version = identity.pop("schema_version", 1)
+        identity = flat(as_meant(identity))
+    except (OSError, ValueError, TypeError, AttributeError):
         raise UserError(
             f"{path}: is damaged; restore it from a copy, or choose another name to start anew"
         ) from None
+    if version not in (1, SCHEMA_VERSION):
+        raise UserError(
+            f"{path}: has schema_version {shortened(version)}, this raymaml reads 1 and"
+            f" {SCHEMA_VERSION}; use the raymaml that wrote it, or choose another name"
+        )
     return identity
 
 
+_REMEDIES = {
+    "bank_hash": "import the old images again, or choose another name",
+    "train_manifest": "sample the old episodes again with the raymaml that sampled them, or choose"
+    " another name",
+}
+
+
 def _require_same(folder: Place, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if changed:
-        raise UserError(
-            *(
-                f"{folder}: was started with {key} = {shortened(before.get(key))}, the config now"
-                f" says {now.get(key)!r}; give the old value to resume, or another name to start"
-                " anew"
-                for key in changed
-            )
-        )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by dotted key."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves.update(_flat(value, f"{prefix}{key}."))
-        else:
-            leaves[prefix + key] = value
-    return leaves
+    problems = [
+        f"{folder}: was started with {key} = {shortened(had)}, the config now says {has!r};"
+        f" {_REMEDIES.get(key, 'give the old value to resume, or another name to start anew')}"
+        for key, (had, has) in differences(before, now).items()
+    ]
+    if problems:
+        raise UserError(*problems)

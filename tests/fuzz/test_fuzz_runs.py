@@ -213,7 +213,7 @@ def test_a_checkpoint(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> No
         (path / "checkpoint.json").write_bytes(text)
 
     def read(_: object) -> None:
-        check_last(folder)
+        check_last(folder, config, SHAPE, "x")
         found = find_checkpoint(folder, "best")
         require_same_model(found, config, SHAPE)
         require_trained_by(config)

@@ -285,7 +285,7 @@ def test_a_card_that_names_a_file_elsewhere(run: Config, tmp_path: Path) -> None
     digest = hashlib.sha256((tmp_path / "secret.pt").read_bytes()).hexdigest()
     sign(run, files={"params.pt": digest, "../../../../secret.pt": digest})
     with pytest.raises(UserError, match=r"checkpoint\.json: is damaged \(files"):
-        check_last(run.run_folder)
+        check_last(run.run_folder, run, SHAPE, "x")
 
 
 def test_a_card_whose_config_names_code_and_places_elsewhere(

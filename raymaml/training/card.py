@@ -1,0 +1,243 @@
+"""The card of a checkpoint: what it says, and whether that fits its folder and its run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from raymaml.config.base import Count
+from raymaml.config.load import check_config
+from raymaml.config.schema import Config
+from raymaml.config.sweep import PERTURBED, is_in
+from raymaml.data.bank_format import ImageShape
+from raymaml.data.files import exists, reaching, read_bytes
+from raymaml.errors import UserError, reason_of
+from raymaml.outside import checked, parse_json, shortened
+from raymaml.places import Place, is_remote
+from raymaml.training.identity import as_meant, deciding, differences
+from raymaml.training.state import Validation
+
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)
+CARD = "checkpoint.json"
+CheckpointFile = Literal["params.pt", "optimizer.pt"]
+_NAME = re.compile(r"checkpoint_(\d{8,})")
+
+
+class CheckpointCard(BaseModel):
+    """The readable part of a checkpoint."""
+
+    # JSON knows no infinity, which is what the interval of a single validation episode is.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    schema_version: int
+    step: Count
+    validation: Validation | None
+    best: Validation | None
+    inherited_from: str | None = None
+    """Name of the run that it was copied from, to go on with other rates (in a sweep)."""
+    files: dict[CheckpointFile, Annotated[str, Field(min_length=64)]]
+    """sha256 by file name; no other file can be named, least of all a path."""
+    image_shape: ImageShape
+    bank_hash: str
+    versions: dict[str, str]
+    config: dict[str, Any]
+
+    def as_text(self) -> str:
+        """Return what the file holds."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+_CARD = TypeAdapter(CheckpointCard)
+
+
+def checkpoint_path(folder: Place, step: int) -> Place:
+    """Return the folder of the checkpoint before outer step ``step``."""
+    return folder / f"checkpoint_{step:08d}"
+
+
+def list_steps(folder: Place) -> list[int]:
+    """Return the steps of all checkpoints, ascending.
+
+    On disk a checkpoint without its card is a damaged one; at a URI it never became whole.
+    """
+    if is_remote(folder):
+        with reaching(folder):
+            names = [card.parent.name for card in folder.glob(f"checkpoint_*/{CARD}")]
+    else:
+        names = [path.name for path in folder.glob("checkpoint_*")]
+    matches = (_NAME.fullmatch(name) for name in names)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def find_checkpoint(folder: Place, which: Literal["best", "last"]) -> Place:
+    """Return the newest checkpoint of a run, or the one with the best validation accuracy.
+
+    Raises:
+        UserError: there is none, or the best one is not what the newest says.
+    """
+    steps = list_steps(folder)
+    if not steps:
+        raise UserError(f"{folder}: holds no checkpoint; run `raymaml train CONFIG` first")
+    last = checkpoint_path(folder, steps[-1])
+    return last if which == "last" else _best(last)
+
+
+def _best(last: Place) -> Place:
+    """Return the best checkpoint of the run whose newest is ``last``.
+
+    Raises:
+        UserError: it is not there, or was judged otherwise than ``last`` says.
+    """
+    best = read_card(last).best
+    if best is None:
+        return last
+    path = checkpoint_path(last.parent, best.step)
+    if not exists(path):
+        raise UserError(
+            f"{last / CARD}: best.step is {best.step}, but {path} is not there; restore it from a"
+            f" copy, or judge {last.name} by evaluation.checkpoint=last"
+        )
+    if (found := read_card(path).validation) != best:
+        raise UserError(
+            f"{path / CARD}: validation is {found}, but best of {last / CARD} is {best};"
+            f" {_remedy(last)}"
+        )
+    return path
+
+
+def read_card(path: Place) -> CheckpointCard:
+    """Read the readable part of a checkpoint.
+
+    Raises:
+        UserError: it is missing, damaged, of another schema version, or contradicts itself or the
+            name of its folder.
+    """
+    try:
+        content = parse_json(read_bytes(path / CARD))
+        found = content.get("schema_version") if isinstance(content, dict) else None
+        if found not in _READABLE:
+            raise UserError(
+                f"{path / CARD}: has schema_version {shortened(found)}, this raymaml reads"
+                f" {' and '.join(map(str, _READABLE))}; use the raymaml that wrote it"
+            )
+        card = checked(_CARD, content)
+        if "params.pt" not in card.files:
+            raise ValueError("it names no params.pt")
+    except (OSError, ValueError) as error:
+        raise damaged(path, CARD, reason_of(error)) from None
+    match = _NAME.fullmatch(path.name)
+    if problems := _contradictions(card, int(match[1]) if match else None):
+        raise UserError(*(f"{path / CARD}: {each}; {_remedy(path)}" for each in problems))
+    return card
+
+
+def _contradictions(card: CheckpointCard, number: int | None) -> list[str]:
+    """Say in what a card disagrees with the ``number`` in its folder's name, and with itself.
+
+    A run may stop between two validations, so that the newest one is of an earlier step.
+    """
+    problems = []
+    if number is not None and number != card.step:
+        problems.append(f"step is {card.step}, the folder's name says {number}")
+    last, best = card.validation, card.best
+    if last is None or best is None:
+        for name, value, other in (("best", best, last), ("validation", last, best)):
+            if value is None and other is not None:
+                rest = "validation" if name == "best" else "best"
+                problems.append(f"{name} is absent, {rest} is of step {other.step}")
+        return problems
+    if last.step > card.step:
+        problems.append(f"validation.step is {last.step}, step is {card.step}")
+    if best.step > last.step:
+        problems.append(f"best.step is {best.step}, validation.step is {last.step}")
+    elif best.accuracy < last.accuracy:
+        problems.append(f"best.accuracy is {best.accuracy}, validation.accuracy is {last.accuracy}")
+    elif best.step == last.step and best != last:
+        problems.append(f"best and validation differ, both of step {best.step}")
+    return problems
+
+
+def require_of_run(
+    last: Place, config: Config, image_shape: tuple[int, int, int], bank_hash: str
+) -> None:
+    """Check that the newest checkpoint of a run, and the best one, are of ``config`` and bank.
+
+    Raises:
+        UserError: naming everything in which either differs.
+    """
+    wanted = {**deciding(config), "image_shape": image_shape, "bank_hash": bank_hash}
+    whose = "the config and its bank say"
+    require_agreement(last, config, wanted, whose)
+    if (best := _best(last)) != last:
+        require_agreement(best, config, wanted, whose)
+
+
+def require_agreement(path: Place, own: Config, wanted: Mapping[str, Any], whose: str) -> None:
+    """Check that what a checkpoint says of how it came about is what is ``wanted``, by key.
+
+    Args:
+        path: of the checkpoint.
+        own: the config at hand, see ``trained_config``.
+        wanted: the keys to compare.
+        whose: the beginning of a sentence that a value of ``wanted`` ends.
+
+    Raises:
+        UserError: naming everything that differs.
+    """
+    card = read_card(path)
+    of_images = {"image_shape": card.image_shape, "bank_hash": card.bank_hash}
+    says = deciding(trained_config(path, own)) | {
+        key: value for key, value in of_images.items() if key in wanted
+    }
+    problems = [
+        f"{path / CARD}: {key} is {shortened(has)}, {whose} {shortened(should)}; {_remedy(path)}"
+        for key, (has, should) in _strange(card, says, wanted).items()
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
+def _strange(
+    card: CheckpointCard, says: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return what differs from what is ``wanted``: by key, what the card says and what it should.
+
+    Converted weights know no bank. A checkpoint that another run of a sweep left may be of other
+    rates.
+    """
+    return {
+        key: (has, should)
+        for key, (should, has) in differences(wanted, says).items()
+        if not (key == "bank_hash" and card.bank_hash == "")
+        and not (card.inherited_from and is_in(key, PERTURBED))
+    }
+
+
+def trained_config(path: Place, own: Config) -> Config:
+    """Return the config that a checkpoint was written with, but for source and places.
+
+    Those are of ``own``: nothing is opened, imported or reached since a file says so, and a URI is
+    enough for fsspec to do that.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    tree = as_meant(read_card(path).config)
+    data = tree.get("data")
+    if isinstance(data, Mapping):
+        kept = {key: getattr(own.data, key) for key in ("source", "bank", "shards", "cache")}
+        data = {**data, **kept}
+    return check_config({**tree, "run_dir": own.run_dir, "data": data}, str(path / CARD))
+
+
+def damaged(path: Place, name: str, reason: str) -> UserError:
+    """Return what to say of a file of the checkpoint ``path`` that cannot be used."""
+    return UserError(f"{path / name}: is damaged ({reason}); {_remedy(path)}")
+
+
+def _remedy(path: Place) -> str:
+    return f"move {path} away to go on from the checkpoint before it, or restore it from a copy"

@@ -1,0 +1,76 @@
+"""What decides the weights of a run, by dotted key, in files of this version and of earlier ones.
+
+``run.json`` and the cards of checkpoints carry it. A key that such a file does not know did not
+exist when it was written: it stands for its default of then, which is the default of now, or what
+``as_meant`` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from raymaml.config.schema import Config, learning_fingerprint
+
+ABSENT = "absent"
+_VALUES = {"data.normalize", "model.norm", "model.encoder_args"}
+"""Mappings that are values, not sections."""
+
+
+def as_meant(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config, or the part that ``run.json`` holds, with the keys that it lacks and that
+    did not use to mean today's default.
+
+    Every rule of this kind stands here.
+    """
+    meant = dict(tree)
+    match meant.get("data"):
+        case {"augment": {"support": _} as train, **data}:  # run.json of schema version 1
+            meant["data"] = {**data, "augment": {"train": train}}
+    match meant:
+        case {"seed": seed, "episodes": {**episodes}}:  # before they had a seed it was theirs
+            meant["episodes"] = {"seed": seed, **episodes}
+    return meant
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """Return the keys that decide the weights of ``config``, each with its value."""
+    return flat(learning_fingerprint(config))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two flat identities: by key, the value before and the one now."""
+    found = {}
+    for key in {**before, **now}:
+        had = before[key] if key in before else _default(key)
+        has = now.get(key, ABSENT)
+        if had != has and (had, has) != (ABSENT, None):
+            found[key] = had, has
+    return found
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested sections by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = prefix + key
+        if isinstance(value, Mapping) and name not in _VALUES:
+            leaves.update(flat(value, f"{name}."))
+        else:
+            leaves[name] = value
+    return leaves
+
+
+def _default(key: str) -> Any:
+    """Return the default of a config key, ``ABSENT`` where there is none."""
+    kind: Any = Config
+    field = None
+    for part in key.split("."):
+        field = getattr(kind, "model_fields", {}).get(part)
+        if field is None:
+            return ABSENT
+        kind = field.annotation
+    value = PydanticUndefined if field is None else field.get_default(call_default_factory=True)
+    return ABSENT if value is PydanticUndefined else to_jsonable_python(value)

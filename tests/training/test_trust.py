@@ -1,0 +1,184 @@
+"""What a checkpoint says is compared with its folder, its run and the config before it is used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import raymaml
+from raymaml.config.schema import Config
+from raymaml.errors import UserError
+from raymaml.evaluation.auditing import audit_run
+from raymaml.evaluation.plan import plan_test
+from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, read_card
+from raymaml.training.worker import train_locally
+
+CPU = torch.device("cpu")
+Reader = Callable[[Config], Any]
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def longer(config: Config, steps: int = 9) -> Config:
+    outer = config.outer.model_copy(update={"num_steps": steps})
+    return config.model_copy(update={"outer": outer})
+
+
+READERS: dict[str, Reader] = {
+    "train": lambda config: train_locally(longer(config), quiet),
+    "train, with nothing left to do": lambda config: train_locally(config, quiet),
+    "test": lambda config: plan_test(config, CPU),
+    "audit": lambda config: audit_run(config, quiet),
+    "load_learner": raymaml.load_learner,
+}
+
+
+@pytest.fixture
+def run(make_config: Any) -> Config:
+    """A run whose last checkpoint, at step 6, is its best."""
+    config: Config = make_config("tiny", "outer.validate_every=6")
+    assert train_locally(config, quiet)
+    best(config, 6)
+    return config
+
+
+def best(config: Config, step: int) -> None:
+    """Have the checkpoint of a step be the best: accuracies of 4 episodes are as they come."""
+    first, last = (checkpoint_path(config.run_folder, each) for each in (0, 6))
+    cards = {path: card_of(path) for path in (first, last) if path.exists()}
+    validation = cards[last]["validation"] | {"accuracy": 1.0 if step == 6 else 0.0}
+    chosen = validation if step == 6 else cards[first]["validation"]
+    write_card(last, cards[last] | {"validation": validation, "best": chosen})
+
+
+def card_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "checkpoint.json").read_text())
+    return found
+
+
+def write_card(path: Path, card: dict[str, Any]) -> None:
+    (path / "checkpoint.json").write_text(json.dumps(card))
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree[section]
+    tree[last] = value
+
+
+def refused(reader: Reader, config: Config) -> str:
+    with pytest.raises(UserError) as caught:
+        reader(config)
+    return str(caught.value)
+
+
+ABOUT_ITSELF = {
+    "step": (5, "step is 5, the folder's name says 6"),
+    "validation.step": (7, "validation.step is 7, step is 6"),
+    "best.step": (7, "best.step is 7, validation.step is 6"),
+    "best.accuracy": (0.5, "best.accuracy is 0.5, validation.accuracy is 1.0"),
+    "best.loss": (99.0, "best and validation differ, both of step 6"),
+    "best": (None, "best is absent, validation is of step 6"),
+}
+ABOUT_ITS_RUN = {
+    "config.seed": (99, "seed is 99, {whose} 3"),
+    "config.inner.lr": (0.7, "inner.lr is 0.7, {whose} 0.1"),
+    "config.outer.lr": (0.5, "outer.lr is 0.5, {whose} 0.001"),
+    "config.model.temperature": (2.0, "model.temperature is 2.0, {whose} 1.0"),
+    "bank_hash": ("d" * 64, "bank_hash is 'dddddddd"),
+}
+
+
+@pytest.mark.parametrize("key", [*ABOUT_ITSELF, *ABOUT_ITS_RUN])
+def test_a_card_that_says_something_else_is_refused(run: Config, key: str) -> None:
+    path = checkpoint_path(run.run_folder, 6)
+    value, says = (ABOUT_ITSELF | ABOUT_ITS_RUN)[key]
+    card = card_of(path)
+    set_key(card, key, value)
+    write_card(path, card)
+    for name, reader in READERS.items():
+        text = refused(reader, run)
+        whose = "the config and its bank say" if name.startswith("train") else "run.json says"
+        assert f"{path / 'checkpoint.json'}: {says.format(whose=whose)}" in text
+        assert "restore it from a copy" in text
+
+
+def test_another_image_shape_is_refused(run: Config) -> None:
+    path = checkpoint_path(run.run_folder, 6)
+    write_card(path, card_of(path) | {"image_shape": [3, 16, 16]})
+    for reader in READERS.values():
+        assert "image" in refused(reader, run)
+
+
+@pytest.mark.parametrize("change", ["seed=4", "inner.lr=0.2", "model.norm=context"])
+def test_a_whole_checkpoint_folder_of_another_run_is_refused(
+    run: Config, make_config: Any, change: str
+) -> None:
+    other = make_config("other", "outer.validate_every=6", change)
+    assert train_locally(other, quiet)
+    path = checkpoint_path(run.run_folder, 6)
+    shutil.rmtree(path)
+    shutil.copytree(checkpoint_path(other.run_folder, 6), path)
+    key, _, value = change.partition("=")
+    for reader in READERS.values():
+        text = refused(reader, judged_by_newest(run))
+        assert f"{path / 'checkpoint.json'}: {key} is {value}, " in text.replace("'", "")
+
+
+def judged_by_newest(config: Config) -> Config:
+    evaluation = config.evaluation.model_copy(update={"checkpoint": "last"})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+def test_a_checkpoint_of_the_same_run_under_another_step_is_refused(run: Config) -> None:
+    """Weights and optimizer of step 6 would go on as those of step 8."""
+    folder = run.run_folder
+    checkpoint_path(folder, 6).rename(checkpoint_path(folder, 8))
+    for reader in READERS.values():
+        assert "step is 6, the folder's name says 8" in refused(reader, run)
+
+
+def test_a_best_checkpoint_that_is_not_there_is_refused(run: Config) -> None:
+    best(run, 0)
+    gone = checkpoint_path(run.run_folder, 0)
+    shutil.rmtree(gone)
+    for reader in READERS.values():
+        text = refused(reader, run)
+        assert f"best.step is 0, but {gone} is not there; restore it from a copy" in text
+
+
+def test_a_best_checkpoint_of_another_run_is_refused(run: Config, make_config: Any) -> None:
+    best(run, 0)
+    other = make_config("other", "outer.validate_every=6", "seed=4")
+    assert train_locally(other, quiet)
+    path = checkpoint_path(run.run_folder, 0)
+    shutil.rmtree(path)
+    shutil.copytree(checkpoint_path(other.run_folder, 0), path)
+    for reader in READERS.values():
+        assert str(path) in refused(reader, run)
+
+
+def test_a_run_folder_without_run_json_is_compared_with_the_config(run: Config) -> None:
+    (run.run_folder / "run.json").unlink()
+    inner = run.inner.model_copy(update={"lr": 0.7})
+    text = refused(READERS["train"], run.model_copy(update={"inner": inner}))
+    assert "inner.lr is 0.1, the config and its bank say 0.7" in text
+
+
+def test_what_may_change_may_change(run: Config, make_config: Any) -> None:
+    free = ["outer.validate_every=2", "outer.log_every=5", "cluster.timeout=30"]
+    later = make_config("tiny", *free, "outer.num_steps=8")
+    assert train_locally(later, quiet)
+    assert read_card(find_checkpoint(later.run_folder, "last")).step == 8
+    assert plan_test(later, CPU).arms
+    assert partial(raymaml.load_learner, later)() is not None
