@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation.others import Predict
-from raymaml.evaluation.statistics import mean_interval
+from raymaml.evaluation.statistics import bounded_interval
 from raymaml.evaluation.verdict import AuditResult
 from raymaml.seeding import bit_stream, draw_without_replacement
 from raymaml.training.data import EpisodeSet
@@ -253,9 +253,8 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def _percent(values: Sequence[float] | NDArray[np.float64]) -> str:
-    found = mean_interval(np.asarray(values, dtype=np.float64))
-    margin = f" +- {found.half_width:.2%}" if np.isfinite(found.half_width) else ""
-    return f"{found.mean:.2%}{margin}"
+    found = bounded_interval(np.asarray(values, dtype=np.float64))
+    return f"{found.mean:.2%} +- {found.half_width:.2%}"
 
 
 Audit = Callable[[Subject], AuditResult]

@@ -11,15 +11,24 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse, special
+from scipy import sparse
 
-from raymaml.evaluation.statistics import Interval, mean_interval, symmetric_interval
+from raymaml.evaluation.statistics import (
+    Interval,
+    bounded_interval,
+    degrees_of_freedom,
+    interval_within,
+    spanning_interval,
+    symmetric_interval,
+)
 
 
 def new_classes_interval(
     accuracy: NDArray[np.float64],  # [E]
     class_ids: NDArray[np.int64],  # [E, N]
     level: float = 0.95,
+    *,
+    lowest: float = 0.0,
 ) -> Interval:
     """Return the mean accuracy and its interval for classes drawn anew: a class-cluster bootstrap.
 
@@ -37,8 +46,10 @@ def new_classes_interval(
     - less what the noise of single episodes puts in (``s**2`` around the sum of what the classes of
       an episode do): each is in N classes and counted so often, times these factors; once is right.
 
-    The quantile is Student's with M - 1 degrees of freedom. Where classes hardly differ (a tenth of
-    the noise of an episode) a 95% interval covers in 90%.
+    Its ends are those of ``bounded_ends``; where all episodes are alike it is the interval of M
+    values that are alike. It reaches as far as ``bounded_interval`` at both ends. The degrees of
+    freedom are those of M values, times the share of the variance that the last correction leaves:
+    a small difference of two large numbers is known the less (by simulation).
 
     ``count`` is the number of classes, ``std`` the standard error times its root. Where all
     episodes have the same classes nothing is known of others: the half-width is infinite.
@@ -47,6 +58,8 @@ def new_classes_interval(
         accuracy: of each episode, or a difference of two.
         class_ids: the classes of each episode.
         level: probability to cover the mean over classes.
+        lowest: least value that an episode may have, 0 for accuracies and -1 for differences; the
+            highest is 1.
     """
     episodes, ways = class_ids.shape
     classes, index = np.unique(class_ids, return_inverse=True)
@@ -57,11 +70,19 @@ def new_classes_interval(
     moved = np.bincount(index.ravel(), residuals, minlength=count) / episodes  # by one more draw
     factor = count / (count - 1) * ((count - 1) / (count - ways)) ** 2
     noise = _noise(accuracy, index.reshape(episodes, ways)) / episodes
-    variance = factor * float(np.square(moved).sum()) - (factor * ways - 1) * noise
+    raw = factor * float(np.sum(moved**2))
     # never less than of independent episodes: the classes cannot make the mean more certain
-    error = math.sqrt(max(variance, float(np.var(accuracy, ddof=1)) / episodes))
-    t_quantile = float(special.stdtrit(count - 1, (1 + level) / 2))
-    return symmetric_interval(mean, t_quantile * error, error * math.sqrt(count), count)
+    independent = float(np.var(accuracy, ddof=1)) / episodes
+    variance = max(raw - (factor * ways - 1) * noise, independent)
+    error, std = math.sqrt(variance), math.sqrt(variance * count)
+    degrees = float(degrees_of_freedom(count, np.mean(moved**2), np.mean(moved**4)))
+    degrees = max(degrees * min(variance / raw, 1.0), min(degrees, 2.0)) if raw else degrees
+    same = bounded_interval(accuracy, level, lowest=lowest)
+    found = interval_within(
+        same.mean, error, std, count, degrees=degrees, level=level, lowest=lowest
+    )
+    ends = min(found.low, same.low), max(found.high, same.high)
+    return spanning_interval(same.mean, *ends, std, count)
 
 
 def _noise(accuracy: NDArray[np.float64], index: NDArray[np.int64]) -> float:
@@ -92,9 +113,9 @@ def disjoint_tasks(image_rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def disjoint_tasks_interval(
     accuracy: NDArray[np.float64], image_rows: NDArray[np.int64], level: float = 0.95
 ) -> Interval:
-    """Return the mean and t interval over episodes that share no image.
+    """Return the mean and ``bounded_interval`` over episodes that share no image.
 
     Sampling without replacement, as Lafargue et al. 2024 (arXiv 2409.02850) ask for: the interval
     for other images of these classes. ``count`` is the number of episodes that could be taken.
     """
-    return mean_interval(accuracy[disjoint_tasks(image_rows)], level)
+    return bounded_interval(accuracy[disjoint_tasks(image_rows)], level)

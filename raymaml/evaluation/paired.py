@@ -12,7 +12,7 @@ from raymaml.data.sampling import by_label
 from raymaml.errors import UserError
 from raymaml.evaluation.generalisation import new_classes_interval
 from raymaml.evaluation.records import RecordArrays
-from raymaml.evaluation.statistics import Interval, mean_interval
+from raymaml.evaluation.statistics import Interval, bounded_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Paired:
     """The differences of two arms."""
 
     difference: Interval
-    """Mean difference in accuracy and its t interval over episodes."""
+    """Mean difference in accuracy and its ``bounded_interval`` over episodes."""
     new_classes: Interval
     """The same difference and its interval for classes drawn anew."""
     wins: int
@@ -52,8 +52,8 @@ def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     decided = wins + losses
     return Paired(
-        difference=mean_interval(differences),
-        new_classes=new_classes_interval(differences, a.class_ids[in_a]),
+        difference=bounded_interval(differences, lowest=-1.0),
+        new_classes=new_classes_interval(differences, a.class_ids[in_a], lowest=-1.0),
         wins=wins,
         ties=len(differences) - decided,
         losses=losses,

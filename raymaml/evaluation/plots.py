@@ -120,26 +120,23 @@ def plot_arms(path: Path, arms: Mapping[str, tuple[Interval, Interval]]) -> None
 
 def plot_running_mean(
     path: Path,
-    arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]],
     first: int,
 ) -> None:
-    """Draw mean and half-width [n] over the first 1, 2, .. n episodes; ``first`` is marked."""
+    """Draw mean, low and high [n] over the first 1, 2, .. n episodes; ``first`` is marked."""
     figure, axes = _figure("Mean accuracy over the first episodes")
-    count = max(len(means) for means, _ in arms.values())
-    labels, low, high = [], [], []
-    for (name, (means, half_widths)), color in zip(arms.items(), _colors(len(arms)), strict=True):
+    count = max(len(means) for means, _, _ in arms.values())
+    labels, lowest, highest = [], [], []
+    for (name, (means, low, high)), color in zip(arms.items(), _colors(len(arms)), strict=True):
         # a few hundred points look like all of them, and draw in a blink
         at = np.unique(np.geomspace(min(10, len(means)), len(means), 400).astype(int)) - 1
-        margin = np.where(np.isfinite(half_widths[at]), half_widths[at], 0.0)
-        axes.fill_between(
-            at + 1, means[at] - margin, means[at] + margin, color=color, alpha=0.15, linewidth=0
-        )
+        axes.fill_between(at + 1, low[at], high[at], color=color, alpha=0.15, linewidth=0)
         axes.plot(at + 1, means[at], color=color, linewidth=1.5)
         labels.append((float(means[-1]), f"{name}  {means[-1]:.1%}", color))
         late = at[at >= len(means) // 50]
-        low.append((means - np.where(np.isfinite(half_widths), half_widths, 0))[late].min())
-        high.append((means + np.where(np.isfinite(half_widths), half_widths, 0))[late].max())
-    axes.set_ylim(max(min(low) - 0.01, -0.02), min(max(high) + 0.01, 1.02))
+        lowest.append(low[late].min())
+        highest.append(high[late].max())
+    axes.set_ylim(max(min(lowest) - 0.01, -0.02), min(max(highest) + 0.01, 1.02))
     axes.set_xlim(0, max(count, 2))
     if first < count:
         axes.axvline(first, color=_MUTED, linewidth=1, linestyle="--")
@@ -191,7 +188,12 @@ def plot_learning_curve(path: Path, curve: Sequence[Mapping[str, Any]]) -> None:
     margin = np.array([min(point.get("val_ci95") or 0.0, 1.0) for point in curve])
     figure, axes = _figure("Validation accuracy while learning")
     axes.fill_between(
-        steps, accuracy - margin, accuracy + margin, color=_MAIN, alpha=0.18, linewidth=0
+        steps,
+        np.maximum(accuracy - margin, 0),
+        np.minimum(accuracy + margin, 1),
+        color=_MAIN,
+        alpha=0.18,
+        linewidth=0,
     )
     # A few points are drawn one by one; many would only thicken the line.
     axes.plot(steps, accuracy, color=_MAIN, linewidth=2, marker="o" if len(curve) <= 40 else None)
@@ -269,12 +271,9 @@ def _colors(count: int) -> list[str]:
 
 
 def _mark_mean(axes: Axes, mean: Interval) -> None:
-    half_width = mean.half_width if math.isfinite(mean.half_width) else 0.0
-    text = f"mean {mean.mean:.2%}"
-    if half_width:
-        text += f" {PLUS_MINUS} {half_width:.2%}\n(95% interval)"
+    text = f"mean {mean.mean:.2%} {PLUS_MINUS} {mean.half_width:.2%}\n(95% interval)"
     # Of a handful of episodes the interval is far wider than the picture.
-    left, right = np.clip([mean.mean - half_width, mean.mean + half_width], *axes.get_xlim())
+    left, right = np.clip([mean.low, mean.high], *axes.get_xlim())
     axes.axvspan(left, right, color=_INK, alpha=0.15, lw=0)
     axes.axvline(mean.mean, color=_INK, linewidth=2)
     on_left = mean.mean > sum(axes.get_xlim()) / 2
@@ -296,9 +295,8 @@ def _mark_mean(axes: Axes, mean: Interval) -> None:
 def _draw_arm(axes: Axes, intervals: Sequence[Interval], right: int, color: str) -> None:
     steps = np.arange(len(intervals))
     means = np.array([interval.mean for interval in intervals])
-    margins = np.array([interval.half_width for interval in intervals])
-    margins[~np.isfinite(margins)] = 0.0
-    axes.fill_between(steps, means - margins, means + margins, color=color, alpha=0.2, linewidth=0)
+    ends = np.array([(interval.low, interval.high) for interval in intervals])
+    axes.fill_between(steps, *ends.T, color=color, alpha=0.2, linewidth=0)
     # Not clipped: the last marker stands on the right edge.
     axes.plot(steps, means, color=color, linewidth=2, marker="o", markersize=5, clip_on=False)
     axes.plot([steps[-1], right], [means[-1]] * 2, color=color, linewidth=1.5, linestyle=":")
@@ -335,7 +333,7 @@ def _mark_best_and_last(
         sign = 1 if name == "best" else -1
         axes.annotate(
             f"{name} {accuracy[index]:.1%}",
-            (steps[index], accuracy[index] + sign * margin[index]),
+            (steps[index], float(np.clip(accuracy[index] + sign * margin[index], 0, 1))),
             xytext=(0, 10 * sign),
             textcoords="offset points",
             ha="right" if index > last / 2 else "left",

@@ -10,7 +10,7 @@ from rich.table import Table
 from typing_extensions import Self
 
 from raymaml.evaluation.live import LiveTable
-from raymaml.evaluation.statistics import mean_interval
+from raymaml.evaluation.statistics import bounded_interval
 from raymaml.training.metrics import Show, duration
 
 
@@ -84,15 +84,15 @@ class Progress(LiveTable):
         row: dict[str, str | float] = {"arm": arm, "episodes": len(judged)}
         row["episodes_per_second"] = self._rate
         if judged:
-            found = mean_interval(np.asarray(judged))
+            found = bounded_interval(np.asarray(judged))
             row |= {"accuracy": found.mean, "ci95": found.half_width}
         return row
 
     def _mean(self, arm: str) -> str:
         if not self._accuracies[arm]:
             return "-"
-        found = mean_interval(np.asarray(self._accuracies[arm]))
-        margin = f" +- {100 * found.half_width:.2f}" if np.isfinite(found.half_width) else ""
+        found = bounded_interval(np.asarray(self._accuracies[arm]))
+        margin = f" +- {100 * found.half_width:.2f}"
         return f"{100 * found.mean:.2f}{margin}%"
 
     def _speed(self) -> str:

@@ -26,9 +26,11 @@ from raymaml.evaluation.verdict import AuditResult, Verdict
 _INTERVALS = (
     (
         "over episodes",
-        "Student's t interval. The episodes are resampled from the same test classes and images, so"
-        " it says how well this many episodes pin down the accuracy on these classes; it is not an"
-        " interval for new classes.",
+        "Clopper and Pearson's interval at the effective number of trials (Korn and Graubard"
+        " 1998), as wide as Student's t far from 0 and 100%; after the mean stands the larger of"
+        " the distances to its ends. The episodes are resampled from the same test classes and"
+        " images, so it says how well this many episodes pin down the accuracy on these classes; it"
+        " is not an interval for new classes.",
     ),
     (
         "at any look",
@@ -42,7 +44,7 @@ _INTERVALS = (
     ),
     (
         "image-disjoint tasks",
-        "t interval over episodes that share no image with one another (sampling without"
+        "as over episodes, over those that share no image with one another (sampling without"
         " replacement; Lafargue et al. 2024): for other images of these classes.",
     ),
 )
@@ -124,7 +126,7 @@ def comparisons(found: Sequence[Comparison]) -> Iterator[Block]:
         header = ["difference", "episodes", "mean", "for new classes", "better / equal / worse"]
         yield Table([*header, "p (sign)", "p (Wilcoxon)", "p (Holm)"], rows)
         yield Paragraph(
-            "Mean difference with its 95% intervals, over episodes (t) and for new classes;"
+            "Mean difference with its 95% intervals, over episodes and for new classes;"
             " two-sided sign test and Wilcoxon signed-rank test, both over episodes; the last"
             " column adjusts Wilcoxon's p for all rows (Holm 1979)."
         )

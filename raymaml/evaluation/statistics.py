@@ -8,11 +8,11 @@ accuracy on *these* classes; it is not an interval for new classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 FIRST_EPISODES = 600
@@ -20,6 +20,11 @@ FIRST_EPISODES = 600
 
 PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles shown in a summary."""
+
+_ROUNDING = 1e-3
+"""What a sum of rounded numbers may be outside of its range."""
+_MOST_TRIALS = 1e12
+"""Effective trials beyond which an interval is no wider than rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class Interval:
     low: float
     high: float
     half_width: float
-    """``high - mean``."""
+    """The larger of ``high - mean`` and ``mean - low``: what stands after ``+-``."""
     std: float
     """Sample standard deviation, divisor ``count - 1``; nan where there is none."""
     count: int
@@ -79,6 +84,122 @@ def mean_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
     )
 
 
+def bounded_interval(
+    values: NDArray[np.float64], level: float = 0.95, *, lowest: float = 0.0, highest: float = 1.0
+) -> Interval:
+    """Return the mean of ``values`` [n], all in ``lowest..highest``, and an interval that covers.
+
+    A t interval has no width where all values are equal, and covers too seldom near an end of the
+    range, where few episodes hold all of the errors. This one counts the errors as a proportion
+    does: it is the interval of Clopper and Pearson 1934 at the effective number of trials (Korn and
+    Graubard 1998), see ``bounded_ends``. Far from the ends it is as wide as the t interval.
+
+    One value is enough. A kind of episode that is rarer than one in ``n / 3`` may be missing from
+    the sample, and no interval of ordinary width shows it.
+
+    Raises:
+        ValueError: there are no values, or one is outside of the range by more than rounding.
+    """
+    count = _checked_count(values)
+    if not np.all(np.isfinite(values)):
+        return symmetric_interval(math.nan, math.nan, math.nan, count)
+    inside = np.clip(values, lowest, highest)
+    if not np.all(np.abs(inside - values) <= _ROUNDING):
+        raise ValueError(f"the values must be in {lowest:g}..{highest:g}")
+    values = inside
+    # the rounded mean of equal values may differ from them in the last bit
+    equal = bool(np.all(values == values[0]))
+    mean = float(values[0]) if equal else float(np.mean(values))
+    squares = np.square(values - mean)
+    std = math.nan if count == 1 else math.sqrt(float(squares.sum()) / (count - 1))
+    degrees = degrees_of_freedom(count, squares.mean(), np.square(squares).mean())
+    error = 0.0 if equal else std / math.sqrt(count)
+    return interval_within(
+        mean, error, std, count, degrees=float(degrees), level=level, lowest=lowest, highest=highest
+    )
+
+
+def interval_within(
+    mean: float,
+    error: float,
+    std: float,
+    count: int,
+    *,
+    degrees: float,
+    level: float = 0.95,
+    lowest: float = 0.0,
+    highest: float = 1.0,
+) -> Interval:
+    """Return ``mean`` with the ends that ``bounded_ends`` gives it in ``lowest..highest``."""
+    span = highest - lowest
+    share = min(max((mean - lowest) / span, 0.0), 1.0)
+    found = bounded_ends(share, error / span, degrees, count, level)
+    low, high = (lowest + span * float(end) for end in found)
+    return spanning_interval(mean, min(low, mean), max(high, mean), std, count)
+
+
+def bounded_ends(
+    mean: ArrayLike, error: ArrayLike, degrees: ArrayLike, count: ArrayLike, level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the ends of intervals of means in 0..1; arguments and ends of one shape [...].
+
+    A mean ``m`` with standard error ``e`` is as uncertain as that of ``m (1 - m) / e**2`` trials
+    which succeed or fail; times ``(z / t)**2``, the quantiles of the normal distribution and of
+    Student's t, since ``e`` is an estimate. The ends are those of Clopper and Pearson 1934 for so
+    many trials (Korn and Graubard 1998)::
+
+        low = quantile of Beta(N m, N (1 - m) + 1) at (1 - level) / 2
+        high = quantile of Beta(N m + 1, N (1 - m)) at (1 + level) / 2
+
+    Equal values have no error. What differs from them then has a probability of at most ``1 - c``
+    with ``c = ((1 - level) / 2)**(1 / count)``, else it would have shown; the rest may lie anywhere
+    in 0..1, so the ends are ``m c`` and ``m c + 1 - c``.
+
+    Args:
+        mean: in 0..1.
+        error: standard error; 0 says that all values are equal.
+        degrees: degrees of freedom of ``error``.
+        count: number of values.
+        level: probability to cover.
+    """
+    mean, error, degrees = (np.asarray(each, dtype=np.float64) for each in (mean, error, degrees))
+    tail = (1 - level) / 2
+    equal = (error == 0) | (mean <= 0) | (mean >= 1)
+    share, spread = np.where(equal, 0.5, mean), np.where(equal, 1.0, error)
+    factor = special.ndtri(1 - tail) / special.stdtrit(np.where(equal, 1.0, degrees), 1 - tail)
+    trials = np.minimum(share * (1 - share) / spread**2 * factor**2, _MOST_TRIALS)
+    low = special.betaincinv(trials * share, trials * (1 - share) + 1, tail)
+    high = special.betaincinv(trials * share + 1, trials * (1 - share), 1 - tail)
+    seen = tail ** (1 / np.asarray(count, dtype=np.float64))
+    return np.where(equal, mean * seen, low), np.where(equal, mean * seen + 1 - seen, high)
+
+
+def degrees_of_freedom(
+    count: ArrayLike, second: ArrayLike, fourth: ArrayLike
+) -> NDArray[np.float64]:
+    """Return the degrees of freedom of a standard deviation, by the kurtosis of its values.
+
+    The fewer values hold the spread, the less it is known. ``1.5 n / (G2 + 2)``, at most ``n - 1``,
+    where G2 is the sample excess kurtosis ``(n - 1) / ((n - 2) (n - 3)) ((n + 1) g2 + 6)`` with
+    ``g2 = m4 / m2**2 - 3``. A factor of 2 gives a chi-square variable the variance that ``s**2``
+    has (Satterthwaite 1946); 1.5 also covers where mean and ``s**2`` move together, as they do near
+    an end of the range (by simulation). Of less than four values it is ``n - 1``.
+
+    Args:
+        count: number of values.
+        second: their second central moment m2, divisor ``count``...
+        fourth: ...and their fourth.
+    """
+    n = np.asarray(count, dtype=np.float64)
+    second, fourth = np.asarray(second, dtype=np.float64), np.asarray(fourth, dtype=np.float64)
+    known = (n > 3) & (second > 0)
+    enough = np.where(known, n, 4.0)
+    excess = np.where(known, fourth, 3.0) / np.where(known, second, 1.0) ** 2 - 3
+    kurtosis = (enough - 1) / ((enough - 2) * (enough - 3)) * ((enough + 1) * excess + 6)
+    found = 1.5 * enough / np.maximum(kurtosis + 2, 1e-9)
+    return np.where(known, np.minimum(found, n - 1), np.maximum(n - 1, 1.0))
+
+
 def quantiles(
     values: NDArray[np.float64], probabilities: Sequence[float] = PROBABILITIES
 ) -> dict[float, float]:
@@ -98,23 +219,34 @@ def quantiles(
     return {p: float(value) for p, value in zip(probabilities, found, strict=True)}
 
 
-def summarize(values: NDArray[np.float64], first: int = FIRST_EPISODES) -> Summary:
+IntervalOf = Callable[[NDArray[np.float64]], Interval]
+
+
+def summarize(
+    values: NDArray[np.float64],
+    first: int = FIRST_EPISODES,
+    interval: IntervalOf = bounded_interval,
+) -> Summary:
     """Summarise ``values`` [n], which are in the order of the episodes.
+
+    ``interval`` is ``bounded_interval`` for accuracies, ``mean_interval`` for losses.
 
     Raises:
         ValueError: when there are no values.
     """
     return Summary(
-        overall=mean_interval(values),
-        first=mean_interval(values[:first]),
+        overall=interval(values),
+        first=interval(values[:first]),
         quantiles=quantiles(values),
         num_nonfinite=int(np.count_nonzero(~np.isfinite(values))),
     )
 
 
-def interval_by_step(accuracy_by_step: NDArray[np.float64]) -> list[Interval]:
-    """Return the ``mean_interval`` of each column of ``accuracy_by_step`` [E, T+1]."""
-    return [mean_interval(column) for column in accuracy_by_step.T]
+def interval_by_step(
+    by_step: NDArray[np.float64], interval: IntervalOf = bounded_interval
+) -> list[Interval]:
+    """Return the interval of each column of ``by_step`` [E, T+1]; ``interval`` as above."""
+    return [interval(column) for column in by_step.T]
 
 
 def bounds(interval: Interval) -> str:
@@ -128,6 +260,18 @@ def _checked_count(values: NDArray[np.float64]) -> int:
     if values.ndim != 1 or not len(values):
         raise ValueError(f"expected values of shape [n], n >= 1; got shape {values.shape}")
     return len(values)
+
+
+def spanning_interval(mean: float, low: float, high: float, std: float, count: int) -> Interval:
+    """Return ``mean`` between two ends, which may be at different distances from it."""
+    return Interval(
+        mean=mean,
+        low=low,
+        high=high,
+        half_width=max(high - mean, mean - low),
+        std=std,
+        count=count,
+    )
 
 
 def symmetric_interval(mean: float, half_width: float, std: float, count: int) -> Interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,16 @@ from raymaml.evaluation.generalisation import disjoint_tasks_interval, new_class
 from raymaml.evaluation.paired import Paired, holm, paired
 from raymaml.evaluation.records import RecordArrays
 from raymaml.evaluation.sequences import any_look_interval
-from raymaml.evaluation.statistics import Interval, Summary, interval_by_step, summarize
+from raymaml.evaluation.statistics import (
+    Interval,
+    Summary,
+    bounded_ends,
+    bounded_interval,
+    degrees_of_freedom,
+    interval_by_step,
+    mean_interval,
+    summarize,
+)
 
 WORST = 0.01
 """Share of the episodes that count as the worst."""
@@ -85,10 +95,10 @@ def summarize_arm(name: str, description: str, protocol: str, records: RecordArr
         description=description,
         protocol=protocol,
         accuracy=summarize(records.accuracy),
-        loss=summarize(records.loss),
-        brier=summarize(records.brier),
+        loss=summarize(records.loss, interval=mean_interval),
+        brier=summarize(records.brier, interval=partial(bounded_interval, highest=2.0)),
         by_step=interval_by_step(records.accuracy_by_step),
-        loss_by_step=interval_by_step(records.loss_by_step),
+        loss_by_step=interval_by_step(records.loss_by_step, mean_interval),
         any_look=any_look_interval(records.accuracy),
         new_classes=new_classes_interval(records.accuracy, records.class_ids),
         disjoint_tasks=disjoint_tasks_interval(records.accuracy, rows),
@@ -122,22 +132,22 @@ def worst_mean(values: NDArray[np.float64], share: float = WORST) -> float:
 
 
 def running_mean(
-    values: NDArray[np.float64], level: float = 0.95
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean of the first n values and the half-width of its t interval, for every n.
+    values: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean of the first n of accuracies, and the ends of its interval, for every n: [E].
 
-    Of one value the half-width is infinite.
+    The interval is ``bounded_interval``'s, from running sums of powers.
     """
-    from scipy import special
-
     n = np.arange(1, len(values) + 1)
-    means = np.cumsum(values) / n
-    centred = values - values.mean()  # so that squares do not cancel
-    squares = np.cumsum(centred**2) - np.cumsum(centred) ** 2 / n
-    half_widths = np.full(len(values), np.inf)
-    variances = np.maximum(squares[1:], 0) / (n[1:] - 1)
-    half_widths[1:] = special.stdtrit(n[1:] - 1, (1 + level) / 2) * np.sqrt(variances / n[1:])
-    return means, half_widths
+    centre = values.mean()  # so that powers do not cancel
+    first, second, third, fourth = (np.cumsum((values - centre) ** k) / n for k in (1, 2, 3, 4))
+    equal = np.maximum.accumulate(values) == np.minimum.accumulate(values)
+    variance = np.where(equal, 0.0, np.maximum(second - first**2, 0.0))
+    about_mean = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+    degrees = degrees_of_freedom(n, variance, np.maximum(about_mean, variance**2))
+    means = np.clip(np.where(equal, values, centre + first), 0.0, 1.0)
+    low, high = bounded_ends(means, np.sqrt(variance / np.maximum(n - 1, 1)), degrees, n)
+    return means, np.minimum(low, means), np.maximum(high, means)
 
 
 def calibration(records: RecordArrays) -> Calibration:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from raymaml.evaluation.statistics import mean_interval
+from raymaml.evaluation.statistics import bounded_interval
 from raymaml.logs import LOG
 from raymaml.training.data import TrainingData
 from raymaml.training.finite import require_finite
@@ -36,7 +36,7 @@ def validate(state: TrainState, data: TrainingData, session: Session) -> Validat
     gathered = session.gather(torch.cat(rows), sizes)
     require_finite(gathered, "a loss", step=state.step, kind="validation", of=range(count))
     losses, accuracies = gathered.double().cpu().numpy().T
-    interval = mean_interval(accuracies)
+    interval = bounded_interval(accuracies)
     found = Validation(
         step=state.step,
         accuracy=interval.mean,

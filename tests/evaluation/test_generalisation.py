@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from raymaml.evaluation.generalisation import (
     disjoint_tasks,
@@ -31,12 +32,13 @@ def covers(interval: Interval) -> bool:
 def campaign(
     generator: np.random.Generator, *, classes: int, ways: int, episodes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Accuracies [E] and classes [E, N]: a class is easy or hard (sd 0.1), and so are the others of
-    an episode because of it (sd 0.03); the noise of an episode has sd 0.1. The mean is TRUTH."""
-    own = generator.normal(0, 0.1, classes) / ways
-    others = generator.normal(0, 0.03, classes) * (ways - 1) / ways
+    """Accuracies [E] and classes [E, N]: a class is easy or hard (sd 0.05), and so are the others
+    of an episode because of it (sd 0.015); the noise of an episode has sd 0.05. The mean is TRUTH.
+    """
+    own = generator.normal(0, 0.05, classes) / ways
+    others = generator.normal(0, 0.015, classes) * (ways - 1) / ways
     ids = np.argsort(generator.random((episodes, classes)), 1)[:, :ways]
-    noise = generator.normal(0, 0.1, episodes)
+    noise = generator.normal(0, 0.05, episodes)
     return TRUTH + (own + others)[ids].sum(1) + noise, ids
 
 
@@ -54,16 +56,16 @@ def test_the_interval_for_new_classes_covers_and_that_over_episodes_does_not(cla
 
 def test_the_noise_of_an_episode_is_not_counted_once_for_each_of_its_classes() -> None:
     # Where classes do not differ the variance is that over episodes. Counted for each of 5 classes
-    # it would be five times that and more, and the interval 2.2 times as wide; 1.1 is for t with
-    # 19 degrees of freedom, and a variance that is bounded from below by that over episodes.
+    # it would be five times that and more, and the error 2.2 times as large; it is bounded from
+    # below by that over episodes.
     generator = np.random.default_rng(6)
     ratios = []
     for _ in range(100):
-        accuracy = generator.normal(TRUTH, 0.1, 600)
+        accuracy = generator.normal(TRUTH, 0.05, 600)
         ids = np.argsort(generator.random((600, 20)), 1)[:, :5]
         new, same = new_classes_interval(accuracy, ids), mean_interval(accuracy)
-        ratios.append((new.high - new.low) / (same.high - same.low))
-    assert 1.0 < float(np.mean(ratios)) < 1.5
+        ratios.append(new.std / math.sqrt(20) / (same.std / math.sqrt(600)))
+    assert 1.0 < float(np.mean(ratios)) < 1.4
 
 
 def test_the_interval_over_episodes_covers() -> None:
@@ -152,10 +154,14 @@ def test_the_interval_for_new_classes_by_hand() -> None:
     effects = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
     ids = np.array([(a, b) for a in range(6) for b in range(a)])
     found = new_classes_interval(effects[ids].sum(1), ids)
-    # N^2 / M of the variance of the effects, here 4 / 6 * 0.035; t(0.975; 5) = 2.570582
-    expected = 2.570582 * math.sqrt(4 / 6 * np.var(effects, ddof=1))
+    # N^2 / M of the variance of the effects, here 4 / 6 * 0.035
+    error = math.sqrt(4 / 6 * np.var(effects, ddof=1))
     assert found.mean == pytest.approx(0.5)
-    assert found.half_width == pytest.approx(expected, rel=1e-6)
+    assert found.std == pytest.approx(error * math.sqrt(6), rel=1e-6)
+    # uniform effects have G2 = -1.2: 1.5 * 6 / 0.8 > M - 1 degrees; t(0.975; 5) = 2.570582
+    trials = 0.25 / error**2 * (1.959964 / 2.570582) ** 2
+    assert found.low == pytest.approx(stats.beta.ppf(0.025, trials / 2, trials / 2 + 1), rel=1e-5)
+    assert found.high == pytest.approx(1 - found.low)
 
 
 def test_the_interval_for_new_classes_is_that_of_resampled_classes() -> None:
@@ -170,7 +176,7 @@ def test_the_interval_for_new_classes_is_that_of_resampled_classes() -> None:
     error = np.std(resampled) * math.sqrt(30 / 29)
     # that a pair of one class drawn twice is no episode is what ((M - 1) / (M - N))^2 is for
     found = new_classes_interval(accuracy, ids)
-    assert found.half_width == pytest.approx(2.04523 * error, rel=0.05)  # t(0.975; 29)
+    assert found.std / math.sqrt(30) == pytest.approx(error, rel=0.05)
 
 
 def test_disjoint_tasks_are_taken_in_order() -> None:

@@ -20,13 +20,12 @@ def test_lines_tell_arms_means_and_time(monkeypatch: pytest.MonkeyPatch) -> None
         progress.add("a", 2, [0.5, 1.0])
         progress.add("b", 2, [])  # left out: the arm was precise enough
         progress.add("a", 2, [0.75, 0.75])
-    # t(0.975; 1) = 12.7062, s = 0.353553: 12.7062 * 0.353553 / sqrt(2) = 3.1766
     assert lines == [
-        "2/6 episodes  0/2 arms done  a 75.00 +- 317.66% over 2  1.0 episodes/s  0m04s left",
+        "2/6 episodes  0/2 arms done  a 75.00 +- 75.00% over 2  1.0 episodes/s  0m04s left",
         # of 4 episodes in all 2 are judged, in 4 s; what is left out is no work done
         "2/4 episodes  1/2 arms done  b - over 0  0.5 episodes/s  0m04s left",
-        # 3.182446 * sqrt(0.125 / 3) / 2; 4 episodes in 6 s
-        "4/4 episodes  2/2 arms done  a 75.00 +- 32.48% over 4  0.7 episodes/s  0m00s left",
+        # 4 episodes in 6 s
+        "4/4 episodes  2/2 arms done  a 75.00 +- 63.95% over 4  0.7 episodes/s  0m00s left",
     ]
 
 
@@ -53,14 +52,14 @@ def test_what_is_recorded_counts_but_not_for_the_rate(monkeypatch: pytest.Monkey
     recorded = {"a": [0.5, 1.0, 0.5, 1.0], "done": [0.5]}
     with Progress({"a": 8, "done": 1}, recorded, lines.append, rows.append) as progress:
         progress.add("a", 2, [0.5, 1.0])
-    # 6 values, s^2 = 6/5 * 0.0625, t(0.975; 5) = 2.570582; 2 episodes in 2 s, 2 are left
+    # 2 episodes in 2 s, 2 are left
     assert lines == [
-        "7/9 episodes  1/2 arms done  a 75.00 +- 28.74% over 6  1.0 episodes/s  0m02s left"
+        "7/9 episodes  1/2 arms done  a 75.00 +- 38.30% over 6  1.0 episodes/s  0m02s left"
     ]
     shown = [(row["arm"], row["episodes"], row["episodes_per_second"]) for row in rows]
     assert shown == [("a", 4, 0.0), ("done", 1, 0.0), ("a", 6, 1.0)]
     assert [row["accuracy"] for row in rows] == [0.75, 0.5, 0.75]
-    assert 100 * rows[-1]["ci95"] == pytest.approx(28.74, abs=0.005)
+    assert 100 * rows[-1]["ci95"] == pytest.approx(38.30, abs=0.005)
 
 
 class Terminal(io.StringIO):
@@ -79,8 +78,8 @@ def test_on_a_terminal_there_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None
         progress.add("one", 2, [0.5, 0.5])
     assert "0/2 arms done" in first
     assert "3/4" in first  # what is judged already is there from the beginning
-    assert "100.00 +- 0.00%" in first
+    assert "100.00 +- 70.76%" in first
     shown = terminal.getvalue()
     assert "1/2 arms done" in shown
     assert "2/2" in shown
-    assert "50.00 +- 0.00%" in shown
+    assert "50.00 +- 42.09%" in shown

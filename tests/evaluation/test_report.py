@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from helpers_evaluation import record
 from PIL import Image
+from scipy import stats
 
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
@@ -116,12 +117,15 @@ def test_protocol_line(
 
 def test_summary_holds_the_numbers(tmp_path: Path) -> None:
     summary, _ = report(tmp_path, two_arms(tmp_path), identity={"checkpoint": "c0ffee"})
-    # 0.6, 0.8, 0.8, 1.0: mean 0.8, s^2 = (0.04 + 0.04) / 3, t(0.975; 3) = 3.182446.
-    half_width = 3.182446 * math.sqrt(0.08 / 3) / 2
+    # 0.6, 0.8, 0.8, 1.0: mean 0.8, s^2 = (0.04 + 0.04) / 3, standard error 0.0816497. Excess
+    # kurtosis (3/2) (5 (0.0008/0.02^2 - 3) + 6) = 1.5, so 1.5 * 4 / (1.5 + 2) = 12/7 degrees
+    trials = 0.16 / 0.0816497**2 * (1.959964 / stats.t.ppf(0.975, 12 / 7)) ** 2
+    low = stats.beta.ppf(0.025, 0.8 * trials, 0.2 * trials + 1)
+    high = stats.beta.ppf(0.975, 0.8 * trials + 1, 0.2 * trials)
     accuracy = summary["accuracy"]
     assert accuracy["mean"] == pytest.approx(0.8, rel=1e-12)
-    assert accuracy["ci95"] == pytest.approx(half_width, rel=1e-6)
-    assert accuracy["interval95"] == pytest.approx([0.8 - half_width, 0.8 + half_width], rel=1e-6)
+    assert accuracy["ci95"] == pytest.approx(0.8 - low, rel=1e-5)  # the larger distance
+    assert accuracy["interval95"] == pytest.approx([low, high], rel=1e-5)
     assert accuracy["std"] == pytest.approx(math.sqrt(0.08 / 3), rel=1e-12)
     assert accuracy["first_600"]["num_episodes"] == 4
     assert accuracy["quantiles"]["50%"] == pytest.approx(0.8)
@@ -148,13 +152,13 @@ def test_four_intervals_stand_side_by_side(tmp_path: Path) -> None:
     header, _, model, _baseline = tables(page)[1]
     assert model == [
         "model",
-        f"80.00% {PLUS_MINUS} 25.98%",
+        f"80.00% {PLUS_MINUS} 59.93%",
         # every bet is 1/2: (log 40 + psi) / 2, psi = (log 2 - 1/2) * sum (x_i - m_{i-1})^2, where
         # m = 1/2, 0.55, 1.9/3, 2.7/4: 0.01 + 0.0625 + 0.02778 + 0.10563 = 0.20590
         f"80.00% {PLUS_MINUS} 186.43%",
         f"80.00% {PLUS_MINUS} unknown",
         "5",
-        f"60.00% {PLUS_MINUS} unknown",  # of the first episode, all that shares no image
+        f"60.00% {PLUS_MINUS} 58.50%",  # of the first episode alone: 0.975 * 0.6
         "1",
     ]
     assert header[1:4] == ["over episodes", "at any look", "for new classes"]
@@ -170,7 +174,7 @@ def test_arms_are_compared_on_the_same_episodes(tmp_path: Path) -> None:
     assert found["sign_p"] == pytest.approx(2 * 0.5**4)
     (row,) = tables(page)[3][2:]
     assert row[:2] == ["no-adaptation minus model", "4"]
-    assert row[2].startswith("-55.00% (-85.")  # t(0.975; 3) * 0.19149 / 2 = 0.30470
+    assert row[2].startswith("-55.00% (-81.")
     assert row[3:5] == ["unknown", "0 / 0 / 4"]  # all have the same classes
     assert found["new_classes"]["num_classes"] == 5
 
@@ -238,7 +242,8 @@ def test_first_600_are_the_first_600(tmp_path: Path) -> None:
     assert summary["accuracy"]["first_600"]["mean"] == 0.5
     assert summary["accuracy"]["mean"] == 0.7  # (300 + 400) / 1,000
     header, _, row, few = tables(page)[0]
-    assert row[header.index("first 600")] == f"50.00% {PLUS_MINUS} 0.00%"
+    # what is not 50% has a share of at most 1 - 0.025^(1/600) = 0.613%, and may be 0% or 100%
+    assert row[header.index("first 600")] == f"50.00% {PLUS_MINUS} 0.31%"
     assert few[header.index("first 600")] == "fewer"
 
 
@@ -254,8 +259,7 @@ def test_page_says_what_was_judged_and_how(tmp_path: Path) -> None:
     assert f"`{PROTOCOL}`" in page
     results, _intervals, _spread, _compared, steps, cost, identity = tables(page)
     header, _, model, baseline = results
-    # The half-width of 0.6, 0.8, 0.8, 1.0 is 3.182446 * 0.1632993 / 2 = 0.259843.
-    assert model[header.index("accuracy")] == f"**80.00% {PLUS_MINUS} 25.98%**"
+    assert model[header.index("accuracy")] == f"**80.00% {PLUS_MINUS} 59.93%**"
     # 1, 2, 3, 4: 3.182446 * sqrt(5/3) / 2 = 2.0543.
     assert model[header.index("loss")] == f"2.5000 {PLUS_MINUS} 2.0543"
     # 0.6 + 0.15 * 0.2 (position 0.15 of the sorted values), 0.8, and 0.8 + 0.85 * 0.2.
@@ -313,7 +317,7 @@ def test_every_picture_is_shown_and_drawn_on_white(tmp_path: Path) -> None:
             assert image.size == (1152, 648)
             pixels = np.asarray(image.convert("RGB"))
         assert pixels[0, 0].tolist() == [255, 255, 255]
-        assert 0.5 < np.mean(pixels == 255) < 0.99
+        assert 0.4 < np.mean(pixels == 255) < 0.99
     written = {path.name for path in (tmp_path / "report").iterdir()}
     assert written == {*names, "report.md", "report.html", "summary.json"}
 
@@ -335,13 +339,14 @@ def test_without_history_there_is_no_learning_curve(tmp_path: Path, curve: Any) 
     assert not (tmp_path / "report" / "learning_curve.png").exists()
 
 
-def test_one_episode_has_a_mean_but_no_interval(tmp_path: Path) -> None:
+def test_one_episode_has_a_mean_and_an_interval_that_says_little(tmp_path: Path) -> None:
     summary, page = report(tmp_path, [arm(tmp_path, "model", [[0.8]])], curve=CURVE[:1])
     assert summary["accuracy"]["mean"] == 0.8
-    assert summary["accuracy"]["ci95"] is None
-    assert summary["accuracy"]["interval95"] == [None, None]
+    # what other episodes give has a share of up to 97.5%, and may be 0% or 100%
+    assert summary["accuracy"]["ci95"] == pytest.approx(0.975 * 0.8)
+    assert summary["accuracy"]["interval95"] == pytest.approx([0.02, 0.02 + 0.975])
     assert summary["accuracy"]["std"] is None
-    assert tables(page)[0][2][2] == f"**80.00% {PLUS_MINUS} unknown**"
+    assert tables(page)[0][2][2] == f"**80.00% {PLUS_MINUS} 78.00%**"
 
 
 @pytest.mark.fault("NaN: evaluation")
