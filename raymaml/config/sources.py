@@ -56,6 +56,9 @@ class ImageFolderSource(Section):
     """Seed of the split by fractions."""
     mode: Literal["rgb", "gray"] = "rgb"
     """Colour (3 channels) or grey (1 channel)."""
+    max_megapixels: Annotated[PositiveRate, Field(le=2000)] = 89.478485
+    """Larger pictures are refused before they are decoded, millions of pixels (Pillow's limit). A
+    picture takes up to 12 bytes a pixel of memory while it is read."""
 
 
 class _BenchmarkSource(Section):

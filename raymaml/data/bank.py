@@ -26,6 +26,7 @@ from raymaml.data.bank_format import (
     BankClass,
     BankHeader,
     ClassImages,
+    ClassStream,
     ContentDigest,
     header_text,
     images_schema,
@@ -37,7 +38,7 @@ from raymaml.errors import UserError
 from raymaml.outside import checked, parse_json, shortened
 from raymaml.places import Place, is_remote
 
-__all__ = ["BankClass", "ClassImages", "ImageBank", "write_bank"]
+__all__ = ["BankClass", "ClassImages", "ClassStream", "ImageBank", "write_bank"]
 
 _REMEDY = "remove the folder, import it again with `raymaml data import CONFIG`"
 _HEADER = TypeAdapter(BankHeader)
@@ -167,14 +168,14 @@ class ImageBank:
 
 def write_bank(
     folder: Place,
-    classes: Iterable[ClassImages],
+    classes: Iterable[ClassImages | ClassStream],
     *,
     source: str,
     licence: str,
     image_shape: tuple[int, int, int],
     cache: Path = CACHE,
 ) -> ImageBank:
-    """Write a bank class by class and open it; memory holds one class at a time.
+    """Write a bank class by class and open it; memory holds one class, or one batch, at a time.
 
     ``image_shape`` is (C, H, W). The folder appears complete or not at all. A bank of the same
     content that is there already is kept and opened.

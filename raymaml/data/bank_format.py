@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from raymaml.data.tensors import tensor_column, tensor_type
 SCHEMA_VERSION = 1
 HEADER_FILE = "bank.json"
 IMAGES_FILE = "images.arrow"
+_ALIGNED = 8  # bytes: Arrow fills the body of a record batch up to a multiple
 
 ImageShape = tuple[
     Annotated[int, Field(ge=1, le=16, strict=True)],
@@ -79,8 +82,19 @@ class ClassImages:
     images: NDArray[np.uint8]  # [n, H, W, C]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassStream:
+    """As ``ClassImages``, for a class that need not fit into memory."""
+
+    name: str
+    split: str
+    count: int
+    batches: Iterable[NDArray[np.uint8]]
+    """[n, H, W, C] each, ``count`` images together."""
+
+
 def write_images(
-    path: Path, classes: Iterable[ClassImages], image_shape: tuple[int, int, int]
+    path: Path, classes: Iterable[ClassImages | ClassStream], image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Stream the classes into ``path``; return what the header says about them."""
     schema = images_schema(image_shape)
@@ -88,13 +102,14 @@ def write_images(
     histogram = np.zeros((image_shape[0], 256), dtype=np.int64)
     entries = []
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for item in _checked(classes, image_shape):
-            entry = BankClass(name=item.name, split=item.split, count=len(item.images))
-            planes = np.ascontiguousarray(np.moveaxis(item.images, -1, 1))  # [n, C, H, W]
-            writer.write_batch(pa.record_batch([tensor_column(planes)], schema=schema))
-            digest.add(entry, planes)
-            if item.split == "train":
-                histogram += _histogram(planes)
+        for entry, batches in _checked(classes, image_shape):
+            digest.begin(entry)
+            room = _Room(path, file, writer, entry.count, image_shape)
+            for planes in batches:
+                room.write(planes)
+                digest.update(planes)
+                if entry.split == "train":
+                    histogram += _histogram(planes)
             entries.append(entry)
     mean, std = _moments(histogram)
     return {
@@ -107,27 +122,76 @@ def write_images(
     }
 
 
+class _Room:
+    """The place of one class in the file: a record batch, written whole or in parts.
+
+    Arrow writes record batches whole. So it is given one of zeros, which are no memory as long as
+    nobody writes to them, and the parts take the place of its pixels.
+    """
+
+    def __init__(
+        self, path: Path, file: Any, writer: Any, count: int, image_shape: tuple[int, int, int]
+    ) -> None:
+        self._path, self._file, self._writer = path, file, writer
+        self._shape = (count, *image_shape)
+        self._place: int | None = None  # of the next part in the file
+
+    def write(self, planes: NDArray[np.uint8]) -> None:
+        """Write the next images [n, C, H, W] of the class."""
+        if self._place is None and len(planes) == self._shape[0]:
+            self._write_batch(planes)
+            return
+        if self._place is None:
+            size = math.prod(self._shape)
+            zeros = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
+            self._write_batch(np.frombuffer(zeros, np.uint8).reshape(self._shape))
+            self._place = self._file.tell() - size - -size % _ALIGNED
+        with self._path.open("r+b") as part:
+            part.seek(self._place)
+            part.write(planes.data)
+        self._place += planes.nbytes
+
+    def _write_batch(self, planes: NDArray[np.uint8]) -> None:
+        schema = images_schema(self._shape[1:])
+        self._writer.write_batch(pa.record_batch([tensor_column(planes)], schema=schema))
+
+
 def images_schema(image_shape: Sequence[int]) -> pa.Schema:
     """Return the one column of the pixel file, for images of ``image_shape`` (C, H, W)."""
     return pa.schema([pa.field("image", tensor_type(image_shape), nullable=False)])
 
 
 def _checked(
-    classes: Iterable[ClassImages], image_shape: tuple[int, int, int]
-) -> Iterator[ClassImages]:
-    channels, height, width = image_shape
+    classes: Iterable[ClassImages | ClassStream], image_shape: tuple[int, int, int]
+) -> Iterator[tuple[BankClass, Iterator[NDArray[np.uint8]]]]:
+    """Yield each class with its images in planes, [n, C, H, W]."""
     names: set[str] = set()
     for item in classes:
-        images = item.images
+        count = len(item.images) if isinstance(item, ClassImages) else item.count
+        if count == 0 or item.name in names:
+            raise ValueError(f"class {item.name}: is empty or given twice")
+        names.add(item.name)
+        entry = BankClass(name=item.name, split=item.split, count=count)
+        yield entry, _planes(item, count, image_shape)
+
+
+def _planes(
+    item: ClassImages | ClassStream, count: int, image_shape: tuple[int, int, int]
+) -> Iterator[NDArray[np.uint8]]:
+    channels, height, width = image_shape
+    found = 0
+    for images in [item.images] if isinstance(item, ClassImages) else item.batches:
         if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
             raise ValueError(
                 f"class {item.name}: images are {images.dtype} {images.shape}, must be uint8"
                 f" (n, {height}, {width}, {channels})"
             )
-        if len(images) == 0 or item.name in names:
-            raise ValueError(f"class {item.name}: is empty or given twice")
-        names.add(item.name)
-        yield item
+        found += len(images)
+        if found > count:
+            break
+        yield np.ascontiguousarray(np.moveaxis(images, -1, 1))
+    if found != count:
+        raise ValueError(f"class {item.name}: has other than {count} images")
 
 
 class ContentDigest:
@@ -138,7 +202,15 @@ class ContentDigest:
 
     def add(self, entry: BankClass, planes: NDArray[np.uint8]) -> None:
         """Add a class; ``planes`` is [n, C, H, W]."""
+        self.begin(entry)
+        self.update(planes)
+
+    def begin(self, entry: BankClass) -> None:
+        """Add a class whose images come with ``update``, in their order."""
         self._digest.update(json.dumps([entry.name, entry.split, entry.count]).encode())
+
+    def update(self, planes: NDArray[np.uint8]) -> None:
+        """Add images [n, C, H, W] of the class."""
         self._digest.update(planes.data)
 
     def hexdigest(self) -> str:

@@ -191,6 +191,6 @@ def test_what_no_grey_can_be_is_refused(tmp_path: Path, value: float) -> None:
 def test_the_depth_is_that_of_the_largest_value() -> None:
     for depth in (8, 10, 12, 14, 16, 24, 32):
         largest = (1 << depth) - 1
-        assert to_eight_bits(np.array([0, largest])).tolist() == [0, 255]
+        assert to_eight_bits(np.array([0, largest]), 0, largest).tolist() == [0, 255]
     with pytest.raises(ValueError, match="more than 32 bits"):
-        to_eight_bits(np.array([1 << 32]))
+        to_eight_bits(np.array([1 << 32]), 0, 1 << 32)

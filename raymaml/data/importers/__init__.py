@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from raymaml.config.schema import AllEpisodes, DataConfig, Split
 from raymaml.config.sources import (
@@ -21,7 +24,7 @@ from raymaml.config.sources import (
     OmniglotSource,
     TieredImageNetSource,
 )
-from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.data.bank import ClassStream, ImageBank, write_bank
 from raymaml.data.importers.cifar import plan_cifar
 from raymaml.data.importers.cub import plan_cub
 from raymaml.data.importers.glyphs import plan_glyphs
@@ -29,7 +32,7 @@ from raymaml.data.importers.image_folder import plan_image_folder
 from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
-from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, listed
@@ -56,7 +59,7 @@ def import_bank(
     plan = _plan(data.source, data.image_size, beside)
     bank = write_bank(
         data.bank,
-        _load(plan, episodes),
+        _load(plan, episodes, plan.num_channels * data.image_size**2),
         source=plan.source,
         licence=plan.licence,
         image_shape=(plan.num_channels, data.image_size, data.image_size),
@@ -90,19 +93,48 @@ def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
     return plan
 
 
-def _load(plan: ImportPlan, episodes: AllEpisodes) -> Iterator[ClassImages]:
-    """Decode the classes one by one; raise all problems together after the last."""
+def _load(plan: ImportPlan, episodes: AllEpisodes, image_bytes: int) -> Iterator[ClassStream]:
+    """Yield the classes one by one, as streams; raise all problems together."""
+    classes = iter(plan.classes)
     problems = [*plan.problems, *_split_problems(plan, episodes)]
-    for planned in plan.classes:
+    if problems:  # a bank that will not be kept need not be written
+        raise UserError(*listed([*problems, *_broken(classes, image_bytes)]))
+    for planned in classes:
+        yield ClassStream(
+            name=planned.name,
+            split=planned.split,
+            count=planned.count,
+            batches=_batches(planned, classes, image_bytes),
+        )
+
+
+def _batches(
+    planned: PlannedClass, behind: Iterator[PlannedClass], image_bytes: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of a class; raise all problems of it and of the classes behind it."""
+    parts = planned.parts(image_bytes)
+    for part in parts:
         try:
-            images = planned.load()
+            images = planned.read(part)
         except UserError as error:
-            problems.extend(error.problems)
-            continue
-        if not problems:  # a bank that will not be kept need not be written
-            yield ClassImages(name=planned.name, split=planned.split, images=images)
-    if problems:
-        raise UserError(*listed(problems))
+            own = _problems(planned, parts)
+            problems = [*error.problems, *own, *_broken(behind, image_bytes)]
+            raise UserError(*listed(problems)) from None
+        yield images
+
+
+def _broken(classes: Iterable[PlannedClass], image_bytes: int) -> Iterator[str]:
+    """Read classes for their problems alone."""
+    for planned in classes:
+        yield from _problems(planned, planned.parts(image_bytes))
+
+
+def _problems(planned: PlannedClass, parts: Iterable[slice]) -> Iterator[str]:
+    for part in parts:
+        try:
+            planned.read(part)
+        except UserError as error:
+            yield from error.problems
 
 
 def _is_text(name: str) -> bool:

@@ -172,7 +172,7 @@ def plan_classes(
                     name=name if name and benchmark.names else f"{number} {name}".rstrip(),
                     split=split,
                     count=len(rows),
-                    load=partial(_load, file, rows, size),
+                    read=partial(_load, file, rows, size),
                 )
             )
     return in_order(classes)
@@ -184,9 +184,9 @@ def in_order(classes: Iterable[PlannedClass]) -> tuple[PlannedClass, ...]:
     return tuple(sorted(classes, key=lambda c: (places[c.split], c.name)))
 
 
-def _load(file: LabelledFile, rows: NDArray[np.int64], size: int) -> Images:
+def _load(file: LabelledFile, rows: NDArray[np.int64], size: int, part: slice) -> Images:
     try:
-        return file.load(rows, size)
+        return file.load(rows[part], size)
     except EOFError as error:
         raise UserError(f"{file.name}: changed while it was read ({error}); start again") from None
 

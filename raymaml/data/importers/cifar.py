@@ -134,8 +134,8 @@ def _from_cifar100(
     for label, name in enumerate(names):
         own = [(pixels, np.flatnonzero(labels == label)) for pixels, labels in parts]
         count = sum(len(rows) for _, rows in own)
-        load = partial(_load, own, size)
-        classes.append(PlannedClass(name=name, split=splits[name], count=count, load=load))
+        read = partial(_load, own, size)
+        classes.append(PlannedClass(name=name, split=splits[name], count=count, read=read))
     return in_order(planned for planned in classes if planned.count)
 
 
@@ -160,6 +160,6 @@ def _read(tree: Tree, file: str, scratch: Scratch) -> dict[str, Any]:
     return content
 
 
-def _load(own: list[tuple[StoredArray, NDArray[np.int64]]], size: int) -> Images:
-    planes = np.concatenate([pixels.rows(rows) for pixels, rows in own])
+def _load(own: list[tuple[StoredArray, NDArray[np.int64]]], size: int, part: slice) -> Images:
+    planes = np.concatenate([pixels.rows(rows) for pixels, rows in own])[part]  # of 3 kB each
     return resized(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), size)

@@ -135,7 +135,7 @@ def _classes(
             name=name,
             split=split_of(int(name[:3]), split),
             count=len(own),
-            load=partial(_load, tree, sorted(own), boxes, size),
+            read=partial(_load, tree, sorted(own), boxes, size),
         )
         for name, own in images.items()
     )
@@ -158,10 +158,12 @@ def _verify(tree: Tree, classes: tuple[PlannedClass, ...], split: str) -> None:
         raise UserError(*problems)
 
 
-def _load(tree: Tree, names: list[str], boxes: Mapping[str, Box] | None, size: int) -> Images:
+def _load(
+    tree: Tree, names: list[str], boxes: Mapping[str, Box] | None, size: int, part: slice
+) -> Images:
     images: list[Images] = []
     problems: list[str] = []
-    for name in names:
+    for name in names[part]:
         transform = squared(size) if boxes is None else _cut_out(boxes[name], size)
         file = f"images/{name}"
         try:

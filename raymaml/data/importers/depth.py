@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -25,11 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.ExifTags import Base
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import SAMPLEFORMAT, TiffImageFile
 
 DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 """Bits a value."""
 _UNSIGNED = 1  # of SAMPLEFORMAT
+_BAND = 1 << 20
+"""Pixels that are converted at a time, so that a large picture is not held several times."""
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
 _SIXTEEN_BITS = re.compile(r"(RGB[AX]?;16)([BLN])")
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Pillow keeps the high byte of 16-bit colours; read in the other order, it keeps the low one."""
@@ -44,13 +50,17 @@ def in_eight_bits(image: Image.Image, data: bytes) -> Image.Image:
         ValueError: it holds NaN, infinity, or more than 32 bits.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
-        pixels = to_eight_bits(values.view(np.uint32) if _is_unsigned(image) else values)
+        unsigned = _is_unsigned(image)
+        pixels = _scaled(
+            lambda box: _values(image, box).view(np.uint32) if unsigned else _values(image, box),
+            image.size,
+        )
     elif rawmode := _SIXTEEN_BITS.fullmatch(_rawmode(image)):
-        values = _sixteen_bits(image, data, rawmode[1] + _OTHER_ORDER[rawmode[2]])
-        colours, alpha = values[..., :3], values[..., 3:]  # opaque is the most that a file holds
-        parts = [to_eight_bits(part) for part in (colours, alpha) if part.size]
-        pixels = np.concatenate(parts, axis=-1)
+        with Image.open(BytesIO(data), formats=[str(image.format)]) as low:
+            _read_as(low, rawmode[1] + _OTHER_ORDER[rawmode[2]])
+            pixels = _scaled(
+                lambda box: _values(image, box) * np.uint16(256) + _values(low, box), image.size
+            )
     else:
         return image
     shallow = Image.fromarray(pixels)
@@ -59,30 +69,28 @@ def in_eight_bits(image: Image.Image, data: bytes) -> Image.Image:
     return shallow
 
 
-def to_eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+def to_eight_bits(values: NDArray[Any], least: float, largest: float) -> NDArray[np.uint8]:
     """Return the highest eight bits of the depth in use; see the module.
 
+    Args:
+        values: some of a picture.
+        least: of the whole picture.
+        largest: as ``least``.
+
     Raises:
-        ValueError: a value is NaN or infinite, or has more than 32 bits.
+        ValueError: a value has more than 32 bits.
     """
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise ValueError("it holds NaN or infinity")
-        if np.abs(values).max() < 2:
-            unit = values.clip(-1, 1)
-            unit = (unit + 1) / 2 if unit.min() < 0 else unit
-            return np.rint(unit * 255).astype(np.uint8)
-        if np.abs(values).max() >= 2.0**32:
-            raise ValueError("it holds values of more than 32 bits")
-        values = np.rint(values)
-    whole = values.astype(np.int64)
-    least, largest = int(whole.min()), int(whole.max())
-    if least < 0:
-        depth = _depth(max(-least, largest + 1) * 2 - 1)
-        whole += 1 << (depth - 1)
-    else:
-        depth = _depth(largest)
-    return (whole >> (depth - 8)).astype(np.uint8)
+    if values.dtype.kind == "f" and least > -2 and largest < 2:
+        unit = values.clip(-1, 1)
+        unit = (unit + 1) / 2 if least < 0 else unit
+        byte: NDArray[np.uint8] = np.rint(unit * 255).astype(np.uint8)
+        return byte
+    least, largest = round(least), round(largest)
+    depth = _depth(largest if least >= 0 else max(-least, largest + 1) * 2 - 1)
+    whole: NDArray[np.int64] = np.rint(values).astype(np.int64) + (
+        0 if least >= 0 else 1 << (depth - 1)
+    )
+    return np.right_shift(whole, depth - 8).astype(np.uint8)
 
 
 def _depth(largest: int) -> int:
@@ -102,18 +110,49 @@ def _rawmode(image: Image.Image) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _sixteen_bits(image: Image.Image, data: bytes, rawmode: str) -> NDArray[np.uint16]:
-    """Return 16-bit colours [H, W, C]; Pillow gives one byte of them at a time."""
-    with Image.open(BytesIO(data), formats=[str(image.format)]) as other:
-        tiles: Any = other.tile
-        other.tile = [
-            tile._replace(
-                args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode
-            )
-            for tile in tiles
-        ]
-        low = np.asarray(other).astype(np.uint16)
-    return low + np.asarray(image).astype(np.uint16) * np.uint16(256)
+def _read_as(image: ImageFile, rawmode: str) -> None:
+    """Have ``image`` read its values as if they lay in another way."""
+    image.tile = [
+        tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode)
+        for tile in image.tile
+    ]
+
+
+def _values(image: Image.Image, box: Box) -> NDArray[Any]:
+    return np.asarray(image.crop(box))
+
+
+def bands(size: tuple[int, int]) -> list[Box]:
+    """Divide an image of ``size`` (W, H) into bands of rows, of a bounded number of pixels."""
+    width, height = size
+    rows = max(1, _BAND // width)
+    return [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def _scaled(read: Callable[[Box], NDArray[Any]], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Scale a picture band by band, its opacity apart: opaque is the most that a file holds."""
+    shape = read((0, 0, 1, 1)).shape
+    groups = (slice(0, 3), slice(3, None)) if len(shape) == 3 else (slice(None),)
+    out = np.empty((size[1], size[0], *shape[2:]), np.uint8)
+    for channels in [group for group in groups if out[:1, :1][..., group].size]:
+        ends = [_ends(read(box)[..., channels]) for box in bands(size)]
+        least, largest = min(low for low, _ in ends), max(high for _, high in ends)
+        for box in bands(size):
+            _, top, _, bottom = box
+            out[top:bottom][..., channels] = to_eight_bits(read(box)[..., channels], least, largest)
+    return out
+
+
+def _ends(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the least and the largest value.
+
+    Raises:
+        ValueError: one is NaN or infinite.
+    """
+    least, largest = values.min(), values.max()
+    if not np.isfinite([least, largest]).all():
+        raise ValueError("it holds NaN or infinity")
+    return least.item(), largest.item()
 
 
 def _is_unsigned(image: Image.Image) -> bool:

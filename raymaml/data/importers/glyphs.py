@@ -84,7 +84,7 @@ def plan_glyphs(source: GlyphsSource, image_size: int) -> ImportPlan:
                 name=f"{unicodedata.name(char)} (U+{ord(char):04X})",
                 split=split_of(char),
                 count=source.images_per_class,
-                load=partial(
+                read=partial(
                     _draw_class,
                     char,
                     source,
@@ -155,15 +155,15 @@ def _ink(font: FreeTypeFont, char: str) -> Image.Image | None:
 
 
 def _draw_class(
-    char: str, source: GlyphsSource, size: int, fonts: list[FreeTypeFont]
+    char: str, source: GlyphsSource, size: int, fonts: list[FreeTypeFont], part: slice
 ) -> NDArray[np.uint8]:
-    """Draw the images [n, size, size, 1] of a character, going round its fonts in seeded order."""
+    """Draw images [n, size, size, 1] of a character, going round its fonts in seeded order."""
     inks = [ink for font in fonts if (ink := _ink(font, char)) is not None]
     bits = bit_stream(source.seed, "glyph-fonts", ord(char))
     order = draw_without_replacement(bits, len(inks), len(inks))
     images = [
         _distort(inks[order[i % len(order)]], size, _distortion(source, ord(char), i))
-        for i in range(source.images_per_class)
+        for i in range(source.images_per_class)[part]
     ]
     return np.stack(images)[..., None]
 

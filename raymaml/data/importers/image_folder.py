@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import ImageFolderSource
+from raymaml.data.importers.depth import bands
 from raymaml.data.importers.folders import (
     Files,
     LeftOut,
@@ -25,7 +26,7 @@ from raymaml.data.importers.folders import (
     split_folders,
     split_named,
 )
-from raymaml.data.importers.images import decode_files, is_file, read_csv
+from raymaml.data.importers.images import decode_part, is_file, read_csv
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.errors import UserError
 from raymaml.outside import stays_inside
@@ -54,6 +55,7 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
         files = _deal(class_folders(root, left_out), source) if split is None else split
     if not files and not problems:
         raise UserError(_nothing(source.path, left_out))
+    most_pixels = round(source.max_megapixels * 1e6)
     square = partial(_square, mode="RGB" if source.mode == "rgb" else "L", size=image_size)
     return ImportPlan(
         source=f"image folder {source.path.name}, {source.mode}, cropped to squares",
@@ -64,7 +66,7 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
                 name=name,
                 split=split,
                 count=len(paths),
-                load=partial(decode_files, paths, square),
+                read=partial(decode_part, paths, square, most_pixels=most_pixels),
             )
             for (split, name), paths in _in_order(files)
         ),
@@ -165,16 +167,22 @@ def _path(name: str, folder: Path) -> Path:
 
 def _square(image: Image.Image, mode: str, size: int) -> NDArray[np.uint8]:
     """Turn upright, scale the shorter side to ``size`` with Lanczos' filter, crop the middle."""
-    upright = ImageOps.exif_transpose(image)
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        upright = _on_white(upright)
-    fitted = ImageOps.fit(upright.convert(mode), (size, size), Image.Resampling.LANCZOS)
+    ImageOps.exif_transpose(image, in_place=True)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = _on_white(image, mode)
+    elif image.mode != mode:
+        image = image.convert(mode)
+    fitted = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     pixels = np.asarray(fitted)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
     """Lay a transparent image on white: what is under transparency is arbitrary."""
-    overlay = image.convert("RGBA")
-    background = Image.new("RGBA", overlay.size, "white")
-    return Image.alpha_composite(background, overlay)
+    flat = Image.new(mode, image.size)
+    for box in bands(image.size):
+        overlay = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", overlay.size, "white")
+        white.alpha_composite(overlay)
+        flat.paste(white.convert(mode), box)
+    return flat

@@ -6,10 +6,11 @@ import codecs
 import contextlib
 import csv
 import functools
+import math
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -25,6 +26,8 @@ from raymaml.errors import UserError, reason_of
 UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow knows and that are not read: for PostScript it would start Ghostscript, of
 the others it has no pixels."""
+PIXELS = 89_478_485
+"""Of an image, where nothing else is said: more is what Pillow finds too large."""
 MOST_IMAGE_BYTES, MOST_TABLE_BYTES = 256 << 20, 512 << 20
 """Of an image file, and of a CSV, which are read whole."""
 Read = Callable[[], bytes]
@@ -44,8 +47,15 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(set(suffixes().values())))
 
 
-def decode(files: Iterable[tuple[str, Read]], transform: Transform) -> NDArray[np.uint8]:
+def decode(
+    files: Iterable[tuple[str, Read]], transform: Transform, most_pixels: int | None = None
+) -> NDArray[np.uint8]:
     """Decode named files and stack what ``transform`` makes of them: uint8 [n, H, W, C].
+
+    Args:
+        files: names for messages, and what reads the files.
+        transform: makes an array [H, W, C] of an image.
+        most_pixels: larger images are refused; by default those that Pillow finds too large.
 
     Raises:
         UserError: naming each file that is not an image, is truncated or is too large.
@@ -53,9 +63,16 @@ def decode(files: Iterable[tuple[str, Read]], transform: Transform) -> NDArray[n
     images, problems = [], []
     for name, read in files:
         try:
-            images.append(_decoded(read(), transform))
+            images.append(_decoded(read(), transform, most_pixels or PIXELS))
         except UserError:
             raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            larger = "raise data.source.max_megapixels" if most_pixels else "remove it"
+            size = str(error).partition(" exceeds")[0]
+            problems.append(
+                f"{name}: is not a readable image ({size} exceeds {most_pixels or PIXELS}); scale"
+                f" it down, or {larger}"
+            )
         except Exception as error:  # Pillow has no list of what it raises on damage
             problems.append(
                 f"{name}: is not a readable image ({_reason(error)}); mend or remove it"
@@ -65,13 +82,26 @@ def decode(files: Iterable[tuple[str, Read]], transform: Transform) -> NDArray[n
     return np.stack(images)
 
 
-def _decoded(data: bytes, transform: Transform) -> NDArray[np.uint8]:
-    with warnings.catch_warnings():
+def _decoded(data: bytes, transform: Transform, most_pixels: int) -> NDArray[np.uint8]:
+    with warnings.catch_warnings(), _limited(most_pixels):
         warnings.simplefilter("ignore")  # on odd metadata, of which none is used
-        # more pixels than Pillow finds reasonable, 89 million, are an error already
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(BytesIO(data), formats=formats()) as image, _unheard(image.format):
+            if (excess := image.width * image.height / PIXELS) > 1:
+                # a JPEG can be decoded at a half, a quarter or an eighth of its size
+                step = 2 * math.sqrt(excess)
+                image.draft(None, (round(image.width / step), round(image.height / step)))
             return transform(in_eight_bits(image, data))
+
+
+@contextlib.contextmanager
+def _limited(most_pixels: int) -> Iterator[None]:
+    """Have Pillow warn of images of more pixels, before it decodes them."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @contextlib.contextmanager
@@ -132,10 +162,19 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def decode_files(paths: Iterable[Path], transform: Transform) -> NDArray[np.uint8]:
+def decode_part(
+    paths: Sequence[Path], transform: Transform, part: slice, most_pixels: int | None = None
+) -> NDArray[np.uint8]:
+    """Do as ``decode_files``, for a range of the files."""
+    return decode_files(paths[part], transform, most_pixels)
+
+
+def decode_files(
+    paths: Iterable[Path], transform: Transform, most_pixels: int | None = None
+) -> NDArray[np.uint8]:
     """As ``decode``, of files on disk."""
     reads = ((str(path), partial(read_whole, path, MOST_IMAGE_BYTES)) for path in paths)
-    return decode(reads, transform)
+    return decode(reads, transform, most_pixels)
 
 
 def read_csv(table: Path, name: str, remedy: str) -> list[list[str]]:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from raymaml.config.schema import Split
 from raymaml.config.sources import INaturalist2017Source
 from raymaml.data.importers.benchmark import KEEP_ANYWAY, in_order
-from raymaml.data.importers.images import decode_files, read_csv, squared
+from raymaml.data.importers.images import decode_part, read_csv, squared
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.sampling import listed
 from raymaml.errors import UserError
@@ -53,7 +53,7 @@ def plan_inaturalist(source: INaturalist2017Source, size: int) -> ImportPlan:
                     name=f"{split}-{label:04d} {_folder(names)}".rstrip(),
                     split="val" if label in val else split,
                     count=len(paths),
-                    load=partial(decode_files, paths, squared(size)),
+                    read=partial(decode_part, paths, squared(size)),
                 )
             )
     return ImportPlan(

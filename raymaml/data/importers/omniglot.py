@@ -86,7 +86,7 @@ def _planned(
         name=f"{name}/rot{90 * turns:03d}" if turns else name,
         split=split,
         count=count,
-        load=lambda: np.rot90(upright(character), turns, axes=(1, 2)),
+        read=lambda part: np.rot90(upright(character), turns, axes=(1, 2))[part],
     )
 
 

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+PART_BYTES = 16 << 20
+"""Of pixels that an import holds at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedClass:
-    """A class to be; ``load`` reads its images, uint8 [count, H, W, C].
-
-    ``load`` raises ``UserError`` that lists every image of the class that cannot be read.
-    """
+    """A class to be, whose images are read in parts of a bounded size."""
 
     name: str
     split: str
     count: int
-    load: Callable[[], NDArray[np.uint8]]
+    read: Callable[[slice], NDArray[np.uint8]]
+    """Reads the images of a range of 0..count: uint8 [n, H, W, C]. Raises ``UserError`` that lists
+    every image of the range that cannot be read."""
+
+    def parts(self, image_bytes: int) -> Iterator[slice]:
+        """Divide the images into ranges for ``read``, of ``PART_BYTES`` at most or of one image."""
+        step = max(1, PART_BYTES // image_bytes)
+        return (slice(first, min(first + step, self.count)) for first in range(0, self.count, step))
+
+    def load(self) -> NDArray[np.uint8]:
+        """Read all images."""
+        return self.read(slice(0, self.count))
 
 
 @dataclass(frozen=True, kw_only=True)
