@@ -17,6 +17,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from raymaml.config.model import InnerConfig
+from raymaml.meta.calls import one_at_a_time
 from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.learner import MetaLearner
 from raymaml.meta.moments import restored
@@ -40,6 +41,7 @@ class ReferenceRunningNorm2d(RunningNorm2d):
         return differentiated + (normalised - differentiated).detach()
 
 
+@one_at_a_time
 class ReferenceLearner(MetaLearner):
     """A learner whose gradients are the reference's."""
 

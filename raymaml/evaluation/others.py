@@ -13,6 +13,7 @@ from raymaml.errors import UserError
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import EpisodeRecord, RecordArrays, record_arrays, records_table
 from raymaml.evaluation.trial import read_episodes, record_of
+from raymaml.meta.calls import alone
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.session import local_device
@@ -135,6 +136,7 @@ def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[T
         captured.clear()
         return last.detach()
 
+    @alone
     def embed(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         return (
             passed(support_x, support_x, support_y),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raymaml.config.model import InnerConfig
+from raymaml.meta.calls import one_at_a_time
 from raymaml.meta.chunks import apart
 from raymaml.meta.freezing import adaptation_table, frozen_params
 from raymaml.meta.gradients import EpisodeGradient
@@ -23,12 +24,14 @@ from raymaml.passes import Rules
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 
+@one_at_a_time
 class MetaLearner:
     """MAML over any ``nn.Module`` whose linear head is named ``head``.
 
+    Calls leave the model as it was, and run one after the other, from several threads too.
+
     Args:
-        model: images ``[B, C, H, W]`` -> logits ``[B, N]``. Its parameters are the starting point
-            and are never changed by an episode.
+        model: images ``[B, C, H, W]`` -> logits ``[B, N]``; its parameters are the starting point.
         inner: the inner loop of training.
         head: ``learned`` starts each episode at the model's head; ``zero`` at zeros, which are no
             meta-parameters; ``shared`` at the one row of the model's head, repeated for each way.
@@ -64,7 +67,7 @@ class MetaLearner:
         require_fitting(model, self.head)
         self._frozen = frozen_params("inner.frozen", model, inner.frozen)
         self._test_frozen = frozen_params("evaluation.inner.frozen", model, self.test_inner.frozen)
-        self._passes = Passes(model, half_precision)
+        self.half_precision = half_precision
 
     @property
     def params(self) -> Params:
@@ -106,11 +109,11 @@ class MetaLearner:
         return apart(self._gradient(episodes, rules), episodes.query_y)
 
     def _gradient(self, episode: Episode | EpisodeBatch, rules: Rules) -> EpisodeGradient:
-        self.model.train()
-        losses = self._passes.losses(episode, rules=rules)
+        passes = Passes(self.model, self.half_precision, rules=rules)
+        losses = passes.losses(episode)
         frozen, start = begin(self.model, self.head, episode, self._frozen, self.inner)
         if self.inner.num_steps == 0:
-            start = self._passes.observed(start, losses.with_frozen(frozen))
+            start = passes.observed(start, losses.with_frozen(frozen))
         frozen = leaves(frozen)
         method = METHODS[self.inner.gradient]
         result = method(losses.with_frozen(frozen), frozen, start, self.inner)
@@ -152,17 +155,15 @@ class MetaLearner:
         """Let running moments go on by what episodes that started from them did, in order."""
         absorb(self.model, buffers)
 
+    @torch.enable_grad()
     def adapt(self, episode: Episode) -> Iterator[Fast]:
         """Yield the fast weights after 0..T inner steps of ``test_inner``, without a graph."""
-        self.model.eval()
-        inner = self.test_inner
+        inner, passes = self.test_inner, Passes(self.model, self.half_precision, training=False)
         frozen, start = begin(self.model, self.head, episode, self._test_frozen, inner)
-        losses = self._passes.losses(episode).with_frozen(frozen)
-        with torch.enable_grad():
-            states = unroll(losses.support, start, inner, create_graph=False)
-            for number, state in enumerate(states):
-                fast = state if number else self._passes.observed(state, losses)
-                yield replace(fast, params=frozen | fast.params)
+        losses = passes.losses(episode).with_frozen(frozen)
+        for number, state in enumerate(unroll(losses.support, start, inner, create_graph=False)):
+            fast = state if number else passes.observed(state, losses)
+            yield replace(fast, params=frozen | fast.params)
 
     def logits_by_step(self, episode: Episode) -> Tensor:
         """Return the query logits after 0..T inner steps: ``[T+1, N*Q, N]``."""
@@ -183,7 +184,8 @@ class MetaLearner:
 
     @torch.no_grad()
     def _judge(self, fast: Fast, episode: Episode) -> Tensor:
-        return self._passes.query_logits(fast.params, fast.buffers, episode)
+        passes = Passes(self.model, self.half_precision, training=False)
+        return passes.query_logits(fast.params, fast.buffers, episode)
 
     def _laid_out(self, episode: Episode) -> Episode:
         return episode.channels_last() if self.channels_last else episode

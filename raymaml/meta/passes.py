@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn import functional as F
 
+from raymaml.errors import UserError
 from raymaml.meta.gradients import EpisodeLosses
 from raymaml.meta.inner_loop import Fast
+from raymaml.meta.stand_ins import reachable_modules, standing_in
 from raymaml.passes import OwnRules, Pass, PassAware, Rules
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
@@ -21,22 +23,42 @@ class Passes:
     Args:
         model: images ``[B, C, H, W]`` -> logits ``[B, N]``.
         half_precision: type that convolutions and products are autocast to, if any.
+        training: whether passes are those of training, or of evaluation.
+        rules: derivatives that layers with rules of their own take.
     """
 
-    def __init__(self, model: nn.Module, half_precision: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        half_precision: torch.dtype | None = None,
+        *,
+        training: bool = True,
+        rules: Rules = "torch",
+    ) -> None:
         self._model = model
         self._half_precision = half_precision
-        self._ruled = [module for module in model.modules() if isinstance(module, OwnRules)]
-        self._layers = [module for module in model.modules() if isinstance(module, PassAware)]
+        self._rules = rules
+        self._modules = reachable_modules(model)
+        self._params = dict(model.named_parameters())
+        self._buffers = dict(model.named_buffers())
+        self._places = _places(model, self._buffers)
+        self._layers = [module for module in self._modules if isinstance(module, PassAware)]
+        self._modes = self._modes_of(training)
 
-    def losses(self, episode: Episode | EpisodeBatch, *, rules: Rules = "torch") -> EpisodeLosses:
+    def _modes_of(self, training: bool) -> list[bool]:
+        """Return the mode of each module in training or evaluation, as the model itself sets it."""
+        own = [*self._params.values(), *self._buffers.values()]
+        with standing_in(self._modules, {id(value): value for value in own}):
+            self._model.train(training)
+            return [module.training for module in self._modules]
+
+    def losses(self, episode: Episode | EpisodeBatch) -> EpisodeLosses:
         """Return the losses that the meta-gradient is made of.
 
         Of several episodes the losses are sums, and every weight, moment and logit has a leading
-        axis E: no episode's loss depends on another's weights.
+        axis E: no episode's loss depends on another's weights. Moments after a support pass are
+        constants.
         """
-        for layer in self._ruled:
-            layer.rules = rules
         count = len(episode) if isinstance(episode, EpisodeBatch) else 1
 
         def loss_of(logits: Tensor, labels: Tensor) -> Tensor:  # [..., B, N], [..., B]
@@ -44,6 +66,7 @@ class Passes:
 
         def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:
             logits, buffers = self._run("support", params, buffers, episode.support_x)
+            buffers = {name: value.detach() for name, value in buffers.items()}
             return loss_of(logits, episode.support_y), buffers
 
         def query(params: Params, buffers: Buffers) -> tuple[Tensor, Tensor]:
@@ -71,16 +94,48 @@ class Passes:
     def _run(
         self, current: Pass, params: Params, buffers: Buffers, x: Tensor
     ) -> tuple[Tensor, Buffers]:
-        for layer in self._layers:
-            layer.current_pass = current
-        call = self._call if x.dim() == 4 else vmap(self._call, randomness="different")
+        def call(params: Params, buffers: Buffers, x: Tensor) -> tuple[Tensor, Buffers]:
+            return self._call(current, params, buffers, x)
+
+        call = call if x.dim() == 4 else vmap(call, randomness="different")
         half = self._half_precision
         # without the cache, in which a derivative would find the casts of another pass
         with torch.autocast(x.device.type, half, enabled=half is not None, cache_enabled=False):
             logits, buffers = call(params, buffers, x)
         return logits if half is None else logits.float(), buffers
 
-    def _call(self, params: Params, buffers: Buffers, x: Tensor) -> tuple[Tensor, Buffers]:
-        state = params | buffers
-        logits: Tensor = functional_call(self._model, state, (x,))  # keeps ``state`` up to date
-        return logits, {name: state[name] for name in buffers}
+    def _call(
+        self, current: Pass, params: Params, buffers: Buffers, x: Tensor
+    ) -> tuple[Tensor, Buffers]:
+        # Buffers are cloned: a layer may change them in place, and the pass may be run again.
+        stand_ins = {id(self._params[name]): value for name, value in params.items()}
+        stand_ins |= {id(self._buffers[name]): value.clone() for name, value in buffers.items()}
+        with standing_in(self._modules, stand_ins):
+            for module, mode in zip(self._modules, self._modes, strict=True):
+                module.training = mode
+                if isinstance(module, OwnRules):
+                    module.rules = self._rules
+                if isinstance(module, PassAware):
+                    module.current_pass = current
+            logits: Tensor = self._model(x)
+            return logits, {name: self._buffer_now(name) for name in buffers}
+
+    def _buffer_now(self, name: str) -> Tensor:
+        """Return a buffer as a pass leaves it, which is one tensor at all its places."""
+        first, *others = [module._buffers.get(key) for module, key in self._places[name]]
+        if first is None or any(other is not first for other in others):
+            raise UserError(
+                f"model: a forward pass replaces the buffer {name} by None, or at one of its places"
+                " alone; change it in place, or register a buffer of its own at each place"
+            )
+        return first
+
+
+def _places(model: nn.Module, buffers: Buffers) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Return the modules that hold each buffer, with its name there: two where it is shared."""
+    places: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in buffers}
+    names = {id(value): name for name, value in buffers.items()}
+    for module in model.modules():
+        for key, value in module.named_buffers(recurse=False, remove_duplicate=False):
+            places[names[id(value)]].append((module, key))
+    return places

@@ -6,6 +6,7 @@ from collections.abc import Set
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from raymaml.config.model import InnerConfig
 from raymaml.errors import UserError
@@ -64,12 +65,30 @@ def require_fitting(model: nn.Module, head: Head) -> None:
     """Check that episodes can start at the model.
 
     Raises:
-        UserError: a norm keeps moments from episode to episode, or a shared head has not one row.
+        UserError: parameters have no shape yet, a norm keeps moments from episode to episode, the
+            head's parameters are elsewhere in the model too, or a shared head has not one row.
     """
+    if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
+        raise UserError(
+            f"model: {', '.join(lazy)} have no shape before the first pass; call the model once on"
+            " images"
+        )
     if names := tracking_norms(model):
         raise UserError(
             f"model: {', '.join(names)} keep moments from episode to episode;"
             " raymaml.apply_policies gives them a norm policy"
+        )
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    held = [model.get_parameter(name) for name in names if name.startswith(HEAD)]
+    elsewhere = [
+        name
+        for name in names
+        if not name.startswith(HEAD) and any(model.get_parameter(name) is p for p in held)
+    ]
+    if elsewhere:
+        raise UserError(
+            f"head: its parameters are {', '.join(elsewhere)} too, so that it cannot start or learn"
+            " apart from the encoder; give the model a head that is nowhere else in it"
         )
     rows = len(model.get_parameter(f"{HEAD}weight"))
     if (head == "shared") != (rows == 1):

@@ -1,0 +1,304 @@
+"""A call changes nothing in a model, however its modules hang together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from helpers_meta import WAYS, episodes, flat, relative_error
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from raymaml.config.model import InnerConfig
+from raymaml.errors import UserError
+from raymaml.meta.learner import MetaLearner
+
+METHODS = ["unrolled", "checkpointed", "mixed_mode", "first_order"]
+
+
+class Graph(nn.Module):
+    """4x4 images -> 3 smooth features -> logits; subclasses say how the features come about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(16, 3)
+        self.b = nn.Linear(3, 3)
+        self.head = nn.Linear(3, WAYS)
+        self.hang()
+
+    def hang(self) -> None: ...
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.b(torch.tanh(self.a(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.encode(x.flatten(1)))
+        return scores
+
+
+class TwoAttributes(Graph):
+    def hang(self) -> None:
+        self.net = nn.Sequential(self.a, nn.Tanh(), self.b, nn.Tanh())
+
+    def encode(self, x: Tensor) -> Tensor:
+        features: Tensor = self.net(x)
+        return features
+
+
+class ListAlias(TwoAttributes):
+    def hang(self) -> None:
+        blocks = nn.ModuleList([nn.Sequential(self.a, nn.Tanh()), nn.Sequential(self.b, nn.Tanh())])
+        self.net = nn.Sequential(*blocks)
+        self.blocks, self.first, self.by_name = blocks, blocks[0], nn.ModuleDict({"b": self.b})
+
+
+class PlainList(Graph):
+    def hang(self) -> None:
+        self.layers, self.pairs = [self.a, self.b], {"b": (self.b.weight, self.b.bias)}
+
+    def encode(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.layers[0](x))
+        return torch.tanh(nn.functional.linear(hidden, *self.pairs["b"]))
+
+
+ALIASES: list[type[Graph]] = [TwoAttributes, ListAlias, PlainList]
+
+
+class Tied(Graph):
+    """One Parameter in two modules, under two names of one of them, and on both sides of a pass."""
+
+    def hang(self) -> None:
+        self.c = nn.Linear(3, 3)
+        self.c.weight = self.b.weight
+        self.c.again = self.b.weight
+
+    def encode(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.tanh(self.c(super().encode(x)) @ self.c.again.T)
+        return out
+
+
+class Orthogonal(Graph):
+    def hang(self) -> None:
+        parametrizations.orthogonal(self.b)
+
+
+class WeightNorm(Graph):
+    def hang(self) -> None:
+        parametrizations.weight_norm(self.a)
+        parametrizations.spectral_norm(self.b)
+
+
+class OldSpectralNorm(Graph):
+    """A hook writes the weight into an attribute, and changes buffers in place."""
+
+    def hang(self) -> None:
+        nn.utils.spectral_norm(self.b)
+
+
+class Recurrent(Graph):
+    def hang(self) -> None:
+        self.rnn = nn.GRU(4, 3, batch_first=True)
+
+    def encode(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rnn(x.view(-1, 4, 4))[0][:, -1]
+        return out
+
+
+class Counting(Graph):
+    """A buffer that two modules share and one changes in place."""
+
+    def hang(self) -> None:
+        self.register_buffer("seen", torch.ones((), dtype=torch.float64))
+        self.a.register_buffer("seen", self.seen)
+
+    def encode(self, x: Tensor) -> Tensor:
+        self.seen.add_(1)
+        return super().encode(x) / self.a.get_buffer("seen")
+
+
+class Attributes(Graph):
+    """State of every other kind: attributes, containers, a buffer that is there from a pass on."""
+
+    def hang(self) -> None:
+        self.register_buffer("lazy", None)
+        self.calls, self.log, self.plain = 0, [], torch.zeros(())
+        self.hidden = [nn.BatchNorm1d(3, dtype=torch.float64)]
+
+    def encode(self, x: Tensor) -> Tensor:
+        if self.lazy is None:
+            self.lazy = torch.full((3,), 2.0)
+        self.calls += 1
+        self.log.append(x)
+        self.plain.add_(1)
+        self.last = super().encode(x)
+        self.new = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.hidden[0].train()
+        return self.hidden[0](self.last) * self.lazy * self.calls * self.plain * self.new
+
+
+NO_FORWARD_DERIVATIVE = [WeightNorm, OldSpectralNorm]
+GRAPHS = [*ALIASES, Tied, Orthogonal, Recurrent, Counting, Attributes, *NO_FORWARD_DERIVATIVE]
+
+
+def built(graph: type[Graph]) -> Graph:
+    torch.manual_seed(0)
+    model = graph().double()
+    model.a.eval()  # a mode that is nobody's but the user's
+    return model
+
+
+def learner(model: nn.Module, gradient: str) -> MetaLearner:
+    return MetaLearner(model, InnerConfig(num_steps=2, lr=0.3, gradient=gradient))
+
+
+def everything(model: nn.Module) -> list[tuple[Any, ...]]:
+    """Every object of the model by identity, every tensor by value, every module by its flags."""
+    state: list[tuple[Any, ...]] = []
+    for module in [*model.modules(), *getattr(model, "hidden", [])]:
+        for key, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else [value]
+            for item in held:
+                shown = item.tolist() if isinstance(item, Tensor) else repr(item)
+                state.append((key, id(item), shown))
+        state.append(("gradients", [p.grad is None for p in module.parameters()]))
+    return state
+
+
+def calls(maml: MetaLearner) -> list[Callable[[], object]]:
+    batch = episodes(2, size=4)
+    return [
+        lambda: maml.episode_gradient(batch[0]),
+        lambda: maml.meta_gradient(batch),
+        lambda: maml.predict(batch),
+        lambda: maml.logits_by_step(batch[0]),
+        lambda: list(maml.adapt(batch[0])),
+        lambda: next(maml.adapt(batch[0])),
+    ]
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("gradient", METHODS)
+def test_a_call_changes_nothing(graph: type[Graph], gradient: str) -> None:
+    model, batch = built(graph), episodes(2, size=4)
+    maml = learner(model, gradient)
+    optimizer = torch.optim.SGD(maml.params.values(), lr=1)
+    before, logits = everything(model), maml.logits_by_step(batch[0])
+    fails = gradient == "mixed_mode" and graph in NO_FORWARD_DERIVATIVE
+    for number, call in enumerate(calls(maml)):
+        with pytest.raises(NotImplementedError) if fails and number < 2 else nullcontext():
+            call()
+        assert everything(model) == before
+    assert torch.equal(maml.logits_by_step(batch[0]), logits)
+    held = [id(value) for group in optimizer.param_groups for value in group["params"]]
+    assert held == [id(parameter) for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("graph", ALIASES)
+@pytest.mark.parametrize("gradient", METHODS)
+def test_an_alias_changes_no_number(graph: type[Graph], gradient: str) -> None:
+    batch, plain, other = episodes(2, size=4), built(Graph), built(graph)
+    other.load_state_dict(plain.state_dict(), strict=False)
+    wanted = learner(plain, gradient)
+    found = learner(other, gradient)
+    assert found.params.keys() == wanted.params.keys()
+    assert torch.equal(found.predict(batch), wanted.predict(batch))
+    assert torch.equal(flat(found.meta_gradient(batch)[2]), flat(wanted.meta_gradient(batch)[2]))
+    for one, two in zip(found.chunk_gradients(batch), wanted.chunk_gradients(batch), strict=True):
+        assert torch.equal(flat(one.grads), flat(two.grads))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_three_ways_give_one_number(graph: type[Graph]) -> None:
+    episode = episodes(size=4)[0]
+    exact = flat(learner(built(graph), "unrolled").episode_gradient(episode).grads)
+    other = [] if graph in NO_FORWARD_DERIVATIVE else ["mixed_mode"]
+    for gradient in ["checkpointed", *other]:
+        found = flat(learner(built(graph), gradient).episode_gradient(episode).grads)
+        assert relative_error(found, exact) < 1e-10
+
+
+def test_a_tied_weight_adapts_as_one() -> None:
+    model, episode = built(Tied), episodes(size=4)[0]
+    *_, fast = MetaLearner(model, InnerConfig(num_steps=1, lr=0.3)).adapt(episode)
+    loss = nn.functional.cross_entropy(model(episode.support_x), episode.support_y)
+    (slope,) = torch.autograd.grad(loss, [model.b.weight])  # by all four places together
+    torch.testing.assert_close(fast.params["b.weight"], model.b.weight.detach() - 0.3 * slope)
+    assert "c.weight" not in fast.params
+
+
+class Failing(TwoAttributes):
+    def encode(self, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        out = super().encode(x)
+        if len(x) == 9:  # the query set
+            raise ValueError("in the middle of a pass")
+        return out
+
+
+@pytest.mark.parametrize("gradient", METHODS)
+def test_after_an_error_the_model_is_whole(gradient: str) -> None:
+    model = built(Failing)
+    before, maml = everything(model), learner(model, gradient)
+    for call in calls(maml)[:4]:
+        with pytest.raises(ValueError, match="in the middle of a pass"):
+            call()
+        assert everything(model) == before
+
+
+class KeepsItsMode(TwoAttributes):
+    modes: tuple[bool, bool]
+
+    def train(self, mode: bool = True) -> KeepsItsMode:
+        super().train(mode)
+        self.b.eval()
+        return self
+
+    def encode(self, x: Tensor) -> Tensor:
+        type(self).modes = (self.a.training, self.b.training)
+        return super().encode(x)
+
+
+def test_a_module_that_sets_its_own_modes_is_heard() -> None:
+    maml, batch = learner(built(KeepsItsMode), "unrolled"), episodes(size=4)
+    maml.meta_gradient(batch)
+    assert KeepsItsMode.modes == (True, False)
+    maml.predict(batch)
+    assert KeepsItsMode.modes == (False, False)
+
+
+class Replaces(Counting):
+    def encode(self, x: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        return Graph.encode(self, x)
+
+
+def test_a_shared_buffer_that_comes_apart_is_refused() -> None:
+    with pytest.raises(UserError, match=r"replaces the buffer seen .* at one of its places alone"):
+        learner(built(Replaces), "unrolled").predict(episodes(size=4))
+
+
+def test_gradient_mode_stays_the_callers_between_steps() -> None:
+    maml = learner(built(Graph), "unrolled")
+    with torch.no_grad():
+        assert [torch.is_grad_enabled() for _ in maml.adapt(episodes(size=4)[0])] == [False] * 3
+
+
+class HeadInTheBody(TwoAttributes):
+    def hang(self) -> None:
+        super().hang()
+        self.net.append(self.head)
+
+
+def test_a_head_that_is_elsewhere_too_is_refused() -> None:
+    with pytest.raises(UserError, match=r"head: .* net\.4\.weight, net\.4\.bias too"):
+        learner(built(HeadInTheBody), "unrolled")
+
+
+def test_a_model_without_shapes_is_refused() -> None:
+    model = Graph()
+    model.a = nn.LazyLinear(3)
+    with pytest.raises(UserError, match=r"a\.weight, a\.bias have no shape .* call the model once"):
+        learner(model, "unrolled")

@@ -1,0 +1,67 @@
+"""Calls from several threads give what calls one after the other give, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from helpers_meta import WAYS, build, episodes, flat
+from torch import Tensor
+
+from raymaml.config.model import InnerConfig
+from raymaml.evaluation.others import features
+from raymaml.meta.learner import MetaLearner
+from raymaml.models.heads import Classifier
+
+THREADS, ROUNDS = 4, 2
+
+
+def learners(gradient: str) -> list[MetaLearner]:
+    """Two over one model, one over another model with the same encoder, one apart."""
+    first = build("convnet4", "context", "learned", gradient=gradient)
+    torch.manual_seed(3)
+    other = Classifier(first.model.encoder, 2, WAYS).double()
+    apart = build("convnet4", "running", "zero", gradient=gradient)
+    more = [MetaLearner(model, InnerConfig(num_steps=1, lr=0.2)) for model in (first.model, other)]
+    return [first, *more, apart]
+
+
+def results(maml: MetaLearner, seed: int) -> list[Tensor]:
+    """What every kind of call returns, in one row of tensors."""
+    batch = episodes(2, seed=seed)
+    loss, logits, grads = maml.meta_gradient(batch)
+    *_, fast = maml.adapt(batch[0])
+    first = batch[0]
+    embedded = features(maml)(first.support_x, first.support_y, first.query_x)
+    found = [loss, logits, flat(grads), flat(fast.params), *embedded]
+    found += [maml.predict(batch), maml.logits_by_step(first), flat(maml.params)]
+    found += [flat(result.grads) for result in maml.chunk_gradients(batch)]
+    return [value.detach().clone() for value in found]
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "mixed_mode"])
+def test_threads_get_what_serial_calls_get_and_the_model_stays(gradient: str) -> None:
+    every = learners(gradient)
+    before = [flat(maml.model.state_dict()).clone() for maml in every]
+    jobs = [(maml, seed) for seed in range(ROUNDS) for maml in every]
+    wanted = [results(*job) for job in jobs]
+    call: Callable[[tuple[MetaLearner, int]], list[Tensor]] = lambda job: results(*job)  # noqa: E731
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(call, jobs))
+    for one, other in zip(found, wanted, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for maml, state in zip(every, before, strict=True):
+        assert torch.equal(flat(maml.model.state_dict()), state)
+
+
+def test_a_step_that_waits_for_its_caller_keeps_no_other_thread_waiting() -> None:
+    maml, batch = build("convnet4", "context", "learned"), episodes()
+    wanted = maml.predict(batch)
+    steps = maml.adapt(batch[0])
+    next(steps)
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(maml.predict, batch).result(), wanted)
+    *_, fast = steps
+    assert torch.equal(maml._judge(fast, batch[0]), wanted[0])
