@@ -125,6 +125,9 @@ class EvaluationConfig(Section):
     """Changes to `inner` at validation and test."""
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint is tested: best validation accuracy, or the newest."""
+    other_bank: bool = False
+    """Judge on another bank than that of training. The report says so, and how many of the test
+    classes were trained on."""
     chunk_size: PositiveInt = 500
     """Episodes a Tune trial. Records do not depend on it."""
     target_half_width: Annotated[Number, Field(gt=0, lt=1)] | None = None

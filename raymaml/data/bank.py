@@ -11,6 +11,7 @@ planes, [n, C, H, W]: the order that learning wants, so that no conversion has t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -149,6 +150,12 @@ class ImageBank:
                 raise UserError(f"{path}: is damaged ({error}); {_REMEDY}") from None
             planes = self._planes[class_id] = batch.column("image").to_numpy_ndarray()
         return planes
+
+    def class_digest(self, class_id: int) -> str:
+        """Return 16 hex digits of the number, and the first, middle and last image, of a class."""
+        planes = self._class_planes(class_id)
+        some = planes[[0, len(planes) // 2, -1]]
+        return hashlib.sha256(f"{planes.shape}".encode() + some.tobytes()).hexdigest()[:16]
 
     def verify(self) -> None:
         """Read every pixel and compare the content hash.

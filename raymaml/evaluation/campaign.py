@@ -20,6 +20,7 @@ from raymaml.data.files import make_folder
 from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
 from raymaml.evaluation.progress import Progress
+from raymaml.evaluation.provenance import OtherBank, other_bank
 from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.records import (
     chunk_path,
@@ -304,17 +305,22 @@ class Campaign:
             )
         return table
 
+    def _other_bank(self, arm: Arm) -> OtherBank | None:
+        return None if arm.checkpoint is None else other_bank(arm.checkpoint, self.bank(arm))
+
     def results(self) -> list[ArmResult]:
         """Return what a report is made of, of a finished campaign."""
         from raymaml.evaluation.report import ArmResult, protocol_line
 
+        others = {arm.name: self._other_bank(arm) for arm in self.arms}
         return [
             ArmResult(
                 name=arm.name,
                 description=arm.description,
                 protocol=protocol_line(
                     arm.config.episodes.test, arm.config.model, arm.config.test_inner.num_steps
-                ),
+                )
+                + (f" | {other.text}" if (other := others[arm.name]) else ""),
                 records=self._records(arm),
                 circumstances=read_circumstances(self.records_of(arm)),
                 identity={
@@ -322,6 +328,7 @@ class Campaign:
                     **self.identity(arm),
                     "source": self.bank(arm).source,
                     "licence": self.bank(arm).licence,
+                    **({"test_classes_trained_on": other.trained_on} if other else {}),
                 },
             )
             for arm in self.arms

@@ -11,6 +11,7 @@ from raymaml.config.schema import Config
 from raymaml.data.files import exists, read_bytes
 from raymaml.errors import UserError, reason_of
 from raymaml.evaluation.campaign import Arm, Campaign
+from raymaml.evaluation.provenance import require_bank
 from raymaml.evaluation.verdict import AuditResult
 from raymaml.outside import checked, parse_json
 from raymaml.places import Place
@@ -79,6 +80,7 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
         write=partial(_write, config),
     )
     # all that is wrong is said now, before any work
+    require_bank(checkpoint, config, campaign.bank(model))
     require_same_model(checkpoint, config, campaign.bank(model).image_shape)
     campaign.learner(model)
     return campaign

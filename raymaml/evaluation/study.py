@@ -22,6 +22,7 @@ from raymaml.data.importers import import_bank
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
+from raymaml.evaluation.provenance import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
 from raymaml.places import Place, beside
 from raymaml.seeding import fold_in
@@ -221,7 +222,10 @@ def _require_judgeable(study: Study, chosen: StudyArm, model: str, config: Confi
     judged = build_learner(config, bank.image_shape, spec.num_ways, cpu)
     if chosen.checkpoint in ("best", "last"):
         source = study.models[model]
-        image_shape = open_bank(source).image_shape
+        of_training = open_bank(source)
+        if of_training.hash != bank.hash and not config.evaluation.other_bank:
+            raise UserError(f"{bank.folder}: is another bank than in training; {REMEDY}")
+        image_shape = of_training.image_shape
         trained = build_learner(source, image_shape, source.episodes.train.num_ways, cpu)
         require_fitting(
             source.run_folder, trained.params | trained.moments, judged.params | judged.moments
@@ -231,6 +235,8 @@ def _require_judgeable(study: Study, chosen: StudyArm, model: str, config: Confi
 def _arm(study: Study, chosen: StudyArm, model_name: str, config: Config) -> Arm:
     bank, model = open_bank(config), study.models[model_name]
     checkpoint = _checkpoint(chosen.checkpoint, model)
+    if checkpoint is not None:
+        require_bank(checkpoint, config, bank)
     changes = ", ".join(f"{key} {value}" for key, value in chosen.set.items())
     return Arm(
         name=chosen.name,

@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
+from raymaml.data.bank import ImageBank
 from raymaml.data.files import (
     exists,
     make_folder,
@@ -21,7 +24,7 @@ from raymaml.data.files import (
 )
 from raymaml.data.locks import Timeout, hold
 from raymaml.errors import StorageError, UserError
-from raymaml.outside import parse_json, shortened
+from raymaml.outside import checked, parse_json, shortened
 from raymaml.places import Place, is_remote
 from raymaml.training.card import require_agreement
 from raymaml.training.checkpoint import (
@@ -115,7 +118,11 @@ def watch_stop(folder: Place) -> Callable[[], bool]:
 def begin(folder: Place, config: Config, data: TrainingData) -> None:
     """Write what the run is started, or gone on, with; the sole writer does it."""
     if not exists(folder / IDENTITY):
-        identity = {"schema_version": SCHEMA_VERSION, **_identity(config, data)}
+        identity = {
+            "schema_version": SCHEMA_VERSION,
+            **_identity(config, data),
+            "classes": _classes(data.train.loader.bank),
+        }
         write_text(folder / IDENTITY, json.dumps(identity, indent=2) + "\n")
     write_text(folder / "config.yaml", dump_config(config))
 
@@ -153,6 +160,35 @@ def require_of_its_run(path: Place, config: Config) -> None:
         require_agreement(path, config, wanted, f"{IDENTITY} says")
 
 
+_CLASSES = TypeAdapter(dict[str, dict[str, str]] | None)
+
+
+def read_classes(folder: Place) -> dict[str, dict[str, str]] | None:
+    """Return the digests of the classes that a run learned from, by split and name.
+
+    None where it does not say them: it is of an older version, or its bank was not at hand.
+
+    Raises:
+        UserError: ``run.json`` is damaged.
+    """
+    path = folder / IDENTITY
+    if not exists(path):
+        return None
+    try:
+        return checked(_CLASSES, parse_json(read_bytes(path)).get("classes"))
+    except (OSError, ValueError, AttributeError):
+        raise _damaged(path) from None
+
+
+def _classes(bank: ImageBank | None) -> dict[str, dict[str, str]] | None:
+    if bank is None:
+        return None
+    return {
+        split: {bank.classes[i].name: bank.class_digest(i) for i in bank.class_ids(split).tolist()}
+        for split in ("train", "val")
+    }
+
+
 def _check_identity(folder: Place, config: Config, data: TrainingData) -> None:
     path = folder / IDENTITY
     if exists(path):
@@ -183,17 +219,20 @@ def _read_identity(path: Place) -> dict[str, Any]:
         if not isinstance(identity, dict):
             raise ValueError("it holds no keys")
         version = identity.pop("schema_version", 1)
+        identity.pop("classes", None)
         identity = flat(as_meant(identity))
     except (OSError, ValueError, TypeError, AttributeError):
-        raise UserError(
-            f"{path}: is damaged; restore it from a copy, or choose another name to start anew"
-        ) from None
+        raise _damaged(path) from None
     if version not in (1, SCHEMA_VERSION):
         raise UserError(
             f"{path}: has schema_version {shortened(version)}, this raymaml reads 1 and"
             f" {SCHEMA_VERSION}; use the raymaml that wrote it, or choose another name"
         )
     return identity
+
+
+def _damaged(path: Place) -> UserError:
+    return UserError(f"{path}: is damaged; restore it from a copy, or choose another name")
 
 
 _REMEDIES = {

@@ -1,0 +1,81 @@
+"""Whether a model is judged on the bank that it was trained on, and if not, what it has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raymaml.config.schema import Config
+from raymaml.data.bank import ImageBank
+from raymaml.errors import UserError
+from raymaml.places import Place
+from raymaml.training.card import CARD, read_card
+from raymaml.training.run_folder import read_classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherBank:
+    """A bank that is not that of training."""
+
+    num_classes: int
+    """Its test classes..."""
+    trained_on: int | None
+    """...of which so many were trained on; None where the run does not say its classes..."""
+    chosen_by: int = 0
+    """...and so many more chose the best checkpoint."""
+
+    @property
+    def text(self) -> str:
+        """What reports say."""
+        if self.trained_on is None:
+            return "another bank than in training, whose classes are not known"
+        seen = f"trained on {self.trained_on} of its {self.num_classes} test classes"
+        chosen = f", and chosen by {self.chosen_by}" if self.chosen_by else ""
+        return f"another bank than in training, {seen}{chosen}"
+
+
+def other_bank(checkpoint: Place, bank: ImageBank) -> OtherBank | None:
+    """Say what of ``bank`` the model has seen; None where it is the bank of training.
+
+    The hash of a bank covers names, splits and images of all its classes. A class is one of
+    training if it has the name, or the number of images and the first, middle and last image, of
+    one. Weights that were converted know no bank.
+    """
+    if read_card(checkpoint).bank_hash in ("", bank.hash):
+        return None
+    test = {bank.classes[i].name: bank.class_digest(i) for i in bank.class_ids("test").tolist()}
+    then = read_classes(checkpoint.parent)
+    if then is None:
+        return OtherBank(num_classes=len(test), trained_on=None)
+    seen = {
+        split: {
+            name
+            for name, digest in test.items()
+            if name in then.get(split, {}) or digest in then.get(split, {}).values()
+        }
+        for split in ("train", "val")
+    }
+    return OtherBank(
+        num_classes=len(test),
+        trained_on=len(seen["train"]),
+        chosen_by=len(seen["val"] - seen["train"]),
+    )
+
+
+def require_bank(checkpoint: Place, config: Config, bank: ImageBank) -> None:
+    """Check that the model was trained on ``bank``, or that another one is asked for.
+
+    Raises:
+        UserError: neither is so.
+    """
+    found = other_bank(checkpoint, bank)
+    if found is not None and not config.evaluation.other_bank:
+        raise UserError(
+            f"{checkpoint / CARD}: bank_hash is {read_card(checkpoint).bank_hash[:12]}, that of"
+            f" {bank.folder} is {bank.hash[:12]}: {found.text}; {REMEDY}"
+        )
+
+
+REMEDY = (
+    "give the data.bank of training, or set evaluation.other_bank: true to judge on this one,"
+    " which the report then says"
+)
