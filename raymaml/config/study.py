@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator
 
 from raymaml.config.base import PositiveInt, Rate, Section, read_place
 from raymaml.outside import shortened
@@ -25,6 +25,23 @@ Which = Literal["best", "last", "initial"]
 def _checkpoint(value: object) -> object:
     return value if value in get_args(Which) else read_place(value)
 
+
+def _with_seeds(changes: dict[str, Any]) -> dict[str, Any]:
+    if "seeds" in changes:
+        if "seed" in changes:
+            raise ValueError("models: a model has seed and seeds; give one of them")
+        found = changes["seeds"]
+        whole = isinstance(found, list) and all(type(seed) is int and seed >= 0 for seed in found)
+        if not whole or not found or len(set(found)) < len(found):
+            raise ValueError(
+                f"models: seeds is {shortened(found)}; it should be a list of different whole"
+                " numbers from 0 on, as in seeds: [0, 1, 2]"
+            )
+    return changes
+
+
+ModelChanges = Annotated[Overrides, AfterValidator(_with_seeds)]
+"""Values by dotted config key, and by `seeds`: one training for each."""
 
 NOT_OF_AN_ARM = ("name", "seed", "run_dir", "outer", "episodes.train", "episodes.val")
 """What decides training alone; it belongs to a model."""
@@ -105,10 +122,12 @@ class StudyConfig(Section):
     """The config that all arms start from; relative to the study file."""
     set: Overrides = Field(default_factory=dict)
     """Changes to it, for all models and arms."""
-    models: dict[ShortName, Overrides] = Field(default_factory=dict)
+    models: dict[ShortName, ModelChanges] = Field(default_factory=dict)
     """What is trained (unless it is already): changes by dotted key. A model without changes is the
     run of the config itself, and so is what is judged where there are no models; another is the run
-    `<name of the config>-<name of the model>`, or the one that its key `name` says."""
+    `<name of the config>-<name of the model>`, or the one that its key `name` says. The key `seeds`
+    trains the model once for each, as the runs `<name>-seed0`, `<name>-seed1`, ...: its arms are
+    judged for each training on the same episodes, and verdicts rest on all of them."""
     arms: Annotated[tuple[StudyArm, ...], Field(min_length=1)] = (StudyArm(name="model"),)
     """What is judged."""
     cross: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
@@ -120,6 +139,18 @@ class StudyConfig(Section):
     def model_names(self) -> tuple[str, ...]:
         """Names of what is trained; the first is the model of arms that name none."""
         return tuple(self.models) or ("model",)
+
+    def seeds_of(self, model: str | None) -> tuple[int, ...]:
+        """Return the seeds of the trainings of a model; none where the config says the one."""
+        return tuple(self.models.get(model or self.model_names[0], {}).get("seeds", ()))
+
+    def trainings_of(self, arm: StudyArm) -> dict[int | None, StudyArm]:
+        """Return ``arm`` for each training of its model, by seed; None is that of the config."""
+        seeds = self.seeds_of(arm.model) if isinstance(arm.checkpoint, str) else ()
+        if not seeds:
+            return {None: arm}
+        names = {seed: with_seed_in_name(arm.name, seed) for seed in seeds}
+        return {seed: arm.model_copy(update={"name": name}) for seed, name in names.items()}
 
     def crossed_arms(self) -> Iterator[StudyArm]:
         """Yield every arm with every combination of `cross`: 3 x 2 values, six times the arms."""
@@ -137,9 +168,12 @@ class StudyConfig(Section):
     def disagreements(self) -> list[str]:
         """Return what is wrong between parts that are right by themselves: names, and places."""
         arms = [arm.name for arm in self.crossed_arms()]
+        trained = [
+            each.name for arm in self.crossed_arms() for each in self.trainings_of(arm).values()
+        ]
         problems = [
             f"arms: {name} is the name of {count} arms; give each its own"
-            for name, count in Counter(arms).items()
+            for name, count in Counter(trained).items()
             if count > 1
         ]
         problems += [
@@ -163,6 +197,11 @@ class StudyConfig(Section):
             if name not in arms
         ]
         return problems
+
+
+def with_seed_in_name(name: str, seed: int) -> str:
+    """Return the name of one training of an arm, or of a run."""
+    return f"{name}-seed{seed}"
 
 
 def _arms_of(check: Comparison | FirstTrials | Precision) -> list[str]:

@@ -35,7 +35,9 @@ from raymaml.evaluation.statistics import FIRST_EPISODES, Interval, Summary
 from raymaml.evaluation.summary import (
     ArmSummary,
     Comparison,
+    Replicated,
     compare,
+    replicated,
     running_mean,
     summarize_arm,
     worst_episodes,
@@ -98,6 +100,7 @@ def write_report(
     identity: Mapping[str, Any],
     curve: Sequence[Mapping[str, Any]] = (),
     verdicts: Sequence[Verdict] = (),
+    trainings: Mapping[str, Mapping[int, str]] | None = None,
     audits: Sequence[AuditResult] = (),
     bank: ImageBank | None = None,
     title: str = "Test report",
@@ -113,6 +116,7 @@ def write_report(
         curve: the validation history, points of ``{"step", "val_accuracy"[, "val_ci95"]}``;
             without any there is no learning curve.
         verdicts: what became of claims.
+        trainings: names of the arms that are trainings of one model, by seed, under one name.
         audits: what audits found.
         bank: draws the worst episodes; None leaves them out.
         title: heading.
@@ -120,21 +124,19 @@ def write_report(
     Raises:
         ValueError: when there is no arm, or two have one name.
     """
-    names = [arm.name for arm in arms]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"a report needs arms with different names; got {names}")
+    _require_different_names([arm.name for arm in arms])
     records = {arm.name: record_arrays(arm.records) for arm in arms}
-    summaries = [
-        summarize_arm(arm.name, arm.description, arm.protocol, records[arm.name]) for arm in arms
-    ]
-    compared = compare(records)
+    summaries = [summarize_arm(a.name, a.description, a.protocol, records[a.name]) for a in arms]
+    compared = compare(records, trainings or {})
+    over_trainings = replicated(trainings or {}, summaries)
     identities = [plain({**identity, **arm.identity}) for arm in arms]
     with on_disk(folder) as place:
         drawn = _draw(place, records, summaries, curve)
-        drawn += _draw_worst(place, records[names[0]], bank) if bank is not None else []
+        drawn += _draw_worst(place, records[arms[0].name], bank) if bank is not None else []
     blocks = [
         *sections.head(summaries, verdicts),
         *sections.results(summaries),
+        *sections.trainings(over_trainings),
         *sections.comparisons(compared),
         *sections.pictures(drawn),
         *sections.audits(audits),
@@ -144,13 +146,18 @@ def write_report(
     write_text(folder / "report.html", page.html(title, blocks, folder))
     path = folder / "summary.json"
     summary = {
-        **_summary_json(summaries, compared, identities),
+        **_summary_json(summaries, compared, identities, over_trainings),
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "audits": [asdict(audit) for audit in audits],
         "circumstances": {arm.name: arm.circumstances for arm in arms},
     }
     write_text(path, json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
     return path
+
+
+def _require_different_names(names: Sequence[str]) -> None:
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"a report needs arms with different names; got {names}")
 
 
 def headline_of(path: Place) -> str:
@@ -271,6 +278,7 @@ def _summary_json(
     arms: Sequence[ArmSummary],
     compared: Sequence[Comparison],
     identities: Sequence[Mapping[str, Any]],
+    trainings: Mapping[str, Replicated],
 ) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
@@ -280,6 +288,7 @@ def _summary_json(
             arm.name: _arm_json(arm, identity)
             for arm, identity in zip(arms, identities, strict=True)
         },
+        "trainings": {arm: _trainings_json(each) for arm, each in trainings.items()},
         "comparisons": [_comparison_json(each) for each in compared],
     }
 
@@ -307,6 +316,14 @@ def _arm_json(arm: ArmSummary, identity: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "seconds": {"median": arm.seconds, "total": arm.total_seconds},
         "identity": identity,
+    }
+
+
+def _trainings_json(replicated: Replicated) -> dict[str, Any]:
+    return {
+        "arms": replicated.arms,
+        "accuracy": _interval_json(replicated.accuracy, "num_trainings"),
+        "ci95_over_episodes": replicated.over_episodes,
     }
 
 

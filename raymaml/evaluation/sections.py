@@ -20,7 +20,7 @@ from raymaml.evaluation.page import (
 from raymaml.evaluation.paired import Paired
 from raymaml.evaluation.plots import PLUS_MINUS
 from raymaml.evaluation.statistics import FIRST_EPISODES, PROBABILITIES, Interval, Summary, bounds
-from raymaml.evaluation.summary import ArmSummary, Comparison
+from raymaml.evaluation.summary import ArmSummary, Comparison, Replicated
 from raymaml.evaluation.verdict import AuditResult, Verdict
 
 _INTERVALS = (
@@ -65,7 +65,10 @@ def head(arms: Sequence[ArmSummary], verdicts: Sequence[Verdict]) -> Iterator[Bl
     """The number, the protocol and the verdicts."""
     protocols = {arm.protocol for arm in arms}
     if verdicts:
-        rows = [[each.claim, Strong(each.outcome), each.numbers] for each in verdicts]
+        rows = [
+            [each.claim, Strong(f"{each.outcome} ({each.scope})"), each.numbers]
+            for each in verdicts
+        ]
         yield Heading("Verdicts")
         yield Table(["claim", "verdict", "numbers"], rows, left=3)
     else:
@@ -113,6 +116,31 @@ def results(arms: Sequence[ArmSummary]) -> Iterator[Block]:
             ]
             for arm in arms
         ],
+    )
+
+
+def trainings(found: Mapping[str, Replicated]) -> Iterator[Block]:
+    """What the trainings of a model have in common, where it was trained more than once."""
+    if not found:
+        return
+    yield Heading("Over trainings")
+    rows = [
+        [
+            name,
+            f"{each.accuracy.count:,}",
+            f"{_percent(each.accuracy)} ({bounds(each.accuracy)})",
+            _number(each.accuracy.std, ".2%"),
+            _number(each.over_episodes, ".2%"),
+        ]
+        for name, each in found.items()
+    ]
+    header = ["arm", "trainings", "mean accuracy", "standard deviation over trainings"]
+    yield Table([*header, f"over episodes, one training ({PLUS_MINUS})"], rows)
+    yield Paragraph(
+        "The trainings of an arm differ in their seed (weights, order of the episodes, dropout,"
+        " augmentation) and are judged on the same test episodes. Student's t interval over them"
+        " says what other trainings of the method would give; that over episodes how well the"
+        " episodes pin down the accuracy of one trained model."
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -198,6 +198,14 @@ def degrees_of_freedom(
     kurtosis = (enough - 1) / ((enough - 2) * (enough - 3)) * ((enough + 1) * excess + 6)
     found = 1.5 * enough / np.maximum(kurtosis + 2, 1e-9)
     return np.where(known, np.minimum(found, n - 1), np.maximum(n - 1, 1.0))
+
+
+def over_trainings(
+    values: Sequence[float], level: float = 0.95, *, lowest: float = 0.0
+) -> Interval:
+    """Return the mean of one number a training and its t interval, within ``lowest..1``."""
+    found = mean_interval(np.asarray(values), level)
+    return replace(found, low=max(found.low, lowest), high=min(found.high, 1.0))
 
 
 def quantiles(

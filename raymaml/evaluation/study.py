@@ -12,7 +12,7 @@ import torch
 
 from raymaml.config.load import Changes, load_config
 from raymaml.config.schema import SPLITS, Config, learning_fingerprint
-from raymaml.config.study import StudyArm, StudyConfig, Which
+from raymaml.config.study import StudyArm, StudyConfig, Which, with_seed_in_name
 from raymaml.config.study_file import load_study
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
@@ -36,15 +36,28 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedArm:
+    """An arm of a study, with one training of its model."""
+
+    of: str
+    """The arm's name in the study."""
+    chosen: StudyArm
+    """Named so that no other training has the name."""
+    model: Config
+    """What is trained."""
+    config: Config
+    """As it is judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A study file with the configs that it makes."""
 
     settings: StudyConfig
     base: Config
-    models: dict[str, Config]
-    """What is trained, by name of the model."""
-    arms: tuple[tuple[StudyArm, str, Config], ...]
-    """Each arm with its model and its config."""
+    models: dict[str, tuple[Config, ...]]
+    """What is trained, by name of the model: a config for each training."""
+    arms: tuple[TrainedArm, ...]
 
     @property
     def folder(self) -> Place:
@@ -80,18 +93,28 @@ def read_study(
     base = config()
     name = "study" if base is None else base.name
     layers = {model: _of_model(path, name, model, settings) for model in settings.model_names}
-    models = {model: config(layer) for model, layer in layers.items()}
+    models = {model: [config(layer) for layer in each] for model, each in layers.items()}
     arms = []
     for own in settings.arms:
         changed = Changes(f"{path}: arms: {own.name}", own.set)
         for arm in settings.crossed(own):
             crossed = Changes(f"{path}: cross", {key: arm.set[key] for key in settings.cross})
             model = arm.model or settings.model_names[0]
-            of_model = [layers[model]] if model in layers else []
-            arms.append((arm, model, config(*of_model, changed, crossed)))
-    understood = {model: made for model, made in models.items() if made is not None}
+            trainings = settings.trainings_of(arm).values()
+            if model not in layers:  # as is said above; what else is wrong is said as well
+                config(changed, crossed)
+                continue
+            for at, chosen in enumerate(trainings):
+                trained, judged = models[model][at], config(layers[model][at], changed, crossed)
+                if trained is not None and judged is not None:
+                    arms.append(
+                        TrainedArm(of=arm.name, chosen=chosen, model=trained, config=judged)
+                    )
+    understood = {
+        model: tuple(made for made in each if made is not None) for model, each in models.items()
+    }
     of_run: dict[str, Config] = {}
-    for model, made in understood.items():
+    for model, made in ((model, made) for model, each in understood.items() for made in each):
         if not _learn_alike(made, of_run.setdefault(made.name, made)):
             problems.append(
                 f"{path}: models: {model}: is the run {made.name}, as is a model that learns"
@@ -99,12 +122,7 @@ def read_study(
             )
     if base is None or problems:
         raise UserError(*dict.fromkeys(problems))  # a mistake of a model is one of its arms too
-    return Study(
-        settings=settings,
-        base=base,
-        models=understood,
-        arms=tuple((arm, model, made) for arm, model, made in arms if made is not None),
-    )
+    return Study(settings=settings, base=base, models=understood, arms=tuple(arms))
 
 
 def _learn_alike(one: Config, other: Config) -> bool:
@@ -112,11 +130,14 @@ def _learn_alike(one: Config, other: Config) -> bool:
     return same and one.outer.num_steps == other.outer.num_steps
 
 
-def _of_model(path: Place, base: str, model: str, settings: StudyConfig) -> Changes:
-    """Return the changes that make a model of the base config."""
-    changes = settings.models.get(model, {})
+def _of_model(path: Place, base: str, model: str, settings: StudyConfig) -> list[Changes]:
+    """Return the changes that make a model of the base config, for each of its trainings."""
+    seeds, changes = settings.seeds_of(model), dict(settings.models.get(model, {}))
+    changes.pop("seeds", None)
     named = {"name": f"{base}-{model}", **changes} if changes else {}
-    return Changes(f"{path}: models: {model}", named)
+    name = named.get("name", base)
+    trainings = [{**named, "name": with_seed_in_name(name, seed), "seed": seed} for seed in seeds]
+    return [Changes(f"{path}: models: {model}", each) for each in trainings or [named]]
 
 
 def run_study(
@@ -134,12 +155,13 @@ def run_study(
     Raises:
         UserError: what any of these steps finds wrong; of arms, before any training.
     """
-    configs = {config.name: config for config in study.models.values()}.values()
+    trainings = (config for each in study.models.values() for config in each)
+    configs = {config.name: config for config in trainings}.values()
     untrained = [config for config in configs if not _is_trained(config)]
     for config in untrained:
         provide_data(config, echo)
     if untrained:
-        _of_each(study.arms, lambda arm: arm[0].name, lambda arm: _require_judgeable(study, *arm))
+        _of_each(study.arms, lambda arm: arm.chosen.name, _require_judgeable)
     for config in untrained:
         if not train(config, echo):
             return None
@@ -172,7 +194,7 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
     Raises:
         UserError: naming all that is wrong with any arm.
     """
-    arms = _of_each(study.arms, lambda arm: arm[0].name, lambda arm: _arm(study, *arm))
+    arms = _of_each(study.arms, lambda arm: arm.chosen.name, lambda arm: _arm(study, arm))
     evaluation = study.base.evaluation
     campaign = Campaign(
         name=f"{study.base.name}/{study.settings.name}",
@@ -208,12 +230,13 @@ def _of_each(
     return found
 
 
-def _require_judgeable(study: Study, chosen: StudyArm, model: str, config: Config) -> None:
+def _require_judgeable(arm: TrainedArm) -> None:
     """Check what can be known of an arm before its model is trained.
 
     Raises:
         UserError: its episodes, its model or its weights would be refused later.
     """
+    chosen, config, source = arm.chosen, arm.config, arm.model
     if not isinstance(chosen.checkpoint, str):
         read_card(chosen.checkpoint)
     bank, spec = open_bank(config), config.episodes.test
@@ -221,7 +244,6 @@ def _require_judgeable(study: Study, chosen: StudyArm, model: str, config: Confi
     cpu = torch.device("cpu")
     judged = build_learner(config, bank.image_shape, spec.num_ways, cpu)
     if chosen.checkpoint in ("best", "last"):
-        source = study.models[model]
         of_training = open_bank(source)
         if of_training.hash != bank.hash and not config.evaluation.other_bank:
             raise UserError(f"{bank.folder}: is another bank than in training; {REMEDY}")
@@ -232,8 +254,9 @@ def _require_judgeable(study: Study, chosen: StudyArm, model: str, config: Confi
         )
 
 
-def _arm(study: Study, chosen: StudyArm, model_name: str, config: Config) -> Arm:
-    bank, model = open_bank(config), study.models[model_name]
+def _arm(study: Study, arm: TrainedArm) -> Arm:
+    chosen, model, config = arm.chosen, arm.model, arm.config
+    bank = open_bank(config)
     checkpoint = _checkpoint(chosen.checkpoint, model)
     if checkpoint is not None:
         require_bank(checkpoint, config, bank)
@@ -280,6 +303,10 @@ def _write(study: Study, campaign: Campaign) -> Place:
     from raymaml.evaluation.verdicts import reach_verdicts
 
     results = campaign.results()
+    records = {result.name: record_arrays(result.records) for result in results}
+    trainings: dict[str, dict[int, str]] = {}
+    for arm in study.arms:
+        trainings.setdefault(arm.of, {})[arm.config.seed] = arm.chosen.name
     path = write_report(
         campaign.folder,
         results,
@@ -287,8 +314,12 @@ def _write(study: Study, campaign: Campaign) -> Place:
         identity={"study": study.settings.name},
         verdicts=reach_verdicts(
             study.settings.checks,
-            {result.name: record_arrays(result.records) for result in results},
+            {
+                arm: {seed: records[name] for seed, name in names.items()}
+                for arm, names in trainings.items()
+            },
         ),
+        trainings=trainings,
         bank=campaign.bank(campaign.arms[0]),
     )
     show_in_tensorboard(path)

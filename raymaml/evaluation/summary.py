@@ -22,6 +22,7 @@ from raymaml.evaluation.statistics import (
     degrees_of_freedom,
     interval_by_step,
     mean_interval,
+    over_trainings,
     summarize,
 )
 
@@ -85,6 +86,39 @@ class Comparison:
     """...and how they differ."""
     adjusted_p: float = 1.0
     """Of Wilcoxon's test, by Holm over all comparisons of the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replicated:
+    """The trainings of an arm, in numbers."""
+
+    arms: Mapping[int, str]
+    """Names of its trainings, by seed."""
+    accuracy: Interval
+    """Mean accuracy, and its t interval over trainings, within 0..1; ``count`` is theirs."""
+    over_episodes: float
+    """Mean half-width of the interval over episodes of one training."""
+
+
+def replicated(
+    trainings: Mapping[str, Mapping[int, str]], summaries: Sequence[ArmSummary]
+) -> dict[str, Replicated]:
+    """Summarise the arms that were trained more than once.
+
+    Args:
+        trainings: names of the summaries of an arm, by seed.
+        summaries: of all trainings.
+    """
+    overall = {each.name: each.accuracy.overall for each in summaries}
+    return {
+        arm: Replicated(
+            arms=names,
+            accuracy=over_trainings([overall[name].mean for name in names.values()]),
+            over_episodes=float(np.mean([overall[name].half_width for name in names.values()])),
+        )
+        for arm, names in trainings.items()
+        if len(names) > 1
+    }
 
 
 def summarize_arm(name: str, description: str, protocol: str, records: RecordArrays) -> ArmSummary:
@@ -165,10 +199,18 @@ def calibration(records: RecordArrays) -> Calibration:
     )
 
 
-def compare(arms: Mapping[str, RecordArrays]) -> list[Comparison]:
-    """Compare every arm with the first, where both were judged on the same episodes."""
-    first, *others = arms
-    found = [_compare(first, other, arms) for other in others]
+def compare(
+    arms: Mapping[str, RecordArrays], trainings: Mapping[str, Mapping[int, str]]
+) -> list[Comparison]:
+    """Compare every arm with the first, where both were judged on the same episodes.
+
+    A training of an arm is compared with that of the first arm that has its seed, if there is one.
+    """
+    first, *_ = arms
+    ours: Mapping[int, str] = next(iter(trainings.values()), {})
+    of_seed = {name: ours.get(seed, first) for t in trainings.values() for seed, name in t.items()}
+    others = [name for name in arms if name != first and name not in ours.values()]
+    found = [_compare(of_seed.get(other, first), other, arms) for other in others]
     results = [each.result for each in found if each.result is not None]
     adjusted = iter(holm([result.wilcoxon_p for result in results]))
     return [

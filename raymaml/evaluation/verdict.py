@@ -18,8 +18,12 @@ class Verdict:
 
     claim: str
     outcome: Outcome
+    scope: str
+    """Of what it is true: of a method, by so many trainings, or of one trained model."""
     numbers: str
     """What it was decided by, a sentence."""
+    p: float | None
+    """Of the claim, by Holm over all claims of the study; None where it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,39 +3,106 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.config.study import Check, Comparison, FirstTrials
-from raymaml.evaluation.paired import paired
+from raymaml.evaluation.paired import FEWEST_EPISODES, holm, paired
 from raymaml.evaluation.records import RecordArrays
-from raymaml.evaluation.statistics import bounds
+from raymaml.evaluation.statistics import Interval, bounded_interval, bounds, over_trainings
 from raymaml.evaluation.verdict import UNDECIDED, Outcome, Verdict
 
 LEVEL = 0.95
+NOT_REPLICATED = "this model, not replicated"
+Trainings = Mapping[int, RecordArrays]
+"""The records of an arm for each training of its model, by seed."""
+Estimate = Callable[[float], tuple[float, float, float]]
+"""Takes a level, and returns a number with the ends of its interval."""
 
 
-def reach_verdicts(checks: Sequence[Check], arms: Mapping[str, RecordArrays]) -> list[Verdict]:
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known of the number that a claim is about."""
+
+    what: str
+    """The number, in words."""
+    episodes: int
+    """Fewest that any part of it rests on."""
+    over_episodes: Estimate
+    over_trainings: Estimate | None
+    """None: a side was trained once."""
+    scope: str
+    others: str = ""
+    """What is said beside the intervals."""
+
+    @property
+    def reason(self) -> str:
+        """Say what keeps the claim from a verdict, or the verdict from being on a method."""
+        if self.episodes < FEWEST_EPISODES:
+            return f"no verdict rests on fewer than {FEWEST_EPISODES} episodes"
+        if any(low == high for _, low, high in (each(LEVEL) for each in self._estimates)):
+            return "no verdict rests on an interval without width"
+        if self.over_trainings is None:
+            return "to replicate it, give its models seeds, as in seeds: [0, 1, 2]"
+        return ""
+
+    @property
+    def _estimates(self) -> list[Estimate]:
+        return [each for each in (self.over_episodes, self.over_trainings) if each is not None]
+
+    def outcome(self, check: Check, level: float) -> Outcome:
+        """Decide a claim by intervals of this level, which must agree."""
+        if self.episodes < FEWEST_EPISODES:
+            return UNDECIDED
+        found = {
+            outcome(*estimate(level)[1:], _expected(check), check.margin)
+            for estimate in self._estimates
+        }
+        return found.pop() if len(found) == 1 else UNDECIDED
+
+    def p_value(self, check: Check) -> float:
+        """Return one minus the highest level at which the claim is decided; 1 where none is."""
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            is_open = self.outcome(check, 1 - middle) == UNDECIDED
+            low, high = (middle, high) if is_open else (low, middle)
+        return high
+
+
+def reach_verdicts(checks: Sequence[Check], arms: Mapping[str, Trainings]) -> list[Verdict]:
     """Return a verdict for each check.
 
-    Each is by a two-sided 95% interval of its own: what is claimed is ``supported`` where the whole
-    interval agrees with it, ``not supported`` where the whole contradicts it. It is an interval
-    over episodes: the verdict is on these test classes. That of a difference for new classes is
-    told beside it.
+    A claim is ``supported`` where the whole 95% interval agrees with it, ``not supported`` where
+    the whole contradicts it. There are two intervals, and both must say so: Student's t over
+    trainings, which differ in their seed (paired by seed where both sides have the same ones, else
+    Welch's), and that over episodes, which all trainings share. The verdict is on a method then;
+    where a side was trained once there is but the second, and the verdict is on that model.
+    The p-values of all claims are adjusted by Holm's method, and a claim above 5% is undecided.
+    So is one by fewer than ``FEWEST_EPISODES`` episodes, or by an interval without width.
 
     Raises:
         UserError: the arms of a comparison were not judged on the same episodes.
     """
-    return [_verdict(check, arms) for check in checks]
+    found = [evidence_of(check, arms) for check in checks]
+    p_values = [each.p_value(check) for check, each in zip(checks, found, strict=True)]
+    return [
+        _verdict(check, each, p)
+        for check, each, p in zip(checks, found, holm(p_values), strict=True)
+    ]
 
 
 def outcome(
     low: float, high: float, expect: Literal["more than", "less than", "within"], margin: float
 ) -> Outcome:
-    """Decide a claim about a number that lies in ``low..high``."""
+    """Decide a claim about a number that lies in ``low..high``; of no width decides nothing."""
+    if not low < high:
+        return UNDECIDED
     if expect == "less than":
         return outcome(-high, -low, "more than", margin)
     if expect == "more than":
@@ -61,7 +128,7 @@ def half_width_interval(
     if len(values) < 2 or count < 2:
         return math.nan, -math.inf, math.inf
     std = float(np.std(values, ddof=1))
-    factor = float(special.stdtrit(count - 1, (1 + level) / 2)) / math.sqrt(count)
+    factor = float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) / math.sqrt(count)
     if std == 0:
         return 0.0, 0.0, 0.0
     fourth = float(np.mean((values - values.mean()) ** 4))
@@ -70,30 +137,117 @@ def half_width_interval(
     return factor * std, factor * (std - reach), factor * (std + reach)
 
 
-def _verdict(check: Check, arms: Mapping[str, RecordArrays]) -> Verdict:
-    others = ""
+def evidence_of(check: Check, arms: Mapping[str, Trainings]) -> Evidence:
+    """Return what the records of ``arms`` say of a claim.
+
+    Raises:
+        UserError: the arms of a comparison were not judged on the same episodes.
+    """
     if isinstance(check, Comparison):
-        found = paired(arms[check.arm], arms[check.minus], (check.arm, check.minus))
-        mean, low, high = found.difference.mean, found.difference.low, found.difference.high
-        what = f"{check.arm} minus {check.minus} over {found.difference.count:,} episodes"
-        others = f"; for new classes {bounds(found.new_classes)}"
-    elif isinstance(check, FirstTrials):
-        mean, low, high = _first_minus_rest(arms[check.arm].accuracy, check.count)
-        what = f"{check.arm}: the first {check.count:,} trials minus the others"
-    else:
-        values = arms[check.arm].accuracy
-        mean, low, high = half_width_interval(values, check.count)
-        what = (
-            f"{check.arm}: half-width of a 95% interval over {check.count:,} trials, by the spread"
-            f" of {len(values):,}"
-        )
-    expect = "more than" if check.kind == "precision" else check.expect
+        return _of_difference(check, arms[check.arm], arms[check.minus])
+    trainings = [records.accuracy for records in arms[check.arm].values()]
+    estimate = _first_minus_rest if isinstance(check, FirstTrials) else half_width_interval
+
+    def over_episodes(level: float) -> tuple[float, float, float]:
+        # No narrower than the interval of the mean: the trainings share the episodes.
+        mean, low, high = np.mean([estimate(each, check.count, level) for each in trainings], 0)
+        return float(mean), float(low), float(high)
+
+    values = [estimate(each, check.count, LEVEL)[0] for each in trainings]
+    what = (
+        f"{check.arm}: the first {check.count:,} trials minus the others"
+        if isinstance(check, FirstTrials)
+        else f"{check.arm}: half-width of a 95% interval over {check.count:,} trials"
+    )
+    return Evidence(
+        what=what,
+        episodes=min(map(len, trainings)),
+        over_episodes=over_episodes,
+        over_trainings=(lambda level: _ends(over_trainings(values, level, lowest=-1.0)))
+        if len(values) > 1
+        else None,
+        scope=f"{len(values)} trainings" if len(values) > 1 else NOT_REPLICATED,
+    )
+
+
+def _of_difference(check: Comparison, ours: Trainings, theirs: Trainings) -> Evidence:
+    means = [mean_over_trainings(arm) for arm in (ours, theirs)]
+    found = paired(means[0], means[1], (check.arm, check.minus))
+    both = np.intersect1d(means[0].episode, means[1].episode)
+    one, other = (mean.accuracy[np.isin(mean.episode, both)] for mean in means)
+    values = [
+        {seed: float(arm.accuracy[np.isin(arm.episode, both)].mean()) for seed, arm in side.items()}
+        for side in (ours, theirs)
+    ]
+    return Evidence(
+        what=f"{check.arm} minus {check.minus}",
+        episodes=len(both),
+        over_episodes=lambda level: _ends(bounded_interval(one - other, level, lowest=-1.0)),
+        over_trainings=_difference_over_trainings(*values),
+        scope=_scope(*values),
+        others=f"; for new classes {bounds(found.new_classes)}",
+    )
+
+
+def mean_over_trainings(arm: Trainings) -> RecordArrays:
+    """Return the episodes that all trainings were judged on, with their mean accuracy."""
+    first, *_ = arm.values()
+    common = reduce(np.intersect1d, (records.episode for records in arm.values()))
+    accuracies = [each.accuracy[np.isin(each.episode, common)] for each in arm.values()]
+    at = np.isin(first.episode, common)
+    columns = {name: column[at] for name, column in vars(first).items() if name != "bank"}
+    return replace(first, **(columns | {"accuracy": np.mean(accuracies, axis=0)}))
+
+
+def _difference_over_trainings(
+    ours: Mapping[int, float], theirs: Mapping[int, float]
+) -> Estimate | None:
+    if min(len(ours), len(theirs)) < 2:
+        return None
+    if ours.keys() == theirs.keys():
+        differences = [ours[seed] - theirs[seed] for seed in ours]
+        return lambda level: _ends(over_trainings(differences, level, lowest=-1.0))
+    return lambda level: _welch(np.array([*ours.values()]), np.array([*theirs.values()]), level)
+
+
+def _scope(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    if min(len(ours), len(theirs)) < 2:
+        return NOT_REPLICATED
+    if ours.keys() == theirs.keys():
+        return f"{len(ours)} trainings of each, paired by seed"
+    return f"{len(ours)} trainings against {len(theirs)}"
+
+
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.mean, interval.low, interval.high
+
+
+def _verdict(check: Check, evidence: Evidence, p: float) -> Verdict:
+    mean, *ends = evidence.over_episodes(LEVEL)
+    intervals = [f"over {evidence.episodes:,} episodes {_span(*ends)}{evidence.others}"]
+    if evidence.over_trainings is not None:
+        intervals.insert(0, f"over {evidence.scope} {_span(*evidence.over_trainings(LEVEL)[1:])}")
+    numbers = [
+        f"{evidence.what}: {100 * mean:+.2f}% (95% intervals: {'; '.join(intervals)})",
+        f"claimed: {_claimed(_expected(check), check.margin)}",
+        f"p {p:.2g} (Holm)",
+        *([evidence.reason] if evidence.reason else []),
+    ]
     return Verdict(
         claim=check.claim,
-        outcome=outcome(low, high, expect, check.margin),
-        numbers=f"{what}: {100 * mean:+.2f}% (95% interval {100 * low:+.2f}% to"
-        f" {100 * high:+.2f}%){others}; claimed: {_claimed(expect, check.margin)}",
+        outcome=evidence.outcome(check, LEVEL) if p <= 1 - LEVEL else UNDECIDED,
+        scope=evidence.scope,
+        numbers="; ".join(numbers),
+        p=p,
     )
+
+
+def _expected(check: Check) -> Literal["more than", "less than", "within"]:
+    return "more than" if check.kind == "precision" else check.expect
+
+
+def _span(low: float, high: float) -> str:
+    return f"{100 * low:+.2f}% to {100 * high:+.2f}%"
 
 
 def _claimed(expect: str, margin: float) -> str:
@@ -103,15 +257,22 @@ def _claimed(expect: str, margin: float) -> str:
     return f"{expect} {sign}{100 * margin:.2f}%"
 
 
-def _first_minus_rest(values: NDArray[np.float64], count: int) -> tuple[float, float, float]:
+def _first_minus_rest(
+    values: NDArray[np.float64], count: int, level: float
+) -> tuple[float, float, float]:
+    return _welch(values[:count], values[count:], level)
+
+
+def _welch(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], level: float
+) -> tuple[float, float, float]:
     """Return the difference of two means and its Welch t interval; of too few values nan."""
     from scipy import stats
 
-    first, rest = values[:count], values[count:]
-    if len(first) < 2 or len(rest) < 2:
+    if len(ours) < 2 or len(theirs) < 2:
         return math.nan, -math.inf, math.inf
-    difference = float(first.mean() - rest.mean())
-    if first.std() == 0 and rest.std() == 0:
+    difference = float(ours.mean() - theirs.mean())
+    if ours.std() == 0 and theirs.std() == 0:
         return difference, difference, difference
-    found = stats.ttest_ind(first, rest, equal_var=False).confidence_interval(LEVEL)
-    return difference, float(found.low), float(found.high)
+    found = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(level)
+    return difference, max(float(found.low), -1.0), min(float(found.high), 1.0)

@@ -70,6 +70,22 @@ cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]
             "a: outer.lr decides training; set it under `models`",
         ),
         (
+            "arms: [{name: a, set: {seed: 1}}]\n",
+            "a: seed decides training; set it under `models`",
+        ),
+        (
+            "models: {m: {seeds: [0, 0]}}\n",
+            "s.yaml:4: models: seeds is [0, 0]; it should be a",
+        ),
+        ("models: {m: {seeds: 3}}\n", "models: seeds is 3; it should be a list of different whole"),
+        ("models: {m: {seeds: []}}\n", "models: seeds is []; it should be"),
+        ("models: {m: {seeds: [0, -1, true]}}\n", "models: seeds is [0, -1, True]; it should be"),
+        ("models: {m: {seed: 1, seeds: [0, 1]}}\n", "a model has seed and seeds; give one of them"),
+        (
+            "models: {m: {seeds: [0, 1]}}\narms: [{name: a}, {name: a-seed1, checkpoint: x}]\n",
+            "a-seed1 is the name of 2 arms; give each its own",
+        ),
+        (
             "checks: [{kind: difference, claim: c, arm: model, minus: y, expect: within}]\n",
             "'c' names the arm 'y'; it must be one of model",
         ),

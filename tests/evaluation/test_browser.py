@@ -60,7 +60,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 name=name, description="d" * 90, protocol=protocol, records=table, identity=identity
             )
         )
-    verdict = Verdict(claim="a claim " * 9, outcome="supported", numbers="numbers " * 20)
+    numbers = "numbers " * 20
+    verdict = Verdict(
+        claim="a claim " * 9, outcome="supported", scope="3 trainings", numbers=numbers, p=0.01
+    )
     audit = AuditResult(
         name="x", title="Audit", outcome="passed", sentence="s", rows=[{"a": 1, "b": "c" * 50}]
     )

@@ -190,14 +190,16 @@ def test_other_episodes_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_verdicts_and_audits_are_told(tmp_path: Path) -> None:
-    verdict = Verdict(claim="a > b", outcome="undecided at this size", numbers="1 +- 2")
+    verdict = Verdict(
+        claim="a > b", outcome="undecided at this size", scope="3 trainings", numbers="1", p=0.5
+    )
     audit = AuditResult(
         name="x", title="A look", outcome="flagged", sentence="Seen.", rows=[{"a": 1, "b": 0.5}]
     )
     arms = two_arms(tmp_path)
     summary, page = report(tmp_path, arms, verdicts=[verdict], audits=[audit])
     assert summary["verdicts"][0]["outcome"] == "undecided at this size"
-    assert tables(page)[0][2] == ["a \\> b", "**undecided at this size**", "1 +- 2"]
+    assert tables(page)[0][2] == ["a \\> b", "**undecided at this size (3 trainings)**", "1"]
     assert ["1", "0.5"] in [row for table in tables(page) for row in table]
     assert "## Audit: A look\n\n**flagged**\n\nSeen." in page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -124,6 +125,62 @@ def test_another_seed_draws_other_episodes_and_is_not_compared(make_config, tmp_
     assert "other and a: episode 0 has other classes" in summary.read_text("utf-8")
 
 
+def test_a_model_is_trained_for_each_of_its_seeds_and_judged_on_the_same_episodes(
+    make_config, tmp_path
+) -> None:
+    config = make_config("st")
+    text = STUDY.replace("one: {}", "one: {seeds: [0, 1]}")
+    for model in ("one", "two"):
+        text = text.replace(f", model: {model}", f", model: {model}, checkpoint: last")
+    text = text.replace("lr: 0.2}", "lr: 0.2, seeds: [0, 1]}")
+    path = write(tmp_path / "st", text)
+    summary, count = run(path, "episodes.test.num_episodes=60")
+    assert summary is not None
+    assert count == 3 * 2 * 60
+    runs = {f"tiny-{name}seed{seed}" for name in ("", "two-") for seed in (0, 1)}
+    assert {folder.name for folder in config.run_dir.iterdir()} == {"studies", *runs}
+    content = json.loads(summary.read_text("utf-8"))
+    arms = ["a-seed0", "a-seed1", "b-seed0", "b-seed1", "untrained-seed0", "untrained-seed1"]
+    assert list(content["arms"]) == arms
+    # the same episodes, other weights
+    identities = [arm["identity"] for arm in content["arms"].values()]
+    assert len({identity["episodes"] for identity in identities}) == 1
+    assert len({identity["weights"] for identity in identities}) == 6
+    # over trainings: t(0.975; 1) = 12.7062
+    means = [content["arms"][name]["accuracy"]["mean"] for name in arms[:2]]
+    found = content["trainings"]["a"]
+    assert found["arms"] == {"0": "a-seed0", "1": "a-seed1"}
+    assert found["accuracy"]["mean"] == pytest.approx(sum(means) / 2)
+    assert found["accuracy"]["num_trainings"] == 2
+    assert found["accuracy"]["ci95"] == pytest.approx(12.7062 * abs(means[0] - means[1]) / 2, 1e-4)
+    # compared seed by seed
+    pairs = [(each["arm"], each["minus"]) for each in content["comparisons"]]
+    assert pairs == [(name, f"a-seed{name[-1]}") for name in arms[2:]]
+    (verdict,) = content["verdicts"]
+    assert verdict["scope"] == "2 trainings of each, paired by seed"
+    page = (summary.parent / "report.md").read_text("utf-8")
+    assert "(2 trainings of each, paired by seed)" in page
+    assert "standard deviation over trainings" in page
+    # a training more: what is trained and judged already is not repeated
+    write(
+        tmp_path / "st",
+        path.read_text("utf-8").replace("one: {seeds: [0, 1]", "one: {seeds: [0, 1, 2]"),
+    )
+    assert run(path, "episodes.test.num_episodes=60")[1] == 2 * 60
+
+
+def test_a_checkpoint_by_name_is_one_training(make_config, tmp_path) -> None:
+    config = make_config("st")
+    run(write(tmp_path / "st"))
+    checkpoint = config.run_dir / "tiny" / "checkpoint_00000001"
+    text = STUDY.replace("one: {}", "one: {seeds: [0, 1]}").replace(
+        "{name: a, model: one}", f"{{name: a, model: one, checkpoint: {checkpoint}}}"
+    )
+    assert [arm.chosen.name for arm in read_study(write(tmp_path / "st", text)).arms] == [
+        *("a", "b", "untrained-seed0", "untrained-seed1")
+    ]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -144,7 +201,7 @@ def test_another_seed_draws_other_episodes_and_is_not_compared(make_config, tmp_
         (
             "checkpoint: initial",
             "set: {episodes.test.num_shots: 9}",
-            "untrained: class test-0 of split test: has 8 images",
+            "untrained: split test: 5 of 5 classes have fewer images than",
         ),
     ],
 )

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy.stats import ttest_ind
 
-from raymaml.evaluation.verdicts import half_width_interval, outcome
+from raymaml.config.study import Comparison, FirstTrials, Precision
+from raymaml.evaluation.paired import FEWEST_EPISODES
+from raymaml.evaluation.records import RecordArrays
+from raymaml.evaluation.verdicts import (
+    Trainings,
+    evidence_of,
+    half_width_interval,
+    outcome,
+    reach_verdicts,
+)
 
 UNDECIDED = "undecided at this size"
 
@@ -27,6 +40,8 @@ UNDECIDED = "undecided at this size"
         (-0.05, -0.02, "within", 0.02, "not supported"),
         (-math.inf, math.inf, "more than", 0.0, UNDECIDED),
         (math.nan, math.nan, "within", 0.5, UNDECIDED),
+        (0.02, 0.02, "more than", 0.0, UNDECIDED),
+        (0.0, 0.0, "within", 0.1, UNDECIDED),
     ],
 )
 def test_a_claim_is_decided_by_the_whole_interval(low, high, expect, margin, expected) -> None:
@@ -56,3 +71,134 @@ def test_of_one_value_nothing_is_decided() -> None:
     for values, count in ((np.array([0.5]), 600), (np.array([0.5, 0.75]), 1)):
         _, low, high = half_width_interval(values, count)
         assert outcome(low, high, "more than", 0.01) == UNDECIDED
+
+
+def arrays(accuracy: NDArray[np.float64]) -> RecordArrays:
+    """Records of episodes of 12 classes, 3 in each, the same ones in every arm."""
+    count = len(accuracy)
+    rows = np.argsort(np.random.default_rng(0).random((count, 12)), 1)[:, :3]
+    columns: dict[str, Any] = dict.fromkeys(RecordArrays.__annotations__, np.zeros(count))
+    ids = {"class_ids": rows, "support_rows": rows, "query_rows": rows, "bank": ""}
+    ids |= dict.fromkeys(("support_labels", "query_labels"), np.tile(np.arange(3), (count, 1)))
+    return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))
+
+
+def shifted(*shifts: float, seeds: Sequence[int] | None = None, count: int = 600) -> Trainings:
+    """Trainings whose mean accuracy is 0.5 and their shift, exactly."""
+    around = np.tile([-0.125, 0.125], count // 2)
+    names = range(len(shifts)) if seeds is None else seeds
+    return {seed: arrays(0.5 + shift + around) for seed, shift in zip(names, shifts, strict=True)}
+
+
+def claim(expect: str = "more than", margin: float = 0.0, name: str = "c") -> Comparison:
+    return Comparison(
+        kind="difference", claim=name, arm="a", minus="b", expect=expect, margin=margin
+    )
+
+
+def noisy(shift: float, count: int = 600) -> NDArray[np.float64]:
+    """Differences of a mean of ``shift`` and a standard deviation of 0.05."""
+    return 0.5 + shift + np.tile([-0.05, 0.05], count // 2)
+
+
+def test_a_verdict_on_a_method_rests_on_the_interval_over_trainings() -> None:
+    # differences 2%, 3% and 4%: mean 3%, s 1%, t(0.975; 2) = 4.302653: 3% +- 2.484%.
+    arms = {"a": shifted(0.02, 0.03, 0.04), "b": {seed: arrays(noisy(0)) for seed in range(3)}}
+    (found,) = reach_verdicts([claim()], arms)
+    assert (found.outcome, found.scope) == ("supported", "3 trainings of each, paired by seed")
+    assert "over 3 trainings of each, paired by seed +0.52% to +5.48%; over 600 episodes" in (
+        found.numbers
+    )
+    # t = 3% / (1% / sqrt(3)) = 5.19615: p = 2 * 0.017552
+    assert found.p == pytest.approx(0.035099, abs=1e-6)
+    # each model alone would be more than 1% above; what another training gives is not known so well
+    assert reach_verdicts([claim(margin=0.01)], arms)[0].outcome == UNDECIDED
+
+
+def test_one_training_is_a_verdict_on_that_model() -> None:
+    found = [
+        reach_verdicts([claim()], {"a": shifted(shift), "b": {0: arrays(noisy(0))}})[0]
+        for shift in (0.02, -0.02)
+    ]
+    assert [each.outcome for each in found] == ["supported", "not supported"]
+    assert {each.scope for each in found} == {"this model, not replicated"}
+    assert all("seeds: [0, 1, 2]" in each.numbers for each in found)
+    # the two trainings together: 0% +- 25%
+    both = {"a": shifted(0.02, -0.02), "b": {seed: arrays(noisy(0)) for seed in (0, 1)}}
+    assert reach_verdicts([claim()], both)[0].outcome == UNDECIDED
+
+
+def test_trainings_of_other_seeds_are_compared_by_welch() -> None:
+    one, other = [0.02, 0.03, 0.04], [0.0, 0.01]
+    arms = {"a": shifted(*one), "b": {seed: arrays(noisy(s)) for seed, s in enumerate(other, 7)}}
+    (found,) = reach_verdicts([claim()], arms)
+    assert found.scope == "3 trainings against 2"
+    assert found.p == pytest.approx(ttest_ind(one, other, equal_var=False).pvalue, abs=1e-6)
+
+
+def test_both_intervals_must_agree() -> None:
+    # Trainings that all gain 3%, within 0.1%, over episodes that differ by 0.5 either way: 60
+    # episodes, on all of which the trainings agree, pin the gain down to 13%.
+    episodes = np.tile([-0.45, 0.45], 30)
+    ours = {seed: arrays(0.5 + 0.03 + 0.001 * seed + episodes) for seed in range(3)}
+    arms = {"a": ours, "b": {seed: arrays(np.full(60, 0.5)) for seed in range(3)}}
+    (found,) = reach_verdicts([claim()], arms)
+    assert "paired by seed +2.85% to +3.35%" in found.numbers
+    assert found.outcome == UNDECIDED
+
+
+def test_the_claims_of_a_study_are_adjusted_by_holm() -> None:
+    arms = {"a": shifted(0.02, 0.03, 0.04), "b": {seed: arrays(noisy(0)) for seed in range(3)}}
+    one, other = reach_verdicts([claim(), claim(name="d")], arms)
+    # 2 * 0.0351: what is decided alone is not among two
+    assert one.p == other.p == pytest.approx(0.070198, abs=1e-6)
+    assert (one.outcome, other.outcome) == (UNDECIDED, UNDECIDED)
+
+
+@pytest.mark.parametrize(
+    ("count", "decided"), [(2, False), (FEWEST_EPISODES - 2, False), (FEWEST_EPISODES, True)]
+)
+def test_few_episodes_decide_nothing(count: int, decided: bool) -> None:
+    generator = np.random.default_rng(0)
+    better = {0: arrays(0.8 + generator.normal(0, 0.01, count))}
+    arms = {"a": better, "b": {0: arrays(np.full(count, 0.5))}}
+    checks = [
+        claim(),
+        FirstTrials(
+            kind="first trials", claim="f", arm="a", expect="less than", margin=0.5, count=20
+        ),
+        Precision(kind="precision", claim="p", arm="a", margin=0.5),
+    ]
+    for found in reach_verdicts(checks[: 3 if count > 2 else 2], arms):
+        assert (found.outcome != UNDECIDED) == decided, found
+        assert ("no verdict rests on fewer than 60 episodes" in found.numbers) != decided
+
+
+def test_an_interval_without_width_decides_nothing() -> None:
+    same = {0: arrays(np.full(600, 0.5))}
+    checks = [
+        FirstTrials(kind="first trials", claim="f", arm="b", expect="within", margin=0.1, count=60),
+        Precision(kind="precision", claim="p", arm="b", margin=0.01),
+    ]
+    for found in reach_verdicts(checks, {"a": same, "b": same}):
+        assert found.outcome == UNDECIDED
+        assert "no verdict rests on an interval without width" in found.numbers
+    # neither do trainings that came out alike
+    alike = {"a": shifted(0.02, 0.02), "b": {seed: arrays(noisy(0)) for seed in (0, 1)}}
+    assert reach_verdicts([claim()], alike)[0].outcome == UNDECIDED
+
+
+def test_trainings_that_do_not_differ_are_seldom_said_to() -> None:
+    """Trainings around one mean, s 2%, 3 a side; with one a side most verdicts are wrong."""
+    generator = np.random.default_rng(5)
+    wrong = {1: 0, 3: 0}
+    for _ in range(200):
+        a, b = (
+            {s: arrays(0.5 + x + generator.normal(0, 0.05, 100)) for s, x in enumerate(drawn)}
+            for drawn in generator.normal(0, 0.02, (2, 3))
+        )
+        for count in wrong:
+            few = {"a": {s: a[s] for s in range(count)}, "b": {s: b[s] for s in range(count)}}
+            wrong[count] += evidence_of(claim(), few).outcome(claim(), 0.95) != UNDECIDED
+    assert wrong[1] / 200 > 0.4
+    assert wrong[3] / 200 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 200)
