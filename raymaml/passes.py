@@ -6,12 +6,9 @@ from typing import Literal
 
 from torch import nn
 
-TRACKING = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-)
-"""PyTorch's norms that may keep moments, which would leak from episode to episode."""
+TRACKING = nn.modules.batchnorm._NormBase
+"""The base of PyTorch's batch and instance norms, and of norms that others derive from them: they
+may keep moments, which would leak from episode to episode."""
 
 
 def tracking_norms(model: nn.Module) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 
 from torch import nn
@@ -38,6 +39,9 @@ POLICIES: Mapping[str, Callable[[int, float, float], PassAware]] = {
 """The policies of ``model.norm`` by name: (channels, eps, momentum) -> layer."""
 
 
+_OF_BATCH_NORM = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+
+
 def apply_policies(
     model: nn.Module, norm: Mapping[str, str], *, eps: float, momentum: float
 ) -> None:
@@ -51,10 +55,12 @@ def apply_policies(
         eps, momentum: of all layers.
 
     Raises:
-        UserError: a pattern matches no norm layer, a layer has no policy, there is nothing to
-            replace though ``norm`` is not ``none``, or other norms keep moments, which would leak
-            from episode to episode.
+        UserError: ``norm`` is no mapping from patterns to policies, a pattern matches no norm
+            layer, a layer has no policy, a layer does more than ``nn.BatchNorm2d``, there is
+            nothing to replace though ``norm`` is not ``none``, or other norms keep moments, which
+            would leak from episode to episode.
     """
+    _require_policies(norm)
     named = dict(model.named_modules(remove_duplicate=False))
     layers = {name: m for name, m in named.items() if isinstance(m, nn.BatchNorm2d)}
     if strange := [name for name in tracking_norms(model) if name not in layers]:
@@ -69,12 +75,50 @@ def apply_policies(
                 " none, so that results say so"
             )
         return
+    if problems := [problem for name, m in layers.items() if (problem := _more_than(name, m))]:
+        raise UserError(*problems)
     new: dict[nn.BatchNorm2d, PassAware] = {}  # a layer may stand at several places
     for name, policy in choose("model.norm", norm, list(layers)).items():
         layer = layers[name]
         if layer not in new:
             new[layer] = _converted(layer, POLICIES[policy], eps, momentum)
         model.set_submodule(name, new[layer])
+
+
+def _require_policies(norm: object) -> None:
+    if not isinstance(norm, Mapping):
+        raise UserError(
+            f"model.norm: {norm!r} is no mapping from name patterns to policies; give"
+            f" {{'*': {norm!r}}} for all layers"
+        )
+    for policy in norm.values():
+        if policy not in POLICIES:
+            near = get_close_matches(str(policy), POLICIES, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"model.norm: {policy!r} is no policy; there are {', '.join(POLICIES)}{hint}"
+            )
+
+
+def _more_than(name: str, layer: nn.BatchNorm2d) -> str:
+    """Say what a layer does beside batch norm, which a policy in its place would not do."""
+    own = [
+        key
+        for key, value in vars(layer).items()
+        if callable(value) or (key.endswith("_hooks") and value)
+    ]
+    held = [*layer._parameters, *layer._buffers, *layer._modules]
+    own += [key for key in held if key not in _OF_BATCH_NORM]
+    cls = type(layer)
+    if cls is not nn.BatchNorm2d:
+        own = [f"{cls.__module__}.{cls.__qualname__}"]
+    if not own:
+        return ""
+    return (
+        f"model.encoder: {name} is an nn.BatchNorm2d that does more ({', '.join(own)}), which a norm"
+        " policy in its place would lose; use a plain nn.BatchNorm2d, and a module of its own behind it for"
+        " the rest, such as an activation"
+    )
 
 
 def _converted(
@@ -84,8 +128,12 @@ def _converted(
     momentum: float,
 ) -> PassAware:
     new = policy(layer.num_features, eps, momentum)
-    if layer.affine and isinstance(new, ScaledNorm2d):
-        new.weight, new.bias = layer.weight, layer.bias
+    if isinstance(new, ScaledNorm2d):
+        for name in ("weight", "bias"):
+            if (own := getattr(layer, name)) is not None:
+                setattr(new, name, own)
+            else:  # the layer stays without: a 1 or 0 that neither adapts nor learns
+                getattr(new, name).requires_grad_(False)
     if layer.track_running_stats and isinstance(new, RunningNorm2d):
         assert layer.running_mean is not None
         assert layer.running_var is not None

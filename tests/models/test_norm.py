@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -232,3 +234,120 @@ def test_another_layers_context_pass_adds_nothing_to_accumulated_moments() -> No
     layer(torch.randn(4, C, 3, 3))
     assert layer.mean is mean
     assert layer.kept is kept
+
+
+class WithActivation(nn.BatchNorm2d):
+    """As in many published encoders: the norm and what follows it in one layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(super().forward(x))
+
+
+class OfTheBase(nn.modules.batchnorm._BatchNorm):
+    def _check_input_dim(self, _images: Tensor) -> None: ...
+
+
+def with_hook() -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(C)
+    norm.register_forward_hook(lambda _norm, _inputs, out: torch.relu(out))
+    return norm
+
+
+def with_forward() -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(C)
+    norm.forward = torch.relu
+    return norm
+
+
+def with_gain() -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(C)
+    norm.gain = nn.Parameter(torch.ones(C))
+    return norm
+
+
+def parametrized() -> nn.BatchNorm2d:
+    return nn.utils.parametrize.register_parametrization(nn.BatchNorm2d(C), "weight", nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    ("norm", "says"),
+    [
+        (WithActivation(C), "test_norm.WithActivation"),
+        (with_hook(), "_forward_hooks"),
+        (with_forward(), "forward"),
+        (with_gain(), "gain"),
+        (parametrized(), "ParametrizedBatchNorm2d"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["context", "none"])
+def test_a_batch_norm_that_does_more_is_refused_by_name(
+    norm: nn.Module, says: str, policy: str
+) -> None:
+    model = nn.Sequential(nn.Sequential(norm), nn.BatchNorm2d(C))
+    with pytest.raises(UserError, match=rf"0\.0 is an nn\.BatchNorm2d that does more \(.*{says}\)"):
+        apply_policies(model, {"*": policy}, eps=EPS, momentum=MOMENTUM)
+    assert model[0][0] is norm  # nothing is replaced
+
+
+def test_a_plain_batch_norm_with_a_mark_of_its_user_is_no_more() -> None:
+    model = nn.Sequential(nn.LazyBatchNorm2d())
+    model(torch.rand(2, C, 4, 4))  # now it is an nn.BatchNorm2d
+    model[0].note = "the first"
+    apply_policies(model, {"*": "context"}, eps=EPS, momentum=MOMENTUM)
+    assert type(model[0]).__name__ == "ContextNorm2d"
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        OfTheBase(C, 1e-5, 0.1, True, True),
+        nn.SyncBatchNorm(C),
+        nn.LazyBatchNorm2d(),
+        nn.InstanceNorm2d(C, track_running_stats=True),
+    ],
+)
+def test_every_norm_that_keeps_moments_is_refused(norm: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"model\.encoder: 0 keep moments"):
+        apply_policies(nn.Sequential(norm), {"*": "context"}, eps=EPS, momentum=MOMENTUM)
+
+
+def test_norms_without_moments_stay_as_they_are() -> None:
+    class Mine(nn.InstanceNorm2d):
+        pass
+
+    model = nn.Sequential(Mine(C), nn.GroupNorm(1, C), nn.BatchNorm2d(C))
+    kept = list(model)[:2]
+    apply_policies(model, {"*": "context"}, eps=EPS, momentum=MOMENTUM)
+    assert list(model)[:2] == kept
+
+
+@pytest.mark.parametrize(
+    ("norm", "learned"),
+    [
+        (nn.BatchNorm2d(C), ["weight", "bias"]),
+        (nn.BatchNorm2d(C, affine=False), []),
+        (nn.BatchNorm2d(C, bias=False), ["weight"]),
+    ],
+)
+def test_a_batch_norm_without_scale_or_shift_stays_without(
+    norm: nn.BatchNorm2d, learned: list[str]
+) -> None:
+    model = nn.Sequential(norm)
+    before = model(SUPPORT.float())
+    apply_policies(model, {"*": "transductive"}, eps=norm.eps, momentum=MOMENTUM)
+    torch.testing.assert_close(model(SUPPORT.float()), before)
+    assert [n for n, p in model[0].named_parameters() if p.requires_grad] == learned
+
+
+@pytest.mark.parametrize(
+    ("norm", "says"),
+    [
+        ("context", r"model\.norm: 'context' is no mapping .* give \{'\*': 'context'\}"),
+        (None, r"model\.norm: None is no mapping"),
+        ({"*": "contxt"}, r"model\.norm: 'contxt' is no policy; .* did you mean context\?"),
+        ({"*": 3}, r"model\.norm: 3 is no policy"),
+    ],
+)
+def test_policies_that_are_none_are_refused(norm: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        apply_policies(nn.Sequential(nn.BatchNorm2d(C)), norm, eps=EPS, momentum=MOMENTUM)
