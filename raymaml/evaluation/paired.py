@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from raymaml.evaluation.statistics import Interval, bounded_interval
 FEWEST_EPISODES = 60
 """No verdict rests on fewer. What happens in one episode of 20 is missing from all of 59 episodes
 in 5% of campaigns (0.95**59), and then no interval shows it."""
+_PARTS = 1000
+"""Of a query: what an accuracy is rounded to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,13 @@ class Paired:
 def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
     """Compare two arms on the episodes that both were judged on.
 
-    The sign test is exact (binomial, ties left out). Wilcoxon's statistic is taken as normal, with
-    average ranks, their variance corrected for ties, and differences of 0 left out.
+    Differences are counted in whole queries, so that equal ones are ties: as numbers of 0..1 they
+    differ by rounding. Where the arms have different numbers of queries, the counts are those of
+    their least common multiple.
+
+    The sign test is exact (binomial, ties left out). Wilcoxon's leaves differences of 0 out and
+    gives equal ones their average rank; its p-value is that of ``scipy.stats.wilcoxon``: exact for
+    few episodes, else of a normal distribution with the variance of the ties.
 
     Raises:
         UserError: the episodes of one number are not the same in both: images of other banks, other
@@ -52,8 +60,10 @@ def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
 
     both, in_a, in_b = np.intersect1d(a.episode, b.episode, assume_unique=True, return_indices=True)
     _require_same_episodes(a, b, (both, in_a, in_b), names)
-    differences = a.accuracy[in_a] - b.accuracy[in_b]
-    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    unit = math.lcm(a.query_rows.shape[1], b.query_rows.shape[1])
+    counts = _counts(a, in_a, unit) - _counts(b, in_b, unit)
+    differences = counts / (unit * _PARTS)
+    wins, losses = int((counts > 0).sum()), int((counts < 0).sum())
     decided = wins + losses
     return Paired(
         difference=bounded_interval(differences, lowest=-1.0),
@@ -62,8 +72,18 @@ def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
         ties=len(differences) - decided,
         losses=losses,
         sign_p=float(stats.binomtest(wins, decided).pvalue) if decided else 1.0,
-        wilcoxon_p=float(stats.wilcoxon(differences, method="approx").pvalue) if decided else 1.0,
+        wilcoxon_p=float(stats.wilcoxon(counts).pvalue) if decided else 1.0,
     )
+
+
+def _counts(arm: RecordArrays, at: NDArray[np.int64], unit: int) -> NDArray[np.int64]:
+    """Return the right queries of episodes in thousandths, as if each had ``unit`` queries.
+
+    Thousandths are whole queries for all that raymaml judges, in float32 too.
+    """
+    queries = arm.query_rows.shape[1]
+    right: NDArray[np.int64] = np.rint(arm.accuracy[at] * queries * _PARTS).astype(np.int64)
+    return right * (unit // queries)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

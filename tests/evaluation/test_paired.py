@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers_evaluation import record
+from scipy import stats
 
 from raymaml.errors import UserError
 from raymaml.evaluation.paired import holm, paired
@@ -33,9 +34,7 @@ def test_differences_by_hand(tmp_path: Path) -> None:
     assert found.difference == bounded_interval(np.array([0.25, 0.25, 0, 0.5]), lowest=-1.0)
     assert (found.wins, found.ties, found.losses) == (3, 1, 0)
     assert found.sign_p == pytest.approx(2 / 2**3)
-    # ranks 1.5, 1.5 and 3 are all on one side: W = 6; mean 3 * 4 / 4 = 3, variance
-    # 3 * 4 * 7 / 24 - (2^3 - 2) / 48 = 3.375; 2 (1 - Phi(3 / sqrt(3.375))) = 0.10247
-    assert found.wilcoxon_p == pytest.approx(0.10247, abs=1e-5)
+    assert found.wilcoxon_p == pytest.approx(2 / 2**3)  # all three ranks are on one side
 
 
 def test_the_paired_interval_covers() -> None:
@@ -62,6 +61,48 @@ def arrays(accuracy: np.ndarray, rows: np.ndarray) -> RecordArrays:
     ids = {"class_ids": rows, "support_rows": rows, "query_rows": rows}
     ids |= {"support_labels": labels, "query_labels": labels}
     return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))
+
+
+@pytest.mark.parametrize(("queries", "episodes"), [(5, 12), (5, 40), (15, 200), (75, 600)])
+def test_p_values_are_those_of_whole_queries(queries: int, episodes: int) -> None:
+    # As floats, 3/5 - 2/5 and 2/5 - 1/5 are two numbers, and no tie.
+    generator = np.random.default_rng([queries, episodes])
+    right = generator.binomial(queries, [[0.55], [0.45]], (2, episodes))
+    rows = np.zeros((episodes, queries), dtype=np.int64)
+    for kind in (np.float64, np.float32):
+        a, b = (arrays((count / queries).astype(kind), rows) for count in right)
+        found = paired(a, b, NAMES)
+        counts = right[0] - right[1]
+        wins, losses = int((counts > 0).sum()), int((counts < 0).sum())
+        assert found.wilcoxon_p == stats.wilcoxon(counts).pvalue
+        assert found.sign_p == stats.binomtest(wins, wins + losses).pvalue
+        assert (found.wins, found.losses) == (wins, losses)
+        assert found.difference.mean == pytest.approx(counts.mean() / queries, abs=1e-12)
+
+
+def test_the_p_value_of_few_episodes_is_exact() -> None:
+    # 1, 1, 2, 2, 2, -1 (and a 0): ranks 2, 2, 5, 5, 5, and 2 below 0. Of 2^6 choices of signs the
+    # ranks below 0 add up to 2 or less in 4: none, or one of three; and as many above 0.
+    right = np.array([[4, 3, 5, 4, 3, 2, 5], [3, 2, 3, 2, 1, 3, 5]])
+    rows = np.zeros((7, 5), dtype=np.int64)
+    found = paired(*(arrays(count / 5, rows) for count in right), NAMES)
+    assert found.wilcoxon_p == pytest.approx(8 / 64)
+    assert (found.wins, found.ties, found.losses) == (5, 1, 1)
+
+
+def test_arms_of_other_numbers_of_queries_are_counted_by_a_common_one() -> None:
+    # 2 of 3 is more than 3 of 5 by 1/15, 1 of 3 less than 2 of 5 by as much
+    three, five = np.zeros((2, 3), dtype=np.int64), np.zeros((2, 5), dtype=np.int64)
+    a, b = arrays(np.array([2, 1]) / 3, three), arrays(np.array([3, 2]) / 5, five)
+    one = np.zeros((2, 1), dtype=np.int64)  # way, and shot
+    a, b = (
+        replace(each, class_ids=one, support_rows=one, support_labels=one, query_labels=rows)
+        for each, rows in ((a, three), (b, five))
+    )
+    found = paired(a, b, NAMES)
+    assert (found.wins, found.ties, found.losses) == (1, 0, 1)
+    assert found.difference.mean == 0
+    assert found.wilcoxon_p == 1
 
 
 def test_equal_arms_do_not_differ(tmp_path: Path) -> None:
