@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from raymaml.bench.children import Child, ChildError
 from raymaml.bench.contenders import EXACT_METHODS, missing, what_it_lacks
 from raymaml.bench.rows import disagreements, label, relative_difference
 from raymaml.config.schema import Config
+from raymaml.data.temporary import temporary_folder
 from raymaml.errors import UserError
 from raymaml.training.state import build_learner
 
@@ -111,8 +111,8 @@ def compare(config: Config, everyone: list[Contestant], echo: Echo) -> None:
     Raises:
         UserError: two do not (it names both), or nobody is left.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "result.npy"
+    with temporary_folder() as folder:
+        path = folder / "result.npy"
         drop_failing(everyone, lambda contestant: _look_at(contestant, config, path), echo)
     if not everyone:
         raise UserError(f"{config.name}: no contender is left; the lines above say why")

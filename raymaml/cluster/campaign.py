@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from raymaml.cluster.runtime import (
     plan_workers,
 )
 from raymaml.config.schema import ClusterConfig
+from raymaml.data.temporary import temporary_folder
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
 from raymaml.evaluation.progress import Progress
@@ -99,8 +99,8 @@ class _Trials:
 def scratch_folder(folder: Place) -> Iterator[Path]:
     """Yield an empty folder on disk for Tune's own state, which is gone after the block."""
     if is_remote(folder):
-        with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
-            yield Path(temporary)
+        with temporary_folder() as temporary:
+            yield temporary
         return
     scratch = folder.absolute() / ".tune"
     shutil.rmtree(scratch, ignore_errors=True)  # of a driver that was killed

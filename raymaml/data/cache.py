@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from raymaml.data.files import download, new_folder, read_bytes, remove_partial, unreachable
+from raymaml.data.files import download, new_folder, read_bytes, unreachable
+from raymaml.data.temporary import remove_dead
 from raymaml.errors import UserError, reason_of
 from raymaml.places import Place, is_remote
 
@@ -62,7 +63,7 @@ def local_copy(place: Place, cache: Path, how: Copying) -> Path:
 
 
 def _copy(place: Place, copy: Path, marker: bytes, how: Copying) -> None:
-    remove_partial(copy.parent, copy.name)
+    remove_dead(copy.parent, ".*.partial-*")
     with new_folder(copy, how.marker) as partial:
         (partial / how.marker).write_bytes(marker)
         names = list(how.others(partial))

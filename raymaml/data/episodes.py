@@ -10,6 +10,7 @@ import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from raymaml.data.shard_format import (
     shard_schema,
     write_manifest,
 )
+from raymaml.data.temporary import remove_dead
 from raymaml.data.tensors import tensor_column
 from raymaml.errors import UserError
 from raymaml.places import Place, is_remote
@@ -201,6 +203,8 @@ def write_shards(
         UserError: the bank cannot give such episodes, or ``folder`` holds something else.
     """
     check_spec(bank, spec, split)
+    if not is_remote(folder):
+        remove_dead(folder.parent, f".{escape(folder.name)}.partial-*")
     if not _is_there(folder):
         sampling = _Sampling(bank=bank, spec=spec, seed=seed, split=split, materialize=materialize)
         with contextlib.suppress(FileExistsError), new_folder(folder, MANIFEST_FILE) as partial:

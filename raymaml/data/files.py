@@ -13,13 +13,13 @@ import io
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
+from raymaml.data.temporary import own_folder, temporary_folder
 from raymaml.errors import StorageError, UserError, reason_of, storage_error
 from raymaml.places import Place, is_remote
 
@@ -32,23 +32,25 @@ def new_folder(folder: Place, marker: str) -> Iterator[Path]:
     """Yield an empty folder on disk that becomes ``folder``, whole, when the block ends.
 
     Beside a folder on disk it is a hidden one, which is renamed once its files are on disk; at a
-    URI the files are copied there, ``marker`` last. When the block raises, nothing remains.
+    URI the files are copied there, ``marker`` last. When the block raises, nothing remains; of a
+    process that is killed, what remains is removed by the next that makes ``folder``.
 
     Raises:
         FileExistsError: ``folder`` exists; it is left as it is.
         StorageError: the storage refuses; the message says how much room there is.
     """
     if is_remote(folder):
-        with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
-            yield Path(temporary)
+        with temporary_folder() as temporary:
+            yield temporary
             if exists(folder / marker):
                 raise FileExistsError(folder)
-            upload(Path(temporary), folder, last=marker)
+            upload(temporary, folder, last=marker)
         return
-    partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
-    try:
+    with contextlib.ExitStack() as stack:
+        with storing(folder, folder):
+            own = own_folder(folder.parent, f".{folder.name}.partial")
+            partial = stack.enter_context(own)
         with storing(folder, partial):
-            partial.mkdir(parents=True)
             yield partial
             for path in partial.iterdir():
                 _fsync(path)
@@ -57,8 +59,6 @@ def new_folder(folder: Place, marker: str) -> Iterator[Path]:
                 raise FileExistsError(folder)
             partial.rename(folder)
             _fsync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -67,9 +67,9 @@ def on_disk(folder: Place) -> Iterator[Path]:
     if not is_remote(folder):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
-        yield Path(temporary)
-        upload(Path(temporary), folder)
+    with temporary_folder() as temporary:
+        yield temporary
+        upload(temporary, folder)
 
 
 def upload(source: Path, folder: Place, last: str | None = None) -> None:

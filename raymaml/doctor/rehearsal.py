@@ -19,6 +19,7 @@ from PIL import Image
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.files import make_folder, remove_folder, write_text
 from raymaml.data.importers import import_bank
+from raymaml.data.temporary import held, remove_dead, temporary_folder
 from raymaml.doctor.finding import Finding, attempt
 from raymaml.errors import UserError
 from raymaml.evaluation.plan import plan_test
@@ -49,11 +50,13 @@ def rehearsal_folder(run_dir: Place | None) -> Iterator[Place]:
     made = []
     if isinstance(base, Path):
         made = [parent for parent in (base, *base.parents) if not parent.exists()]
+        remove_dead(base, "raymaml-doctor-*")
     folder = base / f"raymaml-doctor-{secrets.token_hex(4)}"
     make_folder(folder, "run_dir")
     try:
-        write_text(folder / MARKER, secrets.token_hex(16))
-        yield folder
+        with held(folder):
+            write_text(folder / MARKER, secrets.token_hex(16))
+            yield folder
     finally:
         remove_folder(folder, MARKER)
         remove_cache(cache_of(folder))
@@ -101,9 +104,9 @@ def rehearse(
 
 
 def _make_data(config: Config) -> str:
-    with tempfile.TemporaryDirectory(prefix="raymaml-") as temporary:
-        _draw_images(Path(temporary))
-        source = config.data.source.model_copy(update={"path": Path(temporary)})
+    with temporary_folder() as temporary:
+        _draw_images(temporary)
+        source = config.data.source.model_copy(update={"path": temporary})
         bank = import_bank(config.data.model_copy(update={"source": source}), config.episodes)
     count = sum(shards.count for shards in sample_shards(config, bank))
     return f"{bank.num_images} made-up images, {count} episodes"

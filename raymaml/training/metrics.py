@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Protocol
 
 from pydantic import TypeAdapter
@@ -20,6 +18,7 @@ from tensorboardX.summary import scalar, text
 from raymaml.config.base import Count
 from raymaml.config.outer import OuterConfig
 from raymaml.data.files import exists, on_disk, read_bytes, storing, upload, write_text
+from raymaml.data.temporary import temporary_folder
 from raymaml.errors import UserError, reason_of
 from raymaml.outside import checked, parse_json
 from raymaml.places import Place, is_remote
@@ -103,8 +102,9 @@ class RunMetrics:
         self._workers = workers
         self._tensorboard_folder = folder / "tensorboard"
         if is_remote(folder):
-            self._events = Path(mkdtemp(prefix="raymaml-"))
-            weakref.finalize(self, shutil.rmtree, self._events, ignore_errors=True)
+            stack = contextlib.ExitStack()
+            self._events = stack.enter_context(temporary_folder())
+            weakref.finalize(self, stack.close)
         else:
             self._events = folder / "tensorboard"
         self._clock = (0, 0.0)  # step and time of the last training row
