@@ -60,9 +60,9 @@ def effort(names: str | None, steps: str, repeats: int, episodes: int) -> Effort
     ]
     texts = steps.split(",") if steps else []
     problems += [
-        f"--steps: {text!r} is no number of inner steps; give numbers such as 1,5,10"
+        f"--steps: {text!r} is no number of inner steps; give numbers below 100,000, such as 1,5,10"
         for text in texts
-        if not (text.isascii() and text.isdigit())
+        if not (text.isascii() and text.isdigit() and len(text) <= 5)
     ]
     if problems:
         raise UserError(*problems)

@@ -34,6 +34,10 @@ def read_place(value: object) -> Place:
 Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
+Steps = Annotated[Count, Field(le=100_000)]
+"""Inner steps."""
+Seconds = Annotated[Number, Field(gt=0, le=10_000_000)]
+"""A time to wait; beyond that timers overflow."""
 Rate = Annotated[Number, Field(ge=0)]
 PositiveRate = Annotated[Number, Field(gt=0)]
 PlaceField = Annotated[Place, PlainValidator(read_place), PlainSerializer(str, when_used="json")]

@@ -59,6 +59,6 @@ def _kind_of(tree: Mapping[str, Any]) -> Kind | None:
     """Return what a file is by the keys that only one kind has; None if that is not clear."""
     if len(tree.keys() & {"data", "episodes", "outer", "model", "inner"}) >= 2:
         return "config"
-    if isinstance(tree.get("arms"), list):
+    if "config" in tree and tree.keys() & {"arms", "cross", "checks", "models"}:
         return "study"
-    return "sweep" if isinstance(tree.get("space"), dict) else None
+    return "sweep" if "config" in tree and "space" in tree else None

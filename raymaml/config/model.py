@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raymaml.config.base import Count, PositiveInt, PositiveRate, Rate, Section
+from raymaml.config.base import PositiveInt, PositiveRate, Rate, Section, Steps
 
 NormPolicy = Literal[
     "transductive",
@@ -24,7 +24,8 @@ NormPolicy = Literal[
     "none",
 ]
 NormByPattern = Annotated[dict[str, NormPolicy], Field(min_length=1)]
-FourWidths = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+Width = Annotated[PositiveInt, Field(le=65_536)]
+FourWidths = tuple[Width, Width, Width, Width]
 ENCODERS = {"convnet4": 4, "resnet12": 4, "resnet18": 0, "resnet10": 0}
 """The encoders of raymaml, and how often each needs to halve an image by pooling."""
 
@@ -38,7 +39,7 @@ class ModelConfig(Section):
     encoder_args: dict[str, Any] = Field(default_factory=dict)
     """Arguments of an encoder of your own."""
     width: Annotated[
-        Annotated[PositiveInt | None, Tag("one width")] | Annotated[FourWidths, Tag("widths")],
+        Annotated[Width | None, Tag("one width")] | Annotated[FourWidths, Tag("widths")],
         Discriminator(lambda value: "widths" if isinstance(value, list | tuple) else "one width"),
     ] = None
     """Channels: of every convnet4 block (paper: 64 for Omniglot, 32 for mini-ImageNet), or of the
@@ -111,8 +112,8 @@ class ModelConfig(Section):
 class InnerConfig(Section):
     """Adaptation to one episode (Finn et al. 2017, algorithm 1, lines 5 and 6)."""
 
-    num_steps: Count = 5
-    """Inner steps (T); 0 judges the meta-parameters as they are."""
+    num_steps: Steps = 5
+    """Inner steps (T), 100,000 at most; 0 judges the meta-parameters as they are."""
     lr: Rate = 0.01
     """Rate of the encoder on the mean cross-entropy of the support set."""
     head_lr: Rate | None = None
@@ -134,7 +135,7 @@ class InnerConfig(Section):
 class InnerOverride(Section):
     """What evaluation changes of `inner`; null keeps the value used in training."""
 
-    num_steps: Count | None = None
+    num_steps: Steps | None = None
     """Inner steps at validation and test."""
     lr: Rate | None = None
     """Encoder rate at validation and test."""

@@ -14,8 +14,8 @@ class OuterConfig(Section):
 
     num_steps: PositiveInt
     """Outer steps of the whole run."""
-    meta_batch_size: PositiveInt = 4
-    """Episodes in one outer step, over all workers."""
+    meta_batch_size: Annotated[PositiveInt, Field(le=100_000)] = 4
+    """Episodes in one outer step, over all workers; 100,000 at most."""
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     """Update rule."""
     lr: PositiveRate = 1e-3

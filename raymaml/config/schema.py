@@ -11,7 +11,15 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raymaml.config.base import Count, Number, PlaceField, PositiveInt, PositiveRate, Section
+from raymaml.config.base import (
+    Count,
+    Number,
+    PlaceField,
+    PositiveInt,
+    PositiveRate,
+    Seconds,
+    Section,
+)
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
 from raymaml.config.outer import OuterConfig
 from raymaml.config.sources import Source
@@ -101,8 +109,8 @@ class EpisodesConfig(Section):
     """Support images a class (K)."""
     num_queries: PositiveInt = 15
     """Query images a class (Q)."""
-    num_episodes: PositiveInt
-    """Episodes to sample. Training goes round again when it needs more."""
+    num_episodes: Annotated[PositiveInt, Field(le=10_000_000)]
+    """Episodes to sample, 10,000,000 at most. Training goes round again when it needs more."""
 
     @property
     def images_per_class(self) -> int:
@@ -147,13 +155,14 @@ class ClusterConfig(Section):
     min_workers: PositiveInt | None = None
     """Train with as many workers as there is room for, from so many up to `num_workers` (auto: one
     a chunk of a meta-batch), while nodes come and go; null: with `num_workers` at all times."""
-    wait_seconds: PositiveRate = 600
+    wait_seconds: Seconds = 600
     """How long to wait, at the start and whenever workers are lost, for room for enough of them, s;
     then the run gives up (running it again resumes)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where the cluster has GPUs."""
-    threads_per_worker: PositiveInt = 1
-    """Intra-op threads of a CPU worker. Results are bit-equal only for equal values."""
+    threads_per_worker: Annotated[PositiveInt, Field(le=1024)] = 1
+    """Intra-op threads of a CPU worker, 1,024 at most. Results are bit-equal only for equal
+    values."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """float32; tf32: convolutions and products of a GPU with 10 bits of mantissa; bf16: autocast,
     convolutions and products in bfloat16, weights, sums and losses in float32."""
@@ -164,13 +173,13 @@ class ClusterConfig(Section):
     where it otherwise goes back to the kernel and is paid for page by page."""
     episodes_per_chunk: PositiveInt = 1
     """Training episodes that are vectorised (torch.func.vmap); 1 is a loop, the fastest on CPU."""
-    grace_seconds: PositiveRate = 20
+    grace_seconds: Seconds = 20
     """How long the step at hand may take to end after SIGTERM, s; then all ends, and what was saved
     before is kept. Below the 30 s after which Kubernetes and Slurm kill."""
     max_failures: Count = 3
     """How often in a row, with no checkpoint in between, lost workers are replaced before the run
     gives up (running it again resumes); for judging, how often a chunk is tried again."""
-    timeout: PositiveInt = 600
+    timeout: Annotated[PositiveInt, Field(le=10_000_000)] = 600
     """Seconds after which a training worker that does not answer, or that the others wait for, is
     taken for lost; longer than a validation and the writing of a checkpoint take."""
 

@@ -16,8 +16,9 @@ class GlyphsSource(Section):
     kind: Literal["glyphs"]
     min_fonts: PositiveInt = 12
     """A character is a class when at least this many of the fonts draw it, each differently."""
-    images_per_class: PositiveInt = 20
-    """Instances drawn of each character, a font and a small affine distortion each."""
+    images_per_class: Annotated[PositiveInt, Field(le=100_000)] = 20
+    """Instances drawn of each character, 100,000 at most: a font and a small affine distortion
+    each."""
     distortion: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
     """Strength of the distortion: 1 is up to 10 degrees, 12% scale, 10% shear, 6% shift."""
     seed: Count = 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from raymaml.config.base import PositiveInt, Rate, Section, read_place
 from raymaml.outside import shortened
@@ -45,6 +46,8 @@ ModelChanges = Annotated[Overrides, AfterValidator(_with_seeds)]
 
 NOT_OF_AN_ARM = ("name", "seed", "run_dir", "outer", "episodes.train", "episodes.val")
 """What decides training alone; it belongs to a model."""
+MOST_ARMS = 1_000
+"""Maximum number of arms per study, each with every combination of `cross`."""
 
 
 class StudyArm(Section):
@@ -134,6 +137,16 @@ class StudyConfig(Section):
     """Each arm is judged with every combination of these values, by dotted key."""
     checks: tuple[Check, ...] = ()
     """The claims, each with a verdict in the report."""
+
+    @model_validator(mode="after")
+    def _arms_can_be_counted(self) -> StudyConfig:
+        count = len(self.arms) * math.prod(map(len, self.cross.values()))
+        if count > MOST_ARMS:
+            raise ValueError(
+                f"cross: it makes {count:,} arms, and a study has {MOST_ARMS:,} at most; give fewer"
+                " values, or fewer keys"
+            )
+        return self
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def _understood(tree: Any, error: ValidationError) -> tuple[StudyConfig, set[Raw
     """Return the study without what is wrong, and what that was."""
     locs = [detail["loc"] for detail in mistakes(error)]
     wrong = {_reached(tree, loc) for loc in locs} - {()}
-    missing = {str(loc[0]) for loc in locs} & _STAND_INS.keys()
+    missing = {str(loc[0]) for loc in locs if loc} & _STAND_INS.keys()
     rest = _without(tree, wrong) | {key: _STAND_INS[key] for key in missing}
     if rest == tree:
         raise error

@@ -8,7 +8,7 @@ made here, when all trials have come to the same step, and Tune runs the trials 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ def donors(accuracies: Mapping[int, float], pbt: Pbt, *, seed: int, step: int) -
     return {trial: best[int(draw * count)] for trial, draw in draws.items()}
 
 
-def comparisons(pbt: Pbt, num_steps: int) -> list[int]:
-    """Return the outer steps before which all trials are compared, and the end of the run."""
-    return [*range(pbt.perturb_every, num_steps, pbt.perturb_every), num_steps]
+def comparisons(pbt: Pbt, num_steps: int) -> Iterator[int]:
+    """Yield the outer steps before which all trials are compared, and the end of the run."""
+    yield from range(pbt.perturb_every, num_steps, pbt.perturb_every)
+    yield num_steps

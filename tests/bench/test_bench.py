@@ -245,6 +245,7 @@ def test_a_contender_that_computes_something_else_ends_the_command(
     [
         (["--methods", "unroled"], "--methods: 'unroled' is unknown; give some of unrolled,"),
         (["--steps", "1,-5"], "--steps: '-5' is no number of inner steps"),
+        (["--steps", "1000000000"], "is no number of inner steps; give numbers below 100,000"),
         (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],
 )

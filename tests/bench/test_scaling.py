@@ -502,8 +502,12 @@ def test_the_command_measures_predicts_and_checks(make_config, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--workers", "1,two"], "--workers: 'two' is no number of workers; give 1,2,3,4"),
+        (
+            ["--workers", "1,two"],
+            "--workers: 'two' is no number of workers below 1,000; give 1,2,3,4",
+        ),
         (["--workers", "0"], "--workers: '0' is no number of workers"),
+        (["--workers", "1000000000"], "--workers: '1000000000' is no number of workers below"),
         (["--assume", "gpus=9"], "--assume: 'gpus' is unknown; give some of tflops, call_us"),
         (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],

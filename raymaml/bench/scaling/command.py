@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -199,10 +200,13 @@ def plan(workers: str, assumptions: Assumptions, *, real_runs: bool, seconds: fl
         UserError: a number is none.
     """
     texts = workers.split(",")
-    wrong = [text for text in texts if not (text.isascii() and text.isdigit() and int(text))]
+    wrong = [text for text in texts if not re.fullmatch(r"0*[1-9][0-9]{0,2}", text, re.ASCII)]
     if wrong:
         raise UserError(
-            *[f"--workers: {text!r} is no number of workers; give 1,2,3,4" for text in wrong]
+            *[
+                f"--workers: {text!r} is no number of workers below 1,000; give 1,2,3,4"
+                for text in wrong
+            ]
         )
     numbers = tuple(sorted(set(map(int, texts))))
     return Plan(workers=numbers, assumptions=assumptions, seconds=seconds if real_runs else None)

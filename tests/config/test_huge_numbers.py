@@ -1,0 +1,102 @@
+"""Each whole number of a config has a stated maximum, or may be as large as it likes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from pydantic import BaseModel
+
+from raymaml.cli import main
+from raymaml.config.explain import _models_in
+from raymaml.config.load import load_config
+from raymaml.config.schema import SPLITS, Config
+from raymaml.config.study_file import load_study
+from raymaml.config.sweep import Pbt
+from raymaml.errors import UserError
+from raymaml.evaluation.population import comparisons
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "glyphs" / "quickstart.yaml"
+FREE = {
+    # nothing is made of them, in memory or time, beyond what they ask for step by step
+    *("seed", "episodes.seed", "data.source.seed", "outer.num_steps", "outer.log_every"),
+    *("outer.validate_every", "outer.checkpoint_every", "cluster.max_failures"),
+    *("cluster.episodes_per_chunk", "evaluation.chunk_size", "evaluation.baseline_episodes"),
+    # the cluster must have as many
+    *("cluster.num_workers", "cluster.min_workers"),
+    # the bank must have as many
+    *(f"episodes.{split}.num_ways" for split in SPLITS),
+    *(f"episodes.{split}.num_shots" for split in SPLITS),
+    *(f"episodes.{split}.num_queries" for split in SPLITS),
+    # as many fonts must draw a character
+    "data.source.min_fonts",
+}
+
+
+def numbers(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key whose value may be a whole number."""
+    for name, field in model.model_fields.items():
+        if "int" in str(field.annotation) and not _models_in(field.annotation):
+            yield prefix + name
+        for inner in _models_in(field.annotation):
+            yield from numbers(inner, f"{prefix}{name}.")
+
+
+def problems_of(key: str, value: str) -> str:
+    try:
+        load_config(QUICKSTART, [f"{key}={value}"])
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("value", [10**9, 10**18])
+def test_a_huge_number_is_refused_with_its_maximum_or_harmless(value: int) -> None:
+    keys = set(numbers(Config))
+    assert len(keys) >= 25
+    assert keys >= FREE
+    harmless = {key for key in keys if not problems_of(key, str(value))}
+    assert harmless == FREE
+    for key in ("outer.meta_batch_size", "inner.num_steps", "evaluation.inner.num_steps"):
+        assert problems_of(key, str(value)) == (
+            f"command line: {key} is {value}; it should be less than or equal to 100000"
+        )
+        assert not problems_of(key, "100000")
+
+
+def test_a_time_to_wait_is_one_that_a_timer_takes() -> None:
+    for key in ("cluster.wait_seconds", "cluster.grace_seconds", "cluster.timeout"):
+        assert "it should be less than or equal to 10000000" in problems_of(key, str(10**18))
+
+
+def test_what_is_harmless_takes_no_time(make_config: Any, tmp_path: Path) -> None:
+    """All at once: a run of one step and its test end as ever."""
+    make_config("huge")
+    keys = ["outer.log_every", "outer.validate_every", "outer.checkpoint_every"]
+    keys += ["cluster.max_failures", "cluster.episodes_per_chunk", "cluster.num_workers"]
+    keys += ["evaluation.chunk_size", "evaluation.baseline_episodes", "seed"]
+    huge = [f"{key}={10**18}" for key in keys]
+    arguments = [str(tmp_path / "huge" / "config.yaml"), "outer.num_steps=1", *huge]
+    assert CliRunner().invoke(main, ["train", "--local", *arguments]).exit_code == 0
+    outcome = CliRunner().invoke(main, ["test", "--local", *arguments])
+    assert outcome.output.splitlines()[-1].endswith("summary.json"), outcome.output
+
+
+def test_crossed_values_of_a_study_are_counted_before_they_are_made(tmp_path: Path) -> None:
+    """3 keys of 1,000 values: 1,000,000,000 arms."""
+    values = str(list(range(1000)))
+    path = tmp_path / "s.yaml"
+    keys = "".join(f"  inner.{key}: {values}\n" for key in ("lr", "head_lr", "num_steps"))
+    path.write_text(f"name: s\ntitle: T\nconfig: c.yaml\narms: [{{name: a}}]\ncross:\n{keys}")
+    with pytest.raises(UserError) as caught:
+        load_study(path)
+    assert "cross: it makes 1,000,000,000 arms, and a study has 1,000 at most" in str(caught.value)
+
+
+def test_comparisons_of_a_population_are_made_one_by_one() -> None:
+    found = comparisons(Pbt(kind="pbt", perturb_every=2), 10**18)
+    assert [next(found), next(found)] == [2, 4]
+    assert list(comparisons(Pbt(kind="pbt", perturb_every=2), 5)) == [2, 4, 5]
