@@ -70,9 +70,5 @@ class EpisodeBatch:
 
     def to(self, device: torch.device) -> EpisodeBatch:
         """Return the same episodes on ``device``."""
-        return EpisodeBatch(
-            support_x=self.support_x.to(device, non_blocking=True),
-            support_y=self.support_y.to(device, non_blocking=True),
-            query_x=self.query_x.to(device, non_blocking=True),
-            query_y=self.query_y.to(device, non_blocking=True),
-        )
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+        return EpisodeBatch(**moved)

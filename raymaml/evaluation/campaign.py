@@ -19,6 +19,13 @@ from raymaml.data.bank import ImageBank
 from raymaml.data.files import make_folder
 from raymaml.data.locks import Timeout, hold
 from raymaml.errors import UserError
+from raymaml.evaluation.examination import (
+    EPISODES,
+    Examination,
+    examine_learner,
+    read_examination,
+    write_examination,
+)
 from raymaml.evaluation.progress import Progress
 from raymaml.evaluation.provenance import OtherBank, other_bank
 from raymaml.evaluation.record_checks import are_of_bank
@@ -212,10 +219,17 @@ class Campaign:
         path = chunk_path(self.records_of(arm), chunk.first, chunk.count)
         episodes = self.episodes(arm)
         with told(arm.config, require=episodes.unaltered.require):
+            if chunk.first == 0:
+                write_examination(self.records_of(arm), self._examined(arm))
             records = list(judge(self.learner(arm), episodes, indices))
             episodes.unaltered.require()
             write_chunk(path, records, self.identity(arm), self.circumstances(arm))
         return [record.accuracy for record in records]
+
+    def _examined(self, arm: Arm) -> Examination:
+        """Examine what ``arm`` judges on its first episodes."""
+        some = self.episodes(arm).load(range(min(EPISODES, arm.num_episodes)))
+        return examine_learner(self.learner(arm), some, arm.config.cluster.precision)
 
     def require_finished(self) -> None:
         """Check that nothing is missing.
@@ -318,7 +332,10 @@ class Campaign:
                 name=arm.name,
                 description=arm.description,
                 protocol=protocol_line(
-                    arm.config.episodes.test, arm.config.model, arm.config.test_inner.num_steps
+                    arm.config.episodes.test,
+                    arm.config.model,
+                    arm.config.test_inner.num_steps,
+                    read_examination(self.records_of(arm)),
                 )
                 + (f" | {other.text}" if (other := others[arm.name]) else ""),
                 records=self._records(arm),

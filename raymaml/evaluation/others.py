@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from raymaml.config.schema import Config
 from raymaml.errors import UserError
+from raymaml.evaluation.examination import EPISODES, Examination, examine
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import EpisodeRecord, RecordArrays, record_arrays, records_table
 from raymaml.evaluation.trial import read_episodes, record_of
+from raymaml.logs import LOG
 from raymaml.meta.calls import alone
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
@@ -33,7 +36,9 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
 
     Args:
         predict: the model. It is called once an episode, in order, with gradients switched off
-            (``torch.enable_grad`` switches them on).
+            (``torch.enable_grad`` switches them on). Then it is examined on a few episodes: with
+            the images in another order, and one query at a time. ``examination`` of what is
+            returned says whether it is inductive, and a warning what is wrong.
         config: names bank, shards and normalisation; its model and its run are not looked at.
         num_episodes: the first so many; None is all.
 
@@ -50,7 +55,26 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
             f"num_episodes is {count}; {config.data.shards} holds {available} test episodes"
         )
     table = records_table(judge_predictions(predict, episodes, range(count)))
-    return record_arrays(table.replace_schema_metadata({"bank": episodes.shards.bank_hash}))
+    found = record_arrays(table.replace_schema_metadata({"bank": episodes.shards.bank_hash}))
+    examination = examine_predictions(predict, episodes.load(range(min(EPISODES, count))))
+    if examination.caution:
+        LOG.warning("predict: %s", examination.caution)
+    return replace(found, examination=examination)
+
+
+def examine_predictions(predict: Predict, episodes: EpisodeBatch) -> Examination:
+    """Examine a model on ``episodes``."""
+
+    @torch.no_grad()
+    def at_once(episode: Episode) -> Tensor:
+        logits = predict(episode.support_x, episode.support_y, episode.query_x)
+        return logits.detach().float().to(episode.query_y.device)
+
+    def company(episode: Episode) -> tuple[Tensor, Tensor]:
+        singly = [at_once(replace(episode, query_x=x)) for x in episode.query_x.split(1)]
+        return at_once(episode), torch.cat(singly)
+
+    return examine(lambda episode: at_once(episode)[None], company, episodes)
 
 
 def judge_predictions(

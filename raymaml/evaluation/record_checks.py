@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raymaml.places import Place
+
 _UNPACKED, _PACKED_AT_MOST = 64 << 20, 200
 """Bytes that a file may unpack to whatever its length, and times its length beyond."""
 _LONGEST_SHOWN = 1000
@@ -103,6 +105,27 @@ def _are_balanced(labels: NDArray[Any], ways: int) -> bool:
         return False
     wanted = np.repeat(np.arange(ways), labels.shape[1] // ways)
     return bool((np.sort(labels, axis=1) == wanted).all())
+
+
+def episodes_of(table: pa.Table) -> NDArray[np.int64]:
+    """Return the numbers of the episodes of a table of records."""
+    return np.asarray(table.column("episode").to_numpy(), dtype=np.int64)
+
+
+def overlaps(chunks: Mapping[Place, pa.Table]) -> list[str]:
+    """Name each chunk that begins before the one that reaches furthest has ended."""
+    problems: list[str] = []
+    furthest, holder = -1, ""
+    for path, table in chunks.items():
+        episodes = episodes_of(table)
+        if episodes[0] <= furthest:
+            problems.append(
+                f"{path}: episodes {episodes[0]} to {min(furthest, int(episodes[-1]))} are in"
+                f" {holder} too"
+            )
+        if episodes[-1] > furthest:
+            furthest, holder = int(episodes[-1]), path.name
+    return problems
 
 
 def difference(schema: pa.Schema, reference: pa.Schema) -> str:

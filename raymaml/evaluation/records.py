@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +27,18 @@ from raymaml.errors import StorageError, UserError, storage_error
 from raymaml.evaluation.record_checks import (
     column_problem,
     difference,
+    episodes_of,
     gaps,
     impossible,
+    overlaps,
     record_schema,
     require_reasonable,
 )
 from raymaml.outside import checked, parse_json
 from raymaml.places import Place
+
+if TYPE_CHECKING:
+    from raymaml.evaluation.examination import Examination
 
 BINS = 15
 """Of the confidence, equally wide in 0..1."""
@@ -131,6 +136,8 @@ class RecordArrays:
     bin_correct: NDArray[np.int64]  # [E, BINS]
     brier: NDArray[np.float64]  # [E]
     seconds: NDArray[np.float64]  # [E]
+    examination: Examination | None = None
+    """Of the model; None where it was not examined with these records."""
 
 
 def _same(a: float, b: float) -> bool:
@@ -230,7 +237,7 @@ def read_records(
         for path, table in chunks.items()
         if not table.schema.equals(reference, check_metadata=True)
     ]
-    problems += _overlaps(chunks)
+    problems += [f"{problem}; {_REMEDY}" for problem in overlaps(chunks)]
     if num_episodes is not None:
         problems += _holes(place, chunks, num_episodes)
     if problems:
@@ -295,7 +302,7 @@ def _judged(
         except UserError:
             continue
         if identity_of(table) == dict(identity):
-            episodes.append(_episodes(table))
+            episodes.append(episodes_of(table))
             accuracies.append(table.column("accuracy").to_numpy())
     found, first = np.unique(np.concatenate(episodes), return_index=True)
     return found, np.concatenate(accuracies)[first]
@@ -303,7 +310,8 @@ def _judged(
 
 def record_arrays(table: pa.Table) -> RecordArrays:
     """Return the columns of ``table`` as numpy arrays."""
-    return RecordArrays(bank=identity_of(table).get("bank", ""), **_columns(table))
+    bank = identity_of(table).get("bank", "")
+    return RecordArrays(bank=bank, examination=None, **_columns(table))
 
 
 def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
@@ -362,31 +370,11 @@ def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
             problems.extend(error.problems)
     if problems:
         raise UserError(*problems)
-    return dict(sorted(tables.items(), key=lambda item: int(_episodes(item[1])[0])))
-
-
-def _episodes(table: pa.Table) -> NDArray[np.int64]:
-    return np.asarray(table.column("episode").to_numpy(), dtype=np.int64)
-
-
-def _overlaps(chunks: Mapping[Place, pa.Table]) -> list[str]:
-    """Name each chunk that begins before the one that reaches furthest has ended."""
-    problems: list[str] = []
-    furthest, holder = -1, ""
-    for path, table in chunks.items():
-        episodes = _episodes(table)
-        if episodes[0] <= furthest:
-            problems.append(
-                f"{path}: episodes {episodes[0]} to {min(furthest, int(episodes[-1]))} are in"
-                f" {holder} too; {_REMEDY}"
-            )
-        if episodes[-1] > furthest:
-            furthest, holder = int(episodes[-1]), path.name
-    return problems
+    return dict(sorted(tables.items(), key=lambda item: int(episodes_of(item[1])[0])))
 
 
 def _holes(place: Place, chunks: Mapping[Place, pa.Table], num_episodes: int) -> list[str]:
-    present = np.concatenate([_episodes(table) for table in chunks.values()])
+    present = np.concatenate([episodes_of(table) for table in chunks.values()])
     return [
         f"{place}: no record of episodes {hole.start} to {hole.stop - 1}; run `raymaml test`"
         " again, which judges only what is missing"

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raymaml.config.model import ModelConfig
+from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ImageBank
 from raymaml.data.contact_sheet import episode_sheet
 from raymaml.data.files import on_disk, read_text, write_text
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation import page, sections
+from raymaml.evaluation.examination import Examination
 from raymaml.evaluation.page import Picture
 from raymaml.evaluation.plots import (
     PLUS_MINUS,
@@ -47,6 +48,7 @@ from raymaml.places import Place
 from raymaml.training.metrics import write_tensorboard
 
 SCHEMA_VERSION = 3
+NOT_EXAMINED = "caution: not examined whether its logits follow their images"
 NUM_WORST = 3
 """Episodes that are drawn."""
 _ORDINALS = ("worst", "second worst", "third worst")
@@ -69,28 +71,42 @@ class ArmResult:
     """Of the chunks, as ``records.read_circumstances`` returns them: hardware, hashes, ..."""
 
 
-def protocol_line(spec: EpisodesConfig, model: ModelConfig, num_steps: int) -> str:
+def protocol_line(
+    spec: EpisodesConfig, model: ModelConfig, num_steps: int, examination: Examination | None
+) -> str:
     """Say in one line what decides an accuracy beside the weights.
 
-    For example ``5-way 1-shot 15-query | transductive | 1 step | head zero | single model``.
+    For example ``5-way 1-shot 15-query | transductive | 1 step | head zero | single model``. What
+    the examination found wrong comes last: ``caution: its logits do not follow their images...``.
     """
-    return " | ".join(
-        (
-            f"{spec.num_ways}-way {spec.num_shots}-shot {spec.num_queries}-query",
-            _norm_text(model),
-            f"{num_steps} step" if num_steps == 1 else f"{num_steps} steps",
-            f"head {model.head}",
-            "single model",
-        )
+    caution = NOT_EXAMINED if examination is None else examination.caution
+    parts = (
+        f"{spec.num_ways}-way {spec.num_shots}-shot {spec.num_queries}-query",
+        _norm_text(model, examination),
+        f"{num_steps} step" if num_steps == 1 else f"{num_steps} steps",
+        f"head {model.head}",
+        "single model",
+        caution,
     )
+    return " | ".join(part for part in parts if part)
 
 
-def _norm_text(model: ModelConfig) -> str:
-    """Name the norm; the reader of a number must be told whether it is inductive."""
+def _norm_text(model: ModelConfig, examination: Examination | None) -> str:
+    """Name the norm; the reader of a number needs to know whether it is inductive.
+
+    An encoder of raymaml is inductive by its norm, which tests prove. Any other is so only where it
+    was measured: it may do with a batch what it likes.
+    """
     if model.norm == "transductive":
         return "transductive"
-    kind = "transductive" if model.is_transductive else "inductive"
-    return f"{kind} ({model.norm_text})"
+    if model.is_transductive:
+        return f"transductive ({model.norm_text})"
+    if model.encoder in ENCODERS:
+        return f"inductive ({model.norm_text})"
+    if examination is None or examination.is_inductive is None:
+        return f"not known to be inductive ({model.norm_text})"
+    kind = "inductive" if examination.is_inductive else "transductive"
+    return f"{kind}, measured on {examination.episodes} episodes ({model.norm_text})"
 
 
 def write_report(

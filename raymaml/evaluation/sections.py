@@ -77,6 +77,9 @@ def head(arms: Sequence[ArmSummary], verdicts: Sequence[Verdict]) -> Iterator[Bl
         yield Paragraph(Code(arms[0].protocol))
     else:
         yield Bullets([(arm.name, Code(arm.protocol)) for arm in arms])
+    for arm in arms:
+        for text in (part for part in arm.protocol.split(" | ") if part.startswith("caution")):
+            yield Paragraph(Strong(f"{arm.name}: {text}."))
 
 
 def results(arms: Sequence[ArmSummary]) -> Iterator[Block]:

@@ -168,14 +168,14 @@ class MetaLearner:
     def logits_by_step(self, episode: Episode) -> Tensor:
         """Return the query logits after 0..T inner steps: ``[T+1, N*Q, N]``."""
         episode = self._laid_out(episode)
-        return torch.stack([self._judge(fast, episode) for fast in self.adapt(episode)])
+        return torch.stack([self.query_logits(fast, episode) for fast in self.adapt(episode)])
 
     def predict(self, episodes: EpisodeBatch) -> Tensor:
         """Adapt to each support set and return the query logits ``[E, N*Q, N]``."""
         logits = []
         for episode in map(self._laid_out, episodes):
             *_, fast = self.adapt(episode)
-            logits.append(self._judge(fast, episode))
+            logits.append(self.query_logits(fast, episode))
         return torch.stack(logits)
 
     def adaptation_table(self) -> str:
@@ -183,7 +183,8 @@ class MetaLearner:
         return adaptation_table(dict(self.model.named_parameters()), self._frozen)
 
     @torch.no_grad()
-    def _judge(self, fast: Fast, episode: Episode) -> Tensor:
+    def query_logits(self, fast: Fast, episode: Episode) -> Tensor:
+        """Return the query logits ``[N*Q, N]`` at fast weights that ``adapt`` yielded."""
         passes = Passes(self.model, self.half_precision, training=False)
         return passes.query_logits(fast.params, fast.buffers, episode)
 

@@ -20,6 +20,7 @@ from scipy import stats
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ImageBank
+from raymaml.evaluation.examination import Examination
 from raymaml.evaluation.plots import bar_edges, round_ticks, spread_labels
 from raymaml.evaluation.records import read_records, write_chunk
 from raymaml.evaluation.report import ArmResult, plain, protocol_line, write_report
@@ -27,7 +28,10 @@ from raymaml.evaluation.verdict import AuditResult, Verdict
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 SPEC = EpisodesConfig(num_episodes=4)
-PROTOCOL = protocol_line(SPEC, ModelConfig(head="zero"), 1)
+EXAMINED = Examination(
+    episodes=3, finite=True, rounding=0, chance=0, support_order=0, query_order=0, company=0
+)
+PROTOCOL = protocol_line(SPEC, ModelConfig(head="zero"), 1, EXAMINED)
 CURVE: list[dict[str, Any]] = [
     {"step": 0, "val_accuracy": 0.2, "val_ci95": 0.01},
     {"step": 500, "val_accuracy": 0.8},
@@ -112,7 +116,7 @@ def tables(page: str) -> list[list[list[str]]]:
 def test_protocol_line(
     spec: EpisodesConfig, model: ModelConfig, num_steps: int, expected: str
 ) -> None:
-    assert protocol_line(spec, model, num_steps) == expected
+    assert protocol_line(spec, model, num_steps, EXAMINED) == expected
 
 
 def test_summary_holds_the_numbers(tmp_path: Path) -> None:
@@ -284,7 +288,7 @@ def test_page_says_what_was_judged_and_how(tmp_path: Path) -> None:
 
 
 def test_the_transductive_note_is_only_for_transductive_norms(tmp_path: Path) -> None:
-    protocol = protocol_line(SPEC, ModelConfig(norm="context"), 1)
+    protocol = protocol_line(SPEC, ModelConfig(norm="context"), 1, EXAMINED)
     main = arm(tmp_path, "model", [[0.2, 0.6]] * 4, protocol=protocol)
     _, page = report(tmp_path, [main])
     assert "not an interval for new classes" in page

@@ -1,0 +1,220 @@
+"""What every accuracy rests on, checked on a few episodes: logits belong to their images.
+
+Images are shown in another order, and one query at a time. A model that looks at the place of an
+image in its batch, or at the other queries, is found out, whatever its name says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from torch import Tensor
+
+from raymaml.data.files import exists, read_bytes, write_text
+from raymaml.errors import UserError, reason_of
+from raymaml.meta.learner import MetaLearner
+from raymaml.outside import checked, parse_json
+from raymaml.places import Place
+from raymaml.types import Episode, EpisodeBatch
+
+EPISODES = 3
+"""Number of episodes that are examined."""
+EXAMINATION_FILE = "examination.json"
+Found = TypeVar("Found")
+Precision = Literal["float32", "tf32", "bf16"]
+ByStep = Callable[[Episode], Tensor]
+"""An episode -> the query logits after each inner step, [T+1, N*Q, N]."""
+Company = Callable[[Episode], tuple[Tensor, Tensor]]
+"""An episode -> the query logits [N*Q, N] of one adaptation, predicted at once and one by one."""
+
+_ORDER_TOLERANCE: dict[Precision, float] = {"float32": 0.01, "tf32": 0.1, "bf16": 0.3}
+"""Parts of the spread of the logits over the queries. A place that moves the logits by less than 1%
+of what tells the queries apart decides next to no prediction."""
+_ROUNDING: dict[Precision, float] = {"float32": 2.0**-20, "tf32": 2.0**-12, "bf16": 2.0**-9}
+"""A few units in the last place: sums in another order differ by less, relatively."""
+_COMPANY_TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "tf32": 0.01, "bf16": 0.05}
+"""Parts of the largest logit, or of 1 where that is less: what inductive norms keep."""
+
+
+class Examination(BaseModel):
+    """What was measured; each number is the largest over the episodes.
+
+    Inner steps may enlarge rounding a millionfold. Of the steps of an episode only those count at
+    which the logits stay where they are when the images are changed by a rounding.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    episodes: int
+    precision: Precision = "float32"
+    """That of the model; the less, the more it rounds."""
+    finite: bool
+    """Whether all logits are finite numbers."""
+    rounding: float
+    """Difference by a rounding of the images, as a part of the spread of the logits."""
+    chance: float
+    """Difference between two seeds of PyTorch, as a part of that spread."""
+    support_order: float
+    """Difference by showing the support images in another order, as a part of that spread."""
+    query_order: float
+    """Difference by showing the query images in another order, as a part of that spread."""
+    company: float
+    """Difference by predicting one query at a time, as a part of the largest logit or of 1."""
+
+    @property
+    def is_inductive(self) -> bool | None:
+        """Whether a query is predicted alone as it is among all others; None: it cannot be told."""
+        if not self.finite or self.chance > self._tolerance:
+            return None
+        return self.company <= _COMPANY_TOLERANCE[self.precision]
+
+    @property
+    def caution(self) -> str:
+        """What a reader of the accuracy needs to know; empty where nothing is wrong."""
+        if not self.finite:
+            return "caution: its logits are not finite numbers"
+        if self.rounding > self._tolerance / 10:
+            return (
+                "caution: rounding alone moves its logits, so it could not be checked whether they"
+                " follow their images"
+            )
+        if self.chance > self._tolerance:
+            return (
+                "caution: its predictions are random at test, so it could not be checked whether"
+                " they follow their images"
+            )
+        if max(self.support_order, self.query_order) > self._tolerance:
+            which = "support" if self.support_order > self.query_order else "query"
+            return (
+                "caution: its logits do not follow their images: they depend on the place of a"
+                f" {which} image in its batch"
+            )
+        return ""
+
+    @property
+    def _tolerance(self) -> float:
+        return _ORDER_TOLERANCE[self.precision]
+
+
+def examine(
+    by_step: ByStep, company: Company, episodes: Iterable[Episode], precision: Precision = "float32"
+) -> Examination:
+    """Examine a model on ``episodes``."""
+    found = [
+        _differences(by_step, episode, precision, number)
+        | {"company": _company_difference(*_seeded(company, episode, 0))}
+        for number, episode in enumerate(episodes)
+    ]
+    finite = all(each.pop("finite") for each in found)
+    largest = {name: max(each[name] for each in found) for name in found[0]}
+    return Examination(episodes=len(found), precision=precision, finite=finite, **largest)
+
+
+def examine_learner(
+    learner: MetaLearner, episodes: EpisodeBatch, precision: Precision
+) -> Examination:
+    """Examine a meta-learner, which adapts once for all queries of an episode."""
+
+    def company(episode: Episode) -> tuple[Tensor, Tensor]:
+        episode = episode.channels_last() if learner.channels_last else episode
+        *_, fast = learner.adapt(episode)
+        queries = (replace(episode, query_x=x) for x in episode.query_x.split(1))
+        alone = [learner.query_logits(fast, query) for query in queries]
+        return learner.query_logits(fast, episode), torch.cat(alone)
+
+    return examine(learner.logits_by_step, company, episodes, precision)
+
+
+def _differences(
+    by_step: ByStep, episode: Episode, precision: Precision, number: int
+) -> dict[str, float]:
+    """Return the differences of ``Examination`` on one episode; infinite for no numbers."""
+    base = _seeded(by_step, episode, 0)
+    shown = slice(min(1, len(base) - 1), None)  # the support set shows from the first step on
+    spread = (base - base.mean(1, keepdim=True)).abs().amax((1, 2))
+    # of equal logits, which have no spread, rounding is a part of themselves
+    scale = torch.maximum(spread, 1e-5 * base.abs().amax((1, 2)))
+    scale = scale.nan_to_num(posinf=1.0).clamp(min=torch.finfo(base.dtype).tiny)[shown]
+
+    def apart(logits: Tensor) -> Tensor:  # [T]
+        # what is not a number is no evidence that two are equal
+        differences = (logits - base).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+        return differences.amax((1, 2))[shown] / scale
+
+    rounding = apart(_seeded(by_step, _rounded(episode, _ROUNDING[precision]), 0))
+    steady = rounding <= max(float(rounding.min()), _ORDER_TOLERANCE[precision] / 10)
+    support, query = (_other_order(y, number) for y in (episode.support_y, episode.query_y))
+    turned = replace(
+        episode, support_x=episode.support_x[support], support_y=episode.support_y[support]
+    )
+    moved = replace(episode, query_x=episode.query_x[query], query_y=episode.query_y[query])
+    found = {
+        "chance": apart(_seeded(by_step, episode, 1)),
+        "support_order": apart(_seeded(by_step, turned, 0)),
+        "query_order": apart(_seeded(by_step, moved, 0)[:, query.argsort()]),
+    }
+    numbers = {name: float(values[steady].max()) for name, values in found.items()}
+    finite = bool(base.isfinite().all())
+    return numbers | {"rounding": float(rounding.min()), "finite": finite}
+
+
+def _other_order(labels: Tensor, number: int) -> Tensor:
+    """Return a permutation of places, not the identity, another one for each episode."""
+    generator = torch.Generator().manual_seed(number)
+    order = torch.randperm(len(labels), generator=generator)
+    places = torch.arange(len(labels))
+    return (places.roll(1) if torch.equal(order, places) else order).to(labels.device)
+
+
+def _rounded(episode: Episode, share: float) -> Episode:
+    """Change every pixel by up to this share of itself, always the same way."""
+    generator = torch.Generator().manual_seed(0)
+
+    def changed(x: Tensor) -> Tensor:
+        noise = torch.rand(x.shape, generator=generator).to(x)
+        return x * (1 + share * (2 * noise - 1))
+
+    return replace(episode, support_x=changed(episode.support_x), query_x=changed(episode.query_x))
+
+
+def _company_difference(together: Tensor, alone: Tensor) -> float:
+    difference = (together - alone).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+    return float(difference.max()) / max(1.0, float(together.nan_to_num().abs().max()))
+
+
+def _seeded(function: Callable[[Episode], Found], episode: Episode, seed: int) -> Found:
+    devices = [episode.query_x.device] if episode.query_x.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return function(episode)
+
+
+_FILE = TypeAdapter(Examination)
+
+
+def write_examination(folder: Place, examination: Examination) -> None:
+    """Keep what was found beside the records of the same model."""
+    write_text(folder / EXAMINATION_FILE, examination.model_dump_json(indent=2) + "\n")
+
+
+def read_examination(folder: Place) -> Examination | None:
+    """Return what was found of the model whose records lie in ``folder``; None: nothing is there.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / EXAMINATION_FILE
+    if not exists(path):
+        return None
+    try:
+        return checked(_FILE, parse_json(read_bytes(path)))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: is damaged ({reason_of(error)}); move {folder} away and run `raymaml test`"
+            " again"
+        ) from None

@@ -1,0 +1,239 @@
+"""The examination: what looks at places or at company is found out, what does not passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import raymaml
+from raymaml.config.model import NormPolicy
+from raymaml.config.schema import Config
+from raymaml.errors import UserError
+from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.examination import (
+    EXAMINATION_FILE,
+    Examination,
+    examine_learner,
+    read_examination,
+    write_examination,
+)
+from raymaml.evaluation.others import Predict, examine_predictions, nearest_class_mean
+from raymaml.evaluation.plan import plan_test
+from raymaml.training.data import open_episode_sets
+from raymaml.training.state import build_learner
+from raymaml.training.worker import train_locally
+from raymaml.types import EpisodeBatch
+
+CPU = torch.device("cpu")
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+class Flat(nn.Module):
+    """Images as they are: nothing depends on anything else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :32]
+
+
+class ByPlace(nn.Module):
+    """The place of an image in its batch, and nothing of its pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(len(x), device=x.device) * 3 // len(x)
+        return F.one_hot(places, 3).float() + 0 * x.flatten(1)[:, :3]
+
+
+class Neighbour(nn.Module):
+    """Of each image a tenth of what stands before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)[:, :32]
+        return flat + 0.1 * flat.roll(1, 0)
+
+
+class BatchMean(nn.Module):
+    """Batch statistics by hand, which no norm policy knows of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)[:, :32]
+        return flat - flat.mean(0)
+
+
+class Dropout(nn.Module):
+    """Dropout that goes on at test."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x.flatten(1)[:, :32], 0.5)
+
+
+def episodes_of(config: Config, bank) -> EpisodeBatch:
+    return open_episode_sets(config, bank, ("test",), CPU)["test"].load(range(3))
+
+
+def examined(make_config, bank, *overrides: str) -> Examination:
+    config = make_config("examined", *overrides)
+    learner = build_learner(config, bank.image_shape, 3, CPU)
+    return examine_learner(learner, episodes_of(config, bank), "float32")
+
+
+def own(encoder: type[nn.Module]) -> list[str]:
+    return [f"model.encoder={__name__}:{encoder.__name__}", "model.norm=none", "model.width=null"]
+
+
+@pytest.mark.parametrize("norm", get_args(NormPolicy))
+def test_every_norm_follows_its_images(make_config, tiny_bank, norm: str) -> None:
+    """Transductive norms look at the other queries, but not at their order."""
+    found = examined(make_config, tiny_bank, f"model.norm={norm}")
+    assert found.caution == ""
+    assert found.is_inductive is (norm != "transductive")
+
+
+@pytest.mark.parametrize("head", ["zero", "shared"])
+def test_every_head_follows_its_images(make_config, tiny_bank, head: str) -> None:
+    assert examined(make_config, tiny_bank, f"model.head={head}").caution == ""
+
+
+@pytest.mark.parametrize(
+    ("encoder", "caution", "inductive"),
+    [
+        (Flat, "", True),
+        (ByPlace, "do not follow their images", False),
+        (Neighbour, "do not follow their images", False),
+        (BatchMean, "", False),
+        (Dropout, "random at test", None),
+    ],
+)
+def test_own_encoders(make_config, tiny_bank, encoder, caution: str, inductive) -> None:
+    found = examined(make_config, tiny_bank, *own(encoder))
+    assert caution in found.caution
+    assert bool(found.caution) == bool(caution)
+    assert found.is_inductive is inductive
+
+
+def test_logits_that_are_no_numbers_prove_nothing(make_config, tiny_bank) -> None:
+    found = examined(make_config, tiny_bank, "inner.lr=1e30", "inner.num_steps=5")
+    assert found.caution == "caution: its logits are not finite numbers"
+    assert found.is_inductive is None
+
+
+def test_rounding_that_inner_steps_enlarge_is_no_place(make_config, tiny_bank) -> None:
+    """At a rate of 5 the steps jump about; the early ones still tell."""
+    found = examined(make_config, tiny_bank, "inner.lr=5", "inner.num_steps=8")
+    assert "follow their images: they depend" not in found.caution
+
+
+def by_place(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+    return F.one_hot(torch.arange(len(query_x)) * 3 // len(query_x), 3).float()
+
+
+def by_support_place(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+    weights = torch.arange(1.0, len(support_x) + 1)
+    means = torch.stack([(support_x[support_y == way]).mean(0).flatten() for way in range(3)])
+    return query_x.flatten(1) @ means.T * (1 + weights[support_y == 0].sum())
+
+
+def by_company(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+    return nearest_class_mean()(support_x, support_y, query_x - query_x.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("predict", "caution", "inductive"),
+    [
+        (nearest_class_mean(), "", True),
+        (by_place, "place of a query image", False),
+        (by_support_place, "place of a support image", True),
+        (by_company, "", False),
+    ],
+)
+def test_other_peoples_models(
+    make_config, tiny_bank, predict: Predict, caution: str, inductive: bool
+) -> None:
+    found = examine_predictions(predict, episodes_of(make_config("others"), tiny_bank))
+    assert caution in found.caution
+    assert bool(found.caution) == bool(caution)
+    assert found.is_inductive is inductive
+
+
+def test_judge_says_so(make_config, tiny_bank, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config("others")
+    found = raymaml.judge(by_place, config, num_episodes=4).examination
+    assert found is not None
+    assert not found.is_inductive
+    assert "predict: caution: its logits do not follow their images" in caplog.text
+    caplog.clear()
+    found = raymaml.judge(raymaml.nearest_class_mean(), config, num_episodes=4).examination
+    assert found is not None
+    assert found.is_inductive
+    assert not caplog.text
+
+
+def a_run(make_config, *overrides: str) -> tuple[Config, dict, str]:
+    config = make_config(
+        "tested", "outer.num_steps=1", "evaluation.baseline_episodes=0", *overrides
+    )
+    assert train_locally(config, quiet)
+    path = judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    return config, json.loads(path.read_text()), (path.parent / "report.md").read_text("utf-8")
+
+
+def test_a_run_is_examined_and_its_report_says_what_was_found(make_config) -> None:
+    config, summary, page = a_run(make_config, *own(ByPlace))
+    caution = (
+        "caution: its logits do not follow their images: they depend on the place of a query image"
+        " in its batch"
+    )
+    assert summary["protocol"].endswith(f"single model | {caution}")
+    assert "transductive, measured on 3 episodes (none)" in summary["protocol"]
+    assert f"**model: {caution}.**" in page
+    # the report is written again without the model
+    again = plan_test(config, CPU)
+    (found,) = again.folder.rglob(EXAMINATION_FILE)
+    before = found.stat().st_mtime_ns
+    assert json.loads(again.report().read_text())["protocol"] == summary["protocol"]
+    assert found.stat().st_mtime_ns == before
+
+
+def test_the_word_inductive_rests_on_a_measurement(make_config) -> None:
+    for encoder, words in (
+        (Flat, "inductive, measured on 3 episodes (none)"),
+        (BatchMean, "transductive, measured on 3 episodes (none)"),
+        (Dropout, "not known to be inductive (none)"),
+    ):
+        _, summary, _ = a_run(make_config, f"name={encoder.__name__}", *own(encoder))
+        assert words in summary["protocol"].split(" | ")
+
+
+def test_records_without_an_examination_say_so(make_config) -> None:
+    config, _, _ = a_run(make_config)
+    campaign = plan_test(config, CPU)
+    (found,) = campaign.folder.rglob(EXAMINATION_FILE)
+    found.unlink()
+    protocol = json.loads(campaign.report().read_text())["protocol"]
+    assert protocol.endswith("caution: not examined whether its logits follow their images")
+
+
+def test_a_damaged_examination_is_refused(tmp_path: Path) -> None:
+    found = Examination(
+        episodes=3,
+        finite=False,
+        rounding=float("inf"),
+        chance=0,
+        support_order=0,
+        query_order=0,
+        company=0,
+    )
+    write_examination(tmp_path, found)
+    assert read_examination(tmp_path) == found
+    (tmp_path / EXAMINATION_FILE).write_text("{")
+    with pytest.raises(UserError, match=rf"{EXAMINATION_FILE}: is damaged .*; move "):
+        read_examination(tmp_path)
+    assert read_examination(tmp_path / "elsewhere") is None
