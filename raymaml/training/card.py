@@ -17,7 +17,7 @@ from raymaml.data.files import exists, reaching, read_bytes
 from raymaml.errors import UserError, reason_of
 from raymaml.outside import checked, parse_json, shortened
 from raymaml.places import Place, is_remote
-from raymaml.training.identity import as_meant, deciding, differences
+from raymaml.training.identity import as_meant, deciding, differences, judging
 from raymaml.training.state import Validation
 
 SCHEMA_VERSION = 2
@@ -174,6 +174,30 @@ def require_of_run(
     require_agreement(last, config, wanted, whose)
     if (best := _best(last)) != last:
         require_agreement(best, config, wanted, whose)
+    if read_card(last).step < config.outer.num_steps:
+        for path in dict.fromkeys((last, best)):
+            _require_same_validation(path, config)
+
+
+def _require_same_validation(path: Place, config: Config) -> None:
+    """Check that a checkpoint was judged as ``config`` judges: a run has one best of all.
+
+    Raises:
+        UserError: naming everything that differs.
+    """
+    card = read_card(path)
+    if card.validation is None:
+        return
+    before, now = judging(trained_config(path, config)), judging(config)
+    problems = [
+        f"{path / CARD}: was validated with {key} = {before[key]!r}, the config now says"
+        f" {value!r}, and the best of both would not be one of either; give the old value to go"
+        " on, and give the new one to `raymaml test` alone, or choose another name"
+        for key, value in now.items()
+        if before[key] != value and not _may_differ(card, key)
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def require_agreement(path: Place, own: Config, wanted: Mapping[str, Any], whose: str) -> None:
@@ -212,9 +236,12 @@ def _strange(
     return {
         key: (has, should)
         for key, (should, has) in differences(wanted, says).items()
-        if not (key == "bank_hash" and card.bank_hash == "")
-        and not (card.inherited_from and is_in(key, PERTURBED))
+        if not (key == "bank_hash" and card.bank_hash == "") and not _may_differ(card, key)
     }
+
+
+def _may_differ(card: CheckpointCard, key: str) -> bool:
+    return card.inherited_from is not None and is_in(key, PERTURBED)
 
 
 def trained_config(path: Place, own: Config) -> Config:

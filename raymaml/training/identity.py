@@ -40,6 +40,19 @@ def deciding(config: Config) -> dict[str, Any]:
     return flat(learning_fingerprint(config))
 
 
+def judging(config: Config) -> dict[str, Any]:
+    """Return the keys that decide a validation beside weights, bank and seeds, as they count."""
+    dump = config.model_dump(mode="json")
+    inner = config.test_inner.model_dump(mode="json", exclude={"gradient"})
+    return flat(
+        {
+            "evaluation": {"inner": inner},
+            "episodes": {"val": dump["episodes"]["val"]},
+            "data": {"augment": {"val": dump["data"]["augment"]["val"]}},
+        }
+    )
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return what differs between two flat identities: by key, the value before and the one now."""
     found = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from raymaml.evaluation.sweep import Sweep, read_sweep, run_sweep
 from raymaml.evaluation.sweep_progress import SweepProgress
 from raymaml.evaluation.sweep_report import text_table
 from raymaml.evaluation.sweep_table import TrialRow, ranked
-from raymaml.training.checkpoint import find_checkpoint, read_card
+from raymaml.training.checkpoint import copy_for_going_on, find_checkpoint, read_card
 from raymaml.training.state import Validation
 from raymaml.training.worker import train_locally
 
@@ -217,8 +216,7 @@ def test_a_trial_that_takes_over_learns_as_training_from_that_checkpoint(make_sw
     config = load_config(taken_over / "config.yaml", [*lone, f"outer.num_steps={last}"])
     assert config.outer.lr == exploit["values"]["outer.lr"] != donor.outer.lr
     assert train_locally(donor, quiet)
-    for path in donor.run_folder.glob("checkpoint_*"):
-        shutil.copytree(path, config.run_folder / path.name)
+    copy_for_going_on(donor.run_folder, config.run_folder, 3)
 
     assert train_locally(config, quiet)
 

@@ -182,3 +182,44 @@ def test_what_may_change_may_change(run: Config, make_config: Any) -> None:
     assert read_card(find_checkpoint(later.run_folder, "last")).step == 8
     assert plan_test(later, CPU).arms
     assert partial(raymaml.load_learner, later)() is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            "evaluation.inner={num_steps: 0}",
+            "evaluation.inner.num_steps = 2, the config now says 0",
+        ),
+        ("evaluation.inner={lr: 0.5}", "evaluation.inner.lr = 0.1, the config now says 0.5"),
+        ("episodes.val.num_episodes=3", "episodes.val.num_episodes = 4, the config now says 3"),
+        ("episodes.val.num_shots=2", "episodes.val.num_shots = 1, the config now says 2"),
+        (
+            "data.augment.val={query: flip}",
+            "data.augment.val.query = 'none', the config now says 'flip'",
+        ),
+    ],
+)
+def test_a_run_goes_on_by_its_validation_alone(
+    run: Config, make_config: Any, tmp_path: Path, change: str, says: str
+) -> None:
+    """`best` would compare accuracies of two protocols."""
+    shards = f"data.shards={tmp_path / 'other-shards'}"
+    later = make_config("tiny", "outer.validate_every=6", "outer.num_steps=9", shards, change)
+    card = checkpoint_path(run.run_folder, 6) / "checkpoint.json"
+    text = refused(lambda config: train_locally(config, quiet), later)
+    assert f"{card}: was validated with {says}" in text
+    assert "give the new one to `raymaml test` alone" in text
+
+
+def test_a_finished_run_may_be_tested_otherwise(run: Config, make_config: Any) -> None:
+    later = make_config("tiny", "outer.validate_every=6", "evaluation.inner={num_steps: 0}")
+    assert train_locally(later, quiet)  # nothing is left to do
+    assert plan_test(later, CPU).arms
+
+
+def test_an_override_that_changes_nothing_is_the_same_protocol(
+    run: Config, make_config: Any
+) -> None:
+    same = make_config("tiny", "outer.num_steps=7", "evaluation.inner={num_steps: 2, lr: 0.1}")
+    assert train_locally(same, quiet)
