@@ -211,14 +211,37 @@ def test_a_campaign_goes_on_where_it_was_cut_off(make_config: Any, tmp_path: Pat
 
 def test_more_ways_at_test_than_in_training(make_config: Any, tmp_path: Path) -> None:
     path = tmp_path / "ways" / "config.yaml"
-    overrides = ["model.head=zero", "episodes.test.num_ways=5", "outer.num_steps=1"]
-    config: Config = make_config("ways", *overrides)
+    make_config("ways", "model.head=zero", "episodes.test.num_ways=5", "outer.num_steps=1")
     raymaml_("train", "--local", path)
     summary = Path(raymaml_("test", "--local", path).output.splitlines()[-1])
     assert "5-way" in json.loads(summary.read_text())["protocol"]
-    (folder,) = (config.run_folder / "test" / "no-adaptation").iterdir()
-    # zero logits are a tie, won by the first class: 2 of 10 queries
-    assert np.allclose(record_arrays(read_records(folder)).accuracy, 0.2)
+
+
+@pytest.mark.parametrize("head", ["zero", "shared"])
+def test_a_head_of_equal_rows_is_not_judged_without_adaptation(
+    make_config: Any, tmp_path: Path, head: str
+) -> None:
+    path = tmp_path / "equal" / "config.yaml"
+    make_config("equal", f"model.head={head}", "outer.num_steps=1")
+    raymaml_("train", "--local", path)
+    summary = Path(raymaml_("test", "--local", path).output.splitlines()[-1])
+    content = json.loads(summary.read_text())
+    assert list(content["arms"]) == ["model", "untrained"]
+    assert [each["arm"] for each in content["comparisons"]] == ["untrained"]
+    # equal logits are a tie, won by one class: 2 of 6 queries of any episode
+    first = content["accuracy_by_step"][0]
+    assert (first["mean"], first["std"]) == (pytest.approx(1 / 3), pytest.approx(0))
+    page = summary.with_name("report.md").read_text(encoding="utf-8")
+    assert "the accuracy is 33.33% by construction, and no arm shows it" in page
+
+
+def test_a_model_that_does_not_adapt_is_not_judged_twice(make_config: Any, tmp_path: Path) -> None:
+    path = tmp_path / "still" / "config.yaml"
+    make_config("still", "outer.num_steps=1", "evaluation.inner.num_steps=0")
+    raymaml_("train", "--local", path)
+    summary = Path(raymaml_("test", "--local", path).output.splitlines()[-1])
+    assert list(json.loads(summary.read_text())["arms"]) == ["model", "untrained"]
+    assert "by construction" not in summary.with_name("report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

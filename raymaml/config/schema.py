@@ -143,7 +143,8 @@ class EvaluationConfig(Section):
     (95%, valid however often one looks); null: judge all test episodes."""
     baseline_episodes: Count = 600
     """Judge beside the model, on the first so many test episodes: the untrained weights with the
-    same adaptation, and the trained weights with none; 0 judges neither."""
+    same adaptation, and, if the head is learned, the trained weights with none (a zero or shared
+    head gives all classes equal logits then); 0 judges neither."""
 
 
 class ClusterConfig(Section):

@@ -70,10 +70,11 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
         checkpoint=checkpoint,
         num_episodes=few,
     )
+    baselines = (untrained, unadapted) if _tells_without_steps(config) else (untrained,)
     campaign = Campaign(
         name=config.name,
         folder=config.run_folder / "test",
-        arms=(model, untrained, unadapted) if few else (model,),
+        arms=(model, *baselines) if few else (model,),
         device=device,
         chunk_size=config.evaluation.chunk_size,
         target_half_width=config.evaluation.target_half_width,
@@ -84,6 +85,11 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
     require_same_model(checkpoint, config, campaign.bank(model).image_shape)
     campaign.learner(model)
     return campaign
+
+
+def _tells_without_steps(config: Config) -> bool:
+    """Whether an arm without adaptation says more than chance, or than the model itself."""
+    return config.model.head == "learned" and config.test_inner.num_steps > 0
 
 
 def _without_steps(config: Config) -> Config:

@@ -80,6 +80,12 @@ def head(arms: Sequence[ArmSummary], verdicts: Sequence[Verdict]) -> Iterator[Bl
     for arm in arms:
         for text in (part for part in arm.protocol.split(" | ") if part.startswith("caution")):
             yield Paragraph(Strong(f"{arm.name}: {text}."))
+    if _starts_equal(arms[0].protocol) and all(len(arm.by_step) > 1 for arm in arms):
+        yield Paragraph(
+            "The head starts with equal rows, which give all classes equal logits. Without"
+            f" adaptation the accuracy is {arms[0].by_step[0].mean:.2%} by construction, and no arm"
+            " shows it."
+        )
 
 
 def results(arms: Sequence[ArmSummary]) -> Iterator[Block]:
@@ -218,6 +224,10 @@ def tail(
 
 def _is_transductive(protocol: str) -> bool:
     return any(part.startswith("transductive") for part in protocol.split(" | "))
+
+
+def _starts_equal(protocol: str) -> bool:
+    return not {"head zero", "head shared"}.isdisjoint(protocol.split(" | "))
 
 
 def _results_table(arms: Sequence[ArmSummary]) -> Table:
