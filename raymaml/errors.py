@@ -25,6 +25,7 @@ class StorageError(UserError):
 
 
 _MEND = "the device, or the network behind it, fails: mend it"
+_IN_THE_WAY = "a file stands where a folder should be: give another path"
 _REMEDIES = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room within the quota, or have it raised",
@@ -32,6 +33,9 @@ _REMEDIES = {
     errno.EROFS: "make it writable, or give another path",
     errno.EACCES: "give this user the right to, or give another path",
     errno.EPERM: "give this user the right to, or give another path",
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), _IN_THE_WAY),
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "a link leads back to itself: mend it",
     errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
     errno.ENFILE: "raise the limit on open files of the machine",
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO), _MEND),

@@ -30,7 +30,7 @@ def to_place(value: object) -> Place:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("should be a path, or a URI such as s3://bucket/folder")
     if _SEPARATOR not in value:
-        return Path(value)
+        return at_home(Path(value))
     protocol = value.split(_SEPARATOR)[0]
     try:
         # Other processes write there too: a listing that was remembered would be an old one.
@@ -45,6 +45,18 @@ def to_place(value: object) -> Place:
     except Exception as error:
         raise ValueError(f"should be a path, or a URI that fsspec knows ({error})") from None
     return place
+
+
+def at_home(path: Path) -> Path:
+    """Return what a path that begins with ``~`` means, as a shell would; others stay as they are.
+
+    Raises:
+        ValueError: there is no such home; the message goes on after "it".
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("begins with the home of a user that this machine does not know") from None
 
 
 def beside(file: Place, name: Path) -> Place:

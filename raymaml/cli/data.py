@@ -6,10 +6,7 @@ from pathlib import Path
 
 import click
 
-from raymaml.cli.options import (
-    takes_config,
-)
-from raymaml.config.load import load_config
+from raymaml.cli.options import UserPath, load, takes_config
 from raymaml.config.schema import SPLITS, Split
 from raymaml.places import Place
 
@@ -25,7 +22,7 @@ def import_(config_path: Place, overrides: tuple[str, ...]) -> None:
     """Import data.source into the image bank data.bank."""
     from raymaml.data.importers import import_bank
 
-    config = load_config(config_path, overrides)
+    config = load(config_path, overrides)
     bank = import_bank(config.data, config.episodes, click.echo)
     counts = {split: len(bank.class_ids(split)) for split in ("train", "val", "test")}
     click.echo(
@@ -41,7 +38,7 @@ def sample(config_path: Place, overrides: tuple[str, ...]) -> None:
     """Sample the episodes of all splits into shards under data.shards."""
     from raymaml.training.data import open_bank, sample_shards
 
-    config = load_config(config_path, overrides)
+    config = load(config_path, overrides)
     for shards in sample_shards(config, open_bank(config)):
         click.echo(f"{shards.folder}: {shards.count} episodes")
 
@@ -50,9 +47,7 @@ def sample(config_path: Place, overrides: tuple[str, ...]) -> None:
 @takes_config
 @click.option("--split", type=click.Choice(SPLITS), default="test")
 @click.option("--episode", type=click.IntRange(min=0), help="Draw this episode of the split.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default="sheet.png", show_default=True
-)
+@click.option("--out", type=UserPath(dir_okay=False), default="sheet.png", show_default=True)
 def show(
     config_path: Place, overrides: tuple[str, ...], split: Split, episode: int | None, out: Path
 ) -> None:
@@ -61,7 +56,7 @@ def show(
     from raymaml.data.episodes import check_spec, sample_episode
     from raymaml.training.data import open_bank
 
-    config = load_config(config_path, overrides)
+    config = load(config_path, overrides)
     bank = open_bank(config)
     if episode is None:
         bank_sheet(bank, out)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
 
+from raymaml.config.load import load_config
+from raymaml.config.schema import Config
 from raymaml.errors import UserError, storage_error
 from raymaml.logs import set_up
-from raymaml.places import Place, to_place
+from raymaml.places import Place, at_home, is_remote, to_place
 from raymaml.signals import INTERRUPTED, TERMINATED, Terminated, terminable
 
 
@@ -21,6 +24,48 @@ def _place(value: str) -> Place:
         return to_place(value)
     except ValueError as error:
         raise click.BadParameter(f"{value}: it {error}") from None
+
+
+class UserPath(click.Path):
+    """A path of the command line; ``~`` is the home folder in ``--out=~/x`` too."""
+
+    def __init__(self, *, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the path that a text names."""
+        try:
+            return super().convert(at_home(Path(value)), param, ctx)
+        except ValueError as error:
+            self.fail(f"{value}: it {error}", param, ctx)
+
+
+def load(path: Place, overrides: Sequence[str]) -> Config:
+    """Do as ``load_config``, for a command; see ``require_kept``."""
+    config = load_config(path, overrides)
+    require_kept(config)
+    return config
+
+
+def require_kept(config: Config) -> None:
+    """Check that what a command writes is there when it has ended.
+
+    Raises:
+        UserError: naming each place in the memory of the process.
+    """
+    places = {
+        "data.bank": config.data.bank,
+        "data.shards": config.data.shards,
+        "run_dir": config.run_dir,
+    }
+    lost = [
+        f"{key} is {place}: what is there is lost when the command ends; give a folder, or the URI"
+        " of a storage"
+        for key, place in places.items()
+        if is_remote(place) and place.protocol == "memory"
+    ]
+    if lost:
+        raise UserError(*lost)
 
 
 CONFIG = click.argument("config_path", metavar="CONFIG", type=_place)

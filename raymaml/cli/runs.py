@@ -8,8 +8,7 @@ from functools import partial
 
 import click
 
-from raymaml.cli.options import LOCAL, takes_config, takes_plan
-from raymaml.config.load import load_config
+from raymaml.cli.options import LOCAL, load, require_kept, takes_config, takes_plan
 from raymaml.places import Place
 from raymaml.signals import stop_code
 
@@ -19,7 +18,7 @@ from raymaml.signals import stop_code
 @LOCAL
 def train(config_path: Place, overrides: tuple[str, ...], local: bool) -> None:
     """Train, or go on with, the run that CONFIG names."""
-    config = load_config(config_path, overrides)
+    config = load(config_path, overrides)
     if not _train(local)(config, click.echo):
         sys.exit(stop_code())
 
@@ -32,7 +31,7 @@ def test(config_path: Place, overrides: tuple[str, ...], local: bool, replay: bo
     """Judge the run that CONFIG names on its test episodes, and write the report."""
     from raymaml.evaluation.plan import plan_test
 
-    config = load_config(config_path, overrides)
+    config = load(config_path, overrides)
     if replay:
         from raymaml.evaluation.replay import replay_locally
 
@@ -50,7 +49,7 @@ def report(config_path: Place, overrides: tuple[str, ...]) -> None:
 
     from raymaml.evaluation.plan import plan_test
 
-    config = load_config(config_path, overrides)
+    config = load(config_path, overrides)
     _show_report(plan_test(config, torch.device("cpu")).report())
 
 
@@ -63,7 +62,7 @@ def audit(config_path: Place, overrides: tuple[str, ...]) -> None:
     """
     from raymaml.evaluation.auditing import audit_run
 
-    click.echo(audit_run(load_config(config_path, overrides), click.echo))
+    click.echo(audit_run(load(config_path, overrides), click.echo))
 
 
 @click.command()
@@ -77,6 +76,7 @@ def study(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     from raymaml.evaluation.study import read_study, run_study
 
     found = read_study(plan_path, overrides, config)
+    require_kept(found.base)
     path = run_study(found, train=_train(local), judge=_judge(local), echo=click.echo)
     if path is None:
         sys.exit(stop_code())
@@ -95,6 +95,7 @@ def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     from raymaml.evaluation.sweep import read_sweep, run_sweep
 
     found = read_sweep(plan_path, overrides, config)
+    require_kept(found.base)
     runner = local_runner if local else tune_runner
     click.echo(run_sweep(found, runner=runner, decide=scheduler_of, echo=click.echo))
 

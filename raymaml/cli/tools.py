@@ -13,9 +13,10 @@ from raymaml.cli.options import (
     LOCAL,
     OPTIONAL_CONFIG,
     OVERRIDES,
+    UserPath,
+    load,
     reports_user_errors,
 )
-from raymaml.config.load import load_config
 from raymaml.places import Place
 from raymaml.signals import INTERRUPTED
 
@@ -29,9 +30,9 @@ def _examine_cluster(local: bool) -> Callable[..., Any] | None:
 
 
 @click.command()
-@click.argument("configs", metavar="[REFERENCE_YAML]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A .pth of the reference.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The YAML to write.")
+@click.argument("configs", metavar="[REFERENCE_YAML]...", nargs=-1, type=UserPath())
+@click.option("--checkpoint", type=UserPath(), help="A .pth of the reference.")
+@click.option("--out", type=UserPath(), required=True, help="The YAML to write.")
 @click.option("--name", help="Name of the run.")
 @reports_user_errors
 def convert(
@@ -61,7 +62,7 @@ def doctor(
     """
     from raymaml.doctor.command import examine, show
 
-    config = None if config_path is None else load_config(config_path, overrides)
+    config = None if config_path is None else load(config_path, overrides)
     if not show(examine(config, _examine_cluster(local)), as_json=as_json):
         sys.exit(1)
 
@@ -86,11 +87,11 @@ def doctor(
     type=click.IntRange(min=1),
     help="Timed by each process in a round.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--json", "json_path", type=UserPath(dir_okay=False))
 @click.option(
     "--plot",
     "plot_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     default="bench.png",
     show_default=True,
 )
@@ -142,8 +143,8 @@ def bench(
     help="Of each run of --check with one worker.",
 )
 @click.option("--assume", "assumed", multiple=True, metavar="NAME=NUMBER", help="Of the GPUs.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--json", "json_path", type=UserPath(dir_okay=False))
+@click.option("--plot", "plot_path", type=UserPath(dir_okay=False))
 @reports_user_errors
 def scale(
     *,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from raymaml.places import Place, to_place
+from raymaml.places import Place, at_home, to_place
 
 
 def _no_truth_value(value: object) -> object:
@@ -31,6 +33,13 @@ def read_place(value: object) -> Place:
         raise PydanticCustomError("place", "{reason}", {"reason": str(error)}) from None
 
 
+def _read_home(path: Path) -> Path:
+    try:
+        return at_home(path)
+    except ValueError as error:
+        raise PydanticCustomError("place", "{reason}", {"reason": str(error)}) from None
+
+
 Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
@@ -42,6 +51,10 @@ Rate = Annotated[Number, Field(ge=0)]
 PositiveRate = Annotated[Number, Field(gt=0)]
 PlaceField = Annotated[Place, PlainValidator(read_place), PlainSerializer(str, when_used="json")]
 """A folder on disk, or a URI."""
+
+
+PathField = Annotated[Path, AfterValidator(_read_home)]
+"""A file or folder on disk."""
 
 
 class Section(BaseModel):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from raymaml.config.base import Count, PositiveInt, PositiveRate, Section
+from raymaml.config.base import Count, PathField, PositiveInt, PositiveRate, Section
 
 
 class GlyphsSource(Section):
@@ -29,7 +28,7 @@ class OmniglotSource(Section):
     """Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, 20 drawings each."""
 
     kind: Literal["omniglot"]
-    path: Path
+    path: PathField
     """Folder that holds images_background and images_evaluation, as .zip files or as folders."""
     split: Literal["vinyals", "background_evaluation"] = "vinyals"
     """vinyals: 1028/172/423 characters (Vinyals et al. 2016); background_evaluation: the
@@ -44,11 +43,11 @@ class ImageFolderSource(Section):
     """Images of your own."""
 
     kind: Literal["image-folder"]
-    path: Path
+    path: PathField
     """Folder of <split>/<class>/<image> or <class>/<image>, or the root of a CSV's paths. Splits
     may be called train, training; val, valid, validation, dev; test, testing. Pictures in folders
     below a class folder are of that class."""
-    csv: Path | None = None
+    csv: PathField | None = None
     """A CSV with header path,class,split instead of a folder layout: UTF-8, or UTF-16
     with its mark."""
     fractions: tuple[PositiveRate, PositiveRate, PositiveRate] = (0.64, 0.16, 0.2)
@@ -65,7 +64,7 @@ class ImageFolderSource(Section):
 class _BenchmarkSource(Section):
     """A published benchmark, whose classes and images are counted on import."""
 
-    path: Path
+    path: PathField
     """Folder of the files as they are distributed (whose names do not matter)."""
     verify_counts: bool = True
     """Refuse splits that have not the published numbers of classes and images; false takes a part

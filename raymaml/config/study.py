@@ -7,12 +7,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
-from raymaml.config.base import PositiveInt, Rate, Section, read_place
+from raymaml.config.base import PathField, PositiveInt, Rate, Section, read_place
 from raymaml.outside import shortened
 from raymaml.places import Place
 
@@ -121,7 +120,7 @@ class StudyConfig(Section):
     """Name of the study, and of its folder in `<run_dir>/studies`."""
     title: str
     """Heading of the report."""
-    config: Path
+    config: PathField
     """The config that all arms start from; relative to the study file."""
     set: Overrides = Field(default_factory=dict)
     """Changes to it, for all models and arms."""

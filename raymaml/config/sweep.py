@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raymaml.config.base import Number, PositiveInt, PositiveRate, Section
+from raymaml.config.base import Number, PathField, PositiveInt, PositiveRate, Section
 from raymaml.config.study import Overrides, ShortName
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
@@ -129,7 +128,7 @@ class SweepConfig(Section):
     """Name of the sweep, and of its folder in `<run_dir>/sweeps/<name of the config>`."""
     title: str
     """Heading of the report."""
-    config: Path
+    config: PathField
     """The config that all trials start from; relative to the sweep file."""
     set: Overrides = Field(default_factory=dict)
     """Changes to it, for all trials."""

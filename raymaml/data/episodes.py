@@ -40,7 +40,7 @@ from raymaml.data.shard_format import (
     shard_schema,
     write_manifest,
 )
-from raymaml.data.temporary import remove_dead
+from raymaml.data.temporary import partial_name, remove_dead
 from raymaml.data.tensors import tensor_column
 from raymaml.errors import UserError
 from raymaml.places import Place, is_remote
@@ -204,7 +204,7 @@ def write_shards(
     """
     check_spec(bank, spec, split)
     if not is_remote(folder):
-        remove_dead(folder.parent, f".{escape(folder.name)}.partial-*")
+        remove_dead(folder.parent, f"{escape(partial_name(folder.name))}-*")
     if not _is_there(folder):
         sampling = _Sampling(bank=bank, spec=spec, seed=seed, split=split, materialize=materialize)
         with contextlib.suppress(FileExistsError), new_folder(folder, MANIFEST_FILE) as partial:

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from raymaml.data.temporary import own_folder, temporary_folder
+from raymaml.data.temporary import own_folder, partial_name, temporary_folder
 from raymaml.errors import StorageError, UserError, reason_of, storage_error
 from raymaml.places import Place, is_remote
 
@@ -46,9 +46,10 @@ def new_folder(folder: Place, marker: str) -> Iterator[Path]:
                 raise FileExistsError(folder)
             upload(temporary, folder, last=marker)
         return
+    _require_free(folder)
     with contextlib.ExitStack() as stack:
         with storing(folder, folder):
-            own = own_folder(folder.parent, f".{folder.name}.partial")
+            own = own_folder(folder.parent, partial_name(folder.name))
             partial = stack.enter_context(own)
         with storing(folder, partial):
             yield partial
@@ -59,6 +60,22 @@ def new_folder(folder: Place, marker: str) -> Iterator[Path]:
                 raise FileExistsError(folder)
             partial.rename(folder)
             _fsync(folder.parent)
+
+
+def _require_free(folder: Path) -> None:
+    """Check, before much is written, that the folder could be made.
+
+    Raises:
+        StorageError: its name is too long.
+        UserError: it is a link that leads nowhere.
+    """
+    with storing(folder, folder):
+        if folder.is_symlink() and not folder.exists():
+            raise UserError(
+                f"{folder}: is a link to {folder.readlink()}, which does not exist; make that,"
+                " remove the link, or give another path"
+            )
+        folder.exists()
 
 
 @contextlib.contextmanager
@@ -152,7 +169,7 @@ def replacing(path: Place) -> Iterator[IO[bytes]]:
         with reaching(path):
             path.write_bytes(content.getvalue())
         return
-    hidden = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    hidden = path.with_name(f"{partial_name(path.name)}-{secrets.token_hex(4)}")
     try:
         with storing(path, hidden):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +291,9 @@ def remove_folder(folder: Place, marker: str) -> None:
         with reaching(folder):
             folder.fs.rm(folder.path, recursive=True)
         return
-    hidden = folder.with_name(f".{folder.name}.partial-old")  # what a kill leaves, the next removes
+    hidden = folder.with_name(
+        f"{partial_name(folder.name)}-old"
+    )  # what a kill leaves, the next removes
     folder.rename(hidden)
     shutil.rmtree(hidden)
 

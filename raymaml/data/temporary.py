@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -18,6 +19,9 @@ from glob import escape
 from pathlib import Path
 
 from raymaml.places import Place, is_remote
+
+_LONGEST = 200
+"""Bytes of a name; file systems take 255."""
 
 
 @contextlib.contextmanager
@@ -35,6 +39,16 @@ def own_folder(parent: Path, name: str) -> Iterator[Path]:
     finally:
         os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def partial_name(name: str) -> str:
+    """Return the hidden name, without its ending, of what is called ``name`` once it is whole.
+
+    A long one is shortened, for the ending must fit behind it.
+    """
+    if len(os.fsencode(name)) > _LONGEST:
+        name = f"{name[:40]}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return f".{name}.partial"
 
 
 def temporary_folder() -> contextlib.AbstractContextManager[Path]:
