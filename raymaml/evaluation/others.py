@@ -81,10 +81,11 @@ def judge_predictions(
     predict: Predict, episodes: EpisodeSet, indices: range
 ) -> list[EpisodeRecord]:
     """Return the records of a model on the episodes of these indices."""
-    return [
-        record_of(*timed_logits(predict, episode, index), rows, index)
-        for index, rows, episode in read_episodes(episodes, indices)
-    ]
+    records = []
+    for index, rows, episode in read_episodes(episodes, indices):
+        torch.manual_seed(episodes.seed_of(index))
+        records.append(record_of(*timed_logits(predict, episode, index), rows, index))
+    return records
 
 
 def timed_logits(predict: Predict, episode: Episode, index: int) -> tuple[Tensor, Tensor, float]:

@@ -22,6 +22,7 @@ EPISODES_AT_ONCE = 8
 def judge(learner: MetaLearner, episodes: EpisodeSet, indices: range) -> Iterator[EpisodeRecord]:
     """Adapt to each episode and yield its record, in order."""
     for index, rows, episode in read_episodes(episodes, indices):
+        torch.manual_seed(episodes.seed_of(index))
         started = time.perf_counter()
         logits = learner.logits_by_step(episode)  # [T+1, N*Q, N]
         seconds = time.perf_counter() - started

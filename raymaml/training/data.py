@@ -20,6 +20,7 @@ from raymaml.errors import UserError
 from raymaml.models import check_image_size
 from raymaml.places import Place
 from raymaml.seeding import fold_in
+from raymaml.seeding import fold_in
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch
 
@@ -35,6 +36,11 @@ class EpisodeSet:
     loader: EpisodeLoader
     unaltered: Unaltered
     """Of shards and bank, since they were opened."""
+
+    def seed_of(self, index: int) -> int:
+        """Return the seed of the random numbers (dropout at test) that judging an episode draws."""
+        manifest = self.shards.manifest
+        return fold_in(manifest.seed, "judge", manifest.split, index)
 
     def load(self, indices: range) -> EpisodeBatch:
         """Read episodes by index, going round again past the last one."""

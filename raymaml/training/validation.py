@@ -27,9 +27,10 @@ def validate(state: TrainState, data: TrainingData, session: Session) -> Validat
     mine = share(count, session.rank, session.world_size)
     rows = [torch.empty(0, 2, device=session.device)]
     for start in range(mine.start, mine.stop, EPISODES_AT_ONCE):
-        episodes = data.val.load(range(start, min(start + EPISODES_AT_ONCE, mine.stop)))
-        logits = state.learner.predict(episodes)  # [E, N*Q, N]
-        for scores, labels in zip(logits, episodes.query_y, strict=True):
+        some = range(start, min(start + EPISODES_AT_ONCE, mine.stop))
+        for index, episode in zip(some, data.val.load(some).chunks(1), strict=True):
+            torch.manual_seed(data.val.seed_of(index))
+            (scores,), (labels,) = state.learner.predict(episode), episode.query_y
             accuracy = (scores.argmax(-1) == labels).float().mean()
             rows.append(torch.stack([F.cross_entropy(scores, labels), accuracy])[None])
     sizes = share_sizes(count, session.world_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import rmtree
 from typing import get_args
 
 import pytest
@@ -25,6 +26,7 @@ from raymaml.evaluation.examination import (
 )
 from raymaml.evaluation.others import Predict, examine_predictions, nearest_class_mean
 from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.replay import replay
 from raymaml.training.data import open_episode_sets
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally
@@ -210,6 +212,30 @@ def test_the_word_inductive_rests_on_a_measurement(make_config) -> None:
     ):
         _, summary, _ = a_run(make_config, f"name={encoder.__name__}", *own(encoder))
         assert words in summary["protocol"].split(" | ")
+
+
+def test_dropout_at_test_is_repeated_whatever_the_chunks_and_the_past(make_config) -> None:
+    config, _, _ = a_run(make_config, *own(Dropout))
+    torch.manual_seed(99)
+    assert replay(plan_test(config, CPU), quiet) == 10
+    one_by_one = config.model_copy(
+        update={"evaluation": config.evaluation.model_copy(update={"chunk_size": 1})}
+    )
+    whole = plan_test(config, CPU)
+    (records,) = (result.records for result in whole.results())
+    rmtree(whole.records_of(whole.arms[0]))
+    judge_locally(lambda device: plan_test(one_by_one, device), config.cluster, quiet)
+    (again,) = (result.records for result in plan_test(one_by_one, CPU).results())
+    assert again.drop(["seconds"]).equals(records.drop(["seconds"]))
+
+
+def test_other_peoples_random_models_are_repeated(make_config) -> None:
+    def guesses(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        return torch.rand(len(query_x), 3)
+
+    few, more = (raymaml.judge(guesses, make_config("g"), num_episodes=n) for n in (3, 8))
+    assert few.loss.tolist() == more.loss[:3].tolist()
+    assert len(set(more.loss.tolist())) == 8
 
 
 def test_records_without_an_examination_say_so(make_config) -> None:
