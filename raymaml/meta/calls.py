@@ -1,12 +1,15 @@
-"""Calls of a learner come one after the other, whichever threads make them."""
+"""Calls of a learner: one after the other, whichever threads make them, and errors in words."""
 
 from __future__ import annotations
 
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
+
+from raymaml.errors import UserError, reason_of
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -17,12 +20,48 @@ LOCK = threading.RLock()
 models may share layers, and random numbers and forward derivatives belong to the whole process."""
 
 
+_FORWARD = ("forward AD", "forward mode AD", "support AD")
+_TWICE = ("derivative for ", "once_differentiable", "differentiate twice")
+_AT_ONCE = ("vmap", "functorch", "Batching rule", "broadcast shape")
+_AGAIN = ("torch.utils.checkpoint",)
+_REMEDIES = {
+    _AGAIN: "model: runs again in the backward pass ({reason}), where it has other weights than in"
+    " the forward pass; take torch.utils.checkpoint out of it: inner.gradient: checkpointed saves"
+    " the memory",
+    _FORWARD: "inner.gradient: mixed_mode needs forward derivatives, and an operation of the model"
+    " has none ({reason}); set inner.gradient: checkpointed or unrolled",
+    _AT_ONCE: "cluster.episodes_per_chunk: an operation of the model cannot take several episodes"
+    " at once ({reason}); set cluster.episodes_per_chunk: 1",
+    _TWICE: "inner.gradient: an operation of the model has no second derivative ({reason}); set"
+    " inner.gradient: first_order, or, where it is attention, let the encoder call it within"
+    " torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
+}
+"""By what PyTorch says of an operation that has not the derivatives that a method needs."""
+
+
+@contextmanager
+def derivatives_in_words() -> Iterator[None]:
+    """Turn errors of operations without the derivatives that a method needs into a ``UserError``.
+
+    Raises:
+        UserError: naming the operation, as PyTorch does, and the remedy.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one
+        reason = reason_of(error).partition(". ")[0].removesuffix(".")
+        for words, remedy in _REMEDIES.items():
+            if any(each in reason for each in words):
+                raise UserError(remedy.format(reason=reason)) from error
+        raise
+
+
 def alone(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Let a function wait until no other thread is in such a function."""
 
     @wraps(method)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with LOCK:
+        with LOCK, derivatives_in_words():
             return method(*args, **kwargs)
 
     return call

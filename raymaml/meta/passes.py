@@ -117,7 +117,8 @@ class Passes:
                     module.rules = self._rules
                 if isinstance(module, PassAware):
                     module.current_pass = current
-            logits: Tensor = self._model(x)
+            logits = self._model(x)
+            _require_logits(logits, len(x))
             return logits, {name: self._buffer_now(name) for name in buffers}
 
     def _buffer_now(self, name: str) -> Tensor:
@@ -129,6 +130,19 @@ class Passes:
                 " alone; change it in place, or register a buffer of its own at each place"
             )
         return first
+
+
+def _require_logits(logits: object, count: int) -> None:
+    if not isinstance(logits, Tensor):
+        found = f"a {type(logits).__name__}"
+    elif logits.dim() != 2 or len(logits) != count or not logits.is_floating_point():
+        found = f"a tensor of shape {list(logits.shape)} and type {logits.dtype}"
+    else:
+        return
+    raise UserError(
+        f"model: turns {count} images into {found}; it must give logits, floating-point numbers of"
+        f" shape [{count}, number of ways]"
+    )
 
 
 def _places(model: nn.Module, buffers: Buffers) -> dict[str, list[tuple[nn.Module, str]]]:

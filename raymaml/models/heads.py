@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from raymaml.errors import UserError
+
 
 class Classifier(nn.Module):
     """An encoder and a linear head: images ``[B, C, H, W]`` -> logits ``[B, N]``.
@@ -40,6 +42,34 @@ class Classifier(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score images."""
-        logits: Tensor = self.head(self.encoder(x)) * self.temperature
+        """Score images.
+
+        Raises:
+            UserError: the encoder gives no features ``[B, num_features]`` of the head's type.
+        """
+        features = self.encoder(x)
+        self._require_features(features, len(x))
+        logits: Tensor = self.head(features) * self.temperature
         return logits
+
+    def _require_features(self, features: object, count: int) -> None:
+        wanted = [count, self.head.in_features]
+        if not isinstance(features, Tensor):
+            found = f"a {type(features).__name__}"
+        elif list(features.shape) != wanted:
+            found = f"a tensor of shape {list(features.shape)}"
+        elif features.dtype != self.head.weight.dtype and not _is_autocast(features):
+            found = f"features of type {features.dtype}"
+        else:
+            return
+        mode = "training" if self.training else "evaluation"
+        raise UserError(
+            f"model.encoder: {type(self.encoder).__name__} turns {count} images into {found} in"
+            f" {mode} mode; it must give a tensor of shape {wanted} and type"
+            f" {self.head.weight.dtype}, images first, in both modes"
+        )
+
+
+def _is_autocast(x: Tensor) -> bool:
+    """Tell whether the head brings its input to a type of its own choice."""
+    return x.is_floating_point() and torch.is_autocast_enabled(x.device.type)

@@ -115,9 +115,9 @@ def _more_than(name: str, layer: nn.BatchNorm2d) -> str:
     if not own:
         return ""
     return (
-        f"model.encoder: {name} is an nn.BatchNorm2d that does more ({', '.join(own)}), which a norm"
-        " policy in its place would lose; use a plain nn.BatchNorm2d, and a module of its own behind it for"
-        " the rest, such as an activation"
+        f"model.encoder: {name} is an nn.BatchNorm2d that does more ({', '.join(own)}); a norm"
+        " policy in its place would lose that; use a plain nn.BatchNorm2d, and a module of its own"
+        " behind it for the rest, such as an activation"
     )
 
 
