@@ -1,10 +1,10 @@
 """raymaml: train and judge MAML on one CPU, one GPU or a Ray cluster.
 
 For people who write their own loop, these names are stable: ``MetaLearner``, ``EpisodeBatch``,
-``Episode``, ``InnerConfig``, ``ModelConfig``, ``build_model``, ``apply_policies``, ``UserError``,
-and the module ``raymaml.convert``; for people who judge models of their own: ``judge``, ``paired``,
-``load_config``, ``load_learner``, ``predictor``, ``features``, ``nearest_class_mean``. They are
-imported when first asked for, so that ``import raymaml`` is quick.
+``Episode``, ``InnerConfig``, ``ModelConfig``, ``build_model``, ``apply_policies``,
+``check_gradient``, ``UserError``, and the module ``raymaml.convert``; for people who judge models
+of their own: ``judge``, ``paired``, ``load_config``, ``load_learner``, ``predictor``, ``features``,
+``nearest_class_mean``. They are imported when first asked for, so that ``import raymaml`` is quick.
 """
 
 import importlib
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         predictor,
     )
     from raymaml.evaluation.paired import paired
+    from raymaml.meta.agreement import check_gradient
     from raymaml.meta.learner import MetaLearner
     from raymaml.models import build_model
     from raymaml.models.policies import apply_policies
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "apply_policies",
     "build_model",
+    "check_gradient",
     "convert",
     "features",
     "judge",
@@ -63,6 +65,7 @@ _HOMES = {
     "UserError": "raymaml.errors",
     "apply_policies": "raymaml.models.policies",
     "build_model": "raymaml.models",
+    "check_gradient": "raymaml.meta.agreement",
     "features": "raymaml.evaluation.others",
     "judge": "raymaml.evaluation.others",
     "load_config": "raymaml.config.load",

@@ -71,10 +71,7 @@ class MetaLearner:
 
     @property
     def params(self) -> Params:
-        """The meta-parameters (theta) by name; the same tensors as the model's.
-
-        Without those that require no gradient, and without a head that starts at zero.
-        """
+        """The tensors of the model that are learned (theta), by name; no head that is zero."""
         return {
             name: parameter
             for name, parameter in self.model.named_parameters()

@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from raymaml.config.model import ENCODERS
 from raymaml.config.schema import Config
 from raymaml.errors import UserError, storage_error
+from raymaml.meta.agreement import compare, made_up_episode
+from raymaml.meta.learner import MetaLearner
+from raymaml.training.session import Session
 from raymaml.training.settings import METHODS_OF_LITTLE_MEMORY
 
 _NO_MEMORY = ("DefaultCPUAllocator", "allocate memory", "not enough memory", "out of memory")
@@ -44,6 +48,22 @@ def told(
         if problem is None:
             raise
         raise problem from error
+
+
+def require_exact(
+    learner: MetaLearner, config: Config, image_shape: tuple[int, int, int], session: Session
+) -> None:
+    """Check that the method of the meta-gradient is right for an own encoder; rank 0 decides.
+
+    Raises:
+        UserError: it disagrees with ``unrolled``, or the encoder lacks a derivative.
+    """
+    if config.model.encoder in ENCODERS:  # tests compare all methods on these
+        return
+    ways = config.episodes.train.num_ways
+    comparison = compare(learner, made_up_episode(image_shape, ways, session.device))
+    if session.from_rank_zero(int(not comparison.agrees)):
+        raise UserError(comparison.problem())
 
 
 def is_out_of_memory(error: Exception) -> bool:

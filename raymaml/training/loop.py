@@ -11,6 +11,7 @@ from raymaml.config.schema import Config
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import CheckpointStore
 from raymaml.training.data import TrainingData, first_episode
+from raymaml.training.faults import require_exact
 from raymaml.training.finite import NotFiniteError, require_finite
 from raymaml.training.metrics import MetricsWriter
 from raymaml.training.outer import update
@@ -37,6 +38,7 @@ def meta_train(
     outer = config.outer
     state = build_state(config, data.image_shape, session.device)
     store.restore(state, session)
+    require_exact(state.learner, config, data.image_shape, session)
     writer.start(state.step)
 
     stop = False

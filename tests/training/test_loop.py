@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
+from helpers_encoders import Scales
 from torch import Tensor
 
+from raymaml.cli import main
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.errors import UserError
@@ -498,3 +501,66 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(fresh: Config) -> No
     (problem,) = caught.value.problems
     assert problem.startswith("outer step 0: validation episode 1 gave a loss that is not finite")
     assert list_steps(fresh.run_folder) == []
+
+
+def with_encoder(make_config: Any, place: str, name: str, *overrides: str) -> Config:
+    model = f'model={{encoder: "helpers_encoders:{name}", norm: none}}'
+    config: Config = make_config(place, model, *overrides)
+    return config
+
+
+@pytest.mark.parametrize("method", ["auto", "mixed_mode"])
+def test_the_comparison_of_methods_changes_no_bit(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """An own encoder with random numbers and a counter, in one go and in two."""
+    way = f"inner.gradient={method}"
+    checked = run(with_encoder(make_config, "checked", "Smooth", way))
+    stopped = with_encoder(make_config, "stopped", "Smooth", way)
+    run(stopped, lambda data: StoppingSession(data, 3))
+    run(stopped)
+    monkeypatch.setattr("raymaml.training.loop.require_exact", lambda *_: None)
+    unchecked = run(with_encoder(make_config, "unchecked", "Smooth", way))
+    assert result(checked)[:-1] == result(unchecked)[:-1]
+    assert result(stopped.run_folder)[:-1] == result(unchecked)[:-1]
+
+
+def test_workers_agree_on_an_own_encoder(make_config: Any) -> None:
+    way = "inner.gradient=checkpointed"
+    wanted = result(run(with_encoder(make_config, "one", "Plain", way)))
+    assert result(run_with_workers(with_encoder(make_config, "three", "Plain", way), 3)) == wanted
+    wrong = with_encoder(make_config, "wrong", "Scales", "inner.gradient=mixed_mode")
+    with pytest.raises(UserError, match=r"mixed_mode gives .* set inner.gradient: unrolled"):
+        run_with_workers(wrong, 3)
+
+
+def test_a_resumed_run_compares_the_methods_again(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_encoder(make_config, "run", "Scales", "inner.gradient=mixed_mode")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Scales, "left_out", False)
+        run(config, lambda data: StoppingSession(data, 3))
+    before = result(config.run_folder)
+    with pytest.raises(UserError, match=r"mixed_mode gives a meta-gradient of length .* unrolled"):
+        run(config)
+    assert result(config.run_folder) == before
+
+
+@pytest.mark.parametrize(
+    ("encoder", "method", "says"),
+    [
+        ("Scales", "mixed_mode", "unrolled one of length"),
+        ("Attends", "auto", "no second derivative"),
+        ("Grouped", "mixed_mode", "set inner.gradient: checkpointed"),
+        ("Two", "first_order", "model.encoder: Two turns 3 images into a tuple in training mode"),
+    ],
+)
+def test_an_own_encoder_that_cannot_be_trained_is_one_message(
+    make_config: Any, encoder: str, method: str, says: str, tmp_path: Path
+) -> None:
+    with_encoder(make_config, "run", encoder, f"inner.gradient={method}")
+    ended = CliRunner().invoke(main, ["train", "--local", str(tmp_path / "run/config.yaml")])
+    assert ended.exit_code == 2
+    (line,) = ended.stderr.splitlines()
+    assert says in line

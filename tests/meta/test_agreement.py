@@ -1,0 +1,226 @@
+# ruff: noqa: NPY002 (the numbers that a user's module may draw from)
+"""The method of the meta-gradient is compared with ``unrolled`` on a model of one's own."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.utils.checkpoint
+from helpers_meta import WAYS, build, episodes
+from torch import Tensor, nn
+
+from raymaml import check_gradient
+from raymaml.config.model import InnerConfig
+from raymaml.errors import UserError
+from raymaml.meta.agreement import compare, made_up_episode
+from raymaml.meta.learner import MetaLearner
+from raymaml.models.policies import POLICIES
+
+METHODS = ["unrolled", "checkpointed", "mixed_mode", "first_order"]
+
+
+class Model(nn.Module):
+    """4x4 images -> logits, by 4 hidden units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(16, 4), nn.Linear(4, 4), nn.Linear(4, WAYS)
+        self.register_buffer("average", torch.ones(4))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.encode(x.flatten(1)))
+        return scores
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.b(torch.tanh(self.a(x))))
+
+
+class Average(Model):
+    """A moving average and a counter, in place."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        out = super().encode(x)
+        if self.training:
+            self.count += 1
+            self.average.mul_(0.5).add_(0.5 * out.detach().abs().mean(0))
+        return out / self.average * self.count
+
+
+class Attached(Model):
+    """A moving average that is not detached."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        out = super().encode(x)
+        self.average = 0.5 * self.average + 0.5 * out.abs().mean(0)
+        return out / self.average
+
+
+class Dropout(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(super().encode(x), 0.5)
+
+
+class NoGrad(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        out = super().encode(x)
+        with torch.no_grad():
+            scale = out.abs().mean(0)
+        return out / scale
+
+
+class Detached(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        out = super().encode(x)
+        return out / out.detach().abs().mean(0)
+
+
+class Data(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        out = super().encode(x)
+        return out / out.data.abs().mean(0)
+
+
+class Item(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        out = super().encode(x)
+        return out / out.abs().mean().item()
+
+
+class PythonsNumbers(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(x) * (0.5 + random.random())
+
+
+class NumpysNumbers(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(x) * (0.5 + float(np.random.random()))
+
+
+class Outside(Model):
+    """State that is no part of the model."""
+
+    calls: list[int]
+
+    def encode(self, x: Tensor) -> Tensor:
+        type(self).calls.append(1)
+        return super().encode(x) * len(self.calls)
+
+
+class Float32Only(NoGrad):
+    def encode(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        return super().encode(x)
+
+
+class Recomputes(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        encode: Tensor = torch.utils.checkpoint.checkpoint(
+            lambda x: torch.tanh(self.b(torch.tanh(self.a(x)))), x, use_reentrant=False
+        )
+        return encode
+
+
+class _Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad * ctx.saved_tensors[0]
+
+
+class Once(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        out: Tensor = _Square.apply(super().encode(x))
+        return out
+
+
+def learner(model: type[Model], gradient: str) -> MetaLearner:
+    torch.manual_seed(1)
+    Outside.calls = []
+    return MetaLearner(model(), InnerConfig(num_steps=5, lr=0.3, gradient=gradient))
+
+
+AGREE = [
+    *((model, method) for model in (Model, Average, Attached, Dropout) for method in METHODS),
+    *((model, "checkpointed") for model in (NoGrad, Detached, Data, Item)),
+    *((model, "unrolled") for model in (PythonsNumbers, NumpysNumbers, Outside, Float32Only)),
+    *((model, "first_order") for model in (PythonsNumbers, NoGrad, Once)),
+    *((model, "mixed_mode") for model in (Detached, Data, Item)),
+]
+
+
+@pytest.mark.parametrize(("model", "method"), AGREE)
+def test_a_model_that_the_method_is_right_for_passes(model: type[Model], method: str) -> None:
+    check_gradient(learner(model, method), episodes(size=4)[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        *((model, "mixed_mode") for model in (NoGrad, Float32Only)),
+        *((model, "checkpointed") for model in (PythonsNumbers, NumpysNumbers)),
+        *((Outside, method) for method in ("auto", "checkpointed", "mixed_mode")),
+    ],
+)
+def test_a_method_that_disagrees_is_refused_with_both_numbers(
+    model: type[Model], method: str
+) -> None:
+    maml = learner(model, method)
+    number = r"(\d[\d.e+-]*)"
+    says = rf"inner\.gradient: {method} .* length {number} .* unrolled one of length {number};"
+    with pytest.raises(UserError, match=says) as caught:
+        check_gradient(maml, episodes(size=4)[0])
+    assert str(caught.value).endswith("set inner.gradient: unrolled")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_recomputes_a_layer_with_other_weights_is_refused(method: str) -> None:
+    with pytest.raises(UserError, match=r"model: .* runs again .* checkpoint"):
+        check_gradient(learner(Recomputes, method), episodes(size=4)[0])
+
+
+@pytest.mark.parametrize("method", ["auto", "unrolled", "checkpointed"])
+def test_a_second_derivative_that_is_left_out_is_refused(method: str) -> None:
+    """PyTorch says nothing: the derivative of x * x is 2 x, that of 2 x by _Square is missing."""
+    with pytest.raises(UserError, match=r"once_differentiable, .* inner\.gradient: first_order"):
+        check_gradient(learner(Once, method), episodes(size=4)[0])
+
+
+@pytest.mark.parametrize("model", [Average, Dropout, PythonsNumbers, Float32Only])
+def test_a_comparison_leaves_no_trace(model: type[Model]) -> None:
+    maml = learner(model, "unrolled")
+    before = {name: value.clone() for name, value in maml.model.state_dict().items()}
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    wanted = torch.rand(1), random.random(), np.random.random()
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    compare(maml, episodes(size=4)[0])
+    assert (torch.rand(1), random.random(), np.random.random()) == wanted
+    assert all(torch.equal(value, before[n]) for n, value in maml.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in maml.model.parameters())
+    assert not any(module._forward_pre_hooks for module in maml.model.modules())
+    assert maml.inner == InnerConfig(num_steps=5, lr=0.3, gradient="unrolled")
+
+
+@pytest.mark.parametrize("norm", POLICIES)
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+def test_all_methods_agree_far_within_the_tolerance(norm: str, half: torch.dtype | None) -> None:
+    for method in ("checkpointed", "mixed_mode"):
+        maml = build("convnet4", norm, "learned", gradient=method)
+        maml.model.float()
+        maml.half_precision = half  # compared without it
+        found = compare(maml, made_up_episode((1, 16, 16), WAYS, torch.device("cpu")))
+        assert found.agrees
+        assert found.error < 1e-3 * found.tolerance == pytest.approx(1e-7)
