@@ -39,7 +39,9 @@ from raymaml.evaluation.records import (
     recorded_accuracies,
     write_chunk,
 )
-from raymaml.evaluation.sequences import first_look_within
+from raymaml.evaluation.sequences import any_look_interval, first_look_within
+from raymaml.evaluation.statistics import bounded_interval
+from raymaml.evaluation.summary import LOOK, Stopping
 from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
 from raymaml.places import Place
@@ -59,8 +61,6 @@ if TYPE_CHECKING:  # it imports matplotlib, which no process that only judges ne
 Echo = Callable[[str], None]
 Plan = Callable[[torch.device], "Campaign"]
 """What plans one and the same campaign, for the device that judges, in any process."""
-LOOK = 100
-"""Episodes after which an arm may be seen to be precise enough, and again after as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,12 @@ class Campaign:
         found = first_look_within(leading, self.target_half_width, looks)
         return arm.num_episodes if found is None else found
 
+    def stopping(self, arm: Arm) -> Stopping | None:
+        """Return how what is seen decides the number of episodes of ``arm``; None: it does not."""
+        if self.target_half_width is None:
+            return None
+        return Stopping(target_half_width=self.target_half_width, most_episodes=arm.num_episodes)
+
     def missing(self) -> list[Chunk]:
         """Return the work that no complete record file shows as done, all arms side by side."""
         chunks = [
@@ -171,7 +177,8 @@ class Campaign:
             ).tolist()
             for name, count in needed.items()
         }
-        return Progress(needed, recorded, echo, show)
+        interval = bounded_interval if self.target_half_width is None else any_look_interval
+        return Progress(needed, recorded, echo, show, interval=interval)
 
     def _judged_arms(self) -> list[Arm]:
         """Return the arms without those whose records are among those of another."""
@@ -339,6 +346,7 @@ class Campaign:
                 )
                 + (f" | {other.text}" if (other := others[arm.name]) else ""),
                 records=self._records(arm),
+                stopping=self.stopping(arm),
                 circumstances=read_circumstances(self.records_of(arm)),
                 identity={
                     "checkpoint": arm.checkpoint.name if arm.checkpoint else "none",

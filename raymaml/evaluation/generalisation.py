@@ -18,8 +18,8 @@ from raymaml.evaluation.statistics import (
     bounded_interval,
     degrees_of_freedom,
     interval_within,
-    spanning_interval,
     symmetric_interval,
+    widened,
 )
 
 
@@ -81,8 +81,7 @@ def new_classes_interval(
     found = interval_within(
         same.mean, error, std, count, degrees=degrees, level=level, lowest=lowest
     )
-    ends = min(found.low, same.low), max(found.high, same.high)
-    return spanning_interval(same.mean, *ends, std, count)
+    return widened(found, same)
 
 
 def _noise(accuracy: NDArray[np.float64], index: NDArray[np.int64]) -> float:

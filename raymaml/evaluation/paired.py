@@ -82,8 +82,8 @@ def _counts(arm: RecordArrays, at: NDArray[np.int64], unit: int) -> NDArray[np.i
     Thousandths are whole queries for all that raymaml judges, in float32 too.
     """
     queries = arm.query_rows.shape[1]
-    right: NDArray[np.int64] = np.rint(arm.accuracy[at] * queries * _PARTS).astype(np.int64)
-    return right * (unit // queries)
+    right = np.rint(arm.accuracy[at] * queries * _PARTS)
+    return np.asarray(right * (unit // queries), dtype=np.int64)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from typing_extensions import Self
 
 from raymaml.evaluation.live import LiveTable
-from raymaml.evaluation.statistics import bounded_interval
+from raymaml.evaluation.statistics import IntervalOf, bounded_interval
 from raymaml.training.metrics import Show, duration
 
 
@@ -23,6 +23,7 @@ class Progress(LiveTable):
         recorded: accuracies of those that are judged already, by arm.
         echo: receives the lines, where there is no terminal.
         show: called with the numbers of each arm at the beginning, and after each of its chunks.
+        interval: of the accuracies.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class Progress(LiveTable):
         recorded: Mapping[str, Sequence[float]],
         echo: Callable[[str], None],
         show: Show = lambda _row: None,
+        *,
+        interval: IntervalOf = bounded_interval,
     ) -> None:
         super().__init__()
         self._todo = dict(todo)
@@ -38,6 +41,7 @@ class Progress(LiveTable):
         self._before = self._judged()
         self._echo = echo
         self._show = show
+        self._interval = interval
         self._started = time.perf_counter()
         self._rate = 0.0  # episodes/s, when the last chunk was done
 
@@ -84,14 +88,14 @@ class Progress(LiveTable):
         row: dict[str, str | float] = {"arm": arm, "episodes": len(judged)}
         row["episodes_per_second"] = self._rate
         if judged:
-            found = bounded_interval(np.asarray(judged))
+            found = self._interval(np.asarray(judged))
             row |= {"accuracy": found.mean, "ci95": found.half_width}
         return row
 
     def _mean(self, arm: str) -> str:
         if not self._accuracies[arm]:
             return "-"
-        found = bounded_interval(np.asarray(self._accuracies[arm]))
+        found = self._interval(np.asarray(self._accuracies[arm]))
         margin = f" +- {100 * found.half_width:.2f}"
         return f"{100 * found.mean:.2f}{margin}%"
 

@@ -37,6 +37,7 @@ from raymaml.evaluation.summary import (
     ArmSummary,
     Comparison,
     Replicated,
+    Stopping,
     compare,
     replicated,
     running_mean,
@@ -67,6 +68,8 @@ class ArmResult:
     """As ``records.read_records`` returns them."""
     identity: Mapping[str, Any]
     """What decides the records: weights, model, episodes, versions, ..."""
+    stopping: Stopping | None = None
+    """How the number of episodes was decided by what was seen."""
     circumstances: Sequence[Mapping[str, str]] = ()
     """Of the chunks, as ``records.read_circumstances`` returns them: hardware, hashes, ..."""
 
@@ -142,7 +145,7 @@ def write_report(
     """
     _require_different_names([arm.name for arm in arms])
     records = {arm.name: record_arrays(arm.records) for arm in arms}
-    summaries = [summarize_arm(a.name, a.description, a.protocol, records[a.name]) for a in arms]
+    summaries = [_summarized(arm, records[arm.name]) for arm in arms]
     compared = compare(records, trainings or {})
     over_trainings = replicated(trainings or {}, summaries)
     identities = [plain({**identity, **arm.identity}) for arm in arms]
@@ -174,6 +177,10 @@ def write_report(
 def _require_different_names(names: Sequence[str]) -> None:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"a report needs arms with different names; got {names}")
+
+
+def _summarized(arm: ArmResult, records: RecordArrays) -> ArmSummary:
+    return summarize_arm(arm.name, arm.description, arm.protocol, records, arm.stopping)
 
 
 def headline_of(path: Place) -> str:
@@ -315,6 +322,7 @@ def _arm_json(arm: ArmSummary, identity: Mapping[str, Any]) -> dict[str, Any]:
         "description": arm.description,
         "protocol": arm.protocol,
         "num_episodes": arm.accuracy.overall.count,
+        "stopping": None if arm.stopping is None else _stopping_json(arm, arm.stopping),
         "accuracy": {
             **_quantity_json(arm.accuracy),
             "any_look": _interval_json(arm.any_look),
@@ -340,6 +348,15 @@ def _trainings_json(replicated: Replicated) -> dict[str, Any]:
         "arms": replicated.arms,
         "accuracy": _interval_json(replicated.accuracy, "num_trainings"),
         "ci95_over_episodes": replicated.over_episodes,
+    }
+
+
+def _stopping_json(arm: ArmSummary, stopping: Stopping) -> dict[str, Any]:
+    count = arm.accuracy.overall.count
+    return {
+        **asdict(stopping),
+        "stopped_early": count < stopping.most_episodes,
+        "text": stopping.sentence(count),
     }
 
 

@@ -48,6 +48,10 @@ _INTERVALS = (
         " replacement; Lafargue et al. 2024): for other images of these classes.",
     ),
 )
+_ANY_LOOK_NOTE = (
+    "What was seen decided the number of episodes. The intervals of accuracies over episodes are"
+    " therefore those at any look; differences between arms, and their p-values, are not corrected."
+)
 _TRANSDUCTIVE_NOTE = (
     "A norm is transductive: the query batch is normalised by its own moments, so the accuracy"
     " depends on the number of queries an episode and on how they spread over the classes, and"
@@ -58,7 +62,10 @@ _TRANSDUCTIVE_NOTE = (
 def headline(arms: Sequence[ArmSummary]) -> str:
     """Say the accuracy of the first arm with its 95% interval, and over how many episodes."""
     main = arms[0].accuracy.overall
-    return f"{_percent(main)} accuracy on {main.count:,} test episodes"
+    text = f"{_percent(main)} accuracy on {main.count:,} test episodes"
+    if (stopping := arms[0].stopping) is None:
+        return text
+    return f"{text}; {stopping.sentence(main.count)}, and the interval holds at any look"
 
 
 def head(arms: Sequence[ArmSummary], verdicts: Sequence[Verdict]) -> Iterator[Block]:
@@ -110,6 +117,14 @@ def results(arms: Sequence[ArmSummary]) -> Iterator[Block]:
         ],
     )
     yield Bullets(_INTERVALS)
+    ends = [
+        (arm.name, arm.stopping.sentence(arm.accuracy.overall.count))
+        for arm in arms
+        if arm.stopping
+    ]
+    if ends:
+        yield Paragraph(_ANY_LOOK_NOTE)
+        yield Bullets(ends)
     if any(_is_transductive(arm.protocol) for arm in arms):
         yield Paragraph(_TRANSDUCTIVE_NOTE)
     yield Heading("Spread and calibration")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.evaluation.statistics import Interval, symmetric_interval
+from raymaml.evaluation.statistics import Interval, spanning_interval
 
 
 def confidence_sequence(
@@ -50,16 +50,28 @@ def confidence_sequence(
 
 
 def any_look_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
-    """Return where the confidence sequence stands after all ``values``.
+    """Return the mean of ``values`` [n], and where the confidence sequence stands after all.
 
-    It holds also where their number was decided by what was seen. ``mean`` is the sequence's
-    centre, which weighs the values; ``std`` is nan.
+    It holds also where their number was decided by what was seen. The ends stay within 0..1; the
+    sequence's centre weighs the values, so that they lie at different distances from the mean.
 
     Raises:
         ValueError: as ``confidence_sequence``.
     """
-    centre, half_width = (float(found[-1]) for found in confidence_sequence(values, level))
-    return symmetric_interval(centre, half_width, math.nan, len(values))
+    mean, low, high = (float(found[-1]) for found in _ends(values, level))
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return spanning_interval(mean, low, high, std, len(values))
+
+
+Ends = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _ends(values: NDArray[np.float64], level: float = 0.95) -> Ends:
+    """Return mean, low and high after each value: [n] each."""
+    centre, half_width = confidence_sequence(values, level)
+    means = np.cumsum(values) / np.arange(1, len(values) + 1)
+    low, high = np.maximum(centre - half_width, 0), np.minimum(centre + half_width, 1)
+    return means, np.minimum(low, means), np.maximum(high, means)
 
 
 def first_look_within(
@@ -67,10 +79,13 @@ def first_look_within(
 ) -> int | None:
     """Return the first of ``looks`` at which the mean is known to ``target_half_width``.
 
+    Both ends of the interval are no further than that from the mean, as ``any_look_interval`` says.
+
     Args:
         values: accuracies 0..1 in the order of the episodes.
         target_half_width: 0..1.
         looks: numbers of episodes, ascending, none above ``len(values)``.
     """
-    _, half_widths = confidence_sequence(values)
-    return next((look for look in looks if half_widths[look - 1] <= target_half_width), None)
+    means, low, high = _ends(values)
+    reach = np.maximum(high - means, means - low)
+    return next((look for look in looks if reach[look - 1] <= target_half_width), None)

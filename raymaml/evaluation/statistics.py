@@ -166,10 +166,10 @@ def bounded_ends(
     tail = (1 - level) / 2
     equal = (error == 0) | (mean <= 0) | (mean >= 1)
     share, spread = np.where(equal, 0.5, mean), np.where(equal, 1.0, error)
-    factor = special.ndtri(1 - tail) / special.stdtrit(np.where(equal, 1.0, degrees), 1 - tail)
+    factor = special.ndtri(tail) / special.stdtrit(np.where(equal, 1.0, degrees), tail)
     trials = np.minimum(share * (1 - share) / spread**2 * factor**2, _MOST_TRIALS)
     low = special.betaincinv(trials * share, trials * (1 - share) + 1, tail)
-    high = special.betaincinv(trials * share + 1, trials * (1 - share), 1 - tail)
+    high = special.betainccinv(trials * share + 1, trials * (1 - share), tail)
     seen = tail ** (1 / np.asarray(count, dtype=np.float64))
     return np.where(equal, mean * seen, low), np.where(equal, mean * seen + 1 - seen, high)
 
@@ -280,6 +280,12 @@ def spanning_interval(mean: float, low: float, high: float, std: float, count: i
         std=std,
         count=count,
     )
+
+
+def widened(interval: Interval, other: Interval) -> Interval:
+    """Return ``interval``, reaching as far as ``other`` at both ends."""
+    ends = min(interval.low, other.low), max(interval.high, other.high)
+    return spanning_interval(interval.mean, *ends, interval.std, interval.count)
 
 
 def symmetric_interval(mean: float, half_width: float, std: float, count: int) -> Interval:

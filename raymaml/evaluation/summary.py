@@ -24,6 +24,7 @@ from raymaml.evaluation.statistics import (
     mean_interval,
     over_trainings,
     summarize,
+    widened,
 )
 
 WORST = 0.01
@@ -44,6 +45,29 @@ class Calibration:
     """...and their number."""
 
 
+LOOK = 100
+"""Episodes after which an arm may be seen to be precise enough, and again after as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """How the number of an arm's episodes is decided by what is seen."""
+
+    target_half_width: float
+    """Judging ends at the first look at which the accuracy is known to this, 0..1."""
+    most_episodes: int
+
+    def sentence(self, count: int) -> str:
+        """Say where judging ended, after ``count`` episodes."""
+        looks = f"look {-(-count // LOOK)} of at most {-(-self.most_episodes // LOOK)}"
+        if count < self.most_episodes:
+            return (
+                f"judging stopped early, at {looks}, by"
+                f" evaluation.target_half_width={self.target_half_width:g}"
+            )
+        return f"judging did not stop early: it ended at {looks}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmSummary:
     """One arm of a campaign, in numbers."""
@@ -60,6 +84,8 @@ class ArmSummary:
     loss_by_step: list[Interval]
     any_look: Interval
     """Where a confidence sequence for the mean accuracy stands."""
+    stopping: Stopping | None
+    """Where there is one, the intervals over episodes hold at any look."""
     new_classes: Interval
     """Mean accuracy, with the interval for classes drawn anew."""
     disjoint_tasks: Interval
@@ -121,20 +147,30 @@ def replicated(
     }
 
 
-def summarize_arm(name: str, description: str, protocol: str, records: RecordArrays) -> ArmSummary:
+def summarize_arm(
+    name: str,
+    description: str,
+    protocol: str,
+    records: RecordArrays,
+    stopping: Stopping | None = None,
+) -> ArmSummary:
     """Summarise the records of one arm."""
+    over_episodes = bounded_interval if stopping is None else any_look_interval
+    accuracy = summarize(records.accuracy, interval=over_episodes)
+    new_classes = new_classes_interval(records.accuracy, records.class_ids)
     rows = np.concatenate([records.support_rows, records.query_rows], axis=1)
     return ArmSummary(
         name=name,
         description=description,
         protocol=protocol,
-        accuracy=summarize(records.accuracy),
+        accuracy=accuracy,
         loss=summarize(records.loss, interval=mean_interval),
         brier=summarize(records.brier, interval=partial(bounded_interval, highest=2.0)),
-        by_step=interval_by_step(records.accuracy_by_step),
+        by_step=interval_by_step(records.accuracy_by_step, over_episodes),
         loss_by_step=interval_by_step(records.loss_by_step, mean_interval),
         any_look=any_look_interval(records.accuracy),
-        new_classes=new_classes_interval(records.accuracy, records.class_ids),
+        stopping=stopping,
+        new_classes=widened(new_classes, accuracy.overall),
         disjoint_tasks=disjoint_tasks_interval(records.accuracy, rows),
         skew=skew(records.accuracy),
         worst=worst_mean(records.accuracy),

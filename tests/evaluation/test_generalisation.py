@@ -19,7 +19,7 @@ from raymaml.evaluation.sequences import (
     confidence_sequence,
     first_look_within,
 )
-from raymaml.evaluation.statistics import Interval, mean_interval
+from raymaml.evaluation.statistics import Interval, bounded_interval, mean_interval
 
 CAMPAIGNS = 1_000
 TRUTH = 0.6
@@ -122,15 +122,32 @@ def test_where_a_sequence_stands_is_its_last_interval() -> None:
     values = np.random.default_rng(9).binomial(15, 0.6, 500) / 15
     centre, half_width = confidence_sequence(values)
     found = any_look_interval(values)
-    assert (found.mean, found.half_width, found.count) == (centre[-1], half_width[-1], 500)
+    assert (found.mean, found.count) == (values.mean(), 500)
+    assert (found.low, found.high) == (centre[-1] - half_width[-1], centre[-1] + half_width[-1])
+    assert found.half_width == max(found.high - found.mean, found.mean - found.low)
     fixed = mean_interval(values)
     assert found.low < fixed.low < fixed.high < found.high  # the price of looking
+
+
+def test_the_first_look_is_the_one_whose_shown_interval_is_narrow_enough() -> None:
+    values = np.random.default_rng(3).binomial(15, np.linspace(0.9, 0.4, 3000)) / 15
+    looks = range(100, 3001, 100)
+    found = first_look_within(values, 0.05, looks)
+    shown = {look: any_look_interval(values[:look]).half_width for look in looks}
+    assert found == next(look for look in looks if shown[look] <= 0.05)
+
+
+def test_at_any_look_ends_stay_between_0_and_1() -> None:
+    found = any_look_interval(np.ones(40))
+    assert (found.mean, found.high) == (1.0, 1.0)
+    assert 0 < found.low < bounded_interval(np.ones(40)).low
+    assert any_look_interval(np.zeros(1)).high == 1.0
 
 
 def test_the_first_look_that_is_narrow_enough() -> None:
     values = np.full(5000, 0.5)
     _, half_width = confidence_sequence(values)
-    found = first_look_within(values, 0.02, range(100, 5001, 100))
+    found = first_look_within(values, 0.02, range(100, 5001, 100))  # the centre is the mean
     assert found is not None
     assert half_width[found - 1] <= 0.02 < half_width[found - 101]
     assert first_look_within(values, 1e-9, range(100, 5001, 100)) is None

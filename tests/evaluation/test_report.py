@@ -24,6 +24,8 @@ from raymaml.evaluation.examination import Examination
 from raymaml.evaluation.plots import bar_edges, round_ticks, spread_labels
 from raymaml.evaluation.records import read_records, write_chunk
 from raymaml.evaluation.report import ArmResult, plain, protocol_line, write_report
+from raymaml.evaluation.sequences import any_look_interval
+from raymaml.evaluation.summary import Stopping
 from raymaml.evaluation.verdict import AuditResult, Verdict
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -157,15 +159,43 @@ def test_four_intervals_stand_side_by_side(tmp_path: Path) -> None:
     assert model == [
         "model",
         f"80.00% {PLUS_MINUS} 59.93%",
-        # every bet is 1/2: (log 40 + psi) / 2, psi = (log 2 - 1/2) * sum (x_i - m_{i-1})^2, where
-        # m = 1/2, 0.55, 1.9/3, 2.7/4: 0.01 + 0.0625 + 0.02778 + 0.10563 = 0.20590
-        f"80.00% {PLUS_MINUS} 186.43%",
+        # (log 40 + psi) / 2 is more than 1: of 4 episodes nothing is known at any look
+        f"80.00% {PLUS_MINUS} 80.00%",
         f"80.00% {PLUS_MINUS} unknown",
         "5",
         f"60.00% {PLUS_MINUS} 58.50%",  # of the first episode alone: 0.975 * 0.6
         "1",
     ]
     assert header[1:4] == ["over episodes", "at any look", "for new classes"]
+
+
+def test_where_judging_may_stop_early_the_headline_holds_at_any_look(tmp_path: Path) -> None:
+    right = np.random.default_rng(1).binomial(15, 0.6, 200) / 15
+    by_step = [[0.2, value] for value in right]
+    for most, text in (
+        (
+            1000,
+            "judging stopped early, at look 2 of at most 10, by evaluation.target_half_width=0.1",
+        ),
+        (200, "judging did not stop early: it ended at look 2 of at most 2"),
+    ):
+        stopping = Stopping(target_half_width=0.1, most_episodes=most)
+        main = replace(arm(tmp_path, "model", by_step), stopping=stopping)
+        summary, page = report(tmp_path, [main])
+        found = any_look_interval(right)
+        assert summary["accuracy"]["mean"] == pytest.approx(right.mean())
+        assert summary["accuracy"]["ci95"] == found.half_width
+        assert summary["accuracy"]["interval95"] == [found.low, found.high]
+        assert summary["accuracy_by_step"][1]["ci95"] == found.half_width
+        assert summary["stopping"]["text"] == text
+        shown = f"{right.mean():.2%} {PLUS_MINUS} {found.half_width:.2%} accuracy on 200 test"
+        assert summary["headline"].startswith(f"{shown} episodes; {text}")
+        assert shown in page
+        assert "evaluation.target\\_half\\_width=0.1" in page or most == 200
+    fixed, page = report(tmp_path, [replace(main, stopping=None)])
+    assert fixed["stopping"] is None
+    assert fixed["accuracy"]["ci95"] < found.half_width
+    assert "stop early" not in page
 
 
 def test_arms_are_compared_on_the_same_episodes(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from raymaml.data.sampling import by_label
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.evaluation.plan import plan_test
-from raymaml.evaluation.sequences import confidence_sequence
+from raymaml.evaluation.report import headline_of
+from raymaml.evaluation.sequences import any_look_interval
+from raymaml.evaluation.statistics import bounded_interval
 from raymaml.evaluation.study import plan_study, read_study, run_study
 from raymaml.training.worker import train_locally
 
@@ -261,16 +263,30 @@ def test_judging_stops_at_the_first_look_that_is_precise_enough(make_config) -> 
         evaluation = config.evaluation.model_copy(update=changes)
         return partial(plan_test, config.model_copy(update={"evaluation": evaluation}))
 
-    judge_locally(planned(0.08, 70), config.cluster, quiet)
+    stopped_line = headline_of(judge_locally(planned(0.08, 70), config.cluster, quiet))
     campaign = planned(0.08, 70)(CPU)
+    report = json.loads((campaign.folder / "summary.json").read_text())
+    page = (campaign.folder / "report.md").read_text()
     (result,) = campaign.results()
     stopped = len(result.records)
     judge_locally(planned(None, 500), config.cluster, quiet)
     (whole,) = planned(None, 500)(CPU).results()
-    _, half_widths = confidence_sequence(whole.records.column("accuracy").to_numpy())
+    accuracies = whole.records.column("accuracy").to_numpy()
+    shown = {look: any_look_interval(accuracies[:look]) for look in range(100, 1001, 100)}
     # at a multiple of 100 episodes, the first at which it is known to 8%
-    expected = next(look for look in range(100, 1001, 100) if half_widths[look - 1] <= 0.08)
+    expected = next(look for look in shown if shown[look].half_width <= 0.08)
     assert stopped == expected < 1000
+    # what is reported is the interval at any look, wider than that of a size fixed beforehand
+    assert report["accuracy"]["ci95"] == shown[expected].half_width <= 0.08
+    assert report["accuracy"]["ci95"] > 1.5 * bounded_interval(accuracies[:expected]).half_width
+    assert report["accuracy"]["any_look"]["ci95"] == report["accuracy"]["ci95"]
+    assert report["stopping"]["stopped_early"]
+    text = f"judging stopped early, at look {expected // 100} of at most 10"
+    assert text in report["stopping"]["text"]
+    assert text in report["headline"]
+    assert f"+- {100 * shown[expected].half_width:.2f}% accuracy" in stopped_line
+    assert text in stopped_line
+    assert text in page
     # chunks of 70 reach up to 69 episodes further, and no more was judged
     again = planned(0.08, 500)(CPU)
     assert again.missing() == []
