@@ -17,7 +17,7 @@ from raymaml.evaluation.statistics import Interval, bounded_interval
 
 FEWEST_EPISODES = 60
 """No verdict rests on fewer. What happens in one episode of 20 is missing from all of 59 episodes
-in 5% of campaigns (0.95**59), and then no interval shows it."""
+in 5% of campaigns (0.95**59), and then neither an interval nor a p-value shows it."""
 _PARTS = 1000
 """Of a query: what an accuracy is rounded to."""
 
@@ -39,6 +39,12 @@ class Paired:
     """Two-sided p-value of the sign test: wins and losses are equally likely."""
     wilcoxon_p: float
     """Two-sided p-value of Wilcoxon's signed-rank test: differences are symmetric around 0."""
+
+    @property
+    def allows_a_verdict(self) -> bool:
+        """Whether the arms may be called different, or alike: ``FEWEST_EPISODES``, and a width."""
+        found = self.difference
+        return found.count >= FEWEST_EPISODES and found.low < found.high
 
 
 def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:

@@ -369,7 +369,8 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
         "difference": _interval_json(comparison.result.difference),
         "new_classes": _interval_json(comparison.result.new_classes, "num_classes"),
     }
-    return {**found, **result, **intervals, "holm_p": comparison.adjusted_p}
+    enough = {"allows_a_verdict": comparison.result.allows_a_verdict}
+    return {**found, **result, **intervals, "holm_p": comparison.adjusted_p, **enough}
 
 
 def _quantity_json(summary: Summary) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from raymaml.evaluation.page import (
     Strong,
     Table,
 )
-from raymaml.evaluation.paired import Paired
+from raymaml.evaluation.paired import FEWEST_EPISODES, Paired
 from raymaml.evaluation.plots import PLUS_MINUS
 from raymaml.evaluation.statistics import FIRST_EPISODES, PROBABILITIES, Interval, Summary, bounds
 from raymaml.evaluation.summary import ArmSummary, Comparison, Replicated
@@ -180,7 +180,8 @@ def comparisons(found: Sequence[Comparison]) -> Iterator[Block]:
         yield Paragraph(
             "Mean difference with its 95% intervals, over episodes and for new classes;"
             " two-sided sign test and Wilcoxon signed-rank test, both over episodes; the last"
-            " column adjusts Wilcoxon's p for all rows (Holm 1979)."
+            " column adjusts Wilcoxon's p for all rows (Holm 1979). Fewer than"
+            f" {FEWEST_EPISODES} episodes are too few to call arms different."
         )
     refused = [each for each in found if each.result is None]
     if refused:
@@ -272,9 +273,10 @@ def _comparison_row(comparison: Comparison, result: Paired) -> list[str]:
         f"{100 * difference.mean:+.2f}% ({bounds(difference)})",
         bounds(result.new_classes),
         f"{result.wins:,} / {result.ties:,} / {result.losses:,}",
-        f"{result.sign_p:.2g}",
-        f"{result.wilcoxon_p:.2g}",
-        f"{comparison.adjusted_p:.2g}",
+        *(
+            f"{p:.2g}" if result.allows_a_verdict else "too few"
+            for p in (result.sign_p, result.wilcoxon_p, comparison.adjusted_p)
+        ),
     ]
 
 

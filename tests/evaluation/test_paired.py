@@ -153,6 +153,18 @@ def test_the_difference_has_an_interval_for_new_classes(tmp_path: Path) -> None:
     assert found.new_classes.count == 12
 
 
+@pytest.mark.parametrize(("count", "enough"), [(2, False), (59, False), (60, True)])
+def test_few_episodes_allow_no_verdict(tmp_path: Path, count: int, enough: bool) -> None:
+    a, b = arm(tmp_path, "a", [0.8] * count), arm(tmp_path, "b", [0.6] * count)
+    found = paired(a, b, NAMES)
+    # all differences are equal; of two episodes the interval says nearly nothing all the same
+    assert found.difference.low < 0.2 < found.difference.high
+    assert found.allows_a_verdict == enough
+    if count == 2:
+        assert found.difference.low < 0
+        assert found.sign_p == found.wilcoxon_p == 0.5
+
+
 def test_no_common_episode_is_refused(tmp_path: Path) -> None:
     a = arm(tmp_path, "a", [0.5])
     with pytest.raises(UserError, match="no episode in common"):
