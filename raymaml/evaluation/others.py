@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from raymaml.errors import UserError
 from raymaml.evaluation.examination import EPISODES, Examination, examine
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import EpisodeRecord, RecordArrays, record_arrays, records_table
-from raymaml.evaluation.trial import read_episodes, record_of
+from raymaml.evaluation.trial import read_episodes, record_of, seconds_after_all
 from raymaml.logs import LOG
 from raymaml.meta.calls import alone
 from raymaml.meta.learner import MetaLearner
@@ -90,10 +89,11 @@ def judge_predictions(
 
 def timed_logits(predict: Predict, episode: Episode, index: int) -> tuple[Tensor, Tensor, float]:
     """Return logits ``[1, N*Q, N]``, the labels, and the seconds that they took."""
-    started = time.perf_counter()
+    device = episode.query_y.device
+    started = seconds_after_all(device)
     with torch.no_grad():
         logits = predict(episode.support_x, episode.support_y, episode.query_x)
-    seconds = time.perf_counter() - started
+    seconds = seconds_after_all(device) - started
     shape = (len(episode.query_y), int(episode.support_y.max()) + 1)
     if not isinstance(logits, Tensor) or logits.shape != shape or not logits.is_floating_point():
         found = (
@@ -105,7 +105,7 @@ def timed_logits(predict: Predict, episode: Episode, index: int) -> tuple[Tensor
             f"predict: returned {found} for episode {index}; it must return floating-point logits"
             f" of shape {list(shape)}, a row a query image, a column a label"
         )
-    return logits.detach().to(episode.query_y.device)[None], episode.query_y, seconds
+    return logits.detach().to(device)[None], episode.query_y, seconds
 
 
 def load_learner(config: Config) -> MetaLearner:
@@ -137,7 +137,8 @@ def predictor(learner: MetaLearner) -> Predict:
 def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return what gives the encoder's features of support and query images: ``[B, F]`` each.
 
-    Nothing is adapted. Images pass as query images do, by the moments that the norm policy says.
+    Nothing is adapted. They are float32, computed in the learner's precision. Images pass as query
+    images do, by the moments that the norm policy says.
     """
     inner = learner.test_inner.model_copy(update={"num_steps": 0})
     still = MetaLearner(
@@ -146,6 +147,7 @@ def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[T
         head=learner.head,
         test_inner=inner,
         channels_last=learner.channels_last,
+        half_precision=learner.half_precision,
     )
     predict = predictor(still)
     captured: list[Tensor] = []
@@ -159,7 +161,7 @@ def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[T
             hook.remove()
         last = captured[-1]
         captured.clear()
-        return last.detach()
+        return last.detach().float()
 
     @alone
     def embed(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:

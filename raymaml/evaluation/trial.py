@@ -23,10 +23,17 @@ def judge(learner: MetaLearner, episodes: EpisodeSet, indices: range) -> Iterato
     """Adapt to each episode and yield its record, in order."""
     for index, rows, episode in read_episodes(episodes, indices):
         torch.manual_seed(episodes.seed_of(index))
-        started = time.perf_counter()
+        started = seconds_after_all(episode.query_x.device)
         logits = learner.logits_by_step(episode)  # [T+1, N*Q, N]
-        seconds = time.perf_counter() - started
+        seconds = seconds_after_all(episode.query_x.device) - started
         yield record_of(logits, episode.query_y, seconds, rows, index)
+
+
+def seconds_after_all(device: torch.device) -> float:
+    """Read a clock once the device has done all that it was given: a GPU is only given work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def read_episodes(

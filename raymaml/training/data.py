@@ -20,7 +20,6 @@ from raymaml.errors import UserError
 from raymaml.models import check_image_size
 from raymaml.places import Place
 from raymaml.seeding import fold_in
-from raymaml.seeding import fold_in
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,13 @@ from torch.nn import functional as F
 
 import raymaml
 from raymaml.errors import UserError
+from raymaml.evaluation import others, trial
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import record_arrays
 from raymaml.evaluation.replay import replay
+from raymaml.training.data import open_episode_sets
+from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally
 
 CPU = torch.device("cpu")
@@ -62,6 +67,43 @@ def test_nearest_class_mean_on_pixels_and_on_features(config) -> None:
     assert pixels.accuracy.mean() > 0.9
     assert encoded.accuracy.mean() > 0.6
     assert raymaml.paired(encoded, pixels, ("encoded", "pixels")).difference.count == 7
+
+
+def test_features_are_computed_in_the_precision_of_the_learner(make_config, tiny_bank) -> None:
+    images = torch.rand(6, 1, 16, 16)
+    found = []
+    for precision in ("float32", "bf16"):
+        config = make_config("half", f"cluster.precision={precision}")
+        learner = build_learner(config, tiny_bank.image_shape, 3, CPU)
+        found.append(raymaml.features(learner)(images[:3], torch.arange(3), images[3:])[1])
+    exact, half = found
+    assert half.dtype == torch.float32
+    # bfloat16 has 8 bits: it is off by up to 2^-9 in each of 4 convolutions
+    assert not torch.allclose(exact, half, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(exact, half, rtol=0.2, atol=0.2)
+
+
+def test_the_clock_waits_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU only the calls are counted here: work is given to it at once, and done later."""
+    calls: list[object] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
+    trial.seconds_after_all(CPU)
+    assert not calls
+    trial.seconds_after_all(torch.device("cuda", 1))
+    assert calls == [torch.device("cuda", 1)]
+
+
+def test_seconds_are_read_by_the_clock_that_waits(
+    make_config, tiny_bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    for module in (trial, others):
+        monkeypatch.setattr(module, "seconds_after_all", lambda _device: float(next(ticks)))
+    config = make_config("clock")
+    learner = build_learner(config, tiny_bank.image_shape, 3, CPU)
+    episodes = open_episode_sets(config, tiny_bank, ("test",), CPU)["test"]
+    assert [each.seconds for each in trial.judge(learner, episodes, range(2))] == [1, 1]
+    assert raymaml.judge(raymaml.nearest_class_mean(), config).seconds.tolist() == [1] * 10
 
 
 def test_features_are_what_the_head_sees(config) -> None:
