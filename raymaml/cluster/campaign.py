@@ -144,6 +144,8 @@ def _run_trials(
     except Exception as error:
         from raymaml.cluster.faults import cluster_failed
 
+        if stop_requested(trials.scratch):  # the signal may have ended the cluster as well
+            raise stopped() from error
         raise cluster_failed(error, campaign.folder, "every finished chunk") from error
     if problems:
         raise UserError(*problems)

@@ -10,9 +10,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from pathlib import Path
 from typing import Any, TypeVar
 
+from raymaml.cluster.own_ray import has_token, own_ray, own_sessions
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.errors import UserError
 from raymaml.logs import is_verbose
@@ -45,6 +45,10 @@ CONNECT_TIMEOUT = 10.0
 """Seconds to wait for the address that RAY_ADDRESS names."""
 _HEAD_EVERY, _HEAD_MISSES = 5.0, 3
 """Seconds between looks at the head, and how many in a row it must not answer to be given up."""
+_calls: set[Future[Any]] = set()
+"""What ``call_in_thread`` waits for, or has given up to wait for."""
+_GOODBYE = 10.0
+"""Seconds for the threads of such calls to end, once Ray has."""
 WORKER_CPUS = 0.9
 """Logical CPUs of one CPU training worker..."""
 READER_CPUS = 0.1
@@ -63,46 +67,43 @@ def connected(cluster: ClusterConfig, num_cpus: int | None = None) -> Iterator[N
     """
     address = os.environ.get("RAY_ADDRESS")
     prepare_environment(cluster)
-    if address:
-        _send_token()
+    if address and has_token():  # Ray sends it to an address only when told to
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():  # inside a program that uses Ray itself
         yield
         return
-    if not address:
-        _stay_on_loopback()
     require_answer(address)
+    joined = contextlib.nullcontext({"address": address})
+    with joined if address else own_ray(num_cpus) as arguments:
+        try:
+            _connect(arguments)
+            yield
+        finally:
+            ray.shutdown()
+            wait(_calls, timeout=_GOODBYE)
+
+
+def _connect(arguments: dict[str, Any]) -> None:
+    """Call ``ray.init``.
+
+    Raises:
+        UserError: Ray does not start, or does not answer.
+    """
+    import ray
+
     try:
-        with _own_sigterm():
+        with _own_sigterm(), own_sessions():
             ray.init(
-                address=address or "local",
-                num_cpus=None if address else num_cpus,
                 log_to_driver=is_verbose(),
                 logging_level=logging.INFO if is_verbose() else logging.ERROR,
                 configure_logging=True,
+                **arguments,
             )
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        raise _no_cluster(address, error) from None
+        raise _no_cluster(arguments, error) from None
     _silence()
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _stay_on_loopback() -> None:
-    """Make 127.0.0.1 the address of a Ray that starts here, unless the environment forbids it.
-
-    Then nobody else can reach its job server, dashboard, agents, object store or workers. So Ray
-    does it by itself on macOS and Windows; elsewhere only the dashboard is so by default. Ray reads
-    the variable when it is imported, which may have been before.
-    """
-    from ray._private import ray_constants
-
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    os.environ.setdefault(name, "0")
-    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(name, False)
 
 
 @contextlib.contextmanager
@@ -130,21 +131,15 @@ def require_answer(address: str | None) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
     except (OSError, OverflowError) as error:
-        raise _no_cluster(address, error) from None
+        raise _no_cluster({"address": address}, error) from None
 
 
-def _send_token() -> None:
-    """Have Ray send the user's token, if there is one: to a cluster at an address it does not."""
-    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if given or (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _no_cluster(address: str | None, error: Exception) -> UserError:
-    if address is None:
+def _no_cluster(arguments: dict[str, Any], error: Exception) -> UserError:
+    address = arguments["address"]
+    if address == "local":
         return UserError(
-            f"Ray does not start on this machine ({error}); look into its logs under /tmp/ray, or"
-            " give --local to run without Ray"
+            f"Ray does not start on this machine ({error}); look into its logs under"
+            f" {arguments['_temp_dir']}, or give --local to run without Ray"
         )
     return UserError(
         f"RAY_ADDRESS is {address}: no Ray cluster answers there ({error}); start one with"
@@ -167,6 +162,8 @@ def call_in_thread(function: Callable[[], T]) -> T:
         except BaseException as error:  # the caller sees it, whatever it is
             outcome.set_exception(error)
 
+    _calls.add(outcome)
+    outcome.add_done_callback(_calls.discard)
     threading.Thread(target=call, name="call_in_thread", daemon=True).start()
     unanswered = 0
     while not wait([outcome], timeout=_HEAD_EVERY).done:

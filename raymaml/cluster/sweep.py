@@ -133,9 +133,12 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
         except Exception as error:
             from raymaml.cluster.faults import cluster_failed, user_error
 
-            raise user_error(error) or cluster_failed(
-                error, legs[0].config.run_dir, "what the trials have saved"
-            ) from error
+            if found := user_error(error):
+                raise found from error
+            if stop_requested(room.folder):  # the signal may have ended the cluster as well
+                raise stopped() from error
+            kept = "what the trials have saved"
+            raise cluster_failed(error, legs[0].config.run_dir, kept) from error
     if problems:
         raise UserError(*problems)
     if stop_requested(room.folder):

@@ -79,25 +79,35 @@ def _train(
             try:
                 workers = call_in_thread(partial(find_room, crew, config.cluster, asked, echo))
             except ConnectionError as error:
+                if asked.is_set():
+                    break
                 raise told_failure(error, folder) from error
             withdraw_stop(folder)
             if asked.is_set():  # also if it came just before the stop was withdrawn
                 break
             announce(workers, before)
-            failure = _let_train(config, folder, crew, workers)
-            if failure and not asked.is_set() and patience.ends(saved_step(folder)):
+            failure = _let_train(config, folder, crew, workers, asked)
+            if failure is None:
+                withdraw_stop(folder)
+            if asked.is_set():
+                break
+            if failure and patience.ends(saved_step(folder)):
                 raise told_failure(failure, folder) from failure
     if saved_step(folder) < 0:
         raise stopped()
 
 
-def _let_train(config: Config, folder: Place, crew: Crew, workers: int) -> Exception | None:
+def _let_train(
+    config: Config, folder: Place, crew: Crew, workers: int, asked: threading.Event
+) -> Exception | None:
     """Let so many workers train until they end; return what made them fail, if anything did.
+
+    Where a stop was ``asked`` for, that may be the cluster: the signal may have ended it as well.
 
     Raises:
         UserError: what a worker found, or the cluster itself failed: others would not do better.
     """
-    from raymaml.cluster.faults import is_borne, told_failure
+    from raymaml.cluster.faults import is_borne, told_failure, user_error
 
     started = folder / STARTED
     remove(started)
@@ -105,7 +115,7 @@ def _let_train(config: Config, folder: Place, crew: Crew, workers: int) -> Excep
         try:
             run_crew(config, folder, workers, crew.use_gpu)
         except Exception as error:
-            if is_borne(error):
+            if is_borne(error) or (asked.is_set() and user_error(error) is None):
                 return error
             raise told_failure(error, folder) from error
     return None

@@ -29,8 +29,10 @@ STORE_SHARE = 0.3
 """Of the memory, what Ray takes for its object store."""
 SOCKET_PATH = 107 if sys.platform == "linux" else 103
 """Bytes that the path of a socket may have..."""
-_LONGEST = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-"""...and what Ray puts behind its temporary folder."""
+_LONGEST = "/raymaml.12345678/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+"""...and what a Ray of raymaml's own puts behind its temporary folder."""
+LONGEST_BASE = SOCKET_PATH - len(_LONGEST)
+"""Bytes that the path of this temporary folder may have."""
 _NO_CUDA = "install a torch built for CUDA, and check the driver with nvidia-smi"
 
 
@@ -133,10 +135,11 @@ def disk_finding(what: str, folder: Path) -> Finding:
 
 def sockets_finding(folder: Path) -> Finding:
     """Check that the paths of Ray's sockets are short enough for the kernel."""
-    length = len(os.fsencode(folder.absolute())) + len(_LONGEST)
+    length = len(os.fsencode(folder.resolve())) + len(_LONGEST)
     found = f"paths of {length} bytes below {folder}; the kernel takes {SOCKET_PATH}"
     if length > SOCKET_PATH:
-        return fail("sockets", found, "set RAY_TMPDIR to a folder with a short path, such as /tmp")
+        remedy = "set RAY_TMPDIR to a folder with a short path: until then Ray's folder is in /tmp"
+        return warn("sockets", found, remedy)
     return ok("sockets", found)
 
 
@@ -165,7 +168,7 @@ def malloc_finding(what: str, environment: Mapping[str, str]) -> Finding:
 
 
 def ray_folder() -> Path:
-    """Return Ray's temporary folder."""
+    """Return the temporary folder in which Ray has its own."""
     return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
 
 

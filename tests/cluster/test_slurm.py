@@ -100,6 +100,7 @@ def test_a_job_that_is_out_of_time_saves_is_queued_again_and_goes_on(
     first.send_signal(signal.SIGUSR1)  # as --signal=B:USR1@120 does, to the script alone
     assert first.wait(timeout=300) == 130, output.read_text()
     assert list_steps(folder)[-1] == trained_steps(folder) < 150
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
     assert asked.read_text() == f"requeue {JOB}\n"
     end_job(tmp_path)
 

@@ -1,0 +1,196 @@
+"""A Ray that raymaml starts on this machine: its folder, its token, its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raymaml.doctor.machine import LONGEST_BASE, ray_folder
+from raymaml.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+_SHORT = Path("/tmp")
+"""Holds Ray's folder where the path of the usual temporary folder is too long for sockets."""
+
+
+@contextlib.contextmanager
+def own_ray(num_cpus: int | None) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of ``ray.init`` that start a Ray for the block.
+
+    Ray has a folder to itself, ``raymaml.*`` in the usual temporary folder, which is removed after
+    the block. Where the block ends with an error, or the process is killed, the folder stays, with
+    Ray's logs, until a Ray is started there again.
+
+    Args:
+        num_cpus: logical CPUs of Ray; None: as many as there are cores.
+
+    Raises:
+        UserError: no folder can be made.
+    """
+    _stay_on_loopback()
+    # Ray's default, 15, leaves workers half the time that another process beside them gets.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    folder, lock = _make_folder()
+    try:
+        _require_token()
+        yield {"address": "local", "num_cpus": num_cpus, "_temp_dir": str(folder / "ray")}
+    except Exception:
+        _LOG.info("the logs of Ray are under %s", folder)
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def own_sessions() -> Iterator[None]:
+    """Give each process of Ray that this one starts in the block a session of its own.
+
+    A signal to the process group of the driver, such as that of ``timeout`` or of a scheduler, then
+    reaches the driver alone, which stops Ray itself. The kernel still ends them with the driver.
+    """
+    from ray._private import services
+
+    usual = services.ConsolePopen
+    services.ConsolePopen = functools.partial(usual, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = usual
+
+
+def _stay_on_loopback() -> None:
+    """Make 127.0.0.1 the address of a Ray that starts here, unless the environment forbids it.
+
+    Then nobody else can reach its job server, dashboard, agents, object store or workers. So Ray
+    does it by itself on macOS and Windows; elsewhere only the dashboard is so by default. Ray reads
+    the variable when it is imported, which may have been before.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    os.environ.setdefault(name, "0")
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(name, False)
+
+
+def _make_folder() -> tuple[Path, int]:
+    """Make a folder for Ray and lock it; return it and the file descriptor that holds the lock."""
+    usual = ray_folder()
+    problem = f"its path has more than {LONGEST_BASE} bytes, too many for sockets"
+    for base in (usual, _SHORT):
+        if len(os.fsencode(base.resolve())) > LONGEST_BASE:
+            continue
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            _clear(base)
+            made = _lock_new_folder(base)
+        except OSError as error:
+            problem = error.strerror or str(error)
+            continue
+        if base is not usual:
+            _LOG.info("Ray's folder is under %s, not %s: %s", base, usual, problem)
+        return made
+    raise UserError(
+        f"Ray cannot have a folder in {usual} ({problem}); set RAY_TMPDIR to a folder that this"
+        f" user can write and whose path has at most {LONGEST_BASE} bytes, or give --local to run"
+        " without Ray"
+    )
+
+
+def _lock_new_folder(base: Path) -> tuple[Path, int]:
+    while True:
+        folder = base.resolve() / f"{_prefix()}{secrets.token_hex(2)}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            break
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def _prefix() -> str:
+    """Return how the names of this machine's folders begin: other machines may share the disk."""
+    return f"raymaml.{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]}"
+
+
+def _clear(base: Path) -> None:
+    """Remove the folders in ``base`` whose drivers are dead, and kill what is left of their Rays.
+
+    A folder is this user's own, and nobody else can write into it. Its driver holds a lock on it
+    for as long as it lives. An empty folder may be one that is about to be locked.
+    """
+    for folder in base.resolve().glob(f"{_prefix()}*"):
+        with contextlib.suppress(OSError):  # another process has just removed it, or may alone
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock).st_uid == os.getuid() and any(folder.iterdir()):
+                    _kill_users(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _kill_users(folder: Path) -> None:
+    """Kill this user's processes that have a file of the folder open, as all of Ray's have logs.
+
+    Linux alone shows them.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if process.stat().st_uid != os.getuid():
+                continue
+            files = (str(file.readlink()) for file in (process / "fd").iterdir())
+            if any(file.startswith(f"{folder}/") for file in files):
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def has_token() -> bool:
+    """Tell whether the user has a token for Ray clusters, and let no other user read its file.
+
+    Ray itself makes that file readable by all.
+    """
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return True
+    path = _token_file()
+    with contextlib.suppress(OSError):  # there is none, or it is another user's
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    return path.is_file()
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("HOME") or os.devnull) / ".ray" / "auth_token"
+
+
+def _require_token() -> None:
+    """Make a token where Ray would make one: in the home, or in the environment if it cannot be."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or has_token():
+        return
+    path, token = _token_file(), secrets.token_hex(32)
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="ascii") as file:
+            file.write(token)
+            file.flush()
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                os.link(file.name, path)
+    except OSError as error:
+        _LOG.info("no token is kept for the next Ray: %s", error)
+        os.environ["RAY_AUTH_TOKEN"] = token

@@ -1,0 +1,225 @@
+"""A Ray that raymaml starts: its folder, its token, its sessions, and what a kill leaves of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers_cluster import SETTINGS, kill_all, not_of_training, trained_steps, wait_until
+
+from raymaml.cluster import own_ray as module
+from raymaml.cluster.own_ray import has_token, own_ray
+from raymaml.errors import UserError
+from raymaml.training.checkpoint import list_steps
+
+NICENESS = "RAY_worker_niceness"
+
+
+@pytest.fixture
+def base(short_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The usual temporary folder, empty, and a home without a token."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", NICENESS):
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    folder = short_folder / tmp_path.name[-4:]
+    folder.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return folder
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_folder_is_ours_alone_and_gone_after_the_block(base: Path) -> None:
+    with own_ray(2) as arguments:
+        (folder,) = base.iterdir()
+        assert arguments == {"address": "local", "num_cpus": 2, "_temp_dir": f"{folder}/ray"}
+        assert mode(folder) == 0o700
+        (folder / "log").touch()
+    assert list(base.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_folder_is_gone_after_a_stop(base: Path, stop: type[BaseException]) -> None:
+    with pytest.raises(stop), own_ray(None):
+        raise stop
+    assert list(base.iterdir()) == []
+
+
+def test_after_an_error_the_logs_stay_until_the_next_start(base: Path) -> None:
+    def fail() -> None:
+        with own_ray(None) as arguments:
+            Path(arguments["_temp_dir"]).mkdir()
+            raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        fail()
+    (failed,) = base.iterdir()
+    with own_ray(None):
+        (folder,) = base.iterdir()
+        assert folder != failed
+
+
+def test_what_is_alive_or_not_ours_stays(base: Path, tmp_path: Path) -> None:
+    with own_ray(None) as arguments:
+        alive = Path(arguments["_temp_dir"])
+        alive.mkdir()
+        prefix = alive.parent.name[:-4]
+        away = tmp_path / "away"
+        away.mkdir()
+        (away / "file").touch()
+        (base / f"{prefix}link").symlink_to(away)
+        (base / f"{prefix}file").touch()
+        (base / f"{prefix}new").mkdir()  # about to be locked
+        (base / "raymaml.0000host" / "ray").mkdir(parents=True)  # of another machine
+        (base / "ray" / "session_1").mkdir(parents=True)  # of a Ray that raymaml did not start
+        (base / f"{prefix}dead" / "ray").mkdir(parents=True)
+        before = set(base.iterdir())
+        with own_ray(None):
+            pass
+        assert before - set(base.iterdir()) == {base / f"{prefix}dead"}
+        assert alive.exists()
+        assert (away / "file").exists()
+
+
+def test_the_processes_of_a_dead_folder_are_ended_and_no_others(base: Path) -> None:
+    with own_ray(None) as arguments:
+        prefix = Path(arguments["_temp_dir"]).parent.name[:-4]
+    dead = base / f"{prefix}dead"
+    dead.mkdir()
+    nap = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with (dead / "log").open("wb") as log, (base / "log").open("wb") as other:
+        theirs = subprocess.Popen(nap, stdout=log)
+        stranger = subprocess.Popen(nap, stdout=other)
+    try:
+        with own_ray(None):
+            assert theirs.wait(30) == -9
+            assert stranger.poll() is None
+            assert not dead.exists()
+    finally:
+        for process in (theirs, stranger):
+            process.kill()
+            process.wait()
+
+
+def test_a_folder_whose_sockets_would_have_too_long_paths_is_replaced(
+    base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "_SHORT", base)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 30)))
+    with own_ray(None) as arguments:
+        assert Path(arguments["_temp_dir"]).parent.parent == base
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/none")  # cannot be made
+    with own_ray(None) as arguments:
+        assert Path(arguments["_temp_dir"]).parent.parent == base
+    monkeypatch.setattr(module, "_SHORT", Path("/proc/none"))
+    with pytest.raises(UserError, match=r"set RAY_TMPDIR to .* at most 22 bytes, or give --local"):
+        own_ray(None).__enter__()
+
+
+def test_a_token_is_the_users_alone(base: Path, tmp_path: Path) -> None:
+    assert not has_token()
+    token = tmp_path / ".ray" / "auth_token"
+    with own_ray(None):
+        assert has_token()
+        assert (mode(token.parent), mode(token)) == (0o700, 0o600)
+        assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
+        written = token.read_text(encoding="ascii")
+        assert len(bytes.fromhex(written)) == 32
+    with own_ray(None):
+        assert token.read_text(encoding="ascii") == written
+    token.chmod(0o644)  # as Ray makes it
+    assert has_token()
+    assert mode(token) == 0o600
+
+
+def test_without_a_home_the_token_is_in_the_environment(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/none")
+    with own_ray(None):
+        token = os.environ["RAY_AUTH_TOKEN"]
+        assert len(bytes.fromhex(token)) == 32
+    with own_ray(None):  # Ray remembers it, for as long as the process lives
+        assert os.environ["RAY_AUTH_TOKEN"] == token
+
+
+def test_no_token_is_made_where_none_is_asked_for(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with own_ray(None):
+        assert not (tmp_path / ".ray").exists()
+
+
+def test_workers_are_as_nice_as_others_unless_the_user_says_otherwise(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with own_ray(None):
+        assert os.environ[NICENESS] == "0"
+    monkeypatch.setenv(NICENESS, "7")
+    with own_ray(None):
+        assert os.environ[NICENESS] == "7"
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes that have a file below ``folder`` open."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(file.path.startswith(f"{folder}/") for file in process.open_files()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.ray
+def test_signals_and_kills_end_ray_with_the_driver(tmp_path, make_config, start, base):
+    config = make_config("run", "outer.num_steps=100000", "outer.validate_every=50000")
+    folder, path = config.run_folder, str(tmp_path / "run/config.yaml")
+
+    def started():
+        at = max(list_steps(folder), default=0)
+        command = start("train", path, RAY_TMPDIR=str(base))
+        command.wait_until(lambda: trained_steps(folder) >= at + 3, "three steps further")
+        (own,) = base.glob("raymaml.*")
+        return command, processes_of(own)
+
+    def assert_stopped(command):
+        assert command.finish() == 143
+        assert command.errors == ""
+        assert command.lines[0] == f"{folder}: 1 CPU {SETTINGS}"
+        assert command.lines[-1] == (
+            f"{folder}: stopped before outer step {list_steps(folder)[-1]} of 100000, and saved;"
+            " run the same command to go on"
+        )
+        assert not_of_training(command.lines[1:-1]) == []
+        assert list(base.glob("raymaml.*")) == []
+
+    command, processes = started()  # `timeout`, a scheduler: SIGTERM to the group
+    assert {each.nice() for each in processes} == {os.nice(0)}
+    assert os.getsid(command.process.pid) not in {os.getsid(each.pid) for each in processes}
+    os.killpg(command.process.pid, 15)
+    assert_stopped(command)
+    assert mode(tmp_path / "home/.ray/auth_token") == 0o600
+
+    command, killed = started()
+    command.kill()
+    (left,) = base.glob("raymaml.*")
+
+    command, processes = started()  # a service manager: SIGTERM to all processes
+    wait_until(lambda: not any(each.is_running() for each in killed), "rid of the killed ones")
+    assert not left.exists()
+    command.process.terminate()
+    for each in processes:
+        each.terminate()
+    assert_stopped(command)
+    kill_all(killed)
