@@ -45,12 +45,10 @@ def test(config_path: Place, overrides: tuple[str, ...], local: bool, replay: bo
 @takes_config
 def report(config_path: Place, overrides: tuple[str, ...]) -> None:
     """Write the report of a finished campaign again."""
-    import torch
-
-    from raymaml.evaluation.plan import plan_test
+    from raymaml.evaluation.plan import plan_report
 
     config = load(config_path, overrides)
-    _show_report(plan_test(config, torch.device("cpu")).report())
+    _show_report(plan_report(config).report())
 
 
 @click.command()

@@ -23,6 +23,7 @@ from raymaml.config.schema import ClusterConfig
 from raymaml.data.temporary import temporary_folder
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
+from raymaml.evaluation.identity import reasons
 from raymaml.evaluation.progress import Progress
 from raymaml.logs import is_verbose
 from raymaml.places import Place, is_remote
@@ -67,7 +68,9 @@ def _judge(
         )
         if cluster.num_workers != "auto":
             slots = min(slots, cluster.num_workers)
-        echo(campaign.settings_line(slots, torch.device("cuda" if use_gpu else "cpu")))
+        device = torch.device("cuda" if use_gpu else "cpu")
+        for line in (*reasons(campaign), campaign.settings_line(slots, device)):
+            echo(line)
         trials = _Trials(
             chunks=chunks,
             slots=slots,

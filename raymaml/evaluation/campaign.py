@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from raymaml.evaluation.examination import (
     read_examination,
     write_examination,
 )
+from raymaml.evaluation.identity import code_identity, reasons, settings_identity, was_edited
 from raymaml.evaluation.progress import Progress
 from raymaml.evaluation.provenance import OtherBank, other_bank
 from raymaml.evaluation.record_checks import are_of_bank
@@ -46,7 +47,7 @@ from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
 from raymaml.places import Place
 from raymaml.seeding import fold_in
-from raymaml.training.checkpoint import load_tensors, read_card, require_fitting, versions
+from raymaml.training.checkpoint import load_tensors, read_card, require_fitting
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.faults import told
 from raymaml.training.metrics import Show
@@ -104,6 +105,8 @@ class Campaign:
     device: torch.device
     chunk_size: int
     target_half_width: float | None
+    carried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Identities of finished records to render, by arm, where they are not of the code at hand."""
     write: Callable[[Campaign], Place] = field(repr=False)
     """Writes the report and returns the path of ``summary.json``."""
 
@@ -263,29 +266,29 @@ class Campaign:
     def records_of(self, arm: Arm) -> Place:
         """Return the folder of the records of ``arm``."""
         digest = fold_in(0, json.dumps(self.identity(arm), sort_keys=True))
-        place = self.folder / arm.name if self.records is None else self.records
-        return place / f"{digest:016x}"
+        return self.place_of(arm) / f"{digest:016x}"
+
+    def place_of(self, arm: Arm) -> Place:
+        """Return the folder of all records of ``arm``, whatever their identity."""
+        return self.folder / arm.name if self.records is None else self.records
 
     def identity(self, arm: Arm) -> dict[str, str]:
         """Return what decides a record of ``arm``."""
-        config = arm.config
-        weights = (
-            f"initial, seed {config.seed}"
-            if arm.checkpoint is None
-            else read_card(arm.checkpoint).files["params.pt"]
-        )
-        return {
-            "weights": weights,
-            "model": config.model.model_dump_json(),
-            "inner": config.test_inner.model_dump_json(),
-            "precision": config.cluster.precision,
-            "memory_format": config.cluster.memory_format,
-            "normalize": json.dumps(config.data.model_dump(mode="json")["normalize"]),
-            "augment": config.data.augment.test.model_dump_json(),
-            "bank": self.episodes(arm).shards.bank_hash,
-            "episodes": json.dumps({"seed": config.episodes.seed, "split": "test", **_spec(arm)}),
-            "versions": json.dumps(versions(), sort_keys=True),
-        }
+        if arm.name in self.carried:
+            return dict(self.carried[arm.name])
+        key = arm.config.model.model_dump_json()
+        if key not in self._codes:
+            self._codes[key] = code_identity(arm.config)
+        return self.settings(arm) | self._codes[key]
+
+    def settings(self, arm: Arm) -> dict[str, str]:
+        """Return what decides a record of ``arm`` beside the code."""
+        return settings_identity(arm.config, arm.checkpoint, self.episodes(arm).shards.bank_hash)
+
+    @cached_property
+    def _codes(self) -> dict[str, dict[str, str]]:
+        """By model: files that are edited later are not the code that this process runs."""
+        return {}
 
     def circumstances(self, arm: Arm) -> dict[str, str]:
         """Return what is told of records beside their identity, and may differ between chunks."""
@@ -334,6 +337,7 @@ class Campaign:
         from raymaml.evaluation.report import ArmResult, protocol_line
 
         others = {arm.name: self._other_bank(arm) for arm in self.arms}
+        edited = {arm.name: was_edited(arm, self.identity(arm)) for arm in self.arms}
         return [
             ArmResult(
                 name=arm.name,
@@ -344,7 +348,8 @@ class Campaign:
                     arm.config.test_inner.num_steps,
                     read_examination(self.records_of(arm)),
                 )
-                + (f" | {other.text}" if (other := others[arm.name]) else ""),
+                + (f" | {other.text}" if (other := others[arm.name]) else "")
+                + (" | encoder edited after training" if edited[arm.name] else ""),
                 records=self._records(arm),
                 stopping=self.stopping(arm),
                 circumstances=read_circumstances(self.records_of(arm)),
@@ -377,7 +382,8 @@ def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     if campaign.missing():
         campaign.verify_images()
         with campaign.sole_judge() as require_held:
-            echo(campaign.settings_line(1, device))
+            for line in (*reasons(campaign), campaign.settings_line(1, device)):
+                echo(line)
             with campaign.progress(echo) as progress:
                 for chunk in campaign.missing():
                     accuracies = campaign.judge(chunk)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,6 +13,7 @@ from raymaml.config.schema import Config
 from raymaml.data.files import exists, read_bytes
 from raymaml.errors import UserError, reason_of
 from raymaml.evaluation.campaign import Arm, Campaign
+from raymaml.evaluation.identity import of_any_code
 from raymaml.evaluation.provenance import require_bank
 from raymaml.evaluation.verdict import AuditResult
 from raymaml.outside import checked, parse_json
@@ -46,6 +49,39 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
     Raises:
         UserError: the run has no checkpoint, or test episodes are missing or do not fit.
     """
+    campaign = _plan(config, device)
+    model = campaign.arms[0]
+    # all that is wrong is said now, before any work
+    if model.checkpoint is not None:
+        require_same_model(model.checkpoint, config, campaign.bank(model).image_shape)
+    campaign.learner(model)
+    return campaign
+
+
+def plan_report(config: Config) -> Campaign:
+    """Plan to render finished records, of whatever versions and source of the encoder they are.
+
+    No model is built, and no encoder imported.
+
+    Raises:
+        UserError: as ``plan_test``.
+    """
+    campaign = _plan(config, torch.device("cpu"))
+    carried = {}
+    for arm in campaign.arms:
+        found = of_any_code(campaign.place_of(arm), campaign.settings(arm))
+        done = [each for each in found if _is_finished(campaign, arm, each)]
+        if chosen := (done or found)[:1]:
+            carried[arm.name] = chosen[0]
+    return replace(campaign, carried=carried)
+
+
+def _is_finished(campaign: Campaign, arm: Arm, identity: Mapping[str, str]) -> bool:
+    one = replace(campaign, arms=(arm,), carried={arm.name: identity})
+    return not one.missing()
+
+
+def _plan(config: Config, device: torch.device) -> Campaign:
     checkpoint = find_checkpoint(config.run_folder, config.evaluation.checkpoint)
     require_of_its_run(checkpoint, config)
     few = min(config.evaluation.baseline_episodes, config.episodes.test.num_episodes)
@@ -80,10 +116,7 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
         target_half_width=config.evaluation.target_half_width,
         write=partial(_write, config),
     )
-    # all that is wrong is said now, before any work
     require_bank(checkpoint, config, campaign.bank(model))
-    require_same_model(checkpoint, config, campaign.bank(model).image_shape)
-    campaign.learner(model)
     return campaign
 
 

@@ -296,7 +296,7 @@ def _judged(
     episodes, accuracies = [np.empty(0, np.int64)], [np.empty(0)]
     for path in _chunk_files(folder):
         try:
-            table = _read_chunk(path)
+            table = read_chunk(path)
         except StorageError:  # it may be whole, and is not judged again
             raise
         except UserError:
@@ -330,7 +330,7 @@ def _chunk_files(folder: Place) -> list[Place]:
         return sorted(folder.glob("*.parquet"), key=str)
 
 
-def _read_chunk(path: Place) -> pa.Table:
+def read_chunk(path: Place) -> pa.Table:
     """Read one file; the metadata of the table is the identity alone.
 
     Raises:
@@ -365,7 +365,7 @@ def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
     problems: list[str] = []
     for path in paths:
         try:
-            tables[path] = _read_chunk(path)
+            tables[path] = read_chunk(path)
         except UserError as error:
             problems.extend(error.problems)
     if problems:

@@ -15,6 +15,7 @@ from raymaml.config.sweep import PERTURBED, is_in
 from raymaml.data.bank_format import ImageShape
 from raymaml.data.files import exists, reaching, read_bytes
 from raymaml.errors import UserError, reason_of
+from raymaml.models.source import encoder_source
 from raymaml.outside import checked, parse_json, shortened
 from raymaml.places import Place, is_remote
 from raymaml.training.identity import as_meant, deciding, differences, judging
@@ -43,6 +44,8 @@ class CheckpointCard(BaseModel):
     """sha256 by file name; no other file can be named, least of all a path."""
     image_shape: ImageShape
     bank_hash: str
+    encoder_source: str | None = None
+    """Of an encoder of one's own, see ``raymaml.models.source``."""
     versions: dict[str, str]
     config: dict[str, Any]
 
@@ -169,7 +172,12 @@ def require_of_run(
     Raises:
         UserError: naming everything in which either differs.
     """
-    wanted = {**deciding(config), "image_shape": image_shape, "bank_hash": bank_hash}
+    wanted = {
+        **deciding(config),
+        "image_shape": image_shape,
+        "bank_hash": bank_hash,
+        "encoder_source": encoder_source(config.model),
+    }
     whose = "the config and its bank say"
     require_agreement(last, config, wanted, whose)
     if (best := _best(last)) != last:
@@ -213,9 +221,9 @@ def require_agreement(path: Place, own: Config, wanted: Mapping[str, Any], whose
         UserError: naming everything that differs.
     """
     card = read_card(path)
-    of_images = {"image_shape": card.image_shape, "bank_hash": card.bank_hash}
+    others = {key: getattr(card, key) for key in ("image_shape", "bank_hash", "encoder_source")}
     says = deciding(trained_config(path, own)) | {
-        key: value for key, value in of_images.items() if key in wanted
+        key: value for key, value in others.items() if key in wanted
     }
     problems = [
         f"{path / CARD}: {key} is {shortened(has)}, {whose} {shortened(should)}; {_remedy(path)}"
@@ -236,7 +244,9 @@ def _strange(
     return {
         key: (has, should)
         for key, (should, has) in differences(wanted, says).items()
-        if not (key == "bank_hash" and card.bank_hash == "") and not _may_differ(card, key)
+        if not (key == "encoder_source" and card.schema_version == 1)
+        and not (key == "bank_hash" and card.bank_hash == "")
+        and not _may_differ(card, key)
     }
 
 

@@ -27,6 +27,7 @@ from raymaml.data.files import (
 )
 from raymaml.errors import UserError
 from raymaml.logs import LOG
+from raymaml.models.source import encoder_source
 from raymaml.outside import shortened
 from raymaml.places import Place
 from raymaml.training.card import (
@@ -81,6 +82,7 @@ class CheckpointStore:
         self._config = config
         self._image_shape = image_shape
         self._bank_hash = bank_hash
+        self._source = encoder_source(config.model)  # of the code that this process has imported
 
     def require(self, check: Callable[[], None]) -> None:
         """Have ``check`` called before a state is kept; it raises where one must not be."""
@@ -141,7 +143,12 @@ class CheckpointStore:
                 write_text(path / CARD, card.model_copy(update=judged).as_text())
             return
         write_checkpoint(
-            path, state, self._config, image_shape=self._image_shape, bank_hash=self._bank_hash
+            path,
+            state,
+            self._config,
+            image_shape=self._image_shape,
+            bank_hash=self._bank_hash,
+            source=self._source,
         )
 
 
@@ -152,6 +159,7 @@ def write_checkpoint(
     *,
     image_shape: tuple[int, int, int],
     bank_hash: str,
+    source: str | None = None,
 ) -> None:
     """Write the checkpoint folder ``path``, whole or not at all."""
     with new_folder(path, CARD) as folder:
@@ -168,6 +176,7 @@ def write_checkpoint(
             files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
             image_shape=image_shape,
             bank_hash=bank_hash,
+            encoder_source=source,
             versions=versions(),
             config=config.model_dump(mode="json"),
         )

@@ -24,6 +24,7 @@ from raymaml.data.files import (
 )
 from raymaml.data.locks import Timeout, hold
 from raymaml.errors import StorageError, UserError
+from raymaml.models.source import encoder_source, source_files
 from raymaml.outside import checked, parse_json, shortened
 from raymaml.places import Place, is_remote
 from raymaml.training.card import require_agreement
@@ -156,7 +157,8 @@ def require_of_its_run(path: Place, config: Config) -> None:
     """
     if exists(path.parent / IDENTITY):
         identity = _read_identity(path.parent / IDENTITY)
-        wanted = {key: value for key, value in identity.items() if key not in _OF_THE_DATA}
+        unsaid = {*_OF_THE_DATA, *(["encoder_source"] if not identity["encoder_source"] else [])}
+        wanted = {key: value for key, value in identity.items() if key not in unsaid}
         require_agreement(path, config, wanted, f"{IDENTITY} says")
 
 
@@ -192,8 +194,27 @@ def _classes(bank: ImageBank | None) -> dict[str, dict[str, str]] | None:
 def _check_identity(folder: Place, config: Config, data: TrainingData) -> None:
     path = folder / IDENTITY
     if exists(path):
-        _require_same(folder, _read_identity(path), flat(_identity(config, data)))
+        before = _read_identity(path)
+        _require_same_source(folder, before, config)
+        before["encoder_source"] = encoder_source(config.model)  # has its own message
+        _require_same(folder, before, flat(_identity(config, data)))
     check_last(folder, config, data.image_shape, data.train.shards.bank_hash)
+
+
+def _require_same_source(folder: Place, before: Mapping[str, Any], config: Config) -> None:
+    """Check that an encoder of one's own is the code that the run was started with.
+
+    Raises:
+        UserError: it was edited: the weights would be those of neither version.
+    """
+    same = before.get("model.encoder") == config.model.encoder
+    if not same or before["encoder_source"] in (None, encoder_source(config.model)):
+        return
+    files = ", ".join(map(str, source_files(config.model).values()))
+    raise UserError(
+        f"{folder}: the source of model.encoder {config.model.encoder} was edited after the run was"
+        f" started ({files}); put it back as it was to go on, or choose another name"
+    )
 
 
 _OF_THE_DATA = ("train_manifest",)
@@ -205,6 +226,7 @@ def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
         **learning_fingerprint(config),
         "bank_hash": data.train.shards.bank_hash,
         "train_manifest": data.train.shards.manifest_hash,
+        "encoder_source": encoder_source(config.model),
     }
 
 
@@ -220,7 +242,7 @@ def _read_identity(path: Place) -> dict[str, Any]:
             raise ValueError("it holds no keys")
         version = identity.pop("schema_version", 1)
         identity.pop("classes", None)
-        identity = flat(as_meant(identity))
+        identity = {"encoder_source": None, **flat(as_meant(identity))}
     except (OSError, ValueError, TypeError, AttributeError):
         raise _damaged(path) from None
     if version not in (1, SCHEMA_VERSION):

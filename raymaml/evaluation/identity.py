@@ -1,0 +1,101 @@
+"""What decides a record, and which records of other code are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from raymaml.config.schema import Config
+from raymaml.data.files import reaching
+from raymaml.errors import UserError
+from raymaml.evaluation.records import identity_of, read_chunk
+from raymaml.models.source import encoder_source, source_files
+from raymaml.places import Place
+from raymaml.training.checkpoint import read_card, versions
+
+if TYPE_CHECKING:
+    from raymaml.evaluation.campaign import Arm, Campaign
+
+CODE = ("versions", "encoder_source")
+"""The keys of an identity that are of the code; to render finished records it does not matter."""
+
+
+def settings_identity(config: Config, checkpoint: Place | None, bank_hash: str) -> dict[str, str]:
+    """Return what decides a record beside the code."""
+    weights = (
+        f"initial, seed {config.seed}"
+        if checkpoint is None
+        else read_card(checkpoint).files["params.pt"]
+    )
+    spec = config.episodes.test.model_dump(exclude={"num_episodes"})
+    return {
+        "weights": weights,
+        "model": config.model.model_dump_json(),
+        "inner": config.test_inner.model_dump_json(),
+        "precision": config.cluster.precision,
+        "memory_format": config.cluster.memory_format,
+        "normalize": json.dumps(config.data.model_dump(mode="json")["normalize"]),
+        "augment": config.data.augment.test.model_dump_json(),
+        "bank": bank_hash,
+        "episodes": json.dumps({"seed": config.episodes.seed, "split": "test", **spec}),
+    }
+
+
+def code_identity(config: Config) -> dict[str, str]:
+    """Return what code decides a record: versions, and the files of an encoder of one's own."""
+    source = encoder_source(config.model)
+    own = {} if source is None else {"encoder_source": source}
+    return {"versions": json.dumps(versions(), sort_keys=True), **own}
+
+
+def of_any_code(place: Place, settings: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the identities of records below ``place`` that differ from ``settings`` in code alone.
+
+    The newest come first.
+    """
+    with reaching(place):
+        paths: list[Place] = sorted(place.glob("*/*.parquet"), key=str)
+        files = {path.parent: path for path in paths}
+        newest = sorted(files.values(), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = []
+    for path in newest:
+        with suppress(UserError):  # what is torn is no record
+            identity = identity_of(read_chunk(path))
+            if {key: value for key, value in identity.items() if key not in CODE} == settings:
+                found.append(identity)
+    return found
+
+
+def reasons(campaign: Campaign) -> Iterator[str]:
+    """Say of which arms records are there that are of other code, and which encoder was edited."""
+    for arm in campaign.arms:
+        now = campaign.identity(arm)
+        settings = {key: value for key, value in now.items() if key not in CODE}
+        earlier = of_any_code(campaign.place_of(arm), settings)
+        if earlier and now not in earlier:
+            changed = ", ".join(_changes(earlier[0], now, arm))
+            yield f"{campaign.folder}: {arm.name}: judged again, since records are of {changed}"
+        if was_edited(arm, now):
+            files = ", ".join(map(str, source_files(arm.config.model).values()))
+            yield (
+                f"{campaign.folder}: {arm.name}: model.encoder {arm.config.model.encoder} was"
+                f" edited after training ({files}); it is judged as it is now"
+            )
+
+
+def was_edited(arm: Arm, identity: Mapping[str, str]) -> bool:
+    """Tell whether an encoder of one's own is judged as other code than it was trained as."""
+    if arm.checkpoint is None:
+        return False
+    return read_card(arm.checkpoint).encoder_source not in (None, identity.get("encoder_source"))
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str], arm: Arm) -> Iterator[str]:
+    had, has = (json.loads(each.get("versions", "{}")) for each in (before, now))
+    for name, version in has.items():
+        if had.get(name) != version:
+            yield f"{name} {had.get(name)} (now {version})"
+    if before.get("encoder_source") != now.get("encoder_source"):
+        yield f"another source of model.encoder {arm.config.model.encoder}"

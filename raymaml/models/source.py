@@ -1,0 +1,108 @@
+"""What the code of an encoder of one's own is, as a digest of its files."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import site
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from raymaml.config.model import ENCODERS, ModelConfig
+from raymaml.errors import UserError
+
+_INSTALLED = tuple(
+    Path(place).resolve()
+    for place in (
+        *(sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")),
+        site.getusersitepackages(),
+    )
+)
+
+
+def encoder_source(model: ModelConfig) -> str | None:
+    """Return the SHA-256 of an own encoder's ``source_files``; None for raymaml's encoders.
+
+    Those are named by the version of raymaml.
+
+    Raises:
+        UserError: the encoder's module cannot be imported.
+    """
+    if model.encoder in ENCODERS:
+        return None
+    digest = hashlib.sha256()
+    for name, path in sorted(source_files(model).items()):
+        digest.update(f"{name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def source_files(model: ModelConfig) -> dict[str, Path]:
+    """Return the files of the modules that an own encoder is made of, by name of the module.
+
+    They are the encoder's module, its parent packages, and every module that an import statement
+    in one of these names, if it belongs to the same top-level package or is not installed
+    (standard library, site-packages, raymaml). Data files, and modules that are imported by a
+    computed name, are not among them.
+
+    Raises:
+        UserError: the encoder's module cannot be imported.
+    """
+    module = model.encoder.partition(":")[0]
+    import_module(model)
+    package, found, waiting = module.partition(".")[0], dict[str, Path](), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or not _is_own(name.partition(".")[0], package):
+            continue
+        if (file := _file(name)) is not None:
+            found[name] = file
+            waiting += [name.rpartition(".")[0], *_imported(name, file)]
+    return found
+
+
+def import_module(model: ModelConfig) -> object:
+    """Import the module of an own encoder.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(model.encoder.partition(":")[0])
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(
+            f"model.encoder: {model.encoder} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _is_own(top: str, package: str) -> bool:
+    if top in ("", "raymaml", package):
+        return top == package
+    file = _file(top)
+    return file is not None and not any(file.is_relative_to(place) for place in _INSTALLED)
+
+
+def _file(name: str) -> Path | None:
+    """Return the file of a module, None where the name is of no module or of one without a file."""
+    with contextlib.suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.has_location and spec.origin is not None:
+            return Path(spec.origin).resolve()
+    return None
+
+
+def _imported(name: str, file: Path) -> Iterator[str]:
+    """Yield the names that the import statements of a module may name modules by."""
+    if file.suffix != ".py":
+        return
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(base, package) if node.level else base
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))

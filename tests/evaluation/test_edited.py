@@ -1,0 +1,230 @@
+"""Code that changes after judging: an encoder of one's own, Python, torch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raymaml.config.model import ModelConfig
+from raymaml.config.schema import Config
+from raymaml.errors import UserError
+from raymaml.evaluation import identity
+from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.plan import plan_report, plan_test
+from raymaml.models.source import encoder_source, source_files
+from raymaml.training.checkpoint import checkpoint_path, read_card
+from raymaml.training.worker import train_locally
+
+CPU = torch.device("cpu")
+NET = """\
+from torch import nn
+from {package}blocks import Block
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, images):
+        return self.block(images).mean((2, 3))
+"""
+BLOCKS = """\
+from torch import nn
+{more}
+
+class Block(nn.Conv2d):
+    def __init__(self):
+        super().__init__(1, 4, 3)
+
+    def forward(self, images):
+        return super().forward(images) * SCALE
+"""
+Edit = Callable[[str, str], None]
+
+
+@pytest.fixture
+def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Edit:
+    """Write a module, as an editor does between two commands: the next import reads it."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+
+    def write(name: str, text: str) -> None:
+        path = tmp_path / "code" / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        for loaded in [each for each in sys.modules if each.partition(".")[0] in TOPS]:
+            monkeypatch.delitem(sys.modules, loaded)
+        importlib.invalidate_caches()
+
+    return write
+
+
+TOPS = ("own_net", "blocks", "scale", "own_package")
+
+
+@pytest.fixture(params=["modules beside each other", "package"])
+def encoder(edit: Edit, request: pytest.FixtureRequest) -> tuple[str, str]:
+    """An own encoder, and the module with a number that it imports by way of another."""
+    if request.param == "package":
+        edit("own_package.__init__", "")
+        edit("own_package.net", NET.format(package="."))
+        edit("own_package.blocks", BLOCKS.format(more="from own_package.scale import SCALE\n"))
+        edit("own_package.scale", "SCALE = 1.0\n")
+        return "own_package.net:Net", "own_package.scale"
+    edit("own_net", NET.format(package=""))
+    edit("blocks", BLOCKS.format(more="from scale import SCALE\n"))
+    edit("scale", "SCALE = 1.0\n")
+    return "own_net:Net", "scale"
+
+
+@pytest.fixture
+def run(make_config: Any, encoder: tuple[str, str]) -> Config:
+    settings = f"model={{encoder: '{encoder[0]}', norm: none}}"
+    config: Config = make_config("run", "outer.num_steps=1", settings)
+    assert train_locally(config, lambda _line: None)
+    return config
+
+
+def judged(config: Config) -> tuple[Path, list[str]]:
+    lines: list[str] = []
+    path = judge_locally(lambda device: plan_test(config, device), config.cluster, lines.append)
+    assert isinstance(path, Path)
+    return path, lines
+
+
+def longer(config: Config) -> Config:
+    outer = config.outer.model_copy(update={"num_steps": 2})
+    return config.model_copy(update={"outer": outer})
+
+
+def test_the_source_is_that_of_the_module_and_of_what_it_imports(
+    edit: Edit, encoder: tuple[str, str]
+) -> None:
+    model = ModelConfig(encoder=encoder[0], norm="none")
+    before = encoder_source(model)
+    assert encoder[1] in source_files(model)
+    assert not {"torch", "raymaml"} & {name.partition(".")[0] for name in source_files(model)}
+    edit("unrelated", "x = 1\n")
+    assert encoder_source(model) == before
+    edit(encoder[1], "SCALE = 2.0\n")
+    changed = encoder_source(model)
+    assert changed != before
+    edit(encoder[1], "SCALE = 1.0\n")
+    assert encoder_source(model) == before
+    assert encoder_source(ModelConfig()) is None
+
+
+def test_a_module_that_is_imported_later_counts_from_the_beginning(edit: Edit) -> None:
+    lazy = BLOCKS.format(more="SCALE = 1\ndef later():\n    import scale\n")
+    edit("own_net", NET.format(package=""))
+    edit("blocks", lazy)
+    edit("scale", "x = 1\n")
+    model = ModelConfig(encoder="own_net:Net", norm="none")
+    before = encoder_source(model)
+    importlib.import_module("scale")
+    assert encoder_source(model) == before
+    assert set(source_files(model)) == {"own_net", "blocks", "scale"}
+
+
+def test_an_edited_encoder_is_judged_again_and_the_reason_said(
+    run: Config, edit: Edit, encoder: tuple[str, str]
+) -> None:
+    first, lines = judged(run)
+    before = json.loads(first.read_text())["loss"]["mean"]
+    assert not [line for line in lines if "was edited" in line or "judged again" in line]
+    assert not [line for line in judged(run)[1] if "CPU worker" in line]  # nothing to judge
+
+    edit(encoder[1], "SCALE = 5.0\n")
+    path, lines = judged(run)
+    summary = json.loads(path.read_text())
+    assert summary["loss"]["mean"] != before
+    (again,) = [line for line in lines if "model: judged again" in line]
+    assert f"since records are of another source of model.encoder {encoder[0]}" in again
+    (said,) = [line for line in lines if "model: model.encoder" in line]
+    assert "was edited after training" in said
+    assert f"{encoder[1].rpartition('.')[2]}.py" in said
+    assert summary["protocol"].endswith(" | encoder edited after training")
+
+    edit(encoder[1], "SCALE = 1.0\n")  # put back: the first records are there
+    path, lines = judged(run)
+    assert json.loads(path.read_text())["loss"]["mean"] == before
+    assert not [line for line in lines if "CPU worker" in line]
+
+
+def test_a_training_with_an_edited_encoder_does_not_go_on(
+    run: Config, edit: Edit, encoder: tuple[str, str]
+) -> None:
+    edit(encoder[1], "SCALE = 5.0\n")
+    with pytest.raises(UserError) as caught:
+        train_locally(longer(run), lambda _line: None)
+    (problem,) = caught.value.problems
+    assert (
+        f"the source of model.encoder {encoder[0]} was edited after the run was started" in problem
+    )
+    assert f"{encoder[1].rpartition('.')[2]}.py" in problem
+    edit(encoder[1], "SCALE = 1.0\n")
+    assert train_locally(longer(run), lambda _line: None)
+
+
+def test_a_run_that_does_not_know_its_source_goes_on(run: Config) -> None:
+    card, path = checkpoint_path(run.run_folder, 1) / "checkpoint.json", run.run_folder / "run.json"
+    assert read_card(card.parent).encoder_source == json.loads(path.read_text())["encoder_source"]
+    for file in (card, path):
+        tree = json.loads(file.read_text())
+        del tree["encoder_source"]
+        file.write_text(json.dumps(tree | {"schema_version": 1}))
+    assert train_locally(longer(run), lambda _line: None)
+    assert plan_test(longer(run), CPU).arms
+
+
+def with_versions(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    found = {"raymaml": "0.1", "torch": "2.9.0", "python": "3.11.7"} | changes
+    monkeypatch.setattr(identity, "versions", lambda: found)
+
+
+def test_finished_records_are_rendered_whatever_the_versions(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("run", "outer.num_steps=1")
+    assert train_locally(config, lambda _line: None)
+    with_versions(monkeypatch)
+    path, _ = judged(config)
+    before = json.loads(path.read_text())
+    with_versions(monkeypatch, python="3.11.8", torch="2.9.1")
+    path.unlink()
+    after = json.loads(plan_report(config).report().read_text())
+    assert after["identity"]["versions"] == before["identity"]["versions"]
+    assert after["accuracy"] == before["accuracy"]
+
+    _, lines = judged(config)  # by the versions at hand
+    again = [line for line in lines if "judged again" in line]
+    assert len(again) == 3  # model, untrained, no-adaptation
+    assert "records are of python 3.11.7 (now 3.11.8), torch 2.9.0 (now 2.9.1)" in again[0]
+    newest = json.loads(plan_report(config).report().read_text())
+    assert "2.9.1" in newest["identity"]["versions"]
+
+
+def test_an_encoder_that_is_gone_is_not_needed_for_the_report(
+    run: Config, edit: Edit, encoder: tuple[str, str]
+) -> None:
+    path, _ = judged(run)
+    edit(encoder[1], "raise ImportError('gone')\n")
+    path.unlink()
+    assert plan_report(run).report() == path
+    with pytest.raises(UserError, match="cannot be imported"):
+        plan_test(run, CPU)
+
+
+def test_what_is_not_finished_is_not_rendered(make_config: Any) -> None:
+    config = make_config("run", "outer.num_steps=1")
+    assert train_locally(config, lambda _line: None)
+    with pytest.raises(UserError, match="are not judged yet"):
+        plan_report(config).report()
