@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from raymaml.cli.options import UserPath, load, takes_config
+from raymaml.cli.options import UserPath, load, say_line, takes_config
 from raymaml.config.schema import SPLITS, Split
 from raymaml.places import Place
 
@@ -23,9 +23,9 @@ def import_(config_path: Place, overrides: tuple[str, ...]) -> None:
     from raymaml.data.importers import import_bank
 
     config = load(config_path, overrides)
-    bank = import_bank(config.data, config.episodes, click.echo)
+    bank = import_bank(config.data, config.episodes, say_line)
     counts = {split: len(bank.class_ids(split)) for split in ("train", "val", "test")}
-    click.echo(
+    say_line(
         f"{bank.folder}: {bank.num_images} images of {bank.source}, classes "
         + " / ".join(f"{count} {split}" for split, count in counts.items())
         + f", hash {bank.hash[:12]}"
@@ -40,7 +40,7 @@ def sample(config_path: Place, overrides: tuple[str, ...]) -> None:
 
     config = load(config_path, overrides)
     for shards in sample_shards(config, open_bank(config)):
-        click.echo(f"{shards.folder}: {shards.count} episodes")
+        say_line(f"{shards.folder}: {shards.count} episodes")
 
 
 @data.command()
@@ -64,4 +64,4 @@ def show(
         spec = config.episodes.of(split)
         check_spec(bank, spec, split)
         episode_sheet(bank, sample_episode(bank, spec, config.episodes.seed, split, episode), out)
-    click.echo(out)
+    say_line(out)

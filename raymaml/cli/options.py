@@ -13,7 +13,7 @@ import click
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.errors import UserError, storage_error
-from raymaml.logs import set_up
+from raymaml.logs import plain, plain_lines, set_up
 from raymaml.places import Place, at_home, is_remote, to_place
 from raymaml.signals import INTERRUPTED, TERMINATED, Terminated, terminable
 
@@ -24,6 +24,16 @@ def _place(value: str) -> Place:
         return to_place(value)
     except ValueError as error:
         raise click.BadParameter(f"{value}: it {error}") from None
+
+
+def say(text: object) -> None:
+    """Print lines on the terminal, which they cannot command; see ``plain``."""
+    click.echo(plain_lines(str(text)))
+
+
+def say_line(text: object, *, err: bool = False) -> None:
+    """Do as ``say`` for what is one line: line breaks in it are of names."""
+    click.echo(plain(str(text)), err=err)
 
 
 class UserPath(click.Path):
@@ -95,7 +105,7 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if told is None:
                 raise
             for problem in told.problems:
-                click.echo(f"raymaml: {problem}", err=True)
+                say_line(f"raymaml: {problem}", err=True)
             sys.exit(2)
         except (KeyboardInterrupt, Terminated) as stop:
             code, word = (
@@ -103,7 +113,7 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 if isinstance(stop, Terminated)
                 else (INTERRUPTED, "interrupted")
             )
-            click.echo(
+            say_line(
                 f"raymaml: {str(stop) or word}; what is finished is kept: run the same command to"
                 " go on",
                 err=True,

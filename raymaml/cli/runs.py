@@ -8,7 +8,7 @@ from functools import partial
 
 import click
 
-from raymaml.cli.options import LOCAL, load, require_kept, takes_config, takes_plan
+from raymaml.cli.options import LOCAL, load, require_kept, say, takes_config, takes_plan
 from raymaml.places import Place
 from raymaml.signals import stop_code
 
@@ -19,7 +19,7 @@ from raymaml.signals import stop_code
 def train(config_path: Place, overrides: tuple[str, ...], local: bool) -> None:
     """Train, or go on with, the run that CONFIG names."""
     config = load(config_path, overrides)
-    if not _train(local)(config, click.echo):
+    if not _train(local)(config, say):
         sys.exit(stop_code())
 
 
@@ -35,10 +35,10 @@ def test(config_path: Place, overrides: tuple[str, ...], local: bool, replay: bo
     if replay:
         from raymaml.evaluation.replay import replay_locally
 
-        count = replay_locally(partial(plan_test, config), config.cluster, click.echo)
-        click.echo(f"{config.run_folder}: all {count} records repeated")
+        count = replay_locally(partial(plan_test, config), config.cluster, say)
+        say(f"{config.run_folder}: all {count} records repeated")
         return
-    _show_report(_judge(local)(partial(plan_test, config), config.cluster, click.echo))
+    _show_report(_judge(local)(partial(plan_test, config), config.cluster, say))
 
 
 @click.command()
@@ -60,7 +60,7 @@ def audit(config_path: Place, overrides: tuple[str, ...]) -> None:
     """
     from raymaml.evaluation.auditing import audit_run
 
-    click.echo(audit_run(load(config_path, overrides), click.echo))
+    say(audit_run(load(config_path, overrides), say))
 
 
 @click.command()
@@ -75,10 +75,10 @@ def study(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
 
     found = read_study(plan_path, overrides, config)
     require_kept(found.base)
-    path = run_study(found, train=_train(local), judge=_judge(local), echo=click.echo)
+    path = run_study(found, train=_train(local), judge=_judge(local), echo=say)
     if path is None:
         sys.exit(stop_code())
-    click.echo(path)
+    say(path)
 
 
 @click.command()
@@ -95,15 +95,15 @@ def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     found = read_sweep(plan_path, overrides, config)
     require_kept(found.base)
     runner = local_runner if local else tune_runner
-    click.echo(run_sweep(found, runner=runner, decide=scheduler_of, echo=click.echo))
+    say(run_sweep(found, runner=runner, decide=scheduler_of, echo=say))
 
 
 def _show_report(path: Place) -> None:
     """Print the number of a report and where its page is; last the path of ``summary.json``."""
     from raymaml.evaluation.report import headline_of
 
-    click.echo(headline_of(path))
-    click.echo(path)
+    say(headline_of(path))
+    say(path)
 
 
 def _train(local: bool) -> Callable[..., bool]:

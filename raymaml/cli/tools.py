@@ -16,6 +16,8 @@ from raymaml.cli.options import (
     UserPath,
     load,
     reports_user_errors,
+    say,
+    say_line,
 )
 from raymaml.places import Place
 from raymaml.signals import INTERRUPTED
@@ -44,7 +46,7 @@ def convert(
     """
     from raymaml.convert.command import convert_files
 
-    convert_files(configs, checkpoint, out, name, click.echo)
+    convert_files(configs, checkpoint, out, name, say)
 
 
 @click.command()
@@ -123,10 +125,10 @@ def bench(
             how,
             json_path=json_path,
             plot_path=plot_path,
-            echo=click.echo,
+            echo=say,
         )
     except KeyboardInterrupt:
-        click.echo("raymaml: interrupted; configurations that are finished are written", err=True)
+        say_line("raymaml: interrupted; configurations that are finished are written", err=True)
         sys.exit(INTERRUPTED)
 
 
@@ -175,5 +177,5 @@ def scale(
         train=timed_runs,
         json_path=json_path,
         plot_path=plot_path,
-        echo=click.echo,
+        echo=say,
     )

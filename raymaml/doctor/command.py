@@ -17,6 +17,7 @@ from raymaml.doctor.rehearsal import rehearsal_folder, rehearse
 from raymaml.doctor.software import software_findings
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import judge_locally
+from raymaml.logs import plain
 from raymaml.places import Place
 from raymaml.training.worker import train_locally
 
@@ -80,7 +81,7 @@ def _table(findings: Sequence[Finding]) -> Table:
 
 
 def _text(finding: Finding) -> str:
-    return f"{finding.found} -> {finding.remedy}" if finding.remedy else finding.found
+    return plain(f"{finding.found} -> {finding.remedy}" if finding.remedy else finding.found)
 
 
 def _all_well(findings: Sequence[Finding]) -> bool:

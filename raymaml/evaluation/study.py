@@ -24,6 +24,7 @@ from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
 from raymaml.evaluation.provenance import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
+from raymaml.logs import plain
 from raymaml.places import Place, beside
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import find_checkpoint, read_card, require_fitting
@@ -181,7 +182,7 @@ def provide_data(config: Config, echo: Echo) -> None:
     """Make bank and shards, where they are not there; what is there is left to be checked."""
     if not exists(config.data.bank / HEADER_FILE):
         bank = import_bank(config.data, config.episodes)
-        echo(f"{bank.folder}: {bank.num_images} images of {bank.source}")
+        echo(plain(f"{bank.folder}: {bank.num_images} images of {bank.source}"))
     manifests = (shards_folder(config, split) / MANIFEST_FILE for split in SPLITS[:2])
     if not all(exists(manifest) for manifest in manifests):
         for shards in sample_shards(config, open_bank(config)):

@@ -12,6 +12,7 @@ from raymaml.evaluation.population import Exploit
 from raymaml.evaluation.referee import Referee
 from raymaml.evaluation.sweep import Sweep
 from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows
+from raymaml.logs import plain
 
 
 class SweepProgress(LiveTable):
@@ -54,7 +55,7 @@ class SweepProgress(LiveTable):
         table = Table("trial", "status", "steps", "best", *self._sweep.settings.space)
         table.title = count_text(rows)
         for row in ranked(rows):
-            values = [str(value) for value in row.values.values()]
+            values = [plain(str(value)) for value in row.values.values()]
             steps = f"{row.steps}/{row.num_steps}"
             table.add_row(str(row.trial), row.status, steps, accuracy_text(row.best), *values)
         return table

@@ -1,0 +1,142 @@
+"""Names that would command the terminal: none of them reaches it as it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from raymaml.logs import plain, plain_lines, set_up
+
+EVIL = "a\x1b[31m\x1b]0;title\x07\nraymaml: all is well\r\x9b2J\u202egnp"
+SHOWN = r"a\x1b[31m\x1b]0;title\x07\nraymaml: all is well\r\x9b2J\u202egnp"
+CONFIG = """name: x
+data:
+  source: {{kind: image-folder, path: {folder}/in}}
+  bank: {folder}/bank
+  shards: {folder}/shards
+  image_size: 8
+episodes:
+  train: &spec {{num_ways: 2, num_shots: 1, num_queries: 1, num_episodes: 2}}
+  val: *spec
+  test: *spec
+outer: {{num_steps: 1}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    for split in ("train", "val", "test"):
+        for name in ("a", EVIL if split == "train" else "b"):
+            for image in range(2):
+                path = tmp_path / "in" / split / f"{name}{split}" / f"{image}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8)).save(path)
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.format(folder=tmp_path))
+    return path
+
+
+def on_a_terminal(*arguments: object) -> tuple[int, list[str]]:
+    """Run a real command on a terminal; its exit code and the lines there."""
+    ours, theirs = pty.openpty()
+    script = "from raymaml.cli import main; main()"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "400"}
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as child:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                data = os.read(ours, 1 << 16)
+            except OSError:  # the other end is closed
+                break
+            if not data:
+                break
+            seen += data
+    os.close(ours)
+    return child.returncode, seen.decode().replace("\r\n", "\n").splitlines()
+
+
+def harmless(lines: list[str]) -> bool:
+    return not any(re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", line) for line in lines)
+
+
+def test_names_of_classes_and_files_in_messages(config: Path) -> None:
+    own = config.parent / "in" / "train" / f"{EVIL}train"
+    (own / "0.png").write_bytes(b"x")
+    (own / f"{EVIL}.png").write_bytes(b"y")
+    code, lines = on_a_terminal("data", "import", config)
+    assert code == 2
+    assert harmless(lines)
+    assert [line.partition(": is not a readable")[0] for line in lines] == [
+        f"raymaml: {config.parent}/in/train/{SHOWN}train/{name}.png" for name in ("0", SHOWN)
+    ]
+
+
+def test_names_of_what_is_left_out(config: Path) -> None:
+    own = config.parent / "in" / "train" / "atrain"
+    (own / f"{EVIL}.heic").write_bytes(b"x")
+    (own / os.fsdecode(b"\xff.heif")).write_bytes(b"x")
+    code, lines = on_a_terminal("data", "import", config)
+    assert code == 0
+    assert harmless(lines)
+    assert [line for line in lines if line.startswith("left out")] == [
+        f"left out: 1 .heic files, which Pillow does not read, first train/atrain/{SHOWN}.heic",
+        r"left out: 1 .heif files, which Pillow does not read, first train/atrain/\udcff.heif",
+    ]
+    assert len(lines) == 3
+
+
+def test_cells_of_a_list(config: Path) -> None:
+    table = config.parent / "list.csv"
+    table.write_text(
+        f'path,class,split\n"{EVIL}",k,train\ntrain/atrain/0.png,k,"{EVIL}"\n', "utf-8"
+    )
+    code, lines = on_a_terminal("data", "import", config, f"data.source.csv={table}")
+    assert code == 2
+    assert harmless(lines)
+    assert all(line.startswith("raymaml: ") for line in lines)
+
+
+def test_names_in_a_bank_of_somebody_else(config: Path) -> None:
+    assert on_a_terminal("data", "import", config)[0] == 0
+    code, lines = on_a_terminal("data", "sample", config, "episodes.train.num_shots=5")
+    assert code == 2
+    assert harmless(lines)
+    assert any(f"of class {SHOWN}train" in line or "of class atrain" in line for line in lines)
+    card = config.parent / "bank" / "bank.json"
+    header = json.loads(card.read_text())
+    card.write_text(json.dumps(header | {"schema_version": EVIL}))
+    code, lines = on_a_terminal("data", "sample", config)
+    assert code == 2
+    assert harmless(lines)
+    assert len(lines) == 1
+
+
+def test_what_a_terminal_may_show() -> None:
+    assert plain(EVIL) == SHOWN
+    assert plain("Käfer 日本 👩‍🔬\t100%") == "Käfer 日本 👩‍🔬\t100%"
+    assert plain("a\x85b\u2028c\u2066d\udcff") == r"a\x85b\u2028c\u2066d\udcff"
+    assert plain_lines("a\x1b\nb\x07\n") == "a\\x1b\nb\\x07\n"
+
+
+def test_messages_of_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    root.handlers.clear()
+    try:
+        set_up(verbose=True)
+        logging.getLogger("library").warning("read %s", EVIL)
+    finally:
+        root.handlers[:], root.level = before
+        set_up(verbose=False)
+    assert harmless(capsys.readouterr().err.splitlines())
