@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.sparse import linalg
 
 from raymaml.evaluation.statistics import (
     Interval,
@@ -21,6 +22,9 @@ from raymaml.evaluation.statistics import (
     symmetric_interval,
     widened,
 )
+
+_MOST_STEPS = 1000
+"""Of least squares, so that time is in proportion to episodes times ways."""
 
 
 def new_classes_interval(
@@ -85,11 +89,16 @@ def new_classes_interval(
 
 
 def _noise(accuracy: NDArray[np.float64], index: NDArray[np.int64]) -> float:
-    """Return the variance of episodes around the sum of what their classes do (least squares)."""
+    """Return the variance of episodes around the sum of what their classes do (least squares).
+
+    By LSMR (Fong and Saunders 2011): a step takes time and memory in proportion to ``index.size``.
+    Tens of steps are enough; it takes many where there are about as many classes as episodes.
+    """
     places = (index.ravel(), np.arange(0, index.size + 1, index.shape[1]))
     design = sparse.csr_array((np.ones(index.size), *places))  # [E, M]: 1 where the class is in it
     centred = accuracy - accuracy.mean()
-    effects = np.linalg.lstsq((design.T @ design).toarray(), design.T @ centred, rcond=None)[0]
+    precise = {"atol": 1e-12, "btol": 1e-12, "conlim": 0}
+    effects = linalg.lsmr(design, centred, **precise, maxiter=_MOST_STEPS)[0]
     left: NDArray[np.float64] = centred - design @ effects
     return float(np.square(left).sum()) / max(len(accuracy) - int(index.max()) - 1, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raymaml.evaluation.generalisation import (
+    _noise,
     disjoint_tasks,
     disjoint_tasks_interval,
     new_classes_interval,
@@ -194,6 +196,39 @@ def test_the_interval_for_new_classes_is_that_of_resampled_classes() -> None:
     # that a pair of one class drawn twice is no episode is what ((M - 1) / (M - N))^2 is for
     found = new_classes_interval(accuracy, ids)
     assert found.std / math.sqrt(30) == pytest.approx(error, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "classes", "ways"),
+    [(600, 20, 5), (6000, 423, 20), (2000, 423, 5), (40, 30, 2), (30, 40, 2), (600, 1000, 5)],
+)
+def test_the_noise_is_that_of_dense_least_squares(episodes: int, classes: int, ways: int) -> None:
+    generator = np.random.default_rng([episodes, classes])
+    ids = np.argsort(generator.random((episodes, classes)), 1)[:, :ways]
+    index = np.unique(ids, return_inverse=True)[1].reshape(ids.shape)
+    effects = generator.normal(0, 0.1, classes)
+    accuracy = generator.normal(TRUTH, 0.05, episodes) + effects[ids].mean(1)
+    design = np.zeros((episodes, index.max() + 1))
+    np.put_along_axis(design, index, 1.0, axis=1)
+    centred = accuracy - accuracy.mean()
+    left = centred - design @ np.linalg.lstsq(design, centred, rcond=None)[0]
+    expected = np.square(left).sum() / max(episodes - design.shape[1], 1)
+    assert _noise(accuracy, index) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_the_interval_for_new_classes_takes_memory_by_class_and_not_by_pair_of_classes() -> None:
+    # a matrix of 15,000 x 15,000 classes has 1.8 GB; 6,000 episodes of 5 classes 30,000 entries
+    generator = np.random.default_rng(2)
+    ids = generator.integers(0, 4000, (6000, 5)) + 4000 * np.arange(5)  # 20,000, none twice
+    accuracy = generator.binomial(75, 0.6, 6000) / 75
+    tracemalloc.start()
+    try:
+        found = new_classes_interval(accuracy, ids)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.count > 15_000
+    assert peak < 40e6
 
 
 def test_disjoint_tasks_are_taken_in_order() -> None:
