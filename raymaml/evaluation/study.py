@@ -319,6 +319,7 @@ def _write(study: Study, campaign: Campaign) -> Place:
                 arm: {seed: records[name] for seed, name in names.items()}
                 for arm, names in trainings.items()
             },
+            stops_early=campaign.target_half_width is not None,
         ),
         trainings=trainings,
         bank=campaign.bank(campaign.arms[0]),

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from raymaml.config.study import Check, Comparison, FirstTrials
 from raymaml.evaluation.paired import FEWEST_EPISODES, holm, paired
 from raymaml.evaluation.records import RecordArrays
-from raymaml.evaluation.statistics import Interval, bounded_interval, bounds, over_trainings
+from raymaml.evaluation.sequences import any_look_interval
+from raymaml.evaluation.statistics import (
+    Interval,
+    bounded_interval,
+    bounds,
+    over_trainings,
+    spanning_interval,
+)
 from raymaml.evaluation.verdict import UNDECIDED, Outcome, Verdict
 
 LEVEL = 0.95
@@ -75,7 +82,9 @@ class Evidence:
         return high
 
 
-def reach_verdicts(checks: Sequence[Check], arms: Mapping[str, Trainings]) -> list[Verdict]:
+def reach_verdicts(
+    checks: Sequence[Check], arms: Mapping[str, Trainings], *, stops_early: bool = False
+) -> list[Verdict]:
     """Return a verdict for each check.
 
     A claim is ``supported`` where the whole 95% interval agrees with it, ``not supported`` where
@@ -86,10 +95,16 @@ def reach_verdicts(checks: Sequence[Check], arms: Mapping[str, Trainings]) -> li
     The p-values of all claims are adjusted by Holm's method, and a claim above 5% is undecided.
     So is one by fewer than ``FEWEST_EPISODES`` episodes, or by an interval without width.
 
+    Args:
+        checks: the claims.
+        arms: what was judged.
+        stops_early: what was seen decided the number of episodes. Differences then have the
+            interval over episodes that holds at any look.
+
     Raises:
         UserError: the arms of a comparison were not judged on the same episodes.
     """
-    found = [evidence_of(check, arms) for check in checks]
+    found = [evidence_of(check, arms, stops_early=stops_early) for check in checks]
     p_values = [each.p_value(check) for check, each in zip(checks, found, strict=True)]
     return [
         _verdict(check, each, p)
@@ -137,14 +152,16 @@ def half_width_interval(
     return factor * std, factor * (std - reach), factor * (std + reach)
 
 
-def evidence_of(check: Check, arms: Mapping[str, Trainings]) -> Evidence:
+def evidence_of(
+    check: Check, arms: Mapping[str, Trainings], *, stops_early: bool = False
+) -> Evidence:
     """Return what the records of ``arms`` say of a claim.
 
     Raises:
         UserError: the arms of a comparison were not judged on the same episodes.
     """
     if isinstance(check, Comparison):
-        return _of_difference(check, arms[check.arm], arms[check.minus])
+        return _of_difference(check, arms[check.arm], arms[check.minus], stops_early)
     trainings = [records.accuracy for records in arms[check.arm].values()]
     estimate = _first_minus_rest if isinstance(check, FirstTrials) else half_width_interval
 
@@ -170,7 +187,9 @@ def evidence_of(check: Check, arms: Mapping[str, Trainings]) -> Evidence:
     )
 
 
-def _of_difference(check: Comparison, ours: Trainings, theirs: Trainings) -> Evidence:
+def _of_difference(
+    check: Comparison, ours: Trainings, theirs: Trainings, stops_early: bool
+) -> Evidence:
     means = [mean_over_trainings(arm) for arm in (ours, theirs)]
     found = paired(means[0], means[1], (check.arm, check.minus))
     both = np.intersect1d(means[0].episode, means[1].episode)
@@ -182,10 +201,22 @@ def _of_difference(check: Comparison, ours: Trainings, theirs: Trainings) -> Evi
     return Evidence(
         what=f"{check.arm} minus {check.minus}",
         episodes=len(both),
-        over_episodes=lambda level: _ends(bounded_interval(one - other, level, lowest=-1.0)),
+        over_episodes=lambda level: _ends(
+            any_look_difference(one - other, level)
+            if stops_early
+            else bounded_interval(one - other, level, lowest=-1.0)
+        ),
         over_trainings=_difference_over_trainings(*values),
         scope=_scope(*values),
         others=f"; for new classes {bounds(found.new_classes)}",
+    )
+
+
+def any_look_difference(differences: NDArray[np.float64], level: float = LEVEL) -> Interval:
+    """Return the mean of differences, -1..1, and its interval that holds at any look."""
+    found = any_look_interval((differences + 1) / 2, level)
+    return spanning_interval(
+        2 * found.mean - 1, 2 * found.low - 1, 2 * found.high - 1, 2 * found.std, found.count
     )
 
 

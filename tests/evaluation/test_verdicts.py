@@ -202,3 +202,21 @@ def test_trainings_that_do_not_differ_are_seldom_said_to() -> None:
             wrong[count] += evidence_of(claim(), few).outcome(claim(), 0.95) != UNDECIDED
     assert wrong[1] / 200 > 0.4
     assert wrong[3] / 200 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 200)
+
+
+def test_where_looks_decide_the_number_of_episodes_the_interval_holds_at_any_look() -> None:
+    """Differences of mean 0, s 5%, looked at after each of 60 to 400 episodes."""
+    generator = np.random.default_rng(3)
+    wrong = {True: 0, False: 0}
+    for _ in range(40):
+        a, b = 0.5 + generator.normal(0, 0.05, 400), np.full(400, 0.5)
+        for early in wrong:
+            wrong[early] += any(
+                evidence_of(
+                    claim(), {"a": {0: arrays(a[:n])}, "b": {0: arrays(b[:n])}}, stops_early=early
+                ).outcome(claim(), 0.95)
+                != UNDECIDED
+                for n in range(60, 401, 20)
+            )
+    assert wrong[True] <= 2  # 5% of 40
+    assert wrong[False] >= 4
