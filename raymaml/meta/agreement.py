@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,8 +46,8 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether training may go on; a gradient that is not finite is reported elsewhere."""
-        return not self.error > self.tolerance
+        """Whether training may go on: also where ``unrolled`` is not finite, as a step will say."""
+        return self.error <= self.tolerance or not math.isfinite(self.exact)
 
     def problem(self) -> str:
         """Say by how much the two disagree, why that happens, and what to do."""

@@ -21,7 +21,7 @@ models may share layers, and random numbers and forward derivatives belong to th
 
 
 _FORWARD = ("forward AD", "forward mode AD", "support AD")
-_TWICE = ("derivative for ", "once_differentiable", "differentiate twice")
+_TWICE = ("derivative for ", "double backward", "once_differentiable", "differentiate twice")
 _AT_ONCE = ("vmap", "functorch", "Batching rule", "broadcast shape")
 _AGAIN = ("torch.utils.checkpoint",)
 _REMEDIES = {

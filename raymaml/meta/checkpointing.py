@@ -14,6 +14,9 @@ from raymaml.meta.gradients import EpisodeGradient, EpisodeLosses, differentiate
 from raymaml.meta.inner_loop import Fast, SupportLoss, step, unroll
 from raymaml.types import Params
 
+Generators = tuple[Tensor, dict[torch.device, Tensor]]
+"""States of torch's generators: that of the CPU, and those of the GPUs that weights lie on."""
+
 
 def checkpointed(
     losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
@@ -43,15 +46,15 @@ def checkpointed(
 
 def trajectory(
     support_loss: SupportLoss, start: Fast, inner: InnerConfig
-) -> tuple[list[tuple[Fast, Tensor]], Fast]:
+) -> tuple[list[tuple[Fast, Generators]], Fast]:
     """Adapt without a graph.
 
     What is kept is copied into memory that is taken at once: small tensors that stay among large
     ones that go leave holes in the heap, which grew by a third over 50 steps.
 
     Returns:
-        What each inner step starts from with torch's generator (a step draws from it, if there is
-        dropout), no steps if nothing adapts; and the adapted weights.
+        What each inner step starts from with torch's generators (a step draws from them, if there
+        is dropout), no steps if nothing adapts; and the adapted weights.
     """
     steps = inner.num_steps if start.params else 0
     params, velocity = _rows(start.params, steps), _rows(start.velocity, steps)
@@ -62,7 +65,7 @@ def trajectory(
                 for name, value in values.items():
                     rows[name][number] = value.detach()
             kept = replace(fast, params=_row(params, number), velocity=_row(velocity, number))
-            states.append((kept.detached(), torch.get_rng_state()))
+            states.append((kept.detached(), _generators(kept)))
     return states, fast
 
 
@@ -75,11 +78,19 @@ def _row(rows: Params, number: int) -> Params:
     return {name: value[number] for name, value in rows.items()}
 
 
+def _generators(fast: Fast) -> Generators:
+    devices = {value.device for value in fast.params.values() if value.is_cuda}
+    return torch.get_rng_state(), {each: torch.cuda.get_rng_state(each) for each in devices}
+
+
 @contextmanager
-def drawing_as(generator: Tensor) -> Iterator[None]:
-    """Draw random numbers from a state of torch's generator, and leave the present one alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator)
+def drawing_as(generators: Generators) -> Iterator[None]:
+    """Draw random numbers from states of torch's generators, and leave the present ones alone."""
+    cpu, others = generators
+    with torch.random.fork_rng(devices=list(others)):
+        torch.set_rng_state(cpu)
+        for device, state in others.items():
+            torch.cuda.set_rng_state(state, device)
         yield
 
 

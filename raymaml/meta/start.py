@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -65,13 +66,20 @@ def require_fitting(model: nn.Module, head: Head) -> None:
     """Check that episodes can start at the model.
 
     Raises:
-        UserError: parameters have no shape yet, a norm keeps moments from episode to episode, the
-            head's parameters are elsewhere in the model too, or a shared head has not one row.
+        UserError: parameters have no shape yet, a part is TorchScript, a norm keeps moments from
+            episode to episode, the head's parameters are elsewhere in the model too, or a shared
+            head has not one row.
     """
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
         raise UserError(
             f"model: {', '.join(lazy)} have no shape before the first pass; call the model once on"
             " images"
+        )
+    scripted = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        raise UserError(
+            f"model: {', '.join(scripted)} is TorchScript, which takes no weights but its own, so"
+            " that it would neither adapt nor learn; give the nn.Module that it was made of"
         )
     if names := tracking_norms(model):
         raise UserError(

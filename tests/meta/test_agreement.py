@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raymaml import check_gradient
 from raymaml.config.model import InnerConfig
 from raymaml.errors import UserError
-from raymaml.meta.agreement import compare, made_up_episode
+from raymaml.meta.agreement import Comparison, compare, made_up_episode
 from raymaml.meta.learner import MetaLearner
 from raymaml.models.policies import POLICIES
 
@@ -117,6 +117,14 @@ class Float32Only(NoGrad):
         return super().encode(x)
 
 
+class NoCopies(NoGrad):
+    """Keeps a tensor that has a history, which cannot be copied, as hooks on weights do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubled = 2 * self.a.weight
+
+
 class Recomputes(Model):
     def encode(self, x: Tensor) -> Tensor:
         encode: Tensor = torch.utils.checkpoint.checkpoint(
@@ -166,7 +174,7 @@ def test_a_model_that_the_method_is_right_for_passes(model: type[Model], method:
 @pytest.mark.parametrize(
     ("model", "method"),
     [
-        *((model, "mixed_mode") for model in (NoGrad, Float32Only)),
+        *((model, "mixed_mode") for model in (NoGrad, Float32Only, NoCopies)),
         *((model, "checkpointed") for model in (PythonsNumbers, NumpysNumbers)),
         *((Outside, method) for method in ("auto", "checkpointed", "mixed_mode")),
     ],
@@ -212,6 +220,13 @@ def test_a_comparison_leaves_no_trace(model: type[Model]) -> None:
     assert all(parameter.grad is None for parameter in maml.model.parameters())
     assert not any(module._forward_pre_hooks for module in maml.model.modules())
     assert maml.inner == InnerConfig(num_steps=5, lr=0.3, gradient="unrolled")
+
+
+def test_a_number_that_is_none_is_no_agreement() -> None:
+    case = {"method": "mixed_mode", "tolerance": 1e-4}
+    nan = float("nan")
+    assert not Comparison(found=nan, exact=1, error=nan, **case).agrees
+    assert Comparison(found=nan, exact=nan, error=nan, **case).agrees  # the first step says so
 
 
 @pytest.mark.parametrize("norm", POLICIES)

@@ -302,3 +302,15 @@ def test_a_model_without_shapes_is_refused() -> None:
     model.a = nn.LazyLinear(3)
     with pytest.raises(UserError, match=r"a\.weight, a\.bias have no shape .* call the model once"):
         learner(model, "unrolled")
+
+
+@pytest.mark.parametrize(
+    "compiled", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(3))]
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_a_part_in_torchscript_is_refused(compiled: Callable[[nn.Module], nn.Module]) -> None:
+    model = Graph()
+    model.b = compiled(nn.Linear(3, 3))
+    with pytest.raises(UserError, match=r"model: b is TorchScript, .* give the nn\.Module"):
+        learner(model, "unrolled")
