@@ -81,6 +81,10 @@ READ_AS = {
 }
 
 
+def home(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 @pytest.mark.parametrize("key", ["name", "data.bank", "model.encoder"])
 @pytest.mark.parametrize("text", READ_AS)
 def test_text_that_yaml_takes_for_something_else_is_to_be_quoted(
@@ -96,7 +100,7 @@ def test_text_that_yaml_takes_for_something_else_is_to_be_quoted(
         assert problem.startswith(f"{place} is {text}, which YAML reads as {READ_AS[text]}; ")
         assert f'if it is text, quote it: "{text}"' in problem
         # and that is a remedy
-        assert load_config(write(tmp_path, "data.bank", f'"{text}"')).data.bank == Path(text)
+        assert load_config(write(tmp_path, "data.bank", f'"{text}"')).data.bank == home(text)
 
 
 def test_what_is_read_as_it_looks_is_shown_once(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def test_pictures_in_deeper_folders_are_of_the_class_folder(tmp_path: Path) -> N
     save(tmp_path / "train" / "a" / "day" / "dawn" / "2.png")
     save(tmp_path / "train" / "a" / ".cache" / "3.png")
     save(tmp_path / "train" / "b" / "night" / "0.png")
-    assert classes(plan(tmp_path)) == [("train", "a", 3), ("train", "b", 1)]
+    found = plan(tmp_path)
+    assert classes(found) == [("train", "a", 3), ("train", "b", 1)]
+    assert found.notes == ("taken: 3 pictures in deeper folders, first train/a/day/1.png",)
 
 
 def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:

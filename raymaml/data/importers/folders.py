@@ -39,10 +39,11 @@ def split_named(name: str) -> Split | None:
 
 @dataclass
 class LeftOut:
-    """What an import passes over: a reason, and the files."""
+    """What an import passes over, by reason; and what it takes from deeper folders."""
 
     root: Path
     files: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    deeper: list[Path] = field(default_factory=list)
 
     def add(self, reason: str, path: Path) -> None:
         """Count ``path``."""
@@ -50,10 +51,10 @@ class LeftOut:
 
     def told(self) -> tuple[str, ...]:
         """Return a line for each reason: how many files, and the first of them."""
-        return tuple(
-            f"left out: {len(paths):,} {reason}, first {min(paths).relative_to(self.root)}"
-            for reason, paths in sorted(self.files.items())
-        )
+        lines = [(f"left out: {len(own):,} {why}", own) for why, own in sorted(self.files.items())]
+        if self.deeper:
+            lines.append((f"taken: {len(self.deeper):,} pictures in deeper folders", self.deeper))
+        return tuple(f"{text}, first {min(own).relative_to(self.root)}" for text, own in lines)
 
 
 def images_in(folder: Path, left_out: LeftOut) -> list[Path]:
@@ -69,6 +70,7 @@ def images_in(folder: Path, left_out: LeftOut) -> list[Path]:
                 left_out.add(reason, path)
             else:
                 images.append(path)
+    left_out.deeper += [path for path in images if path.parent != folder]
     return sorted(images)
 
 
