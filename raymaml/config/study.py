@@ -26,16 +26,19 @@ def _checkpoint(value: object) -> object:
     return value if value in get_args(Which) else read_place(value)
 
 
+MOST_SEEDS = 100
+
+
 def _with_seeds(changes: dict[str, Any]) -> dict[str, Any]:
     if "seeds" in changes:
         if "seed" in changes:
             raise ValueError("models: a model has seed and seeds; give one of them")
         found = changes["seeds"]
         whole = isinstance(found, list) and all(type(seed) is int and seed >= 0 for seed in found)
-        if not whole or not found or len(set(found)) < len(found):
+        if not whole or not 1 <= len(found) <= MOST_SEEDS or len(set(found)) < len(found):
             raise ValueError(
-                f"models: seeds is {shortened(found)}; it should be a list of different whole"
-                " numbers from 0 on, as in seeds: [0, 1, 2]"
+                f"models: seeds is {shortened(found)}; it should be a list of 1 to {MOST_SEEDS}"
+                " different whole numbers from 0 on, as in seeds: [0, 1, 2]"
             )
     return changes
 

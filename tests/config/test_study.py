@@ -77,8 +77,12 @@ cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]
             "models: {m: {seeds: [0, 0]}}\n",
             "s.yaml:4: models: seeds is [0, 0]; it should be a",
         ),
-        ("models: {m: {seeds: 3}}\n", "models: seeds is 3; it should be a list of different whole"),
+        (
+            "models: {m: {seeds: 3}}\n",
+            "models: seeds is 3; it should be a list of 1 to 100 different",
+        ),
         ("models: {m: {seeds: []}}\n", "models: seeds is []; it should be"),
+        (f"models: {{m: {{seeds: {list(range(101))}}}}}\n", "it should be a list of 1 to 100"),
         ("models: {m: {seeds: [0, -1, true]}}\n", "models: seeds is [0, -1, True]; it should be"),
         ("models: {m: {seed: 1, seeds: [0, 1]}}\n", "a model has seed and seeds; give one of them"),
         (
