@@ -45,7 +45,7 @@ def own_ray(num_cpus: int | None) -> Iterator[dict[str, Any]]:
     folder, lock = _make_folder()
     try:
         _require_token()
-        yield {"address": "local", "num_cpus": num_cpus, "_temp_dir": str(folder / "ray")}
+        yield {"address": "local", "num_cpus": num_cpus, "_temp_dir": str(folder / "r")}
     except Exception:
         _LOG.info("the logs of Ray are under %s", folder)
         raise
@@ -115,7 +115,7 @@ def _make_folder() -> tuple[Path, int]:
 
 def _lock_new_folder(base: Path) -> tuple[Path, int]:
     while True:
-        folder = base.resolve() / f"{_prefix()}{secrets.token_hex(2)}"
+        folder = base.resolve() / f"{_prefix()}{secrets.token_hex(1)}"
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
             break

@@ -13,7 +13,7 @@ from filelock import FileLock
 from raymaml.data.files import download, new_folder, read_bytes, unreachable
 from raymaml.data.temporary import remove_dead
 from raymaml.errors import UserError, reason_of
-from raymaml.places import Place, is_remote
+from raymaml.places import Place, at_home, is_remote
 
 CACHE = Path("~/.cache/raymaml")
 """Where copies lie if nothing else is said."""
@@ -53,13 +53,27 @@ def local_copy(place: Place, cache: Path, how: Copying) -> Path:
         ) from None
     except Exception as error:
         raise unreachable(place / how.marker, error) from None
-    copy = cache.expanduser() / hashlib.sha256(content).hexdigest()
+    try:
+        copy = at_home(cache) / hashlib.sha256(content).hexdigest()
+    except ValueError as error:
+        raise _unusable(cache, f"it {error}") from None
     if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(copy.with_suffix(".lock")):
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(copy.with_suffix(".lock")).acquire()
+        except OSError as error:
+            raise _unusable(cache, error.strerror or reason_of(error)) from None
+        with lock:
             if not copy.exists():
                 _copy(place, copy, content, how)
     return copy
+
+
+def _unusable(cache: Path, problem: str) -> UserError:
+    return UserError(
+        f"data.cache: {cache}: copies of what is given by URI cannot be kept there ({problem}); set"
+        " data.cache to a folder that this user can write"
+    )
 
 
 def _copy(place: Place, copy: Path, marker: bytes, how: Copying) -> None:

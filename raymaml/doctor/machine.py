@@ -29,7 +29,9 @@ STORE_SHARE = 0.3
 """Of the memory, what Ray takes for its object store."""
 SOCKET_PATH = 107 if sys.platform == "linux" else 103
 """Bytes that the path of a socket may have..."""
-_LONGEST = "/raymaml.12345678/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_LONGEST = (
+    "/raymaml.123456/r/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_TaskEventsHead"
+)
 """...and what a Ray of raymaml's own puts behind its temporary folder."""
 LONGEST_BASE = SOCKET_PATH - len(_LONGEST)
 """Bytes that the path of this temporary folder may have."""

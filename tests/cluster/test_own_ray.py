@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,16 +23,17 @@ NICENESS = "RAY_worker_niceness"
 
 
 @pytest.fixture
-def base(short_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The usual temporary folder, empty, and a home without a token."""
+def base(short_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The usual temporary folder, empty, of the longest path; and a home without a token."""
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", NICENESS):
         monkeypatch.setenv(name, "")  # so that it is as before after the test
         monkeypatch.delenv(name)
-    folder = short_folder / tmp_path.name[-4:]
+    folder = short_folder / ("x" * (19 - 1 - len(str(short_folder))))
     folder.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     monkeypatch.setenv("HOME", str(tmp_path))
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 def mode(path: Path) -> int:
@@ -40,7 +43,7 @@ def mode(path: Path) -> int:
 def test_a_folder_is_ours_alone_and_gone_after_the_block(base: Path) -> None:
     with own_ray(2) as arguments:
         (folder,) = base.iterdir()
-        assert arguments == {"address": "local", "num_cpus": 2, "_temp_dir": f"{folder}/ray"}
+        assert arguments == {"address": "local", "num_cpus": 2, "_temp_dir": f"{folder}/r"}
         assert mode(folder) == 0o700
         (folder / "log").touch()
     assert list(base.iterdir()) == []
@@ -71,16 +74,16 @@ def test_what_is_alive_or_not_ours_stays(base: Path, tmp_path: Path) -> None:
     with own_ray(None) as arguments:
         alive = Path(arguments["_temp_dir"])
         alive.mkdir()
-        prefix = alive.parent.name[:-4]
+        prefix = alive.parent.name[:-2]
         away = tmp_path / "away"
         away.mkdir()
         (away / "file").touch()
         (base / f"{prefix}link").symlink_to(away)
         (base / f"{prefix}file").touch()
         (base / f"{prefix}new").mkdir()  # about to be locked
-        (base / "raymaml.0000host" / "ray").mkdir(parents=True)  # of another machine
+        (base / "raymaml.000012" / "r").mkdir(parents=True)  # of another machine
         (base / "ray" / "session_1").mkdir(parents=True)  # of a Ray that raymaml did not start
-        (base / f"{prefix}dead" / "ray").mkdir(parents=True)
+        (base / f"{prefix}dead" / "r").mkdir(parents=True)
         before = set(base.iterdir())
         with own_ray(None):
             pass
@@ -91,7 +94,7 @@ def test_what_is_alive_or_not_ours_stays(base: Path, tmp_path: Path) -> None:
 
 def test_the_processes_of_a_dead_folder_are_ended_and_no_others(base: Path) -> None:
     with own_ray(None) as arguments:
-        prefix = Path(arguments["_temp_dir"]).parent.name[:-4]
+        prefix = Path(arguments["_temp_dir"]).parent.name[:-2]
     dead = base / f"{prefix}dead"
     dead.mkdir()
     nap = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -113,14 +116,14 @@ def test_a_folder_whose_sockets_would_have_too_long_paths_is_replaced(
     base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "_SHORT", base)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 30)))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 20)))
     with own_ray(None) as arguments:
         assert Path(arguments["_temp_dir"]).parent.parent == base
     monkeypatch.setenv("RAY_TMPDIR", "/proc/none")  # cannot be made
     with own_ray(None) as arguments:
         assert Path(arguments["_temp_dir"]).parent.parent == base
     monkeypatch.setattr(module, "_SHORT", Path("/proc/none"))
-    with pytest.raises(UserError, match=r"set RAY_TMPDIR to .* at most 22 bytes, or give --local"):
+    with pytest.raises(UserError, match=r"set RAY_TMPDIR to .* at most 19 bytes, or give --local"):
         own_ray(None).__enter__()
 
 

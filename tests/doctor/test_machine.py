@@ -90,9 +90,9 @@ def test_shared_memory(mount: Mount) -> None:
 
 def test_sockets(tmp_path: Path) -> None:
     assert sockets_finding(Path("/tmp")).status == "ok"
-    # 5 bytes and 18 more, 23, leave 84 for what Ray adds: it adds 17 + 4 + 43 + 21 = 85
-    assert sockets_finding(Path("/tmp") / ("x" * 17)).status == "ok"
-    finding = sockets_finding(Path("/tmp") / ("x" * 18))
+    # 5 bytes and 15 more, 20, leave 87 for what Ray adds: it adds 15 + 2 + 43 + 28 = 88
+    assert sockets_finding(Path("/tmp") / ("x" * 14)).status == "ok"
+    finding = sockets_finding(Path("/tmp") / ("x" * 15))
     assert finding.status == "warn"
     assert "RAY_TMPDIR" in finding.remedy
 

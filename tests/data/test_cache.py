@@ -1,0 +1,42 @@
+"""The folder that keeps copies of what is given by URI, where it cannot be used."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from raymaml.data.cache import CACHE, Copying, local_copy
+from raymaml.errors import UserError
+from raymaml.places import to_place
+
+HOW = Copying(marker="marker.json", others=lambda _folder: (), verify=lambda _folder: None)
+
+
+def test_a_cache_that_cannot_be_written_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = to_place("memory://bank")
+    place.mkdir(exist_ok=True)
+    (place / HOW.marker).write_bytes(b"{}")
+    (tmp_path / "file").touch()
+    remedy = r"cannot be kept there .*; set data\.cache to a folder that this user can write"
+    for home in (Path("/proc/none"), tmp_path / "file"):  # Ray's workers, containers, services
+        monkeypatch.setenv("HOME", str(home))
+        with pytest.raises(UserError, match=rf"^data\.cache: ~/\.cache/raymaml: .*{remedy}"):
+            local_copy(place, CACHE, HOW)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # a user without an entry
+    with pytest.raises(KeyError):
+        pwd.getpwuid(os.getuid())
+    with pytest.raises(UserError, match=f"{remedy[:20]}.*it begins with the home of a"):
+        local_copy(place, CACHE, HOW)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    copy = local_copy(place, CACHE, HOW)
+    assert (copy / HOW.marker).read_bytes() == b"{}"
+    monkeypatch.setattr(Path, "mkdir", None)  # nothing is written where the copy is there
+    assert local_copy(place, CACHE, HOW) == copy
