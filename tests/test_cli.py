@@ -334,7 +334,7 @@ def test_audits_are_in_the_next_report_of_what_was_audited(
     make_config("audited", "outer.num_steps=1")
     path = tmp_path / "audited" / "config.yaml"
     raymaml_("train", "--local", path)
-    *lines, audits = raymaml_("audit", path).output.splitlines()
+    *lines, audits = raymaml_("audit", "--local", path).output.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "transduction",
         "queries",

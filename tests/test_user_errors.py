@@ -312,10 +312,10 @@ DATA_CASES = [
         name="sample-beside-other-shards",  # nothing of the other splits is written before
         command="data sample",
         mistake=lambda place: shutil.rmtree(place.config.data.shards / "train"),
-        overrides=("episodes.test.num_episodes=3", "episodes.val.num_ways=6", "model.head=zero"),
+        overrides=("episodes.test.num_episodes=13", "episodes.val.num_ways=6", "model.head=zero"),
         says=(
             "split val: has 5 classes, episodes.val.num_ways is 6",
-            "shards/test/manifest.json: spec.num_episodes is 10, config and bank ask for 3",
+            "shards/test/manifest.json: spec.num_episodes is 10, config and bank ask for 13",
         ),
     ),
     Case(

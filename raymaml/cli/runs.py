@@ -53,11 +53,14 @@ def report(config_path: Place, overrides: tuple[str, ...]) -> None:
 
 @click.command()
 @takes_config
-def audit(config_path: Place, overrides: tuple[str, ...]) -> None:
+@LOCAL
+def audit(config_path: Place, overrides: tuple[str, ...], local: bool) -> None:
     """Look at what the accuracy hides: other queries, labels and support sets.
 
-    The next report of the run (`raymaml test` or `raymaml report`) shows what was found.
+    The next report of the run (`raymaml test` or `raymaml report`) shows what was found. Audits
+    run in this process, without Ray, with --local and without.
     """
+    del local  # there is one way, and scripts give the option to all commands alike
     from raymaml.evaluation.auditing import audit_run
 
     say(audit_run(load(config_path, overrides), say))

@@ -110,7 +110,8 @@ class EpisodesConfig(Section):
     num_queries: PositiveInt = 15
     """Query images a class (Q)."""
     num_episodes: Annotated[PositiveInt, Field(le=10_000_000)]
-    """Episodes to sample, 10,000,000 at most. Training goes round again when it needs more."""
+    """Episodes to sample, 10,000,000 at most. Training goes round again when it needs more; of more
+    test episodes than that, the first are judged."""
 
     @property
     def images_per_class(self) -> int:

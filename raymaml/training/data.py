@@ -11,7 +11,13 @@ import torch
 from raymaml.config.schema import SPLITS, Config, DataConfig, EpisodesConfig, Split
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
-from raymaml.data.episodes import EpisodeShards, check_sampling, check_shards, write_shards
+from raymaml.data.episodes import (
+    EpisodeShards,
+    check_sampling,
+    check_shards,
+    check_spec,
+    write_shards,
+)
 from raymaml.data.prefetch import prefetch
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.data.transforms import EpisodeLoader, Normalize
@@ -98,10 +104,11 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
 
     Raises:
         UserError: something is missing, damaged, was made for another config, or is too small for
-            the model.
+            the model; or the bank cannot give the test episodes, which come after training.
     """
     bank = open_bank(config)
     check_image_size(config.model, bank.image_shape)
+    check_spec(bank, config.episodes.test, "test")
     sets = open_episode_sets(config, bank, ("train", "val"), device)
     return TrainingData(
         image_shape=bank.image_shape,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import raymaml
+from raymaml.data.bank import ImageBank
 from raymaml.errors import UserError
 from raymaml.evaluation import others, trial
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import record_arrays
 from raymaml.evaluation.replay import replay
-from raymaml.training.data import open_episode_sets
+from raymaml.training.data import open_episode_sets, sample_shards
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally
 
@@ -171,3 +173,49 @@ def test_an_altered_record_does_not_repeat(config, monkeypatch) -> None:
     with pytest.raises(UserError, match="model: episode 4 was recorded with loss") as caught:
         replay(campaign, quiet)
     assert len(caught.value.problems) == 1  # the other arms repeat
+
+
+def with_test(config, **changes):
+    episodes = config.episodes
+    test = episodes.test.model_copy(update=changes)
+    return config.model_copy(update={"episodes": episodes.model_copy(update={"test": test})})
+
+
+def test_fewer_test_episodes_than_were_sampled_are_the_first_ones(config) -> None:
+    judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    whole = record_arrays(plan_test(config, CPU).results()[0].records)
+    fewer = with_test(config, num_episodes=4)
+    lines: list[str] = []
+    path = judge_locally(lambda device: plan_test(fewer, device), config.cluster, lines.append)
+    assert json.loads(path.read_text())["num_episodes"] == 4
+    assert not [line for line in lines if "CPU worker" in line]  # 4 of 10 are there
+    some = record_arrays(plan_test(fewer, CPU).results()[0].records)
+    assert np.array_equal(some.accuracy, whole.accuracy[:4])
+    assert len(raymaml.judge(raymaml.nearest_class_mean(), fewer).accuracy) == 4
+
+
+def test_more_test_episodes_than_were_sampled_are_not_there(config) -> None:
+    with pytest.raises(UserError, match=r"spec.num_episodes is 10, config and bank ask for 11"):
+        plan_test(with_test(config, num_episodes=11), CPU)
+
+
+def test_sampling_keeps_test_episodes_that_are_more_than_asked_for(config) -> None:
+    bank = ImageBank.open(config.data.bank)
+    counts = [shards.count for shards in sample_shards(with_test(config, num_episodes=4), bank)]
+    assert counts == [24, 4, 10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_ways": 6}, "split test: has 5 classes, episodes.test.num_ways is 6"),
+        ({"num_shots": 7}, "num_shots . num_queries = 9"),
+    ],
+)
+def test_test_episodes_that_the_bank_cannot_give_are_found_before_training(
+    make_config, changes, says
+) -> None:
+    config = with_test(make_config("late", "model.head=zero"), **changes)
+    with pytest.raises(UserError, match=says):
+        train_locally(config, quiet)
+    assert not config.run_folder.exists()
