@@ -22,7 +22,7 @@ models may share layers, and random numbers and forward derivatives belong to th
 
 _FORWARD = ("forward AD", "forward mode AD", "support AD")
 _TWICE = ("derivative for ", "double backward", "once_differentiable", "differentiate twice")
-_AT_ONCE = ("vmap", "functorch", "Batching rule", "broadcast shape")
+_AT_ONCE = ("vmap", "functorch", "Batching rule", "batched tensor", "broadcast shape")
 _AGAIN = ("torch.utils.checkpoint",)
 _REMEDIES = {
     _AGAIN: "model: runs again in the backward pass ({reason}), where it has other weights than in"

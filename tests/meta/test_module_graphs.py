@@ -220,6 +220,19 @@ def test_three_ways_give_one_number(graph: type[Graph]) -> None:
         assert relative_error(found, exact) < 1e-10
 
 
+@pytest.mark.parametrize("graph", [Tied, Counting])
+@pytest.mark.parametrize("gradient", METHODS)
+def test_several_episodes_at_once_are_the_loop(graph: type[Graph], gradient: str) -> None:
+    maml, batch = learner(built(graph), gradient), episodes(3, size=4)
+    for found, episode in zip(maml.chunk_gradients(batch), batch, strict=True):
+        assert relative_error(flat(found.grads), flat(maml.episode_gradient(episode).grads)) < 1e-10
+
+
+def test_a_hidden_batch_norm_cannot_take_several_episodes_at_once() -> None:
+    with pytest.raises(UserError, match=r"set cluster\.episodes_per_chunk: 1"):
+        learner(built(Attributes), "unrolled").chunk_gradients(episodes(2, size=4))
+
+
 def test_a_tied_weight_adapts_as_one() -> None:
     model, episode = built(Tied), episodes(size=4)[0]
     *_, fast = MetaLearner(model, InnerConfig(num_steps=1, lr=0.3)).adapt(episode)
