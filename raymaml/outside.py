@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +23,31 @@ def parse_json(data: bytes | str) -> Any:
             standard library answers with a ``RecursionError``).
     """
     return from_json(data)
+
+
+def json_ready(value: Any, *, strings: bool = False) -> Any:
+    """Return ``value`` in the types that JSON knows.
+
+    A number that is not finite becomes None, or with ``strings`` its name, which a reader that
+    needs the number takes for it: "Infinity", "-Infinity", "NaN".
+    """
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item, strings=strings) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # of numpy
+        return json_ready(value.tolist(), strings=strings)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [json_ready(item, strings=strings) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value) if strings else None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def json_text(value: Any, *, indent: int | None = None, strings: bool = False) -> str:
+    """Return ``value`` as JSON, without the NaN and Infinity that Python writes and JSON lacks.
+
+    See ``json_ready`` for what stands in their place.
+    """
+    return json.dumps(json_ready(value, strings=strings), indent=indent, allow_nan=False)
 
 
 def checked(kind: TypeAdapter[Checked], tree: object) -> Checked:

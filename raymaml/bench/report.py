@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from raymaml.bench.cases import PHASES
 from raymaml.bench.measure import number_of_cores
 from raymaml.bench.rows import Row
 from raymaml.data.files import replacing, write_text
+from raymaml.outside import json_text
 
 _HEADER = (
     f"  {'':<22}{'processes':>10}{'episodes':>10}{'peak':>8}{'ATen calls':>12}"
@@ -75,7 +75,7 @@ def _comparison(rows: Sequence[Row]) -> Iterator[str]:
 def write_json(path: Path, rows: Sequence[Row]) -> None:
     """Write ``machine``, and all ``rows``."""
     content = {"machine": machine(), "rows": [asdict(row) for row in rows]}
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, json_text(content, indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:

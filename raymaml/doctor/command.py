@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from raymaml.doctor.software import software_findings
 from raymaml.errors import UserError
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.logs import plain
+from raymaml.outside import json_text
 from raymaml.places import Place
 from raymaml.training.worker import train_locally
 
@@ -50,7 +50,7 @@ def show(findings: Iterator[Finding], *, as_json: bool) -> bool:
     if as_json:
         found = list(findings)
         content = {"ok": _all_well(found), "findings": [vars(finding) for finding in found]}
-        Console(soft_wrap=True, highlight=False).print_json(json.dumps(content))
+        Console(soft_wrap=True, highlight=False).print_json(json_text(content))
         return _all_well(found)
     console = Console(highlight=False)
     found = []

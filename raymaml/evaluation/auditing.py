@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 from raymaml.config.schema import Config
 from raymaml.data.files import write_text
 from raymaml.evaluation.audit import Subject, all_audits, as_json
 from raymaml.evaluation.campaign import Echo
 from raymaml.evaluation.others import predictor
 from raymaml.evaluation.plan import AUDITS_FILE, plan_test
+from raymaml.outside import json_text
 from raymaml.places import Place
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
@@ -37,5 +36,5 @@ def audit_run(config: Config, echo: Echo) -> Place:
         echo(f"{name}: {found[-1].outcome}. {found[-1].sentence}")
     path = campaign.folder / AUDITS_FILE
     content = {"identity": campaign.identity(arm), "audits": as_json(found)}
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json_text(content, indent=2) + "\n")
     return path

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from raymaml.config.model import ENCODERS, ModelConfig
@@ -45,6 +43,7 @@ from raymaml.evaluation.summary import (
     worst_episodes,
 )
 from raymaml.evaluation.verdict import AuditResult, Verdict
+from raymaml.outside import json_ready, json_text
 from raymaml.places import Place
 from raymaml.training.metrics import write_tensorboard
 
@@ -148,7 +147,7 @@ def write_report(
     summaries = [_summarized(arm, records[arm.name]) for arm in arms]
     compared = compare(records, trainings or {})
     over_trainings = replicated(trainings or {}, summaries)
-    identities = [plain({**identity, **arm.identity}) for arm in arms]
+    identities = [json_ready({**identity, **arm.identity}) for arm in arms]
     with on_disk(folder) as place:
         drawn = _draw(place, records, summaries, curve)
         drawn += _draw_worst(place, records[arms[0].name], bank) if bank is not None else []
@@ -170,7 +169,7 @@ def write_report(
         "audits": [asdict(audit) for audit in audits],
         "circumstances": {arm.name: arm.circumstances for arm in arms},
     }
-    write_text(path, json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(summary, indent=2) + "\n")
     return path
 
 
@@ -225,19 +224,6 @@ def _circumstances(arms: Sequence[ArmResult]) -> list[tuple[str, str]]:
     )
 
 
-def plain(value: Any) -> Any:
-    """Return ``value`` in the types that JSON knows; what is not a finite number becomes None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
 def _draw(
     folder: Path,
     records: Mapping[str, RecordArrays],
@@ -270,7 +256,7 @@ def _draw(
             folder / "arms.png",
             {arm.name: (arm.accuracy.overall, arm.new_classes) for arm in arms},
         )
-    points = [point for point in plain(curve) if point.get("val_accuracy") is not None]
+    points = [point for point in json_ready(curve) if point.get("val_accuracy") is not None]
     if points:
         shown.append(Picture("learning_curve.png", "Validation accuracy over the outer steps"))
         plot_learning_curve(folder / shown[-1].file, points)

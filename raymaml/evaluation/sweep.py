@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from raymaml.evaluation.population import Exploit, comparisons, donors
 from raymaml.evaluation.referee import Decide, Referee, run_name
 from raymaml.evaluation.search_space import draw_values, perturb
 from raymaml.evaluation.study import provide_data
+from raymaml.outside import json_text
 from raymaml.places import Place, beside
 from raymaml.training.checkpoint import copy_for_going_on
 from raymaml.training.data import open_training_data
@@ -270,7 +270,7 @@ def _generations(
             }
             trials |= {number: trial for number, (trial, _) in new.items()}
             exploits += [exploit for _, exploit in new.values()]
-            lineage = json.dumps([asdict(exploit) for exploit in exploits], indent=2)
+            lineage = json_text([asdict(exploit) for exploit in exploits], indent=2)
             write_text(sweep.folder / LINEAGE_FILE, lineage + "\n")
 
 
@@ -297,6 +297,6 @@ def _exploit(
         run=new.config.name,
         values=values,
     )
-    text = json.dumps(asdict(exploit), indent=2) + "\n"
+    text = json_text(asdict(exploit), indent=2) + "\n"
     write_text(new.config.run_folder / LINEAGE_FILE, text)
     return new, exploit

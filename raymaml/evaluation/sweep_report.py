@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -30,7 +29,7 @@ from raymaml.evaluation.population import Exploit
 from raymaml.evaluation.referee import Referee, Report
 from raymaml.evaluation.sweep import Sweep, max_steps
 from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows
-from raymaml.outside import checked, parse_json
+from raymaml.outside import checked, json_text, parse_json
 from raymaml.places import Place
 from raymaml.training.checkpoint import checkpoint_path, copy_checkpoint, trained_config
 from raymaml.training.metrics import METRICS_FILE
@@ -67,7 +66,7 @@ def write_sweep_report(
     write_text(sweep.folder / "sweep.html", html(title, blocks, sweep.folder))
     path = sweep.folder / "sweep.json"
     content = _as_json(sweep, rows, best, exploits)
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(content, indent=2) + "\n")
     for line in text_table(rows):
         echo(line)
     echo(f"{sweep.folder}: {count_text(rows)}; the best is {best.run}, {accuracy_text(best)}")
@@ -99,7 +98,7 @@ def export_best(sweep: Sweep, best: Report) -> Place:
                 if exists(run / name):
                     (partial / name).write_bytes(read_bytes(run / name))
             write_text(partial / "config.yaml", dump_config(config.model_copy(update=own)))
-            write_text(partial / _FROM, json.dumps(asdict(best), indent=2) + "\n")
+            write_text(partial / _FROM, json_text(asdict(best), indent=2, strings=True) + "\n")
     return folder / "config.yaml"
 
 
@@ -199,15 +198,7 @@ def _as_json(
     return {
         "schema_version": SCHEMA_VERSION,
         "sweep": sweep.settings.model_dump(mode="json"),
-        "best": _report(best),
-        "trials": [{**asdict(row), "best": _report(row.best)} for row in rows],
+        "best": asdict(best),
+        "trials": [asdict(row) for row in rows],
         "lineage": [asdict(each) for each in exploits],
     }
-
-
-def _report(report: Report | None) -> dict[str, Any] | None:
-    """Return a report as JSON has it: the interval of a single episode is null."""
-    if report is None:
-        return None
-    interval = report.ci95 if report.ci95 != float("inf") else None
-    return {**asdict(report), "ci95": interval}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -20,14 +19,14 @@ from raymaml.config.outer import OuterConfig
 from raymaml.data.files import exists, on_disk, read_bytes, storing, upload, write_text
 from raymaml.data.temporary import temporary_folder
 from raymaml.errors import UserError, reason_of
-from raymaml.outside import checked, parse_json
+from raymaml.outside import checked, json_ready, json_text, parse_json
 from raymaml.places import Place, is_remote
 from raymaml.training.state import Validation
 
 METRICS_FILE = "metrics.jsonl"
 Show = Callable[[Mapping[str, Any]], None]
 """Shows the numbers of a row, by name, somewhere else as well."""
-_ROW = TypeAdapter(dict[str, Count | float])
+_ROW = TypeAdapter(dict[str, Count | float | None])
 
 
 class TrainingMetrics(Protocol):
@@ -112,7 +111,7 @@ class RunMetrics:
     def start(self, step: int) -> None:
         """Drop rows after ``step`` and open the event file there."""
         kept = [row for row in read_metrics(self._path) if row["step"] <= step]
-        self._text = "".join(json.dumps(row) + "\n" for row in kept)
+        self._text = "".join(json_text(row) + "\n" for row in kept)
         write_text(self._path, self._text)
         with storing(self._events, self._events):
             self._tensorboard = _EventFile(self._events, purge_step=step + 1)
@@ -146,7 +145,7 @@ class RunMetrics:
         self._clock = (validation.step, time.perf_counter())
 
     def _write(self, row: dict[str, Any], group: str) -> None:
-        line = json.dumps(row) + "\n"
+        line = json_text(row) + "\n"
         if is_remote(self._path):
             self._text += line
             write_text(self._path, self._text)
@@ -215,6 +214,8 @@ def write_tensorboard(
 def read_metrics(path: Place) -> list[dict[str, Any]]:
     """Return the rows of a metrics file; a last line torn by a kill is left out.
 
+    A number that is not finite is None.
+
     Raises:
         UserError: another line is no row.
     """
@@ -226,7 +227,7 @@ def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = checked(_ROW, parse_json(line))
-            if "step" not in row or isinstance(row["step"], float):
+            if "step" not in row or not isinstance(row["step"], int):
                 raise ValueError("it has no step")
         except ValueError as error:
             if number == len(lines):
@@ -235,7 +236,7 @@ def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
                 f"{path}:{number}: is no row of metrics ({reason_of(error)}); mend or remove the"
                 " line"
             ) from None
-        yield row
+        yield json_ready(row)  # older files hold Infinity
 
 
 def progress_line(row: dict[str, Any], num_steps: int) -> str:

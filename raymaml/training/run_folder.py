@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from raymaml.data.files import (
 from raymaml.data.locks import Timeout, hold
 from raymaml.errors import StorageError, UserError
 from raymaml.models.source import encoder_source, source_files
-from raymaml.outside import checked, parse_json, shortened
+from raymaml.outside import checked, json_text, parse_json, shortened
 from raymaml.places import Place, is_remote
 from raymaml.training.card import require_agreement
 from raymaml.training.checkpoint import (
@@ -124,7 +123,7 @@ def begin(folder: Place, config: Config, data: TrainingData) -> None:
             **_identity(config, data),
             "classes": _classes(data.train.loader.bank),
         }
-        write_text(folder / IDENTITY, json.dumps(identity, indent=2) + "\n")
+        write_text(folder / IDENTITY, json_text(identity, indent=2) + "\n")
     write_text(folder / "config.yaml", dump_config(config))
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from raymaml.data.files import read_text, write_text
+from raymaml.outside import checked, json_text
 from raymaml.places import Place
 from raymaml.training.checkpoint import read_card
 from raymaml.training.data import MetaBatches
@@ -81,13 +83,16 @@ class SupervisedSession:
 
 QUESTION, ANSWER = ".question.json", ".answer.json"
 """How a worker of Ray Train asks whoever started it: files in the run folder, which both have."""
+_VALIDATION = TypeAdapter(Validation)
 _PAUSE = 0.05  # seconds between two looks
 
 
 def ask_by_file(folder: Place, validation: Validation) -> bool:
     """Ask by a file, and wait for the answer."""
     key = secrets.token_hex(8)
-    write_text(folder / QUESTION, json.dumps({"key": key, "validation": asdict(validation)}))
+    write_text(
+        folder / QUESTION, json_text({"key": key, "validation": asdict(validation)}, strings=True)
+    )
     while (answer := _read(folder / ANSWER)) is None or answer["key"] != key:
         time.sleep(_PAUSE)
     return bool(answer["goes_on"])
@@ -100,9 +105,9 @@ def answer_by_file(folder: Place, ask: Ask, answered: str | None) -> str | None:
         return answered
     goes_on = False
     try:
-        goes_on = ask(Validation(**question["validation"]))
+        goes_on = ask(checked(_VALIDATION, question["validation"]))
     finally:  # whatever ends this process, its workers end well
-        write_text(folder / ANSWER, json.dumps({"key": question["key"], "goes_on": goes_on}))
+        write_text(folder / ANSWER, json_text({"key": question["key"], "goes_on": goes_on}))
     return str(question["key"])
 
 

@@ -23,10 +23,11 @@ from raymaml.data.bank import ImageBank
 from raymaml.evaluation.examination import Examination
 from raymaml.evaluation.plots import bar_edges, round_ticks, spread_labels
 from raymaml.evaluation.records import read_records, write_chunk
-from raymaml.evaluation.report import ArmResult, plain, protocol_line, write_report
+from raymaml.evaluation.report import ArmResult, protocol_line, write_report
 from raymaml.evaluation.sequences import any_look_interval
 from raymaml.evaluation.summary import Stopping
 from raymaml.evaluation.verdict import AuditResult, Verdict
+from raymaml.outside import json_ready
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 SPEC = EpisodesConfig(num_episodes=4)
@@ -420,8 +421,8 @@ def test_plain_leaves_only_what_json_knows() -> None:
         "path": str(Path("runs/a")),
         "none": None,
     }
-    assert plain(value) == expected
-    assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
+    assert json_ready(value) == expected
+    assert json.loads(json.dumps(json_ready(value), allow_nan=False)) == expected
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 5, 75, 100, 375, 2000])

@@ -34,8 +34,8 @@ from raymaml.evaluation.records import (
     record_arrays,
     write_chunk,
 )
-from raymaml.evaluation.report import plain
 from raymaml.evaluation.summary import summarize_arm, worst_episodes
+from raymaml.outside import json_ready
 from raymaml.training.checkpoint import (
     CheckpointStore,
     check_last,
@@ -271,7 +271,7 @@ def test_metrics(fuzz: Fuzz) -> None:
     def read(_: object) -> None:
         rows = read_metrics(path)
         json.dumps([row for row in rows if row["step"] <= 2])
-        plain(rows)
+        json_ready(rows)
 
     write = path.write_bytes
     fuzz(changed_bytes(b"\n".join(lines)) | trees, write, read, names="metrics.jsonl")

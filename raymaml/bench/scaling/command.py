@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.data.files import write_text
 from raymaml.errors import UserError
+from raymaml.outside import json_text
 from raymaml.places import Place
 
 Echo = Callable[[str], None]
@@ -175,7 +175,7 @@ def _ahead(
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write all figures; of predictions also what is derived from their parts."""
-    write_text(path, json.dumps(_plain(content), indent=1) + "\n")
+    write_text(path, json_text(_plain(content), indent=1) + "\n")
 
 
 def _plain(value: Any) -> Any:
