@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,7 +226,8 @@ def mean_over_trainings(arm: Trainings) -> RecordArrays:
     common = reduce(np.intersect1d, (records.episode for records in arm.values()))
     accuracies = [each.accuracy[np.isin(each.episode, common)] for each in arm.values()]
     at = np.isin(first.episode, common)
-    columns = {name: column[at] for name, column in vars(first).items() if name != "bank"}
+    own = vars(first).items()
+    columns: dict[str, Any] = {n: value[at] for n, value in own if isinstance(value, np.ndarray)}
     return replace(first, **(columns | {"accuracy": np.mean(accuracies, axis=0)}))
 
 

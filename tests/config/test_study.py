@@ -79,7 +79,7 @@ cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]
         ),
         (
             "models: {m: {seeds: 3}}\n",
-            "models: seeds is 3; it should be a list of 1 to 100 different",
+            "seeds is 3; it should be a list of 1 to 100 different",
         ),
         ("models: {m: {seeds: []}}\n", "models: seeds is []; it should be"),
         (f"models: {{m: {{seeds: {list(range(101))}}}}}\n", "it should be a list of 1 to 100"),
