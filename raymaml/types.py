@@ -7,11 +7,14 @@ per class, ``S = N*K`` support images, ``C H W`` an image, ``P`` parameters, ``T
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from raymaml.episode_checks import checked, unchecked
+
+_IMAGES = ("support_x", "query_x")
 Params = dict[str, Tensor]
 """Parameters by their dotted name, as ``nn.Module.named_parameters`` names them."""
 Buffers = dict[str, Tensor]
@@ -20,21 +23,21 @@ Buffers = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One support set and one query set of a task."""
+    """One support set and one query set of a task; a ``UserError`` names all that is wrong."""
 
     support_x: Tensor  # [N*K, C, H, W]
     support_y: Tensor  # [N*K], int64 in 0..N-1
     query_x: Tensor  # [N*Q, C, H, W]
     query_y: Tensor  # [N*Q]
 
+    def __post_init__(self) -> None:
+        vars(self).update(checked(vars(self), batch=False))
+
     def channels_last(self) -> Episode:
         """Return the same episode with images in the channels-last memory format."""
         layout = torch.channels_last  # by `to`: `contiguous` leaves the strides of one channel
-        return replace(
-            self,
-            support_x=self.support_x.to(memory_format=layout),
-            query_x=self.query_x.to(memory_format=layout),
-        )
+        laid = {name: getattr(self, name).to(memory_format=layout) for name in _IMAGES}
+        return unchecked(Episode, vars(self) | laid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +49,14 @@ class EpisodeBatch:
     query_x: Tensor  # [E, N*Q, C, H, W]
     query_y: Tensor  # [E, N*Q]
 
+    def __post_init__(self) -> None:
+        vars(self).update(checked(vars(self), batch=True))
+
     def __len__(self) -> int:
         return self.support_x.shape[0]
 
     def __getitem__(self, index: int) -> Episode:
-        return Episode(
-            support_x=self.support_x[index],
-            support_y=self.support_y[index],
-            query_x=self.query_x[index],
-            query_y=self.query_y[index],
-        )
+        return unchecked(Episode, {name: value[index] for name, value in vars(self).items()})
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(len(self)))
@@ -64,11 +65,9 @@ class EpisodeBatch:
         """Yield runs of ``size`` consecutive episodes; the last may be shorter."""
         for first in range(0, len(self), size):
             some = slice(first, first + size)
-            yield EpisodeBatch(
-                **{field.name: getattr(self, field.name)[some] for field in fields(self)}
-            )
+            yield unchecked(EpisodeBatch, {name: all_[some] for name, all_ in vars(self).items()})
 
     def to(self, device: torch.device) -> EpisodeBatch:
         """Return the same episodes on ``device``."""
         moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
-        return EpisodeBatch(**moved)
+        return unchecked(EpisodeBatch, moved)

@@ -13,7 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raymaml"
 
 LAYERS = [
-    {"errors", "outside", "types", "seeding", "names", "passes", "places", "logs", "signals"},
+    {
+        "errors",
+        "outside",
+        "types",
+        "episode_checks",
+        "seeding",
+        "names",
+        "passes",
+        "places",
+        "logs",
+        "signals",
+    },
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},
@@ -23,7 +34,7 @@ LAYERS = [
     {"__main__"},
 ]
 """A part imports parts of lower layers, and of its own layer as ``MEET`` allows."""
-MEET = [{"errors", "names"}, {"training", "evaluation"}]
+MEET = [{"errors", "names"}, {"errors", "episode_checks", "types"}, {"training", "evaluation"}]
 
 HOMES = {
     "ray": ["cluster/"],

@@ -16,6 +16,7 @@ from raymaml.config.schema import EpisodesConfig
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
+from raymaml.episode_checks import unchecked
 from raymaml.types import EpisodeBatch
 
 _CACHED_ELEMENTS = 2**18
@@ -118,12 +119,14 @@ class EpisodeLoader:
         )
 
     def _batch(self, rows: Sequence[EpisodeRows], support: Tensor, query: Tensor) -> EpisodeBatch:
-        return EpisodeBatch(
-            support_x=support,
-            support_y=self._labels([each.support_labels for each in rows], support),
-            query_x=query,
-            query_y=self._labels([each.query_labels for each in rows], query),
-        )
+        # not checked: shards are when they are opened, and a check waits for a GPU
+        tensors = {
+            "support_x": support,
+            "support_y": self._labels([each.support_labels for each in rows], support),
+            "query_x": query,
+            "query_y": self._labels([each.query_labels for each in rows], query),
+        }
+        return unchecked(EpisodeBatch, tensors)
 
     def _divided(self, images: Tensor, episodes: int) -> tuple[Tensor, Tensor]:
         """Cut [E*N*K + E*N*Q, ...] into [E, N*K, ...] and [E, N*Q, ...]."""

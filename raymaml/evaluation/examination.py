@@ -123,7 +123,7 @@ def examine_learner(
     def company(episode: Episode) -> tuple[Tensor, Tensor]:
         episode = episode.channels_last() if learner.channels_last else episode
         *_, fast = learner.adapt(episode)
-        queries = (replace(episode, query_x=x) for x in episode.query_x.split(1))
+        queries = (one_query(episode, place) for place in range(len(episode.query_y)))
         alone = [learner.query_logits(fast, query) for query in queries]
         return learner.query_logits(fast, episode), torch.cat(alone)
 
@@ -169,6 +169,12 @@ def _other_order(labels: Tensor, number: int) -> Tensor:
     order = torch.randperm(len(labels), generator=generator)
     places = torch.arange(len(labels))
     return (places.roll(1) if torch.equal(order, places) else order).to(labels.device)
+
+
+def one_query(episode: Episode, place: int) -> Episode:
+    """Return an episode with one of its queries alone."""
+    some = slice(place, place + 1)
+    return replace(episode, query_x=episode.query_x[some], query_y=episode.query_y[some])
 
 
 def _rounded(episode: Episode, share: float) -> Episode:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raymaml.config.schema import Config
 from raymaml.errors import UserError
-from raymaml.evaluation.examination import EPISODES, Examination, examine
+from raymaml.evaluation.examination import EPISODES, Examination, examine, one_query
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import EpisodeRecord, RecordArrays, record_arrays, records_table
 from raymaml.evaluation.trial import read_episodes, record_of, seconds_after_all
@@ -70,7 +70,7 @@ def examine_predictions(predict: Predict, episodes: EpisodeBatch) -> Examination
         return logits.detach().float().to(episode.query_y.device)
 
     def company(episode: Episode) -> tuple[Tensor, Tensor]:
-        singly = [at_once(replace(episode, query_x=x)) for x in episode.query_x.split(1)]
+        singly = [at_once(one_query(episode, place)) for place in range(len(episode.query_y))]
         return at_once(episode), torch.cat(singly)
 
     return examine(lambda episode: at_once(episode)[None], company, episodes)
@@ -186,6 +186,9 @@ def nearest_class_mean(
     """
 
     def predict(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        labels = support_y.new_zeros(len(query_x))  # not read
+        task = Episode(support_x=support_x, support_y=support_y, query_x=query_x, query_y=labels)
+        support_y = task.support_y
         support, query = (
             (support_x, query_x) if embed is None else embed(support_x, support_y, query_x)
         )

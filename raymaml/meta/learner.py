@@ -105,6 +105,7 @@ class MetaLearner:
         rules: Rules = "composed" if self.inner.gradient in SINGLE_BACKWARD else "torch"
         return apart(self._gradient(episodes, rules), episodes.query_y)
 
+    @torch.enable_grad()
     def _gradient(self, episode: Episode | EpisodeBatch, rules: Rules) -> EpisodeGradient:
         passes = Passes(self.model, self.half_precision, rules=rules)
         losses = passes.losses(episode)

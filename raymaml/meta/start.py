@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from raymaml.config.model import InnerConfig
@@ -28,7 +29,13 @@ def begin(
     frozen: Set[str],
     inner: InnerConfig,
 ) -> tuple[Params, Fast]:
-    """Return the parameters that stay, and those that adapt, at rest; a copy for each episode."""
+    """Return the parameters that stay, and those that adapt, at rest; a copy for each episode.
+
+    Raises:
+        UserError: gradients cannot be computed here, or the head does not fit the labels.
+    """
+    _require_gradients(episode)
+    _require_rows(model, head, episode)
     params = {
         name: _head_start(head, value, episode) if name.startswith(HEAD) else value
         for name, value in model.named_parameters()
@@ -40,6 +47,33 @@ def begin(
     adapting = {name: value for name, value in params.items() if name not in frozen}
     fixed = {name: value.detach() for name, value in params.items() if name in frozen}
     return fixed, Fast.at(adapting, buffers, inner)
+
+
+def _require_gradients(episode: Episode | EpisodeBatch) -> None:
+    if torch.is_inference_mode_enabled():
+        raise UserError(
+            "torch.inference_mode: an episode is adapted by gradients, which do not exist in it;"
+            " call outside of it, or use torch.no_grad()"
+        )
+    for name, value in vars(episode).items():
+        if value.is_inference():
+            raise UserError(
+                f"{name}: was made in torch.inference_mode, and PyTorch keeps such a tensor out of"
+                f" gradients; make it outside, or give {name}.clone()"
+            )
+
+
+def _require_rows(model: nn.Module, head: Head, episode: Episode | EpisodeBatch) -> None:
+    labels = episode.support_y
+    # Only where it costs nothing: a GPU would be waited for in each step of training.
+    if head != "learned" or labels.device.type != "cpu" or isinstance(labels, FakeTensor):
+        return
+    rows, ways = len(model.get_parameter(f"{HEAD}weight")), int(labels.max()) + 1
+    if ways != rows:
+        raise UserError(
+            f"head: has {rows} rows and the episode {ways} classes; build the model with"
+            f" num_ways={ways}, or give a head that starts at zero or is shared"
+        )
 
 
 def _head_start(head: Head, value: Tensor, episode: Episode | EpisodeBatch) -> Tensor:
@@ -67,8 +101,8 @@ def require_fitting(model: nn.Module, head: Head) -> None:
 
     Raises:
         UserError: parameters have no shape yet, a part is TorchScript, a norm keeps moments from
-            episode to episode, the head's parameters are elsewhere in the model too, or a shared
-            head has not one row.
+            episode to episode, the head's parameters are elsewhere in the model too, there is no
+            head, or a shared head has not one row.
     """
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
         raise UserError(
@@ -97,6 +131,13 @@ def require_fitting(model: nn.Module, head: Head) -> None:
         raise UserError(
             f"head: its parameters are {', '.join(elsewhere)} too, so that it cannot start or learn"
             " apart from the encoder; give the model a head that is nowhere else in it"
+        )
+    if f"{HEAD}weight" not in dict(model.named_parameters()):
+        linear = [name for name, each in model.named_modules() if isinstance(each, nn.Linear)]
+        found = f"its linear layers are {', '.join(linear)}" if linear else "it has no linear layer"
+        raise UserError(
+            f"model: has no linear layer named head ({found}); name the classifier so, as in"
+            " self.head = nn.Linear(features, num_ways)"
         )
     rows = len(model.get_parameter(f"{HEAD}weight"))
     if (head == "shared") != (rows == 1):

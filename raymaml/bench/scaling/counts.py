@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raymaml.bench.cases import image_shape, made_up_episode
 from raymaml.bench.probes import AtenCalls
 from raymaml.config.schema import Config
+from raymaml.episode_checks import unchecked
 from raymaml.training.settings import gradient_method
 from raymaml.training.state import build_learner
 from raymaml.types import Episode
@@ -57,7 +58,7 @@ def count(config: Config) -> Counts:
             field.name: fake.from_tensor(getattr(episode, field.name)) for field in fields(Episode)
         }
         with FlopCounterMode(display=False) as flops, AtenCalls() as calls:
-            learner.episode_gradient(Episode(**shapes))
+            learner.episode_gradient(unchecked(Episode, shapes))
     return Counts(
         method=method,
         flops=flops.get_total_flops(),
