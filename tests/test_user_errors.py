@@ -219,7 +219,7 @@ CONFIG_CASES = [
     Case(
         name="name-is-a-path",
         overrides=("name=../elsewhere",),
-        says=("command line: name is '../elsewhere'; it should match pattern",),
+        says=("command line: name is '../elsewhere'; it should begin with a letter or digit",),
     ),
     Case(
         name="learned-head-with-other-ways",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import raymaml
@@ -10,7 +12,36 @@ from raymaml.cli.runs import audit, report, study, sweep, test, train
 from raymaml.cli.tools import bench, convert, doctor, scale
 
 
-@click.group()
+class _Commands(click.Group):
+    """The commands; an option that is none gets the remedy that newcomers need."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say that options of a command stand behind its name."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            raise click.UsageError(
+                f"No such option {name!r} here; the options of a command stand behind its name, as"
+                " in `raymaml train --verbose CONFIG`",
+                ctx,
+            ) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Say that overrides have no dashes."""
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if "." not in error.option_name:
+                raise
+            name = error.option_name.lstrip("-")
+            raise click.UsageError(
+                f"No such option {error.option_name!r}; an override has no dashes: {name}=value",
+                error.ctx,
+            ) from None
+
+
+@click.group(cls=_Commands)
 @click.version_option(raymaml.__version__)
 def main() -> None:
     """Train and judge MAML for few-shot image classification.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -20,6 +21,8 @@ from raymaml.signals import INTERRUPTED, TERMINATED, Terminated, terminable
 
 def _place(value: str) -> Place:
     """Return the path or URI that a text names; of a URI ``click.Path`` would leave one slash."""
+    if re.match(r"[a-z][a-z_.]*=", value):
+        raise click.BadParameter(f"{value}: it is an override; they stand behind CONFIG")
     try:
         return to_place(value)
     except ValueError as error:

@@ -31,7 +31,9 @@ def explain(
     for detail in details[:MOST_MISTAKES]:
         keys = _strip_union_tags(detail["loc"])
         key, place = ".".join(keys), _nearest_place(keys, origins, file)
-        if detail["type"] == "missing":
+        if detail["type"] == "missing" and keys[-1].isdigit():
+            yield f"{place}: {'.'.join(keys[:-1])} has no value number {int(keys[-1]) + 1}"
+        elif detail["type"] == "missing":
             place = _nearest_place((*keys[:-1], "kind"), origins, file)
             yield f"{place}: {key} is missing; it has no default"
         elif detail["type"] == "union_tag_not_found":
@@ -39,7 +41,8 @@ def explain(
         elif detail["type"] == "union_tag_invalid":
             place = _nearest_place((*keys, "kind"), origins, file)
             kind, allowed = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
-            yield f"{place}: {key}.kind is {shortened(kind)}; it should be one of {allowed}"
+            hint = _nearest_choice(kind, allowed)
+            yield f"{place}: {key}.kind is {shortened(kind)}; it should be one of {allowed}{hint}"
         elif detail["type"] == "extra_forbidden":
             yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
         elif detail["type"] == "value_error":
@@ -71,19 +74,19 @@ def mistakes(error: ValidationError) -> list[ErrorDetails]:
 def _what_is_wrong(alike: list[ErrorDetails], key: str, origin: Origin) -> str:
     """Say what a value is, what is allowed, and how to write that; ``alike`` are its errors."""
     value, kinds = alike[0]["input"], {each["type"] for each in alike}
-    allowed = " or ".join(
-        each["msg"]
-        .removeprefix("Input ")
-        .removeprefix("String ")
-        .replace("valid tuple", "list")
-        .removesuffix(", got an integer")
-        .removesuffix(", unable to parse string as a number")
-        .removesuffix(", unable to parse string as an integer")
-        .removesuffix(", unable to interpret input")
-        for each in alike
-    )
+    allowed = " or ".join(map(_in_our_words, alike))
     shown = _shown(value, origin.text, kinds)
     return f"{shown}; it {allowed}{_remedy(value, key, origin, kinds, allowed)}"
+
+
+def _in_our_words(detail: ErrorDetails) -> str:
+    """Return pydantic's message, which goes on after "it"."""
+    if detail["type"] == "string_pattern_mismatch":
+        return "should begin with a letter or digit, and hold only letters a-z, digits, . _ and -"
+    text = re.sub(r"^(Input|String|Tuple|List|Dictionary) ", "", detail["msg"])
+    text = re.sub(r", (got an integer|unable to (parse|interpret) .*)$", "", text)
+    text = re.sub(r"valid dictionary( or .*)?$", "section of keys and values", text)
+    return text.replace("valid tuple", "list").replace(" after validation, not 0", "")
 
 
 def _shown(value: Any, text: str | None, kinds: set[str]) -> str:
@@ -103,30 +106,51 @@ def _shown(value: Any, text: str | None, kinds: set[str]) -> str:
 
 def _remedy(value: Any, key: str, origin: Origin, kinds: set[str], allowed: str) -> str:
     text = origin.text
+    if kinds & _NUMBER:
+        return _remedy_of_a_number(value)
+    if kinds & {"tuple_type", "list_type"} and isinstance(value, str | int | float):
+        return f": write [{cut(str(value), 100)}]"
+    if "model_attributes_type" in kinds and isinstance(value, str):
+        return f": write {{kind: {cut(value, 100)}}}"
+    if "literal_error" in kinds and isinstance(value, str):
+        return _nearest_choice(value, allowed)
     is_scalar = not isinstance(value, str | list | dict)
-    if kinds & _NUMBER and isinstance(value, str):
-        if value.lower() == "none":
-            return ": write null for no value"
-        return (
-            ": write numbers as 1000, 0.001 or 1e-3, without quotes, leading zeros, separators"
-            " and units"
-        )
-    if kinds & _NUMBER and isinstance(value, float):
-        return ": write whole numbers as 1000, without a point and an exponent"
-    if kinds & {"tuple_type", "list_type"} and isinstance(value, str):
-        return f": write [{cut(value, 100)}]"
     if is_scalar and text != "" and (kinds <= {"string_type", "place"} or repr(text) in allowed):
         how = f": {quoted(cut(text, 100), key, origin.place)}" if text else ""
         return f"; if it is text, quote it{how}"
     return ""
 
 
+def _remedy_of_a_number(value: Any) -> str:
+    if isinstance(value, str) and value.lower() == "none":
+        return ": write null for no value"
+    if isinstance(value, str):
+        return (
+            ": write numbers as 1000, 0.001 or 1e-3, without quotes, leading zeros, separators"
+            " and units"
+        )
+    if isinstance(value, float):
+        return ": write whole numbers as 1000, without a point and an exponent"
+    return ""
+
+
+def _nearest_choice(value: str, allowed: str) -> str:
+    """Suggest the one of the quoted names in ``allowed`` that ``value`` may stand for."""
+    names = re.findall(r"'([^']*)'", allowed)
+    near = difflib.get_close_matches(value.lower(), names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
     """Drop what pydantic adds to a path to tell the branches of a union apart."""
     tags = {*SOURCE_KINDS, *SCHEDULERS, "constrained-int", "literal['auto']"}
     tags |= {"one width", "widths", "policy", "by pattern", "by name", "given"}
-    tags |= {"difference", "first trials", "precision"}
-    return tuple(str(part) for part in loc if str(part) not in tags)
+    of_checks = {"difference", "first trials", "precision"}  # behind a place in a list
+    return tuple(
+        str(part)
+        for before, part in zip((None, *loc), loc, strict=False)
+        if part not in tags and not (part in of_checks and isinstance(before, int))
+    )
 
 
 def _nearest_place(keys: KeyPath, origins: Origins, file: str) -> str:
@@ -152,11 +176,14 @@ def _place_of_change(text: str, origins: Origins, file: str) -> str | None:
 
 
 def _did_you_mean(keys: KeyPath, model: type[BaseModel]) -> str:
+    if keys[-1] in (paths := list(_paths(model))) and "." in keys[-1]:
+        outer, _, inner = keys[-1].partition(".")
+        return f"; in a file, write the one in the other: {outer}: {{{inner}: ...}}"
     names = _fields_at(keys[:-1], model)
     near = difflib.get_close_matches(keys[-1].lower(), names, n=1)
     if near:
         return f"; did you mean {near[0]}?"
-    if elsewhere := [path for path in _paths(model) if path.split(".")[-1] == keys[-1]]:
+    if elsewhere := [path for path in paths if path.split(".")[-1] == keys[-1]]:
         return f"; did you mean {' or '.join(elsewhere[:_MOST_SUGGESTIONS])}?"
     return f"; allowed here: {', '.join(names)}" if names else ""
 

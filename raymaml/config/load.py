@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -27,7 +28,7 @@ from raymaml.config.yaml_text import (
 )
 from raymaml.errors import UserError
 from raymaml.outside import cut
-from raymaml.places import Place, to_place
+from raymaml.places import Place, beside, is_remote, to_place
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,21 @@ def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Confi
     return loaded
 
 
+def named_config(path: Place, config: Path) -> Place:
+    """Return the config that a study or sweep file names, relative to that file.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = beside(path, config)
+    if not is_remote(place) and not place.exists():
+        raise UserError(
+            f"{path}: config is {str(config)!r}, and there is no {place}; name one, relative to"
+            " this file, or give --config"
+        )
+    return place
+
+
 def load_sweep(path: Place) -> SweepConfig:
     """Read a sweep file; its config and the changes to it are not read yet.
 
@@ -117,7 +133,8 @@ def _changes(override: Sequence[str] | Changes, problems: list[str]) -> Iterator
         keys, shown = tuple(name.split(".")), cut(text, 200)
         if not equals or not all(keys):
             problems.append(
-                f"{shown}: is not an override; write key.path=value, as in outer.lr=1e-3"
+                f"{shown}: is not an override; write key.path=value, as in outer.lr=1e-3, without"
+                " spaces"
             )
             continue
         try:

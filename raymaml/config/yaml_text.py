@@ -139,7 +139,7 @@ def _compose(text: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         raise ValueError(_syntax_problem(error)) from None
     except yaml.YAMLError as error:
-        raise ValueError(reason_of(error)) from None
+        raise ValueError(reason_of(error).replace('in "<unicode string>", ', "at ")) from None
     except RecursionError:
         raise ValueError(f"it is more than {MAX_DEPTH} deep") from None
     waiting, count = [(node, 1)] if node else [], 0
@@ -168,9 +168,10 @@ def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
         return f'{where}; put a text that begins with one of * & ! % @ ` | > into quotes: "*.norm"'
     if problem.startswith("mapping values are not allowed"):
         return f"{where}; indent the keys of a section alike, and quote a text that holds ': '"
-    started = f", {error.context}" if error.context else ""
-    begun = error.context_mark
-    return f"{where}{started}" + (f" that begins in line {begun.line + 1}" if begun else "")
+    if error.context is None or error.context_mark is None:
+        return where
+    begun = f"{error.context} from line {error.context_mark.line + 1} on"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {begun}, {problem}"
 
 
 def _construct(node: yaml.Node) -> Any:

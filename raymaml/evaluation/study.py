@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from raymaml.config.load import Changes, load_config
+from raymaml.config.load import Changes, load_config, named_config
 from raymaml.config.schema import SPLITS, Config, learning_fingerprint
 from raymaml.config.study import StudyArm, StudyConfig, Which, with_seed_in_name
 from raymaml.config.study_file import load_study
@@ -25,7 +25,7 @@ from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
 from raymaml.evaluation.provenance import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
 from raymaml.logs import plain
-from raymaml.places import Place, beside
+from raymaml.places import Place
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import find_checkpoint, read_card, require_fitting
 from raymaml.training.data import open_bank, sample_shards, shards_folder
@@ -82,7 +82,7 @@ def read_study(
     settings, problems = load_study(path)
     if config_path is None and settings.config == Path():  # the file names none, as is said above
         raise UserError(*problems)
-    place = beside(path, settings.config) if config_path is None else config_path
+    place = named_config(path, settings.config) if config_path is None else config_path
 
     def config(*layers: Changes) -> Config | None:
         try:

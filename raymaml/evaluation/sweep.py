@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from raymaml.config.load import Changes, load_config, load_sweep
+from raymaml.config.load import Changes, load_config, load_sweep, named_config
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.config.sweep import Asha, Pbt, SweepConfig
 from raymaml.data.files import make_folder, write_text
@@ -21,7 +21,7 @@ from raymaml.evaluation.referee import Decide, Referee, run_name
 from raymaml.evaluation.search_space import draw_values, perturb
 from raymaml.evaluation.study import provide_data
 from raymaml.outside import json_text
-from raymaml.places import Place, beside
+from raymaml.places import Place
 from raymaml.training.checkpoint import copy_for_going_on
 from raymaml.training.data import open_training_data
 from raymaml.training.run_folder import claim
@@ -116,7 +116,7 @@ def read_sweep(
         UserError: with every problem of any of them.
     """
     settings = load_sweep(path)
-    place = beside(path, settings.config) if config_path is None else config_path
+    place = named_config(path, settings.config) if config_path is None else config_path
     layers = (Changes(f"{path}: set", settings.set), overrides)
     base = load_config(place, *layers)
     sweep = Sweep(settings=settings, base=base, place=place, layers=layers, origin=str(path))

@@ -202,7 +202,7 @@ def test_what_is_in_a_list_is_to_be_quoted_too(tmp_path: Path) -> None:
         ("name", "@home", "into quotes"),
         ("name", "%a", "into quotes"),
         ("name", "a: b", "quote a text that holds ': '"),
-        ("name", '"a', "while scanning a quoted scalar that begins in line 1"),
+        ("name", '"a', "while scanning a quoted scalar from line 1 on, found unexpected end"),
     ],
 )
 def test_what_is_no_yaml_gets_line_and_remedy(
