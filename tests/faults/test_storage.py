@@ -137,7 +137,8 @@ def test_records_on_a_full_disk(disk, make_config):
     filler.unlink()
     judge_locally(plan, config.cluster, quiet)
     judge_locally(lambda device: plan_test(lone, device), config.cluster, quiet)
-    names = [path.relative_to(config.run_folder) for path in config.run_folder.glob("test/*/*/*")]
+    found = config.run_folder.glob("test/*/*/*.parquet")
+    names = [path.relative_to(config.run_folder) for path in found]
     assert len(names) == 3 + 2 + 2  # chunks of 4: 10 episodes, and 5 of each baseline
     assert all((lone.run_folder / name).is_file() for name in names)
 
