@@ -30,7 +30,7 @@ head=$(hostname -I | cut -d' ' -f1)
 export RAY_ADDRESS=$head:$base RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824
 (umask 077 && ray get-auth-token --generate >/dev/null) # for this user's eyes alone
-chmod 600 ~/.ray/auth_token
+[ ! -f ~/.ray/auth_token ] || chmod 600 ~/.ray/auth_token # made without a umask before
 
 # shellcheck disable=SC2317,SC2329  # called by srun
 ray_node() { # on each node of the job; the first is the head

@@ -143,9 +143,9 @@ class EvaluationConfig(Section):
     """Stop judging once the accuracy is known to so much either way, 0..1, by a confidence sequence
     (95%, valid however often one looks); null: judge all test episodes."""
     baseline_episodes: Count = 600
-    """Judge beside the model, on the first so many test episodes: the untrained weights with the
-    same adaptation, and, if the head is learned, the trained weights with none (a zero or shared
-    head gives all classes equal logits then); 0 judges neither."""
+    """Number of test episodes, the first ones, on which baselines are judged: the untrained weights
+    with the same adaptation, and the trained weights without. The second is left out where the head
+    is zero or shared (all logits are equal then) or no inner step is taken. 0 judges neither."""
 
 
 class ClusterConfig(Section):

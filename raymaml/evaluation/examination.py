@@ -68,7 +68,7 @@ class Examination(BaseModel):
 
     @property
     def is_inductive(self) -> bool | None:
-        """Whether a query is predicted alone as it is among all others; None: it cannot be told."""
+        """Whether a query is predicted alone as it is among all others; None: not known."""
         if not self.finite or self.chance > self._tolerance:
             return None
         return self.company <= _COMPANY_TOLERANCE[self.precision]

@@ -16,8 +16,8 @@ from raymaml.evaluation.records import RecordArrays
 from raymaml.evaluation.statistics import Interval, bounded_interval
 
 FEWEST_EPISODES = 60
-"""No verdict rests on fewer. What happens in one episode of 20 is missing from all of 59 episodes
-in 5% of campaigns (0.95**59), and then neither an interval nor a p-value shows it."""
+"""No verdict rests on fewer. An event of one episode in 20 is missing from all of 59 episodes
+in 5% of campaigns (0.95**59). Then neither an interval nor a p-value shows it."""
 _PARTS = 1000
 """Of a query: what an accuracy is rounded to."""
 

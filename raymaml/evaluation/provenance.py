@@ -17,11 +17,11 @@ class OtherBank:
     """A bank that is not that of training."""
 
     num_classes: int
-    """Its test classes..."""
+    """Number of its test classes."""
     trained_on: int | None
-    """...of which so many were trained on; None where the run does not say its classes..."""
+    """Number of them that were trained on; None where the run does not name its classes."""
     chosen_by: int = 0
-    """...and so many more chose the best checkpoint."""
+    """Number of further ones that chose the best checkpoint."""
 
     @property
     def text(self) -> str:

@@ -78,8 +78,9 @@ def protocol_line(
 ) -> str:
     """Say in one line what decides an accuracy beside the weights.
 
-    For example ``5-way 1-shot 15-query | transductive | 1 step | head zero | single model``. What
-    the examination found wrong comes last: ``caution: its logits do not follow their images...``.
+    For example ``5-way 1-shot 15-query | transductive | 1 step | head zero | single model``.
+    A fault that the examination found comes last: ``caution: its logits do not follow...``. A
+    campaign may add that the bank is another one than in training, or that the encoder was edited.
     """
     caution = NOT_EXAMINED if examination is None else examination.caution
     parts = (

@@ -49,8 +49,9 @@ _INTERVALS = (
     ),
 )
 _ANY_LOOK_NOTE = (
-    "What was seen decided the number of episodes. The intervals of accuracies over episodes are"
-    " therefore those at any look; differences between arms, and their p-values, are not corrected."
+    "The number of episodes was decided while judging. So the intervals of accuracies over episodes"
+    " are those at any look, and so are those of a study's verdicts on differences. The table of"
+    " compared arms, and its p-values, are not corrected."
 )
 _TRANSDUCTIVE_NOTE = (
     "A norm is transductive: the query batch is normalised by its own moments, so the accuracy"
@@ -163,7 +164,7 @@ def trainings(found: Mapping[str, Replicated]) -> Iterator[Block]:
     yield Paragraph(
         "The trainings of an arm differ in their seed (weights, order of the episodes, dropout,"
         " augmentation) and are judged on the same test episodes. Student's t interval over them"
-        " says what other trainings of the method would give; that over episodes how well the"
+        " covers other trainings of the method. The interval over episodes says how well the"
         " episodes pin down the accuracy of one trained model."
     )
 

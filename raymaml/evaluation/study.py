@@ -181,7 +181,7 @@ def _is_trained(config: Config) -> bool:
 def provide_data(config: Config, echo: Echo) -> None:
     """Make bank and shards, where they are not there; what is there is left to be checked."""
     if not exists(config.data.bank / HEADER_FILE):
-        bank = import_bank(config.data, config.episodes)
+        bank = import_bank(config.data, config.episodes, lambda note: echo(plain(note)))
         echo(plain(f"{bank.folder}: {bank.num_images} images of {bank.source}"))
     manifests = (shards_folder(config, split) / MANIFEST_FILE for split in SPLITS[:2])
     if not all(exists(manifest) for manifest in manifests):

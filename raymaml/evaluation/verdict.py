@@ -19,7 +19,7 @@ class Verdict:
     claim: str
     outcome: Outcome
     scope: str
-    """Of what it is true: of a method, by so many trainings, or of one trained model."""
+    """Whether the verdict is on a method, with the number of trainings, or on one trained model."""
     numbers: str
     """What it was decided by, a sentence."""
     p: float | None

@@ -31,7 +31,7 @@ _NAME = re.compile(r"checkpoint_(\d{8,})")
 class CheckpointCard(BaseModel):
     """The readable part of a checkpoint."""
 
-    # JSON knows no infinity, which is what the interval of a single validation episode is.
+    # JSON knows no infinity; a card of an earlier version may hold one as a string.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     schema_version: int
