@@ -10,6 +10,7 @@ import importlib.util
 import site
 import sysconfig
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from raymaml.config.model import ENCODERS, ModelConfig
@@ -86,23 +87,34 @@ def _is_own(top: str, package: str) -> bool:
 
 
 def _file(name: str) -> Path | None:
-    """Return the file of a module, None where the name is of no module or of one without a file."""
-    with contextlib.suppress(ImportError, ValueError, AttributeError):
-        spec = importlib.util.find_spec(name)
+    """Return the file of a module, None where the name is of no module or of one without a file.
+
+    Nothing is imported: a module that only a function imports may be a script.
+    """
+    top, *parts = name.split(".")
+    with contextlib.suppress(ImportError, ValueError, AttributeError, KeyError):
+        spec = importlib.util.find_spec(top)
+        for part in parts:
+            if spec is None or spec.submodule_search_locations is None:
+                return None
+            places = list(spec.submodule_search_locations)
+            spec = PathFinder.find_spec(f"{spec.name}.{part}", places)
         if spec is not None and spec.has_location and spec.origin is not None:
             return Path(spec.origin).resolve()
     return None
 
 
 def _imported(name: str, file: Path) -> Iterator[str]:
-    """Yield the names that the import statements of a module may name modules by."""
-    if file.suffix != ".py":
-        return
+    """Yield the names that the import statements of a module may name modules by.
+
+    A file that Python cannot read has none: the encoder was imported without it.
+    """
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(base, package) if node.level else base
-            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+    with contextlib.suppress(SyntaxError, ValueError, ImportError):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = "." * node.level + (node.module or "")
+                base = importlib.util.resolve_name(base, package) if node.level else base
+                yield from (base, *(f"{base}.{alias.name}" for alias in node.names))

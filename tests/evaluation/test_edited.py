@@ -67,7 +67,7 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Edit:
     return write
 
 
-TOPS = ("own_net", "blocks", "scale", "own_package")
+TOPS = ("own_net", "blocks", "scale", "own_package", "script", "broken")
 
 
 @pytest.fixture(params=["modules beside each other", "package"])
@@ -132,6 +132,28 @@ def test_a_module_that_is_imported_later_counts_from_the_beginning(edit: Edit) -
     importlib.import_module("scale")
     assert encoder_source(model) == before
     assert set(source_files(model)) == {"own_net", "blocks", "scale"}
+
+
+def test_to_look_for_the_files_runs_none_of_them(edit: Edit) -> None:
+    """A script that a function imports from, a module with a syntax error, a name past the top."""
+    edit(
+        "own_net",
+        NET.format(package="")
+        + """
+
+def main():
+    from script import fit
+    from script.more import fit
+    import broken
+    from ... import nothing
+""",
+    )
+    edit("blocks", BLOCKS.format(more="SCALE = 1.0\n"))
+    edit("script", "raise SystemExit(3)\n")
+    edit("broken", "def (:\n")
+    files = source_files(ModelConfig(encoder="own_net:Net"))
+    assert set(files) == {"own_net", "blocks", "script", "broken"}
+    assert not {"script", "broken"} & set(sys.modules)
 
 
 def test_an_edited_encoder_is_judged_again_and_the_reason_said(

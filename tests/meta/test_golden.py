@@ -3,15 +3,17 @@
 Through ``raymaml.convert`` and the public API, as a user who moves over would.
 
 Some images lie so close to a kink (a ReLU, the maximum of a pool) that the rounding of a CPU's
-kernels decides the side, and the outcome jumps. Measured on one CPU: when each weight moves by half
-a unit in the last place, gradients of ``firstorder`` are off by 9e-4, 3e-4 or 2e-6, and nothing
-between. So a case passes if one of ``ROUNDINGS`` such moves gives the reference's numbers.
+kernels decides the side, and the outcome jumps. Measured on one CPU: when each weight moves by up
+to one part in 2**23, gradients of ``firstorder`` are off by 9e-4, 3e-4 or 2e-6, and nothing
+between. So a case with such images also passes if one of ``ROUNDINGS`` such moves gives the
+reference's numbers to 1e-5, ten times as close as the contract asks.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ CASES = [
     "convnet4-running",
     "resnet12-transductive",
 ]
+WITH_KINKS = {"convnet4-transductive", "convnet4-firstorder", "convnet4-running"}
 ROUNDINGS = 16
 Case = tuple[MetaLearner, EpisodeBatch, dict[str, NDArray[Any]]]
 
@@ -96,12 +99,24 @@ def gradient_error(
 
 
 def rounded_otherwise(learner: MetaLearner, seed: int) -> None:
-    """Move each weight by up to half a unit in the last place; seed 0 leaves them alone."""
+    """Move each weight by up to one part in 2**23, its rounding; seed 0 leaves them alone."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in learner.model.parameters():
             noise = torch.rand(weight.shape, generator=generator) - 0.5
             weight.mul_(1 + noise * torch.finfo(weight.dtype).eps * 2 * (seed > 0))
+
+
+def require_small(name: str, error: Callable[[int], float]) -> None:
+    """Check the error of a case, a function of the seed of ``rounded_otherwise``."""
+    errors = [error(0)]
+    if errors[0] < 1e-4:
+        return
+    for seed in range(1, ROUNDINGS if name in WITH_KINKS else 1):
+        errors.append(error(seed))
+        if errors[-1] < 1e-5:
+            return
+    pytest.fail(f"relative errors: {errors}")
 
 
 def largest_error(found: torch.Tensor, expected: NDArray[Any]) -> float:
@@ -111,8 +126,7 @@ def largest_error(found: torch.Tensor, expected: NDArray[Any]) -> float:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "mixed_mode"])
 def test_logits_loss_and_meta_gradient_are_the_references(name: str, gradient: str) -> None:
-    errors = []
-    for seed in range(ROUNDINGS):
+    def error(seed: int) -> float:
         learner, batch, expected = load(name)
         if learner.inner.gradient == "unrolled":
             learner.inner = learner.inner.model_copy(update={"gradient": gradient})
@@ -120,20 +134,16 @@ def test_logits_loss_and_meta_gradient_are_the_references(name: str, gradient: s
         loss, logits, grads = learner.meta_gradient(batch)
         assert loss.item() == pytest.approx(float(expected["train_loss"]), rel=1e-5)
         assert largest_error(logits, expected["train_logits"]) < 1e-4
-        in_short = name.startswith("resnet")
-        errors.append(gradient_error(learner, grads, expected, in_short=in_short))
-        if errors[-1] < 1e-4:
-            return
-    pytest.fail(f"relative errors of the whole gradient: {errors}")
+        return gradient_error(learner, grads, expected, in_short=name.startswith("resnet"))
+
+    require_small(name, error)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_predictions_are_the_references(name: str) -> None:
-    errors = []
-    for seed in range(ROUNDINGS):
+    def error(seed: int) -> float:
         learner, batch, expected = load(name)
         rounded_otherwise(learner, seed)
-        errors.append(largest_error(learner.predict(batch), expected["eval_logits"]))
-        if errors[-1] < 1e-4:
-            return
-    pytest.fail(f"largest errors of the logits: {errors}")
+        return largest_error(learner.predict(batch), expected["eval_logits"])
+
+    require_small(name, error)
