@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
 import logging
 import os
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raymaml.data.temporary import this_machine
 from raymaml.doctor.machine import LONGEST_BASE, ray_folder
 from raymaml.errors import UserError
 
@@ -126,7 +125,7 @@ def _lock_new_folder(base: Path) -> tuple[Path, int]:
 
 def _prefix() -> str:
     """Return how the names of this machine's folders begin: other machines may share the disk."""
-    return f"raymaml.{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]}"
+    return f"raymaml.{this_machine()[:4]}"
 
 
 def _clear(base: Path) -> None:

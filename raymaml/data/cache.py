@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from raymaml.data.files import download, new_folder, read_bytes, unreachable
-from raymaml.data.temporary import remove_dead
+from raymaml.data.temporary import partial_name, remove_dead
 from raymaml.errors import UserError, reason_of
 from raymaml.places import Place, at_home, is_remote
 
@@ -77,7 +77,7 @@ def _unusable(cache: Path, problem: str) -> UserError:
 
 
 def _copy(place: Place, copy: Path, marker: bytes, how: Copying) -> None:
-    remove_dead(copy.parent, ".*.partial-*")
+    remove_dead(copy.parent, partial_name("*"))
     with new_folder(copy, how.marker) as partial:
         (partial / how.marker).write_bytes(marker)
         names = list(how.others(partial))

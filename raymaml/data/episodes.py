@@ -204,7 +204,7 @@ def write_shards(
     """
     check_spec(bank, spec, split)
     if not is_remote(folder):
-        remove_dead(folder.parent, f"{escape(partial_name(folder.name))}-*")
+        remove_dead(folder.parent, escape(partial_name(folder.name)))
     if not _is_there(folder):
         sampling = _Sampling(bank=bank, spec=spec, seed=seed, split=split, materialize=materialize)
         with contextlib.suppress(FileExistsError), new_folder(folder, MANIFEST_FILE) as partial:

@@ -1,8 +1,9 @@
 """Folders on disk that a process makes for a while, and that are removed even if it is killed.
 
 Its maker holds a lock of the operating system on the folder. A killed process holds none, so the
-next one that makes a folder of the same name removes what the dead have left. Where folders cannot
-be locked for it (NFS), what a kill leaves stays.
+next one that makes a folder of the same name removes what the dead have left. On a disk that
+machines share (NFS), a lock may hold on its own machine alone. So the name holds the machine, and
+each machine removes only its own folders. Folders of versions that named no machine stay.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from glob import escape
@@ -24,16 +26,33 @@ _LONGEST = 200
 """Bytes of a name; file systems take 255."""
 
 
+def this_machine() -> str:
+    """Return eight hexadecimal digits that stand for this machine: of a hash of its name."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def own_name(name: str) -> str:
+    """Return ``<name>-<machine><random>``, of which ``remove_dead`` knows the machine."""
+    return f"{name}-{this_machine()}{secrets.token_hex(4)}"
+
+
 @contextlib.contextmanager
-def own_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Yield a new folder ``<parent>/<name>-<random>``; if it still has its name, it is removed.
+def own_folder(parent: Path, name: str, mode: int = 0o777) -> Iterator[Path]:
+    """Yield a new folder, ``own_name(name)`` in ``parent``.
+
+    After the block it is removed, if it still has its name.
+
+    Args:
+        parent: is made if it is missing.
+        name: how the name begins.
+        mode: rights of the folder, less those that the umask takes.
 
     Raises:
         OSError: it cannot be made.
     """
-    remove_dead(parent, f"{escape(name)}-*")
-    folder = parent / f"{name}-{secrets.token_hex(4)}"
-    handle = _made(folder)
+    remove_dead(parent, escape(name))
+    folder = parent / own_name(name)
+    handle = _made(folder, mode)
     try:
         yield folder
     finally:
@@ -52,14 +71,19 @@ def partial_name(name: str) -> str:
 
 
 def temporary_folder() -> contextlib.AbstractContextManager[Path]:
-    """Return an ``own_folder`` where this machine keeps temporary files."""
-    return own_folder(Path(tempfile.gettempdir()), "raymaml-temporary")
+    """Return an ``own_folder`` where this machine keeps temporary files, for its user alone."""
+    return own_folder(Path(tempfile.gettempdir()), "raymaml-temporary", mode=0o700)
 
 
 def remove_dead(parent: Path, pattern: str) -> None:
-    """Remove the folders in ``parent`` whose makers have ended, of names that fit a pattern."""
+    """Remove the folders in ``parent`` whose makers on this machine have ended.
+
+    Args:
+        parent: where they lie.
+        pattern: of the names that ``own_name`` was given.
+    """
     with contextlib.suppress(OSError):  # somebody else's
-        for path in parent.glob(pattern):
+        for path in parent.glob(f"{pattern}-{this_machine()}{'[0-9a-f]' * 8}"):
             _remove_if_dead(path)
 
 
@@ -83,14 +107,18 @@ def _locked(folder: Path) -> int:
     return handle
 
 
-def _made(folder: Path) -> int:
-    """Make a folder and return its locked descriptor."""
+def _made(folder: Path, mode: int) -> int:
+    """Make a folder and return its locked descriptor.
+
+    Before it is locked, another process may take it for a dead one's; then it is made again.
+    """
     while True:
-        folder.mkdir(parents=True)
-        handle = _locked(folder)
-        if folder.is_dir():  # nobody took it for a dead one's before it was locked
-            return handle
-        os.close(handle)
+        folder.mkdir(mode, parents=True)
+        with contextlib.suppress(FileNotFoundError):
+            handle = _locked(folder)
+            if folder.is_dir():
+                return handle
+            os.close(handle)
 
 
 def _remove_if_dead(folder: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.files import make_folder, remove_folder, write_text
 from raymaml.data.importers import import_bank
-from raymaml.data.temporary import held, remove_dead, temporary_folder
+from raymaml.data.temporary import held, own_name, remove_dead, temporary_folder
 from raymaml.doctor.finding import Finding, attempt
 from raymaml.errors import UserError
 from raymaml.evaluation.plan import plan_test
@@ -32,6 +32,7 @@ from raymaml.types import Params
 
 MARKER = "marker.txt"
 """File of the folder that tells it from every other one."""
+_NAME = "raymaml-doctor"
 SIZE, CLASSES, IMAGES = 16, 4, 4
 """Pixels of a made-up image, classes of a split, and images of a class."""
 STEPS = 2
@@ -50,8 +51,8 @@ def rehearsal_folder(run_dir: Place | None) -> Iterator[Place]:
     made = []
     if isinstance(base, Path):
         made = [parent for parent in (base, *base.parents) if not parent.exists()]
-        remove_dead(base, "raymaml-doctor-*")
-    folder = base / f"raymaml-doctor-{secrets.token_hex(4)}"
+        remove_dead(base, _NAME)
+    folder = base / own_name(_NAME)
     make_folder(folder, "run_dir")
     try:
         with held(folder):

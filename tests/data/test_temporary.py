@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -13,10 +16,12 @@ import pytest
 from helpers_data import make_bank, spec_of
 from PIL import Image
 
+from raymaml.data import temporary as module
 from raymaml.data.cache import Copying, local_copy
 from raymaml.data.episodes import write_shards
 from raymaml.data.files import new_folder, on_disk
-from raymaml.data.temporary import own_folder, temporary_folder
+from raymaml.data.temporary import own_folder, temporary_folder, this_machine
+from raymaml.doctor.rehearsal import rehearsal_folder
 from raymaml.places import to_place
 
 CONFIG = """name: x
@@ -50,6 +55,11 @@ with own_folder(Path(sys.argv[1]), sys.argv[2]) as folder:
     print(folder, flush=True)
     sys.stdin.read()
 """
+
+
+def of_the_dead(folder: Path, name: str) -> Path:
+    """Return the place of a folder that a killed process of this machine has left."""
+    return folder / f"{name}-{this_machine()}0123dead"
 
 
 @pytest.fixture
@@ -99,9 +109,8 @@ def living(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_living_writer_is_left_alone(living: Path, tmp_path: Path) -> None:
-    dead = tmp_path / ".x.partial-dead"
-    other = tmp_path / ".y.partial-dead"
-    link, file = tmp_path / ".x.partial-link", tmp_path / ".x.partial-file"
+    dead, other = (of_the_dead(tmp_path, name) for name in (".x.partial", ".y.partial"))
+    link, file = (dead.with_name(dead.name[:-4] + end) for end in ("0001", "0002"))
     for folder in (dead, other):
         (folder / "deep").mkdir(parents=True)
     link.symlink_to(other)
@@ -120,11 +129,10 @@ def test_a_living_writer_is_left_alone(living: Path, tmp_path: Path) -> None:
 
 
 def test_names_are_no_patterns(tmp_path: Path) -> None:
-    other = tmp_path / ".a1.partial-dead"
+    other = of_the_dead(tmp_path, ".a1.partial")
     other.mkdir()
-    with own_folder(tmp_path, ".a[1].partial") as folder:
-        dead = folder.with_name(".a[1].partial-dead")
-        dead.mkdir()
+    dead = of_the_dead(tmp_path, ".a[1].partial")
+    dead.mkdir()
     with own_folder(tmp_path, ".a[1].partial"):
         assert not dead.exists()
     assert other.is_dir()
@@ -135,14 +143,14 @@ def test_shards_that_are_there_do_not_keep_what_a_kill_left(tmp_path: Path) -> N
     for _ in range(2):
         write_shards(bank, spec_of(2, 1, 1, 2), seed=0, split="train", folder=tmp_path / "s" / "t")
         assert [path.name for path in (tmp_path / "s").iterdir()] == ["t"]
-        (tmp_path / "s" / ".t.partial-dead").mkdir(exist_ok=True)
+        of_the_dead(tmp_path / "s", ".t.partial").mkdir()
     write_shards(bank, spec_of(2, 1, 1, 2), seed=0, split="train", folder=tmp_path / "s" / "t")
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["t"]
 
 
 def test_copies_of_the_cache(living: Path, tmp_path: Path) -> None:
     """Copies of what is no more at its place would never be made again."""
-    dead = tmp_path / ".0123abcd.partial-dead"
+    dead = of_the_dead(tmp_path, ".0123abcd.partial")
     dead.mkdir()
     place = to_place("memory://temporary/bank")
     (place / "marker").write_text("x")
@@ -155,11 +163,73 @@ def test_copies_of_the_cache(living: Path, tmp_path: Path) -> None:
 
 def test_what_goes_to_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for number in range(2):
-        (tmp_path / f"raymaml-temporary-{number}").mkdir()
+    of_the_dead(tmp_path, "raymaml-temporary").mkdir()
     with on_disk(to_place("memory://temporary/report")) as folder:
         assert [path.name for path in tmp_path.iterdir()] == [folder.name]
         with temporary_folder() as other:
             assert folder.is_dir()
             assert other.is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_other_machines_and_older_versions_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may be shared: a lock that is held on another machine does not show on this one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = this_machine()
+    names = (".t.partial", "raymaml-temporary", "raymaml-doctor")
+    for name in names:
+        of_the_dead(tmp_path, name).mkdir()
+        for ending in ("0123abcd", f"{own}0123abcd-cache", f"{int(own, 16) ^ 1:08x}0123abcd"):
+            (tmp_path / f"{name}-{ending}").mkdir()
+    before = set(tmp_path.iterdir())
+    bank = make_bank(tmp_path / "bank", {"train": [4, 4]})
+    write_shards(bank, spec_of(2, 1, 1, 2), seed=0, split="train", folder=tmp_path / "t")
+    place = to_place("memory://temporary/machines")
+    (place / "marker").write_text("machines")
+    local_copy(
+        place, tmp_path, Copying(marker="marker", others=lambda _: [], verify=lambda _: None)
+    )
+    with rehearsal_folder(None), temporary_folder():
+        pass
+    assert before - set(tmp_path.iterdir()) == {of_the_dead(tmp_path, name) for name in names}
+
+
+def test_the_names_of_two_machines_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for host in ("node-1", "node-2", "node-1"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        names.append(this_machine())
+    assert names[0] == names[2] != names[1]
+
+
+def test_temporary_folders_are_for_their_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = os.umask(0o022)
+    try:
+        with temporary_folder() as folder, own_folder(tmp_path / "a", ".x.partial") as partial:
+            modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, partial)]
+    finally:
+        os.umask(before)
+    assert modes == [0o700, 0o755]  # what is renamed is as the user asks for: 0o777 & ~0o022
+
+
+def test_a_folder_that_goes_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may take it for a dead one's."""
+    locked, taken = module._locked, list[Path]()
+
+    def after_another(folder: Path) -> int:
+        if not taken:
+            taken.append(folder)
+            folder.rmdir()
+        return locked(folder)
+
+    monkeypatch.setattr(module, "_locked", after_another)
+    with own_folder(tmp_path, "x") as folder:
+        assert taken == [folder]
+        assert folder.is_dir()
