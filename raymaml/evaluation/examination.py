@@ -7,7 +7,7 @@ image in its batch, or at the other queries, is found out, whatever its name say
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -29,8 +29,8 @@ Found = TypeVar("Found")
 Precision = Literal["float32", "tf32", "bf16"]
 ByStep = Callable[[Episode], Tensor]
 """An episode -> the query logits after each inner step, [T+1, N*Q, N]."""
-Company = Callable[[Episode], tuple[Tensor, Tensor]]
-"""An episode -> the query logits [N*Q, N] of one adaptation, predicted at once and one by one."""
+Company = Callable[[Episode], Iterator[Tensor]]
+"""An episode -> query logits of one adaptation: of all queries [N*Q, N], then of each [1, N]."""
 
 _ORDER_TOLERANCE: dict[Precision, float] = {"float32": 0.01, "tf32": 0.1, "bf16": 0.3}
 """Parts of the spread of the logits over the queries. A place that moves the logits by less than 1%
@@ -64,7 +64,10 @@ class Examination(BaseModel):
     query_order: float
     """Difference by showing the query images in another order, as a part of that spread."""
     company: float
-    """Difference by predicting one query at a time, as a part of the largest logit or of 1."""
+    """Difference by predicting one query at a time, as a part of the largest logit or of 1; it is
+    infinite where the model cannot predict one query alone."""
+    alone_error: str = ""
+    """Why it cannot; empty: it can."""
 
     @property
     def is_inductive(self) -> bool | None:
@@ -94,7 +97,7 @@ class Examination(BaseModel):
                 "caution: its logits do not follow their images: they depend on the place of a"
                 f" {which} image in its batch"
             )
-        return ""
+        return "caution: it cannot predict one query alone" if self.alone_error else ""
 
     @property
     def _tolerance(self) -> float:
@@ -105,14 +108,21 @@ def examine(
     by_step: ByStep, company: Company, episodes: Iterable[Episode], precision: Precision = "float32"
 ) -> Examination:
     """Examine a model on ``episodes``."""
-    found = [
-        _differences(by_step, episode, precision, number)
-        | {"company": _company_difference(*_seeded(company, episode, 0))}
-        for number, episode in enumerate(episodes)
-    ]
+    found, errors = [], []
+    for number, episode in enumerate(episodes):
+        differences = _differences(by_step, episode, precision, number)
+        apart, error = _seeded(lambda each: _company_difference(company(each)), episode, 0)
+        found.append(differences | {"company": apart})
+        errors.append(error)
     finite = all(each.pop("finite") for each in found)
     largest = {name: max(each[name] for each in found) for name in found[0]}
-    return Examination(episodes=len(found), precision=precision, finite=finite, **largest)
+    return Examination(
+        episodes=len(found),
+        precision=precision,
+        finite=finite,
+        alone_error=next(filter(None, errors), ""),
+        **largest,
+    )
 
 
 def examine_learner(
@@ -120,12 +130,12 @@ def examine_learner(
 ) -> Examination:
     """Examine a meta-learner, which adapts once for all queries of an episode."""
 
-    def company(episode: Episode) -> tuple[Tensor, Tensor]:
+    def company(episode: Episode) -> Iterator[Tensor]:
         episode = episode.channels_last() if learner.channels_last else episode
         *_, fast = learner.adapt(episode)
-        queries = (one_query(episode, place) for place in range(len(episode.query_y)))
-        alone = [learner.query_logits(fast, query) for query in queries]
-        return learner.query_logits(fast, episode), torch.cat(alone)
+        yield learner.query_logits(fast, episode)
+        for place in range(len(episode.query_y)):
+            yield learner.query_logits(fast, one_query(episode, place))
 
     return examine(learner.logits_by_step, company, episodes, precision)
 
@@ -188,9 +198,15 @@ def _rounded(episode: Episode, share: float) -> Episode:
     return replace(episode, support_x=changed(episode.support_x), query_x=changed(episode.query_x))
 
 
-def _company_difference(together: Tensor, alone: Tensor) -> float:
+def _company_difference(logits: Iterator[Tensor]) -> tuple[float, str]:
+    """Return ``company`` and ``alone_error`` of what a ``Company`` yields."""
+    together = next(logits)
+    try:
+        alone = torch.cat(list(logits))
+    except Exception as error:  # whatever a user's module says to a batch of one
+        return math.inf, reason_of(error)
     difference = (together - alone).abs().nan_to_num(nan=math.inf, posinf=math.inf)
-    return float(difference.max()) / max(1.0, float(together.nan_to_num().abs().max()))
+    return float(difference.max()) / max(1.0, float(together.nan_to_num().abs().max())), ""
 
 
 def _seeded(function: Callable[[Episode], Found], episode: Episode, seed: int) -> Found:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
-from raymaml.evaluation.examination import EPISODES, Examination, examine, one_query
+from raymaml.errors import UserError, reason_of
+from raymaml.evaluation.examination import (
+    EPISODES,
+    Examination,
+    Precision,
+    examine,
+    one_query,
+)
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import EpisodeRecord, RecordArrays, record_arrays, records_table
 from raymaml.evaluation.trial import read_episodes, record_of, seconds_after_all
@@ -18,6 +24,7 @@ from raymaml.logs import LOG
 from raymaml.meta.calls import alone
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
+from raymaml.training.process import set_precision
 from raymaml.training.session import local_device
 from raymaml.types import Episode, EpisodeBatch
 
@@ -34,11 +41,13 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
     them, see ``raymaml.evaluation.records`` and ``raymaml.evaluation.report``.
 
     Args:
-        predict: the model. It is called once an episode, in order, with gradients switched off
-            (``torch.enable_grad`` switches them on). Then it is examined on a few episodes: with
-            the images in another order, and one query at a time. ``examination`` of what is
-            returned says whether it is inductive, and a warning what is wrong.
-        config: names bank, shards and normalisation; its model and its run are not looked at.
+        predict: the model, called with gradients switched off (``torch.enable_grad`` switches them
+            on). First it is examined on a few episodes: with the images in another order, and one
+            query at a time. ``examination`` of what is returned says whether it is inductive, and a
+            warning what is wrong; None where the examination fails. Then ``predict`` is called once
+            an episode, in order.
+        config: names bank, shards, normalisation and precision, which the process keeps; its model
+            and its run are not looked at.
         num_episodes: the first so many; None is all.
 
     Raises:
@@ -46,6 +55,7 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
             ``predict`` returns are no logits.
     """
     device = local_device(config.cluster)
+    set_precision(config.cluster)
     episodes = open_episode_sets(config, open_bank(config), ("test",), device)["test"]
     available = config.episodes.test.num_episodes
     count = available if num_episodes is None else num_episodes
@@ -53,27 +63,45 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
         raise UserError(
             f"num_episodes is {count}; {config.data.shards} holds {available} test episodes"
         )
+    some = episodes.load(range(min(EPISODES, count)))
+    examination = _examined(predict, some, config.cluster.precision)
     table = records_table(judge_predictions(predict, episodes, range(count)))
     found = record_arrays(table.replace_schema_metadata({"bank": episodes.shards.bank_hash}))
-    examination = examine_predictions(predict, episodes.load(range(min(EPISODES, count))))
-    if examination.caution:
-        LOG.warning("predict: %s", examination.caution)
     return replace(found, examination=examination)
 
 
-def examine_predictions(predict: Predict, episodes: EpisodeBatch) -> Examination:
-    """Examine a model on ``episodes``."""
+def _examined(predict: Predict, episodes: EpisodeBatch, precision: Precision) -> Examination | None:
+    try:
+        found = examine_predictions(predict, episodes, precision)
+    except Exception as error:  # of somebody's model: its records do not hang on this
+        LOG.warning("predict: could not be examined (%s)", reason_of(error))
+        return None
+    if found.caution:
+        LOG.warning("predict: %s", found.caution)
+    return found
+
+
+def examine_predictions(
+    predict: Predict, episodes: EpisodeBatch, precision: Precision = "float32"
+) -> Examination:
+    """Examine a model on ``episodes``; logits of a half type are never better than bf16."""
 
     @torch.no_grad()
-    def at_once(episode: Episode) -> Tensor:
+    def own(episode: Episode) -> Tensor:
         logits = predict(episode.support_x, episode.support_y, episode.query_x)
-        return logits.detach().float().to(episode.query_y.device)
+        return _required(logits, episode, "an episode of its examination")
 
-    def company(episode: Episode) -> tuple[Tensor, Tensor]:
-        singly = [at_once(one_query(episode, place)) for place in range(len(episode.query_y))]
-        return at_once(episode), torch.cat(singly)
+    def at_once(episode: Episode) -> Tensor:
+        return own(episode).float()
 
-    return examine(lambda episode: at_once(episode)[None], company, episodes)
+    def company(episode: Episode) -> Iterator[Tensor]:
+        yield at_once(episode)
+        for place in range(len(episode.query_y)):
+            yield at_once(one_query(episode, place))
+
+    half = own(episodes[0]).dtype in (torch.bfloat16, torch.float16)
+    by_step = lambda episode: at_once(episode)[None]  # noqa: E731
+    return examine(by_step, company, episodes, "bf16" if half else precision)
 
 
 def judge_predictions(
@@ -94,6 +122,10 @@ def timed_logits(predict: Predict, episode: Episode, index: int) -> tuple[Tensor
     with torch.no_grad():
         logits = predict(episode.support_x, episode.support_y, episode.query_x)
     seconds = seconds_after_all(device) - started
+    return _required(logits, episode, f"episode {index}")[None], episode.query_y, seconds
+
+
+def _required(logits: object, episode: Episode, which: str) -> Tensor:
     shape = (len(episode.query_y), int(episode.support_y.max()) + 1)
     if not isinstance(logits, Tensor) or logits.shape != shape or not logits.is_floating_point():
         found = (
@@ -102,10 +134,10 @@ def timed_logits(predict: Predict, episode: Episode, index: int) -> tuple[Tensor
             else type(logits).__name__
         )
         raise UserError(
-            f"predict: returned {found} for episode {index}; it must return floating-point logits"
+            f"predict: returned {found} for {which}; it must return floating-point logits"
             f" of shape {list(shape)}, a row a query image, a column a label"
         )
-    return logits.detach().to(device)[None], episode.query_y, seconds
+    return logits.detach().to(episode.query_y.device)
 
 
 def load_learner(config: Config) -> MetaLearner:

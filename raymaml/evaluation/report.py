@@ -97,18 +97,19 @@ def protocol_line(
 def _norm_text(model: ModelConfig, examination: Examination | None) -> str:
     """Name the norm; the reader of a number needs to know whether it is inductive.
 
-    An encoder of raymaml is inductive by its norm, which tests prove. Any other is so only where it
-    was measured: it may do with a batch what it likes.
+    An encoder of raymaml is inductive by its norm, which tests prove, unless the examination says
+    otherwise. Any other is so only where it was measured: it may do with a batch what it likes.
     """
     if model.norm == "transductive":
         return "transductive"
     if model.is_transductive:
         return f"transductive ({model.norm_text})"
-    if model.encoder in ENCODERS:
+    measured = None if examination is None else examination.is_inductive
+    if model.encoder in ENCODERS and measured is not False:
         return f"inductive ({model.norm_text})"
-    if examination is None or examination.is_inductive is None:
+    if examination is None or measured is None:
         return f"not known to be inductive ({model.norm_text})"
-    kind = "inductive" if examination.is_inductive else "transductive"
+    kind = "inductive" if measured else "transductive"
     return f"{kind}, measured on {examination.episodes} episodes ({model.norm_text})"
 
 

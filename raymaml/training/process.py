@@ -29,8 +29,7 @@ def prepare_process(cluster: ClusterConfig, device: torch.device) -> None:
     shrink. Other C libraries are left as they are.
     """
     if device.type != "cpu":
-        torch.backends.cuda.matmul.allow_tf32 = cluster.precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = cluster.precision == "tf32"
+        set_precision(cluster)
         return
     torch.set_num_threads(cluster.threads_per_worker)
     if sys.platform == "linux" and cluster.keep_freed_memory:
@@ -39,3 +38,9 @@ def prepare_process(cluster: ClusterConfig, device: torch.device) -> None:
             mallopt(_M_MMAP_THRESHOLD, _KEEP)
             mallopt(_M_TRIM_THRESHOLD, _KEEP)
             mallopt(_M_ARENA_MAX, 1)
+
+
+def set_precision(cluster: ClusterConfig) -> None:
+    """Let GPUs multiply in TF32 where the configuration says so, and else in float32."""
+    torch.backends.cuda.matmul.allow_tf32 = cluster.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = cluster.precision == "tf32"

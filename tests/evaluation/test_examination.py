@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from typing import get_args
@@ -27,6 +28,7 @@ from raymaml.evaluation.examination import (
 from raymaml.evaluation.others import Predict, examine_predictions, nearest_class_mean
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.replay import replay
+from raymaml.evaluation.report import protocol_line
 from raymaml.training.data import open_episode_sets
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally
@@ -176,6 +178,94 @@ def test_judge_says_so(make_config, tiny_bank, caplog: pytest.LogCaptureFixture)
     assert found is not None
     assert found.is_inductive
     assert not caplog.text
+
+
+def test_a_model_that_needs_more_than_one_query_is_not_inductive(make_config, tiny_bank) -> None:
+    """At 8 pixels the last feature map is 1x1: the moments of one query are those of one value."""
+    config = make_config("resnet10", "model.encoder=resnet10", "cluster.memory_format=contiguous")
+    learner = build_learner(config, (1, 8, 8), 3, CPU)
+    episodes = episodes_of(config, tiny_bank)
+    small = {name: vars(episodes)[name][..., ::2, ::2] for name in ("support_x", "query_x")}
+    found = examine_learner(learner, replace(episodes, **small), "float32")
+    assert found.company == float("inf")
+    assert "more than 1 value per channel" in found.alone_error
+    assert found.caution == "caution: it cannot predict one query alone"
+    assert found.is_inductive is False
+    assert "transductive" in protocol_line(config.episodes.test, config.model, 2, found)
+
+
+def test_the_label_of_an_own_norm_gives_way_to_the_measurement(make_config) -> None:
+    config = make_config("context", "model.norm=context")
+    numbers = {"rounding": 0, "chance": 0, "support_order": 0, "query_order": 0, "company": 0.5}
+    found = Examination(episodes=3, finite=True, **numbers)
+    line = protocol_line(config.episodes.test, config.model, 2, found)
+    assert line.split(" | ")[1] == "transductive, measured on 3 episodes (context)"
+    same = found.model_copy(update={"company": 0.0})
+    line = protocol_line(config.episodes.test, config.model, 2, same)
+    assert line.split(" | ")[1] == "inductive (context)"
+
+
+def test_a_predictor_that_needs_all_queries_keeps_its_records(
+    make_config, caplog: pytest.LogCaptureFixture
+) -> None:
+    def balanced(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        rows = query_x.view(3, 2, *query_x.shape[1:]).flatten(0, 1)  # 3 ways of 2 queries
+        return nearest_class_mean()(support_x, support_y, rows)
+
+    found = raymaml.judge(balanced, make_config("balanced"), num_episodes=4)
+    assert (
+        found.accuracy.tolist()
+        == raymaml.judge(
+            nearest_class_mean(), make_config("balanced"), num_episodes=4
+        ).accuracy.tolist()
+    )
+    assert found.examination is not None
+    assert found.examination.is_inductive is False
+    assert "predict: caution: it cannot predict one query alone" in caplog.text
+
+
+def test_an_examination_that_fails_costs_no_record(
+    make_config, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    def fails_at_first(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        calls.append(len(query_x))
+        if len(calls) < 2:
+            raise ValueError("not warm yet")
+        return nearest_class_mean()(support_x, support_y, query_x)
+
+    found = raymaml.judge(fails_at_first, make_config("late"), num_episodes=4)
+    assert len(found.accuracy) == 4
+    assert found.examination is None
+    assert "predict: could not be examined (" in caplog.text
+    assert "not warm yet" in caplog.text
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_logits_of_a_half_type_are_measured_as_such(make_config, tiny_bank, half) -> None:
+    """A row rounds otherwise by 2^-9 where its place is another: more than 1e-5, less than 5%."""
+
+    def rounds(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        logits = nearest_class_mean()(support_x, support_y, query_x)
+        return (logits * (1 + 2**-8 * (len(query_x) == 1))).to(half)
+
+    episodes = episodes_of(make_config("half"), tiny_bank)
+    found = examine_predictions(rounds, episodes)
+    assert found.precision == "bf16"
+    assert found.is_inductive
+    whole = examine_predictions(lambda *images: rounds(*images).float(), episodes)
+    assert whole.precision == "float32"
+    assert whole.is_inductive is False
+
+
+def test_judge_takes_the_precision_of_the_configuration(make_config) -> None:
+    torch.backends.cudnn.allow_tf32 = True  # as PyTorch starts
+    config = make_config("bf16", "cluster.precision=bf16")
+    found = raymaml.judge(nearest_class_mean(), config, num_episodes=2).examination
+    assert found is not None
+    assert found.precision == "bf16"
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def a_run(make_config, *overrides: str) -> tuple[Config, dict, str]:
