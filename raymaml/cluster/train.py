@@ -21,7 +21,14 @@ from raymaml.signals import on_interrupt, stopped
 from raymaml.training.crew import Crew, Patience
 from raymaml.training.data import open_training_data, verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
-from raymaml.training.run_folder import claim, is_done, request_stop, saved_step, withdraw_stop
+from raymaml.training.run_folder import (
+    claim,
+    is_done,
+    request_stop,
+    require_of_today,
+    saved_step,
+    withdraw_stop,
+)
 from raymaml.training.settings import settings_line
 from raymaml.training.worker import Echo, adaptation_table, conclude
 
@@ -37,6 +44,7 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
     Raises:
         UserError: data, run folder or cluster do not fit the config, or a worker found such.
     """
+    require_of_today(config)
     data = open_training_data(config, torch.device("cpu"))
     table = adaptation_table(config, data)
     with claim(config, data) as folder:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from raymaml.config.schema import Config
 from raymaml.data.files import reaching
+from raymaml.data.shard_format import SCHEMA_VERSION as ORDER
 from raymaml.errors import UserError
 from raymaml.evaluation.records import identity_of, read_chunk
 from raymaml.models.source import encoder_source, source_files
@@ -39,6 +40,7 @@ def settings_identity(config: Config, checkpoint: Place | None, bank_hash: str) 
         "normalize": json.dumps(config.data.model_dump(mode="json")["normalize"]),
         "augment": config.data.augment.test.model_dump_json(),
         "bank": bank_hash,
+        "order": str(ORDER),
         "episodes": json.dumps({"seed": config.episodes.seed, "split": "test", **spec}),
     }
 

@@ -8,7 +8,7 @@ from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.errors import UserError
 from raymaml.places import Place
-from raymaml.training.card import CARD, read_card
+from raymaml.training.card import CARD, knows_no_bank, read_card
 from raymaml.training.run_folder import read_classes
 
 
@@ -40,7 +40,7 @@ def other_bank(checkpoint: Place, bank: ImageBank) -> OtherBank | None:
     training if it has the name, or the number of images and the first, middle and last image, of
     one. Weights that were converted know no bank.
     """
-    if read_card(checkpoint).bank_hash in ("", bank.hash):
+    if read_card(checkpoint).bank_hash == bank.hash or knows_no_bank(checkpoint):
         return None
     test = {bank.classes[i].name: bank.class_digest(i) for i in bank.class_ids("test").tolist()}
     then = read_classes(checkpoint.parent)

@@ -19,6 +19,7 @@ from raymaml.data.files import exists, read_bytes, write_text
 from raymaml.errors import UserError
 from raymaml.outside import parse_json
 from raymaml.places import Place
+from raymaml.training.identity import as_meant, differences, flat
 from raymaml.training.state import Validation
 
 STATE_FILE = "state.json"
@@ -93,14 +94,13 @@ class Referee:
             self._go_on(_read(self._path))
 
     def _go_on(self, state: _State) -> None:
-        changed = [key for key, value in self._identity.items() if state.identity.get(key) != value]
+        changed = _changes(state.identity, self._identity)
         if changed:
             raise UserError(
                 *(
-                    f"{self._path.parent}: was started with {key} = {state.identity.get(key)!r},"
-                    f" the sweep now says {self._identity[key]!r}; give the old value to go on, or"
-                    " another name to start anew"
-                    for key in changed
+                    f"{self._path.parent}: was started with {key} = {had!r}, the sweep now says"
+                    f" {has!r}; give the old value to go on, or another name to start anew"
+                    for key, (had, has) in changed.items()
                 )
             )
         self.reports, self.failures = state.reports, state.failures
@@ -171,6 +171,26 @@ class Referee:
             failures=self.failures,
         )
         write_text(self._path, state.model_dump_json(indent=1) + "\n")
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two identities of a sweep: by key, the value before and now.
+
+    A key of the config that did not exist before stands for its default of then.
+    """
+    configs = [flat(as_meant(_config_of(identity))) for identity in (before, now)]
+    found = {f"config.{key}": pair for key, pair in differences(*configs).items()}
+    rest = {key: (before.get(key), value) for key, value in now.items() if key[:7] != "config."}
+    had = before.get("validation")
+    if isinstance(had, Mapping) and isinstance(now.get("validation"), Mapping):
+        rest |= {key: (had.get(key), value) for key, value in now["validation"].items()}
+    rest.pop("validation", None)  # what an earlier version did not keep
+    return found | {key: (had, has) for key, (had, has) in rest.items() if had != has}
+
+
+def _config_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = "config."
+    return {key[len(prefix) :]: value for key, value in identity.items() if key[:7] == prefix}
 
 
 def _read(path: Place) -> _State:

@@ -29,7 +29,12 @@ from raymaml.places import Place
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import find_checkpoint, read_card, require_fitting
 from raymaml.training.data import open_bank, sample_shards, shards_folder
-from raymaml.training.run_folder import is_done, require_of_its_run, require_trained_by
+from raymaml.training.run_folder import (
+    is_done,
+    require_of_its_run,
+    require_of_today,
+    require_trained_by,
+)
 from raymaml.training.state import build_learner
 
 Item = TypeVar("Item")
@@ -171,7 +176,12 @@ def run_study(
 
 
 def _is_trained(config: Config) -> bool:
-    """Tell whether the run is done; one of another config is said to be that."""
+    """Tell whether the run is done.
+
+    Raises:
+        UserError: it is of another config, or an earlier raymaml started it.
+    """
+    require_of_today(config, though_done=True)
     if not is_done(config.run_folder, config):
         return False
     require_trained_by(config)

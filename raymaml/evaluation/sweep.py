@@ -22,12 +22,13 @@ from raymaml.evaluation.search_space import draw_values, perturb
 from raymaml.evaluation.study import provide_data
 from raymaml.outside import json_text
 from raymaml.places import Place
+from raymaml.training.card import LINEAGE_FILE
 from raymaml.training.checkpoint import copy_for_going_on
 from raymaml.training.data import open_training_data
-from raymaml.training.run_folder import claim
+from raymaml.training.identity import judging
+from raymaml.training.run_folder import claim, require_of_today
 from raymaml.training.worker import adaptation_table
 
-LINEAGE_FILE = "lineage.json"
 MOST_PROBLEMS = 20
 """Of a sweep's trials that are told at once; a mistake in the space is one in each of them."""
 
@@ -95,6 +96,7 @@ class Sweep:
         learning = learning_fingerprint(self.base)
         same = {key: settings[key] for key in ("seed", "space", "scheduler")}
         same |= {f"config.{key}": value for key, value in learning.items()}
+        same["validation"] = judging(self.base)
         same["outer.num_steps"] = self.base.outer.num_steps
         same["outer.validate_every"] = self.base.outer.validate_every
         if isinstance(self.settings.scheduler, Pbt):  # who is replaced depends on all
@@ -219,6 +221,7 @@ def _check_trials(sweep: Sweep) -> None:
     problems: list[str] = []
     for trial in sweep.trials:
         try:
+            require_of_today(trial.config)
             data = open_training_data(trial.config, torch.device("cpu"))
             adaptation_table(trial.config, data)
             with claim(trial.config, data):

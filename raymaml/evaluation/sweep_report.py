@@ -31,7 +31,9 @@ from raymaml.evaluation.sweep import Sweep, max_steps
 from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows
 from raymaml.outside import checked, json_text, parse_json
 from raymaml.places import Place
+from raymaml.training.card import LINEAGE_FILE
 from raymaml.training.checkpoint import checkpoint_path, copy_checkpoint, trained_config
+from raymaml.training.identity import IDENTITY
 from raymaml.training.metrics import METRICS_FILE
 
 SCHEMA_VERSION = 1
@@ -94,7 +96,7 @@ def export_best(sweep: Sweep, best: Report) -> Place:
         own = {"name": BEST, "run_dir": sweep.folder, "evaluation": evaluation}
         with new_folder(folder, _FROM) as partial:
             copy_checkpoint(source, partial)
-            for name in (METRICS_FILE, "run.json"):
+            for name in (METRICS_FILE, IDENTITY, LINEAGE_FILE):
                 if exists(run / name):
                     (partial / name).write_bytes(read_bytes(run / name))
             write_text(partial / "config.yaml", dump_config(config.model_copy(update=own)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -18,12 +18,20 @@ from raymaml.errors import UserError, reason_of
 from raymaml.models.source import encoder_source
 from raymaml.outside import checked, parse_json, shortened
 from raymaml.places import Place, is_remote
-from raymaml.training.identity import as_meant, deciding, differences, judging
+from raymaml.training.identity import (
+    IDENTITY,
+    as_meant,
+    deciding,
+    differences,
+    judging,
+    read_identity,
+)
 from raymaml.training.state import Validation
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)
 CARD = "checkpoint.json"
+LINEAGE_FILE = "lineage.json"
 CheckpointFile = Literal["params.pt", "optimizer.pt"]
 _NAME = re.compile(r"checkpoint_(\d{8,})")
 
@@ -54,7 +62,15 @@ class CheckpointCard(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
 
+class _Lineage(BaseModel):
+    """What ``lineage.json`` says of the checkpoints that a population's trial took over."""
+
+    donor_run: str
+    step: Count
+
+
 _CARD = TypeAdapter(CheckpointCard)
+_LINEAGE = TypeAdapter(_Lineage)
 
 
 def checkpoint_path(folder: Place, step: int) -> Place:
@@ -202,7 +218,7 @@ def _require_same_validation(path: Place, config: Config) -> None:
         f" {value!r}, and the best of both would not be one of either; give the old value to go"
         " on, and give the new one to `raymaml test` alone, or choose another name"
         for key, value in now.items()
-        if before[key] != value and not _may_differ(card, key)
+        if before[key] != value and not _may_differ(path, card, key)
     ]
     if problems:
         raise UserError(*problems)
@@ -227,31 +243,91 @@ def require_agreement(path: Place, own: Config, wanted: Mapping[str, Any], whose
     }
     problems = [
         f"{path / CARD}: {key} is {shortened(has)}, {whose} {shortened(should)}; {_remedy(path)}"
-        for key, (has, should) in _strange(card, says, wanted).items()
+        for key, (has, should) in _strange(path, card, says, wanted).items()
     ]
+    problems += _not_measured(path, card)
     if problems:
         raise UserError(*problems)
 
 
+def _not_measured(path: Place, card: CheckpointCard) -> Iterator[str]:
+    """Say which validation of a card is not what ``metrics.jsonl`` has for its step, if any."""
+    from raymaml.training.metrics import METRICS_FILE, read_metrics  # loads tensorboardX
+
+    rows = read_metrics(path.parent / METRICS_FILE)
+    for name, found in (("validation", card.validation), ("best", card.best)):
+        step = None if found is None else found.step
+        measured = [row["val_accuracy"] for row in rows if row["step"] == step and _judged(row)]
+        if found is not None and measured and found.accuracy not in measured:
+            yield (
+                f"{path / CARD}: {name}.accuracy is {found.accuracy}, {METRICS_FILE} says"
+                f" {measured[-1]} of step {step}; {_remedy(path)}"
+            )
+
+
+def _judged(row: Mapping[str, Any]) -> bool:
+    return row.get("val_accuracy") is not None
+
+
 def _strange(
-    card: CheckpointCard, says: Mapping[str, Any], wanted: Mapping[str, Any]
+    path: Place, card: CheckpointCard, says: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
     """Return what differs from what is ``wanted``: by key, what the card says and what it should.
 
-    Converted weights know no bank. A checkpoint that another run of a sweep left may be of other
-    rates.
+    Converted weights know no bank, and lie in no run. A run of the first schema does not know its
+    source. A checkpoint that another run of a sweep left may be of other rates.
     """
+    converted = knows_no_bank(path)
+    sourceless = schema_of_run(path.parent) == 1
     return {
         key: (has, should)
         for key, (should, has) in differences(wanted, says).items()
-        if not (key == "encoder_source" and card.schema_version == 1)
-        and not (key == "bank_hash" and card.bank_hash == "")
-        and not _may_differ(card, key)
+        if not (key == "encoder_source" and sourceless)
+        and not (key == "bank_hash" and converted)
+        and not _may_differ(path, card, key)
     }
 
 
-def _may_differ(card: CheckpointCard, key: str) -> bool:
-    return card.inherited_from is not None and is_in(key, PERTURBED)
+def knows_no_bank(path: Place) -> bool:
+    """Tell whether the weights of a checkpoint were converted: its run, if any, has no bank."""
+    if read_card(path).bank_hash != "":
+        return False
+    run = path.parent / IDENTITY
+    return not exists(run) or read_identity(run)[1].get("bank_hash") == ""
+
+
+def schema_of_run(folder: Place) -> int | None:
+    """Return the schema version of a run: of ``run.json``, without one of the newest card.
+
+    None where there is neither, or the card is of converted weights, which saw no images.
+    """
+    if exists(folder / IDENTITY):
+        return read_identity(folder / IDENTITY)[0]
+    steps = list_steps(folder)
+    card = read_card(checkpoint_path(folder, steps[-1])) if steps else None
+    return None if card is None or card.bank_hash == "" else card.schema_version
+
+
+def _may_differ(path: Place, card: CheckpointCard, key: str) -> bool:
+    return is_in(key, PERTURBED) and _is_inherited(path, card)
+
+
+def _is_inherited(path: Place, card: CheckpointCard) -> bool:
+    """Tell whether ``lineage.json`` beside a checkpoint names the run that its card names.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    place = path.parent / LINEAGE_FILE
+    if card.inherited_from is None or not exists(place):
+        return False
+    try:
+        lineage = checked(_LINEAGE, parse_json(read_bytes(place)))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{place}: is damaged ({reason_of(error)}); restore it from a copy"
+        ) from None
+    return lineage.donor_run == card.inherited_from and card.step <= lineage.step
 
 
 def trained_config(path: Place, own: Config) -> Config:

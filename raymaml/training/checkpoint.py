@@ -50,6 +50,7 @@ from raymaml.types import Params
 
 __all__ = [
     "CheckpointStore",
+    "adopt_converted",
     "check_last",
     "checkpoint_path",
     "copy_checkpoint",
@@ -301,6 +302,15 @@ def _require_equal_replicas(state: TrainState, session: Session) -> None:
         )
 
 
+def adopt_converted(folder: Place, bank_hash: str) -> None:
+    """Have converted weights, if a run goes on from such, be of the bank of that run."""
+    for step in list_steps(folder):
+        card = read_card(checkpoint_path(folder, step))
+        if card.bank_hash == "":
+            card = card.model_copy(update={"bank_hash": bank_hash})
+            write_text(checkpoint_path(folder, step) / CARD, card.as_text())
+
+
 def copy_checkpoint(path: Place, folder: Place, inherited_from: str | None = None) -> Place:
     """Copy a checkpoint into another run folder, whole or not at all, unless it is there.
 
@@ -309,8 +319,8 @@ def copy_checkpoint(path: Place, folder: Place, inherited_from: str | None = Non
     copy = folder / path.name
     if not exists(copy / CARD):
         card = read_card(path)
-        origin = card.inherited_from or inherited_from
-        card = card.model_copy(update={"schema_version": SCHEMA_VERSION, "inherited_from": origin})
+        origin = inherited_from or card.inherited_from
+        card = card.model_copy(update={"inherited_from": origin})
         with new_folder(copy, CARD) as partial:
             for name in card.files:
                 (partial / name).write_bytes(read_bytes(path / name))

@@ -13,10 +13,45 @@ from typing import Any
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from raymaml.config.schema import Config, learning_fingerprint
+from raymaml.data.files import read_bytes
+from raymaml.errors import UserError
+from raymaml.outside import parse_json, shortened
+from raymaml.places import Place
 
+IDENTITY = "run.json"
+SCHEMA_VERSION = 2
+"""2: the images of an episode stand in random order, and the key is there."""
 ABSENT = "absent"
 _VALUES = {"data.normalize", "model.norm", "model.encoder_args"}
 """Mappings that are values, not sections."""
+
+
+def read_identity(path: Place) -> tuple[int, dict[str, Any]]:
+    """Return the schema version of a ``run.json``, and what it says by dotted key.
+
+    Raises:
+        UserError: it is damaged, or of a later version.
+    """
+    try:
+        identity = parse_json(read_bytes(path))
+        if not isinstance(identity, dict):
+            raise ValueError("it holds no keys")
+        version = identity.pop("schema_version", 1)
+        identity.pop("classes", None)
+        identity = {"encoder_source": None, **flat(as_meant(identity))}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise damaged_identity(path) from None
+    if version not in (1, SCHEMA_VERSION):
+        raise UserError(
+            f"{path}: has schema_version {shortened(version)}, this raymaml reads 1 and"
+            f" {SCHEMA_VERSION}; use the raymaml that wrote it, or choose another name"
+        )
+    return version, identity
+
+
+def damaged_identity(path: Place) -> UserError:
+    """Return what to say of a ``run.json`` that cannot be used."""
+    return UserError(f"{path}: is damaged; restore it from a copy, or choose another name")
 
 
 def as_meant(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,18 +26,25 @@ from raymaml.errors import StorageError, UserError
 from raymaml.models.source import encoder_source, source_files
 from raymaml.outside import checked, json_text, parse_json, shortened
 from raymaml.places import Place, is_remote
-from raymaml.training.card import require_agreement
+from raymaml.training.card import require_agreement, schema_of_run
 from raymaml.training.checkpoint import (
+    adopt_converted,
     check_last,
     find_checkpoint,
     list_steps,
     trained_config,
 )
 from raymaml.training.data import TrainingData
-from raymaml.training.identity import as_meant, deciding, differences, flat
+from raymaml.training.identity import (
+    IDENTITY,
+    SCHEMA_VERSION,
+    damaged_identity,
+    deciding,
+    differences,
+    flat,
+    read_identity,
+)
 
-IDENTITY = "run.json"
-SCHEMA_VERSION = 2
 STOP = "STOP"
 _LOOK_EVERY = 2.0
 """Seconds between two looks for a stop at a URI: a step should not wait for the network."""
@@ -118,6 +125,7 @@ def watch_stop(folder: Place) -> Callable[[], bool]:
 def begin(folder: Place, config: Config, data: TrainingData) -> None:
     """Write what the run is started, or gone on, with; the sole writer does it."""
     if not exists(folder / IDENTITY):
+        adopt_converted(folder, data.train.shards.bank_hash)
         identity = {
             "schema_version": SCHEMA_VERSION,
             **_identity(config, data),
@@ -148,6 +156,27 @@ def require_trained_by(config: Config) -> None:
     _require_same(folder, deciding(trained), deciding(config))
 
 
+def require_of_today(config: Config, *, though_done: bool = False) -> None:
+    """Check that no earlier raymaml started the run, unless it is done: the order was another.
+
+    Args:
+        config: of the run.
+        though_done: whether a run that is done is refused too.
+
+    Raises:
+        UserError: an earlier raymaml started it.
+    """
+    folder = config.run_folder
+    done = is_done(folder, config)
+    if (done and not though_done) or schema_of_run(folder) in (None, SCHEMA_VERSION):
+        return
+    remedy = "" if done else "finish it with that version, or "
+    raise UserError(
+        f"{folder}: was started by an earlier raymaml, whose images stood in another order;"
+        f" {remedy}choose another name; `raymaml test` judges what it has"
+    )
+
+
 def require_of_its_run(path: Place, config: Config) -> None:
     """Check that a checkpoint says what the ``run.json`` beside it says, if there is one.
 
@@ -155,7 +184,7 @@ def require_of_its_run(path: Place, config: Config) -> None:
         UserError: naming everything that differs.
     """
     if exists(path.parent / IDENTITY):
-        identity = _read_identity(path.parent / IDENTITY)
+        _, identity = read_identity(path.parent / IDENTITY)
         unsaid = {*_OF_THE_DATA, *(["encoder_source"] if not identity["encoder_source"] else [])}
         wanted = {key: value for key, value in identity.items() if key not in unsaid}
         require_agreement(path, config, wanted, f"{IDENTITY} says")
@@ -178,7 +207,7 @@ def read_classes(folder: Place) -> dict[str, dict[str, str]] | None:
     try:
         return checked(_CLASSES, parse_json(read_bytes(path)).get("classes"))
     except (OSError, ValueError, AttributeError):
-        raise _damaged(path) from None
+        raise damaged_identity(path) from None
 
 
 def _classes(bank: ImageBank | None) -> dict[str, dict[str, str]] | None:
@@ -191,12 +220,16 @@ def _classes(bank: ImageBank | None) -> dict[str, dict[str, str]] | None:
 
 
 def _check_identity(folder: Place, config: Config, data: TrainingData) -> None:
+    require_of_today(config)
     path = folder / IDENTITY
     if exists(path):
-        before = _read_identity(path)
+        version, before = read_identity(path)
         _require_same_source(folder, before, config)
         before["encoder_source"] = encoder_source(config.model)  # has its own message
-        _require_same(folder, before, flat(_identity(config, data)))
+        now = flat(_identity(config, data))
+        if version == 1:  # its episodes cannot be sampled again, and it is done
+            now |= {key: before.get(key) for key in _OF_THE_DATA}
+        _require_same(folder, before, now)
     check_last(folder, config, data.image_shape, data.train.shards.bank_hash)
 
 
@@ -229,37 +262,9 @@ def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
     }
 
 
-def _read_identity(path: Place) -> dict[str, Any]:
-    """Return what ``run.json`` says, by dotted key.
-
-    Raises:
-        UserError: it is damaged, or of a later version.
-    """
-    try:
-        identity = parse_json(read_bytes(path))
-        if not isinstance(identity, dict):
-            raise ValueError("it holds no keys")
-        version = identity.pop("schema_version", 1)
-        identity.pop("classes", None)
-        identity = {"encoder_source": None, **flat(as_meant(identity))}
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise _damaged(path) from None
-    if version not in (1, SCHEMA_VERSION):
-        raise UserError(
-            f"{path}: has schema_version {shortened(version)}, this raymaml reads 1 and"
-            f" {SCHEMA_VERSION}; use the raymaml that wrote it, or choose another name"
-        )
-    return identity
-
-
-def _damaged(path: Place) -> UserError:
-    return UserError(f"{path}: is damaged; restore it from a copy, or choose another name")
-
-
 _REMEDIES = {
     "bank_hash": "import the old images again, or choose another name",
-    "train_manifest": "sample the old episodes again with the raymaml that sampled them, or choose"
-    " another name",
+    "train_manifest": "put the old episodes back, or choose another name",
 }
 
 

@@ -16,7 +16,7 @@ from raymaml.training.faults import told
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import NoMetrics, RunMetrics, Show
 from raymaml.training.process import prepare_process
-from raymaml.training.run_folder import begin, claim, is_done, sole_writer
+from raymaml.training.run_folder import begin, claim, is_done, require_of_today, sole_writer
 from raymaml.training.run_log import run_log
 from raymaml.training.session import LocalSession, Session, local_device
 from raymaml.training.settings import gradient_method, settings_line
@@ -31,6 +31,7 @@ def train_locally(config: Config, echo: Echo) -> bool:
     Returns:
         Whether all outer steps are done.
     """
+    require_of_today(config)
     device = local_device(config.cluster)
     data = open_training_data(config, device)
     table = adaptation_table(config, data)

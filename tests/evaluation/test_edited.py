@@ -196,15 +196,37 @@ def test_a_training_with_an_edited_encoder_does_not_go_on(
     assert train_locally(longer(run), lambda _line: None)
 
 
-def test_a_run_that_does_not_know_its_source_goes_on(run: Config) -> None:
+def test_a_finished_run_that_does_not_know_its_source_is_judged(run: Config) -> None:
     card, path = checkpoint_path(run.run_folder, 1) / "checkpoint.json", run.run_folder / "run.json"
     assert read_card(card.parent).encoder_source == json.loads(path.read_text())["encoder_source"]
     for file in (card, path):
         tree = json.loads(file.read_text())
         del tree["encoder_source"]
         file.write_text(json.dumps(tree | {"schema_version": 1}))
-    assert train_locally(longer(run), lambda _line: None)
-    assert plan_test(longer(run), CPU).arms
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps(tree | {"train_manifest": "e" * 64}))  # of another order
+    assert train_locally(run, lambda _line: None)  # nothing is left to do
+    assert plan_test(run, CPU).arms
+
+
+def test_the_schema_of_a_card_alone_hides_no_source(run: Config) -> None:
+    for card in run.run_folder.glob("checkpoint_*/checkpoint.json"):
+        tree = json.loads(card.read_text())
+        del tree["encoder_source"]
+        card.write_text(json.dumps(tree | {"schema_version": 1}))
+    for reader in (lambda: plan_test(run, CPU), lambda: train_locally(run, lambda _line: None)):
+        with pytest.raises(UserError, match="encoder_source is None"):
+            reader()
+
+
+def test_records_of_another_order_of_images_lie_elsewhere(
+    run: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = plan_test(run, CPU)
+    arm = campaign.arms[0]
+    now = campaign.place_of(arm), campaign.identity(arm)
+    monkeypatch.setattr(identity, "ORDER", 1)
+    assert campaign.identity(arm) != now[1]
 
 
 def with_versions(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:

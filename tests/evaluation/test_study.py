@@ -245,6 +245,21 @@ def test_a_run_of_other_learning_is_refused(make_config, tmp_path) -> None:
         run(path)
 
 
+def test_a_training_of_another_order_of_images_is_none_of_today(make_config, tmp_path) -> None:
+    make_config("st")
+    path = write(tmp_path / "st")
+    run(path)
+    (folder,) = (tmp_path / "st").rglob("tiny-two")
+    tree = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(tree | {"schema_version": 1}))
+    with pytest.raises(UserError) as caught:
+        run(path)
+    assert caught.value.problems == (
+        f"{folder}: was started by an earlier raymaml, whose images stood in another order;"
+        " choose another name; `raymaml test` judges what it has",
+    )
+
+
 def test_training_that_is_interrupted_ends_the_study(make_config, tmp_path) -> None:
     make_config("st")
     study = read_study(write(tmp_path / "st"))

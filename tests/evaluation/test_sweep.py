@@ -217,6 +217,8 @@ def test_a_trial_that_takes_over_learns_as_training_from_that_checkpoint(make_sw
     assert config.outer.lr == exploit["values"]["outer.lr"] != donor.outer.lr
     assert train_locally(donor, quiet)
     copy_for_going_on(donor.run_folder, config.run_folder, 3)
+    lineage = (taken_over / "lineage.json").read_bytes()
+    (config.run_folder / "lineage.json").write_bytes(lineage)
 
     assert train_locally(config, quiet)
 
@@ -259,6 +261,43 @@ def test_another_space_is_refused(make_sweep):
     run(make_sweep())
     with pytest.raises(UserError, match=r"was started with space = .*0\.05.* now says .*0\.06"):
         run(make_sweep(ALL.replace("0.05", "0.06")))
+
+
+def begun(sweep: Sweep, folder: Path) -> Path:
+    referee = Referee(folder, sweep.decides_by(), always)
+    referee.report(0, "trial-00000", Validation(step=3, accuracy=0.5, ci95=0.1, loss=1.0))
+    return folder / STATE_FILE
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("evaluation.inner={num_steps: 0}", "evaluation.inner.num_steps = 2, the sweep now says 0"),
+        ("episodes.val.num_shots=2", "episodes.val.num_shots = 1, the sweep now says 2"),
+        ("inner.head_lr=0.3", "config.inner.head_lr = None, the sweep now says 0.3"),
+    ],
+)
+def test_a_sweep_goes_on_by_its_validation_alone(make_sweep, tmp_path, change, says):
+    begun(make_sweep(), tmp_path)
+    other = make_sweep(ALL, "run", change)
+    with pytest.raises(UserError, match="was started with") as caught:
+        Referee(tmp_path, other.decides_by(), always)
+    assert f"{tmp_path}: was started with {says}; give the old value" in str(caught.value)
+
+
+def test_a_sweep_that_does_not_know_a_key_goes_on_with_its_default(make_sweep, tmp_path):
+    sweep = make_sweep()
+    path = begun(sweep, tmp_path)
+    state = json.loads(path.read_text())
+    for section, key in (("cluster", "precision"), ("inner", "head_lr"), ("model", "norm")):
+        del state["identity"][f"config.{section}"][key]
+    del state["identity"]["validation"]
+    path.write_text(json.dumps(state))
+    assert len(Referee(tmp_path, sweep.decides_by(), always).reports) == 1
+    state["identity"]["config.outer"]["lr"] = 0.5
+    path.write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"config\.outer\.lr = 0\.5, the sweep now says 0\.001"):
+        Referee(tmp_path, sweep.decides_by(), always)
 
 
 def test_all_mistakes_of_drawn_configs_are_told_before_anything_starts(make_sweep):

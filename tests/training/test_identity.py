@@ -12,8 +12,15 @@ import torch
 from raymaml.config.schema import Config
 from raymaml.errors import UserError
 from raymaml.training.data import open_training_data
-from raymaml.training.identity import ABSENT, as_meant, deciding, differences
-from raymaml.training.run_folder import IDENTITY, SCHEMA_VERSION, begin, claim
+from raymaml.training.identity import (
+    ABSENT,
+    IDENTITY,
+    SCHEMA_VERSION,
+    as_meant,
+    deciding,
+    differences,
+)
+from raymaml.training.run_folder import begin, claim
 
 
 @pytest.fixture
@@ -75,14 +82,6 @@ def test_a_key_that_a_run_does_not_know_is_compared_by_its_default(
     without(config, "model", "temperature")
     with pytest.raises(UserError, match=r"with model.temperature = 1.0, the config now says 2.0;"):
         begun(make_config("tiny", "model.temperature=2"))
-
-
-def test_a_run_of_the_first_schema_goes_on(config: Config) -> None:
-    tree = json.loads(identity(config).read_text())
-    del tree["schema_version"]
-    tree["data"]["augment"] = tree["data"]["augment"]["train"]
-    identity(config).write_text(json.dumps(tree))
-    begun(config)
 
 
 def test_a_run_of_a_later_schema_names_the_remedy(config: Config) -> None:

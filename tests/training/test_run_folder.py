@@ -15,8 +15,8 @@ from raymaml.config.schema import Config
 from raymaml.errors import StorageError, UserError
 from raymaml.training import run_folder
 from raymaml.training.data import open_training_data
+from raymaml.training.identity import IDENTITY
 from raymaml.training.run_folder import (
-    IDENTITY,
     begin,
     claim,
     request_stop,

@@ -17,7 +17,12 @@ from raymaml.config.schema import Config
 from raymaml.errors import UserError
 from raymaml.evaluation.auditing import audit_run
 from raymaml.evaluation.plan import plan_test
-from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, read_card
+from raymaml.training.checkpoint import (
+    checkpoint_path,
+    copy_checkpoint,
+    find_checkpoint,
+    read_card,
+)
 from raymaml.training.worker import train_locally
 
 CPU = torch.device("cpu")
@@ -58,6 +63,12 @@ def best(config: Config, step: int) -> None:
     validation = cards[last]["validation"] | {"accuracy": 1.0 if step == 6 else 0.0}
     chosen = validation if step == 6 else cards[first]["validation"]
     write_card(last, cards[last] | {"validation": validation, "best": chosen})
+    metrics = config.run_folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        if row["step"] == 6 and "val_accuracy" in row:
+            row["val_accuracy"] = validation["accuracy"]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def card_of(path: Path) -> dict[str, Any]:
@@ -97,12 +108,17 @@ ABOUT_ITS_RUN = {
     "config.model.temperature": (2.0, "model.temperature is 2.0, {whose} 1.0"),
     "bank_hash": ("d" * 64, "bank_hash is 'dddddddd"),
 }
+AND = {"bank_hash": ("", "bank_hash is '', ")}  # as converted weights have it
 
 
-@pytest.mark.parametrize("key", [*ABOUT_ITSELF, *ABOUT_ITS_RUN])
-def test_a_card_that_says_something_else_is_refused(run: Config, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [(key, *pair) for about in (ABOUT_ITSELF, ABOUT_ITS_RUN, AND) for key, pair in about.items()],
+)
+def test_a_card_that_says_something_else_is_refused(
+    run: Config, key: str, value: Any, says: str
+) -> None:
     path = checkpoint_path(run.run_folder, 6)
-    value, says = (ABOUT_ITSELF | ABOUT_ITS_RUN)[key]
     card = card_of(path)
     set_key(card, key, value)
     write_card(path, card)
@@ -223,3 +239,160 @@ def test_an_override_that_changes_nothing_is_the_same_protocol(
 ) -> None:
     same = make_config("tiny", "outer.num_steps=7", "evaluation.inner={num_steps: 2, lr: 0.1}")
     assert train_locally(same, quiet)
+
+
+def converted(config: Config) -> None:
+    """Leave of a run its last checkpoint, as converted weights have it."""
+    path = checkpoint_path(config.run_folder, 6)
+    card = card_of(path) | {"bank_hash": "", "validation": None, "best": None}
+    for place in config.run_folder.iterdir():
+        if place != path:
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+    write_card(path, card)
+
+
+def test_converted_weights_are_of_no_bank_until_a_run_goes_on_from_them(run: Config) -> None:
+    converted(run)
+    for name, reader in READERS.items():
+        if not name.startswith("train"):
+            reader(run)
+    assert read_card(checkpoint_path(run.run_folder, 6)).bank_hash == ""
+    further = longer(run, 7)
+    assert train_locally(further, quiet)
+    card = read_card(find_checkpoint(run.run_folder, "best"))
+    assert card.step == 6  # the only validation is of the converted weights
+    assert card.bank_hash == read_card(find_checkpoint(run.run_folder, "last")).bank_hash != ""
+    assert train_locally(longer(run, 8), quiet)
+    assert plan_test(longer(run, 8), CPU).arms
+    for step in (6, 8):
+        path = checkpoint_path(run.run_folder, step)
+        write_card(path, card_of(path) | {"bank_hash": ""})
+        assert "bank_hash is ''" in refused(READERS["train"], run)
+        write_card(path, card_of(path) | {"bank_hash": card.bank_hash})
+
+
+def test_a_card_alone_cannot_say_that_it_was_inherited(run: Config) -> None:
+    path = checkpoint_path(run.run_folder, 6)
+    card = card_of(path) | {"inherited_from": "trial-00001"}
+    set_key(card, "config.outer.lr", 0.5)
+    write_card(path, card)
+    for reader in READERS.values():
+        assert "outer.lr is 0.5" in refused(reader, run)
+
+
+@pytest.mark.parametrize(
+    ("lineage", "trusted"),
+    [
+        ({"donor_run": "trial-00001", "step": 6}, True),
+        ({"donor_run": "trial-00002", "step": 6}, False),
+        ({"donor_run": "trial-00001", "step": 5}, False),
+    ],
+)
+def test_the_lineage_says_what_was_inherited(
+    run: Config, lineage: dict[str, Any], trusted: bool
+) -> None:
+    path = checkpoint_path(run.run_folder, 6)
+    card = card_of(path) | {"inherited_from": "trial-00001"}
+    set_key(card, "config.outer.lr", 0.5)
+    write_card(path, card)
+    (run.run_folder / "lineage.json").write_text(json.dumps(lineage))
+    if trusted:
+        assert plan_test(run, CPU).arms
+        assert train_locally(longer(run), quiet)
+    else:
+        for reader in READERS.values():
+            assert "outer.lr is 0.5" in refused(reader, run)
+
+
+def test_a_damaged_lineage_is_named(run: Config) -> None:
+    path = checkpoint_path(run.run_folder, 6)
+    write_card(path, card_of(path) | {"inherited_from": "x"})
+    card = card_of(path)
+    set_key(card, "config.outer.lr", 0.5)
+    write_card(path, card)
+    (run.run_folder / "lineage.json").write_text("[]")
+    for reader in READERS.values():
+        assert f"{run.run_folder / 'lineage.json'}: is damaged" in refused(reader, run)
+
+
+def test_the_schema_of_a_card_hides_no_edited_encoder(run: Config) -> None:
+    path = checkpoint_path(run.run_folder, 6)
+    place = run.run_folder / "run.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"encoder_source": "a" * 64}))
+    write_card(path, card_of(path) | {"schema_version": 1, "encoder_source": "b" * 64})
+    for name in ("test", "audit", "load_learner"):
+        assert "encoder_source is 'bbbb" in refused(READERS[name], run)
+
+
+@pytest.mark.parametrize("step", [0, 6])
+def test_an_accuracy_that_was_not_measured_is_refused(run: Config, step: int) -> None:
+    """A best accuracy of 1 would make every later validation the worse one."""
+    best(run, step)
+    metrics = run.run_folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        if row["step"] == step and "val_accuracy" in row:
+            row["val_accuracy"] = 0.25
+    card = checkpoint_path(run.run_folder, 6)
+    expected = card_of(card)["best"]["accuracy"]
+    assert expected != 0.25  # else this test tests nothing
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for reader in READERS.values():
+        text = refused(reader, judged_by_newest(run))
+        says = f"best.accuracy is {expected}, metrics.jsonl says 0.25 of step {step}"
+        assert f"{card / 'checkpoint.json'}: {says}" in text
+
+
+def of_an_earlier_version(config: Config) -> None:
+    """Make a run what the first schema left: no source, other episodes, all files of version 1."""
+    for path in config.run_folder.glob("checkpoint_*"):
+        card = card_of(path)
+        del card["encoder_source"]
+        write_card(path, card | {"schema_version": 1})
+    place = config.run_folder / "run.json"
+    tree = json.loads(place.read_text())
+    for key in ("schema_version", "encoder_source", "classes"):
+        del tree[key]
+    tree["data"]["augment"] = tree["data"]["augment"]["train"]
+    place.write_text(json.dumps(tree | {"train_manifest": "e" * 64}))
+
+
+@pytest.mark.parametrize("without", [(), ("run.json",)])
+def test_an_unfinished_run_of_another_order_of_images_is_refused(
+    run: Config, without: tuple[str, ...]
+) -> None:
+    of_an_earlier_version(run)
+    for name in without:
+        (run.run_folder / name).unlink()
+    with pytest.raises(UserError) as caught:
+        train_locally(longer(run), quiet)
+    assert caught.value.problems == (
+        f"{run.run_folder}: was started by an earlier raymaml, whose images stood in another order;"
+        " finish it with that version, or choose another name; `raymaml test` judges what it has",
+    )
+    assert plan_test(longer(run), CPU).arms
+
+
+def test_a_finished_run_of_another_order_of_images_has_nothing_left_to_do(run: Config) -> None:
+    of_an_earlier_version(run)
+    lines: list[str] = []
+    assert train_locally(run, lines.append)
+    assert len(lines) == 1
+    assert ": done; best validation accuracy" in lines[0]
+    assert plan_test(run, CPU).arms
+
+
+def test_a_copy_of_a_checkpoint_is_of_the_schema_of_the_original(
+    run: Config, tmp_path: Path
+) -> None:
+    of_an_earlier_version(run)
+    copy = copy_checkpoint(checkpoint_path(run.run_folder, 6), tmp_path / "copy")
+    assert read_card(copy).schema_version == 1
+
+
+def test_a_copy_names_the_run_that_it_is_copied_from(run: Config, tmp_path: Path) -> None:
+    path = checkpoint_path(run.run_folder, 6)
+    for name in ("a", "b"):
+        path = copy_checkpoint(path, tmp_path / f"of-{name}", name)
+        assert read_card(path).inherited_from == name
+    assert read_card(copy_checkpoint(path, tmp_path / "export")).inherited_from == "b"
