@@ -18,6 +18,8 @@ from raymaml.evaluation.statistics import Interval, bounded_interval
 FEWEST_EPISODES = 60
 """No verdict rests on fewer. An event of one episode in 20 is missing from all of 59 episodes
 in 5% of campaigns (0.95**59). Then neither an interval nor a p-value shows it."""
+MOST_EXACT = 200
+"""Number of differences other than 0 up to which Wilcoxon's p-value is exact. It takes 0.03 s."""
 _PARTS = 1000
 """Of a query: what an accuracy is rounded to."""
 
@@ -54,9 +56,8 @@ def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
     differ by rounding. Where the arms have different numbers of queries, the counts are those of
     their least common multiple.
 
-    The sign test is exact (binomial, ties left out). Wilcoxon's leaves differences of 0 out and
-    gives equal ones their average rank; its p-value is that of ``scipy.stats.wilcoxon``: exact for
-    few episodes, else of a normal distribution with the variance of the ties.
+    The sign test is exact (binomial, ties left out). Wilcoxon's test is that of
+    ``signed_rank_p``.
 
     Raises:
         UserError: the episodes of one number are not the same in both: images of other banks, other
@@ -78,8 +79,29 @@ def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
         ties=len(differences) - decided,
         losses=losses,
         sign_p=float(stats.binomtest(wins, decided).pvalue) if decided else 1.0,
-        wilcoxon_p=float(stats.wilcoxon(counts).pvalue) if decided else 1.0,
+        wilcoxon_p=signed_rank_p(counts),
     )
+
+
+def signed_rank_p(differences: NDArray[np.int64]) -> float:
+    """Return the two-sided p-value of Wilcoxon's signed-rank test; 1 where all are 0.
+
+    Differences of 0 are left out, and sizes that are equal have their average rank. Up to
+    ``MOST_EXACT`` others the p-value is exact, with equal sizes too: the share of all choices of
+    signs whose sum of ranks is as far from its mean, or further. Of more it is that of a normal
+    distribution with the variance that equal sizes leave (``scipy.stats.wilcoxon``).
+    """
+    from scipy import stats
+
+    others = differences[differences != 0]
+    if len(others) > MOST_EXACT:
+        return float(stats.wilcoxon(others, method="asymptotic").pvalue)
+    ranks = np.rint(2 * stats.rankdata(np.abs(others))).astype(np.int64)  # whole: average ranks x 2
+    chances = np.ones(1)  # of each sum of the ranks above 0
+    for rank in ranks:
+        chances = (np.pad(chances, (rank, 0)) + np.pad(chances, (0, rank))) / 2
+    from_mean = np.abs(2 * np.arange(len(chances)) - ranks.sum())
+    return float(chances[from_mean >= from_mean[ranks[others > 0].sum()]].sum())
 
 
 def _counts(arm: RecordArrays, at: NDArray[np.int64], unit: int) -> NDArray[np.int64]:

@@ -50,8 +50,9 @@ _INTERVALS = (
 )
 _ANY_LOOK_NOTE = (
     "The number of episodes was decided while judging. So the intervals of accuracies over episodes"
-    " are those at any look, and so are those of a study's verdicts on differences. The table of"
-    " compared arms, and its p-values, are not corrected."
+    " are those at any look, and so are those of a study's verdicts on differences. A study's"
+    " claims of other kinds stay undecided. The table of compared arms, and its p-values, are not"
+    " corrected."
 )
 _TRANSDUCTIVE_NOTE = (
     "A norm is transductive: the query batch is normalised by its own moments, so the accuracy"
@@ -153,7 +154,7 @@ def trainings(found: Mapping[str, Replicated]) -> Iterator[Block]:
         [
             name,
             f"{each.accuracy.count:,}",
-            f"{_percent(each.accuracy)} ({bounds(each.accuracy)})",
+            _percent(each.accuracy) + _between(each.accuracy),
             _number(each.accuracy.std, ".2%"),
             _number(each.over_episodes, ".2%"),
         ]
@@ -167,6 +168,11 @@ def trainings(found: Mapping[str, Replicated]) -> Iterator[Block]:
         " covers other trainings of the method. The interval over episodes says how well the"
         " episodes pin down the accuracy of one trained model."
     )
+    if not all(math.isfinite(each.accuracy.half_width) for each in found.values()):
+        yield Paragraph(
+            "Where all trainings of an arm came out alike, how far another one would be from them"
+            " is unknown."
+        )
 
 
 def comparisons(found: Sequence[Comparison]) -> Iterator[Block]:
@@ -297,6 +303,13 @@ def _percent(interval: Interval) -> str:
     if not math.isfinite(interval.mean):
         return "undefined"
     return f"{interval.mean:.2%}" + _margin(f"{interval.half_width:.2%}", interval)
+
+
+def _between(interval: Interval) -> str:
+    """Write the ends of an accuracy; nothing where they are unknown."""
+    if not math.isfinite(interval.half_width):
+        return ""
+    return f" ({interval.low:.2%} to {interval.high:.2%})"
 
 
 def _loss(summary: Summary) -> str:

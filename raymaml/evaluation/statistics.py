@@ -23,6 +23,8 @@ PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 _ROUNDING = 1e-3
 """What a sum of rounded numbers may be outside of its range."""
+NO_WIDTH = 1e-9
+"""Numbers in 0..1 that differ by less are alike: they differ by the rounding of sums."""
 _MOST_TRIALS = 1e12
 """Effective trials beyond which an interval is no wider than rounding."""
 
@@ -203,9 +205,20 @@ def degrees_of_freedom(
 def over_trainings(
     values: Sequence[float], level: float = 0.95, *, lowest: float = 0.0
 ) -> Interval:
-    """Return the mean of one number a training and its t interval, within ``lowest..1``."""
+    """Return the mean of one number a training and its t interval, within ``lowest..1``.
+
+    Trainings that came out alike do not tell how far others would be from them: the ends are then
+    infinite. So are those of one training.
+    """
     found = mean_interval(np.asarray(values), level)
+    if alike(values):
+        return replace(found, low=-math.inf, high=math.inf, half_width=math.inf)
     return replace(found, low=max(found.low, lowest), high=min(found.high, 1.0))
+
+
+def alike(values: Sequence[float] | NDArray[np.float64]) -> bool:
+    """Return whether numbers differ by less than ``NO_WIDTH``, as one number does."""
+    return bool(np.ptp(values) < NO_WIDTH)
 
 
 def quantiles(
@@ -259,9 +272,14 @@ def interval_by_step(
 
 def bounds(interval: Interval) -> str:
     """Write where a difference lies, in per cent."""
-    if not math.isfinite(interval.half_width):
+    return span(interval.low, interval.high)
+
+
+def span(low: float, high: float) -> str:
+    """Write the ends of an interval of a difference, in per cent."""
+    if not math.isfinite(high - low):
         return "unknown"
-    return f"{100 * interval.low:+.2f}% to {100 * interval.high:+.2f}%"
+    return f"{100 * low:+.2f}% to {100 * high:+.2f}%"
 
 
 def _checked_count(values: NDArray[np.float64]) -> int:

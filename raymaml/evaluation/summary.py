@@ -121,7 +121,7 @@ class Replicated:
     arms: Mapping[int, str]
     """Names of its trainings, by seed."""
     accuracy: Interval
-    """Mean accuracy, and its t interval over trainings, within 0..1; ``count`` is theirs."""
+    """Mean accuracy, and its interval by ``over_trainings``; ``count`` is theirs."""
     over_episodes: float
     """Mean half-width of the interval over episodes of one training."""
 

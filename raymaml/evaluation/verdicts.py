@@ -16,15 +16,24 @@ from raymaml.evaluation.paired import FEWEST_EPISODES, holm, paired
 from raymaml.evaluation.records import RecordArrays
 from raymaml.evaluation.sequences import any_look_interval
 from raymaml.evaluation.statistics import (
+    NO_WIDTH,
     Interval,
+    alike,
     bounded_interval,
     bounds,
     over_trainings,
+    span,
     spanning_interval,
 )
 from raymaml.evaluation.verdict import UNDECIDED, Outcome, Verdict
 
 LEVEL = 0.95
+_UNKNOWN = (-math.inf, math.inf)
+_STOPS_EARLY = (
+    "no verdict: evaluation.target_half_width let what was seen decide the number of episodes, and"
+    " this claim's interval needs a number fixed beforehand; judge with"
+    " evaluation.target_half_width=null"
+)
 NOT_REPLICATED = "this model, not replicated"
 Trainings = Mapping[int, RecordArrays]
 """The records of an arm for each training of its model, by seed."""
@@ -39,23 +48,33 @@ class Evidence:
     what: str
     """The number, in words."""
     episodes: int
-    """Fewest that any part of it rests on."""
+    """Fewest of any training."""
+    smallest_group: int
+    """Fewest that any mean in it rests on."""
     over_episodes: Estimate
     over_trainings: Estimate | None
     """None: a side was trained once."""
     scope: str
     others: str = ""
     """What is said beside the intervals."""
+    refusal: str = ""
+    """Why no interval of it holds; empty where one does."""
 
     @property
     def reason(self) -> str:
         """Say what keeps the claim from a verdict, or the verdict from being on a method."""
-        if self.episodes < FEWEST_EPISODES:
+        if self.refusal:
+            return self.refusal
+        if self.smallest_group < FEWEST_EPISODES:
             return f"no verdict rests on fewer than {FEWEST_EPISODES} episodes"
-        if any(low == high for _, low, high in (each(LEVEL) for each in self._estimates)):
+        if any(
+            high - low <= NO_WIDTH for _, low, high in (each(LEVEL) for each in self._estimates)
+        ):
             return "no verdict rests on an interval without width"
         if self.over_trainings is None:
             return "to replicate it, give its models seeds, as in seeds: [0, 1, 2]"
+        if self.over_trainings(LEVEL)[1:] == _UNKNOWN:
+            return "its trainings came out alike, so the spread over trainings is unknown"
         return ""
 
     @property
@@ -64,7 +83,7 @@ class Evidence:
 
     def outcome(self, check: Check, level: float) -> Outcome:
         """Decide a claim by intervals of this level, which must agree."""
-        if self.episodes < FEWEST_EPISODES:
+        if self.refusal or self.smallest_group < FEWEST_EPISODES:
             return UNDECIDED
         found = {
             outcome(*estimate(level)[1:], _expected(check), check.margin)
@@ -93,7 +112,9 @@ def reach_verdicts(
     Welch's), and that over episodes, which all trainings share. The verdict is on a method then;
     where a side was trained once there is but the second, and the verdict is on that model.
     The p-values of all claims are adjusted by Holm's method, and a claim above 5% is undecided.
-    So is one by fewer than ``FEWEST_EPISODES`` episodes, or by an interval without width.
+    So is one by fewer than ``FEWEST_EPISODES`` episodes, which the first trials and the others must
+    each have; one by an interval without width, or by trainings that came out alike; and where what
+    was seen decided the number of episodes, one that is not about a difference of arms.
 
     Args:
         checks: the claims.
@@ -116,7 +137,7 @@ def outcome(
     low: float, high: float, expect: Literal["more than", "less than", "within"], margin: float
 ) -> Outcome:
     """Decide a claim about a number that lies in ``low..high``; of no width decides nothing."""
-    if not low < high:
+    if not high - low > NO_WIDTH:
         return UNDECIDED
     if expect == "less than":
         return outcome(-high, -low, "more than", margin)
@@ -171,6 +192,8 @@ def evidence_of(
         return float(mean), float(low), float(high)
 
     values = [estimate(each, check.count, LEVEL)[0] for each in trainings]
+    episodes = min(map(len, trainings))
+    rest = max(episodes - check.count, 0)
     what = (
         f"{check.arm}: the first {check.count:,} trials minus the others"
         if isinstance(check, FirstTrials)
@@ -178,12 +201,14 @@ def evidence_of(
     )
     return Evidence(
         what=what,
-        episodes=min(map(len, trainings)),
+        episodes=episodes,
+        smallest_group=min(check.count, rest) if isinstance(check, FirstTrials) else episodes,
         over_episodes=over_episodes,
         over_trainings=(lambda level: _ends(over_trainings(values, level, lowest=-1.0)))
         if len(values) > 1
         else None,
         scope=f"{len(values)} trainings" if len(values) > 1 else NOT_REPLICATED,
+        refusal=_STOPS_EARLY if stops_early else "",
     )
 
 
@@ -201,6 +226,7 @@ def _of_difference(
     return Evidence(
         what=f"{check.arm} minus {check.minus}",
         episodes=len(both),
+        smallest_group=len(both),
         over_episodes=lambda level: _ends(
             any_look_difference(one - other, level)
             if stops_early
@@ -256,9 +282,9 @@ def _ends(interval: Interval) -> tuple[float, float, float]:
 
 def _verdict(check: Check, evidence: Evidence, p: float) -> Verdict:
     mean, *ends = evidence.over_episodes(LEVEL)
-    intervals = [f"over {evidence.episodes:,} episodes {_span(*ends)}{evidence.others}"]
+    intervals = [f"over {evidence.episodes:,} episodes {span(*ends)}{evidence.others}"]
     if evidence.over_trainings is not None:
-        intervals.insert(0, f"over {evidence.scope} {_span(*evidence.over_trainings(LEVEL)[1:])}")
+        intervals.insert(0, f"over {evidence.scope} {span(*evidence.over_trainings(LEVEL)[1:])}")
     numbers = [
         f"{evidence.what}: {100 * mean:+.2f}% (95% intervals: {'; '.join(intervals)})",
         f"claimed: {_claimed(_expected(check), check.margin)}",
@@ -278,10 +304,6 @@ def _expected(check: Check) -> Literal["more than", "less than", "within"]:
     return "more than" if check.kind == "precision" else check.expect
 
 
-def _span(low: float, high: float) -> str:
-    return f"{100 * low:+.2f}% to {100 * high:+.2f}%"
-
-
 def _claimed(expect: str, margin: float) -> str:
     if expect == "within":
         return f"between -{100 * margin:.2f}% and +{100 * margin:.2f}%"
@@ -292,19 +314,33 @@ def _claimed(expect: str, margin: float) -> str:
 def _first_minus_rest(
     values: NDArray[np.float64], count: int, level: float
 ) -> tuple[float, float, float]:
-    return _welch(values[:count], values[count:], level)
+    """Return the difference of two means and its interval; of a part without values nan.
+
+    The intervals of both means are squared and added (Newcombe 1998)::
+
+        low = m1 - m2 - sqrt((m1 - low1)**2 + (high2 - m2)**2)
+        high = m1 - m2 + sqrt((high1 - m1)**2 + (m2 - low2)**2)
+    """
+    if not 0 < count < len(values):
+        return math.nan, *_UNKNOWN
+    ours, theirs = (bounded_interval(each, level) for each in (values[:count], values[count:]))
+    difference = ours.mean - theirs.mean
+    below = math.hypot(ours.mean - ours.low, theirs.high - theirs.mean)
+    above = math.hypot(ours.high - ours.mean, theirs.mean - theirs.low)
+    return difference, max(difference - below, -1.0), min(difference + above, 1.0)
 
 
 def _welch(
     ours: NDArray[np.float64], theirs: NDArray[np.float64], level: float
 ) -> tuple[float, float, float]:
-    """Return the difference of two means and its Welch t interval; of too few values nan."""
+    """Return the difference of two means over trainings and its Welch t interval.
+
+    Its ends are infinite where the trainings of a side came out alike.
+    """
     from scipy import stats
 
-    if len(ours) < 2 or len(theirs) < 2:
-        return math.nan, -math.inf, math.inf
     difference = float(ours.mean() - theirs.mean())
-    if ours.std() == 0 and theirs.std() == 0:
-        return difference, difference, difference
+    if alike(ours) or alike(theirs):
+        return difference, *_UNKNOWN
     found = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(level)
     return difference, max(float(found.low), -1.0), min(float(found.high), 1.0)

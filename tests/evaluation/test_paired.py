@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from helpers_evaluation import record
 from scipy import stats
 
 from raymaml.errors import UserError
-from raymaml.evaluation.paired import holm, paired
+from raymaml.evaluation.paired import holm, paired, signed_rank_p
 from raymaml.evaluation.records import RecordArrays, read_records, record_arrays, write_chunk
 from raymaml.evaluation.statistics import bounded_interval
 
@@ -74,7 +75,7 @@ def test_p_values_are_those_of_whole_queries(queries: int, episodes: int) -> Non
         found = paired(a, b, NAMES)
         counts = right[0] - right[1]
         wins, losses = int((counts > 0).sum()), int((counts < 0).sum())
-        assert found.wilcoxon_p == stats.wilcoxon(counts).pvalue
+        assert found.wilcoxon_p == signed_rank_p(counts)
         assert found.sign_p == stats.binomtest(wins, wins + losses).pvalue
         assert (found.wins, found.losses) == (wins, losses)
         assert found.difference.mean == pytest.approx(counts.mean() / queries, abs=1e-12)
@@ -88,6 +89,51 @@ def test_the_p_value_of_few_episodes_is_exact() -> None:
     found = paired(*(arrays(count / 5, rows) for count in right), NAMES)
     assert found.wilcoxon_p == pytest.approx(8 / 64)
     assert (found.wins, found.ties, found.losses) == (5, 1, 1)
+
+
+def of_counts(differences: list[int]) -> float:
+    """Return Wilcoxon's p-value of these differences, in right queries of 9."""
+    right = np.array([np.maximum(differences, 0), np.maximum(np.negative(differences), 0)])
+    rows = np.zeros((len(differences), 9), dtype=np.int64)
+    return paired(*(arrays(count / 9, rows) for count in right), NAMES).wilcoxon_p
+
+
+@pytest.mark.parametrize("wins", [1, 5, 6, 13, 14, 40])
+def test_ties_leave_wilcoxons_p_exact(wins: int) -> None:
+    # all ranks are on one side in 2 of 2^n choices of signs: 5 wins 0.0625, 6 wins 0.03125
+    assert of_counts([1] * wins + [0] * 55) == pytest.approx(2 / 2**wins)
+    # with one size the test is the sign test
+    binomial = stats.binomtest(wins, wins + 4).pvalue
+    assert of_counts([2] * wins + [-2] * 4 + [0] * 55) == pytest.approx(binomial)
+
+
+@pytest.mark.parametrize("size", [3, 8, 14])
+def test_wilcoxons_p_is_that_of_all_choices_of_signs(size: int) -> None:
+    generator = np.random.default_rng(size)
+    for _ in range(5):
+        sizes = generator.integers(1, 5, size)  # ties of several sizes
+        signs = generator.choice([-1, 1], size)
+        # the mean of the first and the last place that a size has, in order
+        order = sorted(sizes)
+        last = [size - order[::-1].index(x) for x in sizes]
+        ranks = np.array(
+            [(order.index(x) + 1 + end) / 2 for x, end in zip(sizes, last, strict=True)]
+        )
+        every = np.array(list(product((-1, 1), repeat=size))) @ ranks
+        expected = np.mean(np.abs(every) >= abs(signs @ ranks))
+        assert of_counts([*(signs * sizes), 0, 0]) == pytest.approx(expected)
+
+
+def test_wilcoxons_p_of_many_differences_is_that_of_a_normal_distribution() -> None:
+    generator = np.random.default_rng(0)
+    for count in (200, 201):
+        differences = generator.integers(1, 5, count) * generator.choice(
+            [-1, 1], count, p=[0.45, 0.55]
+        )
+        usual = stats.wilcoxon(differences, method="asymptotic").pvalue
+        found = of_counts([*differences, 0])
+        assert found == pytest.approx(usual, rel=0.05)
+        assert (found == usual) == (count > 200)
 
 
 def test_arms_of_other_numbers_of_queries_are_counted_by_a_common_one() -> None:

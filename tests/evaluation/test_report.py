@@ -224,6 +224,28 @@ def test_other_episodes_are_not_compared(tmp_path: Path) -> None:
     assert "other and model: episode 0 has other support images" in page
 
 
+@pytest.mark.parametrize(
+    ("means", "shown", "known"),
+    [
+        # t(0.975; 2) = 4.302653, s 1%: 4.302653 * 1% / sqrt(3) = 2.48%
+        ((0.4, 0.41, 0.42), f"41.00% {PLUS_MINUS} 2.48% (38.52% to 43.48%)", True),
+        ((1.0, 1.0, 1.0), f"100.00% {PLUS_MINUS} unknown", False),
+        ((0.1 + 0.2, 0.3, 0.3), f"30.00% {PLUS_MINUS} unknown", False),  # alike up to rounding
+    ],
+)
+def test_the_spread_of_trainings_is_shown_where_it_is_known(
+    tmp_path: Path, means: Sequence[float], shown: str, known: bool
+) -> None:
+    arms = [arm(tmp_path, f"a-{seed}", [[0.2, mean]] * 2) for seed, mean in enumerate(means)]
+    trainings = {"a": {seed: each.name for seed, each in enumerate(arms)}}
+    content, page = report(tmp_path, arms, trainings=trainings)
+    (row,) = (row for table in tables(page) for row in table if row[:2] == ["a", "3"])
+    assert row[2] == shown
+    assert row[3] == ("1.00%" if known else "0.00%")
+    assert (content["trainings"]["a"]["accuracy"]["ci95"] is not None) == known
+    assert ("came out alike" in page) != known
+
+
 def test_verdicts_and_audits_are_told(tmp_path: Path) -> None:
     verdict = Verdict(
         claim="a > b", outcome="undecided at this size", scope="3 trainings", numbers="1", p=0.5

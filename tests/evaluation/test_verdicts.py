@@ -14,6 +14,7 @@ from scipy.stats import ttest_ind
 from raymaml.config.study import Comparison, FirstTrials, Precision
 from raymaml.evaluation.paired import FEWEST_EPISODES
 from raymaml.evaluation.records import RecordArrays
+from raymaml.evaluation.statistics import bounded_interval
 from raymaml.evaluation.verdicts import (
     Trainings,
     evidence_of,
@@ -41,6 +42,7 @@ UNDECIDED = "undecided at this size"
         (-math.inf, math.inf, "more than", 0.0, UNDECIDED),
         (math.nan, math.nan, "within", 0.5, UNDECIDED),
         (0.02, 0.02, "more than", 0.0, UNDECIDED),
+        (0.02, 0.02 + 1e-15, "more than", 0.0, UNDECIDED),
         (0.0, 0.0, "within", 0.1, UNDECIDED),
     ],
 )
@@ -162,30 +164,96 @@ def test_few_episodes_decide_nothing(count: int, decided: bool) -> None:
     generator = np.random.default_rng(0)
     better = {0: arrays(0.8 + generator.normal(0, 0.01, count))}
     arms = {"a": better, "b": {0: arrays(np.full(count, 0.5))}}
-    checks = [
-        claim(),
-        FirstTrials(
-            kind="first trials", claim="f", arm="a", expect="less than", margin=0.5, count=20
-        ),
-        Precision(kind="precision", claim="p", arm="a", margin=0.5),
-    ]
-    for found in reach_verdicts(checks[: 3 if count > 2 else 2], arms):
+    checks = [claim(), Precision(kind="precision", claim="p", arm="a", margin=0.5)]
+    for found in reach_verdicts(checks, arms):
         assert (found.outcome != UNDECIDED) == decided, found
         assert ("no verdict rests on fewer than 60 episodes" in found.numbers) != decided
 
 
+def first(count: int, expect: str = "more than", margin: float = 0.0) -> FirstTrials:
+    return FirstTrials(
+        kind="first trials", claim="f", arm="a", expect=expect, margin=margin, count=count
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "decided"),
+    [(2, False), (59, False), (60, True), (540, True), (541, False), (600, False), (700, False)],
+)
+def test_the_first_trials_and_the_others_must_both_be_enough(count: int, decided: bool) -> None:
+    accuracy = np.tile([0.2, 0.4], 300)
+    accuracy[:count] += 0.5
+    (found,) = reach_verdicts([first(count)], {"a": {0: arrays(accuracy)}})
+    assert (found.outcome != UNDECIDED) == decided, found
+    assert ("no verdict rests on fewer than 60 episodes" in found.numbers) != decided
+    assert "over 600 episodes" in found.numbers  # those that the claim is about
+
+
+def test_the_interval_of_the_first_trials_squares_and_adds_two_intervals() -> None:
+    accuracy = np.concatenate([np.tile([0.5, 1.0], 50), np.tile([0.25, 0.75], 250)])
+    one, other = bounded_interval(accuracy[:100]), bounded_interval(accuracy[100:])
+    mean, low, high = evidence_of(first(100), {"a": {0: arrays(accuracy)}}).over_episodes(0.95)
+    assert mean == pytest.approx(0.25)  # 0.75 - 0.5
+    below, above = one.mean - one.low, one.high - one.mean
+    assert low == pytest.approx(0.25 - math.sqrt(below**2 + (other.high - other.mean) ** 2))
+    assert high == pytest.approx(0.25 + math.sqrt(above**2 + (other.mean - other.low) ** 2))
+
+
+def test_first_trials_that_are_like_the_others_are_seldom_called_different() -> None:
+    """At 99.8% of 15 queries; Welch's interval leaves 0 out in 16% of such campaigns."""
+    generator = np.random.default_rng(7)
+    wrong = 0
+    for right in generator.binomial(15, 0.998, (1000, 600)):
+        evidence = evidence_of(first(60), {"a": {0: arrays(right / 15)}})
+        wrong += evidence.outcome(first(60), 0.95) != UNDECIDED
+    assert wrong / 1000 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+@pytest.mark.parametrize("others", [(), (claim(),)])
+def test_where_looks_decide_the_number_of_episodes_other_claims_are_open(others) -> None:
+    """What is seen decides how many episodes there are; no interval of a fixed number holds."""
+    accuracy = np.concatenate([np.tile([0.8, 1.0], 100), np.tile([0.1, 0.3], 200)])
+    arms = {"a": {0: arrays(accuracy)}, "b": {0: arrays(np.tile([0.0, 0.1], 300))}}
+    checks = [first(200), Precision(kind="precision", claim="p", arm="a", margin=0.01), *others]
+    for early, outcomes in ((False, {"supported"}), (True, {UNDECIDED})):
+        for found in reach_verdicts(checks, arms, stops_early=early)[:2]:
+            assert {found.outcome} == outcomes
+            assert (found.p == 1) == early
+            assert ("evaluation.target_half_width" in found.numbers) == early
+
+
 def test_an_interval_without_width_decides_nothing() -> None:
     same = {0: arrays(np.full(600, 0.5))}
-    checks = [
-        FirstTrials(kind="first trials", claim="f", arm="b", expect="within", margin=0.1, count=60),
-        Precision(kind="precision", claim="p", arm="b", margin=0.01),
-    ]
-    for found in reach_verdicts(checks, {"a": same, "b": same}):
+    check = Precision(kind="precision", claim="p", arm="b", margin=0.01)
+    for arm in (same, {0: arrays(np.tile([0.5, 0.5 + 1e-16], 300))}):  # alike up to rounding
+        (found,) = reach_verdicts([check], {"b": arm})
         assert found.outcome == UNDECIDED
         assert "no verdict rests on an interval without width" in found.numbers
-    # neither do trainings that came out alike
-    alike = {"a": shifted(0.02, 0.02), "b": {seed: arrays(noisy(0)) for seed in (0, 1)}}
-    assert reach_verdicts([claim()], alike)[0].outcome == UNDECIDED
+
+
+@pytest.mark.parametrize(("seeds", "by"), [((0, 1, 2), "paired by seed"), ((7, 8, 9), "against")])
+def test_trainings_that_came_out_alike_decide_nothing(seeds: tuple[int, ...], by: str) -> None:
+    """Each training of one arm is right in 4 queries of 75 more than its partner."""
+    generator = np.random.default_rng(1)
+    right = generator.integers(20, 60, (3, 600))
+    if by == "against":  # the trainings of one arm then have one mean, up to rounding
+        right = np.array([np.roll(right[0], 200 * shift) for shift in range(3)])
+    theirs = {seed: arrays(each / 75) for seed, each in zip(seeds, right, strict=True)}
+    ours = {seed: arrays((each + 4) / 75) for seed, each in enumerate(right)}
+    (found,) = reach_verdicts([claim()], {"a": ours, "b": theirs})
+    assert by in found.scope
+    assert (found.outcome, found.p) == (UNDECIDED, 1)
+    assert "+5.33%" in found.numbers  # 4 / 75
+    assert " unknown; over 600 episodes" in found.numbers
+    assert "trainings came out alike" in found.numbers
+
+
+def test_one_side_of_trainings_that_came_out_alike_decides_nothing() -> None:
+    same, other = shifted(0.3, 0.3, 0.3, seeds=(0, 1, 2)), shifted(0.0, 0.01, seeds=(7, 8))
+    for arms in ({"a": same, "b": other}, {"a": other, "b": same}):
+        (found,) = reach_verdicts([claim()], arms)
+        assert (found.outcome, found.p) == (UNDECIDED, 1)
+        assert "trainings came out alike" in found.numbers
 
 
 def test_trainings_that_do_not_differ_are_seldom_said_to() -> None:
