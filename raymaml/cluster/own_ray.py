@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import logging
@@ -20,6 +21,8 @@ from raymaml.doctor.machine import LONGEST_BASE, ray_folder
 from raymaml.errors import UserError
 
 _LOG = logging.getLogger(__name__)
+_NAMES = 0x100
+"""Folders of Ray that a machine may have in one place: two hexadecimal digits tell them apart."""
 _SHORT = Path("/tmp")
 """Holds Ray's folder where the path of the usual temporary folder is too long for sockets."""
 
@@ -113,14 +116,19 @@ def _make_folder() -> tuple[Path, int]:
 
 
 def _lock_new_folder(base: Path) -> tuple[Path, int]:
-    while True:
-        folder = base.resolve() / f"{_prefix()}{secrets.token_hex(1)}"
+    """Make and lock a folder; its name is short, for each byte of it is one of sockets' paths.
+
+    Raises:
+        OSError: it cannot be made, or all names are taken.
+    """
+    for number in secrets.SystemRandom().sample(range(_NAMES), _NAMES):
+        folder = base.resolve() / f"{_prefix()}{number:02x}"
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-            break
-    lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return folder, lock
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return folder, lock
+    raise OSError(errno.EEXIST, f"all {_NAMES} names of Ray's folders in it are taken")
 
 
 def _prefix() -> str:
@@ -147,17 +155,30 @@ def _clear(base: Path) -> None:
 
 
 def _kill_users(folder: Path) -> None:
-    """Kill this user's processes that have a file of the folder open, as all of Ray's have logs.
+    """Kill this user's other processes that write into the folder, as all of Ray's write logs.
 
-    Linux alone shows them.
+    Processes that only read there, such as ``tail -f``, are somebody else's. Linux alone shows
+    which files processes have open.
     """
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
-            if process.stat().st_uid != os.getuid():
+            if process.stat().st_uid != os.getuid() or int(process.name) == os.getpid():
                 continue
-            files = (str(file.readlink()) for file in (process / "fd").iterdir())
-            if any(file.startswith(f"{folder}/") for file in files):
+            if any(_writes(file, folder) for file in (process / "fd").iterdir()):
                 os.kill(int(process.name), signal.SIGKILL)
+
+
+def _writes(file: Path, folder: Path) -> bool:
+    """Tell whether a file descriptor ``/proc/PID/fd/FD`` is of a file below ``folder``, to write.
+
+    See proc_pid_fdinfo(5): "flags" are those of open(2), in octal digits.
+    """
+    with contextlib.suppress(OSError):  # it has just been closed
+        if str(file.readlink()).startswith(f"{folder}/"):
+            lines = (file.parents[1] / "fdinfo" / file.name).read_text("ascii").splitlines()
+            (flags,) = (line.split()[1] for line in lines if line.startswith("flags:"))
+            return bool(int(flags, 8) & (os.O_WRONLY | os.O_RDWR))
+    return False
 
 
 def has_token() -> bool:

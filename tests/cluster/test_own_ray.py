@@ -103,15 +103,38 @@ def test_the_processes_of_a_dead_folder_are_ended_and_no_others(base: Path) -> N
     with (dead / "log").open("wb") as log, (base / "log").open("wb") as other:
         theirs = subprocess.Popen(nap, stdout=log)
         stranger = subprocess.Popen(nap, stdout=other)
+    with (dead / "log").open("rb") as log:  # `less`, `tail -f`
+        reader = subprocess.Popen(nap, stdin=log)
     try:
-        with own_ray(None):
+        with (dead / "own").open("wb"), own_ray(None):  # as the log of an earlier driver in here
             assert theirs.wait(30) == -9
             assert stranger.poll() is None
+            assert reader.poll() is None
             assert not dead.exists()
     finally:
-        for process in (theirs, stranger):
+        for process in (theirs, stranger, reader):
             process.kill()
             process.wait()
+
+
+def test_where_all_names_are_taken_the_next_base_is_used(
+    base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two hexadecimal digits are 256 names: longer ones would cost bytes of the sockets' paths."""
+    for number in range(0x100):
+        (base / f"{module._prefix()}{number:02x}").mkdir()
+    free = base / f"{module._prefix()}a7"
+    free.rmdir()
+    with own_ray(None) as arguments:
+        assert Path(arguments["_temp_dir"]).parent == free
+    free.mkdir()
+    monkeypatch.setattr(module, "_SHORT", base)
+    with pytest.raises(UserError, match=r"\(all 256 names .* taken\); set RAY_TMPDIR to"):
+        own_ray(None).__enter__()
+    monkeypatch.setattr(module, "_SHORT", base / "s")
+    monkeypatch.setattr(module, "LONGEST_BASE", len(str(base / "s")))
+    with own_ray(None) as arguments:
+        assert Path(arguments["_temp_dir"]).parent.parent == base / "s"
 
 
 def test_a_folder_whose_sockets_would_have_too_long_paths_is_replaced(
@@ -174,14 +197,14 @@ def test_workers_are_as_nice_as_others_unless_the_user_says_otherwise(
         assert os.environ[NICENESS] == "7"
 
 
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the processes that have a file below ``folder`` open."""
-    found = []
+def processes_of(folder: Path) -> dict[psutil.Process, tuple[int, int]]:
+    """Return niceness and session of each process that has a file below ``folder`` open."""
+    found = {}
     for process in psutil.process_iter():
         try:
             if any(file.path.startswith(f"{folder}/") for file in process.open_files()):
-                found.append(process)
-        except psutil.Error:
+                found[process] = process.nice(), os.getsid(process.pid)
+        except (psutil.Error, ProcessLookupError):  # it has just ended
             continue
     return found
 
@@ -196,7 +219,8 @@ def test_signals_and_kills_end_ray_with_the_driver(tmp_path, make_config, start,
         command = start("train", path, RAY_TMPDIR=str(base))
         command.wait_until(lambda: trained_steps(folder) >= at + 3, "three steps further")
         (own,) = base.glob("raymaml.*")
-        return command, [each for each in processes_of(own) if each.pid != command.process.pid]
+        found = processes_of(own)
+        return command, {each: of for each, of in found.items() if each.pid != command.process.pid}
 
     def assert_stopped(command):
         assert command.finish() == 143
@@ -210,8 +234,8 @@ def test_signals_and_kills_end_ray_with_the_driver(tmp_path, make_config, start,
         assert list(base.glob("raymaml.*")) == []
 
     command, processes = started()  # `timeout`, a scheduler: SIGTERM to the group
-    assert {each.nice() for each in processes} == {os.nice(0)}
-    assert os.getsid(command.process.pid) not in {os.getsid(each.pid) for each in processes}
+    assert {niceness for niceness, _ in processes.values()} == {os.nice(0)}
+    assert os.getsid(command.process.pid) not in {session for _, session in processes.values()}
     os.killpg(command.process.pid, 15)
     assert_stopped(command)
     assert mode(tmp_path / "home/.ray/auth_token") == 0o600

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import tiff
+from helpers_data import png, tiff
 from PIL import Image
 
 from raymaml.config.sources import ImageFolderSource
@@ -101,25 +99,6 @@ def test_png_and_tiff_of_sixteen_bits_agree(tmp_path: Path, mode: str) -> None:
     # 0xABC is of twelve bits
     assert (pixels[0] == 0xAB).all()
     assert (pixels[1] == 0xAB).all()
-
-
-def png(values: np.ndarray, colour: int) -> bytes:
-    """A PNG of 16 bits a value; its writer knows none of Pillow."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    height, width = values.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])

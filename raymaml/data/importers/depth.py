@@ -32,7 +32,7 @@ from PIL.TiffImagePlugin import SAMPLEFORMAT, TiffImageFile
 DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 """Bits a value."""
 _UNSIGNED = 1  # of SAMPLEFORMAT
-_BAND = 1 << 20
+_BAND = 1 << 18
 """Pixels that are converted at a time, so that a large picture is not held several times."""
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
@@ -51,19 +51,18 @@ def in_eight_bits(image: Image.Image, data: bytes) -> Image.Image:
     """
     if image.mode == "F" or image.mode.startswith("I"):
         unsigned = _is_unsigned(image)
-        pixels = _scaled(
+        shallow = _scaled(
             lambda box: _values(image, box).view(np.uint32) if unsigned else _values(image, box),
             image.size,
         )
     elif rawmode := _SIXTEEN_BITS.fullmatch(_rawmode(image)):
         with Image.open(BytesIO(data), formats=[str(image.format)]) as low:
             _read_as(low, rawmode[1] + _OTHER_ORDER[rawmode[2]])
-            pixels = _scaled(
+            shallow = _scaled(
                 lambda box: _values(image, box) * np.uint16(256) + _values(low, box), image.size
             )
     else:
         return image
-    shallow = Image.fromarray(pixels)
     if orientation := image.getexif().get(Base.Orientation):
         shallow.getexif()[Base.Orientation] = orientation
     return shallow
@@ -129,17 +128,21 @@ def bands(size: tuple[int, int]) -> list[Box]:
     return [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
 
 
-def _scaled(read: Callable[[Box], NDArray[Any]], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _scaled(read: Callable[[Box], NDArray[Any]], size: tuple[int, int]) -> Image.Image:
     """Scale a picture band by band, its opacity apart: opaque is the most that a file holds."""
-    shape = read((0, 0, 1, 1)).shape
-    groups = (slice(0, 3), slice(3, None)) if len(shape) == 3 else (slice(None),)
-    out = np.empty((size[1], size[0], *shape[2:]), np.uint8)
-    for channels in [group for group in groups if out[:1, :1][..., group].size]:
+    first = read((0, 0, 1, 1))
+    groups = (slice(0, 3), slice(3, None)) if first.ndim == 3 else (slice(None),)
+    out = Image.new(Image.fromarray(first.astype(np.uint8)).mode, size)
+    scales = []
+    for channels in [group for group in groups if first[..., group].size]:
         ends = [_ends(read(box)[..., channels]) for box in bands(size)]
-        least, largest = min(low for low, _ in ends), max(high for _, high in ends)
-        for box in bands(size):
-            _, top, _, bottom = box
-            out[top:bottom][..., channels] = to_eight_bits(read(box)[..., channels], least, largest)
+        scales.append((channels, min(low for low, _ in ends), max(high for _, high in ends)))
+    for box in bands(size):
+        values = read(box)
+        band = np.empty(values.shape, np.uint8)
+        for channels, least, largest in scales:
+            band[..., channels] = to_eight_bits(values[..., channels], least, largest)
+        out.paste(Image.fromarray(band), box)
     return out
 
 
