@@ -30,6 +30,7 @@ CASES = {
     "an option that is none": ("train config --steps=3", "No such option '--steps'"),
     "an option before the command": ("--verbose train config", "stand behind its name"),
     "an override before the config": ("train outer.lr=1 config", "they stand behind CONFIG"),
+    "a long override": (f"train outer.lr={'1' * 300} config", "they stand behind CONFIG"),
     "an override instead of a config": ("doctor outer.lr=1", "they stand behind CONFIG"),
     "spaces around the sign": ("train config outer.lr = 1", "as in outer.lr=1e-3, without spaces"),
     "a colon": ("train config outer.lr:1", "as in outer.lr=1e-3, without spaces"),
@@ -87,6 +88,18 @@ def test_a_first_try_gets_the_message_that_helps(
     assert outcome.exit_code == 2, (outcome.output, outcome.exception)
     assert isinstance(outcome.exception, SystemExit)
     assert says in " ".join(outcome.output.split())
+
+
+def test_a_config_may_lie_in_a_folder_that_looks_like_an_override(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("lr=0.1/config.yaml")
+    path.parent.mkdir()
+    path.write_text(CONFIG.replace("num_steps: 5", "num_steps: -5"), encoding="utf-8")
+    outcome = CliRunner().invoke(main, ["train", str(path)])
+    assert outcome.exit_code == 2
+    assert outcome.output.startswith(f"raymaml: {path}:4: outer.num_steps is -5; it should be")
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,19 @@ from raymaml.signals import INTERRUPTED, TERMINATED, Terminated, terminable
 
 def _place(value: str) -> Place:
     """Return the path or URI that a text names; of a URI ``click.Path`` would leave one slash."""
-    if re.match(r"[a-z][a-z_.]*=", value):
+    if re.match(r"[a-z][a-z_.]*=", value) and not _exists(Path(value)):
         raise click.BadParameter(f"{value}: it is an override; they stand behind CONFIG")
     try:
         return to_place(value)
     except ValueError as error:
         raise click.BadParameter(f"{value}: it {error}") from None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def say(text: object) -> None:

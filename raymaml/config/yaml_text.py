@@ -7,7 +7,7 @@ number that YAML 1.1 reads otherwise than people do: ``010`` is 8 there, and ``1
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import yaml
@@ -39,8 +39,17 @@ COMMAND_LINE = "command line"
 
 
 def quoted(text: str, key: str, place: str) -> str:
-    """Write ``text`` so that YAML reads it as text; a shell takes one pair of quotes away."""
-    return f"{key}='\"{text}\"'" if place == COMMAND_LINE else f'"{text}"'
+    """Write ``text`` so that YAML reads it as text; a shell takes one pair of quotes away.
+
+    An override sets a list as a whole, so a value in a list is shown without its key.
+    """
+    if place != COMMAND_LINE:
+        return f'"{text}"'
+    return f"'\"{text}\"'" if _is_in_list(key.split(".")) else f"{key}='\"{text}\"'"
+
+
+def _is_in_list(keys: Sequence[str]) -> bool:
+    return any(key.isdigit() for key in keys)
 
 
 class _Loader(yaml.SafeLoader):
@@ -224,9 +233,10 @@ def _origin(node: yaml.Node, place: str) -> Origin:
 def _misread(node: yaml.Node, keys: KeyPath, place: str) -> Iterator[str]:
     text, key = _origin(node, place).text, ".".join(keys)
     if text and _MISREAD.fullmatch(text) and not node.tag.endswith(":str"):
+        point = "; where it follows a comma in a number, write the number with a point: 0.001"
         yield (
             f"{place}: {key} is {cut(text, 100)}, which YAML reads as"
             f" {shortened(_construct(node))}; if it is text, quote it:"
             f" {quoted(cut(text, 100), key, place)}; if it is a number, write it without leading"
-            " zeros or colons"
+            f" zeros or colons{point if _is_in_list(keys) else ''}"
         )

@@ -23,7 +23,8 @@ def prefetch(
     An exception of ``items`` reaches the consumer after the items before it. The thread starts with
     the first item asked for. Closing the generator, as garbage collection does too, waits for the
     item at work, for ``timeout`` seconds at most, and ends the thread. A process that exits waits
-    likewise.
+    for the item at work without a limit: where the thread hangs, after a ``TimeoutError`` too, the
+    process does not end by itself, and another one has to kill it.
 
     Raises:
         TimeoutError: the next item has not come for ``timeout`` seconds.

@@ -225,6 +225,21 @@ def test_a_key_that_an_override_gives_twice_is_refused(tmp_path: Path) -> None:
     assert problem == "command line: inner.lr is given twice (first at command line); keep one"
 
 
+def test_the_remedy_for_a_value_in_a_list_can_be_followed(tmp_path: Path) -> None:
+    """The key of an override is the list's; ``a.b.1='"001"'`` is none."""
+    point = "; where it follows a comma in a number, write the number with a point: 0.001"
+    (problem,) = problems_of(write(tmp_path), "outer.milestones=[0,001]")
+    assert problem == (
+        "command line: outer.milestones.1 is 001, which YAML reads as 1; if it is text, quote it:"
+        """ '"001"'; if it is a number, write it without leading zeros or colons""" + point
+    )
+    path = write(tmp_path, "outer.lr", "[0,001]")
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}:{LINES['outer.lr']}: outer.lr.1 is 001, ")
+    assert 'quote it: "001"; ' in problem
+    assert problem.endswith(point)
+
+
 def test_values_of_a_study_are_to_be_quoted_as_well(tmp_path: Path) -> None:
     (problem,) = problems_of(write(tmp_path), Changes("s.yaml: set", {"name": False}))
     assert problem == (

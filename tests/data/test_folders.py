@@ -103,9 +103,22 @@ def test_splits_by_other_names_and_in_a_wrapper(
         (tmp_path / "__MACOSX" / "x").mkdir(parents=True)
         (tmp_path / "LICENSE.txt").write_text("x")
     splits = ("train", "val", "test")
-    assert classes(plan(tmp_path)) == [
+    found = plan(tmp_path)
+    assert classes(found) == [
         (split, f"c-{name}", 1) for split, name in zip(splits, names, strict=True)
     ]
+    left = "left out: 1 .txt files, which Pillow does not read, first LICENSE.txt"
+    assert found.notes == ((left,) if wrapper else ())
+
+
+def test_files_beside_each_wrapper_are_named(tmp_path: Path) -> None:
+    for folder in (".", "archive", "archive/dataset"):
+        save(tmp_path / folder / "0.png")
+    for name in "ab":
+        save(tmp_path / "archive/dataset" / name / "0.png")
+    found = plan(tmp_path)
+    assert {planned.name for planned in found.classes} == {"a", "b"}
+    assert found.notes == ("left out: 3 pictures outside of any class folder, first 0.png",)
 
 
 def test_a_wrapper_around_class_folders(tmp_path: Path) -> None:
@@ -118,6 +131,16 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     for name in ("dev", "valid", "cat", "dog"):
         save(tmp_path / name / "0.png")
     assert {planned.name for planned in plan(tmp_path).classes} == {"dev", "valid", "cat", "dog"}
+
+
+def test_a_class_that_is_called_train_is_one_message(tmp_path: Path) -> None:
+    """As in vehicles: the other 99 classes are no splits."""
+    for name in ("train", *(f"c{number:02}" for number in range(99))):
+        save(tmp_path / name / "0.png")
+    assert plan(tmp_path).problems == (
+        f"{tmp_path}: 99 of 100 folders are no splits, first c00; move them elsewhere or, if"
+        " train is a class, rename its folder or list the images in data.source.csv",
+    )
 
 
 def test_two_folders_of_one_split(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_all_problems_are_one_message_and_nothing_remains(tmp_path: Path) -> Non
         f"{source}/val/val0/text.jpg: is not a readable image",
         "class empty of split train: has no images",
         "class train1: is in the splits test and train",
-        f"{source}/other: is not a split",
+        f"{source}: 1 of 4 folders is no split, first other; move it elsewhere or, if",
         "split test: 1 of 3 classes has fewer images than num_shots + num_queries = 3",
         "split train: has 2 classes, episodes.train.num_ways is 3",
         "split val: has 2 classes",

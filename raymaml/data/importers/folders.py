@@ -81,11 +81,13 @@ def split_folders(root: Path, problems: list[str], left_out: LeftOut) -> Files |
     sure = [path for path in splits if path.name.lower() not in _ALSO_CLASSES]
     if not splits or not (sure or len(splits) == len(folders)):
         return None
-    problems += [
-        f"{path}: is not a split; beside {', '.join(SPLITS)} no other folder may stand"
-        for path in folders
-        if path not in splits
-    ]
+    if others := [path.name for path in folders if path not in splits]:
+        are, them = ("are no splits", "them") if len(others) > 1 else ("is no split", "it")
+        problems.append(
+            f"{root}: {len(others):,} of {len(folders):,} folders {are}, first {others[0]}; move"
+            f" {them} elsewhere or, if {' or '.join(path.name for path in splits)} is a class,"
+            " rename its folder or list the images in data.source.csv"
+        )
     for split in SPLITS:
         if len(same := [path.name for path in splits if splits[path] == split]) > 1:
             problems.append(f"{root}: {' and '.join(same)} are both split {split}; join them")
@@ -104,10 +106,14 @@ def class_folders(root: Path, left_out: LeftOut) -> dict[str, list[Path]]:
     return {path.name: images_in(path, left_out) for path in folders_in(root)}
 
 
-def inner(root: Path) -> Path:
-    """Return ``root``, or the folder in it that holds all: one alone, with folders in it."""
+def inner(root: Path, left_out: LeftOut) -> Path:
+    """Return ``root``, or the folder in it that holds all: one alone, with folders in it.
+
+    Files beside that folder are left out.
+    """
     folders = folders_in(root)
     while len(folders) == 1 and not split_named(folders[0].name) and folders_in(folders[0]):
+        _leave_loose(root, left_out)
         root = folders[0]
         folders = folders_in(root)
     return root

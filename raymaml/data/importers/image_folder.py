@@ -49,7 +49,7 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
     if source.csv is not None:
         files = _from_csv(source.csv, source.path, problems)
     else:
-        root = inner(source.path)
+        root = inner(source.path, left_out)
         split = split_folders(root, problems, left_out)
         dealt = split is None
         files = _deal(class_folders(root, left_out), source) if split is None else split
