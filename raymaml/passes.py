@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import deque
+from collections.abc import Iterator, Set
+from typing import Any, Literal
 
 from torch import nn
 
@@ -15,9 +17,53 @@ def tracking_norms(model: nn.Module) -> list[str]:
     """Name the layers that keep moments and do not tell the passes of an episode apart."""
     return [
         name
-        for name, module in model.named_modules()
+        for name, module in reachable_modules(model).items()
         if isinstance(module, TRACKING) and module.track_running_stats
     ]
+
+
+def reachable_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return each module once by name: submodules, and those in plain attributes and containers."""
+    found = dict(model.named_modules())
+    known = set(map(id, found.values()))
+    waiting = list(found.items())
+    while waiting:
+        name, module = waiting.pop()
+        for place, other in _places_of(name, module):
+            if id(other) not in known:
+                known.add(id(other))
+                found[place] = other
+                waiting.append((place, other))
+    return found
+
+
+def plain_places(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that plain attributes and containers hold, by place: submodules too."""
+    return {
+        place: other
+        for name, module in reachable_modules(model).items()
+        for place, other in _places_of(name, module, {"_modules"})
+    }
+
+
+def _places_of(
+    name: str, module: nn.Module, left_out: Set[str] = frozenset()
+) -> Iterator[tuple[str, nn.Module]]:
+    for key, value in vars(module).items():
+        if key not in left_out:
+            place = name if key == "_modules" else f"{name}.{key}".lstrip(".")
+            yield from _modules_in(value, place)
+
+
+def _modules_in(value: Any, place: str) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _modules_in(item, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        for number, item in enumerate(value):
+            yield from _modules_in(item, f"{place}.{number}")
 
 
 Pass = Literal["support", "context", "query"]

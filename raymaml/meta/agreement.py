@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from raymaml.errors import UserError
+from raymaml.logs import LOG
 from raymaml.meta.calls import alone
+from raymaml.meta.freezing import frozen_params
 from raymaml.meta.inner_loop import unroll
 from raymaml.meta.learner import MetaLearner
 from raymaml.meta.passes import Passes
@@ -29,6 +31,11 @@ STEPS = 2
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Relative, by the type of calculation. In float64 methods agree to 1e-10, and to 1e-6 where a
 layer calculates in float32 all the same; in float32 to 1e-5. Products of bfloat16 are 4e-3 off."""
+
+_NOT_COMPARED = (
+    "inner.gradient: mixed_mode could not be compared with unrolled, since an operation of the"
+    " model has no second derivative backward"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +73,11 @@ def check_gradient(learner: MetaLearner, episode: Episode) -> None:
     Call it once before a training loop of your own, with a small episode. Model, gradients and
     random numbers stay as they are.
 
+    Where ``mixed_mode`` alone has the derivatives, there is nothing to compare; a warning says so.
+
     Raises:
-        UserError: the method and ``unrolled`` disagree, or the model lacks a derivative.
+        UserError: the method and ``unrolled`` disagree, one gradient computed twice differs, or the
+            model lacks a derivative.
     """
     comparison = compare(learner, episode)
     if not comparison.agrees:
@@ -82,15 +92,11 @@ def compare(learner: MetaLearner, episode: Episode) -> Comparison:
     disagreement; a model that cannot be copied or run so is compared as it is.
 
     Raises:
-        UserError: the model lacks a derivative that the method needs.
+        UserError: the model lacks a derivative that the method needs, or carries state outside.
     """
     with _random_numbers_kept():
         try:
-            model = copy.deepcopy(learner.model).double()
-            _refuse_second_runs(model)
-            return _compare(_twin(learner, model, None), episode)
-        except UserError:
-            raise
+            return _compare(_twin(learner, copy.deepcopy(learner.model).double(), None), episode)
         except Exception:  # of a user's module, which may be made for one type alone
             return _compare(_twin(learner, learner.model, learner.half_precision), episode)
 
@@ -120,14 +126,22 @@ def _compare(twin: MetaLearner, episode: Episode) -> Comparison:
     dtype = next(twin.model.parameters()).dtype
     support_x, query_x = episode.support_x.to(dtype), episode.query_x.to(dtype)
     episode = replace(episode, support_x=support_x, query_x=query_x)
-    method = twin.inner.gradient
-    found = exact = _gradient(twin, episode)
+    tolerance = TOLERANCE[twin.half_precision or dtype]
+    with _no_second_runs(twin.model):
+        found = _gradient(twin, episode)
+        _require_repeated(found, _gradient(twin, episode), tolerance)
+        return _compared(twin, episode, found, tolerance)
+
+
+def _compared(twin: MetaLearner, episode: Episode, found: Tensor, tolerance: float) -> Comparison:
+    method, exact = twin.inner.gradient, found
     if method != "first_order" and _has_single_derivatives(twin, episode):
         if method != "mixed_mode":
             raise UserError(
                 "inner.gradient: an operation of the model is once_differentiable, so that its"
                 f" second derivative would be left out by {method}; set inner.gradient: first_order"
             )
+        LOG.warning(_NOT_COMPARED)
     elif method in EXACT:
         exact = _unrolled(twin, episode, found)
     length = exact.norm()
@@ -137,8 +151,18 @@ def _compare(twin: MetaLearner, episode: Episode) -> Comparison:
         found=found.norm().item(),
         exact=length.item(),
         error=error.item(),
-        tolerance=TOLERANCE[twin.half_precision or dtype],
+        tolerance=tolerance,
     )
+
+
+def _require_repeated(found: Tensor, again: Tensor, tolerance: float) -> None:
+    if found.isfinite().all() and (found - again).norm() > tolerance * found.norm():
+        raise UserError(
+            f"model: gives a meta-gradient of length {found.norm():.6g} on a small episode, and of"
+            f" {again.norm():.6g} on the same one again: a layer carries state from pass to pass"
+            " outside of the model's modules, such as in its class or in a plain object; keep it in"
+            " a buffer, or in an attribute of the module"
+        )
 
 
 def _unrolled(twin: MetaLearner, episode: Episode, found: Tensor) -> Tensor:
@@ -149,6 +173,7 @@ def _unrolled(twin: MetaLearner, episode: Episode, found: Tensor) -> Tensor:
     except UserError:
         if method.gradient != "mixed_mode":
             raise
+        LOG.warning(_NOT_COMPARED)
         return found
 
 
@@ -158,8 +183,11 @@ def _has_single_derivatives(twin: MetaLearner, episode: Episode) -> bool:
     PyTorch puts a node there that raises an error when it is run. A derivative in given inputs does
     not run it, since no input lies behind it, and is wrong.
     """
+    if twin.inner.num_steps == 0:
+        return False
     inner = twin.inner.model_copy(update={"num_steps": 1})
-    frozen, start = begin(twin.model, twin.head, episode, frozenset(), inner)
+    fixed = frozen_params("inner.frozen", twin.model, inner.frozen)
+    frozen, start = begin(twin.model, twin.head, episode, fixed, inner)
     losses = Passes(twin.model, twin.half_precision).losses(episode).with_frozen(frozen)
     *_, fast = unroll(losses.support, start.detached(), inner, create_graph=True)
     waiting = [value.grad_fn for value in fast.params.values()]
@@ -183,7 +211,8 @@ def _gradient(learner: MetaLearner, episode: Episode) -> Tensor:
     return torch.cat([grads[name].flatten() for name in learner.params]).cpu()
 
 
-def _refuse_second_runs(model: nn.Module) -> None:
+@contextmanager
+def _no_second_runs(model: nn.Module) -> Iterator[None]:
     """Let no module run outside a pass: it would have its own weights, not those of the pass."""
 
     def require_pass(module: nn.Module, _inputs: Any) -> None:
@@ -195,8 +224,12 @@ def _refuse_second_runs(model: nn.Module) -> None:
             )
 
     own = {module: vars(module) for module in model.modules()}
-    for module in own:
-        module.register_forward_pre_hook(require_pass)
+    hooks = [module.register_forward_pre_hook(require_pass) for module in own]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -40,8 +40,11 @@ _REMEDIES = {
 
 
 @contextmanager
-def derivatives_in_words() -> Iterator[None]:
+def derivatives_in_words(*, several: bool = False) -> Iterator[None]:
     """Turn errors of operations without the derivatives that a method needs into a ``UserError``.
+
+    Args:
+        several: whether the block takes several episodes at once, which an operation may not do.
 
     Raises:
         UserError: naming the operation, as PyTorch does, and the remedy.
@@ -51,7 +54,7 @@ def derivatives_in_words() -> Iterator[None]:
     except RuntimeError as error:  # NotImplementedError is one
         reason = reason_of(error).partition(". ")[0].removesuffix(".")
         for words, remedy in _REMEDIES.items():
-            if any(each in reason for each in words):
+            if (several or words != _AT_ONCE) and any(each in reason for each in words):
                 raise UserError(remedy.format(reason=reason)) from error
         raise
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raymaml.config.model import InnerConfig
-from raymaml.meta.calls import one_at_a_time
+from raymaml.meta.calls import derivatives_in_words, one_at_a_time
 from raymaml.meta.chunks import apart
 from raymaml.meta.freezing import adaptation_table, frozen_params
 from raymaml.meta.gradients import EpisodeGradient
@@ -103,7 +103,8 @@ class MetaLearner:
         if len(episodes) == 1:
             return [self.episode_gradient(episodes[0])]
         rules: Rules = "composed" if self.inner.gradient in SINGLE_BACKWARD else "torch"
-        return apart(self._gradient(episodes, rules), episodes.query_y)
+        with derivatives_in_words(several=True):
+            return apart(self._gradient(episodes, rules), episodes.query_y)
 
     @torch.enable_grad()
     def _gradient(self, episode: Episode | EpisodeBatch, rules: Rules) -> EpisodeGradient:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from raymaml.errors import UserError
 from raymaml.meta.gradients import EpisodeLosses
 from raymaml.meta.inner_loop import Fast
-from raymaml.meta.stand_ins import reachable_modules, standing_in
-from raymaml.passes import OwnRules, Pass, PassAware, Rules
+from raymaml.meta.stand_ins import standing_in
+from raymaml.passes import OwnRules, Pass, PassAware, Rules, reachable_modules
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 
@@ -38,7 +38,7 @@ class Passes:
         self._model = model
         self._half_precision = half_precision
         self._rules = rules
-        self._modules = reachable_modules(model)
+        self._modules = list(reachable_modules(model).values())
         self._params = dict(model.named_parameters())
         self._buffers = dict(model.named_buffers())
         self._places = _places(model, self._buffers)

@@ -10,41 +10,85 @@ too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from functools import partial
+from logging import Logger
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
+from raymaml.passes import reachable_modules
+
 _BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
 """Hooks and flags of every module: a pass leaves them alone, and to copy them takes long."""
 _ATOMS = {bool, int, float, str, type(None)}
+_CONTAINERS = (list, tuple, set, frozenset, deque)
 
 StandIns = dict[int, Tensor]
 """By ``id`` of the tensor that it stands in for: one tensor under many names stays one tensor."""
 
 
-def reachable_modules(model: nn.Module) -> list[nn.Module]:
-    """Return each module once: submodules, and modules in plain attributes and containers."""
-    found: dict[int, nn.Module] = {}
-    waiting = [model]
+def out_of_reach(model: nn.Module) -> list[str]:
+    """Name the attributes that lead, by an object that a pass does not look into, to weights.
+
+    These are parameters and buffers of the model, and modules that it holds nowhere else: a pass
+    puts its tensors in the place of neither.
+    """
+    modules = reachable_modules(model)
+    known = set(map(id, modules.values()))
+    tensors = {id(value) for value in (*model.parameters(), *model.buffers())}
+    return [
+        f"{name}.{key}".lstrip(".")
+        for name, module in modules.items()
+        for key, value in vars(module).items()
+        if key not in _BOOKKEEPING and _leads_out(value, known, tensors)
+    ]
+
+
+def _leads_out(value: Any, modules: Set[int], tensors: Set[int]) -> bool:
+    waiting, seen = [(value, False)], set()  # with whether it lies in an object
     while waiting:
-        module = waiting.pop()
-        if id(module) not in found:
-            found[id(module)] = module
-            waiting.extend(_modules_in(vars(module)))
-    return list(found.values())
+        each, within = waiting.pop()
+        if type(each) in _ATOMS or (id(each), within) in seen:
+            continue
+        seen.add((id(each), within))
+        if isinstance(each, nn.Module):
+            if id(each) not in modules:
+                return True
+        elif isinstance(each, Tensor):
+            if within and id(each) in tensors:
+                return True
+        elif isinstance(each, dict):
+            waiting += [(item, within) for item in each.values()]
+        elif isinstance(each, _CONTAINERS):
+            waiting += [(item, within) for item in each]
+        else:
+            waiting += [(item, True) for item in _contents(each)]
+    return False
 
 
-def _modules_in(value: Any) -> Iterator[nn.Module]:
-    if isinstance(value, nn.Module):
-        yield value
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _modules_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _modules_in(item)
+def _contents(value: Any) -> list[Any]:
+    """Return what an object or function holds, as far as Python code can be seen to hold it."""
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return [*cells, value.__defaults__, value.__kwdefaults__]
+    if isinstance(value, type | ModuleType | Logger):
+        return []
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # of a variable that was never assigned
+        return False
 
 
 @contextmanager
@@ -82,13 +126,20 @@ def _copied(value: Any, stand_ins: StandIns) -> Any:
         if id(value) not in stand_ins:
             stand_ins[id(value)] = value.clone()
         return stand_ins[id(value)]
-    if type(value) is tuple:
-        return tuple(_copied(item, stand_ins) for item in value)
-    if not isinstance(value, dict | list | set):
+    if isinstance(value, tuple | frozenset):
+        items = [_copied(item, stand_ins) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return getattr(type(value), "_make", type(value))(items)  # the former of a namedtuple
+    if not isinstance(value, dict | list | set | deque):
         return value
     new = copy.copy(value)  # also of classes of one's own
     if isinstance(new, dict):
         new.update({key: _copied(item, stand_ins) for key, item in new.items()})
     elif isinstance(new, list):
         new[:] = [_copied(item, stand_ins) for item in new]
+    else:
+        items = [_copied(item, stand_ins) for item in new]
+        new.clear()
+        new.update(items) if isinstance(new, set) else new.extend(items)
     return new

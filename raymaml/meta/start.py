@@ -15,6 +15,7 @@ from raymaml.errors import UserError
 from raymaml.meta.chunks import repeated
 from raymaml.meta.inner_loop import Fast
 from raymaml.meta.rules import HEAD
+from raymaml.meta.stand_ins import out_of_reach
 from raymaml.passes import tracking_norms
 from raymaml.types import Episode, EpisodeBatch, Params
 
@@ -101,14 +102,11 @@ def require_fitting(model: nn.Module, head: Head) -> None:
 
     Raises:
         UserError: parameters have no shape yet, a part is TorchScript, a norm keeps moments from
-            episode to episode, the head's parameters are elsewhere in the model too, there is no
+            episode to episode, a tensor was made in inference mode or lies where no pass reaches
+            it, the head's parameters are elsewhere in the model too, there is no
             head, or a shared head has not one row.
     """
-    if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
-        raise UserError(
-            f"model: {', '.join(lazy)} have no shape before the first pass; call the model once on"
-            " images"
-        )
+    _require_tensors(model)
     scripted = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if scripted:
         raise UserError(
@@ -119,6 +117,12 @@ def require_fitting(model: nn.Module, head: Head) -> None:
         raise UserError(
             f"model: {', '.join(names)} keep moments from episode to episode;"
             " raymaml.apply_policies gives them a norm policy"
+        )
+    if hidden := out_of_reach(model):
+        raise UserError(
+            f"model: {', '.join(hidden)} hold modules, parameters or buffers in an object, where"
+            " they would neither adapt nor learn; hold modules as submodules, and tensors in"
+            " modules"
         )
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     held = [model.get_parameter(name) for name in names if name.startswith(HEAD)]
@@ -143,4 +147,19 @@ def require_fitting(model: nn.Module, head: Head) -> None:
     if (head == "shared") != (rows == 1):
         raise UserError(
             f"head: is {head}, and head.weight has {rows} row(s); a shared head has one"
+        )
+
+
+def _require_tensors(model: nn.Module) -> None:
+    """Check that parameters have shapes, and that all can take part in gradients."""
+    if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
+        raise UserError(
+            f"model: {', '.join(lazy)} have no shape before the first pass; call the model once on"
+            " images"
+        )
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if made := [name for name, value in own.items() if value.is_inference()]:
+        raise UserError(
+            f"model: {', '.join(made)} were made in torch.inference_mode, and PyTorch keeps such"
+            " tensors out of gradients; build the model outside of it"
         )

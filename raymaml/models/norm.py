@@ -3,8 +3,8 @@
 Every layer takes ``[B, C, H, W]``, and max-pools what it has normalised by ``window x window`` (1:
 not at all): the two go together, since the norm is needed at the maxima alone. What a layer carries
 from the support passes to the query pass lies in buffers that it replaces and never changes in
-place; so whoever calls the model through ``torch.func.functional_call`` with buffers of their own
-keeps episodes apart.
+place. ``raymaml.meta.stand_ins.standing_in`` gives each pass the buffers of its own episode, so
+episodes stay apart.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from raymaml.models.norm import (
     TransductiveNorm2d,
 )
 from raymaml.names import choose
-from raymaml.passes import PassAware, tracking_norms
+from raymaml.passes import PassAware, plain_places, tracking_norms
 
 POLICIES: Mapping[str, Callable[[int, float, float], PassAware]] = {
     "transductive": TransductiveNorm2d,
@@ -56,13 +56,19 @@ def apply_policies(
 
     Raises:
         UserError: ``norm`` is no mapping from patterns to policies, a pattern matches no norm
-            layer, a layer has no policy, a layer does more than ``nn.BatchNorm2d``, there is
-            nothing to replace though ``norm`` is not ``none``, or other norms keep moments, which
-            would leak from episode to episode.
+            layer, a layer has no policy, a layer does more than ``nn.BatchNorm2d`` or is held in a
+            plain attribute or container, there is nothing to replace though ``norm`` is not
+            ``none``, or other norms keep moments, which would leak from episode to episode.
     """
     _require_policies(norm)
     named = dict(model.named_modules(remove_duplicate=False))
     layers = {name: m for name, m in named.items() if isinstance(m, nn.BatchNorm2d)}
+    if held := [n for n, m in plain_places(model).items() if isinstance(m, nn.BatchNorm2d)]:
+        raise UserError(
+            f"model.encoder: {', '.join(held)} are norms in a plain attribute or container, where"
+            " model.norm replaces none; hold them as submodules alone, in an nn.ModuleList or an"
+            " nn.Sequential"
+        )
     if strange := [name for name in tracking_norms(model) if name not in layers]:
         raise UserError(
             f"model.encoder: {', '.join(strange)} keep moments from episode to episode; use"

@@ -53,17 +53,32 @@ def told(
 def require_exact(
     learner: MetaLearner, config: Config, image_shape: tuple[int, int, int], session: Session
 ) -> None:
-    """Check that the method of the meta-gradient is right for an own encoder; rank 0 decides.
+    """Check that the method of the meta-gradient is right for an own encoder.
+
+    Workers say to each other whether it is, so that none goes on, or waits, alone.
 
     Raises:
-        UserError: it disagrees with ``unrolled``, or the encoder lacks a derivative.
+        UserError: it disagrees with ``unrolled``, or the encoder lacks a derivative, on any worker.
     """
     if config.model.encoder in ENCODERS:  # tests compare all methods on these
         return
     ways = config.episodes.train.num_ways
-    comparison = compare(learner, made_up_episode(image_shape, ways, session.device))
-    if session.from_rank_zero(int(not comparison.agrees)):
-        raise UserError(comparison.problem())
+    problem: Exception | None = None
+    try:
+        comparison = compare(learner, made_up_episode(image_shape, ways, session.device))
+        if not comparison.agrees:
+            problem = UserError(comparison.problem())
+    except Exception as error:  # raised once the others know
+        problem = error
+    flag = torch.full((1, 1), float(problem is not None), device=session.device)
+    failed = session.gather(flag, [1] * session.world_size).flatten().nonzero().flatten().tolist()
+    if problem is not None:
+        raise problem
+    if failed:
+        raise UserError(
+            f"inner.gradient: the comparison with unrolled failed on worker {failed[0]} and not on"
+            f" worker {session.rank}; the log of worker {failed[0]} says why"
+        )
 
 
 def is_out_of_memory(error: Exception) -> bool:

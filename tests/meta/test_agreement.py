@@ -160,7 +160,7 @@ def learner(model: type[Model], gradient: str) -> MetaLearner:
 AGREE = [
     *((model, method) for model in (Model, Average, Attached, Dropout) for method in METHODS),
     *((model, "checkpointed") for model in (NoGrad, Detached, Data, Item)),
-    *((model, "unrolled") for model in (PythonsNumbers, NumpysNumbers, Outside, Float32Only)),
+    *((model, "unrolled") for model in (PythonsNumbers, NumpysNumbers, Float32Only)),
     *((model, "first_order") for model in (PythonsNumbers, NoGrad, Once)),
     *((model, "mixed_mode") for model in (Detached, Data, Item)),
 ]
@@ -176,7 +176,6 @@ def test_a_model_that_the_method_is_right_for_passes(model: type[Model], method:
     [
         *((model, "mixed_mode") for model in (NoGrad, Float32Only, NoCopies)),
         *((model, "checkpointed") for model in (PythonsNumbers, NumpysNumbers)),
-        *((Outside, method) for method in ("auto", "checkpointed", "mixed_mode")),
     ],
 )
 def test_a_method_that_disagrees_is_refused_with_both_numbers(
@@ -201,6 +200,96 @@ def test_a_second_derivative_that_is_left_out_is_refused(method: str) -> None:
     """PyTorch says nothing: the derivative of x * x is 2 x, that of 2 x by _Square is missing."""
     with pytest.raises(UserError, match=r"once_differentiable, .* inner\.gradient: first_order"):
         check_gradient(learner(Once, method), episodes(size=4)[0])
+
+
+class Tally:
+    calls = 0
+
+
+class InAnObject(Model):
+    """State in an object that no pass looks into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tally = Tally()
+
+    def encode(self, x: Tensor) -> Tensor:
+        self.tally.calls += 1
+        return super().encode(x) * self.tally.calls
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", [Outside, InAnObject])
+def test_state_outside_of_the_modules_is_refused(model: type[Model], method: str) -> None:
+    says = r"model: gives a meta-gradient of length .* the same one again: .* in a buffer"
+    with pytest.raises(UserError, match=says):
+        check_gradient(learner(model, method), episodes(size=4)[0])
+
+
+class EndsInFloat(Model):
+    """float32 for the head, whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.encode(x.flatten(1)).float()
+        if features.dtype != self.head.weight.dtype:
+            raise UserError("features of type torch.float32")
+        scores: Tensor = self.head(features)
+        return scores
+
+
+class RecomputesInFloat(EndsInFloat, Recomputes):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_for_float32_alone_is_compared_in_float32(method: str) -> None:
+    maml = learner(EndsInFloat, method)
+    check_gradient(maml, made_up_episode((1, 4, 4), WAYS, torch.device("cpu")))
+    assert not any(module._forward_pre_hooks for module in maml.model.modules())
+
+
+@pytest.mark.parametrize("method", ["unrolled", "checkpointed"])
+def test_second_runs_are_refused_in_float32_too(method: str) -> None:
+    maml = learner(RecomputesInFloat, method)
+    with pytest.raises(UserError, match=r"model: .* runs again .* checkpoint"):
+        check_gradient(maml, made_up_episode((1, 4, 4), WAYS, torch.device("cpu")))
+    assert not any(module._forward_pre_hooks for module in maml.model.modules())
+
+
+@pytest.mark.parametrize("inner", [{"frozen": ("a.*", "b.*")}, {"num_steps": 0}])
+@pytest.mark.parametrize("method", ["auto", "unrolled", "checkpointed"])
+def test_a_derivative_that_is_not_needed_twice_may_be_left_out(method: str, inner: Any) -> None:
+    """The inner steps of a head do not lead through the encoder: its first derivative is enough."""
+    torch.manual_seed(1)
+    config = InnerConfig(**{"num_steps": 2, "lr": 0.3, "gradient": method, **inner})
+    check_gradient(MetaLearner(Once(), config), episodes(size=4)[0])
+
+
+class _SquareForward(_Square):
+    """Has a forward derivative as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_forward(x)
+        return _Square.forward(ctx, x)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return 2 * tangent * ctx.saved_tensors[0]
+
+
+class OnceForward(Model):
+    def encode(self, x: Tensor) -> Tensor:
+        out: Tensor = _SquareForward.apply(super().encode(x))
+        return out
+
+
+def test_what_could_not_be_compared_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    check_gradient(learner(OnceForward, "mixed_mode"), episodes(size=4)[0])
+    assert "mixed_mode could not be compared with unrolled" in caplog.text
+    caplog.clear()
+    check_gradient(learner(Model, "mixed_mode"), episodes(size=4)[0])
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("model", [Average, Dropout, PythonsNumbers, Float32Only])

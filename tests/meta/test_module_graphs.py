@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -119,13 +122,24 @@ class Counting(Graph):
         return super().encode(x) / self.a.get_buffer("seen")
 
 
+class Centres(nn.Module):
+    """Keeps an average in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.average.mul_(0.5).add_(x.detach().mean(0))
+
+
 class Attributes(Graph):
     """State of every other kind: attributes, containers, a buffer that is there from a pass on."""
 
     def hang(self) -> None:
         self.register_buffer("lazy", None)
         self.calls, self.log, self.plain = 0, [], torch.zeros(())
-        self.hidden = [nn.BatchNorm1d(3, dtype=torch.float64)]
+        self.hidden = [Centres()]
 
     def encode(self, x: Tensor) -> Tensor:
         if self.lazy is None:
@@ -139,8 +153,40 @@ class Attributes(Graph):
         return self.hidden[0](self.last) * self.lazy * self.calls * self.plain * self.new
 
 
+class Pair(NamedTuple):
+    seen: Tensor
+    calls: int
+
+
+class Containers(Graph):
+    """State in the containers of the standard library."""
+
+    def hang(self) -> None:
+        self.last = deque([torch.zeros(3)], maxlen=2)
+        self.pair = Pair(torch.ones(()), 1)
+        self.kept = {torch.ones(())}
+        self.layer = deque([self.b])
+
+    def encode(self, x: Tensor) -> Tensor:
+        out = torch.tanh(self.layer[0](torch.tanh(self.a(x))))
+        self.last.append(out.detach().mean(0))
+        self.pair.seen.add_(1)
+        for each in self.kept:
+            each.mul_(2)
+        return out * sum(self.last) * self.pair.seen * sum(self.kept)
+
+
 NO_FORWARD_DERIVATIVE = [WeightNorm, OldSpectralNorm]
-GRAPHS = [*ALIASES, Tied, Orthogonal, Recurrent, Counting, Attributes, *NO_FORWARD_DERIVATIVE]
+GRAPHS = [
+    *ALIASES,
+    Tied,
+    Orthogonal,
+    Recurrent,
+    Counting,
+    Attributes,
+    Containers,
+    *NO_FORWARD_DERIVATIVE,
+]
 
 
 def built(graph: type[Graph]) -> Graph:
@@ -228,7 +274,7 @@ def test_several_episodes_at_once_are_the_loop(graph: type[Graph], gradient: str
         assert relative_error(flat(found.grads), flat(maml.episode_gradient(episode).grads)) < 1e-10
 
 
-def test_a_hidden_batch_norm_cannot_take_several_episodes_at_once() -> None:
+def test_a_hidden_average_cannot_take_several_episodes_at_once() -> None:
     with pytest.raises(UserError, match=r"set cluster\.episodes_per_chunk: 1"):
         learner(built(Attributes), "unrolled").chunk_gradients(episodes(2, size=4))
 
@@ -326,4 +372,69 @@ def test_a_part_in_torchscript_is_refused(compiled: Callable[[nn.Module], nn.Mod
     model = Graph()
     model.b = compiled(nn.Linear(3, 3))
     with pytest.raises(UserError, match=r"model: b is TorchScript, .* give the nn\.Module"):
+        learner(model, "unrolled")
+
+
+def bound(weight: Tensor, x: Tensor) -> Tensor:
+    return x @ weight
+
+
+def closed_over(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: x @ weight
+
+
+HOLDERS: dict[str, Callable[[Graph], Any]] = {
+    "a module of its own": lambda _: SimpleNamespace(norm=nn.Linear(3, 3)),
+    "a parameter": lambda model: SimpleNamespace(weight=model.b.weight),
+    "a list of objects": lambda model: [{"x": SimpleNamespace(deep=[model.b.weight])}],
+    "a function": lambda model: closed_over(model.b.weight),
+    "a partial": lambda model: partial(bound, model.b.weight),
+    "a buffer": lambda model: SimpleNamespace(seen=model.get_buffer("count")),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_weights_in_an_object_are_refused_by_name(holder: str) -> None:
+    model = built(Graph)
+    model.register_buffer("count", torch.zeros(()))
+    model.a.holds = HOLDERS[holder](model)
+    with pytest.raises(UserError, match=r"model: a\.holds hold modules, parameters or buffers in"):
+        learner(model, "unrolled")
+
+
+def test_objects_that_lead_to_submodules_alone_are_none_of_that() -> None:
+    """A pass gives its tensors to the module itself, whoever holds it."""
+    model = built(Graph)
+    model.options = SimpleNamespace(width=3, owner=model, layer=model.b, values=[torch.ones(3)])
+    model.call, model.short = model.b.forward, lambda x: model.b(x) + 1
+    assert learner(model, "unrolled").predict(episodes(size=4)).shape == (1, 9, WAYS)
+
+
+def test_a_model_of_inference_mode_is_refused() -> None:
+    with torch.inference_mode():
+        model = built(Graph)
+    with pytest.raises(UserError, match=r"model: a\.weight, .* build the model outside of it"):
+        learner(model, "unrolled")
+    model = built(Graph)
+    with torch.inference_mode():
+        model.register_buffer("count", torch.zeros(()))
+    with pytest.raises(UserError, match=r"model: count were made in torch\.inference_mode"):
+        learner(model, "unrolled")
+
+
+class Misfit(Graph):
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(x).detach().sum(0).add_(x[:, :3])
+
+
+def test_a_mistake_of_one_episode_is_not_blamed_on_several() -> None:
+    with pytest.raises(RuntimeError, match="broadcast shape") as caught:
+        learner(built(Misfit), "unrolled").episode_gradient(episodes(size=4)[0])
+    assert not isinstance(caught.value, UserError)
+
+
+def test_a_norm_in_a_plain_list_is_refused() -> None:
+    model = built(Graph)
+    model.stages = [(model.a, nn.BatchNorm1d(3))]
+    with pytest.raises(UserError, match=r"model: stages\.0\.1 keep moments"):
         learner(model, "unrolled")

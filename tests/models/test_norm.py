@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raymaml.config.model import ModelConfig
 from raymaml.errors import UserError
 from raymaml.models import build_model
-from raymaml.models.norm import EpisodicNorm2d, TaskNorm2d
+from raymaml.models.norm import ContextNorm2d, EpisodicNorm2d, TaskNorm2d
 from raymaml.models.policies import POLICIES, apply_policies
 from raymaml.passes import Pass, PassAware
 
@@ -208,6 +208,22 @@ def test_batch_norms_of_other_dimensions_are_refused() -> None:
     model = nn.Sequential(nn.BatchNorm1d(C))
     with pytest.raises(UserError, match=r"model\.encoder: 0 keep moments from episode to episode"):
         apply_policies(model, {"*": "running"}, eps=EPS, momentum=MOMENTUM)
+
+
+@pytest.mark.parametrize("tracks", [True, False])
+def test_a_batch_norm_in_a_plain_container_is_refused_before_anything_changes(tracks: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C, track_running_stats=tracks))
+    model.stages = [(model[0], model[1])]
+    with pytest.raises(UserError, match=r"model\.encoder: stages\.0\.1 are norms in a plain attr"):
+        apply_policies(model, {"*": "transductive"}, eps=EPS, momentum=MOMENTUM)
+    assert type(model[1]) is nn.BatchNorm2d
+
+
+def test_a_block_in_a_plain_list_takes_the_policy_of_its_norm() -> None:
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(C)))
+    model.blocks = [model[0]]
+    apply_policies(model, {"*": "context"}, eps=EPS, momentum=MOMENTUM)
+    assert isinstance(model.blocks[0][0], ContextNorm2d)
 
 
 def test_a_norm_that_stands_at_two_places_is_one_layer_at_both() -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers_encoders import Scales
-from torch import Tensor
+from torch import Tensor, nn
 
 from raymaml.cli import main
 from raymaml.config.schema import Config
@@ -32,11 +32,12 @@ from raymaml.training.checkpoint import (
     read_card,
 )
 from raymaml.training.data import TrainingData, open_training_data
+from raymaml.training.faults import require_exact
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import METRICS_FILE, NoMetrics, RunMetrics, read_metrics
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.session import LocalSession, Session
-from raymaml.training.state import build_state
+from raymaml.training.state import build_learner, build_state
 from raymaml.training.worker import train_locally, train_worker
 from raymaml.types import EpisodeBatch
 
@@ -532,6 +533,28 @@ def test_workers_agree_on_an_own_encoder(make_config: Any) -> None:
     wrong = with_encoder(make_config, "wrong", "Scales", "inner.gradient=mixed_mode")
     with pytest.raises(UserError, match=r"mixed_mode gives .* set inner.gradient: unrolled"):
         run_with_workers(wrong, 3)
+
+
+def test_a_comparison_that_fails_on_one_worker_ends_all(make_config: Any) -> None:
+    """Rank 1 alone meets an error; without a word to the others they would wait for it."""
+    config = with_encoder(make_config, "run", "Plain", "inner.gradient=checkpointed")
+    data, group = opened(config), Group(3)
+    said: dict[int, str] = {}
+
+    def worker(rank: int) -> None:
+        session = ThreadSession(data, rank, group)
+        learner = build_learner(config, data.image_shape, 3, CPU)
+        if rank == 1:
+            learner.model.encoder.linear = nn.Linear(255, 4)
+        try:
+            require_exact(learner, config, data.image_shape, session)
+        except (UserError, RuntimeError) as error:
+            said[rank] = str(error)
+
+    group.run(worker)
+    assert "mat1 and mat2" in said[1]
+    for rank in (0, 2):
+        assert f"failed on worker 1 and not on worker {rank}" in said[rank]
 
 
 def test_a_resumed_run_compares_the_methods_again(
