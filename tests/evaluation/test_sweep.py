@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -261,6 +262,15 @@ def test_another_space_is_refused(make_sweep):
     run(make_sweep())
     with pytest.raises(UserError, match=r"was started with space = .*0\.05.* now says .*0\.06"):
         run(make_sweep(ALL.replace("0.05", "0.06")))
+
+
+def test_an_export_takes_the_lineage_along(make_sweep):
+    sweep = make_sweep(ALL.replace("num_trials: 3", "num_trials: 1"))
+    best = run(sweep)["best"]
+    (sweep.folder / best["run"] / "lineage.json").write_text("of a population")
+    shutil.rmtree(sweep.folder / "best")
+    run(sweep)
+    assert (sweep.folder / "best" / "lineage.json").read_text() == "of a population"
 
 
 def begun(sweep: Sweep, folder: Path) -> Path:
