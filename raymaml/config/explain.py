@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from datetime import date
 from fnmatch import fnmatchcase
@@ -92,7 +93,7 @@ def _in_our_words(detail: ErrorDetails) -> str:
 def _shown(value: Any, text: str | None, kinds: set[str]) -> str:
     """Show a value, and what was written where YAML made something else of it: ``no`` is false."""
     out_of_range = any(kind.startswith(("greater_", "less_", "finite_")) for kind in kinds)
-    if text in (None, repr(value)) or isinstance(value, str) or out_of_range:
+    if text in (None, shortened(value, sys.maxsize)) or isinstance(value, str) or out_of_range:
         return str(value) if isinstance(value, date) else shortened(value)
     if value is None:
         read = "no value"
