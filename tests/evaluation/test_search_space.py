@@ -131,5 +131,5 @@ def test_of_equal_trials_the_one_with_the_larger_number_is_replaced() -> None:
 
 
 def test_trials_are_compared_up_to_the_end() -> None:
-    assert comparisons(PBT, 15) == [5, 10, 15]
-    assert comparisons(PBT, 17) == [5, 10, 15, 17]
+    assert list(comparisons(PBT, 15)) == [5, 10, 15]
+    assert list(comparisons(PBT, 17)) == [5, 10, 15, 17]
