@@ -17,6 +17,8 @@ from raymaml.training.settings import METHODS_OF_LITTLE_MEMORY
 
 _NO_MEMORY = ("DefaultCPUAllocator", "allocate memory", "not enough memory", "out of memory")
 """What PyTorch's allocators say, in a ``RuntimeError`` on CPU."""
+_NO_MEMORY_FOR_CODE = "could not create a primitive"
+"""What oneDNN says, and no more, where it gets no memory for a kernel."""
 
 
 @contextlib.contextmanager
@@ -85,7 +87,10 @@ def is_out_of_memory(error: Exception) -> bool:
     """Tell whether an allocation failed, on CPU or GPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        any(words in text for words in _NO_MEMORY) or text.strip() == _NO_MEMORY_FOR_CODE
+    )
 
 
 def memory_problem(config: Config, error: Exception, method: str) -> str:

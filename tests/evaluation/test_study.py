@@ -199,7 +199,7 @@ def test_a_checkpoint_by_name_is_one_training(make_config, tmp_path) -> None:
         ),
         ("model.norm: context", "model.width: 8", "b: .*has the shape .*, the model needs"),
         ("checkpoint: initial", "checkpoint: gone", "untrained: gone.*checkpoint.json"),
-        ("config.yaml", "nothing.yaml", "nothing.yaml: cannot be read"),
+        ("config.yaml", "nothing.yaml", "study.yaml: config is .nothing.yaml., and there is no "),
         (
             "checkpoint: initial",
             "set: {episodes.test.num_shots: 9}",
