@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Set
 from typing import Any, Literal
 
 from torch import nn
+
+LOCK = threading.RLock()
+"""Held by each call of any learner in the process, and while a model is built. A pass puts other
+tensors into the model, two models may share layers, and random numbers and forward derivatives
+belong to the whole process."""
 
 TRACKING = nn.modules.batchnorm._NormBase
 """The base of PyTorch's batch and instance norms, and of norms that others derive from them: they

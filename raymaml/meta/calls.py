@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from raymaml.errors import UserError, reason_of
+from raymaml.passes import LOCK
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Class = TypeVar("Class")
-
-LOCK = threading.RLock()
-"""Held by each call of any learner in the process. A pass puts other tensors into the model, two
-models may share layers, and random numbers and forward derivatives belong to the whole process."""
-
 
 _FORWARD = ("forward AD", "forward mode AD", "support AD")
 _TWICE = ("derivative for ", "double backward", "once_differentiable", "differentiate twice")

@@ -15,6 +15,7 @@ from raymaml.models.heads import Classifier
 from raymaml.models.policies import apply_policies
 from raymaml.models.resnet12 import ResNet12
 from raymaml.models.resnet18 import ResNet18
+from raymaml.passes import LOCK
 
 
 def build_model(
@@ -33,9 +34,16 @@ def build_model(
             built or does not give ``[B, features]``, or ``model.norm`` does not fit the layers.
     """
     check_image_size(model, image_shape)
-    with torch.random.fork_rng(devices=[]):  # an own encoder may draw its weights from it
+    # an own encoder may draw its weights from torch's random numbers, which all threads share
+    with LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = _build_encoder(model, image_shape[0])
+        return _build(model, image_shape, num_ways, seed)
+
+
+def _build(
+    model: ModelConfig, image_shape: tuple[int, int, int], num_ways: int, seed: int
+) -> Classifier:
+    encoder = _build_encoder(model, image_shape[0])
     num_features = _count_features(encoder, model, image_shape)
     classifier = Classifier(
         encoder,

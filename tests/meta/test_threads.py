@@ -10,9 +10,10 @@ import torch
 from helpers_meta import WAYS, build, episodes, flat
 from torch import Tensor
 
-from raymaml.config.model import InnerConfig
+from raymaml.config.model import InnerConfig, ModelConfig
 from raymaml.evaluation.others import features
 from raymaml.meta.learner import MetaLearner
+from raymaml.models import build_model
 from raymaml.models.heads import Classifier
 
 THREADS, ROUNDS = 4, 2
@@ -65,3 +66,16 @@ def test_a_step_that_waits_for_its_caller_keeps_no_other_thread_waiting() -> Non
         assert torch.equal(pool.submit(maml.predict, batch).result(), wanted)
     *_, fast = steps
     assert torch.equal(maml.query_logits(fast, batch[0]), wanted[0])
+
+
+def test_models_that_threads_build_have_the_weights_of_their_seed() -> None:
+    """An own encoder draws its weights from PyTorch's random numbers, which all threads share."""
+    own = ModelConfig(encoder="helpers_encoders:Plain", norm="none")
+
+    def weights(seed: int) -> Tensor:
+        return flat(build_model(own, image_shape=(1, 16, 16), num_ways=3, seed=seed).state_dict())
+
+    wanted = [weights(seed) for seed in range(50)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(weights, range(50)))
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))

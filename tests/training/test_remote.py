@@ -17,6 +17,7 @@ from raymaml.data import cache
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
 from raymaml.data.episodes import EpisodeShards
 from raymaml.data.files import upload
+from raymaml.data.temporary import own_name, partial_name
 from raymaml.errors import StorageError, UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally
 from raymaml.evaluation.plan import plan_test
@@ -209,7 +210,7 @@ def test_a_full_disk_is_not_blamed_on_the_uri_and_what_a_kill_left_is_removed(
 ) -> None:
     config = remote()
     copy = ImageBank.open(config.data.bank, config.data.cache).folder
-    left = copy.rename(copy.with_name(f".{copy.name}.partial-1234"))
+    left = copy.rename(copy.with_name(own_name(partial_name(copy.name))))
 
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
