@@ -96,7 +96,8 @@ def test_a_sweep_at_a_uri_is_stopped_and_goes_on_and_its_best_is_judged(
     assert stopped.finish() == 143, stopped.errors
     said = read_text(first / "logs/rank-0.log")
     assert "stopped: it was asked to" in said
-    assert not (folder / "trial-00001").exists()
+    assert list_steps(folder / "trial-00001") == []
+    assert not (folder / "trial-00001" / "run.json").exists()
 
     again = started("sweep", "s.yaml")
     assert again.finish() == 0, again.errors
