@@ -154,38 +154,42 @@ class MetaLearner:
         """Let running moments go on by what episodes that started from them did, in order."""
         absorb(self.model, buffers)
 
-    @torch.enable_grad()
     def adapt(self, episode: Episode) -> Iterator[Fast]:
         """Yield the fast weights after 0..T inner steps of ``test_inner``, without a graph."""
-        inner, passes = self.test_inner, Passes(self.model, self.half_precision, training=False)
-        frozen, start = begin(self.model, self.head, episode, self._test_frozen, inner)
-        losses = passes.losses(episode).with_frozen(frozen)
-        for number, state in enumerate(unroll(losses.support, start, inner, create_graph=False)):
-            fast = state if number else passes.observed(state, losses)
-            yield replace(fast, params=frozen | fast.params)
+        yield from self._adapted(self._passes_of_test(), episode)
 
     def logits_by_step(self, episode: Episode) -> Tensor:
         """Return the query logits after 0..T inner steps: ``[T+1, N*Q, N]``."""
-        episode = self._laid_out(episode)
-        return torch.stack([self.query_logits(fast, episode) for fast in self.adapt(episode)])
+        passes, episode = self._passes_of_test(), self._laid_out(episode)
+        return torch.stack([passes.judged(f, episode) for f in self._adapted(passes, episode)])
 
     def predict(self, episodes: EpisodeBatch) -> Tensor:
         """Adapt to each support set and return the query logits ``[E, N*Q, N]``."""
-        logits = []
+        passes, logits = self._passes_of_test(), []
         for episode in map(self._laid_out, episodes):
-            *_, fast = self.adapt(episode)
-            logits.append(self.query_logits(fast, episode))
+            *_, fast = self._adapted(passes, episode)
+            logits.append(passes.judged(fast, episode))
         return torch.stack(logits)
 
     def adaptation_table(self) -> str:
         """Lay out what adapts in training, with how many parameters."""
         return adaptation_table(dict(self.model.named_parameters()), self._frozen)
 
-    @torch.no_grad()
     def query_logits(self, fast: Fast, episode: Episode) -> Tensor:
         """Return the query logits ``[N*Q, N]`` at fast weights that ``adapt`` yielded."""
-        passes = Passes(self.model, self.half_precision, training=False)
-        return passes.query_logits(fast.params, fast.buffers, episode)
+        return self._passes_of_test().judged(fast, episode)
+
+    def _passes_of_test(self) -> Passes:
+        return Passes(self.model, self.half_precision, training=False)
+
+    @torch.enable_grad()
+    def _adapted(self, passes: Passes, episode: Episode) -> Iterator[Fast]:
+        inner = self.test_inner
+        frozen, start = begin(self.model, self.head, episode, self._test_frozen, inner)
+        losses = passes.losses(episode).with_frozen(frozen)
+        for number, state in enumerate(unroll(losses.support, start, inner, create_graph=False)):
+            fast = state if number else passes.observed(state, losses)
+            yield replace(fast, params=frozen | fast.params)
 
     def _laid_out(self, episode: Episode) -> Episode:
         return episode.channels_last() if self.channels_last else episode

@@ -20,6 +20,8 @@ from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 class Passes:
     """Calls a model without changing it.
 
+    To make one looks through the whole model, which takes as long as a small pass.
+
     Args:
         model: images ``[B, C, H, W]`` -> logits ``[B, N]``.
         half_precision: type that convolutions and products are autocast to, if any.
@@ -83,6 +85,11 @@ class Passes:
             _, buffers = self._run("context", params, buffers, episode.support_x)
         logits, _ = self._run("query", params, buffers, episode.query_x)
         return logits
+
+    @torch.no_grad()
+    def judged(self, fast: Fast, episode: Episode) -> Tensor:
+        """Return the query logits at fast weights, without a graph."""
+        return self.query_logits(fast.params, fast.buffers, episode)
 
     def observed(self, fast: Fast, losses: EpisodeLosses) -> Fast:
         """Give norms that accumulate one look at the support set, where no inner step has."""

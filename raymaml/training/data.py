@@ -99,6 +99,13 @@ def first_episode(config: Config) -> int:
     return fold_in(config.seed, "order") % config.episodes.train.num_episodes
 
 
+def training_episodes(config: Config, step: int) -> list[int]:
+    """Return the training episodes of one outer step, by their index in the shards."""
+    size = config.outer.meta_batch_size
+    first = first_episode(config) + step * size
+    return [index % config.episodes.train.num_episodes for index in range(first, first + size)]
+
+
 def open_training_data(config: Config, device: torch.device) -> TrainingData:
     """Open bank and shards.
 

@@ -10,7 +10,7 @@ import torch
 from raymaml.config.schema import Config
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import CheckpointStore
-from raymaml.training.data import TrainingData, first_episode
+from raymaml.training.data import TrainingData, training_episodes
 from raymaml.training.faults import require_exact
 from raymaml.training.finite import NotFiniteError, require_finite
 from raymaml.training.metrics import MetricsWriter
@@ -99,9 +99,8 @@ def meta_step(
 
     sizes = share_sizes(outer.meta_batch_size, session.world_size, at_once)
     gathered = session.gather(torch.cat(outcomes), sizes)  # [E, moments + 3], in episode order
-    first = first_episode(config) + state.step * outer.meta_batch_size
-    indices = [(first + i) % config.episodes.train.num_episodes for i in range(len(gathered))]
-    require_finite(gathered, "a loss or gradient", step=state.step, kind="training", of=indices)
+    of = training_episodes(config, state.step)
+    require_finite(gathered, "a loss or gradient", step=state.step, kind="training", of=of)
     mean = session.mean(torch.cat(gradients), sizes)  # [P], added up in episode order
     grad_norm = mean.norm().item()
     update(state.optimizer, outer, state.params, unflatten(mean, state.params), state.step)
