@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raymaml.data.temporary import this_machine
+from raymaml.data.temporary import left_by_the_dead, this_machine
 from raymaml.doctor.machine import LONGEST_BASE, ray_folder
 from raymaml.errors import UserError
 
@@ -143,15 +143,11 @@ def _clear(base: Path) -> None:
     for as long as it lives. An empty folder may be one that is about to be locked.
     """
     for folder in base.resolve().glob(f"{_prefix()}*"):
-        with contextlib.suppress(OSError):  # another process has just removed it, or may alone
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(lock).st_uid == os.getuid() and any(folder.iterdir()):
-                    _kill_users(folder)
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+        # another process has just removed it, or may alone
+        with contextlib.suppress(OSError), left_by_the_dead(folder) as handle:
+            if os.fstat(handle).st_uid == os.getuid() and any(folder.iterdir()):
+                _kill_users(folder)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill_users(folder: Path) -> None:

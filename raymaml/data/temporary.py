@@ -84,7 +84,8 @@ def remove_dead(parent: Path, pattern: str) -> None:
     """
     with contextlib.suppress(OSError):  # somebody else's
         for path in parent.glob(f"{pattern}-{this_machine()}{'[0-9a-f]' * 8}"):
-            _remove_if_dead(path)
+            with contextlib.suppress(OSError), left_by_the_dead(path):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -121,11 +122,16 @@ def _made(folder: Path, mode: int) -> int:
             os.close(handle)
 
 
-def _remove_if_dead(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(handle)
+@contextlib.contextmanager
+def left_by_the_dead(folder: Path) -> Iterator[int]:
+    """Hold, and yield, the descriptor of a folder that no living process holds.
+
+    Raises:
+        OSError: one does, or there is no such folder.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield handle
+    finally:
+        os.close(handle)
