@@ -19,6 +19,10 @@ TRACKING = nn.modules.batchnorm._NormBase
 may keep moments, which would leak from episode to episode."""
 
 
+CONTAINERS = (list, tuple, set, frozenset, deque)
+"""Beside dictionaries, what modules and tensors are looked for in."""
+
+
 def tracking_norms(model: nn.Module) -> list[str]:
     """Name the layers that keep moments and do not tell the passes of an episode apart."""
     return [
@@ -67,7 +71,7 @@ def _modules_in(value: Any, place: str) -> Iterator[tuple[str, nn.Module]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _modules_in(item, f"{place}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple | set | frozenset | deque):
+    elif isinstance(value, CONTAINERS):
         for number, item in enumerate(value):
             yield from _modules_in(item, f"{place}.{number}")
 

@@ -20,12 +20,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raymaml.passes import reachable_modules
+from raymaml.passes import CONTAINERS, reachable_modules
 
 _BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
 """Hooks and flags of every module: a pass leaves them alone, and to copy them takes long."""
 _ATOMS = {bool, int, float, str, type(None)}
-_CONTAINERS = (list, tuple, set, frozenset, deque)
 
 StandIns = dict[int, Tensor]
 """By ``id`` of the tensor that it stands in for: one tensor under many names stays one tensor."""
@@ -63,7 +62,7 @@ def _leads_out(value: Any, modules: Set[int], tensors: Set[int]) -> bool:
                 return True
         elif isinstance(each, dict):
             waiting += [(item, within) for item in each.values()]
-        elif isinstance(each, _CONTAINERS):
+        elif isinstance(each, CONTAINERS):
             waiting += [(item, within) for item in each]
         else:
             waiting += [(item, True) for item in _contents(each)]
