@@ -40,7 +40,8 @@ def other_bank(checkpoint: Place, bank: ImageBank) -> OtherBank | None:
     training if it has the name, or the number of images and the first, middle and last image, of
     one. Weights that were converted know no bank.
     """
-    if read_card(checkpoint).bank_hash == bank.hash or knows_no_bank(checkpoint):
+    card = read_card(checkpoint)
+    if card.bank_hash == bank.hash or knows_no_bank(checkpoint, card):
         return None
     test = {bank.classes[i].name: bank.class_digest(i) for i in bank.class_ids("test").tolist()}
     then = read_classes(checkpoint.parent)

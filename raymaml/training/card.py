@@ -212,7 +212,7 @@ def _require_same_validation(path: Place, config: Config) -> None:
     card = read_card(path)
     if card.validation is None:
         return
-    before, now = judging(trained_config(path, config)), judging(config)
+    before, now = judging(_config_of(path, card, config)), judging(config)
     problems = [
         f"{path / CARD}: was validated with {key} = {before[key]!r}, the config now says"
         f" {value!r}, and the best of both would not be one of either; give the old value to go"
@@ -238,7 +238,7 @@ def require_agreement(path: Place, own: Config, wanted: Mapping[str, Any], whose
     """
     card = read_card(path)
     others = {key: getattr(card, key) for key in ("image_shape", "bank_hash", "encoder_source")}
-    says = deciding(trained_config(path, own)) | {
+    says = deciding(_config_of(path, card, own)) | {
         key: value for key, value in others.items() if key in wanted
     }
     problems = [
@@ -277,7 +277,7 @@ def _strange(
     Converted weights know no bank, and lie in no run. A run of the first schema does not know its
     source. A checkpoint that another run of a sweep left may be of other rates.
     """
-    converted = knows_no_bank(path)
+    converted = knows_no_bank(path, card)
     sourceless = schema_of_run(path.parent) == 1
     return {
         key: (has, should)
@@ -288,9 +288,9 @@ def _strange(
     }
 
 
-def knows_no_bank(path: Place) -> bool:
+def knows_no_bank(path: Place, card: CheckpointCard) -> bool:
     """Tell whether the weights of a checkpoint were converted: its run, if any, has no bank."""
-    if read_card(path).bank_hash != "":
+    if card.bank_hash != "":
         return False
     run = path.parent / IDENTITY
     return not exists(run) or read_identity(run)[1].get("bank_hash") == ""
@@ -339,7 +339,11 @@ def trained_config(path: Place, own: Config) -> Config:
     Raises:
         UserError: the checkpoint is damaged.
     """
-    tree = as_meant(read_card(path).config)
+    return _config_of(path, read_card(path), own)
+
+
+def _config_of(path: Place, card: CheckpointCard, own: Config) -> Config:
+    tree = as_meant(card.config)
     data = tree.get("data")
     if isinstance(data, Mapping):
         kept = {key: getattr(own.data, key) for key in ("source", "bank", "shards", "cache")}
