@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from helpers_data import write_class_folders
 
 from raymaml.cli import main
 from raymaml.config.load import load_config
@@ -26,12 +26,7 @@ run_dir: ~/runs
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home with a config and images."""
-    for split in ("train", "val", "test"):
-        for name in "ab":
-            for image in range(2):
-                path = tmp_path / "in" / split / f"{split}-{name}" / f"{image}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("L", (8, 8)).save(path)
+    write_class_folders(tmp_path / "in")
     (tmp_path / "config.yaml").write_text(CONFIG)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path / "in")

@@ -12,36 +12,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from helpers_data import FOLDER_CONFIG, write_class_folders
 
 from raymaml.logs import plain, plain_lines, set_up
 
 EVIL = "a\x1b[31m\x1b]0;title\x07\nraymaml: all is well\r\x9b2J\u202egnp"
 SHOWN = r"a\x1b[31m\x1b]0;title\x07\nraymaml: all is well\r\x9b2J\u202egnp"
-CONFIG = """name: x
-data:
-  source: {{kind: image-folder, path: {folder}/in}}
-  bank: {folder}/bank
-  shards: {folder}/shards
-  image_size: 8
-episodes:
-  train: &spec {{num_ways: 2, num_shots: 1, num_queries: 1, num_episodes: 2}}
-  val: *spec
-  test: *spec
-outer: {{num_steps: 1}}
-"""
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    for split in ("train", "val", "test"):
-        for name in ("a", EVIL if split == "train" else "b"):
-            for image in range(2):
-                path = tmp_path / "in" / split / f"{name}{split}" / f"{image}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("L", (8, 8)).save(path)
+    write_class_folders(tmp_path / "in", second=EVIL)
     path = tmp_path / "config.yaml"
-    path.write_text(CONFIG.format(folder=tmp_path))
+    path.write_text(FOLDER_CONFIG.format(folder=tmp_path))
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
@@ -16,6 +17,36 @@ from raymaml.data.sampling import EpisodeRows
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 LISTS = SHARED / "data" / "splits"
+
+
+FOLDER_CONFIG = """name: x
+data:
+  source: {{kind: image-folder, path: {folder}/in}}
+  bank: {folder}/bank
+  shards: {folder}/shards
+  image_size: 8
+episodes:
+  train: &spec {{num_ways: 2, num_shots: 1, num_queries: 1, num_episodes: 2}}
+  val: *spec
+  test: *spec
+outer: {{num_steps: 1}}
+"""
+"""A config for what ``write_class_folders`` writes into ``{folder}/in``."""
+
+
+def write_class_folders(folder: Path, first: str = "a", second: str = "b") -> None:
+    """Write ``<split>/<class>/<image>``: two classes a split, named apart, of two 8x8 pictures.
+
+    Args:
+        folder: of the splits.
+        first, second: how the classes of the train split begin; elsewhere they are a and b.
+    """
+    for split in ("train", "val", "test"):
+        for name in (first, second) if split == "train" else ("a", "b"):
+            for image in range(2):
+                path = folder / split / f"{name}{split}" / f"{image}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8)).save(path)
 
 
 def make_classes(

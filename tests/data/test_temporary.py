@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_data import make_bank, spec_of
-from PIL import Image
+from helpers_data import FOLDER_CONFIG, make_bank, spec_of, write_class_folders
 
 from raymaml.data import temporary as module
 from raymaml.data.cache import Copying, local_copy
@@ -24,18 +23,6 @@ from raymaml.data.temporary import own_folder, temporary_folder, this_machine
 from raymaml.doctor.rehearsal import rehearsal_folder
 from raymaml.places import to_place
 
-CONFIG = """name: x
-data:
-  source: {{kind: image-folder, path: {folder}/in}}
-  bank: {folder}/bank
-  shards: {folder}/shards
-  image_size: 8
-episodes:
-  train: &spec {{num_ways: 2, num_shots: 1, num_queries: 1, num_episodes: 2}}
-  val: *spec
-  test: *spec
-outer: {{num_steps: 1}}
-"""
 _KILLED = """
 import os, sys
 from raymaml.cli import main
@@ -64,14 +51,9 @@ def of_the_dead(folder: Path, name: str) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    for split in ("train", "val", "test"):
-        for name in "ab":
-            for image in range(2):
-                path = tmp_path / "in" / split / f"{split}-{name}" / f"{image}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("L", (8, 8)).save(path)
+    write_class_folders(tmp_path / "in")
     path = tmp_path / "config.yaml"
-    path.write_text(CONFIG.format(folder=tmp_path))
+    path.write_text(FOLDER_CONFIG.format(folder=tmp_path))
     return path
 
 
