@@ -67,7 +67,7 @@ def connected(cluster: ClusterConfig, num_cpus: int | None = None) -> Iterator[N
     """
     address = os.environ.get("RAY_ADDRESS")
     prepare_environment(cluster)
-    if address and has_token():  # Ray sends it to an address only when told to
+    if address and has_token():  # Ray sends it to an address in this mode alone
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 

@@ -47,8 +47,8 @@ def explain(
         elif detail["type"] == "extra_forbidden":
             yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
         elif detail["type"] == "value_error":
-            told = str(detail["ctx"]["error"])
-            yield f"{_place_of_change(told, origins, file) or place}: {told}"
+            text = str(detail["ctx"]["error"])
+            yield f"{_place_of_change(text, origins, file) or place}: {text}"
         elif detail["type"] == "invalid_key":
             yield (
                 f"{place}: {key} is no key, since keys are text; quote it, or, where it follows a"

@@ -32,7 +32,7 @@ def this_machine() -> str:
 
 
 def own_name(name: str) -> str:
-    """Return ``<name>-<machine><random>``, of which ``remove_dead`` knows the machine."""
+    """Return ``<name>-<machine><random>``; ``remove_dead`` looks for this machine's."""
     return f"{name}-{this_machine()}{secrets.token_hex(4)}"
 
 

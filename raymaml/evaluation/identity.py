@@ -71,7 +71,7 @@ def of_any_code(place: Place, settings: Mapping[str, str]) -> list[dict[str, str
 
 
 def reasons(campaign: Campaign) -> Iterator[str]:
-    """Say of which arms records are there that are of other code, and which encoder was edited."""
+    """Name the arms that have records of other code, and the encoders that were edited."""
     for arm in campaign.arms:
         now = campaign.identity(arm)
         settings = {key: value for key, value in now.items() if key not in CODE}

@@ -49,7 +49,7 @@ class LeftOut:
         """Count ``path``."""
         self.files[reason].append(path)
 
-    def told(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
         """Return a line for each reason: how many files, and the first of them."""
         lines = [(f"left out: {len(own):,} {why}", own) for why, own in sorted(self.files.items())]
         if self.deeper:

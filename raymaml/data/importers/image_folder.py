@@ -71,7 +71,7 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
             for (split, name), paths in _in_order(files)
         ),
         problems=(*problems, *_empty_classes(files, left_out)),
-        notes=left_out.told(),
+        notes=left_out.notes(),
         share=f"data.source.fractions {list(source.fractions)}" if dealt else "",
     )
 
@@ -83,7 +83,7 @@ def _in_order(files: Files) -> list[tuple[tuple[str, str], list[Path]]]:
 
 
 def _nothing(folder: Path, left_out: LeftOut) -> str:
-    there = "; ".join(left_out.told())
+    there = "; ".join(left_out.notes())
     return (
         f"data.source.path: {folder} holds no images in class folders; lay them out as"
         f" <split>/<class>/<image> or <class>/<image>{f' ({there})' if there else ''}"
@@ -92,7 +92,7 @@ def _nothing(folder: Path, left_out: LeftOut) -> str:
 
 def _empty_classes(files: Files, left_out: LeftOut) -> list[str]:
     empty = sorted(key for key, paths in files.items() if not paths)
-    there = "; ".join(left_out.told())
+    there = "; ".join(left_out.notes())
     return [
         f"class {name} of split {split}: has no images that Pillow reads; add some or remove its"
         f" folder{f' ({there})' if there else ''}"
