@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raymaml import convert
+    from raymaml.common.errors import UserError
     from raymaml.config.load import load_config
     from raymaml.config.model import InnerConfig, ModelConfig
-    from raymaml.errors import UserError
     from raymaml.evaluation.others import (
         features,
         judge,
@@ -62,7 +62,7 @@ _HOMES = {
     "InnerConfig": "raymaml.config.model",
     "MetaLearner": "raymaml.meta.learner",
     "ModelConfig": "raymaml.config.model",
-    "UserError": "raymaml.errors",
+    "UserError": "raymaml.common.errors",
     "apply_policies": "raymaml.models.policies",
     "build_model": "raymaml.models",
     "check_gradient": "raymaml.meta.agreement",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 Made = TypeVar("Made")
 _SETS = ("support", "query")

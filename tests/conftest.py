@@ -19,7 +19,7 @@ import torch
 from raymaml.config.load import dump_config, load_config
 from raymaml.config.schema import Config
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
-from raymaml.places import Place, is_remote, to_place
+from raymaml.storage.place import Place, is_remote, to_place
 from raymaml.training.data import sample_shards
 
 torch.set_num_threads(1)

@@ -13,18 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "raymaml"
 
 LAYERS = [
-    {
-        "errors",
-        "outside",
-        "types",
-        "episode_checks",
-        "seeding",
-        "names",
-        "passes",
-        "places",
-        "logs",
-        "signals",
-    },
+    {"common"},
+    {"episode_checks"},
+    {"types", "seeding", "layers"},
+    {"storage"},
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},
@@ -34,12 +26,12 @@ LAYERS = [
     {"__main__"},
 ]
 """A part imports parts of lower layers, and of its own layer as ``MEET`` allows."""
-MEET = [{"errors", "names"}, {"errors", "episode_checks", "types"}, {"training", "evaluation"}]
+MEET = [{"training", "evaluation"}]
 
 HOMES = {
     "ray": ["cluster/"],
     "yaml": ["config/yaml_text.py"],
-    "pyarrow": ["data/", "evaluation/"],
+    "pyarrow": ["data/", "evaluation/", "storage/files.py"],
     "tensorboardX": ["training/metrics.py"],
     "matplotlib": [
         "evaluation/",
@@ -48,7 +40,7 @@ HOMES = {
         "bench/scaling/report.py",
     ],
     "click": ["cli/"],
-    "upath": ["places.py", "data/locks.py"],
+    "upath": ["storage/place.py", "storage/lease.py"],
 }
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import raymaml
+from raymaml.common.errors import UserError
 from raymaml.config.model import InnerConfig
-from raymaml.errors import UserError
 from raymaml.types import Episode, EpisodeBatch
 
 X = torch.zeros

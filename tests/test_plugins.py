@@ -20,7 +20,7 @@ def test_a_benchmark_plugin_does_not_end_the_suite(tmp_path: Path) -> None:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: stand-in\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[pytest11]\nbenchmark = stand_in\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_logs.py"],
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/common/test_logs.py"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers_data import FOLDER_CONFIG, write_class_folders
 
-from raymaml.logs import plain, plain_lines, set_up
+from raymaml.common.logs import plain, plain_lines, set_up
 
 EVIL = "a\x1b[31m\x1b]0;title\x07\nraymaml: all is well\r\x9b2J\u202egnp"
 SHOWN = r"a\x1b[31m\x1b]0;title\x07\nraymaml: all is well\r\x9b2J\u202egnp"

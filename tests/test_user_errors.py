@@ -24,9 +24,9 @@ from PIL import Image
 
 from raymaml.cli import main
 from raymaml.cluster.runtime import plan_workers
+from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
-from raymaml.errors import UserError
 from raymaml.training.worker import train_locally
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from raymaml.config.load import check_config, load_config
 from raymaml.config.schema import Config
 from raymaml.config.sources import ImageFolderSource
-from raymaml.places import Place
 from raymaml.seeding import fold_in
+from raymaml.storage.place import Place
 from raymaml.types import Episode
 
 Phase = Literal["training", "evaluation"]

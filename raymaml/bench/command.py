@@ -11,8 +11,8 @@ from raymaml.bench.contest import Echo
 from raymaml.bench.measure import Effort, measure
 from raymaml.bench.report import draw, table, write_json
 from raymaml.bench.rows import Row
-from raymaml.errors import UserError
-from raymaml.places import Place
+from raymaml.common.errors import UserError
+from raymaml.storage.place import Place
 
 
 def bench(

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from raymaml.bench.cases import image_shape
 from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
+from raymaml.layers import PassAware
 from raymaml.meta.freezing import frozen_params
 from raymaml.meta.inner_loop import leaves
 from raymaml.meta.learner import MetaLearner
 from raymaml.meta.methods import METHODS
 from raymaml.meta.rules import HEAD, learning_rate
-from raymaml.passes import PassAware
 from raymaml.training.state import build_learner
 from raymaml.types import Episode, EpisodeBatch, Params
 

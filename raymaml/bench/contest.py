@@ -16,9 +16,9 @@ from raymaml.bench.cases import PHASES, Phase, image_shape
 from raymaml.bench.children import Child, ChildError
 from raymaml.bench.contenders import EXACT_METHODS, missing, what_it_lacks
 from raymaml.bench.rows import disagreements, label, relative_difference
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.data.temporary import temporary_folder
-from raymaml.errors import UserError
+from raymaml.storage.temporary import temporary_folder
 from raymaml.training.state import build_learner
 
 Echo = Callable[[str], None]

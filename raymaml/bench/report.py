@@ -17,8 +17,8 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from raymaml.bench.cases import PHASES
 from raymaml.bench.measure import number_of_cores
 from raymaml.bench.rows import Row
-from raymaml.data.files import replacing, write_text
-from raymaml.outside import json_text
+from raymaml.common.untrusted import json_text
+from raymaml.storage.files import replacing, write_text
 
 _HEADER = (
     f"  {'':<22}{'processes':>10}{'episodes':>10}{'peak':>8}{'ATen calls':>12}"

@@ -8,7 +8,7 @@ import click
 
 from raymaml.cli.options import UserPath, load, say_line, takes_config
 from raymaml.config.schema import SPLITS, Split
-from raymaml.places import Place
+from raymaml.storage.place import Place
 
 
 @click.group()

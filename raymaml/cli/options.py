@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
+from raymaml.common.errors import UserError, storage_error
+from raymaml.common.logs import plain, plain_lines, set_up
+from raymaml.common.stopping import INTERRUPTED, TERMINATED, Terminated, terminable
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.errors import UserError, storage_error
-from raymaml.logs import plain, plain_lines, set_up
-from raymaml.places import Place, at_home, is_remote, to_place
-from raymaml.signals import INTERRUPTED, TERMINATED, Terminated, terminable
+from raymaml.storage.place import Place, at_home, is_remote, to_place
 
 
 def _place(value: str) -> Place:

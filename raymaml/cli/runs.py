@@ -9,8 +9,8 @@ from functools import partial
 import click
 
 from raymaml.cli.options import LOCAL, load, require_kept, say, takes_config, takes_plan
-from raymaml.places import Place
-from raymaml.signals import stop_code
+from raymaml.common.stopping import stop_code
+from raymaml.storage.place import Place
 
 
 @click.command()

@@ -19,8 +19,8 @@ from raymaml.cli.options import (
     say,
     say_line,
 )
-from raymaml.places import Place
-from raymaml.signals import INTERRUPTED
+from raymaml.common.stopping import INTERRUPTED
+from raymaml.storage.place import Place
 
 
 def _examine_cluster(local: bool) -> Callable[..., Any] | None:

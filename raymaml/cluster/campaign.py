@@ -19,15 +19,15 @@ from raymaml.cluster.runtime import (
     connected,
     plan_workers,
 )
+from raymaml.common.errors import UserError
+from raymaml.common.logs import is_verbose
+from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import ClusterConfig
-from raymaml.data.temporary import temporary_folder
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
 from raymaml.evaluation.identity import reasons
 from raymaml.evaluation.progress import Progress
-from raymaml.logs import is_verbose
-from raymaml.places import Place, is_remote
-from raymaml.signals import on_interrupt, stopped
+from raymaml.storage.place import Place, is_remote
+from raymaml.storage.temporary import temporary_folder
 from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import request_stop, stop_requested
 

@@ -14,6 +14,7 @@ from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.cluster.network import PATIENCE, Node, living_nodes, network_findings, on
 from raymaml.cluster.runtime import cluster_resources, connected, plan_workers
 from raymaml.cluster.train import train_on_cluster
+from raymaml.common.errors import UserError, last_line
 from raymaml.config.schema import SPLITS, ClusterConfig, Config
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.shard_format import MANIFEST_FILE
@@ -21,8 +22,7 @@ from raymaml.doctor.finding import Finding, attempt, fail, in_units, ok, user_er
 from raymaml.doctor.machine import machine_findings, malloc_finding
 from raymaml.doctor.rehearsal import MARKER, cache_of, rehearse, remove_cache
 from raymaml.doctor.software import shown_versions
-from raymaml.errors import UserError, last_line
-from raymaml.places import Place, is_remote
+from raymaml.storage.place import Place, is_remote
 from raymaml.training.data import shards_folder
 
 _OTHER_FOLDER = "put it on a disk that all nodes share, or at a URI such as s3://bucket/folder"

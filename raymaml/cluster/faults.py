@@ -8,8 +8,8 @@ from typing import Any
 
 from ray.train import ControllerError, UserCallback, WorkerGroupError
 
-from raymaml.errors import UserError, last_line
-from raymaml.places import Place
+from raymaml.common.errors import UserError, last_line
+from raymaml.storage.place import Place
 
 _GOODBYE = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
 """How long workers may take to leave their process group before they are ended. One that hangs

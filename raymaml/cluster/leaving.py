@@ -15,7 +15,7 @@ from types import FrameType
 import ray
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
-from raymaml.places import Place
+from raymaml.storage.place import Place
 from raymaml.training.run_folder import request_stop
 
 _POLL_SECONDS = 2.0

@@ -12,8 +12,8 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
+from raymaml.common.errors import last_line
 from raymaml.doctor.finding import Finding, fail, ok, warn
-from raymaml.errors import last_line
 
 PATIENCE = 60.0
 """Seconds to wait for a node to answer; starting a process there takes some of them."""

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raymaml.data.temporary import left_by_the_dead, this_machine
+from raymaml.common.errors import UserError
 from raymaml.doctor.machine import LONGEST_BASE, ray_folder
-from raymaml.errors import UserError
+from raymaml.storage.temporary import left_by_the_dead, this_machine
 
 _LOG = logging.getLogger(__name__)
 _NAMES = 0x100

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from raymaml.cluster.runtime import cluster_resources, count_slots, worker_resources
+from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
-from raymaml.errors import UserError
 from raymaml.training.crew import Crew, Rest
 
 SETTLE_SECONDS = 2.0

@@ -13,10 +13,10 @@ from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from raymaml.cluster.own_ray import has_token, own_ray, own_sessions
+from raymaml.common.errors import UserError
+from raymaml.common.logs import is_verbose
+from raymaml.common.stopping import Terminated
 from raymaml.config.schema import ClusterConfig, Config
-from raymaml.errors import UserError
-from raymaml.logs import is_verbose
-from raymaml.signals import Terminated
 from raymaml.training.crew import Crew, elastic_crew
 from raymaml.training.process import MALLOC_ENVIRONMENT
 from raymaml.training.session import require_precision

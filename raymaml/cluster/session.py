@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from raymaml.cluster.stream import Share, stream_meta_batches
 from raymaml.config.schema import Config
-from raymaml.data.files import as_arrow
-from raymaml.places import Place
+from raymaml.storage.files import as_arrow
+from raymaml.storage.place import Place
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.run_folder import watch_stop

@@ -21,7 +21,7 @@ from raymaml.data.episodes import EpisodeShards, read_pixels, read_rows
 from raymaml.data.prefetch import prefetch
 from raymaml.data.tables import cut
 from raymaml.data.transforms import EpisodeLoader
-from raymaml.places import Place
+from raymaml.storage.place import Place
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.types import EpisodeBatch
 

@@ -15,13 +15,13 @@ import torch
 from raymaml.cluster.campaign import scratch_folder, stopper
 from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected, plan_workers
 from raymaml.cluster.trainer import train_supervised
+from raymaml.common.errors import StorageError, UserError, last_line
+from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.sweep import Asha
-from raymaml.errors import StorageError, UserError, last_line
 from raymaml.evaluation.legs import run_alone, up_to
 from raymaml.evaluation.referee import Decide, Referee, always
 from raymaml.evaluation.sweep import Leg, RunLegs, Sweep, first_rung, max_steps
-from raymaml.places import Place
-from raymaml.signals import on_interrupt, stopped
+from raymaml.storage.place import Place
 from raymaml.training.run_folder import request_stop, stop_requested, watch_stop, withdraw_stop
 from raymaml.training.state import Validation
 from raymaml.training.supervised import Ask

@@ -13,11 +13,11 @@ import torch
 from raymaml.cluster.room import find_room, growing
 from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected, plan_crew
 from raymaml.cluster.trainer import STARTED, run_crew
+from raymaml.common.errors import StorageError
+from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import Config
-from raymaml.data.files import exists, read_text, remove
-from raymaml.errors import StorageError
-from raymaml.places import Place, is_remote
-from raymaml.signals import on_interrupt, stopped
+from raymaml.storage.files import exists, read_text, remove
+from raymaml.storage.place import Place, is_remote
 from raymaml.training.crew import Crew, Patience
 from raymaml.training.data import open_training_data, verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from raymaml.cluster.runtime import call_in_thread, worker_resources
+from raymaml.common.errors import StorageError
+from raymaml.common.logs import is_verbose
 from raymaml.config.schema import Config
-from raymaml.data.files import as_arrow, make_folder, remove
-from raymaml.errors import StorageError
-from raymaml.logs import is_verbose
-from raymaml.places import Place
+from raymaml.storage.files import as_arrow, make_folder, remove
+from raymaml.storage.place import Place
 from raymaml.training.data import open_training_data
 from raymaml.training.run_folder import STOP, request_stop
 from raymaml.training.session import Session

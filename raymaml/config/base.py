@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from raymaml.places import Place, at_home, to_place
+from raymaml.storage.place import Place, at_home, to_place
 
 
 def _no_truth_value(value: object) -> object:

@@ -13,10 +13,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from raymaml.common.untrusted import cut, shortened
 from raymaml.config.sources import SOURCE_KINDS
 from raymaml.config.sweep import SCHEDULERS
 from raymaml.config.yaml_text import KeyPath, Origin, Origins, quoted
-from raymaml.outside import cut, shortened
 
 MOST_MISTAKES = 50
 """Maximum number of mistakes reported per file."""

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from raymaml.errors import UserError
-from raymaml.outside import cut
-from raymaml.places import Place
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import cut
+from raymaml.storage.place import Place
 
 Kind = Literal["config", "study", "sweep"]
 _TITLES = {"config": "a config", "study": "a study file", "sweep": "a sweep file"}

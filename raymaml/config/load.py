@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import cut
 from raymaml.config.explain import explain
 from raymaml.config.kinds import require_kind
 from raymaml.config.schema import Config
@@ -26,9 +28,7 @@ from raymaml.config.yaml_text import (
     read_value,
     read_yaml,
 )
-from raymaml.errors import UserError
-from raymaml.outside import cut
-from raymaml.places import Place, beside, is_remote, to_place
+from raymaml.storage.place import Place, beside, is_remote, to_place
 
 
 @dataclass(frozen=True)

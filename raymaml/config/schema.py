@@ -23,7 +23,7 @@ from raymaml.config.base import (
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
 from raymaml.config.outer import OuterConfig
 from raymaml.config.sources import Source
-from raymaml.places import Place
+from raymaml.storage.place import Place
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

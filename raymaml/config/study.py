@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
+from raymaml.common.untrusted import shortened
 from raymaml.config.base import PathField, PositiveInt, Rate, Section, read_place
-from raymaml.outside import shortened
-from raymaml.places import Place
+from raymaml.storage.place import Place
 
 Overrides = dict[Annotated[str, Field(min_length=1)], Any]
 """Values by dotted config key."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raymaml.common.errors import UserError
 from raymaml.config.explain import explain, mistakes
 from raymaml.config.kinds import require_kind
 from raymaml.config.study import StudyConfig
 from raymaml.config.yaml_text import read_yaml
-from raymaml.errors import UserError
-from raymaml.places import Place
+from raymaml.storage.place import Place
 
 RawPath = tuple[int | str, ...]
 _STAND_INS = {"name": "unknown", "title": "", "config": ""}

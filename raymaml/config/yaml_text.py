@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, cast
 
 import yaml
 
-from raymaml.errors import UserError, reason_of
-from raymaml.outside import cut, shortened
-from raymaml.places import Place
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.untrusted import cut, shortened
+from raymaml.storage.place import Place
 
 MAX_DEPTH, MAX_VALUES = 50, 100_000
 """Of a YAML document, each value counted as often as anchors repeat it."""

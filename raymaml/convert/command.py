@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from raymaml.common.errors import UserError
 from raymaml.config.load import check_config
 from raymaml.config.schema import Config
 from raymaml.config.yaml_text import dump_mapping, read_mapping
@@ -21,9 +22,8 @@ from raymaml.convert.settings import (
     whole_config,
 )
 from raymaml.convert.shape import require_form
-from raymaml.data.files import write_text
-from raymaml.errors import UserError
-from raymaml.places import Place
+from raymaml.storage.files import write_text
+from raymaml.storage.place import Place
 from raymaml.training.checkpoint import checkpoint_path, list_steps, write_checkpoint
 from raymaml.training.state import build_state
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from raymaml.common.errors import UserError, reason_of
 from raymaml.config.model import InnerConfig, ModelConfig
 from raymaml.convert.model import checked, inner_settings, merged, model_settings
 from raymaml.convert.names import their_names
 from raymaml.convert.reference import ReferenceLearner, follow_reference
 from raymaml.convert.shape import require_form
-from raymaml.errors import UserError, reason_of
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.training.tensor_file import is_plain, read_tensors

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from raymaml.common.errors import UserError
+from raymaml.common.patterns import matches
+from raymaml.common.untrusted import shortened
 from raymaml.config.base import Section
-from raymaml.errors import UserError
-from raymaml.names import matches
-from raymaml.outside import shortened
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "convnet4": {"encoder": "convnet4", "width": 32},

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models.convnet4 import ConvNet4
 from raymaml.models.resnet12 import ResNet12

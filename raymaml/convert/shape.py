@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 Size = Annotated[int, Field(ge=1, le=1 << 20, strict=True)]
 Text = Annotated[str, Field(max_length=4096)]

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import checked, parse_json, shortened
 from raymaml.data.arrow_file import ArrowFile
 from raymaml.data.bank_format import (
     HEADER_FILE,
@@ -33,11 +35,9 @@ from raymaml.data.bank_format import (
     images_schema,
     write_images,
 )
-from raymaml.data.cache import CACHE, Copying, local_copy
-from raymaml.data.files import new_folder
-from raymaml.errors import UserError
-from raymaml.outside import checked, parse_json, shortened
-from raymaml.places import Place, is_remote
+from raymaml.storage.cache import CACHE, Copying, local_copy
+from raymaml.storage.files import new_folder
+from raymaml.storage.place import Place, is_remote
 
 __all__ = ["BankClass", "ClassImages", "ClassStream", "ImageBank", "write_bank"]
 

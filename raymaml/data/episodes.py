@@ -19,11 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.arrow_file import ArrowFile
 from raymaml.data.bank import ImageBank
-from raymaml.data.cache import CACHE, Copying, local_copy
-from raymaml.data.files import exists, new_folder, sha256_of_file
 from raymaml.data.row_check import row_problem
 from raymaml.data.sampling import EpisodeRows, fit_problems, listed, sample_episode
 from raymaml.data.shard_format import (
@@ -40,10 +39,11 @@ from raymaml.data.shard_format import (
     shard_schema,
     write_manifest,
 )
-from raymaml.data.temporary import partial_name, remove_dead
 from raymaml.data.tensors import tensor_column
-from raymaml.errors import UserError
-from raymaml.places import Place, is_remote
+from raymaml.storage.cache import CACHE, Copying, local_copy
+from raymaml.storage.files import exists, new_folder, sha256_of_file
+from raymaml.storage.place import Place, is_remote
+from raymaml.storage.temporary import partial_name, remove_dead
 
 __all__ = [
     "EpisodeRows",

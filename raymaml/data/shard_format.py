@@ -21,14 +21,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, StrictBool, TypeAdapter, ValidationError
 
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import checked, first_problem, parse_json, shortened
 from raymaml.config.base import Count, PositiveInt
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank_format import ImageShape
-from raymaml.data.files import sha256_of_file
 from raymaml.data.sampling import EpisodeRows
 from raymaml.data.tensors import tensor_type
-from raymaml.errors import UserError
-from raymaml.outside import checked, first_problem, parse_json, shortened
+from raymaml.storage.files import sha256_of_file
 
 SCHEMA_VERSION = 2
 """2: images stand in a random order, and their labels stand beside them."""

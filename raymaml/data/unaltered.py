@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 Stamp = tuple[int, int, int]
 

@@ -8,17 +8,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raymaml.common.errors import UserError
+from raymaml.common.logs import plain
+from raymaml.common.untrusted import json_text
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.doctor.data import config_findings, device_findings
 from raymaml.doctor.finding import Finding, user_error
 from raymaml.doctor.machine import machine_findings
 from raymaml.doctor.rehearsal import rehearsal_folder, rehearse
 from raymaml.doctor.software import software_findings
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.logs import plain
-from raymaml.outside import json_text
-from raymaml.places import Place
+from raymaml.storage.place import Place
 from raymaml.training.worker import train_locally
 
 Elsewhere = Callable[[ClusterConfig, Config | None, Place], Iterator[Finding]]

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 
 from raymaml.config.schema import SPLITS, Config
-from raymaml.data.files import exists, make_folder
 from raymaml.doctor.finding import Finding, attempt
 from raymaml.doctor.machine import disk_finding
-from raymaml.places import Place, is_remote
+from raymaml.storage.files import exists, make_folder
+from raymaml.storage.place import Place, is_remote
 from raymaml.training.data import open_bank, open_episode_sets, open_training_data
 from raymaml.training.run_folder import claim, is_done
 from raymaml.training.session import local_device

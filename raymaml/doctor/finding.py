@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from raymaml.errors import UserError, reason_of
-from raymaml.logs import LOG
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.logs import LOG
 
 Status = Literal["ok", "warn", "fail"]
 _UNKNOWN = "this is not a known mistake: run with --verbose, and report what is shown"

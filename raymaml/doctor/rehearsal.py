@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig, Config
-from raymaml.data.files import make_folder, remove_folder, write_text
 from raymaml.data.importers import import_bank
-from raymaml.data.temporary import held, own_name, remove_dead, temporary_folder
 from raymaml.doctor.finding import Finding, attempt
-from raymaml.errors import UserError
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
-from raymaml.places import Place
+from raymaml.storage.files import make_folder, remove_folder, write_text
+from raymaml.storage.place import Place
+from raymaml.storage.temporary import held, own_name, remove_dead, temporary_folder
 from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
 from raymaml.training.data import sample_shards
 from raymaml.training.worker import train_locally

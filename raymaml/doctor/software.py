@@ -15,8 +15,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import raymaml
+from raymaml.common.errors import UserError
 from raymaml.doctor.finding import Finding, attempt, fail, ok, warn
-from raymaml.errors import UserError
 
 SHOWN = ("torch", "torchvision", "ray", "numpy", "pyarrow")
 """Packages whose versions are told where all is well, and which all nodes must have alike."""

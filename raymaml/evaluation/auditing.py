@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from raymaml.common.untrusted import json_text
 from raymaml.config.schema import Config
-from raymaml.data.files import write_text
 from raymaml.evaluation.audit import Subject, all_audits, as_json
 from raymaml.evaluation.campaign import Echo
 from raymaml.evaluation.others import predictor
 from raymaml.evaluation.plan import AUDITS_FILE, plan_test
-from raymaml.outside import json_text
-from raymaml.places import Place
+from raymaml.storage.files import write_text
+from raymaml.storage.place import Place
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import torch
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.bank import ImageBank
-from raymaml.data.files import make_folder
-from raymaml.data.locks import Timeout, hold
-from raymaml.errors import UserError
 from raymaml.evaluation.examination import (
     EPISODES,
     Examination,
@@ -45,8 +43,10 @@ from raymaml.evaluation.statistics import bounded_interval
 from raymaml.evaluation.summary import LOOK, Stopping
 from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
-from raymaml.places import Place
 from raymaml.seeding import fold_in
+from raymaml.storage.files import make_folder
+from raymaml.storage.lease import Timeout, hold
+from raymaml.storage.place import Place
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.faults import told

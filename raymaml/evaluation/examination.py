@@ -15,11 +15,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from torch import Tensor
 
-from raymaml.data.files import exists, read_bytes, write_text
-from raymaml.errors import UserError, reason_of
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.untrusted import checked, parse_json
 from raymaml.meta.learner import MetaLearner
-from raymaml.outside import checked, parse_json
-from raymaml.places import Place
+from raymaml.storage.files import exists, read_bytes, write_text
+from raymaml.storage.place import Place
 from raymaml.types import Episode, EpisodeBatch
 
 EPISODES = 3

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.data.files import reaching
 from raymaml.data.shard_format import SCHEMA_VERSION as ORDER
-from raymaml.errors import UserError
 from raymaml.evaluation.records import identity_of, read_chunk
 from raymaml.models.source import encoder_source, source_files
-from raymaml.places import Place
+from raymaml.storage.files import reaching
+from raymaml.storage.place import Place
 from raymaml.training.checkpoint import read_card, versions
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from raymaml.data.files import make_folder
-from raymaml.errors import StorageError, UserError
+from raymaml.common.errors import StorageError, UserError
+from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.evaluation.referee import Referee
 from raymaml.evaluation.sweep import Leg, RunLegs, Sweep
-from raymaml.signals import on_interrupt, stopped
+from raymaml.storage.files import make_folder
 from raymaml.training.data import open_training_data
 from raymaml.training.session import LocalSession, local_device
 from raymaml.training.state import Validation

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.logs import LOG
 from raymaml.config.schema import Config
-from raymaml.errors import UserError, reason_of
 from raymaml.evaluation.examination import (
     EPISODES,
     Examination,
@@ -20,7 +21,6 @@ from raymaml.evaluation.examination import (
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import EpisodeRecord, RecordArrays, record_arrays, records_table
 from raymaml.evaluation.trial import read_episodes, record_of, seconds_after_all
-from raymaml.logs import LOG
 from raymaml.meta.calls import alone
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets

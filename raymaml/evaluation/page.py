@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import jinja2
 
-from raymaml.data.files import read_bytes
-from raymaml.places import Place
+from raymaml.storage.files import read_bytes
+from raymaml.storage.place import Place
 
 
 class Strong(str):

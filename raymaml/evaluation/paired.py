@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raymaml.common.errors import UserError
 from raymaml.data.sampling import by_label
-from raymaml.errors import UserError
 from raymaml.evaluation.generalisation import new_classes_interval
 from raymaml.evaluation.records import RecordArrays
 from raymaml.evaluation.statistics import Interval, bounded_interval

@@ -19,10 +19,10 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Curve
 
 from raymaml.config.sweep import Dimension
-from raymaml.data.files import replacing
 from raymaml.evaluation.search_space import from_position, to_position
 from raymaml.evaluation.sweep_table import TrialRow
-from raymaml.places import Place
+from raymaml.storage.files import replacing
+from raymaml.storage.place import Place
 
 _INK, _MUTED = "#24292f", "#6e7781"
 _WIDTH_OF_AN_AXIS, _HEIGHT, _DPI = 1.9, 4.6, 160

@@ -9,15 +9,15 @@ from functools import partial
 import torch
 from pydantic import BaseModel, TypeAdapter, model_validator
 
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.untrusted import checked, parse_json
 from raymaml.config.schema import Config
-from raymaml.data.files import exists, read_bytes
-from raymaml.errors import UserError, reason_of
 from raymaml.evaluation.campaign import Arm, Campaign
 from raymaml.evaluation.identity import of_any_code
 from raymaml.evaluation.provenance import require_bank
 from raymaml.evaluation.verdict import AuditResult
-from raymaml.outside import checked, parse_json
-from raymaml.places import Place
+from raymaml.storage.files import exists, read_bytes
+from raymaml.storage.place import Place
 from raymaml.training.checkpoint import find_checkpoint, require_same_model
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 from raymaml.training.run_folder import require_of_its_run

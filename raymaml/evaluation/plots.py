@@ -18,9 +18,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from raymaml.data.files import replacing
 from raymaml.evaluation.statistics import Interval
 from raymaml.evaluation.summary import Calibration
+from raymaml.storage.files import replacing
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 

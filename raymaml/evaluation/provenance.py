@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.errors import UserError
-from raymaml.places import Place
+from raymaml.storage.place import Place
 from raymaml.training.card import CARD, knows_no_bank, read_card
 from raymaml.training.run_folder import read_classes
 

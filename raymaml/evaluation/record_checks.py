@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymaml.places import Place
+from raymaml.storage.place import Place
 
 _UNPACKED, _PACKED_AT_MOST = 64 << 20, 200
 """Bytes that a file may unpack to whatever its length, and times its length beyond."""

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from raymaml.data.files import reaching, read_bytes, replacing
-from raymaml.errors import StorageError, UserError, storage_error
+from raymaml.common.errors import StorageError, UserError, storage_error
+from raymaml.common.untrusted import checked, parse_json
 from raymaml.evaluation.record_checks import (
     column_problem,
     difference,
@@ -34,8 +34,8 @@ from raymaml.evaluation.record_checks import (
     record_schema,
     require_reasonable,
 )
-from raymaml.outside import checked, parse_json
-from raymaml.places import Place
+from raymaml.storage.files import reaching, read_bytes, replacing
+from raymaml.storage.place import Place
 
 if TYPE_CHECKING:
     from raymaml.evaluation.examination import Examination

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raymaml.data.files import exists, read_bytes, write_text
-from raymaml.errors import UserError
-from raymaml.outside import parse_json
-from raymaml.places import Place
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import parse_json
+from raymaml.storage.files import exists, read_bytes, write_text
+from raymaml.storage.place import Place
 from raymaml.training.identity import as_meant, differences, flat
 from raymaml.training.state import Validation
 

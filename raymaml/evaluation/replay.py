@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, Echo, Plan
 from raymaml.evaluation.records import EpisodeRecord, record_arrays
 from raymaml.evaluation.trial import judge

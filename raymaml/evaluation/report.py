@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from raymaml.common.untrusted import json_ready, json_text
 from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ImageBank
 from raymaml.data.contact_sheet import episode_sheet
-from raymaml.data.files import on_disk, read_text, write_text
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation import page, sections
 from raymaml.evaluation.examination import Examination
@@ -43,8 +43,8 @@ from raymaml.evaluation.summary import (
     worst_episodes,
 )
 from raymaml.evaluation.verdict import AuditResult, Verdict
-from raymaml.outside import json_ready, json_text
-from raymaml.places import Place
+from raymaml.storage.files import on_disk, read_text, write_text
+from raymaml.storage.place import Place
 from raymaml.training.metrics import write_tensorboard
 
 SCHEMA_VERSION = 3

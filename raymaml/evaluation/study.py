@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from raymaml.common.errors import UserError
+from raymaml.common.logs import plain
 from raymaml.config.load import Changes, load_config, named_config
 from raymaml.config.schema import SPLITS, Config, learning_fingerprint
 from raymaml.config.study import StudyArm, StudyConfig, Which, with_seed_in_name
@@ -17,16 +19,14 @@ from raymaml.config.study_file import load_study
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.episodes import check_spec, write_shards
-from raymaml.data.files import exists
 from raymaml.data.importers import import_bank
 from raymaml.data.shard_format import MANIFEST_FILE
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
 from raymaml.evaluation.provenance import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
-from raymaml.logs import plain
-from raymaml.places import Place
 from raymaml.seeding import fold_in
+from raymaml.storage.files import exists
+from raymaml.storage.place import Place
 from raymaml.training.checkpoint import find_checkpoint, read_card, require_fitting
 from raymaml.training.data import open_bank, sample_shards, shards_folder
 from raymaml.training.run_folder import (

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 from raymaml.evaluation.generalisation import disjoint_tasks_interval, new_classes_interval
 from raymaml.evaluation.paired import Paired, holm, paired
 from raymaml.evaluation.records import RecordArrays

@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import json_text
 from raymaml.config.load import Changes, load_config, load_sweep, named_config
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.config.sweep import Asha, Pbt, SweepConfig
-from raymaml.data.files import make_folder, write_text
-from raymaml.data.locks import Timeout, hold
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Echo
 from raymaml.evaluation.population import Exploit, comparisons, donors
 from raymaml.evaluation.referee import Decide, Referee, run_name
 from raymaml.evaluation.search_space import draw_values, perturb
 from raymaml.evaluation.study import provide_data
-from raymaml.outside import json_text
-from raymaml.places import Place
+from raymaml.storage.files import make_folder, write_text
+from raymaml.storage.lease import Timeout, hold
+from raymaml.storage.place import Place
 from raymaml.training.card import LINEAGE_FILE
 from raymaml.training.checkpoint import copy_for_going_on
 from raymaml.training.data import open_training_data

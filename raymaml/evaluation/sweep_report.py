@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import checked, json_text, parse_json
 from raymaml.config.load import dump_config
-from raymaml.data.files import exists, new_folder, read_bytes, rename_folder, write_text
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Echo
 from raymaml.evaluation.page import (
     Block,
@@ -29,8 +29,8 @@ from raymaml.evaluation.population import Exploit
 from raymaml.evaluation.referee import Referee, Report
 from raymaml.evaluation.sweep import Sweep, max_steps
 from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows
-from raymaml.outside import checked, json_text, parse_json
-from raymaml.places import Place
+from raymaml.storage.files import exists, new_folder, read_bytes, rename_folder, write_text
+from raymaml.storage.place import Place
 from raymaml.training.card import LINEAGE_FILE
 from raymaml.training.checkpoint import checkpoint_path, copy_checkpoint, trained_config
 from raymaml.training.identity import IDENTITY

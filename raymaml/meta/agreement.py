@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymaml.errors import UserError
-from raymaml.logs import LOG
+from raymaml.common.errors import UserError
+from raymaml.common.logs import LOG
 from raymaml.meta.calls import alone
 from raymaml.meta.freezing import frozen_params
 from raymaml.meta.inner_loop import unroll

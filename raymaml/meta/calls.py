@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from raymaml.errors import UserError, reason_of
-from raymaml.passes import LOCK
+from raymaml.common.errors import UserError, reason_of
+from raymaml.layers import LOCK
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

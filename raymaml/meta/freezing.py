@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from raymaml.names import matches, require_matches
+from raymaml.common.patterns import matches, require_matches
 from raymaml.types import Params
 
 NEVER_ADAPTED = ("temperature", "*.alpha_scale", "*.alpha_offset")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raymaml.config.model import InnerConfig
+from raymaml.layers import Rules
 from raymaml.meta.calls import derivatives_in_words, one_at_a_time
 from raymaml.meta.chunks import apart
 from raymaml.meta.freezing import adaptation_table, frozen_params
@@ -20,7 +21,6 @@ from raymaml.meta.moments import absorb, lasting_buffers, restored
 from raymaml.meta.passes import Passes
 from raymaml.meta.rules import HEAD
 from raymaml.meta.start import Head, begin, of_parameter, require_fitting
-from raymaml.passes import Rules
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from raymaml.passes import PassAware
+from raymaml.layers import PassAware
 from raymaml.types import Buffers
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
+from raymaml.layers import OwnRules, Pass, PassAware, Rules, reachable_modules
 from raymaml.meta.gradients import EpisodeLosses
 from raymaml.meta.inner_loop import Fast
 from raymaml.meta.stand_ins import standing_in
-from raymaml.passes import OwnRules, Pass, PassAware, Rules, reachable_modules
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raymaml.passes import CONTAINERS, reachable_modules
+from raymaml.layers import CONTAINERS, reachable_modules
 
 _BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
 """Hooks and flags of every module: a pass leaves them alone, and to copy them takes long."""

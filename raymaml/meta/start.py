@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import InnerConfig
-from raymaml.errors import UserError
+from raymaml.layers import tracking_norms
 from raymaml.meta.chunks import repeated
 from raymaml.meta.inner_loop import Fast
 from raymaml.meta.rules import HEAD
 from raymaml.meta.stand_ins import out_of_reach
-from raymaml.passes import tracking_norms
 from raymaml.types import Episode, EpisodeBatch, Params
 
 Head = Literal["learned", "zero", "shared"]

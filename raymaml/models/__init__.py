@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import ENCODERS, ModelConfig
-from raymaml.errors import UserError
+from raymaml.layers import LOCK
 from raymaml.models.convnet4 import ConvNet4
 from raymaml.models.heads import Classifier
 from raymaml.models.policies import apply_policies
 from raymaml.models.resnet12 import ResNet12
 from raymaml.models.resnet18 import ResNet18
-from raymaml.passes import LOCK
 
 
 def build_model(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymaml.layers import PassAware
 from raymaml.models.duals import Conv2d, max_pool
-from raymaml.passes import PassAware
 
 
 class ConvBlock(nn.Module):

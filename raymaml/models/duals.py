@@ -17,7 +17,7 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from raymaml.passes import OwnRules, Rules
+from raymaml.layers import OwnRules, Rules
 
 Pair = tuple[Tensor, Tensor | None]
 

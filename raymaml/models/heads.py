@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 
 class Classifier(nn.Module):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymaml.layers import PassAware
 from raymaml.models.batch_norm import batch_norm
 from raymaml.models.duals import max_pool
-from raymaml.passes import PassAware
 
 
 class ScaledNorm2d(PassAware):

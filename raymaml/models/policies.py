@@ -8,7 +8,9 @@ from functools import partial
 
 from torch import nn
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
+from raymaml.common.patterns import choose
+from raymaml.layers import PassAware, plain_places, tracking_norms
 from raymaml.models.norm import (
     ContextNorm2d,
     EpisodicNorm2d,
@@ -20,8 +22,6 @@ from raymaml.models.norm import (
     TaskNorm2d,
     TransductiveNorm2d,
 )
-from raymaml.names import choose
-from raymaml.passes import PassAware, plain_places, tracking_norms
 
 POLICIES: Mapping[str, Callable[[int, float, float], PassAware]] = {
     "transductive": TransductiveNorm2d,

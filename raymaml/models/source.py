@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import ENCODERS, ModelConfig
-from raymaml.errors import UserError
 
 _INSTALLED = tuple(
     Path(place).resolve()

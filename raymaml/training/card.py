@@ -8,16 +8,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.untrusted import checked, parse_json, shortened
 from raymaml.config.base import Count
 from raymaml.config.load import check_config
 from raymaml.config.schema import Config
 from raymaml.config.sweep import PERTURBED, is_in
 from raymaml.data.bank_format import ImageShape
-from raymaml.data.files import exists, reaching, read_bytes
-from raymaml.errors import UserError, reason_of
 from raymaml.models.source import encoder_source
-from raymaml.outside import checked, parse_json, shortened
-from raymaml.places import Place, is_remote
+from raymaml.storage.files import exists, reaching, read_bytes
+from raymaml.storage.place import Place, is_remote
 from raymaml.training.identity import (
     IDENTITY,
     as_meant,

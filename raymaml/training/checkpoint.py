@@ -16,8 +16,12 @@ from typing import Any
 import torch
 
 import raymaml
+from raymaml.common.errors import UserError
+from raymaml.common.logs import LOG
+from raymaml.common.untrusted import shortened
 from raymaml.config.schema import Config
-from raymaml.data.files import (
+from raymaml.models.source import encoder_source
+from raymaml.storage.files import (
     exists,
     new_folder,
     read_bytes,
@@ -25,11 +29,7 @@ from raymaml.data.files import (
     sha256_of_file,
     write_text,
 )
-from raymaml.errors import UserError
-from raymaml.logs import LOG
-from raymaml.models.source import encoder_source
-from raymaml.outside import shortened
-from raymaml.places import Place
+from raymaml.storage.place import Place
 from raymaml.training.card import (
     CARD,
     SCHEMA_VERSION,

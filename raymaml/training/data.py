@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, Config, DataConfig, EpisodesConfig, Split
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
@@ -22,10 +23,9 @@ from raymaml.data.prefetch import prefetch
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.data.transforms import EpisodeLoader, Normalize
 from raymaml.data.unaltered import Unaltered
-from raymaml.errors import UserError
 from raymaml.models import check_image_size
-from raymaml.places import Place
 from raymaml.seeding import fold_in
+from raymaml.storage.place import Place
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from raymaml.common.errors import UserError, storage_error
 from raymaml.config.model import ENCODERS
 from raymaml.config.schema import Config
-from raymaml.errors import UserError, storage_error
 from raymaml.meta.agreement import compare, made_up_episode
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.session import Session

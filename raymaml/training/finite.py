@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 
 class NotFiniteError(UserError):

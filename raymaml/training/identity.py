@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import parse_json, shortened
 from raymaml.config.schema import Config, learning_fingerprint
-from raymaml.data.files import read_bytes
-from raymaml.errors import UserError
-from raymaml.outside import parse_json, shortened
-from raymaml.places import Place
+from raymaml.storage.files import read_bytes
+from raymaml.storage.place import Place
 
 IDENTITY = "run.json"
 SCHEMA_VERSION = 2

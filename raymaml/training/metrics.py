@@ -14,13 +14,13 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar, text
 
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.untrusted import checked, json_ready, json_text, parse_json
 from raymaml.config.base import Count
 from raymaml.config.outer import OuterConfig
-from raymaml.data.files import exists, on_disk, read_bytes, storing, upload, write_text
-from raymaml.data.temporary import temporary_folder
-from raymaml.errors import UserError, reason_of
-from raymaml.outside import checked, json_ready, json_text, parse_json
-from raymaml.places import Place, is_remote
+from raymaml.storage.files import exists, on_disk, read_bytes, storing, upload, write_text
+from raymaml.storage.place import Place, is_remote
+from raymaml.storage.temporary import temporary_folder
 from raymaml.training.state import Validation
 
 METRICS_FILE = "metrics.jsonl"

@@ -9,10 +9,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from raymaml.common.errors import StorageError, UserError
+from raymaml.common.untrusted import checked, json_text, parse_json, shortened
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.data.bank import ImageBank
-from raymaml.data.files import (
+from raymaml.models.source import encoder_source, source_files
+from raymaml.storage.files import (
     exists,
     make_folder,
     reaching,
@@ -21,11 +24,8 @@ from raymaml.data.files import (
     remove_partial,
     write_text,
 )
-from raymaml.data.locks import Timeout, hold
-from raymaml.errors import StorageError, UserError
-from raymaml.models.source import encoder_source, source_files
-from raymaml.outside import checked, json_text, parse_json, shortened
-from raymaml.places import Place, is_remote
+from raymaml.storage.lease import Timeout, hold
+from raymaml.storage.place import Place, is_remote
 from raymaml.training.card import require_agreement, schema_of_run
 from raymaml.training.checkpoint import (
     adopt_converted,

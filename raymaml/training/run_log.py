@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
-from raymaml.data.files import append_text
-from raymaml.errors import UserError
-from raymaml.logs import LOG
-from raymaml.places import Place
+from raymaml.common.errors import UserError
+from raymaml.common.logs import LOG
+from raymaml.storage.files import append_text
+from raymaml.storage.place import Place
 from raymaml.training.session import Session
 
 LOGS = "logs"

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
-from raymaml.errors import UserError
-from raymaml.places import Place
+from raymaml.storage.place import Place
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from raymaml.common.errors import UserError
 from raymaml.config.base import Count
 from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.seeding import fold_in

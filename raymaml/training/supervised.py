@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from raymaml.data.files import read_text, write_text
-from raymaml.outside import checked, json_text
-from raymaml.places import Place
+from raymaml.common.untrusted import checked, json_text
+from raymaml.storage.files import read_text, write_text
+from raymaml.storage.place import Place
 from raymaml.training.checkpoint import read_card
 from raymaml.training.data import MetaBatches
 from raymaml.training.session import Session

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymaml.errors import reason_of
+from raymaml.common.errors import reason_of
 
 
 def read_tensors(content: bytes, device: torch.device) -> Any:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+from raymaml.common.logs import LOG
+from raymaml.common.stopping import on_interrupt
 from raymaml.config.schema import Config
-from raymaml.logs import LOG
-from raymaml.places import Place
-from raymaml.signals import on_interrupt
+from raymaml.storage.place import Place
 from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
 from raymaml.training.data import TrainingData, open_training_data, verify_images
 from raymaml.training.faults import told

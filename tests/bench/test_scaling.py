@@ -30,8 +30,8 @@ from raymaml.bench.scaling.model import Job, Machine, Start, Storage, System, ma
 from raymaml.bench.scaling.network import REDUCTIONS, Link, Network, exchange, sends
 from raymaml.bench.scaling.waiting import Hiccups, expected_slowest, simulate
 from raymaml.cli import main
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally
 

@@ -18,8 +18,8 @@ from filelock import FileLock
 from helpers_cluster import RATE
 
 from raymaml.cluster import campaign as on_cluster
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
 from raymaml.evaluation import campaign as in_process
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.plan import plan_test

@@ -20,7 +20,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from raymaml.cluster.faults import StopAtUserErrors, told_failure, user_error
-from raymaml.errors import StorageError, UserError
+from raymaml.common.errors import StorageError, UserError
 
 FOLDER = Path("runs/it")
 

@@ -18,7 +18,7 @@ from helpers_cluster import SETTINGS, kill_all, not_of_training, trained_steps, 
 
 from raymaml.cluster import own_ray as module
 from raymaml.cluster.own_ray import has_token, own_ray
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 from raymaml.training.checkpoint import list_steps
 
 NICENESS = "RAY_worker_niceness"

@@ -15,7 +15,7 @@ from helpers_cluster import assert_same_bits, attempts, pids, wait_until
 
 from raymaml.cluster.asha import asha_decisions
 from raymaml.cluster.sweep import scheduler_of, tune_runner
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 from raymaml.evaluation.legs import local_runner
 from raymaml.evaluation.referee import STATE_FILE
 from raymaml.evaluation.sweep import Runner, Sweep, read_sweep, run_sweep

@@ -14,7 +14,7 @@ from helpers_cluster import assert_same_bits, attempts, pids, trained_steps, wai
 
 from raymaml.cluster.train import train_on_cluster
 from raymaml.cluster.trainer import RAY_SNAPSHOT
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray

@@ -11,12 +11,12 @@ from click.testing import CliRunner
 from pydantic import BaseModel
 
 from raymaml.cli import main
+from raymaml.common.errors import UserError
 from raymaml.config.explain import _models_in
 from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Config
 from raymaml.config.study_file import load_study
 from raymaml.config.sweep import Pbt
-from raymaml.errors import UserError
 from raymaml.evaluation.population import comparisons
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "glyphs" / "quickstart.yaml"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from raymaml.common.errors import UserError
 from raymaml.config.load import dump_config, load_config
-from raymaml.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALLEST = """\

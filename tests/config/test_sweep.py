@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from raymaml.common.errors import UserError
 from raymaml.config.load import load_sweep
 from raymaml.config.sweep import Asha, Pbt, SweepConfig, Unsupervised
-from raymaml.errors import UserError
 
 SMALLEST = """\
 name: s

@@ -12,10 +12,10 @@ import yaml
 from click.testing import CliRunner
 
 from raymaml.cli import main
+from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.convert import from_reference, reference_names
 from raymaml.convert.model import frozen_patterns
-from raymaml.errors import UserError
 from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
 
 SECTION = {

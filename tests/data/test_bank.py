@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from helpers_data import make_bank, make_classes
 
+from raymaml.common.errors import UserError
 from raymaml.data.bank import BankClass, ClassImages, ImageBank, write_bank
-from raymaml.errors import UserError
 
 COUNTS = {"train": [3, 1, 5], "val": [2], "test": [4]}
 

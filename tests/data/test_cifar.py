@@ -15,13 +15,13 @@ import pytest
 from helpers_data import LISTS, spec_of
 from helpers_pickles import python2
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import CifarFsSource, Fc100Source
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.cifar import benchmark, plan_cifar, splits_of
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
-from raymaml.errors import UserError
 
 SPLITS = ("train", "val", "test")
 FINE = list(splits_of("fc100"))  # alphabetical, so the place is the label

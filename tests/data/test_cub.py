@@ -13,13 +13,13 @@ import pytest
 from helpers_data import LISTS, spec_of
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import CubSource
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.cub import plan_cub, split_of
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
-from raymaml.errors import UserError
 
 SPLITS = ("train", "val", "test")
 WIDTH, HEIGHT = 60, 40

@@ -10,10 +10,10 @@ import pytest
 from helpers_data import png, tiff
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.sources import ImageFolderSource
 from raymaml.data.importers.depth import to_eight_bits
 from raymaml.data.importers.image_folder import plan_image_folder
-from raymaml.errors import UserError
 
 SIZE = 8
 

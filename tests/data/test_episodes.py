@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from helpers_data import as_lists, make_bank, spec_of
 
+from raymaml.common.errors import UserError
 from raymaml.data import episodes as module
 from raymaml.data.bank import ImageBank
 from raymaml.data.episodes import (
@@ -23,7 +24,6 @@ from raymaml.data.episodes import (
     write_shards,
 )
 from raymaml.data.sampling import listed
-from raymaml.errors import UserError
 
 COUNTS = {"train": [20] * 12, "val": [20] * 5, "test": [20] * 6}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig, EpisodesConfig
 from raymaml.config.sources import ImageFolderSource
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.image_folder import plan_image_folder
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.errors import UserError
 
 
 def save(path: Path) -> Path:

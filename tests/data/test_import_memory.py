@@ -14,12 +14,12 @@ import pytest
 from helpers_data import png
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig, EpisodesConfig
 from raymaml.config.sources import ImageFolderSource
 from raymaml.data.bank import ImageBank
 from raymaml.data.importers import images, import_bank, plan
 from raymaml.data.importers.image_folder import plan_image_folder
-from raymaml.errors import UserError
 
 
 def pixels(number: int, size: int) -> np.ndarray:

@@ -9,12 +9,12 @@ import pytest
 from helpers_data import spec_of
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import GlyphsSource, ImageFolderSource
 from raymaml.data.bank import ImageBank
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.image_folder import plan_image_folder
-from raymaml.errors import UserError
 
 COLOURS = {"train": "red", "val": "lime", "test": "blue"}
 

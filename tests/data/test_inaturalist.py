@@ -9,12 +9,12 @@ import pytest
 from helpers_data import spec_of
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import INaturalist2017Source
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.errors import UserError
 
 
 def lines(first: int, classes: int, each: int = 1, folder: str = "Aves") -> list[str]:

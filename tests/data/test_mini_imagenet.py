@@ -17,13 +17,13 @@ from helpers_data import LISTS, spec_of
 from helpers_pickles import python2
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import MiniImageNetSource
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.mini_imagenet import ilsvrc_files, plan_mini_imagenet
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
-from raymaml.errors import UserError
 
 SIZES = {"train": 64, "val": 16, "test": 20}
 FIRST = {"train": 0, "val": 64, "test": 80}

@@ -12,12 +12,12 @@ import pytest
 from helpers_data import SHARED, spec_of
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import OmniglotSource
 from raymaml.data.importers import import_bank, omniglot
 from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.errors import UserError
 
 OFFICIAL = SHARED / "data"
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from helpers_pickles import python2, read, read_bytes
 
+from raymaml.common.errors import UserError
 from raymaml.data.importers.stored import Blob, StoredArray
-from raymaml.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
 PLAIN = {

@@ -19,13 +19,13 @@ from helpers_data import LISTS, spec_of
 from helpers_pickles import python2
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import TieredImageNetSource
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import BENCHMARK, plan_tiered_imagenet
-from raymaml.errors import UserError
 
 SPLITS = ("train", "val", "test")
 FIRST = {"train": 0, "val": 351, "test": 448}

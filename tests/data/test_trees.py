@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from raymaml.common.errors import UserError
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.trees import find_tree, read_folder, read_tar
-from raymaml.errors import UserError
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:

@@ -14,15 +14,15 @@ import torch
 from click.testing import CliRunner, Result
 
 from raymaml.cli import main
+from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.doctor import rehearsal
 from raymaml.doctor.command import examine, show
 from raymaml.doctor.data import config_findings, device_findings
 from raymaml.doctor.finding import Finding, attempt, fail, in_units, ok, user_error, warn
 from raymaml.doctor.rehearsal import MARKER, rehearsal_folder, rehearse
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.places import Place
+from raymaml.storage.place import Place
 from raymaml.training.worker import train_locally
 
 CLUSTER = ClusterConfig(device="cpu")

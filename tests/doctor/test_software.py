@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from raymaml.common.errors import UserError
 from raymaml.doctor.software import (
     needs_of_raymaml,
     needs_of_setup,
@@ -15,7 +16,6 @@ from raymaml.doctor.software import (
     python_finding,
     software_findings,
 )
-from raymaml.errors import UserError
 
 SETUP = Path(__file__).resolve().parents[2] / "setup.cfg"
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
 from raymaml.evaluation import identity
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_report, plan_test

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import raymaml
+from raymaml.common.errors import UserError
 from raymaml.config.model import NormPolicy
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.examination import (
     EXAMINATION_FILE,

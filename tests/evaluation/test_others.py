@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import raymaml
+from raymaml.common.errors import UserError
 from raymaml.data.bank import ImageBank
-from raymaml.errors import UserError
 from raymaml.evaluation import others, trial
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test

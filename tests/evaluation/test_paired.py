@@ -11,7 +11,7 @@ import pytest
 from helpers_evaluation import record
 from scipy import stats
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 from raymaml.evaluation.paired import holm, paired, signed_rank_p
 from raymaml.evaluation.records import RecordArrays, read_records, record_arrays, write_chunk
 from raymaml.evaluation.statistics import bounded_interval

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import raymaml
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank, write_bank
-from raymaml.errors import UserError
 from raymaml.evaluation.auditing import audit_run
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers_evaluation import record as make_record
 
-from raymaml.data.files import replacing
-from raymaml.errors import StorageError, UserError
+from raymaml.common.errors import StorageError, UserError
 from raymaml.evaluation import records
 from raymaml.evaluation.records import (
     EpisodeRecord,
@@ -27,6 +26,7 @@ from raymaml.evaluation.records import (
     record_arrays,
     write_chunk,
 )
+from raymaml.storage.files import replacing
 
 IDENTITY = {"checkpoint": "c0ffee", "episodes": "feed"}
 

@@ -17,6 +17,7 @@ from helpers_evaluation import record
 from PIL import Image
 from scipy import stats
 
+from raymaml.common.untrusted import json_ready
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ImageBank
@@ -27,7 +28,6 @@ from raymaml.evaluation.report import ArmResult, protocol_line, write_report
 from raymaml.evaluation.sequences import any_look_interval
 from raymaml.evaluation.summary import Stopping
 from raymaml.evaluation.verdict import AuditResult, Verdict
-from raymaml.outside import json_ready
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 SPEC = EpisodesConfig(num_episodes=4)

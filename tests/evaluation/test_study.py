@@ -12,8 +12,8 @@ import torch
 from filelock import FileLock
 from pyarrow import parquet
 
+from raymaml.common.errors import UserError
 from raymaml.data.sampling import by_label
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.report import headline_of

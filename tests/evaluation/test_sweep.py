@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from raymaml.common.errors import StorageError, UserError
 from raymaml.config.load import load_config
 from raymaml.config.sweep import Dimension
-from raymaml.data.files import write_text
-from raymaml.errors import StorageError, UserError
 from raymaml.evaluation.legs import local_runner
 from raymaml.evaluation.parallel import accuracy_range, axis_ticks, plot_parallel
 from raymaml.evaluation.plan import plan_test
@@ -26,6 +25,7 @@ from raymaml.evaluation.sweep import Sweep, read_sweep, run_sweep
 from raymaml.evaluation.sweep_progress import SweepProgress
 from raymaml.evaluation.sweep_report import text_table
 from raymaml.evaluation.sweep_table import TrialRow, ranked
+from raymaml.storage.files import write_text
 from raymaml.training.checkpoint import copy_for_going_on, find_checkpoint, read_card
 from raymaml.training.state import Validation
 from raymaml.training.worker import train_locally

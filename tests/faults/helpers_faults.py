@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raymaml.config.schema import Config
-from raymaml.data.files import sha256_of_file
+from raymaml.storage.files import sha256_of_file
 from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, list_steps, read_card
 
 

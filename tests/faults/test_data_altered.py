@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers_faults import bits, quiet
 
+from raymaml.common.errors import UserError
 from raymaml.data.bank import ImageBank
 from raymaml.data.unaltered import Unaltered
-from raymaml.errors import UserError
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.training.checkpoint import list_steps

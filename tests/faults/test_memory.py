@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers_faults import quiet
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.faults import is_out_of_memory, told
 from raymaml.training.worker import train_locally

@@ -17,10 +17,10 @@ import pytest
 import torch
 from helpers_faults import bits, command, copied, quiet, stands_whole
 
-from raymaml.data.files import new_folder, replacing
-from raymaml.errors import StorageError, storage_error
+from raymaml.common.errors import StorageError, storage_error
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
+from raymaml.storage.files import new_folder, replacing
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.metrics import RunMetrics, read_metrics
 from raymaml.training.state import Validation

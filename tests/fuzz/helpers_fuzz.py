@@ -25,8 +25,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from raymaml.errors import UserError
-from raymaml.places import to_place
+from raymaml.common.errors import UserError
+from raymaml.storage.place import to_place
 
 SECONDS = 60
 """Of one input; honest ones take milliseconds, and longer on a machine that does other things."""

@@ -24,6 +24,7 @@ from helpers_pickles import python2
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from raymaml.common.errors import UserError
 from raymaml.config.sources import (
     CifarFsSource,
     CubSource,
@@ -46,7 +47,6 @@ from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch, open_blob
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.importers.trees import read_tar
-from raymaml.errors import UserError
 
 SIZE = 8
 

@@ -21,6 +21,7 @@ import torch
 from helpers_fuzz import NUMBERS, Fuzz, changed_bytes, changed_tree, hostile_values
 from hypothesis import strategies as st
 
+from raymaml.common.untrusted import json_ready
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.plan import read_audits
@@ -35,7 +36,6 @@ from raymaml.evaluation.records import (
     write_chunk,
 )
 from raymaml.evaluation.summary import summarize_arm, worst_episodes
-from raymaml.outside import json_ready
 from raymaml.training.checkpoint import (
     CheckpointStore,
     check_last,

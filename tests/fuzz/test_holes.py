@@ -31,6 +31,7 @@ from test_fuzz_banks import rewritten, signed, write_bank_files
 from test_fuzz_imports import HEADERS, npy, png, tar_tricks, zipped
 from test_fuzz_runs import IDENTITY, parquet, record, trained
 
+from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.config.sources import (
@@ -55,7 +56,6 @@ from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.importers.trees import read_tar
-from raymaml.errors import UserError
 from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.records import (
     read_circumstances,
@@ -63,7 +63,7 @@ from raymaml.evaluation.records import (
     record_arrays,
     write_chunk,
 )
-from raymaml.places import to_place
+from raymaml.storage.place import to_place
 from raymaml.training.checkpoint import (
     CheckpointStore,
     check_last,
@@ -660,7 +660,7 @@ import numpy as np, pyarrow as pa
 import ray.data
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 from raymaml.data.bank import ImageBank
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 class Bomb:
     def __reduce__(self):

@@ -15,7 +15,7 @@ import pytest
 from helpers_fuzz import Fuzz, TooLongError, _silence
 from hypothesis import strategies as st
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 
 def raises(error: Exception) -> Callable[[], None]:

@@ -14,8 +14,8 @@ import yaml
 from helpers_launch import LAUNCH, ROOT, commands, read
 
 from raymaml.cli import main
+from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
-from raymaml.errors import UserError
 
 SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh"))
 FILES = sorted(path.name for path in LAUNCH.iterdir() if path.is_file())

@@ -14,8 +14,8 @@ from helpers_meta import WAYS, build, episodes
 from torch import Tensor, nn
 
 from raymaml import check_gradient
+from raymaml.common.errors import UserError
 from raymaml.config.model import InnerConfig
-from raymaml.errors import UserError
 from raymaml.meta.agreement import Comparison, compare, made_up_episode
 from raymaml.meta.learner import MetaLearner
 from raymaml.models.policies import POLICIES

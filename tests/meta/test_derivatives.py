@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import InnerConfig
-from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models.heads import Classifier
 from raymaml.types import EpisodeBatch

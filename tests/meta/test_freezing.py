@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers_meta import build, episodes
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
+from raymaml.common.patterns import matches
 from raymaml.meta.freezing import frozen_names
-from raymaml.names import matches
 
 
 @pytest.mark.parametrize(

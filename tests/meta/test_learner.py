@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import InnerConfig, ModelConfig
-from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier

@@ -15,8 +15,8 @@ from helpers_meta import WAYS, episodes, flat, relative_error
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import InnerConfig
-from raymaml.errors import UserError
 from raymaml.meta.learner import MetaLearner
 
 METHODS = ["unrolled", "checkpointed", "mixed_mode", "first_order"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig
-from raymaml.errors import UserError
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier
 from raymaml.models.norm import TransductiveNorm2d

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig
-from raymaml.errors import UserError
+from raymaml.layers import Pass, PassAware
 from raymaml.models import build_model
 from raymaml.models.norm import ContextNorm2d, EpisodicNorm2d, TaskNorm2d
 from raymaml.models.policies import POLICIES, apply_policies
-from raymaml.passes import Pass, PassAware
 
 C, EPS, MOMENTUM = 3, 1e-3, 0.2
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from raymaml.common.errors import StorageError, UserError
 from raymaml.config.schema import Config
-from raymaml.errors import StorageError, UserError
 from raymaml.training import checkpoint
 from raymaml.training.checkpoint import (
     CheckpointStore,

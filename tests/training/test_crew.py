@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from raymaml.cluster.runtime import plan_crew
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 from raymaml.training.crew import Crew, Patience, Rest
 
 CPUS, GPUS = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
 from raymaml.training.data import open_training_data
 from raymaml.training.identity import (
     ABSENT,

@@ -21,9 +21,9 @@ from helpers_encoders import Scales
 from torch import Tensor, nn
 
 from raymaml.cli import main
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.errors import UserError
 from raymaml.training.checkpoint import (
     CheckpointStore,
     checkpoint_path,

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from raymaml.common.errors import StorageError, UserError
 from raymaml.config.schema import Config
-from raymaml.data import cache
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
 from raymaml.data.episodes import EpisodeShards
-from raymaml.data.files import upload
-from raymaml.data.temporary import own_name, partial_name
-from raymaml.errors import StorageError, UserError
 from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
 from raymaml.evaluation.replay import replay_locally
 from raymaml.evaluation.study import provide_data
-from raymaml.places import Place
+from raymaml.storage import cache
+from raymaml.storage.files import upload
+from raymaml.storage.place import Place
+from raymaml.storage.temporary import own_name, partial_name
 from raymaml.training.checkpoint import (
     checkpoint_path,
     find_checkpoint,

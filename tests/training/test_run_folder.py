@@ -10,9 +10,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from raymaml.common.errors import StorageError, UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.errors import StorageError, UserError
 from raymaml.training import run_folder
 from raymaml.training.data import open_training_data
 from raymaml.training.identity import IDENTITY

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raymaml.config.schema import Config
-from raymaml.places import to_place
+from raymaml.storage.place import to_place
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.data import open_training_data
 from raymaml.training.run_log import run_log
@@ -124,7 +124,7 @@ def test_at_a_uri_lines_are_added_as_well(make_config: Any) -> None:
 
 
 def test_only_the_block_is_written_down(make_config: Any, tmp_path: Path) -> None:
-    from raymaml.logs import LOG
+    from raymaml.common.logs import LOG
 
     session = LocalSession(open_training_data(make_config("run"), CPU), CPU)
     with run_log(tmp_path, "mine", session):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config, learning_fingerprint
-from raymaml.errors import UserError
 from raymaml.training.session import require_precision
 from raymaml.training.settings import gradient_method, image_layout, judging_line, settings_line
 from raymaml.training.state import build_learner

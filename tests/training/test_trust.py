@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import raymaml
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
 from raymaml.evaluation.auditing import audit_run
 from raymaml.evaluation.plan import plan_test
 from raymaml.training.checkpoint import (

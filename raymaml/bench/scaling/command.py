@@ -19,12 +19,12 @@ from raymaml.bench.scaling.gpus import Assumptions, Outlook, outlook
 from raymaml.bench.scaling.measure import Measured, job, measure
 from raymaml.bench.scaling.model import Start, Step, System, predict
 from raymaml.bench.scaling.probes import step_calls
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import json_text
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.data.files import write_text
-from raymaml.errors import UserError
-from raymaml.outside import json_text
-from raymaml.places import Place
+from raymaml.storage.files import write_text
+from raymaml.storage.place import Place
 
 Echo = Callable[[str], None]
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from raymaml.bench.scaling.counts import Counts
 from raymaml.bench.scaling.model import Job, Machine, Start, Step, Storage, System, predict
 from raymaml.bench.scaling.network import REDUCTIONS, Link, Network, Reduction
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

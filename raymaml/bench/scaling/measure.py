@@ -19,8 +19,8 @@ from raymaml.bench.scaling.fit import Timing, fit_link, fit_storage
 from raymaml.bench.scaling.model import Job, Machine, Storage, System
 from raymaml.bench.scaling.network import Link, Network
 from raymaml.bench.scaling.probes import Spec
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
 from raymaml.training.process import MALLOC_ENVIRONMENT
 
 _SIZES = (4 << 10, 64 << 10, 1 << 20, 8 << 20)

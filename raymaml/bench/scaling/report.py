@@ -18,7 +18,7 @@ from raymaml.bench.scaling.measure import Measured
 from raymaml.bench.scaling.model import Step, System
 from raymaml.bench.scaling.network import REDUCTIONS
 from raymaml.bench.scaling.waiting import Hiccups, expected_slowest, simulate
-from raymaml.data.files import replacing
+from raymaml.storage.files import replacing
 
 _COLORS = ("#bc4c00", "#1f6feb", "#8250df", "#57606a")
 _INK, _GRID = "#24292f", "#e4e7eb"

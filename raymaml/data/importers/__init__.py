@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import AllEpisodes, DataConfig, Split
 from raymaml.config.sources import (
     AnySource,
@@ -36,8 +37,7 @@ from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, listed
-from raymaml.errors import UserError
-from raymaml.places import is_remote
+from raymaml.storage.place import is_remote
 
 
 def import_bank(

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, Split
 from raymaml.data.importers.plan import PlannedClass
 from raymaml.data.importers.stored import StoredArray
 from raymaml.data.sampling import listed
-from raymaml.errors import UserError
 
 IMAGENET_LICENCE = "ImageNet terms of access: non-commercial research and education only"
 KEEP_ANYWAY = "get the files again, or set data.source.verify_counts: false to take what is there"

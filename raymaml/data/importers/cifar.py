@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import CifarFsSource, Fc100Source
 from raymaml.data.importers.benchmark import (
@@ -40,7 +41,6 @@ from raymaml.data.importers.pickles import load_pickle
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.stored import Scratch, StoredArray
 from raymaml.data.importers.trees import Tree, find_tree
-from raymaml.errors import UserError
 
 LICENCE = "none stated (Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html)"
 TITLES = {

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import CubSource
 from raymaml.data.importers.benchmark import Benchmark, Images, in_order, verify
@@ -22,7 +23,6 @@ from raymaml.data.importers.images import decode, image_bytes, squared, squashed
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.trees import Tree, find_tree
-from raymaml.errors import UserError
 
 NUM_CLASSES = 200
 NUM_IMAGES = 11_788

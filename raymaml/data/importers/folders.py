@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, Split
 from raymaml.data.importers.images import is_file, suffixes
-from raymaml.errors import UserError
 
 SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),

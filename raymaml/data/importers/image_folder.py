@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import stays_inside
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import ImageFolderSource
 from raymaml.data.importers.depth import bands
@@ -28,8 +30,6 @@ from raymaml.data.importers.folders import (
 )
 from raymaml.data.importers.images import decode_part, is_file, read_csv
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
-from raymaml.errors import UserError
-from raymaml.outside import stays_inside
 from raymaml.seeding import bit_stream, draw_without_replacement
 
 CSV_HEADER = ["path", "class", "split"]

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from raymaml.common.errors import UserError, reason_of
 from raymaml.data.importers.depth import in_eight_bits
 from raymaml.data.importers.stored import Blob
-from raymaml.errors import UserError, reason_of
 
 UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow knows and that are not read: for PostScript it would start Ghostscript, of

@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import stays_inside
 from raymaml.config.schema import Split
 from raymaml.config.sources import INaturalist2017Source
 from raymaml.data.importers.benchmark import KEEP_ANYWAY, in_order
 from raymaml.data.importers.images import decode_part, read_csv, squared
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.sampling import listed
-from raymaml.errors import UserError
-from raymaml.outside import stays_inside
 from raymaml.seeding import bit_stream, draw_without_replacement
 
 NUM_CLASSES: dict[Split, int] = {"train": 908, "test": 227}

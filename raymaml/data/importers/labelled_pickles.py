@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from raymaml.common.errors import UserError
 from raymaml.data.importers.benchmark import LabelledFile, integers, load_rows, pixels_problem
 from raymaml.data.importers.pickles import load_pickle
 from raymaml.data.importers.stored import Scratch, StoredArray, open_blob
-from raymaml.errors import UserError
 
 DATA_LABELS = "pickles of data and labels (Gidaris, MetaOptNet)"
 CACHE = "cache pickles of image_data and class_dict (few-shot-ssl, torchmeta, learn2learn)"

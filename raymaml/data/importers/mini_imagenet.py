@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from raymaml.common.errors import UserError
+from raymaml.common.untrusted import stays_inside
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import MiniImageNetSource
 from raymaml.data.importers.benchmark import (
@@ -41,8 +43,6 @@ from raymaml.data.importers.labelled_pickles import files_in, labelled_pickles
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Scratch
 from raymaml.data.sampling import listed
-from raymaml.errors import UserError
-from raymaml.outside import stays_inside
 
 RAVI_CSV = "images and CSVs (Ravi and Larochelle)"
 ILSVRC = "the class folders of ILSVRC 2012"

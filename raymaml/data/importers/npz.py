@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from raymaml.common.errors import UserError, reason_of
 from raymaml.data.importers.stored import (
     Blob,
     Scratch,
@@ -24,7 +25,6 @@ from raymaml.data.importers.stored import (
     open_blob,
     require_unpacked,
 )
-from raymaml.errors import UserError, reason_of
 
 _LOCAL_HEADER = 30  # bytes of a zip's local file header before the name (APPNOTE.TXT 4.3.7)
 

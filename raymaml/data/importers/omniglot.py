@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.untrusted import stays_inside
 from raymaml.config.sources import OmniglotSource
 from raymaml.data.importers.images import (
     MOST_IMAGE_BYTES,
@@ -29,8 +31,6 @@ from raymaml.data.importers.images import (
 )
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.stored import require_unpacked
-from raymaml.errors import UserError, reason_of
-from raymaml.outside import stays_inside
 
 SETS = ("images_background", "images_evaluation")
 NUM_VAL_ALPHABETS = 5

@@ -24,8 +24,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from raymaml.common.errors import UserError, reason_of
 from raymaml.data.importers.stored import CHUNK, Blob, Scratch, ScratchFile, StoredArray, is_shape
-from raymaml.errors import UserError, reason_of
 
 LAZY_BYTES = 256
 """Values of this length and more stay in the file."""

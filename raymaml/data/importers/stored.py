@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 CHUNK = 1 << 20
 """Bytes that a copy holds in memory."""

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raymaml.common.errors import UserError
 from raymaml.config.sources import TieredImageNetSource
 from raymaml.data.importers.benchmark import (
     IMAGENET_LICENCE,
@@ -48,7 +49,6 @@ from raymaml.data.importers.labelled_pickles import files_in, pickles_in, texts_
 from raymaml.data.importers.npz import NpzArray, open_npz
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.stored import Blob, Scratch, StoredArray
-from raymaml.errors import UserError
 
 BENCHMARK = Benchmark(
     title="tiered-ImageNet",

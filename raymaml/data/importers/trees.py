@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.untrusted import stays_inside
 from raymaml.data.importers.stored import Blob, Scratch, bounded, chunks_of, open_blob
-from raymaml.errors import UserError, reason_of
-from raymaml.outside import stays_inside
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _PACKED: dict[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from raymaml.errors import UserError
+from raymaml.common.errors import UserError
 
 T = TypeVar("T")
 

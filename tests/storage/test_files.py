@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from raymaml.data.files import (
+from raymaml.common.errors import UserError
+from raymaml.storage.files import (
     make_folder,
     new_folder,
     on_disk,
@@ -16,8 +17,7 @@ from raymaml.data.files import (
     replacing,
     write_text,
 )
-from raymaml.errors import UserError
-from raymaml.places import Place, to_place
+from raymaml.storage.place import Place, to_place
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from helpers_data import FOLDER_CONFIG, make_bank, spec_of, write_class_folders
 
-from raymaml.data import temporary as module
-from raymaml.data.cache import Copying, local_copy
 from raymaml.data.episodes import write_shards
-from raymaml.data.files import new_folder, on_disk
-from raymaml.data.temporary import own_folder, temporary_folder, this_machine
 from raymaml.doctor.rehearsal import rehearsal_folder
-from raymaml.places import to_place
+from raymaml.storage import temporary as module
+from raymaml.storage.cache import Copying, local_copy
+from raymaml.storage.files import new_folder, on_disk
+from raymaml.storage.place import to_place
+from raymaml.storage.temporary import own_folder, temporary_folder, this_machine
 
 _KILLED = """
 import os, sys
@@ -37,7 +37,7 @@ main(sys.argv[1:])
 _HOLDS = """
 import sys
 from pathlib import Path
-from raymaml.data.temporary import own_folder
+from raymaml.storage.temporary import own_folder
 with own_folder(Path(sys.argv[1]), sys.argv[2]) as folder:
     print(folder, flush=True)
     sys.stdin.read()

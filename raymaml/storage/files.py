@@ -19,9 +19,9 @@ from typing import IO, Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from raymaml.data.temporary import own_folder, partial_name, temporary_folder
-from raymaml.errors import StorageError, UserError, reason_of, storage_error
-from raymaml.places import Place, is_remote
+from raymaml.common.errors import StorageError, UserError, reason_of, storage_error
+from raymaml.storage.place import Place, is_remote
+from raymaml.storage.temporary import own_folder, partial_name, temporary_folder
 
 _PIECE = 8 << 20
 """Bytes of a file that are in memory while it is copied."""

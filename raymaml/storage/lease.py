@@ -24,9 +24,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from raymaml.data.files import reaching, read_bytes, unreachable
-from raymaml.errors import UserError
-from raymaml.places import Place, is_remote
+from raymaml.common.errors import UserError
+from raymaml.storage.files import reaching, read_bytes, unreachable
+from raymaml.storage.place import Place, is_remote
 
 __all__ = ["Lease", "Timeout", "hold"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.errors import UserError
-from raymaml.places import Place, beside, is_remote, to_place
+from raymaml.storage.place import Place, beside, is_remote, to_place
 
 
 @pytest.mark.parametrize("text", ["runs", "/a/b", "a:b", "C:/x", "./s3/x"])

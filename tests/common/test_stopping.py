@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raymaml.signals import Terminated, on_interrupt, stop_code, stopped, terminable
+from raymaml.common.stopping import Terminated, on_interrupt, stop_code, stopped, terminable
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 

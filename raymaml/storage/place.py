@@ -2,7 +2,7 @@
 
 A folder on disk, or on a network disk that is mounted, is a ``pathlib.Path``; anything else is a
 ``upath.UPath`` of fsspec, which has the methods of one. Only what the two do differently is here
-and in ``raymaml/data/files.py``.
+and in ``raymaml/storage/files.py``.
 """
 
 from __future__ import annotations

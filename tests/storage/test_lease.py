@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from raymaml.data import locks
-from raymaml.data.locks import Lease, Timeout, hold
-from raymaml.errors import UserError
-from raymaml.places import Place, is_remote
+from raymaml.common.errors import UserError
+from raymaml.storage import lease as module
+from raymaml.storage.lease import Lease, Timeout, hold
+from raymaml.storage.place import Place, is_remote
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -28,8 +28,8 @@ def lock(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases whose signs of life come, and are missed, sooner."""
-    monkeypatch.setattr(locks, "RENEWED", 0.2)
-    monkeypatch.setattr(locks, "EXPIRED", 2.0)
+    monkeypatch.setattr(module, "RENEWED", 0.2)
+    monkeypatch.setattr(module, "EXPIRED", 2.0)
 
 
 def foreign(count: int = 1) -> bytes:
@@ -41,7 +41,7 @@ def dead() -> bytes:
     """A lease of a process of this machine that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    return json.dumps({"host": locks._host(), "pid": process.pid, "token": "t"}).encode()
+    return json.dumps({"host": module._host(), "pid": process.pid, "token": "t"}).encode()
 
 
 def put(lock: Place, content: bytes, number: int = 1) -> Place:
@@ -113,7 +113,7 @@ def test_nothing_waits_for_a_dead_process_of_this_machine(
     s3: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(s3 / ".lock", dead())
-    monkeypatch.setattr(locks, "EXPIRED", float("inf"))  # a wait would never end
+    monkeypatch.setattr(module, "EXPIRED", float("inf"))  # a wait would never end
     with hold(s3 / ".lock", timeout=0):
         pass
 
@@ -121,7 +121,7 @@ def test_nothing_waits_for_a_dead_process_of_this_machine(
 def test_nothing_waits_for_a_lease_that_was_released(
     s3: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "EXPIRED", float("inf"))  # a wait would never end
+    monkeypatch.setattr(module, "EXPIRED", float("inf"))  # a wait would never end
     for number in range(1, 4):
         with hold(s3 / ".lock", timeout=0):
             names = [path.name for path in (s3 / ".lock").iterdir()]

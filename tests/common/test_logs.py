@@ -9,7 +9,7 @@ import pytest
 
 TALK = """
 import logging, sys, warnings
-from raymaml.logs import is_verbose, set_up
+from raymaml.common.logs import is_verbose, set_up
 set_up(verbose=sys.argv[1] == "yes")
 assert is_verbose() == (sys.argv[1] == "yes")
 warnings.warn("a warning", FutureWarning)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from raymaml.data.files import download, new_folder, read_bytes, unreachable
-from raymaml.data.temporary import partial_name, remove_dead
-from raymaml.errors import UserError, reason_of
-from raymaml.places import Place, at_home, is_remote
+from raymaml.common.errors import UserError, reason_of
+from raymaml.storage.files import download, new_folder, read_bytes, unreachable
+from raymaml.storage.place import Place, at_home, is_remote
+from raymaml.storage.temporary import partial_name, remove_dead
 
 CACHE = Path("~/.cache/raymaml")
 """Where copies lie if nothing else is said."""

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from glob import escape
 from pathlib import Path
 
-from raymaml.places import Place, is_remote
+from raymaml.storage.place import Place, is_remote
 
 _LONGEST = 200
 """Bytes of a name; file systems take 255."""

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from raymaml.common.untrusted import json_text, parse_json
 from raymaml.evaluation.auditing import audit_run
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
-from raymaml.outside import json_text, parse_json
 from raymaml.training.metrics import METRICS_FILE, RunMetrics, read_metrics
 from raymaml.training.state import Validation
 from raymaml.training.supervised import answer_by_file, ask_by_file

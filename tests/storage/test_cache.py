@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from raymaml.data.cache import CACHE, Copying, local_copy
-from raymaml.errors import UserError
-from raymaml.places import to_place
+from raymaml.common.errors import UserError
+from raymaml.storage.cache import CACHE, Copying, local_copy
+from raymaml.storage.place import to_place
 
 HOW = Copying(marker="marker.json", others=lambda _folder: (), verify=lambda _folder: None)
 
