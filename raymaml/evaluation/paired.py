@@ -118,11 +118,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number (Holm 1979): what is below 5% then is so for all at once.
 
     The i-th smallest of m, counted from 1, is multiplied by ``m - i + 1``; none is less than one
-    before it.
+    before it, and none is above 1.
     """
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+    found = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(found, kind="stable")
+    scaled = found[order] * np.arange(len(found), 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return [float(p) for p in adjusted[np.argsort(order)]]
 
 
 Match = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]

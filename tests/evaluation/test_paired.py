@@ -236,3 +236,11 @@ def test_holm_by_hand() -> None:
     assert holm([0.5, 0.01, 0.02]) == pytest.approx([0.5, 0.03, 0.04])
     assert holm([0.02, 0.015]) == pytest.approx([0.03, 0.03])
     assert holm([]) == []
+
+
+def test_holm_is_that_of_statsmodels_to_the_bit() -> None:
+    # statsmodels 0.15.0, multipletests(p, method="holm")[1]; with ties, and products above 1
+    p_values = [0.3, 0.011, 0.04, 0.0007, 0.04, 0.012, 0.9, 0.31]
+    adjusted = [0.8999999999999999, 0.077, 0.2, 0.0056, 0.2, 0.077, 0.9, 0.8999999999999999]
+    assert holm(p_values) == adjusted
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
