@@ -33,12 +33,7 @@ HOMES = {
     "yaml": ["config/yaml_text.py"],
     "pyarrow": ["data/", "evaluation/", "storage/files.py"],
     "tensorboardX": ["training/metrics.py"],
-    "matplotlib": [
-        "evaluation/",
-        "data/importers/glyph",
-        "bench/report.py",
-        "bench/scaling/report.py",
-    ],
+    "matplotlib": ["evaluation/", "data/importers/glyph", "bench/report.py"],
     "click": ["cli/"],
     "upath": ["storage/place.py", "storage/lease.py"],
 }

@@ -38,19 +38,6 @@ def configs_to_measure(path: Place | None, overrides: Sequence[str]) -> list[Con
     ]
 
 
-def standard_on_gpus() -> list[Config]:
-    """Return what the cost model predicts for GPUs: a small and a large encoder, 84x84."""
-    small = _standard("convnet4-32-84x84-5way-1shot", source=_MINI, size=84, shots=1, width=32)
-    large = _standard("resnet12-84x84-5way-1shot", source=_MINI, size=84, shots=1, width=64)
-    model = large.model.model_copy(update={"encoder": "resnet12"})
-    large = large.model_copy(update={"model": model})
-    steps = {"num_steps": 30_000}
-    return [
-        config.model_copy(update={"outer": config.outer.model_copy(update=steps)})
-        for config in (small, large)
-    ]
-
-
 def smallest() -> Config:
     """Return a configuration that is done in no time: for what a process loads when it begins."""
     return _standard("smallest", source=_OMNIGLOT, size=16, shots=1, width=1)

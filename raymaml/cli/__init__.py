@@ -9,7 +9,7 @@ import click
 import raymaml
 from raymaml.cli.data import data
 from raymaml.cli.runs import audit, report, study, sweep, test, train
-from raymaml.cli.tools import bench, convert, doctor, scale
+from raymaml.cli.tools import bench, convert, doctor
 
 
 class _Commands(click.Group):
@@ -53,6 +53,6 @@ def main() -> None:
 for command in (
     data,
     *(train, test, report, audit, study, sweep),
-    *(convert, doctor, bench, scale),
+    *(convert, doctor, bench),
 ):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""``raymaml convert``, ``doctor``, ``bench``, ``scale``."""
+"""``raymaml convert``, ``doctor``, ``bench``."""
 
 from __future__ import annotations
 
@@ -130,52 +130,3 @@ def bench(
     except KeyboardInterrupt:
         say_line("raymaml: interrupted; configurations that are finished are written", err=True)
         sys.exit(INTERRUPTED)
-
-
-@click.command()
-@OPTIONAL_CONFIG
-@OVERRIDES
-@click.option("--workers", default="1,2,3,4", show_default=True, help="Of this machine.")
-@click.option("--check", is_flag=True, help="Train with each number of workers, and compare.")
-@click.option(
-    "--seconds",
-    default=15.0,
-    show_default=True,
-    type=click.FloatRange(min=1),
-    help="Of each run of --check with one worker.",
-)
-@click.option("--assume", "assumed", multiple=True, metavar="NAME=NUMBER", help="Of the GPUs.")
-@click.option("--json", "json_path", type=UserPath(dir_okay=False))
-@click.option("--plot", "plot_path", type=UserPath(dir_okay=False))
-@reports_user_errors
-def scale(
-    *,
-    config_path: Place | None,
-    overrides: tuple[str, ...],
-    workers: str,
-    check: bool,
-    seconds: float,
-    assumed: tuple[str, ...],
-    json_path: Path | None,
-    plot_path: Path | None,
-) -> None:
-    """Predict how training scales with workers here, and with GPUs.
-
-    A cost model is fitted to what is measured on this machine with CONFIG, or with raymaml's own
-    glyphs. GPUs are assumptions: --assume tflops=30 changes one.
-    """
-    from raymaml.bench.scaling.command import plan
-    from raymaml.bench.scaling.command import scale as run
-    from raymaml.bench.scaling.gpus import assume
-    from raymaml.cluster.scaling import timed_runs
-
-    how = plan(workers, assume(assumed), real_runs=check, seconds=seconds)
-    run(
-        config_path,
-        overrides,
-        how,
-        train=timed_runs,
-        json_path=json_path,
-        plot_path=plot_path,
-        echo=say,
-    )
