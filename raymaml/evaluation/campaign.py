@@ -228,11 +228,11 @@ class Campaign:
         indices = range(chunk.first, chunk.first + chunk.count)
         path = chunk_path(self.records_of(arm), chunk.first, chunk.count)
         episodes = self.episodes(arm)
-        with told(arm.config, require=episodes.unaltered.require):
+        with told(arm.config, require=episodes.watch.require):
             if chunk.first == 0:
                 write_examination(self.records_of(arm), self._examined(arm))
             records = list(judge(self.learner(arm), episodes, indices))
-            episodes.unaltered.require()
+            episodes.watch.require()
             write_chunk(path, records, self.identity(arm), self.circumstances(arm))
         return [record.accuracy for record in records]
 

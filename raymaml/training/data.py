@@ -22,7 +22,7 @@ from raymaml.data.episodes import (
 from raymaml.data.prefetch import prefetch
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.data.transforms import EpisodeLoader, Normalize
-from raymaml.data.unaltered import Unaltered
+from raymaml.data.watch import Watch
 from raymaml.models import check_image_size
 from raymaml.seeding import fold_in
 from raymaml.storage.place import Place
@@ -39,8 +39,8 @@ class EpisodeSet:
 
     shards: EpisodeShards
     loader: EpisodeLoader
-    unaltered: Unaltered
-    """Of shards and bank, since they were opened."""
+    watch: Watch
+    """Watches shards and bank from the moment they were opened."""
 
     def seed_of(self, index: int) -> int:
         """Return the seed of the random numbers (dropout at test) that judging an episode draws."""
@@ -84,8 +84,8 @@ class TrainingData:
         Raises:
             UserError: they were altered meanwhile.
         """
-        self.train.unaltered.require()
-        self.val.unaltered.require()
+        self.train.watch.require()
+        self.val.watch.require()
 
     def indices(self, step: int, rank: int, world_size: int) -> range:
         """Return the training episodes that a worker learns from in one outer step."""
@@ -214,10 +214,10 @@ def _open_episode_set(
         augment=Augmenter(pair=config.data.augment.of(split), seed=seed, split=split),
         device=device,
     )
-    return EpisodeSet(shards=shards, loader=loader, unaltered=_watch(bank, shards))
+    return EpisodeSet(shards=shards, loader=loader, watch=_watch(bank, shards))
 
 
-def _watch(bank: ImageBank, shards: EpisodeShards) -> Unaltered:
+def _watch(bank: ImageBank, shards: EpisodeShards) -> Watch:
     def verify() -> None:
         verify_bank(ImageBank.open(bank.folder), bank.hash)
         if EpisodeShards.open(shards.folder).manifest_hash != shards.manifest_hash:
@@ -227,7 +227,7 @@ def _watch(bank: ImageBank, shards: EpisodeShards) -> Unaltered:
             )
 
     files = [path for path, _, _ in shards.files]
-    return Unaltered([bank.images_file, shards.folder / MANIFEST_FILE, *files], verify)
+    return Watch([bank.images_file, shards.folder / MANIFEST_FILE, *files], verify)
 
 
 def verify_bank(bank: ImageBank, expected: str) -> None:

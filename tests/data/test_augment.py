@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from raymaml.config.schema import Augmentation, AugmentPair
-from raymaml.data import changes
+from raymaml.data import augment
 from raymaml.data.augment import Augmenter
 from raymaml.data.episodes import sample_episode, write_shards
 from raymaml.data.transforms import EpisodeLoader, Normalize
@@ -92,8 +92,8 @@ def test_color_multiplies_brightness_contrast_and_saturation() -> None:
 
 
 def test_resize_shows_a_part_of_8_to_100_percent_of_the_area() -> None:
-    draws = np.random.default_rng(0).random((4000, changes.NUM_DRAWS))
-    boxes = np.array([changes._box(84, 84, d) for d in draws])
+    draws = np.random.default_rng(0).random((4000, augment.NUM_DRAWS))
+    boxes = np.array([augment._box(84, 84, d) for d in draws])
     top, left, height, width = boxes.T
     area, ratio = height * width / 84**2, width / height
     assert area.min() > 0.07
@@ -109,14 +109,14 @@ def test_resize_shows_a_part_of_8_to_100_percent_of_the_area() -> None:
 
 def test_resize_scales_the_part_to_the_whole() -> None:
     x = images(1)
-    draws = np.full(changes.NUM_DRAWS, 0.5)
+    draws = np.full(augment.NUM_DRAWS, 0.5)
     draws[6:] = 0.999999  # too large an area every time, but for the last try
     draws[-2:] = 0.5  # 0.54 of the area, square: 15 of 21 pixels, from (21 - 15 + 1) // 2 = 3
     part = x[0, :, 3:18, 3:18]
     draws[6:-2:2] = 0.9999
-    assert changes._box(SIZE, SIZE, draws) == (3, 3, 15, 15)
+    assert augment._box(SIZE, SIZE, draws) == (3, 3, 15, 15)
     wanted = TF.resize(part, [SIZE, SIZE], antialias=True)
-    assert torch.equal(changes.resize(x[0], draws), wanted)
+    assert torch.equal(augment.resize(x[0], draws), wanted)
 
 
 def test_enlarge_is_the_middle_of_a_larger_image_without_chance() -> None:

@@ -12,7 +12,7 @@ from helpers_faults import bits, quiet
 
 from raymaml.common.errors import UserError
 from raymaml.data.bank import ImageBank
-from raymaml.data.unaltered import Unaltered
+from raymaml.data.watch import Watch
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.training.checkpoint import list_steps
@@ -113,16 +113,16 @@ def test_records_of_an_altered_bank_are_never_kept(config):
 def test_a_file_that_was_only_touched_is_read_again_once(tmp_path):
     path, checks = tmp_path / "file", []
     path.write_bytes(b"12")
-    unaltered = Unaltered([path], lambda: checks.append(1))
-    unaltered.require()
+    watch = Watch([path], lambda: checks.append(1))
+    watch.require()
     assert checks == []
     os.utime(path, ns=(1, 1))
-    unaltered.require()
-    unaltered.require()
+    watch.require()
+    watch.require()
     assert checks == [1]
     path.write_bytes(b"123")
     with pytest.raises(UserError, match="is of another size while it is in use"):
-        unaltered.require()
+        watch.require()
     path.unlink()
     with pytest.raises(UserError, match="is gone while it is in use"):
-        unaltered.require()
+        watch.require()

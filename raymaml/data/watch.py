@@ -1,7 +1,7 @@
-"""Files that must stay as they were checked, for as long as they are mapped into memory.
+"""A watch over files that a run has checked and mapped into memory.
 
-Whoever writes into a mapped file changes what is read from it, without any error. So a file's
-stamp, which costs next to nothing, is compared before anything that came from it is kept.
+A write into a mapped file changes the values that a run reads, without an error. So a run compares
+the stamps of its files, which costs next to nothing, before it keeps a result.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from raymaml.common.errors import UserError
 Stamp = tuple[int, int, int]
 
 
-class Unaltered:
-    """A promise about files, kept by their size, time of change and inode.
+class Watch:
+    """Watches the size, time of change and inode of files.
 
-    What alters bits without going through the file system, as a failing disk may, is not seen.
+    It does not see bits that change without the file system, as on a failing disk.
     """
 
     def __init__(self, paths: Iterable[Path], verify: Callable[[], None]) -> None:
-        """Take the files as they are now; ``verify`` raises a ``UserError`` if they are altered."""
+        """Take the files as they are now; ``verify`` raises a ``UserError`` if they changed."""
         self._stamps = {path: _stamp(path) for path in paths}
         self._verify = verify
 
     def require(self) -> None:
-        """Check that nothing was altered; files that were only touched are read again, once.
+        """Check that no file changed; files that were only touched are verified again, once.
 
         Raises:
             UserError: naming the file and the remedy.
