@@ -377,7 +377,7 @@ RUN_CASES = [
         says=(
             "{place}/runs/tiny: was started with inner.lr = 0.1, the config now says 0.2",
             "was started with model.width = 4, the config now says 8",
-            "give the old value to resume, or another name to start anew",
+            "give the old value to resume, or another name to start again",
         ),
     ),
     Case(

@@ -1,23 +1,85 @@
-"""What users are told of their mistakes."""
+"""Mistakes that a user can fix, as messages."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Mistake(NamedTuple):
+    """One mistake of the user."""
+
+    problem: str
+    """The place, the value, and what is allowed."""
+    remedy: str = ""
+    """How to fix it."""
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, self))
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: shown as one message, exit code 2, no traceback.
+    """Mistakes that the user can fix: printed as one message, with exit code 2 and no traceback.
 
-    ``problems`` holds every mistake found, once each: a sentence that names the place, the value
-    and what is allowed.
+    ``mistakes`` holds every mistake once.
     """
 
-    def __init__(self, *problems: str) -> None:
-        super().__init__(*problems)
-        self.problems = tuple(dict.fromkeys(problems))
+    def __init__(self, *problems: str | Mistake, remedy: str = "") -> None:
+        mistakes = (Mistake(each, remedy) if isinstance(each, str) else each for each in problems)
+        self.mistakes = tuple(dict.fromkeys(mistakes))
+        super().__init__(*self.mistakes)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Each mistake as it is printed: ``problem; remedy``."""
+        return tuple(map(str, self.mistakes))
 
     def __str__(self) -> str:
         return "\n".join(self.problems)
+
+
+class Mistakes(list[str | Mistake]):
+    """The mistakes that a ``gathered`` block has found so far."""
+
+    def add(self, problem: str, remedy: str = "") -> None:
+        """Note one mistake."""
+        self.append(Mistake(problem, remedy))
+
+    @contextlib.contextmanager
+    def kept(self, where: str = "") -> Iterator[None]:
+        """Note the mistakes of a ``UserError`` that ends this block, each after ``where``."""
+        try:
+            yield
+        except UserError as error:
+            for problem, remedy in error.mistakes:
+                self.add(f"{where}: {problem}" if where else problem, remedy)
+
+
+@contextlib.contextmanager
+def gathered() -> Iterator[Mistakes]:
+    """Raise all mistakes that the block notes together, at its end.
+
+    ::
+
+        with gathered() as mistakes:
+            for path in paths:
+                with mistakes.kept():
+                    check(path)
+
+    Raises:
+        UserError: with every mistake noted, and with those of a ``UserError`` that ends the block.
+    """
+    mistakes = Mistakes()
+    try:
+        yield mistakes
+    except UserError as error:
+        if not mistakes:
+            raise
+        mistakes.extend(error.mistakes)
+    if mistakes:
+        raise UserError(*mistakes)
 
 
 class StorageError(UserError):
@@ -56,8 +118,8 @@ def storage_error(error: OSError, path: object = None, space: str = "") -> Stora
     reason = error.strerror or reason_of(error)
     room = f", {space}" if space and error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     return StorageError(
-        f"{path or error.filename or 'a file'}: cannot be read or written ({reason}{room});"
-        f" {remedy}, then run the same command: it goes on from all that is whole"
+        f"{path or error.filename or 'a file'}: cannot be read or written ({reason}{room})",
+        remedy=f"{remedy}, then run the same command: it goes on from all that is whole",
     )
 
 

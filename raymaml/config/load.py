@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import Mistakes, UserError, gathered
 from raymaml.common.untrusted import cut
 from raymaml.config.explain import explain
 from raymaml.config.kinds import require_kind
@@ -59,19 +59,15 @@ def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Confi
         raise UserError(f"{path}: it {error}") from None
     tree, origins = read_yaml(file)
     require_kind(tree, file, "config", Config)
-    problems: list[str] = []
-    for override in overrides:
-        for change in _changes(override, problems):
-            try:
-                _apply(tree, origins, change)
-            except UserError as error:
-                problems.extend(error.problems)
-    try:
-        loaded = Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(*problems, *explain(error, origins, str(path), Config)) from None
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for override in overrides:
+            for change in _changes(override, mistakes):
+                with mistakes.kept():
+                    _apply(tree, origins, change)
+        try:
+            loaded = Config.model_validate(tree)
+        except ValidationError as error:
+            mistakes.extend(explain(error, origins, str(path), Config))
     return loaded
 
 
@@ -121,7 +117,7 @@ def check_config(tree: Mapping[str, Any], origin: str) -> Config:
         raise UserError(*explain(error, {}, origin, Config)) from None
 
 
-def _changes(override: Sequence[str] | Changes, problems: list[str]) -> Iterator[_Change]:
+def _changes(override: Sequence[str] | Changes, mistakes: Mistakes) -> Iterator[_Change]:
     """Yield the changes that ``override`` makes; note what is no override."""
     if isinstance(override, Changes):
         for name, value in override.values.items():
@@ -132,17 +128,16 @@ def _changes(override: Sequence[str] | Changes, problems: list[str]) -> Iterator
         name, equals, value = text.partition("=")
         keys, shown = tuple(name.split(".")), cut(text, 200)
         if not equals or not all(keys):
-            problems.append(
-                f"{shown}: is not an override; write key.path=value, as in outer.lr=1e-3, without"
-                " spaces"
+            mistakes.add(
+                f"{shown}: is not an override",
+                remedy="write key.path=value, as in outer.lr=1e-3, without spaces",
             )
             continue
         try:
-            yield _Change(shown, keys, *read_value(value, keys, COMMAND_LINE))
-        except UserError as error:
-            problems.extend(error.problems)
+            with mistakes.kept():
+                yield _Change(shown, keys, *read_value(value, keys, COMMAND_LINE))
         except ValueError as error:
-            problems.append(f"{shown}: the value is not YAML: {error}")
+            mistakes.add(f"{shown}: the value is not YAML: {error}")
 
 
 def _apply(tree: dict[str, Any], origins: Origins, change: _Change) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import raymaml
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.common.logs import LOG
 from raymaml.common.untrusted import shortened
 from raymaml.config.schema import Config
@@ -254,14 +254,14 @@ def require_same_model(path: Place, config: Config, image_shape: tuple[int, int,
     if config.model.head == "learned":
         ways = trained.episodes.train.num_ways
         pairs["num_ways"] = (ways, config.episodes.test.num_ways)
-    problems = [
-        f"{path}: was trained with {key} = {shortened(had)}, config and bank now say {has!r}; give"
-        " the old value, or train under another name"
-        for key, (had, has) in pairs.items()
-        if had != has
-    ]
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for key, (had, has) in pairs.items():
+            if had != has:
+                mistakes.add(
+                    f"{path}: was trained with {key} = {shortened(had)}, config and bank now say"
+                    f" {has!r}",
+                    remedy="give the old value, or train under another name",
+                )
 
 
 def require_fitting(path: Place, params: Params, wanted: Params) -> None:
@@ -274,18 +274,15 @@ def require_fitting(path: Place, params: Params, wanted: Params) -> None:
     """
     problems = []
     if missing := [name for name in wanted if not _is_number(params.get(name))]:
-        names = ", ".join(missing)
-        problems.append(
-            f"{path}: holds no {names}, which the model needs; judge it as it was trained"
-        )
+        problems.append(f"{path}: holds no {', '.join(missing)}, which the model needs")
     problems += [
         f"{path}: {name} has the shape {list(params[name].shape)}, the model needs"
-        f" {list(value.shape)}; judge it as it was trained"
+        f" {list(value.shape)}"
         for name, value in wanted.items()
         if name not in missing and params[name].shape != value.shape
     ]
     if problems:
-        raise UserError(*problems)
+        raise UserError(*problems, remedy="judge it as it was trained")
 
 
 def _is_number(value: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.config.schema import SPLITS, Config, DataConfig, EpisodesConfig, Split
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
@@ -154,14 +154,10 @@ def open_episode_sets(
 ) -> dict[Split, EpisodeSet]:
     """Open the shards of several splits; all that is wrong with any of them is one error."""
     sets: dict[Split, EpisodeSet] = {}
-    problems: list[str] = []
-    for split in splits:
-        try:
-            sets[split] = _open_episode_set(config, bank, split, device)
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for split in splits:
+            with mistakes.kept():
+                sets[split] = _open_episode_set(config, bank, split, device)
     return sets
 
 
@@ -171,15 +167,11 @@ def sample_shards(config: Config, bank: ImageBank) -> Iterator[EpisodeShards]:
     Raises:
         UserError: naming all that keeps any split from being sampled; nothing is written then.
     """
-    problems: list[str] = []
     jobs = [_sampling_job(config, split) for split in SPLITS]
-    for job in jobs:
-        try:
-            check_sampling(bank, **job)
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for job in jobs:
+            with mistakes.kept():
+                check_sampling(bank, **job)
     for job in jobs:
         yield write_shards(bank, **job)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from raymaml.common.errors import StorageError, UserError
+from raymaml.common.errors import StorageError, UserError, gathered
 from raymaml.common.untrusted import checked, json_text, parse_json, shortened
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config, learning_fingerprint
@@ -269,10 +269,11 @@ _REMEDIES = {
 
 
 def _require_same(folder: Place, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    problems = [
-        f"{folder}: was started with {key} = {shortened(had)}, the config now says {has!r};"
-        f" {_REMEDIES.get(key, 'give the old value to resume, or another name to start anew')}"
-        for key, (had, has) in differences(before, now).items()
-    ]
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for key, (had, has) in differences(before, now).items():
+            mistakes.add(
+                f"{folder}: was started with {key} = {shortened(had)}, the config now says {has!r}",
+                remedy=_REMEDIES.get(
+                    key, "give the old value to resume, or another name to start again"
+                ),
+            )
