@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from raymaml.common.errors import UserError
+from raymaml.common.patterns import matches
 from raymaml.meta.learner import MetaLearner
 from raymaml.models.convnet4 import ConvNet4
 from raymaml.models.resnet12 import ResNet12
 from raymaml.models.resnet18 import ResNet18
 
 _RULES = (
-    (r"^encoder\.stem\.conv\.", "encoder.layer0.conv."),
-    (r"^encoder\.stem\.norm\.", "encoder.layer0.bn."),
+    (r"^encoder\.stem\.", "encoder.layer0."),
     (r"^(encoder\.layer\d)\.0\.", r"\1."),
-    (r"\.shortcut\.conv\.", ".res_conv.conv."),
-    (r"\.shortcut\.norm\.", ".res_conv.bn."),
+    (r"\.shortcut\.", ".res_conv."),
     (r"^(encoder\.layer\d)\.conv(\d)\.conv\.", r"\1.conv\2."),
     (r"^(encoder\.layer\d)\.conv(\d)\.norm\.", r"\1.bn\2."),
     (r"^encoder\.conv(\d)\.", r"encoder.encoder.conv\1."),
@@ -46,10 +45,8 @@ def their_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         UserError: the reference has no such encoder.
     """
     encoder = model.get_submodule("encoder")
-    known = isinstance(encoder, ConvNet4 | ResNet12)
-    if isinstance(encoder, ResNet18):
-        known = len(list(encoder.layer1.children())) == 1
-    if not known:
+    is_resnet18 = isinstance(encoder, ResNet18) and len(list(encoder.layer1.children())) > 1
+    if is_resnet18 or not isinstance(encoder, ConvNet4 | ResNet12 | ResNet18):
         raise UserError(
             f"the reference has no counterpart of the encoder {type(encoder).__name__}; it has"
             " convnet4, resnet12 and resnet10 (which it calls resnet18)"
@@ -61,3 +58,24 @@ def _translated(name: str) -> str:
     for pattern, replacement in _RULES:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def frozen_patterns(texts: Sequence[str], theirs: Mapping[str, str]) -> list[str]:
+    """Return the widest patterns for the parameters whose name in the reference holds a text.
+
+    Args:
+        texts: parts of the reference's names.
+        theirs: the reference's name of each of our parameters.
+    """
+    chosen = {ours for ours, name in theirs.items() if any(text in name for text in texts)}
+    parts = [name.split(".") for name in theirs]
+    prefixes = [".".join(part[:depth]) for depth in range(1, 10) for part in parts]
+    candidates = dict.fromkeys(["encoder", "head", "*.norm", *prefixes])  # from the widest on
+    patterns: list[str] = []
+    left = set(chosen)
+    for pattern in candidates:
+        inside = {ours for ours in theirs if matches(pattern, ours)}
+        if inside & left and inside <= chosen:
+            patterns.append(pattern)
+            left -= inside
+    return patterns

@@ -1,101 +1,218 @@
-"""Where the reference's meta-gradient is another than ours: artefacts that its results contain.
+"""The files of fmu2/PyTorch-MAML ("the reference"): its keys, and its values that we can convert.
 
-Running moments: it moves them in place while the graph of the meta-batch is still to be
-differentiated. So each query pass is normalised by the moments of its time, and differentiated
-with those that the last episode leaves behind. Relative to the exact gradient (norm policy
-``running``, which is what training uses) the golden vectors differ by 5e-3; with the order of
-events below by rounding.
-
-First order: it drops the Hessian alone, and goes on to differentiate through weight decay (and the
-momentum of what decay adds), where FOMAML takes the query gradient at the adapted weights.
+A key without a value stands for the reference's default, except for a ``momentum``, where it stands
+for a plain average. Keys that begin with ``_`` are those of a running process.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from torch import Tensor, nn
+from pydantic import Field, ValidationError, model_validator
 
-from raymaml.config.model import InnerConfig
-from raymaml.meta.calls import one_at_a_time
-from raymaml.meta.gradients import EpisodeGradient
-from raymaml.meta.learner import MetaLearner
-from raymaml.meta.moments import restored
-from raymaml.meta.rules import learning_rate
-from raymaml.models.norm import RunningNorm2d
-from raymaml.types import Episode, EpisodeBatch, Params
+from raymaml.common.errors import UserError
+from raymaml.config.base import Number, PositiveRate, Rate, Section
+from raymaml.config.explain import explain
+from raymaml.config.schema import Augmentation
+from raymaml.config.yaml_text import Origins
+
+Size = Annotated[int, Field(ge=1, le=1 << 20, strict=True)]
+Ways = Annotated[int, Field(ge=2, le=10_000, strict=True)]
+Momentum = Annotated[Number, Field(ge=0, lt=1)]
+Dataset = Literal[
+    "meta-mini-imagenet",
+    "meta-tiered-imagenet",
+    "meta-cifar-fs",
+    "meta-fc100",
+    "meta-cub200",
+    "meta-inatural",
+]
+Encoder = Literal[
+    "convnet4", "wide-convnet4", "resnet12", "wide-resnet12", "resnet18", "wide-resnet18"
+]
+_LAYERS = {f"layer{i}": f"encoder.layer{i}" for i in range(1, 5)}
+BLOCKS = {
+    "convnet4": {f"conv{i}": f"encoder.conv{i}" for i in range(1, 5)},
+    "resnet12": _LAYERS,
+    "resnet18": {"layer0": "encoder.stem"} | _LAYERS,
+}
+"""The blocks whose norms the reference can make episodic, and our names for them."""
 
 
-class ReferenceRunningNorm2d(RunningNorm2d):
-    """``running``, whose training query pass is differentiated with the moments ``last``."""
-
-    last: tuple[Tensor, Tensor] | None = None
-    """Mean and variance, each [C]; the layer's own if None."""
-
-    def forward(self, x: Tensor, window: int = 1) -> Tensor:
-        """Normalise."""
-        normalised = super().forward(x, window)
-        if self.last is None or not self.training or self.current_pass != "query":
-            return normalised
-        differentiated = self._by(x, *self.last, window)
-        return differentiated + (normalised - differentiated).detach()
-
-
-@one_at_a_time
-class ReferenceLearner(MetaLearner):
-    """A learner whose gradients are the reference's."""
-
-    def episode_gradient(self, episode: Episode) -> EpisodeGradient:
-        """As ``MetaLearner.episode_gradient``, but for first order with weight decay."""
-        result = super().episode_gradient(episode)
-        if self.inner.gradient != "first_order":
-            return result
-        adapted = {
-            name: grad * decay_factor(name, self.inner)
-            for name, grad in result.grads.items()
-            if name not in self._frozen
+class _Part(Section):
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_keys(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return {} if tree is None else tree
+        return {
+            key: value
+            for key, value in tree.items()
+            if (value is not None or key == "momentum") and not str(key).startswith("_")
         }
-        return replace(result, grads=result.grads | adapted)
-
-    def meta_gradient(
-        self, episodes: EpisodeBatch, *, update_moments: bool = False
-    ) -> tuple[Tensor, Tensor, Params]:
-        """As ``MetaLearner.meta_gradient``, at the cost of a first-order sweep more."""
-        layers = [m for m in self.model.modules() if isinstance(m, ReferenceRunningNorm2d)]
-        if not layers:
-            return super().meta_gradient(episodes, update_moments=update_moments)
-        inner = self.inner
-        try:
-            with restored(self.model):
-                self.inner = inner.model_copy(update={"gradient": "first_order"})
-                super().meta_gradient(episodes, update_moments=True)
-                last = [(layer.mean.clone(), layer.var.clone()) for layer in layers]
-            self.inner = inner
-            for layer, moments in zip(layers, last, strict=True):
-                layer.last = moments
-            return super().meta_gradient(episodes, update_moments=update_moments)
-        finally:
-            self.inner = inner
-            for layer in layers:
-                layer.last = None
 
 
-def decay_factor(name: str, inner: InnerConfig) -> float:
-    """Return the derivative of an adapted weight in where it started, inner gradients held fixed.
+class Norms(_Part):
+    """Batch norm."""
 
-    The recursion of ``raymaml.meta.mixed_mode`` with a Hessian of zero; 1 without weight decay.
+    track_running_stats: bool = True
+    episodic: tuple[str, ...] = ()
+    n_episode: Any = None
+    alpha: bool = False
+    momentum: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    eps: PositiveRate = 1e-5
+    affine: Literal[True] = True
+
+
+class EncoderArguments(_Part):
+    """Arguments of the encoder."""
+
+    bn_args: Norms = Norms()
+
+
+class HeadArguments(_Part):
+    """Arguments of the linear head."""
+
+    n_way: Annotated[Size, Field(le=10_000)] | None = None
+    in_dim: Any = None
+    temp: PositiveRate = 1.0
+    learn_temp: bool = False
+
+
+class InnerArguments(_Part):
+    """The inner loop."""
+
+    reset_classifier: bool = False
+    n_step: Annotated[int, Field(ge=0, le=100_000)] = 5
+    encoder_lr: Rate = 0.01
+    classifier_lr: Rate = 0.01
+    momentum: Momentum = 0.0
+    weight_decay: Rate = 0.0
+    first_order: bool = False
+    frozen: tuple[str, ...] = ()
+
+
+class Data(_Part):
+    """The images and episodes of one split."""
+
+    root_path: str | None = None
+    split: str | None = None
+    image_size: Annotated[int, Field(ge=8, le=1024, strict=True)] = 84
+    normalization: bool = True
+    transform: Augmentation = "none"
+    val_transform: Augmentation = "none"
+    n_batch: Size = 200
+    n_episode: Size = 4
+    n_way: Ways = 5
+    n_shot: Size = 1
+    n_query: Size = 15
+
+
+class OptimizerArguments(_Part):
+    """The outer loop's update rule and schedule."""
+
+    lr: PositiveRate
+    weight_decay: Rate = 0.0
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[Size, ...] = ()
+    gamma: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+
+
+class Model(_Part):
+    """The model, which checkpoints describe as well."""
+
+    encoder: Encoder
+    encoder_args: EncoderArguments = EncoderArguments()
+    classifier: Literal["logistic"] = "logistic"
+    classifier_args: HeadArguments = HeadArguments()
+
+    @property
+    def blocks(self) -> dict[str, str]:
+        """The entry of ``BLOCKS`` for the encoder."""
+        return BLOCKS[self.encoder.removeprefix("wide-")]
+
+    @model_validator(mode="after")
+    def _policies_exist(self) -> Model:
+        norms, blocks = self.encoder_args.bn_args, self.blocks
+        if strange := [block for block in norms.episodic if block not in blocks]:
+            raise ValueError(
+                f"encoder_args.bn_args.episodic: the encoder has no {', '.join(strange)[:200]}; it"
+                f" has {', '.join(blocks)}"
+            )
+        if norms.alpha and norms.track_running_stats and set(norms.episodic) != set(blocks):
+            raise ValueError(
+                "encoder_args.bn_args.alpha: has no counterpart without episodic statistics in"
+                " every block"
+            )
+        return self
+
+
+class Training(Model):
+    """A training configuration; also one that gives a model, its inner loop and sizes alone."""
+
+    dataset: Dataset
+    train: Data
+    val: Data | None = None
+    load: str | None = None
+    inner_args: InnerArguments = InnerArguments()
+    optimizer: Literal["adam", "sgd", "rmsprop"]
+    optimizer_args: OptimizerArguments
+    epoch: Size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_examples(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping) or {"train", "dataset", "optimizer"} & tree.keys():
+            return tree
+        sizes = {key: tree[key] for key in Data.model_fields if key in tree}
+        example = {
+            "dataset": "meta-mini-imagenet",
+            "train": sizes | {"normalization": False},
+            "optimizer": "adam",
+            "optimizer_args": {"lr": 0.001},
+            "epoch": 300,
+        }
+        return example | {key: value for key, value in tree.items() if key not in sizes}
+
+    @model_validator(mode="after")
+    def _cosine_spans_the_run(self) -> Training:
+        milestones = self.optimizer_args.milestones
+        if self.optimizer_args.schedule == "cosine" and milestones[-1:] not in ((), (self.epoch,)):
+            raise ValueError(
+                f"optimizer_args.milestones: the reference's cosine ends after {milestones[-1]}"
+                f" epochs of {self.epoch}; ours spans the run"
+            )
+        return self
+
+
+class Testing(_Part):
+    """A test configuration, which names no model."""
+
+    dataset: Dataset
+    test: Data
+    load: str | None = None
+    inner_args: InnerArguments = InnerArguments()
+    epoch: Size
+
+
+Kind = TypeVar("Kind", bound=_Part)
+
+
+def parse(
+    kind: type[Kind], tree: Mapping[str, Any], file: object, origins: Origins | None = None
+) -> Kind:
+    """Return a configuration, or a part of one, with the values that the file gives.
+
+    Raises:
+        UserError: naming every key and value that is unknown or has no counterpart.
     """
-    lam, nu = 1.0, 0.0
-    for _ in range(inner.num_steps):
-        u = nu - learning_rate(name, inner) * lam
-        lam, nu = lam + inner.weight_decay * u, inner.momentum * u
-    return lam
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(*explain(error, origins or {}, str(file), kind)) from None
 
 
-def follow_reference(model: nn.Module) -> None:
-    """Give the model the reference's running moments, where it has any."""
-    found = {n: m for n, m in model.named_modules() if isinstance(m, RunningNorm2d)}
-    for name, layer in found.items():
-        new = ReferenceRunningNorm2d(layer.weight.numel(), layer.eps, layer.momentum)
-        new.weight, new.bias, new.mean, new.var = layer.weight, layer.bias, layer.mean, layer.var
-        model.set_submodule(name, new)
+def kind_of(tree: Mapping[str, Any]) -> type[Training] | type[Testing]:
+    """Return which of the two kinds of configuration ``tree`` is."""
+    return Testing if "test" in tree and "train" not in tree else Training

@@ -15,7 +15,7 @@ from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.convert import from_reference, reference_names
-from raymaml.convert.model import frozen_patterns
+from raymaml.convert.names import frozen_patterns
 from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
 
 SECTION = {
@@ -252,23 +252,28 @@ def test_frozen_parts_of_names_become_patterns(texts: list[str], patterns: list[
     assert found == patterns
 
 
+BN = "encoder_args.bn_args"
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"dataset": "mini-imagenet"}, "dataset: 'mini-imagenet' has no counterpart"),
-    ({"encoder": "resnet50"}, "encoder: 'resnet50' is none of the reference's"),
-    ({"classifier": "meta-nn"}, "classifier: 'meta-nn' has no counterpart"),
-    ({"inner_args__nstep": 3}, "inner_args.nstep is no setting of the reference"),
-    ({"optimizer": "adamax"}, "optimizer: 'adamax' is not adam, sgd or rmsprop"),
+    ({"dataset": "mini-imagenet"}, "dataset is 'mini-imagenet'; it should be 'meta-mini-imagenet'"),
+    ({"encoder": "resnet50"}, "encoder is 'resnet50'; it should be 'convnet4', 'wide-convnet4'"),
+    ({"classifier": "meta-nn"}, "classifier is 'meta-nn'; it should be 'logistic'"),
+    ({"inner_args__nstep": 3}, "inner_args.nstep is unknown; did you mean n_step?"),
+    ({"inner_args__n_step": "five"}, "inner_args.n_step is 'five'; it should be a valid integer"),
+    ({"classifier_args__temp": -1.0}, "classifier_args.temp is -1.0; it should be greater than 0"),
+    ({"optimizer": "adamax"}, "optimizer is 'adamax'; it should be 'adam', 'sgd' or 'rmsprop'"),
+    ({"optimizer_args__schedule": "foo"}, "schedule is 'foo'; it should be 'step' or 'cosine'"),
     ({"val__image_size": 80}, "image_size: the sections say 80, 84"),
     ({"train__split": "train"}, "train.split: 'train' is not 'meta-train'"),
-    ({"encoder_args__bn_args__affine": False}, "affine: false has no counterpart"),
+    ({"encoder_args__bn_args__affine": False}, f"{BN}.affine is false; it should be True"),
+    ({"encoder_args__bn_args__momentum": 1.0}, f"{BN}.momentum is 1.0; it should be less than 1"),
     ({"encoder_args__bn_args__episodic": ["layer1"]}, "the encoder has no layer1"),
     ({"encoder_args__bn_args": {"alpha": True}}, "alpha: has no counterpart without episodic"),
     ({"optimizer_args__schedule": "cosine"}, "cosine ends after 140 epochs of 150"),
-    ({"epoch": None}, "training configuration: epoch is missing"),
+    ({"epoch": None}, "train.yaml: epoch is missing"),
 ]
 
 
-@pytest.mark.parametrize(("change", "says"), REFUSED, ids=[says[:24] for _, says in REFUSED])
+@pytest.mark.parametrize(("change", "says"), REFUSED, ids=[says[:40] for _, says in REFUSED])
 def test_what_has_no_counterpart_is_refused_with_the_reason(
     change: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
@@ -286,7 +291,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> N
     torch.save({"encoder": "convnet4"}, tmp_path / "half.pth")
     cases = [
         ([test], "names no model"),
-        ([test, test], "are both test configurations"),
+        ([test, test], "hold more than one testing configuration"),
         ([test, "--checkpoint", tmp_path / "bad.pth"], "bad.pth"),
         ([test, "--checkpoint", tmp_path / "half.pth"], "lacks classifier"),
         ([test, "--checkpoint", tmp_path / "none.pth"], "none.pth"),
@@ -313,36 +318,32 @@ def test_tensors_of_another_shape_and_missing_ones_are_all_named(tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"inner_args__n_step": "five"}, "n_step: 'five' is not a number"),
-        ({"classifier_args__temp": -1.0}, "temperature: -1.0 has no counterpart"),
-        ({"encoder_args__bn_args__momentum": 1.0}, "norm_momentum: 1.0 has no counterpart"),
-        ({"optimizer_args__schedule": "foo"}, "optimizer_args.schedule: 'foo' is not step or"),
-        ({"epoch": None}, "epoch is missing"),
-    ],
-)
-def test_what_has_no_counterpart_is_a_message(
-    tmp_path: Path, changes: dict[str, Any], says: str
-) -> None:
-    outcome = convert(write(tmp_path, "t.yaml", changed(TRAIN, **changes)), "--out", tmp_path / "o")
+def test_mistakes_of_both_files_come_at_once_with_their_lines(tmp_path: Path) -> None:
+    train = write(tmp_path, "a.yaml", changed(TRAIN, optimizer="adamax", encoder="vgg"))
+    test = write(tmp_path, "b.yaml", changed(TEST, epoch=None))
+    outcome = convert(train, test, "--out", tmp_path / "o")
     assert outcome.exit_code == 2
-    assert says in outcome.output
+    lines = {line.split(":")[0]: n for n, line in enumerate(train.read_text().splitlines(), 1)}
+    for says in (
+        f"a.yaml:{lines['encoder']}: encoder is 'vgg'",
+        f"a.yaml:{lines['optimizer']}: optimizer is 'adamax'",
+        "b.yaml: epoch is missing",
+    ):
+        assert says in outcome.output
     assert not (tmp_path / "o").exists()
 
 
-def test_a_test_configuration_without_epochs_is_a_message(tmp_path: Path) -> None:
-    paths = write(tmp_path, "a.yaml", TRAIN), write(tmp_path, "b.yaml", changed(TEST, epoch=None))
-    outcome = convert(*paths, "--out", tmp_path / "o")
-    assert outcome.exit_code == 2
-    assert "test configuration: epoch is missing" in outcome.output
+def test_momentum_of_null_is_a_plain_average_and_refused(tmp_path: Path) -> None:
+    config = changed(TRAIN)
+    config["encoder_args"]["bn_args"]["momentum"] = None
+    outcome = convert(write(tmp_path, "t.yaml", config), "--out", tmp_path / "o")
+    assert f"{BN}.momentum is null, which YAML reads as no value; it should" in outcome.output
 
 
 def test_nothing_to_convert_is_a_message(tmp_path: Path) -> None:
     outcome = convert("--out", tmp_path / "o")
     assert outcome.exit_code == 2
-    assert "nothing is given; give the training configuration" in outcome.output
+    assert "no file is given; give the training configuration" in outcome.output
 
 
 @pytest.mark.parametrize(

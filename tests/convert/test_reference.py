@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_reference import ReferenceLearner, with_their_gradients
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -20,6 +21,10 @@ CONFIG: dict[str, Any] = {
     "image_size": 16,
     "inner_args": {"n_step": 2, "encoder_lr": 0.1, "classifier_lr": 0.2},
 }
+
+
+def theirs(config: dict[str, Any]) -> ReferenceLearner:
+    return with_their_gradients(from_reference(config, None))
 
 
 def episodes(count: int, dtype: torch.dtype = torch.float32) -> EpisodeBatch:
@@ -48,7 +53,7 @@ def in_place_gradient(learner: MetaLearner, batch: EpisodeBatch) -> dict[str, Te
         return F.max_pool2d(x, window)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raymaml.convert.reference.ReferenceRunningNorm2d.forward", normalise)
+        patch.setattr("helpers_reference.ReferenceRunningNorm2d.forward", normalise)
         theta = dict(model.named_parameters())
         losses = []
         for episode in batch:
@@ -76,7 +81,7 @@ def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float
 
 @pytest.mark.parametrize("gradient", ["unrolled", "checkpointed"])
 def test_the_converted_learner_has_the_gradient_of_moments_moved_in_place(gradient: str) -> None:
-    learner = from_reference(CONFIG, None)
+    learner = theirs(CONFIG)
     learner.model.double()
     learner.inner = learner.inner.model_copy(update={"gradient": gradient})
     batch = episodes(3, torch.float64)
@@ -91,7 +96,7 @@ def test_the_converted_learner_has_the_gradient_of_moments_moved_in_place(gradie
 
 
 def test_of_one_episode_the_gradient_is_exact() -> None:
-    learner = from_reference(CONFIG, None)
+    learner = theirs(CONFIG)
     found = learner.meta_gradient(episodes(1))[2]
     exact = MetaLearner.meta_gradient(learner, episodes(1))[2]
     assert relative_error(found, exact) < 1e-5
@@ -101,7 +106,7 @@ def test_first_order_is_differentiated_through_weight_decay_as_in_the_reference(
     inner = {"first_order": True, "weight_decay": 0.1, "momentum": 0.5, "frozen": ["conv1"]}
     config = {**CONFIG, "inner_args": {**CONFIG["inner_args"], **inner}}
     config["encoder_args"] = {"bn_args": {"track_running_stats": False}}
-    learner = from_reference(config, None)
+    learner = theirs(config)
     found = learner.episode_gradient(episodes(1)[0]).grads
     plain = MetaLearner.episode_gradient(learner, episodes(1)[0]).grads
     # v1 = g1 + decay w0; w1 = w0 - lr v1; v2 = momentum v1 + g2 + decay w1; w2 = w1 - lr v2

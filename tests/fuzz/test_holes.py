@@ -633,7 +633,7 @@ def test_values_of_the_reference_that_are_of_another_kind(tmp_path: Path) -> Non
     path = tmp_path / "train.yaml"
     for text in ("dataset: [a]", "train: 3", "inner_args: {frozen: 3}", "optimizer_args: {lr: {}}"):
         path.write_text(f"encoder: convnet4\n{text}\n")
-        with pytest.raises(UserError, match=rf"train\.yaml: {text.split(':')[0]}"):
+        with pytest.raises(UserError, match=rf"train\.yaml:2: {text.split(':')[0]}"):
             convert_files([path], None, tmp_path / "o.yaml", None, lambda _: None)
 
 

@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from helpers_data import SHARED
+from helpers_reference import with_their_gradients
 from numpy.typing import NDArray
 
 from raymaml import EpisodeBatch, MetaLearner
@@ -78,7 +79,7 @@ def load(name: str) -> Case:
         query_x=found["query_images"].float() / 255,
         query_y=found["query_labels"],
     )
-    return learner, batch, arrays(files[2])
+    return with_their_gradients(learner), batch, arrays(files[2])
 
 
 def gradient_error(
