@@ -17,9 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from raymaml.cli import main
-from raymaml.config.load import load_config, load_sweep
+from raymaml.config.load import load_config, load_study, load_sweep
 from raymaml.config.schema import Config
-from raymaml.config.study_file import load_study
 from raymaml.training.checkpoint import find_checkpoint, read_card
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

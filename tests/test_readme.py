@@ -13,8 +13,7 @@ import click
 import pytest
 
 from raymaml.cli import main
-from raymaml.config.load import load_config, load_sweep
-from raymaml.config.study_file import load_study
+from raymaml.config.load import load_config, load_study, load_sweep
 from raymaml.training.worker import train_locally
 
 ROOT = Path(__file__).resolve().parents[1]

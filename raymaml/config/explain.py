@@ -5,71 +5,111 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from fnmatch import fnmatchcase
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from raymaml.common.errors import UserError
 from raymaml.common.untrusted import cut, shortened
-from raymaml.config.sources import SOURCE_KINDS
-from raymaml.config.sweep import SCHEDULERS
 from raymaml.config.yaml_text import KeyPath, Origin, Origins, quoted
 
 MOST_MISTAKES = 50
 """Maximum number of mistakes reported per file."""
 _MOST_SUGGESTIONS = 4
 _NUMBER = {"int_type", "int_parsing", "int_from_float", "float_type", "float_parsing", "number"}
+Model = TypeVar("Model", bound=BaseModel)
+RawPath = tuple[int | str, ...]
+
+
+def validated(
+    model: type[Model], tree: Mapping[Any, Any], file: str, origins: Origins | None = None
+) -> Model:
+    """Return the settings in ``tree``.
+
+    Args:
+        model: what the settings are.
+        tree: keys and plain values.
+        file: how messages name the place of a key that has no origin.
+        origins: of the keys.
+
+    Raises:
+        UserError: with every mistake found.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(*explain(error, model, tree, file, origins)) from None
 
 
 def explain(
-    error: ValidationError, origins: Origins, file: str, model: type[BaseModel]
-) -> Iterable[str]:
-    """Turn pydantic's errors into sentences, in the order of the file; of very many the first."""
-    details, explained = mistakes(error), set[KeyPath]()
-    for detail in details[:MOST_MISTAKES]:
-        keys = _strip_union_tags(detail["loc"])
-        key, place = ".".join(keys), _nearest_place(keys, origins, file)
-        if detail["type"] == "missing" and keys[-1].isdigit():
+    error: ValidationError,
+    model: type[BaseModel],
+    tree: Mapping[Any, Any],
+    file: str,
+    origins: Origins | None = None,
+) -> Iterator[str]:
+    """Turn pydantic's errors into sentences, in the order of the file; see ``validated``."""
+    origins = origins or {}
+    details = mistakes_of(error)
+    paths = [tuple(map(str, keys_of(detail, tree))) for detail in details]
+    for number, (detail, keys) in enumerate(zip(details[:MOST_MISTAKES], paths, strict=False)):
+        kind, key, place = detail["type"], ".".join(keys), _nearest_place(keys, origins, file)
+        if kind == "missing" and keys[-1].isdigit():
             yield f"{place}: {'.'.join(keys[:-1])} has no value number {int(keys[-1]) + 1}"
-        elif detail["type"] == "missing":
+        elif kind == "missing":
             place = _nearest_place((*keys[:-1], "kind"), origins, file)
             yield f"{place}: {key} is missing; it has no default"
-        elif detail["type"] == "union_tag_not_found":
+        elif kind == "union_tag_not_found":
             yield f"{place}: {key}.kind is missing; it has no default"
-        elif detail["type"] == "union_tag_invalid":
+        elif kind == "union_tag_invalid":
             place = _nearest_place((*keys, "kind"), origins, file)
-            kind, allowed = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
-            hint = _nearest_choice(kind, allowed)
-            yield f"{place}: {key}.kind is {shortened(kind)}; it should be one of {allowed}{hint}"
-        elif detail["type"] == "extra_forbidden":
+            found, allowed = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+            hint = _nearest_choice(found, allowed)
+            yield f"{place}: {key}.kind is {shortened(found)}; it should be one of {allowed}{hint}"
+        elif kind == "extra_forbidden":
             yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
-        elif detail["type"] == "value_error":
+        elif kind == "value_error":
             text = str(detail["ctx"]["error"])
             yield f"{_place_of_change(text, origins, file) or place}: {text}"
-        elif detail["type"] == "invalid_key":
+        elif kind == "invalid_key":
             yield (
                 f"{place}: {key} is no key, since keys are text; quote it, or, where it follows a"
                 " comma in a number, write the number with a point: 0.001"
             )
-        elif keys not in explained:
-            alike = [each for each in details if _strip_union_tags(each["loc"]) == keys]
+        elif keys not in paths[:number]:
+            alike = [each for each, other in zip(details, paths, strict=True) if other == keys]
             origin = origins.get(keys, Origin(place))
             yield f"{place}: {key} is {_what_is_wrong(alike, key, origin)}"
-        explained.add(keys)
     if len(details) > MOST_MISTAKES:
         yield f"{file}: and {len(details) - MOST_MISTAKES} mistakes more"
 
 
-def mistakes(error: ValidationError) -> list[ErrorDetails]:
+def mistakes_of(error: ValidationError) -> list[ErrorDetails]:
     """Return pydantic's errors, but that a list is too short since items of it are wrong."""
     return [
         detail
         for detail in error.errors()
         if detail["type"] != "too_short" or len(detail["input"]) < detail["ctx"]["min_length"]
     ]
+
+
+def keys_of(detail: ErrorDetails, tree: Any) -> RawPath:
+    """Return the path of an error without what pydantic adds to tell branches of a union apart."""
+    keys: list[int | str] = []
+    for part in detail["loc"]:
+        if isinstance(tree, Mapping):
+            found = part in tree
+        else:
+            found = isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)
+        if found:
+            keys, tree = [*keys, part], tree[part]
+    if detail["type"] in ("missing", "invalid_key") and keys[-1:] != [detail["loc"][-1]]:
+        keys.append(detail["loc"][-1])
+    return tuple(keys)
 
 
 def _what_is_wrong(alike: list[ErrorDetails], key: str, origin: Origin) -> str:
@@ -140,18 +180,6 @@ def _nearest_choice(value: str, allowed: str) -> str:
     names = re.findall(r"'([^']*)'", allowed)
     near = difflib.get_close_matches(value.lower(), names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _strip_union_tags(loc: tuple[int | str, ...]) -> KeyPath:
-    """Drop what pydantic adds to a path to tell the branches of a union apart."""
-    tags = {*SOURCE_KINDS, *SCHEDULERS, "constrained-int", "literal['auto']"}
-    tags |= {"one width", "widths", "policy", "by pattern", "by name", "given"}
-    of_checks = {"difference", "first trials", "precision"}  # behind a place in a list
-    return tuple(
-        str(part)
-        for before, part in zip((None, *loc), loc, strict=False)
-        if part not in tags and not (part in of_checks and isinstance(before, int))
-    )
 
 
 def _nearest_place(keys: KeyPath, origins: Origins, file: str) -> str:

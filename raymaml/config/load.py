@@ -1,4 +1,4 @@
-"""YAML and ``key.path=value`` -> ``Config``, with every mistake in one message.
+"""Configs, studies and sweeps: YAML and ``key.path=value``, with every mistake in one message.
 
 Precedence: defaults < file < `set` of a study < overrides of the command line < what tells the
 models and arms of a study apart. An unknown key is an error with a suggestion.
@@ -6,18 +6,21 @@ models and arms of a study apart. An unknown key is an error with a suggestion.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from raymaml.common.errors import Mistakes, UserError, gathered
 from raymaml.common.untrusted import cut
-from raymaml.config.explain import explain
-from raymaml.config.kinds import require_kind
+from raymaml.config.base import Section
+from raymaml.config.explain import RawPath, explain, keys_of, mistakes_of, validated
 from raymaml.config.schema import Config
+from raymaml.config.study import StudyConfig
 from raymaml.config.sweep import SweepConfig
 from raymaml.config.yaml_text import (
     COMMAND_LINE,
@@ -29,6 +32,15 @@ from raymaml.config.yaml_text import (
     read_yaml,
 )
 from raymaml.storage.place import Place, beside, is_remote, to_place
+
+_KINDS: dict[type[Section], tuple[str, str]] = {
+    Config: ("a config", "`raymaml train {0}` or `raymaml test {0}`"),
+    StudyConfig: ("a study file", "`raymaml study {0}`"),
+    SweepConfig: ("a sweep file", "`raymaml sweep {0}`"),
+}
+"""What a file may be, and the commands for it."""
+_STAND_INS = {"name": "unknown", "title": "", "config": ""}
+"""For keys that a study must have, where they are missing or wrong; "" names no config."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +69,71 @@ def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Confi
         file = to_place(path)
     except ValueError as error:
         raise UserError(f"{path}: it {error}") from None
-    tree, origins = read_yaml(file)
-    require_kind(tree, file, "config", Config)
+    tree, origins = _read(file, Config)
     with gathered() as mistakes:
         for override in overrides:
             for change in _changes(override, mistakes):
                 with mistakes.kept():
                     _apply(tree, origins, change)
+        return validated(Config, tree, str(path), origins)
+
+
+def load_sweep(path: Place) -> SweepConfig:
+    """Read a sweep file; its config and the changes to it are not read yet.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    tree, origins = _read(path, SweepConfig)
+    return validated(SweepConfig, tree, str(path), origins)
+
+
+def load_study(path: Place) -> tuple[StudyConfig, list[str]]:
+    """Read a study file as far as it can be understood; its config is not read yet.
+
+    Returns:
+        The study, without the parts that are wrong by themselves, and every problem of the file.
+
+    Raises:
+        UserError: the file is no YAML mapping, or nothing of it is a study's.
+    """
+    tree, origins = _read(path, StudyConfig)
+    study, problems, rest, wrong = None, list[str](), tree, set[RawPath]()
+    while study is None:
         try:
-            loaded = Config.model_validate(tree)
+            study = StudyConfig.model_validate(rest)
         except ValidationError as error:
-            mistakes.extend(explain(error, origins, str(path), Config))
-    return loaded
+            # what dropping a part makes wrong is no mistake of the user's
+            problems = problems or [*explain(error, StudyConfig, tree, str(path), origins)]
+            whole, paths = rest, {_part_of(each, rest) for each in mistakes_of(error)}
+            rest = _without(rest, paths)
+            rest |= {key: _STAND_INS[key] for key in _STAND_INS if (key,) in paths}
+            if rest == whole:  # nothing is left that could be understood
+                raise UserError(*problems) from None
+            wrong |= paths
+    # an arm or a model that could not be read would seem to be unknown to the others
+    if any(at[0] in ("arms", "models", "cross") and len(at) <= 2 for at in wrong if at):
+        return study, problems
+    return study, problems + [f"{path}: {problem}" for problem in study.disagreements()]
+
+
+def _part_of(mistake: ErrorDetails, tree: Any) -> RawPath:
+    """Return the path of what is wrong in a study: the section, where a key of it is missing."""
+    keys = keys_of(mistake, tree)
+    return keys[:-1] if mistake["type"] == "missing" and len(keys) > 1 else keys
+
+
+def _without(tree: Any, dropped: Set[RawPath], at: RawPath = ()) -> Any:
+    """Return ``tree`` without what stands at these paths."""
+    if not isinstance(tree, dict | list):
+        return tree
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    kept = {
+        key: _without(value, dropped, (*at, key))
+        for key, value in items
+        if (*at, key) not in dropped
+    }
+    return kept if isinstance(tree, dict) else [*kept.values()]
 
 
 def named_config(path: Place, config: Path) -> Place:
@@ -86,35 +151,53 @@ def named_config(path: Place, config: Path) -> Place:
     return place
 
 
-def load_sweep(path: Place) -> SweepConfig:
-    """Read a sweep file; its config and the changes to it are not read yet.
-
-    Raises:
-        UserError: with every problem found.
-    """
-    tree, origins = read_yaml(path)
-    require_kind(tree, path, "sweep", SweepConfig)
-    try:
-        return SweepConfig.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(*explain(error, origins, str(path), SweepConfig)) from None
-
-
 def dump_config(config: Config) -> str:
     """Write ``config`` as YAML that ``load_config`` reads back to an equal value."""
     return dump_mapping(config.model_dump(mode="json"))
 
 
 def check_config(tree: Mapping[str, Any], origin: str) -> Config:
-    """Check keys and values that were made by a program.
+    """Check keys and values that a program made.
 
     Raises:
         UserError: naming everything that is wrong.
     """
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(*explain(error, {}, origin, Config)) from None
+    return validated(Config, tree, origin)
+
+
+def _read(path: Place, kind: type[Section]) -> tuple[dict[str, Any], Origins]:
+    """Return the content of a YAML file, and where it stands.
+
+    Raises:
+        UserError: it is of another kind than ``kind``, whatever mistakes it has, or of none.
+    """
+    tree, origins = read_yaml(path)
+    found, needed = _kind_of(tree), _KINDS[kind][0]
+    if found not in (None, kind):
+        title, use = _KINDS[found]
+        raise UserError(f"{path}: is {title}, and {needed} is needed here; use {use.format(path)}")
+    if found is None and "schema_version" in tree:
+        raise UserError(
+            f"{path}: is a file that raymaml writes, and {needed} is needed here; the config"
+            " of a run is config.yaml in the run's folder"
+        )
+    keys, known = [str(key) for key in tree if key != "name"], kind.model_fields
+    if found is None and keys and not any(difflib.get_close_matches(key, known) for key in keys):
+        required = ", ".join(key for key, field in known.items() if field.is_required())
+        raise UserError(
+            f"{path}: is not {needed}: its keys are {cut(', '.join(keys), 100)}; {needed} has"
+            f" {required}"
+        )
+    return tree, origins
+
+
+def _kind_of(tree: Mapping[str, Any]) -> type[Section] | None:
+    """Return what a file is by the keys that only one kind has; None if that is not clear."""
+    if len(tree.keys() & {"data", "episodes", "outer", "model", "inner"}) >= 2:
+        return Config
+    if "config" in tree and tree.keys() & {"arms", "cross", "checks", "models"}:
+        return StudyConfig
+    return SweepConfig if "config" in tree and "space" in tree else None
 
 
 def _changes(override: Sequence[str] | Changes, mistakes: Mistakes) -> Iterator[_Change]:

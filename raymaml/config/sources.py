@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -136,7 +136,3 @@ AnySource = (
     | INaturalist2017Source
 )
 Source = Annotated[AnySource, Field(discriminator="kind")]
-
-SOURCE_KINDS: tuple[str, ...] = tuple(
-    get_args(model.model_fields["kind"].annotation)[0] for model in get_args(AnySource)
-)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from raymaml.common.errors import UserError
-from raymaml.config.load import check_config
+from raymaml.common.errors import UserError, gathered
+from raymaml.config.explain import validated
 from raymaml.config.schema import Config
 from raymaml.config.yaml_text import Origins, dump_mapping, read_yaml
 from raymaml.convert.learner import Saved, load_reference, load_weights
-from raymaml.convert.reference import Testing, Training, kind_of, parse
+from raymaml.convert.reference import Testing, Training, kind_of
 from raymaml.convert.settings import whole_config
 from raymaml.storage.files import write_text
 from raymaml.storage.place import Place
@@ -44,7 +44,7 @@ def convert_files(
     notes = examples + notes
     if train.load and saved is None:
         notes.append(f"load: {train.load[:200]!r} is left out; give it as --checkpoint")
-    config = check_config(tree, str(out))
+    config = validated(Config, tree, str(out))
     if out.exists():
         raise UserError(f"{out}: exists; remove it, or give another --out")
     if saved is not None:
@@ -70,32 +70,24 @@ def _read(
     if saved and saved.config and all(kind_of(tree) is Testing for _, tree, _ in files):
         files.append((checkpoint, saved.config, {}))
     found: dict[type, Any] = {}
-    given = " and ".join(str(path) for path, _, _ in files)
-    notes: list[str] = []
-    problems: list[str] = []
-    for path, tree, origins in files:
-        kind = kind_of(tree)
-        if kind in found:
-            word = kind.__name__.lower()
-            raise UserError(f"{given}: hold more than one {word} configuration; give one")
-        try:
-            found[kind] = parse(kind, tree, path, origins)
-        except UserError as error:
+    given, notes = " and ".join(str(path) for path, _, _ in files), []
+    with gathered() as mistakes:
+        for path, tree, origins in files:
+            kind = kind_of(tree)
+            if kind in found:
+                word = kind.__name__.lower()
+                raise UserError(f"{given}: hold more than one {word} configuration; give one")
             found[kind] = None
-            problems += error.problems
-        if kind is Training and "optimizer" not in tree:
-            notes.append(f"{path}: gives a model and its inner loop; data and outer are examples")
-    if Training not in found:
-        shown = (
-            f"{given}: is a testing configuration, which names no model"
-            if given
-            else "no file is given"
-        )
-        raise UserError(
-            f"{shown}; give the training configuration, or a checkpoint that holds it, as well"
-        )
-    if problems:
-        raise UserError(*problems)
+            with mistakes.kept():
+                found[kind] = validated(kind, tree, str(path), origins)
+            if kind is Training and "optimizer" not in tree:
+                notes = [f"{path}: gives a model and its inner loop; data and outer are examples"]
+        if Training not in found:
+            why = f"{given}: is a testing configuration, which names no model"
+            raise UserError(
+                f"{why if given else 'no file is given'}; give the training configuration, or a"
+                " checkpoint that holds it, as well"
+            )
     return found[Training], found.get(Testing), notes
 
 

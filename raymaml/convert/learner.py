@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue, TypeAdapter
 from torch import Tensor, nn
 
 from raymaml.common.errors import UserError, reason_of
+from raymaml.common.untrusted import checked
+from raymaml.config.explain import validated
 from raymaml.config.model import InnerConfig
 from raymaml.convert.names import their_names
-from raymaml.convert.reference import Model, Testing, kind_of, parse
+from raymaml.convert.reference import Model, Testing, kind_of
 from raymaml.convert.settings import built_model, inner_settings
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.tensor_file import is_plain, read_tensors
 
 PARTS = {"encoder": "encoder_state_dict", "classifier": "classifier_state_dict"}
+
+_PLAIN = TypeAdapter(dict[str, JsonValue] | None)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLe
         UserError: naming everything that has no counterpart here.
     """
     saved = load_reference(checkpoint) if checkpoint is not None else None
-    source = parse(kind_of(config), config, "the settings")
+    source = validated(kind_of(config), config, "the settings")
     if isinstance(source, Testing):
         data = source.test
         if saved is None:
@@ -79,9 +84,14 @@ def load_reference(path: Path) -> Saved:
     for key in PARTS.values():
         if not isinstance(saved[key], dict) or not all(map(is_plain, saved[key].values())):
             raise UserError(f"{path}: its {key} are not tensors by name")
+    try:
+        config = checked(_PLAIN, saved.get("config"))
+        model = checked(_PLAIN, {key: saved[key] for key in Model.model_fields})
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     return Saved(
-        model=parse(Model, {key: saved[key] for key in Model.model_fields}, path),
-        config=config if isinstance(config := saved.get("config"), dict) else None,
+        model=validated(Model, model or {}, str(path)),
+        config=config,
         weights={f"{part}.{k}": v for part, key in PARTS.items() for k, v in saved[key].items()},
     )
 

@@ -7,15 +7,12 @@ for a plain average. Keys that begin with ``_`` are those of a running process.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from raymaml.common.errors import UserError
 from raymaml.config.base import Number, PositiveRate, Rate, Section
-from raymaml.config.explain import explain
 from raymaml.config.schema import Augmentation
-from raymaml.config.yaml_text import Origins
 
 Size = Annotated[int, Field(ge=1, le=1 << 20, strict=True)]
 Ways = Annotated[int, Field(ge=2, le=10_000, strict=True)]
@@ -194,23 +191,6 @@ class Testing(_Part):
     load: str | None = None
     inner_args: InnerArguments = InnerArguments()
     epoch: Size
-
-
-Kind = TypeVar("Kind", bound=_Part)
-
-
-def parse(
-    kind: type[Kind], tree: Mapping[str, Any], file: object, origins: Origins | None = None
-) -> Kind:
-    """Return a configuration, or a part of one, with the values that the file gives.
-
-    Raises:
-        UserError: naming every key and value that is unknown or has no counterpart.
-    """
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(*explain(error, origins or {}, str(file), kind)) from None
 
 
 def kind_of(tree: Mapping[str, Any]) -> type[Training] | type[Testing]:

@@ -12,10 +12,9 @@ import torch
 
 from raymaml.common.errors import UserError
 from raymaml.common.logs import plain
-from raymaml.config.load import Changes, load_config, named_config
+from raymaml.config.load import Changes, load_config, load_study, named_config
 from raymaml.config.schema import SPLITS, Config, learning_fingerprint
 from raymaml.config.study import StudyArm, StudyConfig, Which, with_seed_in_name
-from raymaml.config.study_file import load_study
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.episodes import check_spec, write_shards

@@ -13,9 +13,8 @@ from pydantic import BaseModel
 from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.explain import _models_in
-from raymaml.config.load import load_config
+from raymaml.config.load import load_config, load_study
 from raymaml.config.schema import SPLITS, Config
-from raymaml.config.study_file import load_study
 from raymaml.config.sweep import Pbt
 from raymaml.evaluation.population import comparisons
 

@@ -25,7 +25,6 @@ NEEDS = {
     "audit": "config",
     "doctor": "config",
     "bench": "config",
-    "scale": "config",
     "study": "study",
     "sweep": "sweep",
 }

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from raymaml.common.errors import UserError
-from raymaml.config.load import Changes, load_config
+from raymaml.config.load import Changes, load_config, load_study
 from raymaml.config.study import StudyConfig
-from raymaml.config.study_file import load_study
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "configs/studies").glob("*.yaml"))
 SMALLEST = """\

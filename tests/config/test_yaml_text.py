@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymaml.common.errors import UserError
-from raymaml.config.load import Changes, load_config
-from raymaml.config.study_file import load_study
+from raymaml.config.load import Changes, load_config, load_study
 
 TREE = {
     "name": "a",

@@ -11,8 +11,7 @@ from helpers_fuzz import Fuzz, changed_bytes, changed_tree, hostile_values
 from hypothesis import strategies as st
 
 from raymaml.common.errors import UserError
-from raymaml.config.load import dump_config, load_config
-from raymaml.config.study_file import load_study
+from raymaml.config.load import dump_config, load_config, load_study
 from raymaml.evaluation.referee import STATE_FILE, Referee, always
 from raymaml.evaluation.study import read_study
 from raymaml.evaluation.sweep import read_sweep
