@@ -31,7 +31,7 @@ MEET = [{"training", "evaluation"}]
 HOMES = {
     "ray": ["cluster/"],
     "yaml": ["config/yaml_text.py"],
-    "pyarrow": ["data/", "evaluation/", "storage/files.py"],
+    "pyarrow": ["data/", "evaluation/", "cluster/session.py"],
     "tensorboardX": ["training/metrics.py"],
     "matplotlib": ["evaluation/", "data/importers/glyph", "bench/report.py"],
     "click": ["cli/"],

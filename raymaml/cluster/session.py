@@ -8,14 +8,14 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
 from torch.nn import functional as F
 
 from raymaml.cluster.stream import Share, stream_meta_batches
 from raymaml.config.schema import Config
-from raymaml.storage.files import as_arrow
-from raymaml.storage.place import Place
+from raymaml.storage.place import Place, is_remote
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.run_folder import watch_stop
@@ -116,3 +116,10 @@ def torch_device() -> torch.device:
 
 def _already_in_place(checkpoint: Checkpoint, _name: str) -> Checkpoint:
     return checkpoint
+
+
+def as_arrow(place: Place) -> tuple[str, Any]:
+    """Return a place as Ray takes it: a path, and its file system of pyarrow (None: the disk)."""
+    if not is_remote(place):
+        return str(place.absolute()), None
+    return place.path, PyFileSystem(FSSpecHandler(place.fs))

@@ -14,7 +14,7 @@ from raymaml.cluster.runtime import call_in_thread, worker_resources
 from raymaml.common.errors import StorageError
 from raymaml.common.logs import is_verbose
 from raymaml.config.schema import Config
-from raymaml.storage.files import as_arrow, make_folder, remove
+from raymaml.storage.files import make_folder, remove
 from raymaml.storage.place import Place
 from raymaml.training.data import open_training_data
 from raymaml.training.run_folder import STOP, request_stop
@@ -126,6 +126,7 @@ def _build_trainer(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from raymaml.cluster.faults import StopAtUserErrors
+    from raymaml.cluster.session import as_arrow
 
     path, filesystem = as_arrow(folder.parent)
     return TorchTrainer(

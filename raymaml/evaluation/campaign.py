@@ -45,7 +45,7 @@ from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
 from raymaml.seeding import fold_in
 from raymaml.storage.files import make_folder
-from raymaml.storage.lease import Timeout, hold
+from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
@@ -209,13 +209,11 @@ class Campaign:
         """
         place = self.folder if self.records is None else self.records
         make_folder(place, "run_dir")
-        try:
-            with hold(place / ".lock", timeout=0) as require_held:
-                yield require_held
-        except Timeout:
-            raise UserError(
-                f"{place}: another process is judging here; wait for it, or stop it"
-            ) from None
+        taken = UserError(
+            f"{place}: another process is judging here", remedy="wait for it, or stop it"
+        )
+        with hold(place / ".lock", taken=taken) as require_held:
+            yield require_held
 
     def judge(self, chunk: Chunk) -> list[float]:
         """Judge a chunk, write its records, and return its accuracies.

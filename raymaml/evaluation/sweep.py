@@ -20,7 +20,7 @@ from raymaml.evaluation.referee import Decide, Referee, run_name
 from raymaml.evaluation.search_space import draw_values, perturb
 from raymaml.evaluation.study import provide_data
 from raymaml.storage.files import make_folder, write_text
-from raymaml.storage.lease import Timeout, hold
+from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
 from raymaml.training.card import LINEAGE_FILE
 from raymaml.training.checkpoint import copy_for_going_on
@@ -207,13 +207,11 @@ def run_sweep(
 @contextlib.contextmanager
 def _sole_driver(folder: Place) -> Iterator[Callable[[], None]]:
     make_folder(folder, "run_dir")
-    try:
-        with hold(folder / ".lock", timeout=0) as require_held:
-            yield require_held
-    except Timeout:
-        raise UserError(
-            f"{folder}: another process runs this sweep; wait for it, or stop it"
-        ) from None
+    taken = UserError(
+        f"{folder}: another process runs this sweep", remedy="wait for it, or stop it"
+    )
+    with hold(folder / ".lock", taken=taken) as require_held:
+        yield require_held
 
 
 def _check_trials(sweep: Sweep) -> None:

@@ -1,8 +1,7 @@
-"""The one copy on each machine of a bank, or of shards, that is given by URI."""
+"""One copy on each machine of a bank, or of shards, at a URI."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,15 +9,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from raymaml.common.errors import UserError, reason_of
-from raymaml.storage.files import download, new_folder, read_bytes, unreachable
+from raymaml.common.errors import Mistake, UserError, reason_of
+from raymaml.storage.files import download, new_folder, read_bytes
 from raymaml.storage.place import Place, at_home, is_remote
 from raymaml.storage.temporary import partial_name, remove_dead
 
 CACHE = Path("~/.cache/raymaml")
-"""Where copies lie if nothing else is said."""
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
-"""Errors of the disk that is copied to, not of where the files come from."""
+"""The default folder of the copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +23,18 @@ class Copying:
     """How folders of one kind are copied."""
 
     marker: str
-    """The file that was written last; it holds the hashes of the others."""
+    """The file that is written last; it holds the hashes of the others."""
     others: Callable[[Path], Iterable[str]]
-    """Names the other files, once the marker lies in a folder on disk."""
+    """Returns the names of the other files, given a folder on disk that holds the marker."""
     verify: Callable[[Path], object]
-    """Raises UserError where the files in a folder on disk do not fit the hashes."""
+    """Raises a UserError if the files in a folder on disk do not match the hashes."""
 
 
 def local_copy(place: Place, cache: Path, how: Copying) -> Path:
-    """Return ``place`` itself, or a verified copy on disk, made when first asked for.
+    """Return ``place`` itself, or a verified copy of it on disk, which the first call makes.
 
-    Copies are named by the content of the marker, which holds the hashes of all the rest; so a bank
-    that was made anew is another copy. Processes of one machine wait for the first that copies.
+    The name of a copy is the hash of the marker, which holds the hashes of all other files. So a
+    bank that was made again has another copy. Other processes of the machine wait for the first.
 
     Raises:
         UserError: ``place`` cannot be read, or its files are altered.
@@ -48,11 +45,10 @@ def local_copy(place: Place, cache: Path, how: Copying) -> Path:
         content = read_bytes(place / how.marker)
     except FileNotFoundError:
         raise UserError(
-            f"{place / how.marker}: does not exist; make it with `raymaml data import CONFIG` and"
-            " `raymaml data sample CONFIG`, or give another place"
+            f"{place / how.marker}: does not exist",
+            remedy="make it with `raymaml data import CONFIG` and `raymaml data sample CONFIG`, or"
+            " give another place",
         ) from None
-    except Exception as error:
-        raise unreachable(place / how.marker, error) from None
     try:
         copy = at_home(cache) / hashlib.sha256(content).hexdigest()
     except ValueError as error:
@@ -71,8 +67,8 @@ def local_copy(place: Place, cache: Path, how: Copying) -> Path:
 
 def _unusable(cache: Path, problem: str) -> UserError:
     return UserError(
-        f"data.cache: {cache}: copies of what is given by URI cannot be kept there ({problem}); set"
-        " data.cache to a folder that this user can write"
+        f"data.cache: {cache}: copies of data at a URI cannot be kept there ({problem})",
+        remedy="set data.cache to a folder that this user can write",
     )
 
 
@@ -85,15 +81,15 @@ def _copy(place: Place, copy: Path, marker: bytes, how: Copying) -> None:
             download(place, names, partial)
         except FileNotFoundError as error:
             raise UserError(
-                f"{place}: lacks a file that its {how.marker} names ({reason_of(error)}); make it"
-                " again"
+                f"{place}: lacks a file that its {how.marker} names ({reason_of(error)})",
+                remedy="make it again",
             ) from None
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-                raise  # new_folder tells of it
-            raise unreachable(place, error) from None
         try:
             how.verify(partial)
         except UserError as error:
-            problems = (problem.replace(str(partial), str(place)) for problem in error.problems)
-            raise UserError(*problems) from None
+            raise UserError(
+                *(
+                    Mistake(problem.replace(str(partial), str(place)), remedy)
+                    for problem, remedy in error.mistakes
+                )
+            ) from None

@@ -1,8 +1,8 @@
 """Folders and files that appear whole or not at all, on disk and at URIs.
 
-On disk what is not whole yet has a hidden name, and is renamed. At a URI nothing can be renamed,
-but a file appears as a whole: there the file that names all the others, the marker, is written
-last, and a folder without it counts for nothing.
+On disk an unfinished file or folder has a hidden name, and is renamed at the end. At a URI nothing
+can be renamed, but a file appears whole. So a folder there has a marker, a file that names all the
+others: it is written last, and a folder without its marker does not count.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
-
-from pyarrow.fs import FSSpecHandler, PyFileSystem
+from typing import IO
 
 from raymaml.common.errors import StorageError, UserError, reason_of, storage_error
 from raymaml.storage.place import Place, is_remote
@@ -31,13 +29,14 @@ _PIECE = 8 << 20
 def new_folder(folder: Place, marker: str) -> Iterator[Path]:
     """Yield an empty folder on disk that becomes ``folder``, whole, when the block ends.
 
-    Beside a folder on disk it is a hidden one, which is renamed once its files are on disk; at a
-    URI the files are copied there, ``marker`` last. When the block raises, nothing remains; of a
-    process that is killed, what remains is removed by the next that makes ``folder``.
+    On disk it is a hidden folder beside ``folder``, and is renamed once its files are on disk. To
+    a URI the files are copied, ``marker`` last. An error in the block leaves nothing. If a process
+    is killed, the next process that makes ``folder`` removes the remains.
 
     Raises:
         FileExistsError: ``folder`` exists; it is left as it is.
-        StorageError: the storage refuses; the message says how much room there is.
+        UserError: ``folder`` is a link to a missing place.
+        StorageError: the storage fails; the message says how much room there is.
     """
     if is_remote(folder):
         with temporary_folder() as temporary:
@@ -46,9 +45,13 @@ def new_folder(folder: Place, marker: str) -> Iterator[Path]:
                 raise FileExistsError(folder)
             upload(temporary, folder, last=marker)
         return
-    _require_free(folder)
     with contextlib.ExitStack() as stack:
         with storing(folder, folder):
+            if folder.is_symlink() and not folder.exists():  # fails too where the name is too long
+                raise UserError(
+                    f"{folder}: is a link to {folder.readlink()}, which does not exist",
+                    remedy="make that, remove the link, or give another path",
+                )
             own = own_folder(folder.parent, partial_name(folder.name))
             partial = stack.enter_context(own)
         with storing(folder, partial):
@@ -60,22 +63,6 @@ def new_folder(folder: Place, marker: str) -> Iterator[Path]:
                 raise FileExistsError(folder)
             partial.rename(folder)
             _fsync(folder.parent)
-
-
-def _require_free(folder: Path) -> None:
-    """Check, before much is written, that the folder could be made.
-
-    Raises:
-        StorageError: its name is too long.
-        UserError: it is a link that leads nowhere.
-    """
-    with storing(folder, folder):
-        if folder.is_symlink() and not folder.exists():
-            raise UserError(
-                f"{folder}: is a link to {folder.readlink()}, which does not exist; make that,"
-                " remove the link, or give another path"
-            )
-        folder.exists()
 
 
 @contextlib.contextmanager
@@ -100,40 +87,42 @@ def upload(source: Path, folder: Place, last: str | None = None) -> None:
 
 
 def download(folder: Place, names: Iterable[str], target: Path) -> None:
-    """Copy files of a URI to disk, piece by piece."""
+    """Copy files of a URI to disk, piece by piece.
+
+    Raises:
+        FileNotFoundError: a file is missing at the URI.
+        StorageError: the URI cannot be reached.
+        OSError: the disk fails.
+    """
     for name in names:
-        with (folder / name).open("rb") as source, (target / name).open("wb") as copy:
-            shutil.copyfileobj(source, copy, _PIECE)
+        with reaching(folder, FileNotFoundError):
+            source = (folder / name).open("rb")
+        with source, (target / name).open("wb") as copy:
+            while True:
+                with reaching(folder):
+                    piece = source.read(_PIECE)
+                if not piece:
+                    break
+                copy.write(piece)
 
 
 @contextlib.contextmanager
 def reaching(place: Place, *expected: type[Exception]) -> Iterator[None]:
-    """Tell what keeps the block from reading or writing a URI; on disk it changes nothing.
+    """Raise what fails in the block, which reads or writes a URI; on disk nothing changes.
 
     Raises:
-        StorageError: instead of any error but those that are ``expected``.
+        StorageError: in place of any other error than those ``expected``.
     """
     try:
         yield
     except Exception as error:
         if not is_remote(place) or isinstance(error, (*expected, UserError)):
             raise
-        raise unreachable(place, error) from error
-
-
-def unreachable(place: Place, error: Exception) -> StorageError:
-    """Return what is said where a URI cannot be read or written."""
-    return StorageError(
-        f"{place}: cannot be reached ({reason_of(error)}); check the address, the network and the"
-        " credentials (for s3://: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
-    )
-
-
-def as_arrow(place: Place) -> tuple[str, Any]:
-    """Return a place as pyarrow and Ray take it: a path, and its file system (None: the disk)."""
-    if not is_remote(place):
-        return str(place.absolute()), None
-    return place.path, PyFileSystem(FSSpecHandler(place.fs))
+        raise StorageError(
+            f"{place}: cannot be reached ({reason_of(error)})",
+            remedy="check the address, the network and the credentials (for s3://:"
+            " AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)",
+        ) from error
 
 
 def sha256_of_file(path: Path) -> str:
@@ -155,13 +144,13 @@ def _fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Place) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of ``path``, whole, when the block ends.
+    """Open a file that replaces ``path`` when the block ends.
 
-    A reader sees the old file or the new one, never a part; an error leaves the old one. The
-    folder is made when it is missing.
+    A reader sees the whole old file or the whole new one. An error leaves the old one. A missing
+    folder is made.
 
     Raises:
-        StorageError: the storage refuses; the message says how much room there is.
+        StorageError: the storage fails; the message says how much room there is.
     """
     if is_remote(path):
         content = io.BytesIO()
@@ -185,10 +174,10 @@ def replacing(path: Place) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def storing(path: Place, partial: Place) -> Iterator[None]:
-    """Tell what the storage refuses in the block, which writes ``path`` by way of ``partial``.
+    """Explain an error of the storage in the block, which writes ``path`` through ``partial``.
 
     Raises:
-        StorageError: naming the path, the reason, the room that is left, and the remedy.
+        StorageError: with the path, the reason, the room that is left, and the remedy.
     """
     try:
         yield
@@ -199,7 +188,7 @@ def storing(path: Place, partial: Place) -> Iterator[None]:
 
 
 def _space(path: Place, partial: Place) -> str:
-    """Say how much room is left beside what ``partial`` holds by now, which was not enough."""
+    """Return how much room is left, and that more is needed than it and ``partial`` have."""
     if is_remote(path):
         return ""
     try:
@@ -213,10 +202,10 @@ def _space(path: Place, partial: Place) -> str:
 
 
 def make_folder(folder: Place, key: str) -> None:
-    """Make a folder, where folders are made; a URI is looked at.
+    """Make a folder on disk; check that a URI can be reached.
 
     Raises:
-        UserError: it cannot be made, or not be reached; ``key`` is the option that names it.
+        UserError: this fails; ``key`` is the option that names the folder.
     """
     try:
         if is_remote(folder):
@@ -225,12 +214,13 @@ def make_folder(folder: Place, key: str) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{key}: {folder} cannot be made a folder ({error.strerror}); give another {key}"
+            f"{key}: {folder} cannot be made a folder ({error.strerror})",
+            remedy=f"give another {key}",
         ) from None
 
 
 def exists(place: Place) -> bool:
-    """Tell whether there is such a file or folder.
+    """Return whether the file or folder exists.
 
     Raises:
         StorageError: the URI cannot be reached.
@@ -240,7 +230,7 @@ def exists(place: Place) -> bool:
 
 
 def remove(path: Place) -> None:
-    """Remove a file, if it is there.
+    """Remove a file if it exists.
 
     Raises:
         StorageError: the URI cannot be reached.
@@ -250,10 +240,10 @@ def remove(path: Place) -> None:
 
 
 def read_bytes(path: Place) -> bytes:
-    """Return what a file holds; of one that is replaced meanwhile, all of the old or of the new.
+    """Return the content of a file: if another process replaces it, the whole old or new one.
 
     Raises:
-        OSError: there is none, or it cannot be read.
+        OSError: it does not exist, or cannot be read.
     """
     if is_remote(path):
         with reaching(path, FileNotFoundError):
@@ -263,18 +253,18 @@ def read_bytes(path: Place) -> bytes:
 
 
 def read_text(path: Place) -> str:
-    """Do as ``read_bytes``, for UTF-8."""
+    """Return the content of a file as text (UTF-8), as ``read_bytes`` does."""
     return read_bytes(path).decode("utf-8")
 
 
 def write_text(path: Place, text: str) -> None:
-    """Write ``text`` (UTF-8) so that ``path`` holds the old or the new whole, never a part."""
+    """Write ``text`` (UTF-8) as a whole file, as ``replacing`` does."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def append_text(path: Place, text: str) -> None:
-    """Append ``text`` (UTF-8), making file and folder if need be; at a URI all is written anew."""
+    """Append ``text`` (UTF-8), and make file and folder if missing; a URI is written again."""
     if is_remote(path):
         before = read_text(path) if exists(path) else ""
         write_text(path, before + text)
@@ -285,42 +275,22 @@ def append_text(path: Place, text: str) -> None:
 
 
 def remove_folder(folder: Place, marker: str) -> None:
-    """Remove a folder so that no half of it is ever taken for a whole."""
+    """Remove a folder; a kill leaves no half of it that looks whole."""
     if is_remote(folder):
         remove(folder / marker)
         with reaching(folder):
             folder.fs.rm(folder.path, recursive=True)
         return
-    hidden = folder.with_name(
-        f"{partial_name(folder.name)}-old"
-    )  # what a kill leaves, the next removes
+    hidden = folder.with_name(f"{partial_name(folder.name)}-old")  # ``remove_partial`` finds it
     folder.rename(hidden)
     shutil.rmtree(hidden)
 
 
 def rename_folder(folder: Place, name: str, marker: str) -> None:
-    """Give a folder another name; a kill leaves it whole under one of the two, or under both."""
+    """Rename a folder; after a kill it is whole under one of the names, or under both."""
     if not is_remote(folder):
         folder.rename(folder.with_name(name))
         return
     with reaching(folder):
         folder.fs.copy(folder.path, folder.with_name(name).path, recursive=True)
         remove_folder(folder, marker)
-
-
-def remove_partial(folder: Place, name: str = "*") -> None:
-    """Remove what a killed process left of files and folders that never became whole.
-
-    At a URI there is nothing: what lacks its marker is overwritten when it is written again.
-
-    Args:
-        folder: where they would lie.
-        name: theirs; by default all.
-    """
-    if is_remote(folder):
-        return
-    for path in folder.glob(f".{name}.partial-*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

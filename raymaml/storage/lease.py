@@ -2,11 +2,12 @@
 
 On disk it is a lock of the operating system, which ends with the process. At a URI it is a lease.
 Leases are numbered files in a folder, and the highest number is the lease that counts. Its holder
-renews it every few seconds. A process that finds it released, or of a dead process, or without a
-change for ``EXPIRED`` seconds by its own clock, creates the next number. A storage lets one process
-alone create a file, so exactly one process gets the next number. The highest number is never
-removed, so a late process cannot get a number that counts. A holder that was suspended or cut off
-finds out by the check that ``hold`` yields.
+renews it every few seconds. A lease is free if it was released, if its holder is a dead process of
+this machine, or if it does not change for ``EXPIRED`` seconds by the clock of the process that
+looks. A process takes a free lease by creating the next number. A storage lets one process alone
+create a file, so exactly one process gets the next number. The highest number is never removed, so
+a late process cannot get a number that counts. A holder that was suspended or cut off learns from
+the check that ``hold`` yields that another process has taken over.
 """
 
 from __future__ import annotations
@@ -20,57 +21,54 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from upath import UPath
 
 from raymaml.common.errors import UserError
-from raymaml.storage.files import reaching, read_bytes, unreachable
+from raymaml.storage.files import reaching, read_bytes
 from raymaml.storage.place import Place, is_remote
-
-__all__ = ["Lease", "Timeout", "hold"]
 
 RENEWED = 5.0
 """Seconds between two renewals of a lease."""
 EXPIRED = 30.0
 """Seconds without a change after which a lease is free."""
+_LOOK_EVERY = 1.0
+"""Seconds between two looks at the lease of another process."""
 
 
 @contextlib.contextmanager
-def hold(path: Place, *, timeout: float) -> Iterator[Callable[[], None]]:
+def hold(path: Place, *, taken: UserError, timeout: float = 0) -> Iterator[Callable[[], None]]:
     """Hold the lock ``path`` for the length of the block, and yield a check that it is held.
 
     Args:
         path: the lock's own file on disk; at a URI, the folder of its leases.
+        taken: the error to raise if another process holds the lock.
         timeout: seconds to wait for another holder to end. At a URI it takes up to ``EXPIRED``
             seconds to see whether a holder lives; this wait comes first in any case.
 
     Raises:
-        Timeout: another process holds it.
-        UserError: the URI cannot be reached; from the check: another process has taken it over.
+        UserError: ``taken``, or the URI cannot be reached; from the check: another process has
+            taken over.
     """
-    if not is_remote(path):
-        with FileLock(path, timeout=timeout):
-            yield lambda: None
-        return
-    lease = Lease(path)
+    lock = Lease(path) if is_remote(path) else FileLock(path)
     try:
-        lease.acquire(timeout)
+        with reaching(path, Timeout):
+            lock.acquire(timeout)
     except Timeout:
-        raise
-    except Exception as error:
-        raise unreachable(path, error) from None
+        raise taken from None
     try:
-        yield lease.require
+        yield lock.require if isinstance(lock, Lease) else lambda: None
     finally:
-        lease.release()
+        lock.release()
 
 
 class Lease:
-    """The right to write, at a URI, of one process.
+    """The right of one process to write at a URI.
 
     Args:
-        folder: of the numbered leases.
+        folder: the folder of the numbered leases.
     """
 
     def __init__(self, folder: UPath) -> None:
@@ -81,23 +79,16 @@ class Lease:
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
-    def acquire(self, timeout: float) -> None:
+    def acquire(self, timeout: float = 0) -> None:
         """Take the next number once the highest lease is free.
 
         Raises:
             Timeout: another process still holds it after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
-        while True:
-            highest = self._highest()
-            if self._is_held(highest):
-                if time.monotonic() >= deadline:
-                    raise Timeout(str(self._folder))
-            elif self._create(highest + 1):
-                if self._highest() == highest + 1:
-                    break
-                self._file(highest + 1).unlink(missing_ok=True)  # it was used and removed before
-        self._number = highest + 1
+        while not self._take():
+            if time.monotonic() >= deadline:
+                raise Timeout(str(self._folder))
         for number in self._numbers():
             if number < self._number:
                 self._file(number).unlink(missing_ok=True)
@@ -115,7 +106,8 @@ class Lease:
             raise UserError(
                 f"{self._folder}: another process has taken over, since this one gave no sign of"
                 f" life for {EXPIRED:g} s (suspended, or cut off from the storage); this process"
-                " stops writing: leave the folder to the other one"
+                " stops writing",
+                remedy="leave the folder to the other one",
             )
 
     def release(self) -> None:
@@ -126,6 +118,27 @@ class Lease:
             if self._is_mine():
                 self._file(self._number).write_bytes(json.dumps({"released": True}).encode())
 
+    def _take(self) -> bool:
+        """Create the next number if the highest lease is free; return whether it counts."""
+        highest = self._highest()
+        if self._is_held(highest) or not self._create(highest + 1):
+            return False
+        if self._highest() > highest + 1:  # others have used and removed this number before
+            self._file(highest + 1).unlink(missing_ok=True)
+            return False
+        self._number = highest + 1
+        return True
+
+    def _is_held(self, number: int) -> bool:
+        """Watch a lease until it changes, which its holder does, or is free."""
+        found = self._read(number)
+        expires = time.monotonic() + EXPIRED
+        while not _is_free(found) and time.monotonic() < expires:
+            time.sleep(_LOOK_EVERY)
+            if self._read(number) != found:
+                return True
+        return False
+
     def _create(self, number: int) -> bool:
         try:
             with self._file(number).open("xb") as file:
@@ -133,16 +146,6 @@ class Lease:
         except FileExistsError:
             return False
         return True
-
-    def _is_held(self, number: int) -> bool:
-        """Watch a lease until it changes; it is free if released, dead or expired."""
-        found = self._read(number)
-        expires = time.monotonic() + EXPIRED
-        while found is not None and time.monotonic() < expires and not _is_free(found):
-            time.sleep(min(1, RENEWED))
-            if self._read(number) != found:
-                return True
-        return False
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED):
@@ -152,16 +155,13 @@ class Lease:
                 self._file(self._number).write_bytes(self._content())
 
     def _is_mine(self) -> bool:
-        return (
-            _owner(self._read(self._number)).get("token") == self._owner["token"]
-            and self._highest() == self._number
-        )
+        owner = _owner(self._read(self._number))
+        return owner.get("token") == self._owner["token"] and self._highest() == self._number
 
     def _highest(self) -> int:
         return max(self._numbers(), default=0)
 
     def _numbers(self) -> list[int]:
-        """List the numbers of the leases; 0 stands for none."""
         with contextlib.suppress(FileNotFoundError):
             paths = self._folder.fs.ls(self._folder.path, detail=False, refresh=True)
             names = [path.rstrip("/").rpartition("/")[2] for path in paths]
@@ -182,9 +182,25 @@ class Lease:
         return json.dumps({**self._owner, "renewals": self._renewals}).encode()
 
 
-def _owner(content: bytes | None) -> dict[str, object]:
+def _is_free(lease: bytes | None) -> bool:
+    """Return whether a lease is absent, released, or of a dead process of this machine."""
+    owner = _owner(lease)
+    if lease is None or owner.get("released") is True:
+        return True
+    if owner.get("host") != _host() or not isinstance(owner.get("pid"), int):
+        return False
     try:
-        owner = json.loads(content or b"{}")
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is another user's, or no number of a process
+        return False
+    return False
+
+
+def _owner(lease: bytes | None) -> dict[str, Any]:
+    try:
+        owner = json.loads(lease or b"{}")
     except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}
@@ -197,20 +213,3 @@ def _host() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
-
-
-def _is_free(content: bytes) -> bool:
-    """Say whether a lease was released, or is of a process of this machine that has ended."""
-    owner = _owner(content)
-    pid = owner.get("pid")
-    if owner.get("released") is True:
-        return True
-    if owner.get("host") != _host() or not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -1,8 +1,8 @@
-"""Places: where files are kept, on disk or at a URI such as ``s3://bucket/runs``.
+"""Places: paths on disk, and URIs such as ``s3://bucket/runs``.
 
-A folder on disk, or on a network disk that is mounted, is a ``pathlib.Path``; anything else is a
-``upath.UPath`` of fsspec, which has the methods of one. Only what the two do differently is here
-and in ``raymaml/storage/files.py``.
+A path on disk, or on a mounted network disk, is a ``pathlib.Path``. A URI is a ``upath.UPath`` of
+fsspec, which has the same methods. Code that has to treat the two differently is here and in
+``raymaml/storage/files.py``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 
 
 def to_place(value: object) -> Place:
-    """Return the place that a text names; a place stays what it is.
+    """Return the place that a text names; a place is returned unchanged.
 
     Raises:
-        ValueError: it is no text, or a URI of a kind that is unknown or lacks its package; the
-            message goes on after "it".
+        ValueError: it is no text, or its kind of URI is unknown or lacks its package; the message
+            continues a sentence that begins with "it".
     """
     if isinstance(value, Path | UPath):
         return value
@@ -33,7 +33,7 @@ def to_place(value: object) -> Place:
         return at_home(Path(value))
     protocol = value.split(_SEPARATOR)[0]
     try:
-        # Other processes write there too: a listing that was remembered would be an old one.
+        # Other processes write there too: a remembered listing may be out of date.
         place = UPath(value, use_listings_cache=False)
         if protocol in {"file", "local"}:
             return Path(place.path)
@@ -48,10 +48,10 @@ def to_place(value: object) -> Place:
 
 
 def at_home(path: Path) -> Path:
-    """Return what a path that begins with ``~`` means, as a shell would; others stay as they are.
+    """Return a path with ``~`` at its beginning replaced by the home that it stands for.
 
     Raises:
-        ValueError: there is no such home; the message goes on after "it".
+        ValueError: there is no such home; the message continues a sentence that begins with "it".
     """
     try:
         return path.expanduser()
@@ -60,12 +60,12 @@ def at_home(path: Path) -> Path:
 
 
 def beside(file: Place, name: Path) -> Place:
-    """Return what ``name`` means in ``file``: relative to the folder that it is in."""
+    """Return the place of ``name``, which a file gives relative to its own folder."""
     if is_remote(file) and not name.is_absolute():
         return (file.parent / name.as_posix()).resolve()  # at a URI `..` is a name like others
     return name if is_remote(file) else file.parent / name
 
 
 def is_remote(place: Place) -> TypeIs[UPath]:
-    """Tell whether ``place`` is reached by a URI, not by the operating system."""
+    """Return whether ``place`` is a URI, and not a path of the operating system."""
     return not isinstance(place, Path)

@@ -1,9 +1,10 @@
-"""Folders on disk that a process makes for a while, and that are removed even if it is killed.
+"""Unfinished and temporary folders on disk, which are removed even if their maker is killed.
 
-Its maker holds a lock of the operating system on the folder. A killed process holds none, so the
-next one that makes a folder of the same name removes what the dead have left. On a disk that
-machines share (NFS), a lock may hold on its own machine alone. So the name holds the machine, and
-each machine removes only its own folders. Folders of versions that named no machine stay.
+The process that makes such a folder holds a lock of the operating system on it. A killed process
+holds none, so the next process that makes a folder of the same name removes the remains. On a disk
+that machines share (NFS), a lock may hold on its own machine alone. So the name of a folder holds
+its machine, and each machine removes its own folders only. Folders of versions that named no
+machine stay.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from pathlib import Path
 from raymaml.storage.place import Place, is_remote
 
 _LONGEST = 200
-"""Bytes of a name; file systems take 255."""
+"""Maximum number of bytes of a name; file systems take 255."""
 
 
 def this_machine() -> str:
-    """Return eight hexadecimal digits that stand for this machine: of a hash of its name."""
+    """Return eight hexadecimal digits that stand for this machine, from a hash of its name."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def own_name(name: str) -> str:
-    """Return ``<name>-<machine><random>``; ``remove_dead`` looks for this machine's."""
+    """Return ``<name>-<machine><random>``, which ``remove_dead`` finds on this machine."""
     return f"{name}-{this_machine()}{secrets.token_hex(4)}"
 
 
@@ -40,12 +41,12 @@ def own_name(name: str) -> str:
 def own_folder(parent: Path, name: str, mode: int = 0o777) -> Iterator[Path]:
     """Yield a new folder, ``own_name(name)`` in ``parent``.
 
-    After the block it is removed, if it still has its name.
+    After the block it is removed, unless it was renamed.
 
     Args:
-        parent: is made if it is missing.
-        name: how the name begins.
-        mode: rights of the folder, less those that the umask takes.
+        parent: the folder that holds it; a missing one is made.
+        name: the beginning of the name.
+        mode: permissions of the folder; the umask removes some.
 
     Raises:
         OSError: it cannot be made.
@@ -61,9 +62,9 @@ def own_folder(parent: Path, name: str, mode: int = 0o777) -> Iterator[Path]:
 
 
 def partial_name(name: str) -> str:
-    """Return the hidden name, without its ending, of what is called ``name`` once it is whole.
+    """Return the beginning of the hidden name that an unfinished ``name`` has.
 
-    A long one is shortened, for the ending must fit behind it.
+    A long name is shortened: the ending must fit behind it.
     """
     if len(os.fsencode(name)) > _LONGEST:
         name = f"{name[:40]}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
@@ -71,18 +72,18 @@ def partial_name(name: str) -> str:
 
 
 def temporary_folder() -> contextlib.AbstractContextManager[Path]:
-    """Return an ``own_folder`` where this machine keeps temporary files, for its user alone."""
+    """Return an ``own_folder`` among this machine's temporary files, for this user alone."""
     return own_folder(Path(tempfile.gettempdir()), "raymaml-temporary", mode=0o700)
 
 
 def remove_dead(parent: Path, pattern: str) -> None:
-    """Remove the folders in ``parent`` whose makers on this machine have ended.
+    """Remove the folders in ``parent`` that ended processes of this machine have left.
 
     Args:
-        parent: where they lie.
-        pattern: of the names that ``own_name`` was given.
+        parent: the folder that holds them.
+        pattern: a pattern (glob) for the names that were given to ``own_name``.
     """
-    with contextlib.suppress(OSError):  # somebody else's
+    with contextlib.suppress(OSError):  # another user's
         for path in parent.glob(f"{pattern}-{this_machine()}{'[0-9a-f]' * 8}"):
             with contextlib.suppress(OSError), left_by_the_dead(path):
                 shutil.rmtree(path, ignore_errors=True)
@@ -90,7 +91,7 @@ def remove_dead(parent: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def held(folder: Place) -> Iterator[None]:
-    """Keep ``remove_dead`` from removing a folder on disk for the length of the block."""
+    """Keep ``remove_dead`` from removing a folder on disk during the block."""
     if is_remote(folder):
         yield
         return
@@ -111,7 +112,7 @@ def _locked(folder: Path) -> int:
 def _made(folder: Path, mode: int) -> int:
     """Make a folder and return its locked descriptor.
 
-    Before it is locked, another process may take it for a dead one's; then it is made again.
+    Before it is locked, another process may remove it as a dead process's; then it is made again.
     """
     while True:
         folder.mkdir(mode, parents=True)
@@ -124,10 +125,10 @@ def _made(folder: Path, mode: int) -> int:
 
 @contextlib.contextmanager
 def left_by_the_dead(folder: Path) -> Iterator[int]:
-    """Hold, and yield, the descriptor of a folder that no living process holds.
+    """Lock a folder that no living process holds, and yield its descriptor.
 
     Raises:
-        OSError: one does, or there is no such folder.
+        OSError: a living process holds it, or it does not exist.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -135,3 +136,17 @@ def left_by_the_dead(folder: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def remove_partial(folder: Place) -> None:
+    """Remove the unfinished files and folders that killed processes left in ``folder``.
+
+    At a URI there are none: a folder without its marker is overwritten.
+    """
+    if is_remote(folder):
+        return
+    for path in folder.glob(".*.partial-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

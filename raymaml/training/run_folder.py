@@ -21,11 +21,11 @@ from raymaml.storage.files import (
     reaching,
     read_bytes,
     remove,
-    remove_partial,
     write_text,
 )
-from raymaml.storage.lease import Timeout, hold
+from raymaml.storage.lease import hold
 from raymaml.storage.place import Place, is_remote
+from raymaml.storage.temporary import remove_partial
 from raymaml.training.card import require_agreement, schema_of_run
 from raymaml.training.checkpoint import (
     adopt_converted,
@@ -60,16 +60,14 @@ def claim(config: Config, data: TrainingData) -> Iterator[Place]:
     """
     folder = config.run_folder
     make_folder(folder, "run_dir")
-    try:
-        with hold(folder / ".lock", timeout=0):
-            _check_identity(folder, config, data)
-            withdraw_stop(folder)
-            yield folder
-    except Timeout:
-        raise UserError(
-            f"{folder}: another process is writing this run; wait for it, stop it, or choose"
-            " another name"
-        ) from None
+    taken = UserError(
+        f"{folder}: another process is writing this run",
+        remedy="wait for it, stop it, or choose another name",
+    )
+    with hold(folder / ".lock", taken=taken):
+        _check_identity(folder, config, data)
+        withdraw_stop(folder)
+        yield folder
 
 
 @contextlib.contextmanager
@@ -79,14 +77,12 @@ def sole_writer(folder: Place) -> Iterator[Callable[[], None]]:
     The worker of a driver that was just killed may live a few seconds longer: wait for its end.
     The right ends with the process, however that dies.
     """
-    try:
-        with hold(folder / ".writer", timeout=60) as require_held:
-            remove_partial(folder)
-            yield require_held
-    except Timeout:
-        raise UserError(
-            f"{folder}: a worker of an earlier run still writes here after 60 s; end it first"
-        ) from None
+    taken = UserError(
+        f"{folder}: a worker of an earlier run still writes here after 60 s", remedy="end it first"
+    )
+    with hold(folder / ".writer", taken=taken, timeout=60) as require_held:
+        remove_partial(folder)
+        yield require_held
 
 
 def request_stop(folder: Place) -> None:

@@ -13,11 +13,11 @@ from raymaml.storage.files import (
     new_folder,
     on_disk,
     remove_folder,
-    remove_partial,
     replacing,
     write_text,
 )
 from raymaml.storage.place import Place, to_place
+from raymaml.storage.temporary import remove_partial
 
 
 @pytest.fixture(params=["disk", "s3"])
