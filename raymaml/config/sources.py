@@ -61,7 +61,7 @@ class ImageFolderSource(Section):
     picture takes up to 12 bytes a pixel of memory while it is read."""
 
 
-class _BenchmarkSource(Section):
+class BenchmarkSource(Section):
     """A published benchmark, whose classes and images are counted on import."""
 
     path: PathField
@@ -71,7 +71,7 @@ class _BenchmarkSource(Section):
     of the data set, for trials."""
 
 
-class MiniImageNetSource(_BenchmarkSource):
+class MiniImageNetSource(BenchmarkSource):
     """mini-ImageNet (Vinyals et al. 2016, splits of Ravi and Larochelle 2017): 64/16/20 classes of
     600 images. The folder holds pickles of either kind (data and labels; image_data and
     class_dict), or images/ and CSVs (filename,label), or the class folders of ILSVRC 2012."""
@@ -79,28 +79,28 @@ class MiniImageNetSource(_BenchmarkSource):
     kind: Literal["mini-imagenet"]
 
 
-class TieredImageNetSource(_BenchmarkSource):
+class TieredImageNetSource(BenchmarkSource):
     """tiered-ImageNet (Ren et al. 2018): 351/97/160 classes, 779,165 images. The folder holds npz
     files of pixels or pickles of PNG files, and pickles of labels."""
 
     kind: Literal["tiered-imagenet"]
 
 
-class CifarFsSource(_BenchmarkSource):
+class CifarFsSource(BenchmarkSource):
     """CIFAR-FS (Bertinetto et al. 2019): 64/16/20 classes of 600 images. A folder of pickles, or
     CIFAR-100 for Python: cifar-100-python.tar.gz, the folder that holds it, or it unpacked."""
 
     kind: Literal["cifar-fs"]
 
 
-class Fc100Source(_BenchmarkSource):
+class Fc100Source(BenchmarkSource):
     """FC100 (Oreshkin et al. 2018): 60/20/20 classes of 600 images, splits disjoint in superclass.
     A folder of pickles, or CIFAR-100 as for cifar-fs."""
 
     kind: Literal["fc100"]
 
 
-class CubSource(_BenchmarkSource):
+class CubSource(BenchmarkSource):
     """CUB-200-2011 (Wah et al. 2011): 200 birds, 11,788 images. CUB_200_2011.tgz, the folder that
     holds it, or it unpacked."""
 
@@ -113,7 +113,7 @@ class CubSource(_BenchmarkSource):
     of the whole image is taken."""
 
 
-class INaturalist2017Source(_BenchmarkSource):
+class INaturalist2017Source(BenchmarkSource):
     """iNaturalist 2017 as meta-iNat (Wertheimer and Hariharan 2019): images/ and
     fs-splits/{train,test}.csv, lines path,label without a header; 908/227 classes."""
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from raymaml.data.importers.pickles import load_pickle
-from raymaml.data.importers.stored import Scratch, open_blob
+from raymaml.data.formats.pickles import load_pickle
+from raymaml.data.formats.spool import open_blob
 
 
 def python2(value: Any) -> bytes:
@@ -43,7 +43,7 @@ def _encode(value: Any) -> bytes:  # noqa: PLR0911
 
 
 def read(path: Path) -> Any:
-    return load_pickle(str(path), open_blob(path), Scratch(path.parent / "bank"))
+    return load_pickle(str(path), open_blob(path))
 
 
 def read_bytes(folder: Path, data: bytes) -> Any:

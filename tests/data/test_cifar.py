@@ -21,7 +21,6 @@ from raymaml.config.sources import CifarFsSource, Fc100Source
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.cifar import benchmark, plan_cifar, splits_of
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.importers.stored import Scratch
 
 SPLITS = ("train", "val", "test")
 FINE = list(splits_of("fc100"))  # alphabetical, so the place is the label
@@ -38,7 +37,7 @@ def source_of(kind: Kind, path: Path, **changes: Any) -> CifarFsSource | Fc100So
 
 def plan(kind: Kind, path: Path, size: int = 32, **changes: Any) -> ImportPlan:
     folder = path if path.is_dir() else path.parent
-    return plan_cifar(source_of(kind, path, **changes), size, Scratch(folder / "bank"))
+    return plan_cifar(source_of(kind, path, **changes), size, folder / "bank")
 
 
 def counts(found: ImportPlan) -> list[tuple[int, int]]:

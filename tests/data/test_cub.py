@@ -19,7 +19,6 @@ from raymaml.config.sources import CubSource
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.cub import plan_cub, split_of
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.importers.stored import Scratch
 
 SPLITS = ("train", "val", "test")
 WIDTH, HEIGHT = 60, 40
@@ -69,7 +68,7 @@ def pack(path: Path, files: dict[str, bytes]) -> Path:
 def plan(path: Path, size: int = 20, split: str = "cub_100_50_50", **changes: Any) -> ImportPlan:
     folder = path if path.is_dir() else path.parent
     fields = {"kind": "cub", "path": path, "split": split, "verify_counts": False} | changes
-    return plan_cub(CubSource.model_validate(fields), size, Scratch(folder / "bank"))
+    return plan_cub(CubSource.model_validate(fields), size, folder / "bank")
 
 
 @pytest.mark.parametrize("split", ["cub_100_50_50", "cub_140_30_30"])

@@ -10,8 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raymaml.config.sources import GlyphsSource
-from raymaml.data.importers.glyph_selection import distinct_fonts, frame, without_doubles
-from raymaml.data.importers.glyphs import plan_glyphs, split_of
+from raymaml.data.importers.glyphs import (
+    distinct_fonts,
+    frame,
+    plan_glyphs,
+    split_of,
+    without_doubles,
+)
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 
 SOURCE = GlyphsSource(kind="glyphs")

@@ -23,7 +23,6 @@ from raymaml.config.sources import MiniImageNetSource
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.mini_imagenet import ilsvrc_files, plan_mini_imagenet
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.importers.stored import Scratch
 
 SIZES = {"train": 64, "val": 16, "test": 20}
 FIRST = {"train": 0, "val": 64, "test": 80}
@@ -65,7 +64,7 @@ def write(folder: Path, files: dict[str, Any], dump: Dump = dump3) -> None:
 
 def plan(folder: Path, size: int = 2, **changes: Any) -> ImportPlan:
     source = MiniImageNetSource(kind="mini-imagenet", path=folder, **changes)
-    return plan_mini_imagenet(source, size, Scratch(folder / "bank"))
+    return plan_mini_imagenet(source, size)
 
 
 def counts(found: ImportPlan) -> dict[str, tuple[int, int]]:

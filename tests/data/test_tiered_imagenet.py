@@ -24,7 +24,6 @@ from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import TieredImageNetSource
 from raymaml.data.importers import import_bank
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import BENCHMARK, plan_tiered_imagenet
 
 SPLITS = ("train", "val", "test")
@@ -75,7 +74,7 @@ def write_pngs(folder: Path, split: str, labels: list[int], flat: bool = False) 
 
 def plan(folder: Path, size: int = 4, **changes: Any) -> ImportPlan:
     source = TieredImageNetSource(kind="tiered-imagenet", path=folder, **changes)
-    return plan_tiered_imagenet(source, size, Scratch(folder / "bank"))
+    return plan_tiered_imagenet(source, size, folder / "bank")
 
 
 def first_pixels(found: ImportPlan, name: str) -> list[list[int]]:

@@ -34,7 +34,10 @@ from raymaml.config.sources import (
     OmniglotSource,
     TieredImageNetSource,
 )
-from raymaml.data.importers import stored
+from raymaml.data.formats import spool
+from raymaml.data.formats.archives import read_tar
+from raymaml.data.formats.pickles import load_pickle
+from raymaml.data.formats.spool import open_blob
 from raymaml.data.importers.cifar import plan_cifar, splits_of
 from raymaml.data.importers.cub import plan_cub
 from raymaml.data.importers.image_folder import _square, plan_image_folder
@@ -42,11 +45,8 @@ from raymaml.data.importers.images import decode_files, squared, squashed
 from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
-from raymaml.data.importers.pickles import load_pickle
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.importers.stored import Scratch, open_blob
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
-from raymaml.data.importers.trees import read_tar
 
 SIZE = 8
 
@@ -61,7 +61,7 @@ class Bomb:
 @pytest.fixture(autouse=True)
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bomb of a megabyte is one here, so that thousands can go off."""
-    monkeypatch.setattr(stored, "UNPACKED", 1 << 20)
+    monkeypatch.setattr(spool, "UNPACKED", 1 << 20)
     assert Image.init() or ImageCms  # loads Pillow's formats, which an import would later
 
 
@@ -166,11 +166,10 @@ def test_pickles(fuzz: Fuzz) -> None:
     for split in ("train", "val"):
         (fuzz.place / f"{split}.pickle").write_bytes(pickle.dumps(honest))
     path = fuzz.place / "test.pickle"
-    scratch = Scratch(fuzz.place / "bank")
 
     def read(_: bytes) -> None:
-        load_pickle(str(path), open_blob(path), scratch)
-        load_all(plan_mini_imagenet(source, SIZE, scratch))
+        load_pickle(str(path), open_blob(path))
+        load_all(plan_mini_imagenet(source, SIZE))
 
     path.write_bytes(pickle.dumps(honest))
     read(b"")
@@ -259,7 +258,7 @@ def test_npz(fuzz: Fuzz) -> None:
         labels.write_bytes(case[1])
 
     def read(_: object) -> None:
-        load_all(plan_tiered_imagenet(source, SIZE, Scratch(fuzz.place / "bank")))
+        load_all(plan_tiered_imagenet(source, SIZE, fuzz.place / "bank"))
 
     names = {"labels": [0, 1], "label_specific": [0, 1], "label_specific_str": ["a", "b"]}
     values = hostile_values(fuzz.root) | st.sampled_from(ARRAYS)
@@ -402,11 +401,11 @@ def test_tars(fuzz: Fuzz) -> None:
     path = fuzz.place / "cifar-100-python.tar"
     honest = cifar_members(1)
     small = {name: data[:40] for name, data in honest.items()}
-    scratch = Scratch(fuzz.place / "bank")
+    bank = fuzz.place / "bank"
 
     def read(_: object) -> None:
-        read_tar(path, scratch)
-        load_all(plan_cifar(source, 32, scratch))
+        read_tar(path, bank)
+        load_all(plan_cifar(source, 32, bank))
 
     path.write_bytes(tar_of([(info(name, len(data)), data) for name, data in honest.items()]))
     read(None)
@@ -520,7 +519,7 @@ def test_csvs_of_mini_imagenet(fuzz: Fuzz) -> None:
     source = MiniImageNetSource(kind="mini-imagenet", path=fuzz.place, verify_counts=False)
 
     def read(_: object) -> None:
-        load_all(plan_mini_imagenet(source, SIZE, Scratch(fuzz.place / "bank")))
+        load_all(plan_mini_imagenet(source, SIZE))
 
     fuzz(tables(fuzz.root, ["filename", "label"], rows), table.write_bytes, read)
 
@@ -583,7 +582,7 @@ def test_lists_of_cub(fuzz: Fuzz) -> None:
         (fuzz.place / case[0]).write_bytes(case[1])
 
     def read(_: object) -> None:
-        load_all(plan_cub(source, SIZE, Scratch(fuzz.place / "bank")))
+        load_all(plan_cub(source, SIZE, fuzz.place / "bank"))
 
     write(("images.txt", lists["images.txt"].encode()))
     read(None)

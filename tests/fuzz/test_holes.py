@@ -46,16 +46,16 @@ from raymaml.convert.command import convert_files
 from raymaml.convert.learner import load_reference
 from raymaml.data.bank import ImageBank
 from raymaml.data.episodes import EpisodeShards, check_shards, write_shards
-from raymaml.data.importers import import_bank, stored
+from raymaml.data.formats import spool
+from raymaml.data.formats.archives import read_tar
+from raymaml.data.importers import import_bank
 from raymaml.data.importers.cub import plan_cub
 from raymaml.data.importers.image_folder import plan_image_folder
 from raymaml.data.importers.images import decode_files, squashed
 from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
-from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
-from raymaml.data.importers.trees import read_tar
 from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.records import (
     read_circumstances,
@@ -517,9 +517,7 @@ def test_paths_of_csvs_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     assert ("is not relative" if name.startswith("/") else "leaves the folder") in problem
     (mini / "train.csv").write_text(f"filename,label\n{name},a\n")
     with pytest.raises(UserError, match=r"train\.csv:2: must give filename and label"):
-        plan_mini_imagenet(
-            MiniImageNetSource(kind="mini-imagenet", path=mini), 8, Scratch(tmp_path / "bank")
-        )
+        plan_mini_imagenet(MiniImageNetSource(kind="mini-imagenet", path=mini), 8)
 
 
 def test_a_path_longer_than_any(tmp_path: Path) -> None:
@@ -538,7 +536,7 @@ def test_digits_that_are_no_number(tmp_path: Path) -> None:
     (tmp_path / "images.txt").write_text("1 ²³¹.Bird/x.jpg\n")
     source = CubSource(kind="cub", path=tmp_path, split="cub_100_50_50")
     with pytest.raises(UserError, match=r"images\.txt: .* is of no class 001 to 200"):
-        plan_cub(source, 8, Scratch(tmp_path / "bank"))
+        plan_cub(source, 8, tmp_path / "bank")
 
 
 # Pickles, npz files and archives
@@ -555,13 +553,13 @@ def test_labels_that_stand_for_more_than_fits_into_memory(tmp_path: Path) -> Non
         labels = [labels] * 10
     source = mini(tmp_path, {"data": np.zeros((2, 4, 4, 3), np.uint8), "labels": labels})
     with pytest.raises(UserError, match="its labels are no whole numbers"):
-        plan_mini_imagenet(source, 8, Scratch(tmp_path / "bank"))
+        plan_mini_imagenet(source, 8)
 
 
 def test_images_without_height(tmp_path: Path) -> None:
     source = mini(tmp_path, {"data": np.zeros((2, 0, 4, 3), np.uint8), "labels": [0, 1]})
     with pytest.raises(UserError, match=r"its images are uint8 \(2, 0, 4, 3\), must be"):
-        plan_mini_imagenet(source, 8, Scratch(tmp_path / "bank"))
+        plan_mini_imagenet(source, 8)
 
 
 def test_two_classes_of_one_name(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -587,21 +585,21 @@ def npz_with(folder: Path, header: str) -> TieredImageNetSource:
 def test_headers_of_npz_files(tmp_path: Path, header: str) -> None:
     source = npz_with(tmp_path, header)
     with pytest.raises(UserError, match=r"_images\.npz"):
-        plan_tiered_imagenet(source, 8, Scratch(tmp_path / "bank"))
+        plan_tiered_imagenet(source, 8, tmp_path / "bank")
 
 
 def test_a_header_that_python_2_wrote_is_read_without_a_warning(tmp_path: Path) -> None:
     source = npz_with(tmp_path, HEADERS[4])
-    assert len(plan_tiered_imagenet(source, 8, Scratch(tmp_path / "bank")).classes) == 6
+    assert len(plan_tiered_imagenet(source, 8, tmp_path / "bank").classes) == 6
 
 
 def test_archives_that_unpack_to_far_more_than_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "UNPACKED", 1 << 16)
+    monkeypatch.setattr(spool, "UNPACKED", 1 << 16)
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(4 << 20)))
     with pytest.raises(UserError, match=r"a\.tar\.gz: .*unpack to .* or more, as no data do"):
-        read_tar(tmp_path / "a.tar.gz", Scratch(tmp_path / "bank"))
+        read_tar(tmp_path / "a.tar.gz", tmp_path / "bank")
     name = "images_background/A/character01/0001_01.png"
     (tmp_path / "images_background.zip").write_bytes(zipped({name: bytes(4 << 20)}, 8))
     with pytest.raises(UserError, match=r"images_background\.zip: .*as no data do"):
@@ -612,7 +610,7 @@ def test_headers_of_tars_that_lead_back_or_on_for_ever(tmp_path: Path) -> None:
     for data in tar_tricks()[:6]:
         (tmp_path / "a.tar").write_bytes(data)
         with pytest.raises(UserError, match=r"a\.tar: is not a whole tar archive|unsafe path"):
-            read_tar(tmp_path / "a.tar", Scratch(tmp_path / "bank"))
+            read_tar(tmp_path / "a.tar", tmp_path / "bank")
 
 
 def test_a_device_in_a_tar(tmp_path: Path) -> None:
@@ -623,7 +621,7 @@ def test_a_device_in_a_tar(tmp_path: Path) -> None:
         archive.addfile(member)
     (tmp_path / "a.tar").write_bytes(out.getvalue())
     with pytest.raises(UserError, match="holds the unsafe path 'zero'"):
-        read_tar(tmp_path / "a.tar", Scratch(tmp_path / "bank"))
+        read_tar(tmp_path / "a.tar", tmp_path / "bank")
 
 
 # The reference's files

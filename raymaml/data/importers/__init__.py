@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import Problems, UserError
 from raymaml.config.schema import AllEpisodes, DataConfig, Split
 from raymaml.config.sources import (
     AnySource,
@@ -34,7 +34,6 @@ from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
-from raymaml.data.importers.stored import Scratch
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, listed
 from raymaml.storage.place import is_remote
@@ -72,7 +71,6 @@ def import_bank(
 
 def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
     """List the classes of a source, by its kind."""
-    scratch = Scratch(bank)
     match source:
         case GlyphsSource():
             plan = plan_glyphs(source, image_size)
@@ -81,13 +79,13 @@ def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
         case ImageFolderSource():
             plan = plan_image_folder(source, image_size)
         case MiniImageNetSource():
-            plan = plan_mini_imagenet(source, image_size, scratch)
+            plan = plan_mini_imagenet(source, image_size)
         case TieredImageNetSource():
-            plan = plan_tiered_imagenet(source, image_size, scratch)
+            plan = plan_tiered_imagenet(source, image_size, bank)
         case CifarFsSource() | Fc100Source():
-            plan = plan_cifar(source, image_size, scratch)
+            plan = plan_cifar(source, image_size, bank)
         case CubSource():
-            plan = plan_cub(source, image_size, scratch)
+            plan = plan_cub(source, image_size, bank)
         case INaturalist2017Source():
             plan = plan_inaturalist(source, image_size)
     return plan
@@ -117,24 +115,25 @@ def _batches(
         try:
             images = planned.read(part)
         except UserError as error:
-            own = _problems(planned, parts)
-            problems = [*error.problems, *own, *_broken(behind, image_bytes)]
+            problems = [*error.problems, *_problems(planned, parts), *_broken(behind, image_bytes)]
             raise UserError(*listed(problems)) from None
         yield images
 
 
-def _broken(classes: Iterable[PlannedClass], image_bytes: int) -> Iterator[str]:
+def _broken(classes: Iterable[PlannedClass], image_bytes: int) -> Problems:
     """Read classes for their problems alone."""
+    problems = Problems()
     for planned in classes:
-        yield from _problems(planned, planned.parts(image_bytes))
+        problems += _problems(planned, planned.parts(image_bytes))
+    return problems
 
 
-def _problems(planned: PlannedClass, parts: Iterable[slice]) -> Iterator[str]:
+def _problems(planned: PlannedClass, parts: Iterable[slice]) -> Problems:
+    problems = Problems()
     for part in parts:
-        try:
+        with problems:
             planned.read(part)
-        except UserError as error:
-            yield from error.problems
+    return problems
 
 
 def _is_text(name: str) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from importlib import resources
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,67 +25,52 @@ from numpy.typing import NDArray
 from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import CifarFsSource, Fc100Source
-from raymaml.data.importers.benchmark import (
-    Benchmark,
-    Images,
-    choose,
-    in_order,
+from raymaml.data.formats.archives import Tree, find_tree
+from raymaml.data.formats.spool import StoredArray
+from raymaml.data.importers.benchmark import Benchmark, LabelledFile, choose, plan_files
+from raymaml.data.importers.images import Images, resized
+from raymaml.data.importers.labelled_pickles import (
     integers,
-    origin,
-    plan_classes,
-    resized,
-    verify,
+    labelled_pickles,
+    read_pickle,
+    texts_of,
 )
-from raymaml.data.importers.labelled_pickles import labelled_pickles, texts_of, with_text_keys
-from raymaml.data.importers.pickles import load_pickle
-from raymaml.data.importers.plan import ImportPlan, PlannedClass
-from raymaml.data.importers.stored import Scratch, StoredArray
-from raymaml.data.importers.trees import Tree, find_tree
+from raymaml.data.importers.plan import ImportPlan
 
 LICENCE = "none stated (Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html)"
-TITLES = {
-    "cifar-fs": "CIFAR-FS (Bertinetto et al. 2019)",
-    "fc100": "FC100 (Oreshkin et al. 2018)",
+FORM = "CIFAR-100 for Python and the published class lists"
+CITED = {
+    "cifar-fs": ("CIFAR-FS", "(Bertinetto et al. 2019)"),
+    "fc100": ("FC100", "(Oreshkin et al. 2018)"),
 }
 _PARTS = ("train", "test")
 _PIXELS = 3 * 32 * 32
+_Part = tuple[StoredArray, NDArray[np.int64]]
+"""Pixels [n, 3 * 32 * 32], planes of red, green and blue, and labels [n]."""
 
 
-def plan_cifar(source: CifarFsSource | Fc100Source, size: int, scratch: Scratch) -> ImportPlan:
+def plan_cifar(source: CifarFsSource | Fc100Source, size: int, bank: Path) -> ImportPlan:
     """Find the three splits in ``source.path``: pickles first, then CIFAR-100 itself.
 
     Raises:
         UserError: a file is damaged, a split is missing, or classes or images are.
     """
     facts = benchmark(source.kind)
-    files = labelled_pickles(source.path, scratch) if source.path.is_dir() else []
-    if files:
-        found = choose(files, facts, source.path)
-        places: Mapping[Split, str] = {split: file.name for split, file in found.items()}
-        named = {
-            split: replace(f, class_names=_names(f.labels, split, source.kind))
-            for split, f in found.items()
+    if files := labelled_pickles(source.path) if source.path.is_dir() else []:
+        chosen = {
+            split: replace(file, class_names=_names(file.labels, split, source.kind))
+            for split, file in choose(files, facts, source.path).items()
         }
-        classes, form = plan_classes(named, facts, size), origin(found)
-    else:
-        tree = find_tree(source.path, ("meta", *_PARTS), scratch)
-        if tree is None:
-            raise UserError(
-                f"data.source.path: {source.path} holds neither pickles of data and labels nor"
-                " CIFAR-100 (train, test and meta; cifar-100-python.tar.gz at"
-                " https://www.cs.toronto.edu/~kriz/cifar.html)"
-            )
-        places = dict.fromkeys(SPLITS, tree.name)
-        classes = _from_cifar100(tree, splits_of(source.kind), size, scratch)
-        form = "CIFAR-100 for Python and the published class lists"
-    if source.verify_counts:
-        verify(classes, facts, places)
-    return ImportPlan(
-        source=f"{TITLES[source.kind]} from {form}",
-        licence=LICENCE,
-        num_channels=3,
-        classes=classes,
-    )
+        return plan_files(chosen, facts, source, size)
+    tree = find_tree(source.path, ("meta", *_PARTS), bank)
+    if tree is None:
+        raise UserError(
+            f"data.source.path: {source.path} holds neither pickles of data and labels nor"
+            " CIFAR-100 (train, test and meta; cifar-100-python.tar.gz at"
+            " https://www.cs.toronto.edu/~kriz/cifar.html)"
+        )
+    plan = plan_files(_from_cifar100(tree, splits_of(source.kind)), facts, source, size)
+    return replace(plan, source=f"{facts.title} {facts.cited} from {FORM}")
 
 
 @cache
@@ -103,12 +88,14 @@ def splits_of(kind: str) -> dict[str, Split]:
 @cache
 def benchmark(kind: str) -> Benchmark:
     """Return the published facts of ``cifar-fs`` or ``fc100``."""
-    splits = splits_of(kind)
+    (title, cited), splits = CITED[kind], splits_of(kind)
     names = {split: [name for name, own in splits.items() if own == split] for split in SPLITS}
     number_of = {name: number for number, name in enumerate(splits)}
     numbers = {split: [number_of[name] for name in own] for split, own in names.items()}
     return Benchmark(
-        title=TITLES[kind].partition(" (")[0],
+        title=title,
+        cited=cited,
+        licence=LICENCE,
         num_classes={split: len(own) for split, own in numbers.items()},
         images_per_class=600,
         names=names,
@@ -122,26 +109,30 @@ def _names(labels: NDArray[np.int64], split: Split, kind: str) -> dict[int, str]
     return dict(enumerate(splits_of(kind))) if set(labels.tolist()) <= set(own) else {}
 
 
-def _from_cifar100(
-    tree: Tree, splits: Mapping[str, Split], size: int, scratch: Scratch
-) -> tuple[PlannedClass, ...]:
-    """Divide the 100 classes of CIFAR-100."""
-    names = texts_of(_read(tree, "meta", scratch).get("fine_label_names"))
+def _from_cifar100(tree: Tree, splits: Mapping[str, Split]) -> dict[Split, LabelledFile]:
+    """Divide the 100 classes of CIFAR-100; all three files are the whole of it."""
+    names = texts_of(_read(tree, "meta").get("fine_label_names"))
     if sorted(names) != sorted(splits):
         raise UserError(f"{tree.name}/meta: does not name the 100 classes of CIFAR-100")
-    parts = [_part(tree, part, scratch) for part in _PARTS]
-    classes = []
-    for label, name in enumerate(names):
-        own = [(pixels, np.flatnonzero(labels == label)) for pixels, labels in parts]
-        count = sum(len(rows) for _, rows in own)
-        read = partial(_load, own, size)
-        classes.append(PlannedClass(name=name, split=splits[name], count=count, read=read))
-    return in_order(planned for planned in classes if planned.count)
+    parts = [_part(tree, part) for part in _PARTS]
+    labels = np.concatenate([labels for _, labels in parts])
+    of_split = np.array([SPLITS.index(splits[name]) for name in names])
+    found: dict[Split, LabelledFile] = {}
+    for number, split in enumerate(SPLITS):
+        own = np.flatnonzero(of_split[labels] == number)
+        found[split] = LabelledFile(
+            name=tree.name,
+            labels=labels[own],
+            load=partial(_load, parts, own),
+            form=FORM,
+            class_names=dict(enumerate(names)),
+        )
+    return found
 
 
-def _part(tree: Tree, part: str, scratch: Scratch) -> tuple[StoredArray, NDArray[np.int64]]:
-    """Read train or test: pixels [n, 3 * 32 * 32], planes of red, green and blue, and labels."""
-    content = _read(tree, part, scratch)
+def _part(tree: Tree, part: str) -> _Part:
+    """Read train or test."""
+    content = _read(tree, part)
     labels, pixels = integers(content.get("fine_labels", [])), content.get("data")
     if labels is None or not isinstance(pixels, StoredArray) or pixels.dtype != np.uint8:
         raise UserError(f"{tree.name}/{part}: holds no data and fine_labels of CIFAR-100")
@@ -149,17 +140,25 @@ def _part(tree: Tree, part: str, scratch: Scratch) -> tuple[StoredArray, NDArray
         raise UserError(
             f"{tree.name}/{part}: data are {pixels.shape}, must be ({len(labels)}, {_PIXELS})"
         )
+    if labels.min() < 0 or labels.max() >= 100:
+        raise UserError(f"{tree.name}/{part}: its fine_labels are not 0 to 99; get it again")
     return pixels, labels
 
 
-def _read(tree: Tree, file: str, scratch: Scratch) -> dict[str, Any]:
+def _read(tree: Tree, file: str) -> dict[str, object]:
     name = f"{tree.name}/{file}"
-    content = with_text_keys(load_pickle(name, tree.blob(file), scratch))
+    content = read_pickle(name, tree.blob(file))
     if not isinstance(content, dict):
         raise UserError(f"{name}: is a {type(content).__name__}, must be a dict; get it again")
     return content
 
 
-def _load(own: list[tuple[StoredArray, NDArray[np.int64]]], size: int, part: slice) -> Images:
-    planes = np.concatenate([pixels.rows(rows) for pixels, rows in own])[part]  # of 3 kB each
+def _load(parts: list[_Part], own: NDArray[np.int64], rows: NDArray[np.int64], size: int) -> Images:
+    """Read rows, in ascending order, of those that ``own`` numbers through both parts."""
+    (train, labels), (test, _) = parts
+    numbers = own[rows]
+    in_train = numbers < len(labels)
+    planes = np.concatenate(
+        [train.rows(numbers[in_train]), test.rows(numbers[~in_train] - len(labels))]
+    )
     return resized(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), size)

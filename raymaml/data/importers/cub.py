@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import CubSource
-from raymaml.data.importers.benchmark import Benchmark, Images, in_order, verify
-from raymaml.data.importers.images import decode, image_bytes, squared, squashed
-from raymaml.data.importers.plan import ImportPlan, PlannedClass
-from raymaml.data.importers.stored import Scratch
-from raymaml.data.importers.trees import Tree, find_tree
+from raymaml.data.formats.archives import Tree, find_tree
+from raymaml.data.importers.benchmark import KEEP_ANYWAY, Benchmark, verify
+from raymaml.data.importers.images import (
+    Images,
+    Transform,
+    decode,
+    image_bytes,
+    squared,
+    squashed,
+)
+from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
 
 NUM_CLASSES = 200
 NUM_IMAGES = 11_788
@@ -59,13 +65,13 @@ def split_of(number: int, split: str) -> Split:
     return "train" if number % 2 else "val" if number % 4 == 2 else "test"
 
 
-def plan_cub(source: CubSource, size: int, scratch: Scratch) -> ImportPlan:
+def plan_cub(source: CubSource, size: int, bank: Path) -> ImportPlan:
     """List the images of ``images.txt`` by class.
 
     Raises:
         UserError: a file is missing or damaged, or classes, images or boxes are missing.
     """
-    tree = find_tree(source.path, ("images.txt",), scratch)
+    tree = find_tree(source.path, ("images.txt",), bank)
     if tree is None:
         raise UserError(
             f"data.source.path: {source.path} holds no images.txt of CUB-200-2011, nor an archive"
@@ -88,48 +94,51 @@ def plan_cub(source: CubSource, size: int, scratch: Scratch) -> ImportPlan:
 def _table(tree: Tree, file: str, columns: int) -> dict[str, list[str]]:
     """Read a file of lines of a number and ``columns`` values."""
     text = tree.blob(file).read().decode("utf-8", "replace")
-    lines = {number: line.split() for number, line in enumerate(text.splitlines(), 1)}
-    wrong = [number for number, line in lines.items() if line and len(line) != 1 + columns]
-    if wrong:
-        raise UserError(
-            *(f"{tree.name}/{file}:{n}: must hold {1 + columns} values; mend it" for n in wrong)
-        )
-    return {line[0]: line[1:] for line in lines.values() if line}
+    table: dict[str, list[str]] = {}
+    with gathered() as problems:
+        for number, line in enumerate(text.splitlines(), 1):
+            key, *values = line.split() or [""]
+            if key and len(values) != columns:
+                what = f"must hold {1 + columns} values; mend it"
+                problems.append(f"{tree.name}/{file}:{number}: {what}")
+            elif key:
+                table[key] = values
+    return table
 
 
 def _boxes(tree: Tree, names: Mapping[str, str]) -> dict[str, Box]:
     """Return the box of each image by the image's name."""
-    try:
-        table = {
-            key: tuple(map(float, line))
-            for key, line in _table(tree, "bounding_boxes.txt", 4).items()
-        }
-    except ValueError as error:
-        raise UserError(f"{tree.name}/bounding_boxes.txt: {error}; get it again") from None
-    missing = [
-        f"{tree.name}/bounding_boxes.txt: has no box of {name}; get it again, or set"
-        " data.source.crop_to_box: false"
-        for key, name in names.items()
-        if key not in table
-    ]
-    if missing:
-        raise UserError(*missing)
-    return {name: table[key] for key, name in names.items()}  # type: ignore[misc]
+    file = f"{tree.name}/bounding_boxes.txt"
+    boxes: dict[str, Box] = {}
+    with gathered() as problems:
+        table = _table(tree, "bounding_boxes.txt", 4)
+        for key, name in names.items():
+            if key not in table:
+                problems.append(
+                    f"{file}: has no box of {name}; get it again, or set"
+                    " data.source.crop_to_box: false"
+                )
+                continue
+            try:
+                left, top, width, height = map(float, table[key])
+                boxes[name] = left, top, width, height
+            except ValueError as error:
+                problems.append(f"{file}: {error}; get it again")
+    return boxes
 
 
 def _classes(
     tree: Tree, names: Mapping[str, str], boxes: Mapping[str, Box] | None, split: str, size: int
 ) -> tuple[PlannedClass, ...]:
     images: dict[str, list[str]] = defaultdict(list)
-    wrong = []
-    for name in names.values():
-        folder = name.partition("/")[0]
-        if re.match(r"[0-9]{3}", folder) and 1 <= int(folder[:3]) <= NUM_CLASSES:
-            images[folder].append(name)
-        else:
-            wrong.append(f"{tree.name}/images.txt: {name} is of no class 001 to 200; get it again")
-    if wrong:
-        raise UserError(*wrong)
+    with gathered() as problems:
+        for name in names.values():
+            folder = name.partition("/")[0]
+            if re.match(r"[0-9]{3}", folder) and 1 <= int(folder[:3]) <= NUM_CLASSES:
+                images[folder].append(name)
+            else:
+                what = f"{name} is of no class 001 to 200; get it again"
+                problems.append(f"{tree.name}/images.txt: {what}")
     return in_order(
         PlannedClass(
             name=name,
@@ -142,46 +151,36 @@ def _classes(
 
 
 def _verify(tree: Tree, classes: tuple[PlannedClass, ...], split: str) -> None:
-    """Check classes a split and images over all: how many a split has follows from the classes."""
-    problems: list[str] = []
+    """Check classes a split and images over all, which the classes of a split decide."""
     total = sum(planned.count for planned in classes)
-    if total != NUM_IMAGES:
-        problems.append(
-            f"{tree.name}/images.txt: lists {total:,} images, CUB-200-2011 has {NUM_IMAGES:,}; get"
-            " it again, or set data.source.verify_counts: false to take what is there"
-        )
-    try:
+    with gathered() as problems:
+        if total != NUM_IMAGES:
+            problems.append(
+                f"{tree.name}/images.txt: lists {total:,} images, CUB-200-2011 has"
+                f" {NUM_IMAGES:,}; {KEEP_ANYWAY}"
+            )
         verify(classes, BENCHMARKS[split], dict.fromkeys(SPLITS, tree.name))
-    except UserError as error:
-        problems.extend(error.problems)
-    if problems:
-        raise UserError(*problems)
 
 
 def _load(
     tree: Tree, names: list[str], boxes: Mapping[str, Box] | None, size: int, part: slice
 ) -> Images:
-    images: list[Images] = []
-    problems: list[str] = []
-    for name in names[part]:
-        transform = squared(size) if boxes is None else _cut_out(boxes[name], size)
-        file = f"images/{name}"
-        try:
-            (image,) = decode([(f"{tree.name}/{file}", partial(_read, tree, file))], transform)
-            images.append(image)
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(*problems)
-    return np.stack(images)
+    return decode(
+        (
+            f"{tree.name}/images/{name}",
+            partial(_read, tree, f"images/{name}"),
+            squared(size) if boxes is None else _cut_out(boxes[name], size),
+        )
+        for name in names[part]
+    )
 
 
 def _read(tree: Tree, file: str) -> bytes:
     return image_bytes(tree.blob(file))
 
 
-def _cut_out(box: Box, size: int) -> Callable[[Image.Image], Images]:
-    """Return what cuts a box out and scales it to the square, whatever its aspect."""
+def _cut_out(box: Box, size: int) -> Transform:
+    """Return a transform that cuts a box out and scales it to the square, whatever its aspect."""
     left, top, width, height = box
 
     def transform(image: Image.Image) -> Images:

@@ -10,7 +10,7 @@ What keeps the task honest:
   nor the font's box for missing characters, and differs from the drawings of the other fonts
   (styles of one family often share their symbols).
 - A character that looks like one earlier character in at least half of its fonts is no class
-  (``glyph_selection.without_doubles``).
+  (``without_doubles``).
 - Marks (Unicode category M), spaces and control characters are no classes.
 - Size stays as the font has it, so that "O" and "o" differ; the place in the image does not tell
   anything: the ink is centred before it is distorted.
@@ -34,12 +34,6 @@ from PIL.ImageFont import FreeTypeFont
 
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import GlyphsSource
-from raymaml.data.importers.glyph_selection import (
-    Drawings,
-    distinct_fonts,
-    frame,
-    without_doubles,
-)
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.seeding import bit_stream, draw_without_replacement, uniform
 
@@ -61,6 +55,15 @@ _EM = 0.85  # an em as a share of the image size
 _FIT = 0.8  # ink is shrunk to at most this share of the image size
 _SUPERSAMPLING = 2  # drawn this much larger, then averaged down
 _MISSING = "\uffff"  # never a character, so every font draws its box for it
+
+
+FRAME = (36, 48)
+"""Height and width of the compared drawings in pixels, for an em of 24; larger ink is cut."""
+SAME = 0.02
+"""Two drawings are the same when the squared difference is below this share of either's square."""
+
+Drawings = dict[str, NDArray[np.uint8]]
+"""Font name -> its drawing of one character, [height * width]."""
 
 
 def plan_glyphs(source: GlyphsSource, image_size: int) -> ImportPlan:
@@ -196,3 +199,53 @@ def _distort(ink: Image.Image, size: int, distortion: list[float]) -> NDArray[np
         resample=Image.Resampling.BILINEAR,
     )
     return np.asarray(drawn.reduce(_SUPERSAMPLING))
+
+
+# Drawings are compared as vectors: the ink, centred in a fixed frame, at the font's own scale
+
+
+def frame(ink: Image.Image) -> NDArray[np.uint8]:
+    """Centre ink in the frame of comparison; return it flat."""
+    height, width = FRAME
+    canvas = Image.new("L", (width, height))
+    canvas.paste(ink, ((width - ink.width) // 2, (height - ink.height) // 2))
+    return np.asarray(canvas).ravel()
+
+
+def distinct_fonts(drawings: Drawings) -> list[str]:
+    """Return the first font of each different drawing."""
+    fonts: dict[bytes, str] = {}
+    for name, drawing in drawings.items():
+        fonts.setdefault(drawing.tobytes(), name)
+    return list(fonts.values())
+
+
+def without_doubles(drawings: Mapping[str, Drawings]) -> list[str]:
+    """Return, in code point order, the characters that are not drawn as an earlier one is.
+
+    A character is a double when at least half of the fonts that have it draw it as they draw one
+    and the same earlier character: "A" and Greek Alpha, "o" and Armenian Oh.
+    """
+    chars = sorted(drawings)
+    fonts = sorted({font for drawn in drawings.values() for font in drawn})
+    same = np.zeros((len(chars), len(chars)), dtype=np.int16)
+    for font in fonts:
+        having = [i for i, char in enumerate(chars) if font in drawings[char]]
+        vectors = np.stack([drawings[chars[i]][font] for i in having])
+        same[np.ix_(having, having)] += _same(vectors)
+    kept: list[int] = []
+    for i, char in enumerate(chars):
+        if 2 * same[i, kept].max(initial=0) < len(drawings[char]):
+            kept.append(i)
+    return [chars[i] for i in kept]
+
+
+def _same(vectors: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Compare all pairs of rows: [n, n]."""
+    # 16 levels keep every sum below 2**24, where float32 is exact: equal on every machine
+    levels = (vectors >> 4).astype(np.float32)
+    products: NDArray[np.float32] = levels @ levels.T
+    squares = np.diag(products)
+    differences = squares[:, None] + squares[None, :] - 2 * products
+    same: NDArray[np.bool_] = differences < SAME * np.minimum(squares[:, None], squares[None, :])
+    return same

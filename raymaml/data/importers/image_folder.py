@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from raymaml.common.errors import UserError
 from raymaml.common.untrusted import stays_inside
-from raymaml.config.schema import SPLITS, Split
+from raymaml.config.schema import SPLITS
 from raymaml.config.sources import ImageFolderSource
 from raymaml.data.importers.depth import bands
 from raymaml.data.importers.folders import (
@@ -28,8 +27,9 @@ from raymaml.data.importers.folders import (
     split_folders,
     split_named,
 )
-from raymaml.data.importers.images import decode_part, is_file, read_csv
-from raymaml.data.importers.plan import ImportPlan, PlannedClass
+from raymaml.data.importers.images import Images, decode_files, is_file
+from raymaml.data.importers.lists import by_class, read_csv
+from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
 from raymaml.seeding import bit_stream, draw_without_replacement
 
 CSV_HEADER = ["path", "class", "split"]
@@ -45,59 +45,43 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
         raise UserError(f"data.source.path: {source.path} is not a folder; give one that exists")
     problems: list[str] = []
     left_out = LeftOut(source.path)
-    dealt = False
+    share = ""
     if source.csv is not None:
-        files = _from_csv(source.csv, source.path, problems)
+        files, problems = _from_csv(source.csv, source.path)
     else:
         root = inner(source.path, left_out)
-        split = split_folders(root, problems, left_out)
-        dealt = split is None
-        files = _deal(class_folders(root, left_out), source) if split is None else split
+        folders = split_folders(root, problems, left_out)
+        if folders is None:
+            folders = _deal(class_folders(root, left_out), source)
+            share = f"data.source.fractions {list(source.fractions)}"
+        files = folders
+    there = f" ({'; '.join(left_out.notes())})" if left_out.notes() else ""
     if not files and not problems:
-        raise UserError(_nothing(source.path, left_out))
-    most_pixels = round(source.max_megapixels * 1e6)
+        raise UserError(
+            f"data.source.path: {source.path} holds no images in class folders; lay them out as"
+            f" <split>/<class>/<image> or <class>/<image>{there}"
+        )
+    problems += [
+        f"class {name} of split {split}: has no images that Pillow reads; add some or remove its"
+        f" folder{there}"
+        for (split, name), paths in sorted(files.items())
+        if not paths
+    ]
     square = partial(_square, mode="RGB" if source.mode == "rgb" else "L", size=image_size)
+    read = partial(decode_files, most_pixels=round(source.max_megapixels * 1e6))
     return ImportPlan(
         source=f"image folder {source.path.name}, {source.mode}, cropped to squares",
         licence="of the images' owner",
         num_channels=3 if source.mode == "rgb" else 1,
-        classes=tuple(
-            PlannedClass(
-                name=name,
-                split=split,
-                count=len(paths),
-                read=partial(decode_part, paths, square, most_pixels=most_pixels),
-            )
-            for (split, name), paths in _in_order(files)
+        classes=in_order(
+            PlannedClass(name=name, split=split, count=len(own), read=partial(read, own, square))
+            for (split, name), own in files.items()
+            if own
         ),
-        problems=(*problems, *_empty_classes(files, left_out)),
+        problems=tuple(problems),
         notes=left_out.notes(),
-        share=f"data.source.fractions {list(source.fractions)}" if dealt else "",
+        share=share,
     )
-
-
-def _in_order(files: Files) -> list[tuple[tuple[str, str], list[Path]]]:
-    """Sort by split (train, val, test), then class name; leave empty classes out."""
-    full = [item for item in files.items() if item[1]]
-    return sorted(full, key=lambda item: (SPLITS.index(item[0][0]), item[0][1]))
-
-
-def _nothing(folder: Path, left_out: LeftOut) -> str:
-    there = "; ".join(left_out.notes())
-    return (
-        f"data.source.path: {folder} holds no images in class folders; lay them out as"
-        f" <split>/<class>/<image> or <class>/<image>{f' ({there})' if there else ''}"
-    )
-
-
-def _empty_classes(files: Files, left_out: LeftOut) -> list[str]:
-    empty = sorted(key for key, paths in files.items() if not paths)
-    there = "; ".join(left_out.notes())
-    return [
-        f"class {name} of split {split}: has no images that Pillow reads; add some or remove its"
-        f" folder{f' ({there})' if there else ''}"
-        for split, name in empty
-    ]
 
 
 def _deal(classes: dict[str, list[Path]], source: ImageFolderSource) -> Files:
@@ -113,46 +97,29 @@ def _deal(classes: dict[str, list[Path]], source: ImageFolderSource) -> Files:
     }
 
 
-def _from_csv(table: Path, folder: Path, problems: list[str]) -> Files:
-    rows = read_csv(table, f"data.source.csv: {table}", "give a CSV")
-    if not rows or [cell.strip().lower() for cell in rows[0]] != CSV_HEADER:
-        found = ",".join(rows[0]) if rows else "nothing"
+def _from_csv(table: Path, folder: Path) -> tuple[Files, list[str]]:
+    header, *rows = read_csv(table, f"data.source.csv: {table}", "give a CSV") or [["nothing"]]
+    if [cell.strip().lower() for cell in header] != CSV_HEADER:
+        found = ",".join(header)
         raise UserError(f"{table}:1: the header is {found}; it must be {','.join(CSV_HEADER)}")
-    files: Files = {}
-    seen: set[Path] = set()
-    for line, row in enumerate(rows[1:], 2):
-        try:
-            if row:
-                path, name, split = _row(row, folder)
-                if path in seen:
-                    raise ValueError(f"{row[0]} is listed twice; an image may be in one class only")
-                seen.add(path)
-                files.setdefault((split, name), []).append(path)
-        except ValueError as error:
-            problems.append(f"{table}:{line}: {error}")
-    return files
+    return by_class(table, rows, partial(_parse, folder), first_line=2)
 
 
-def _row(row: Sequence[str], folder: Path) -> tuple[Path, str, Split]:
-    """Return path, class and split of a row.
-
-    Raises:
-        ValueError: one of them is wrong, or missing.
-    """
+def _parse(folder: Path, row: Sequence[str]) -> tuple[tuple[str, str], Path]:
+    """Return split, class and path of a row; raises ``ValueError`` where it is wrong."""
     if len(row) != len(CSV_HEADER) or not all(row):
         raise ValueError(
             f"{','.join(row)!r:.200} does not give path, class and split; write all three"
         )
     if (split := split_named(row[2])) is None:
         raise ValueError(f"split is {row[2]!r:.200}; it must be one of {', '.join(SPLITS)}")
-    return _path(row[0], folder), row[1], split
+    return (split, row[1]), _path(row[0], folder)
 
 
 def _path(name: str, folder: Path) -> Path:
-    """Return the file that a path of the CSV names; backslashes separate folders as slashes do.
+    """Return the file that a path of the CSV names, or raise ``ValueError``.
 
-    Raises:
-        ValueError: it is outside of ``folder``, or there is none.
+    Backslashes separate folders as slashes do.
     """
     inside = name.replace("\\", "/")
     if PureWindowsPath(name).drive or inside.startswith(("/", "~/")):
@@ -165,7 +132,7 @@ def _path(name: str, folder: Path) -> Path:
     return path
 
 
-def _square(image: Image.Image, mode: str, size: int) -> NDArray[np.uint8]:
+def _square(image: Image.Image, mode: str, size: int) -> Images:
     """Turn upright, scale the shorter side to ``size`` with Lanczos' filter, crop the middle."""
     ImageOps.exif_transpose(image, in_place=True)
     if "A" in image.getbands() or "transparency" in image.info:

@@ -1,10 +1,8 @@
-"""Image files, and CSVs that list them; every broken one is named."""
+"""Image files, decoded and scaled; every broken one is named."""
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import csv
 import functools
 import math
 import os
@@ -12,26 +10,29 @@ import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from raymaml.common.errors import UserError, reason_of
+from raymaml.common.errors import gathered, reason_of
+from raymaml.data.formats.spool import Blob
 from raymaml.data.importers.depth import in_eight_bits
-from raymaml.data.importers.stored import Blob
 
 UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow knows and that are not read: for PostScript it would start Ghostscript, of
 the others it has no pixels."""
 PIXELS = 89_478_485
-"""Of an image, where nothing else is said: more is what Pillow finds too large."""
-MOST_IMAGE_BYTES, MOST_TABLE_BYTES = 256 << 20, 512 << 20
-"""Of an image file, and of a CSV, which are read whole."""
+"""Default limit of an image: Pillow takes more for a bomb."""
+MOST_IMAGE_BYTES = 256 << 20
+"""Of an image file, which is read whole."""
+Images = NDArray[np.uint8]
+"""[n, H, W, C]."""
 Read = Callable[[], bytes]
 Transform = Callable[[Image.Image], NDArray[np.uint8]]
+"""Makes an array [H, W, C] of an image."""
 
 
 @functools.cache
@@ -47,39 +48,40 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(set(suffixes().values())))
 
 
-def decode(
-    files: Iterable[tuple[str, Read]], transform: Transform, most_pixels: int | None = None
-) -> NDArray[np.uint8]:
-    """Decode named files and stack what ``transform`` makes of them: uint8 [n, H, W, C].
+def decode(files: Iterable[tuple[str, Read, Transform]], most_pixels: int | None = None) -> Images:
+    """Decode files and stack what their transforms make of them.
 
     Args:
-        files: names for messages, and what reads the files.
-        transform: makes an array [H, W, C] of an image.
+        files: for each, its name for messages, a function that reads it, and its transform.
         most_pixels: larger images are refused; by default those that Pillow finds too large.
 
     Raises:
         UserError: naming each file that is not an image, is truncated or is too large.
     """
-    images, problems = [], []
-    for name, read in files:
-        try:
-            images.append(_decoded(read(), transform, most_pixels or PIXELS))
-        except UserError:
-            raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            larger = "raise data.source.max_megapixels" if most_pixels else "remove it"
-            size = str(error).partition(" exceeds")[0]
-            problems.append(
-                f"{name}: is not a readable image ({size} exceeds {most_pixels or PIXELS}); scale"
-                f" it down, or {larger}"
-            )
-        except Exception as error:  # Pillow has no list of what it raises on damage
-            problems.append(
-                f"{name}: is not a readable image ({_reason(error)}); mend or remove it"
-            )
-    if problems:
-        raise UserError(*problems)
+    images = []
+    with gathered() as problems:
+        for name, read, transform in files:
+            try:
+                with problems:
+                    images.append(_decoded(read(), transform, most_pixels or PIXELS))
+            except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+                larger = "raise data.source.max_megapixels" if most_pixels else "remove it"
+                size = str(error).partition(" exceeds")[0]
+                problems.append(
+                    f"{name}: is not a readable image ({size} exceeds {most_pixels or PIXELS});"
+                    f" scale it down, or {larger}"
+                )
+            except Exception as error:  # Pillow has no list of the exceptions that damage raises
+                problems.append(
+                    f"{name}: is not a readable image ({_reason(error)}); mend or remove it"
+                )
     return np.stack(images)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "unknown format"  # Pillow's message names an object in memory
+    return reason_of(error)
 
 
 def _decoded(data: bytes, transform: Transform, most_pixels: int) -> NDArray[np.uint8]:
@@ -120,38 +122,41 @@ def _unheard(kind: str | None) -> Iterator[None]:
         os.close(nowhere)
 
 
-def image_bytes(blob: Blob) -> bytes:
-    """Return the bytes of an image file that lies in another one.
-
-    Raises:
-        ValueError: they are too many.
-    """
-    require_length(blob.length, MOST_IMAGE_BYTES)
-    return blob.read()
-
-
-def require_length(length: int, most: int) -> None:
-    """Check the length of what is read whole.
-
-    Raises:
-        ValueError: it is too great.
-    """
-    if length > most:
-        raise ValueError(f"{length:,} bytes are more than the {most:,} that are read")
+def decode_files(
+    paths: Sequence[Path],
+    transform: Transform,
+    part: slice = slice(None),
+    most_pixels: int | None = None,
+) -> Images:
+    """As ``decode``, of a range of files on disk."""
+    reads = ((str(path), partial(read_whole, path), transform) for path in paths[part])
+    return decode(reads, most_pixels)
 
 
-def read_whole(path: Path, most: int) -> bytes:
+def read_whole(path: Path, most: int = MOST_IMAGE_BYTES) -> bytes:
     """Return the bytes of a file, and of no pipe or device.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is something else, or too long.
+        ValueError: it is something else, or longer than ``most`` bytes.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is no regular file")
     require_length(status.st_size, most)
     return path.read_bytes()
+
+
+def image_bytes(blob: Blob) -> bytes:
+    """Return the bytes of an image file inside another file; raises ``ValueError`` if too many."""
+    require_length(blob.length)
+    return blob.read()
+
+
+def require_length(length: int, most: int = MOST_IMAGE_BYTES) -> None:
+    """Check the length of a file that is read whole; raises ``ValueError`` if too great."""
+    if length > most:
+        raise ValueError(f"{length:,} bytes are more than the {most:,} that are read")
 
 
 def is_file(path: Path) -> bool:
@@ -162,67 +167,22 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def decode_part(
-    paths: Sequence[Path], transform: Transform, part: slice, most_pixels: int | None = None
-) -> NDArray[np.uint8]:
-    """Do as ``decode_files``, for a range of the files."""
-    return decode_files(paths[part], transform, most_pixels)
-
-
-def decode_files(
-    paths: Iterable[Path], transform: Transform, most_pixels: int | None = None
-) -> NDArray[np.uint8]:
-    """As ``decode``, of files on disk."""
-    reads = ((str(path), partial(read_whole, path, MOST_IMAGE_BYTES)) for path in paths)
-    return decode(reads, transform, most_pixels)
-
-
-def read_csv(table: Path, name: str, remedy: str) -> list[list[str]]:
-    """Return the rows of a CSV.
-
-    Raises:
-        UserError: it cannot be read; ``name`` begins the message and ``remedy`` ends it.
-    """
-    try:
-        text = _text(read_whole(table, MOST_TABLE_BYTES))
-        first = text.partition("\n")[0]
-        comma = next((mark for mark in ",;\t" if mark in first), ",")
-        return list(csv.reader(StringIO(text, newline=""), delimiter=comma))
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{table}:{line}: is not UTF-8 (byte {error.object[error.start]:#04x}); save the list"
-            ' as UTF-8, which spreadsheets offer as "CSV UTF-8"'
-        ) from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{name} cannot be read ({error}); {remedy}") from None
-
-
-def _text(data: bytes) -> str:
-    """Decode a list: UTF-8, or UTF-16 where the file begins with its mark."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16")
-    text = data.decode("utf-8-sig")
-    if "\0" in text:
-        raise ValueError("it holds NUL characters; save it as UTF-8")
-    return text
-
-
 def squashed(size: int) -> Transform:
-    """Return what makes a square [size, size, 3] of an image, whatever its aspect."""
+    """Return a transform to a square [size, size, 3] that disregards the image's aspect."""
     return lambda image: np.asarray(
         image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
     )
 
 
 def squared(size: int) -> Transform:
-    """Return what scales an image's shorter side and takes the middle [size, size, 3]."""
+    """Return a transform that scales the shorter side and takes the middle [size, size, 3]."""
     return lambda image: np.asarray(
         ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
     )
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "unknown format"  # Pillow's message names an object in memory
-    return reason_of(error)
+def resized(images: Images, size: int) -> Images:
+    """Scale images [n, H, W, 3] to ``size`` with Lanczos' filter; those of the size stay as is."""
+    if images.shape[1:3] == (size, size):
+        return images
+    return np.stack([squashed(size)(Image.fromarray(image)) for image in images])

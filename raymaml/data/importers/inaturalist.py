@@ -11,7 +11,6 @@ Which CSV is train is told from its number of classes, and by its name only wher
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,9 +19,10 @@ from raymaml.common.errors import UserError
 from raymaml.common.untrusted import stays_inside
 from raymaml.config.schema import Split
 from raymaml.config.sources import INaturalist2017Source
-from raymaml.data.importers.benchmark import KEEP_ANYWAY, in_order
-from raymaml.data.importers.images import decode_part, read_csv, squared
-from raymaml.data.importers.plan import ImportPlan, PlannedClass
+from raymaml.data.importers.benchmark import KEEP_ANYWAY
+from raymaml.data.importers.images import decode_files, squared
+from raymaml.data.importers.lists import by_class, read_csv
+from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
 from raymaml.data.sampling import listed
 from raymaml.seeding import bit_stream, draw_without_replacement
 
@@ -53,7 +53,7 @@ def plan_inaturalist(source: INaturalist2017Source, size: int) -> ImportPlan:
                     name=f"{split}-{label:04d} {_folder(names)}".rstrip(),
                     split="val" if label in val else split,
                     count=len(paths),
-                    read=partial(decode_part, paths, squared(size)),
+                    read=partial(decode_files, paths, squared(size)),
                 )
             )
     return ImportPlan(
@@ -78,28 +78,19 @@ def _tables(folder: Path) -> list[Path]:
 
 def _read(table: Path) -> Classes:
     rows = read_csv(table, f"{table}:", "get it again")
-    problems, classes = [], defaultdict(list)
-    seen: set[str] = set()
-    for number, row in enumerate(rows, 1):
-        if problem := _problem(row, seen):
-            problems.append(f"{table}:{number}: {problem}")
-        elif row:
-            classes[int(row[1])].append(row[0])
-            seen.add(row[0])
+    classes, problems = by_class(table, rows, _parse, first_line=1)
     if problems:
         raise UserError(*listed(problems))
     return classes
 
 
-def _problem(row: Sequence[str], seen: set[str]) -> str | None:
-    """Say what is wrong with a line; an empty one is fine."""
-    if not row:
-        return None
+def _parse(row: Sequence[str]) -> tuple[int, str]:
+    """Return class and image of a line; raises ``ValueError`` where it is wrong."""
     if len(row) != 2 or not re.fullmatch(r" *[0-9]{1,18} *", row[1]):
-        return f"{','.join(row)!r:.200} is not a path and a whole number; mend the line"
+        raise ValueError(f"{','.join(row)!r:.200} is not a path and a whole number; mend the line")
     if not stays_inside(row[0]):
-        return f"{row[0]!r:.200} leaves the folder images; mend the path"
-    return f"{row[0]} is listed twice; keep one line" if row[0] in seen else None
+        raise ValueError(f"{row[0]!r:.200} leaves the folder images; mend the path")
+    return int(row[1]), row[0]
 
 
 def _choose(tables: Mapping[Path, Classes], folder: Path) -> dict[Split, Path]:

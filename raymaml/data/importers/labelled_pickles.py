@@ -13,16 +13,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from raymaml.common.errors import UserError
-from raymaml.data.importers.benchmark import LabelledFile, integers, load_rows, pixels_problem
-from raymaml.data.importers.pickles import load_pickle
-from raymaml.data.importers.stored import Scratch, StoredArray, open_blob
+from raymaml.common.errors import UserError, gathered
+from raymaml.data.formats.pickles import load_pickle
+from raymaml.data.formats.spool import Blob, StoredArray, open_blob
+from raymaml.data.importers.benchmark import LabelledFile
+from raymaml.data.importers.images import Images, resized
 
 DATA_LABELS = "pickles of data and labels (Gidaris, MetaOptNet)"
 CACHE = "cache pickles of image_data and class_dict (few-shot-ssl, torchmeta, learn2learn)"
 
 _MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"(lp", b"}q", b"]q")
+
+
+def labelled_pickles(folder: Path) -> list[LabelledFile]:
+    """Read the pickles of images with labels in ``folder``; others are passed over.
+
+    Raises:
+        UserError: naming every file whose images or labels cannot be used.
+    """
+    files: list[LabelledFile] = []
+    with gathered() as problems:
+        for path, content in pickles_in(folder):
+            keys = content.keys() if isinstance(content, dict) else set()
+            with problems:
+                if {"data", "labels"} <= keys:
+                    files.append(_data_and_labels(str(path), content))
+                elif {"image_data", "class_dict"} <= keys:
+                    files.append(_image_data_and_class_dict(str(path), content))
+    return files
+
+
+def pickles_in(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """Read every pickle of a folder.
+
+    Raises:
+        UserError: naming each file that is damaged, or asks for more than data.
+    """
+    with gathered() as problems:
+        for path in files_in(folder):
+            blob = open_blob(path)
+            # a file of this suffix is a pickle, or should be: a damaged one is named
+            if path.suffix in {".pickle", ".pkl"} or _begins_as_pickle(blob):
+                content = None
+                with problems:
+                    content = read_pickle(str(path), blob)
+                yield path, content
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -36,26 +73,13 @@ def files_in(folder: Path) -> list[Path]:
     return []
 
 
-def pickles_in(folder: Path, scratch: Scratch) -> Iterator[tuple[Path, Any]]:
-    """Read every pickle of a folder; text keys instead of bytes in a top-level dict.
-
-    Raises:
-        UserError: naming each file that is damaged, or asks for more than data.
-    """
-    problems: list[str] = []
-    for path in filter(_is_pickle, files_in(folder)):
-        try:
-            content = load_pickle(str(path), open_blob(path), scratch)
-        except UserError as error:
-            problems.extend(error.problems)
-            continue
-        yield path, with_text_keys(content)
-    if problems:
-        raise UserError(*problems)
+def _begins_as_pickle(blob: Blob) -> bool:
+    return blob.part(0, min(3, blob.length)).read().startswith(_MAGIC)
 
 
-def with_text_keys(content: Any) -> Any:
-    """Return a dict whose keys are text; anything else as it is."""
+def read_pickle(name: str, blob: Blob) -> Any:
+    """Read a pickle as ``load_pickle`` does; the keys of a dict are text, never bytes."""
+    content = load_pickle(name, blob)
     if not isinstance(content, dict):
         return content
     return {text_of(key): value for key, value in content.items()}
@@ -77,50 +101,54 @@ def texts_of(values: object) -> list[str]:
     return list(map(text_of, items))
 
 
-def _is_pickle(path: Path) -> bool:
-    if path.suffix in {".pickle", ".pkl"}:
-        return True  # or should be one: a damaged one is named
-    blob = open_blob(path)
-    return blob.file.read(0, min(3, blob.length)).startswith(_MAGIC)
+def integers(values: Any) -> NDArray[np.int64] | None:
+    """Return a list or array of whole numbers as an array [n]; None when it is none."""
+    try:
+        # numpy would unfold lists in lists, which may stand for more than fits into memory
+        flat = isinstance(values, list | tuple) and all(
+            isinstance(v, int | np.integer) for v in values
+        )
+        array = (
+            values.read() if isinstance(values, StoredArray) else np.array(values if flat else [])
+        )
+    except ValueError:  # a shape that no array can have
+        return None
+    if array.dtype.kind not in "iu" or not array.size or array.max() > np.iinfo(np.int64).max:
+        return None
+    return array.reshape(-1).astype(np.int64)
 
 
-def labelled_pickles(folder: Path, scratch: Scratch) -> list[LabelledFile]:
-    """Read the pickles of images with labels in ``folder``; others are passed over.
+def require_pixels(name: str, images: object, num_labels: int) -> None:
+    """Check that ``images`` are stored as uint8 [num_labels, H, W, 3].
 
     Raises:
-        UserError: naming every file whose images or labels cannot be used.
+        UserError: saying what they are.
     """
-    files: list[LabelledFile] = []
-    problems: list[str] = []
-    for path, content in pickles_in(folder, scratch):
-        try:
-            keys = content.keys() if isinstance(content, dict) else set()
-            if {"data", "labels"} <= keys:
-                files.append(_data_and_labels(str(path), content))
-            elif {"image_data", "class_dict"} <= keys:
-                files.append(_image_data_and_class_dict(str(path), content))
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(*problems)
-    return files
+    if not isinstance(images, StoredArray):
+        raise UserError(f"{name}: its images are a {type(images).__name__}, must be one array")
+    is_rgb = len(images.shape) == 4 and images.shape[3] == 3 and min(images.shape[1:3]) > 0
+    if images.dtype != np.uint8 or not is_rgb:
+        kind = f"{images.dtype} {images.shape}"
+        raise UserError(f"{name}: its images are {kind}, must be uint8 (n, H, W, 3)")
+    if images.shape[0] != num_labels:
+        raise UserError(
+            f"{name}: holds {images.shape[0]} images and {num_labels} labels; get it again"
+        )
 
 
 def _data_and_labels(name: str, content: Mapping[str, Any]) -> LabelledFile:
     labels = integers(content["labels"])
     if labels is None:
         raise UserError(f"{name}: its labels are no whole numbers; get the file again")
-    if problem := pixels_problem(name, content["data"], len(labels)):
-        raise UserError(problem)
+    require_pixels(name, content["data"], len(labels))
     numbers = content.get("catname2label")
     pairs = numbers.items() if isinstance(numbers, dict) else ()
-    names = {n: text_of(text) for text, n in pairs if isinstance(n, int | np.integer)}
     return LabelledFile(
         name=name,
         labels=labels,
-        load=partial(load_rows, content["data"]),
+        load=partial(_load_rows, content["data"]),
         form=DATA_LABELS,
-        class_names={int(number): name for number, name in names.items()},
+        class_names={int(n): text_of(text) for text, n in pairs if isinstance(n, int | np.integer)},
     )
 
 
@@ -128,15 +156,14 @@ def _image_data_and_class_dict(name: str, content: Mapping[str, Any]) -> Labelle
     images, rows_of = content["image_data"], content["class_dict"]
     if not isinstance(rows_of, dict):
         raise UserError(f"{name}: its class_dict is a {type(rows_of).__name__}, must be a dict")
-    names = sorted(map(text_of, rows_of))
     rows = {text_of(key): integers(value) for key, value in rows_of.items()}
     listed = [row for row in rows.values() if row is not None]
     count = sum(map(len, listed))
-    if problem := pixels_problem(name, images, count):
-        raise UserError(problem)
+    require_pixels(name, images, count)
     labels = np.full(count, -1, dtype=np.int64)
     if not listed or any(row.min() < 0 or row.max() >= count for row in listed):
         raise UserError(f"{name}: its class_dict names rows that are not there; get it again")
+    names = sorted(rows)
     for label, text in enumerate(names):
         if (own := rows[text]) is not None:
             labels[own] = label
@@ -145,7 +172,11 @@ def _image_data_and_class_dict(name: str, content: Mapping[str, Any]) -> Labelle
     return LabelledFile(
         name=name,
         labels=labels,
-        load=partial(load_rows, images),
+        load=partial(_load_rows, images),
         form=CACHE,
         class_names=dict(enumerate(names)),
     )
+
+
+def _load_rows(array: StoredArray, rows: NDArray[np.int64], size: int) -> Images:
+    return resized(array.rows(rows), size)

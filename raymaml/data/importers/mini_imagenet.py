@@ -31,17 +31,14 @@ from raymaml.config.sources import MiniImageNetSource
 from raymaml.data.importers.benchmark import (
     IMAGENET_LICENCE,
     Benchmark,
-    Images,
     LabelledFile,
     choose,
-    origin,
-    plan_classes,
-    verify,
+    plan_files,
 )
-from raymaml.data.importers.images import decode_files, read_csv, squashed
+from raymaml.data.importers.images import Images, decode_files, squashed
 from raymaml.data.importers.labelled_pickles import files_in, labelled_pickles
+from raymaml.data.importers.lists import by_class, read_csv
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.importers.stored import Scratch
 from raymaml.data.sampling import listed
 
 RAVI_CSV = "images and CSVs (Ravi and Larochelle)"
@@ -50,26 +47,15 @@ _CSV_HEADER = ["filename", "label"]
 _WHERE_ILSVRC_KEEPS_THEM = ("", "train", "ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train")
 
 
-def plan_mini_imagenet(source: MiniImageNetSource, size: int, scratch: Scratch) -> ImportPlan:
+def plan_mini_imagenet(source: MiniImageNetSource, size: int) -> ImportPlan:
     """Find the three splits in ``source.path``: class folders first, then pickles, then CSVs.
 
     Raises:
         UserError: a file is damaged, a split is missing, or classes or images are.
     """
-    files = _from_ilsvrc(source.path) or labelled_pickles(source.path, scratch)
-    files = files or _from_csvs(source.path)
-    facts = benchmark()
-    chosen = choose(files, facts, source.path)
-    classes = plan_classes(chosen, facts, size)
-    if source.verify_counts:
-        verify(classes, facts, {split: file.name for split, file in chosen.items()})
-    return ImportPlan(
-        source="mini-ImageNet (Vinyals et al. 2016, splits of Ravi and Larochelle 2017) from "
-        + origin(chosen),
-        licence=IMAGENET_LICENCE,
-        num_channels=3,
-        classes=classes,
-    )
+    folder = source.path
+    files = _from_ilsvrc(folder) or labelled_pickles(folder) or _from_csvs(folder)
+    return plan_files(choose(files, benchmark(), folder), benchmark(), source, size)
 
 
 @cache
@@ -77,6 +63,8 @@ def benchmark() -> Benchmark:
     """Return the published facts."""
     return Benchmark(
         title="mini-ImageNet",
+        cited="(Vinyals et al. 2016, splits of Ravi and Larochelle 2017)",
+        licence=IMAGENET_LICENCE,
         num_classes={"train": 64, "val": 16, "test": 20},
         images_per_class=600,
         names={split: frozenset(files) for split, files in ilsvrc_files().items()},
@@ -95,22 +83,16 @@ def ilsvrc_files() -> dict[Split, dict[str, list[str]]]:
     found: dict[Split, dict[str, list[str]]] = {split: {} for split in SPLITS}
     for line in lzma.decompress(packed).decode().splitlines():
         split, wnid, *steps = line.split()
-        numbers = accumulate(map(int, steps))
-        names = [f"{wnid}_{number}.JPEG" for number in numbers]
+        names = [f"{wnid}_{number}.JPEG" for number in accumulate(map(int, steps))]
         next(found[own] for own in SPLITS if own == split)[wnid] = names
     return found
 
 
 def _from_ilsvrc(folder: Path) -> list[LabelledFile]:
-    wnids = [wnid for classes in ilsvrc_files().values() for wnid in classes]
     for place in (folder / part for part in _WHERE_ILSVRC_KEEPS_THEM):
-        there = [wnid for wnid in wnids if (place / wnid).is_dir()]
-        if there:
-            return [
-                _labelled(str(place), ILSVRC, _listed_files(place, classes))
-                for classes in ilsvrc_files().values()
-                if set(classes) & set(there)
-            ]
+        found = [_listed_files(place, classes) for classes in ilsvrc_files().values()]
+        if any(found):
+            return [_labelled(str(place), ILSVRC, files) for files in found if files]
     return []
 
 
@@ -133,21 +115,20 @@ def _from_csvs(folder: Path) -> list[LabelledFile]:
 def _read_csv(table: Path) -> dict[str, list[Path]]:
     """Return the files of each class; nothing where the header is another."""
     header, *rows = read_csv(table, f"{table}:", "get it again") or [[]]
-    if header != _CSV_HEADER:
-        return {}
-    wrong = [
-        f"{table}:{number}: must give filename and label; mend the line"
-        for number, row in enumerate(rows, 2)
-        if row and (len(row) != len(_CSV_HEADER) or not stays_inside(row[0]))
-    ]
-    if wrong:
-        raise UserError(*listed(wrong))
     images = table.parent / "images"
     folder = images if images.is_dir() else table.parent
-    found: dict[str, list[Path]] = {}
-    for name, label in filter(None, rows):
-        found.setdefault(label, []).append(folder / name)
-    return found
+
+    def parse(row: Sequence[str]) -> tuple[str, Path]:
+        if len(row) != len(_CSV_HEADER) or not stays_inside(row[0]):
+            raise ValueError("must give filename and label; mend the line")
+        return row[1], folder / row[0]
+
+    if header != _CSV_HEADER:
+        return {}
+    files, problems = by_class(table, rows, parse, first_line=2)
+    if problems:
+        raise UserError(*listed(problems))
+    return files
 
 
 def _labelled(name: str, form: str, files: Mapping[str, Sequence[Path]]) -> LabelledFile:

@@ -10,27 +10,20 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from raymaml.common.errors import UserError, reason_of
+from raymaml.common.errors import UserError, gathered
 from raymaml.common.untrusted import stays_inside
 from raymaml.config.sources import OmniglotSource
-from raymaml.data.importers.images import (
-    MOST_IMAGE_BYTES,
-    decode,
-    read_whole,
-    require_length,
-)
+from raymaml.data.formats.spool import require_unpacked, whole
+from raymaml.data.importers.images import Images, Read, decode, read_whole, require_length
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
-from raymaml.data.importers.stored import require_unpacked
 
 SETS = ("images_background", "images_evaluation")
 NUM_VAL_ALPHABETS = 5
@@ -38,8 +31,6 @@ NUM_VAL_ALPHABETS = 5
 LICENCE = "MIT (Lake, Salakhutdinov, Tenenbaum 2015, github.com/brendenlake/omniglot)"
 _MEMBER = re.compile(r"(images_background|images_evaluation)/[^/]+/character\d+/[^/.][^/]*\.png")
 
-Images = NDArray[np.uint8]
-Read = Callable[[], bytes]
 Drawings = dict[str, dict[str, Read]]
 """The drawings of each character: "<set>/<Alphabet>/characterNN" -> file name -> its bytes."""
 
@@ -92,11 +83,8 @@ def _planned(
 
 def _decode(folder: Path, drawings: Drawings, size: int, character: str) -> Images:
     return decode(
-        (
-            (f"{folder}: {character}/{file}", read)
-            for file, read in sorted(drawings[character].items())
-        ),
-        lambda image: _strokes(image, size),
+        (f"{folder}: {character}/{file}", read, partial(_strokes, size=size))
+        for file, read in sorted(drawings[character].items())
     )
 
 
@@ -130,15 +118,18 @@ def _original_splits(drawings: Iterable[str]) -> dict[str, list[str]]:
     Val is the last five background alphabets by name: whole alphabets, so that validation, like
     the test, asks for characters of alphabets that training has not seen.
     """
-    background = sorted(c for c in drawings if c.startswith(f"{SETS[0]}/"))
-    alphabets = sorted({str(PurePosixPath(character).parent) for character in background})
+    background, test = (sorted(c for c in drawings if c.startswith(f"{s}/")) for s in SETS)
+    alphabets = sorted({_alphabet(character) for character in background})
     val = set(alphabets[-NUM_VAL_ALPHABETS:])
-    in_val = [str(PurePosixPath(character).parent) in val for character in background]
     return {
-        "train": [c for c, is_val in zip(background, in_val, strict=True) if not is_val],
-        "val": [c for c, is_val in zip(background, in_val, strict=True) if is_val],
-        "test": sorted(c for c in drawings if c.startswith(f"{SETS[1]}/")),
+        "train": [character for character in background if _alphabet(character) not in val],
+        "val": [character for character in background if _alphabet(character) in val],
+        "test": test,
     }
+
+
+def _alphabet(character: str) -> str:
+    return character.rpartition("/")[0]
 
 
 def _find_drawings(folder: Path) -> Drawings:
@@ -150,58 +141,49 @@ def _find_drawings(folder: Path) -> Drawings:
         )
     found: dict[str, Drawings] = {}
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    archives = sorted(folder.glob("*.zip"))
-    for members in (*map(_in_folder, folders), *map(_in_archive, archives)):
-        for set_name, drawings in members.items():
-            found.setdefault(set_name, drawings)
-    missing = [
-        f"data.source.path: {folder} holds no {name}.zip and no folder {name}; the archives are"
-        " at https://github.com/brendenlake/omniglot/tree/master/python"
-        for name in SETS
-        if name not in found
-    ]
-    if missing:
-        raise UserError(*missing)
+    for files in (*map(_in_folder, folders), *map(_in_archive, sorted(folder.glob("*.zip")))):
+        found = _by_set(files) | found
+    with gathered() as problems:
+        problems += [
+            f"data.source.path: {folder} holds no {name}.zip and no folder {name}; the archives"
+            " are at https://github.com/brendenlake/omniglot/tree/master/python"
+            for name in SETS
+            if name not in found
+        ]
     return found[SETS[0]] | found[SETS[1]]
 
 
-def _in_folder(folder: Path) -> dict[str, Drawings]:
-    paths = {
-        path.relative_to(folder).as_posix(): path
+def _in_folder(folder: Path) -> dict[str, Read]:
+    return {
+        path.relative_to(folder).as_posix(): partial(read_whole, path)
         for name in SETS
         for path in folder.glob(f"{name}/*/*/*.png")
     }
-    return _by_set(
-        (name, partial(read_whole, path, MOST_IMAGE_BYTES)) for name, path in paths.items()
-    )
 
 
-def _in_archive(path: Path) -> dict[str, Drawings]:
-    try:
+def _in_archive(path: Path) -> dict[str, Read]:
+    with whole(path, "zip archive"):
         archive = zipfile.ZipFile(path)
         members = {member.filename: member for member in archive.infolist()}
         # members may share bytes, so that each is small and all together are not
         require_unpacked(sum(each.file_size for each in members.values()), path.stat().st_size)
-    except Exception as error:  # zipfile has no list of what it raises on damage
-        raise UserError(
-            f"{path}: is not a complete zip archive ({reason_of(error)[:200]}); get it again"
-        ) from None
     if unsafe := [name for name in members if not stays_inside(name)]:
         raise UserError(
             f"{path}: holds the unsafe path {unsafe[0]!r:.200}; get the official archive"
         )
-    return _by_set((name, partial(_read, archive, each)) for name, each in members.items())
+    return {name: partial(_read, archive, each) for name, each in members.items()}
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    require_length(member.file_size, MOST_IMAGE_BYTES)
+    require_length(member.file_size)
     return archive.read(member)
 
 
-def _by_set(files: Iterable[tuple[str, Read]]) -> dict[str, Drawings]:
-    found: dict[str, Drawings] = defaultdict(lambda: defaultdict(dict))
-    for name, read in files:
+def _by_set(files: Mapping[str, Read]) -> dict[str, Drawings]:
+    found: dict[str, Drawings] = {}
+    for name, read in files.items():
         if _MEMBER.fullmatch(name):
             character, _, file = name.rpartition("/")
-            found[character.partition("/")[0]][character][file] = read
+            drawings = found.setdefault(character.partition("/")[0], {})
+            drawings.setdefault(character, {})[file] = read
     return found

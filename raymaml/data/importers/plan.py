@@ -1,12 +1,14 @@
-"""What an importer finds before it decodes pixels: classes, splits, sizes and problems."""
+"""The result of an importer before it decodes pixels: classes, splits, sizes and problems."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raymaml.config.schema import SPLITS
 
 PART_BYTES = 16 << 20
 """Of pixels that an import holds at a time."""
@@ -33,9 +35,15 @@ class PlannedClass:
         return self.read(slice(0, self.count))
 
 
+def in_order(classes: Iterable[PlannedClass]) -> tuple[PlannedClass, ...]:
+    """Sort by split (train, val, test), then name."""
+    places = {str(split): place for place, split in enumerate(SPLITS)}
+    return tuple(sorted(classes, key=lambda c: (places[c.split], c.name)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImportPlan:
-    """All classes of a source in the order of the bank, and what is wrong with it so far."""
+    """All classes of a source in the order of the bank, and the problems found so far."""
 
     source: str
     licence: str
@@ -43,6 +51,6 @@ class ImportPlan:
     classes: tuple[PlannedClass, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What the import leaves out, a line each."""
+    """The files that the import leaves out, a line for each reason."""
     share: str = ""
     """The option that deals classes to splits, with its value; empty where the source says it."""

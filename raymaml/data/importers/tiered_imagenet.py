@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import takewhile
 from pathlib import Path
@@ -29,29 +29,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.config.sources import TieredImageNetSource
+from raymaml.data.formats.npz import NpzArray, open_npz
+from raymaml.data.formats.spool import Blob, StoredArray
 from raymaml.data.importers.benchmark import (
     IMAGENET_LICENCE,
     Benchmark,
-    Images,
     LabelledFile,
     choose,
-    integers,
-    origin,
-    pixels_problem,
-    plan_classes,
-    resized,
-    verify,
+    plan_files,
 )
-from raymaml.data.importers.images import decode, image_bytes, squashed
-from raymaml.data.importers.labelled_pickles import files_in, pickles_in, texts_of
-from raymaml.data.importers.npz import NpzArray, open_npz
+from raymaml.data.importers.images import Images, decode, image_bytes, resized, squashed
+from raymaml.data.importers.labelled_pickles import (
+    files_in,
+    integers,
+    pickles_in,
+    require_pixels,
+    texts_of,
+)
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.importers.stored import Blob, Scratch, StoredArray
 
 BENCHMARK = Benchmark(
     title="tiered-ImageNet",
+    cited="(Ren et al. 2018)",
+    licence=IMAGENET_LICENCE,
     num_classes={"train": 351, "val": 97, "test": 160},
     num_images={"train": 448_695, "val": 124_261, "test": 206_209},
     labels={"train": range(351), "val": range(351, 448), "test": range(448, 608)},
@@ -66,7 +68,8 @@ class _Pictures:
 
     path: Path
     count: int
-    labelled: LabelledFile  # with no labels yet
+    load: Callable[[NDArray[np.int64], int], Images]
+    form: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,33 +81,24 @@ class _Labels:
     names: dict[int, str]
 
 
-def plan_tiered_imagenet(source: TieredImageNetSource, size: int, scratch: Scratch) -> ImportPlan:
+def plan_tiered_imagenet(source: TieredImageNetSource, size: int, bank: Path) -> ImportPlan:
     """Find the images and labels of the three splits in ``source.path``.
 
     Raises:
         UserError: a file is damaged or has no partner, a split is missing, or classes or images.
     """
-    pictures, labels = _read(source.path, scratch)
-    chosen = choose(_paired(pictures, labels), BENCHMARK, source.path)
-    classes = plan_classes(chosen, BENCHMARK, size)
-    if source.verify_counts:
-        verify(classes, BENCHMARK, {split: file.name for split, file in chosen.items()})
-    return ImportPlan(
-        source=f"tiered-ImageNet (Ren et al. 2018) from {origin(chosen)}",
-        licence=IMAGENET_LICENCE,
-        num_channels=3,
-        classes=classes,
-    )
+    files = _paired(*_read(source.path, bank))
+    return plan_files(choose(files, BENCHMARK, source.path), BENCHMARK, source, size)
 
 
-def _read(folder: Path, scratch: Scratch) -> tuple[list[_Pictures], list[_Labels]]:
+def _read(folder: Path, bank: Path) -> tuple[list[_Pictures], list[_Labels]]:
     pictures, labels = [], []
     # the splits come one after the other: what was unpacked for one need not outlive it
-    opened = lru_cache(maxsize=1)(NpzArray.open)
+    opened = lru_cache(maxsize=1)(partial(NpzArray.open, bank=bank))
     for path in files_in(folder):
-        if zipfile.is_zipfile(path) and (array := open_npz(path, "images", scratch)):
+        if zipfile.is_zipfile(path) and (array := open_npz(path, "images")):
             pictures.append(_npz(array, partial(opened, array)))
-    for path, content in pickles_in(folder, scratch):
+    for path, content in pickles_in(folder):
         if isinstance(content, list):
             pictures.append(_pngs(path, content))
         elif isinstance(content, dict) and {"labels", "label_specific"} & content.keys():
@@ -113,11 +107,9 @@ def _read(folder: Path, scratch: Scratch) -> tuple[list[_Pictures], list[_Labels
 
 
 def _npz(array: NpzArray, opened: Callable[[], StoredArray]) -> _Pictures:
-    described = StoredArray(b"", array.dtype, array.shape)
     count = array.shape[0] if array.shape else 0
-    if problem := pixels_problem(str(array.path), described, count):
-        raise UserError(problem)
-    return _pictures(array.path, count, partial(_load_npz, opened), NPZ)
+    require_pixels(str(array.path), StoredArray(b"", array.dtype, array.shape), count)
+    return _Pictures(path=array.path, count=count, load=partial(_load_npz, opened), form=NPZ)
 
 
 def _load_npz(opened: Callable[[], StoredArray], rows: NDArray[np.int64], size: int) -> Images:
@@ -131,26 +123,20 @@ def _pngs(path: Path, content: list[Any]) -> _Pictures:
         raise UserError(
             f"{path}: is a list of {type(wrong).__name__}, must be of PNG files as arrays of bytes"
         )
-    return _pictures(path, len(files), partial(_load_pngs, path, files), PNGS)
+    return _Pictures(path=path, count=len(files), load=partial(_load_pngs, path, files), form=PNGS)
 
 
 def _load_pngs(
     path: Path, files: Sequence[Blob | bytes], rows: NDArray[np.int64], size: int
 ) -> Images:
     return decode(
-        ((f"{path}: image {row}", partial(_bytes, files[row])) for row in rows.tolist()),
-        squashed(size),
+        (f"{path}: image {row}", partial(_bytes, files[row]), squashed(size))
+        for row in rows.tolist()
     )
 
 
 def _bytes(file: Blob | bytes) -> bytes:
     return image_bytes(file) if isinstance(file, Blob) else file
-
-
-def _pictures(path: Path, count: int, load: Any, form: str) -> _Pictures:
-    empty = np.empty(0, dtype=np.int64)
-    file = LabelledFile(name=str(path), labels=empty, load=load, form=form)
-    return _Pictures(path=path, count=count, labelled=file)
 
 
 def _labels(path: Path, content: dict[str, Any]) -> _Labels:
@@ -164,20 +150,26 @@ def _labels(path: Path, content: dict[str, Any]) -> _Labels:
 
 def _paired(pictures: Iterable[_Pictures], labels: Sequence[_Labels]) -> list[LabelledFile]:
     """Give each file of images the labels that are as many, of the most similar name."""
-    paired, problems = [], []
-    for item in pictures:
-        own = [candidate for candidate in labels if len(candidate.values) == item.count]
-        if own:
-            best = max(own, key=partial(_likeness, item.path))
-            paired.append(replace(item.labelled, labels=best.values, class_names=best.names))
-        else:
-            there = ", ".join(f"{label.path.name} {len(label.values)}" for label in labels)
-            problems.append(
-                f"{item.path}: holds {item.count} images, but no pickle holds as many labels"
-                f" (there are {there or 'none'}); get both again"
-            )
-    if problems:
-        raise UserError(*problems)
+    paired = []
+    with gathered() as problems:
+        for item in pictures:
+            own = [candidate for candidate in labels if len(candidate.values) == item.count]
+            if own:
+                best = max(own, key=partial(_likeness, item.path))
+                file = LabelledFile(
+                    name=str(item.path),
+                    labels=best.values,
+                    load=item.load,
+                    form=item.form,
+                    class_names=best.names,
+                )
+                paired.append(file)
+            else:
+                there = ", ".join(f"{label.path.name} {len(label.values)}" for label in labels)
+                problems.append(
+                    f"{item.path}: holds {item.count} images, but no pickle holds as many labels"
+                    f" (there are {there or 'none'}); get both again"
+                )
     return paired
 
 

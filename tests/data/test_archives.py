@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from raymaml.common.errors import UserError
-from raymaml.data.importers.stored import Scratch
-from raymaml.data.importers.trees import find_tree, read_folder, read_tar
+from raymaml.data.formats.archives import find_tree, read_folder, read_tar
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
@@ -33,10 +32,9 @@ def test_members_are_read_in_place(tmp_path: Path, mode: str) -> None:
     path = write(
         tmp_path / "a.tar", member("./data/first"), member("data/other"), inside, mode=mode
     )
-    tree = read_tar(path, Scratch(tmp_path / "bank"))
+    tree = read_tar(path, tmp_path / "bank")
     assert sorted(tree.files) == ["data/first", "data/other"]
     assert tree.blob("data/other").read() == b"other"
-    assert tree.below("data").blob("first").read() == b"first"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.tar"]
     with pytest.raises(UserError, match=r"a\.tar: holds no data/third"):
         tree.blob("data/third")
@@ -48,8 +46,6 @@ def test_members_are_read_in_place(tmp_path: Path, mode: str) -> None:
         member("../evil"),
         member("/etc/evil"),
         member("data/../../evil"),
-        member("C:/evil"),
-        member("a\\..\\evil"),
         member("data/link", tarfile.SYMTYPE, "../../evil"),
         member("link", tarfile.SYMTYPE, "/etc/passwd"),
         member("data/link", tarfile.LNKTYPE, "../evil"),
@@ -64,7 +60,7 @@ def test_members_and_links_that_leave_the_folder_are_refused(
 ) -> None:
     path = write(tmp_path / "a.tar", member("first"), unsafe, mode=mode)
     with pytest.raises(UserError, match=r"a\.tar: holds the unsafe path .*official archive"):
-        read_tar(path, Scratch(tmp_path / "bank"))
+        read_tar(path, tmp_path / "bank")
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
@@ -75,26 +71,26 @@ def test_torn_archives_are_named(tmp_path: Path, mode: str) -> None:
     for length in (100, 1024 + 100, 50 * 1024 + 100) if mode == "w" else (len(whole) // 2,):
         (tmp_path / "a.tar").write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"a\.tar: is not a whole tar archive"):
-            read_tar(tmp_path / "a.tar", Scratch(tmp_path / "bank"))
+            read_tar(tmp_path / "a.tar", tmp_path / "bank")
 
 
 def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
     with pytest.raises(UserError, match=r"a\.tar: is not a whole tar archive"):
-        read_tar(tmp_path / "a.tar", Scratch(tmp_path / "bank"))
+        read_tar(tmp_path / "a.tar", tmp_path / "bank")
 
 
 def test_trees_are_found_by_the_files_they_hold(tmp_path: Path) -> None:
-    scratch = Scratch(tmp_path / "bank")
-    assert find_tree(tmp_path, ("meta", "train"), scratch) is None
+    bank = tmp_path / "bank"
+    assert find_tree(tmp_path, ("meta", "train"), bank) is None
     write(tmp_path / "b.tgz", member("deep/meta/"), member("deep/meta"), member("deep/train"))
-    found = find_tree(tmp_path, ("meta", "train"), scratch)
+    found = find_tree(tmp_path, ("meta", "train"), bank)
     assert found is not None
     assert found.name == f"{tmp_path / 'b.tgz'}/deep"
     (tmp_path / "own").mkdir()
     for name in ("meta", "train", ".hidden"):
         (tmp_path / "own" / name).write_text(name)
-    found = find_tree(tmp_path, ("meta", "train"), scratch)  # unpacked goes before packed
+    found = find_tree(tmp_path, ("meta", "train"), bank)  # unpacked goes before packed
     assert found is not None
     assert found.name == f"{tmp_path}/own"
     assert sorted(found.files) == ["meta", "train"]
@@ -104,4 +100,4 @@ def test_trees_are_found_by_the_files_they_hold(tmp_path: Path) -> None:
 def test_no_room_to_unpack_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tgz", member("first"), mode="w:gz")
     with pytest.raises(UserError, match=r"cannot hold what is unpacked .*set data\.bank to"):
-        read_tar(path, Scratch(Path("/proc/bank")))
+        read_tar(path, Path("/proc/bank"))
