@@ -225,7 +225,7 @@ def test_all_broken_files_are_named(tmp_path: Path) -> None:
     )
     found = problems_of(tmp_path)
     says = ["3 images and 2 labels", "float32", "(2, 2, 2)", "a list, must be one array"]
-    says += ["no whole numbers", "rows that are not there", "a row twice"]
+    says += ["no whole numbers", "rows that are not there", "or a row twice"]
     assert len(found) == len(says)
     for name, text, problem in zip("abcdefg", says, found, strict=True):
         assert problem.startswith(f"{tmp_path / name}.pkl: ")

@@ -196,7 +196,7 @@ def test_a_torn_archive_is_named(tmp_path: Path) -> None:
     write_zips(tmp_path)
     archive = tmp_path / "images_evaluation.zip"
     archive.write_bytes(archive.read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"images_evaluation\.zip: is not a complete zip"):
+    with pytest.raises(UserError, match=r"images_evaluation\.zip: is not a whole zip"):
         plan_omniglot(source_of(tmp_path), 28)
 
 

@@ -5,26 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.common.errors import Problems, UserError
 from raymaml.config.schema import AllEpisodes, DataConfig, Split
-from raymaml.config.sources import (
-    AnySource,
-    CifarFsSource,
-    CubSource,
-    Fc100Source,
-    GlyphsSource,
-    ImageFolderSource,
-    INaturalist2017Source,
-    MiniImageNetSource,
-    OmniglotSource,
-    TieredImageNetSource,
-)
+from raymaml.config.sources import AnySource
 from raymaml.data.bank import ClassStream, ImageBank, write_bank
 from raymaml.data.importers.cifar import plan_cifar
 from raymaml.data.importers.cub import plan_cub
@@ -55,15 +45,18 @@ def import_bank(
     """
     # What is unpacked lies beside the bank, or where one that goes to a URI is made ready.
     beside = Path(tempfile.gettempdir(), "bank") if is_remote(data.bank) else data.bank
-    plan = _plan(data.source, data.image_size, beside)
-    bank = write_bank(
-        data.bank,
-        _load(plan, episodes, plan.num_channels * data.image_size**2),
-        source=plan.source,
-        licence=plan.licence,
-        image_shape=(plan.num_channels, data.image_size, data.image_size),
-        cache=data.cache,
-    )
+    try:
+        plan = _plan(data.source, data.image_size, beside)
+        bank = write_bank(
+            data.bank,
+            _load(plan, episodes, plan.num_channels * data.image_size**2),
+            source=plan.source,
+            licence=plan.licence,
+            image_shape=(plan.num_channels, data.image_size, data.image_size),
+            cache=data.cache,
+        )
+    except UserError as error:
+        raise type(error)(*listed(error.problems)) from None
     for note in plan.notes:
         tell(note)
     return bank
@@ -71,24 +64,18 @@ def import_bank(
 
 def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
     """List the classes of a source, by its kind."""
-    match source:
-        case GlyphsSource():
-            plan = plan_glyphs(source, image_size)
-        case OmniglotSource():
-            plan = plan_omniglot(source, image_size)
-        case ImageFolderSource():
-            plan = plan_image_folder(source, image_size)
-        case MiniImageNetSource():
-            plan = plan_mini_imagenet(source, image_size)
-        case TieredImageNetSource():
-            plan = plan_tiered_imagenet(source, image_size, bank)
-        case CifarFsSource() | Fc100Source():
-            plan = plan_cifar(source, image_size, bank)
-        case CubSource():
-            plan = plan_cub(source, image_size, bank)
-        case INaturalist2017Source():
-            plan = plan_inaturalist(source, image_size)
-    return plan
+    planners: dict[str, Callable[[Any, int], ImportPlan]] = {
+        "glyphs": plan_glyphs,
+        "omniglot": plan_omniglot,
+        "image-folder": plan_image_folder,
+        "mini-imagenet": plan_mini_imagenet,
+        "tiered-imagenet": partial(plan_tiered_imagenet, bank=bank),
+        "cifar-fs": partial(plan_cifar, bank=bank),
+        "fc100": partial(plan_cifar, bank=bank),
+        "cub": partial(plan_cub, bank=bank),
+        "inaturalist-2017": plan_inaturalist,
+    }
+    return planners[source.kind](source, image_size)
 
 
 def _load(plan: ImportPlan, episodes: AllEpisodes, image_bytes: int) -> Iterator[ClassStream]:
@@ -96,7 +83,7 @@ def _load(plan: ImportPlan, episodes: AllEpisodes, image_bytes: int) -> Iterator
     classes = iter(plan.classes)
     problems = [*plan.problems, *_split_problems(plan, episodes)]
     if problems:  # a bank that will not be kept need not be written
-        raise UserError(*listed([*problems, *_broken(classes, image_bytes)]))
+        raise UserError(*problems, *_broken(classes, image_bytes))
     for planned in classes:
         yield ClassStream(
             name=planned.name,
@@ -116,7 +103,7 @@ def _batches(
             images = planned.read(part)
         except UserError as error:
             problems = [*error.problems, *_problems(planned, parts), *_broken(behind, image_bytes)]
-            raise UserError(*listed(problems)) from None
+            raise UserError(*problems) from None
         yield images
 
 
@@ -134,15 +121,6 @@ def _problems(planned: PlannedClass, parts: Iterable[slice]) -> Problems:
         with problems:
             planned.read(part)
     return problems
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name is text; those of files need not be."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
@@ -163,7 +141,7 @@ def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
     problems += [
         f"class {name!r}: its name is no text that UTF-8 can write; rename it"
         for name in splits_of
-        if not _is_text(name)
+        if name != name.encode(errors="ignore").decode()
     ]
     for split in get_args(Split):
         counts = {p.name: p.count for p in plan.classes if p.split == split and p.count}

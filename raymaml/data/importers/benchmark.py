@@ -17,7 +17,6 @@ from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import BenchmarkSource
 from raymaml.data.importers.images import Images
 from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
-from raymaml.data.sampling import listed
 
 IMAGENET_LICENCE = "ImageNet terms of access: non-commercial research and education only"
 KEEP_ANYWAY = "get the files again, or set data.source.verify_counts: false to take what is there"
@@ -37,6 +36,8 @@ class Benchmark:
     names: Mapping[Split, Collection[str]] = field(default_factory=dict)
     labels: Mapping[Split, Collection[int]] = field(default_factory=dict)
     """Names and integer labels of the classes of each split, where files carry them."""
+    label_names: Mapping[int, str] = field(default_factory=dict)
+    """Names of ``labels``, for files that carry these but no names."""
 
     def images_of(self, split: Split) -> int | None:
         """Return the number of images of ``split``, if it is published."""
@@ -144,13 +145,14 @@ def _describe(file: LabelledFile) -> str:
 
 
 def plan_files(
-    chosen: Mapping[Split, LabelledFile], benchmark: Benchmark, source: BenchmarkSource, size: int
+    files: Sequence[LabelledFile], benchmark: Benchmark, source: BenchmarkSource, size: int
 ) -> ImportPlan:
-    """Plan the classes of the chosen files, and check their numbers where ``source`` asks for it.
+    """Plan the classes of the file of each split; check their numbers if ``source`` asks for it.
 
     Raises:
-        UserError: listing every number of classes or images that is wrong.
+        UserError: a split has no file, or several, or numbers of classes or images are wrong.
     """
+    chosen = choose(files, benchmark, source.path)
     classes = in_order(
         PlannedClass(
             name=_name(split, label, file, benchmark),
@@ -178,7 +180,10 @@ def _name(split: Split, label: int, file: LabelledFile, benchmark: Benchmark) ->
 
     Neither labels nor such names (two classes of ImageNet are called "crane") need be unique.
     """
-    name = file.class_names.get(label, "")
+    names = file.class_names
+    if not names and set(file.labels.tolist()) <= set(benchmark.labels.get(split, ())):
+        names = benchmark.label_names
+    name = names.get(label, "")
     return name if name and benchmark.names else f"{split}-{label:03d} {name}".rstrip()
 
 
@@ -202,20 +207,18 @@ def verify(
     Raises:
         UserError: listing every number that is wrong.
     """
-    problems = []
-    for split in SPLITS:
-        counts = {c.name: c.count for c in classes if c.split == split}
-        wanted, images = benchmark.num_classes[split], benchmark.images_of(split)
-        where, title = f"{places[split]}: split {split}", benchmark.title
-        total = sum(counts.values())
-        if len(counts) != wanted:
-            problems.append(f"{where} has {len(counts)} classes, {title} has {wanted}")
-        if images not in (None, total):
-            problems.append(f"{where} has {total:,} images, {title} has {images:,}")
-        problems += [
-            f"{where}, class {name} has {count} images, must have {benchmark.images_per_class}"
-            for name, count in counts.items()
-            if benchmark.images_per_class not in (None, count)
-        ]
-    if problems:
-        raise UserError(*listed([f"{problem}; {KEEP_ANYWAY}" for problem in problems]))
+    title, each = benchmark.title, benchmark.images_per_class
+    with gathered() as problems:
+        for split in SPLITS:
+            counts = {c.name: c.count for c in classes if c.split == split}
+            wanted, images = benchmark.num_classes[split], benchmark.images_of(split)
+            where, total = f"{places[split]}: split {split}", sum(counts.values())
+            wrong = []
+            if len(counts) != wanted:
+                wrong.append(f"{where} has {len(counts)} classes, {title} has {wanted}")
+            if images not in (None, total):
+                wrong.append(f"{where} has {total:,} images, {title} has {images:,}")
+            for name, count in counts.items():
+                if each not in (None, count):
+                    wrong.append(f"{where}, class {name} has {count} images, must have {each}")
+            problems += [f"{problem}; {KEEP_ANYWAY}" for problem in wrong]

@@ -27,7 +27,7 @@ from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import CifarFsSource, Fc100Source
 from raymaml.data.formats.archives import Tree, find_tree
 from raymaml.data.formats.spool import StoredArray
-from raymaml.data.importers.benchmark import Benchmark, LabelledFile, choose, plan_files
+from raymaml.data.importers.benchmark import Benchmark, LabelledFile, plan_files
 from raymaml.data.importers.images import Images, resized
 from raymaml.data.importers.labelled_pickles import (
     integers,
@@ -57,11 +57,7 @@ def plan_cifar(source: CifarFsSource | Fc100Source, size: int, bank: Path) -> Im
     """
     facts = benchmark(source.kind)
     if files := labelled_pickles(source.path) if source.path.is_dir() else []:
-        chosen = {
-            split: replace(file, class_names=_names(file.labels, split, source.kind))
-            for split, file in choose(files, facts, source.path).items()
-        }
-        return plan_files(chosen, facts, source, size)
+        return plan_files(files, facts, source, size)
     tree = find_tree(source.path, ("meta", *_PARTS), bank)
     if tree is None:
         raise UserError(
@@ -100,34 +96,30 @@ def benchmark(kind: str) -> Benchmark:
         images_per_class=600,
         names=names,
         labels=numbers if kind == "fc100" else {},
+        label_names=dict(enumerate(splits)),
     )
 
 
-def _names(labels: NDArray[np.int64], split: Split, kind: str) -> dict[int, str]:
-    """Name the labels where they are the original ones."""
-    own = benchmark(kind).labels.get(split, ())
-    return dict(enumerate(splits_of(kind))) if set(labels.tolist()) <= set(own) else {}
-
-
-def _from_cifar100(tree: Tree, splits: Mapping[str, Split]) -> dict[Split, LabelledFile]:
-    """Divide the 100 classes of CIFAR-100; all three files are the whole of it."""
+def _from_cifar100(tree: Tree, splits: Mapping[str, Split]) -> list[LabelledFile]:
+    """Divide the 100 classes of CIFAR-100, as if each split were a file of its own."""
     names = texts_of(_read(tree, "meta").get("fine_label_names"))
     if sorted(names) != sorted(splits):
         raise UserError(f"{tree.name}/meta: does not name the 100 classes of CIFAR-100")
     parts = [_part(tree, part) for part in _PARTS]
     labels = np.concatenate([labels for _, labels in parts])
-    of_split = np.array([SPLITS.index(splits[name]) for name in names])
-    found: dict[Split, LabelledFile] = {}
-    for number, split in enumerate(SPLITS):
-        own = np.flatnonzero(of_split[labels] == number)
-        found[split] = LabelledFile(
+    files = []
+    for split in SPLITS:
+        numbers = [number for number, name in enumerate(names) if splits[name] == split]
+        own = np.flatnonzero(np.isin(labels, numbers))
+        file = LabelledFile(
             name=tree.name,
             labels=labels[own],
             load=partial(_load, parts, own),
             form=FORM,
             class_names=dict(enumerate(names)),
         )
-    return found
+        files.append(file)
+    return files
 
 
 def _part(tree: Tree, part: str) -> _Part:
@@ -140,8 +132,6 @@ def _part(tree: Tree, part: str) -> _Part:
         raise UserError(
             f"{tree.name}/{part}: data are {pixels.shape}, must be ({len(labels)}, {_PIXELS})"
         )
-    if labels.min() < 0 or labels.max() >= 100:
-        raise UserError(f"{tree.name}/{part}: its fine_labels are not 0 to 99; get it again")
     return pixels, labels
 
 

@@ -47,7 +47,7 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
     left_out = LeftOut(source.path)
     share = ""
     if source.csv is not None:
-        files, problems = _from_csv(source.csv, source.path)
+        files = _from_csv(source.csv, source.path, problems)
     else:
         root = inner(source.path, left_out)
         folders = split_folders(root, problems, left_out)
@@ -97,12 +97,12 @@ def _deal(classes: dict[str, list[Path]], source: ImageFolderSource) -> Files:
     }
 
 
-def _from_csv(table: Path, folder: Path) -> tuple[Files, list[str]]:
+def _from_csv(table: Path, folder: Path, problems: list[str]) -> Files:
     header, *rows = read_csv(table, f"data.source.csv: {table}", "give a CSV") or [["nothing"]]
     if [cell.strip().lower() for cell in header] != CSV_HEADER:
         found = ",".join(header)
         raise UserError(f"{table}:1: the header is {found}; it must be {','.join(CSV_HEADER)}")
-    return by_class(table, rows, partial(_parse, folder), first_line=2)
+    return by_class(table, rows, partial(_parse, folder), problems)
 
 
 def _parse(folder: Path, row: Sequence[str]) -> tuple[tuple[str, str], Path]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.common.untrusted import stays_inside
 from raymaml.config.schema import Split
 from raymaml.config.sources import INaturalist2017Source
@@ -23,7 +23,6 @@ from raymaml.data.importers.benchmark import KEEP_ANYWAY
 from raymaml.data.importers.images import decode_files, squared
 from raymaml.data.importers.lists import by_class, read_csv
 from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
-from raymaml.data.sampling import listed
 from raymaml.seeding import bit_stream, draw_without_replacement
 
 NUM_CLASSES: dict[Split, int] = {"train": 908, "test": 227}
@@ -41,8 +40,7 @@ def plan_inaturalist(source: INaturalist2017Source, size: int) -> ImportPlan:
     """
     tables = {path: _read(path) for path in _tables(source.path)}
     chosen = _choose(tables, source.path)
-    if problems := _problems(chosen, tables, source.verify_counts):
-        raise UserError(*problems)
+    _verify(chosen, tables, source.verify_counts)
     classes = []
     for split, table in chosen.items():
         val = _drawn(tables[table], source) if split == "train" else set()
@@ -78,10 +76,8 @@ def _tables(folder: Path) -> list[Path]:
 
 def _read(table: Path) -> Classes:
     rows = read_csv(table, f"{table}:", "get it again")
-    classes, problems = by_class(table, rows, _parse, first_line=1)
-    if problems:
-        raise UserError(*listed(problems))
-    return classes
+    with gathered() as problems:
+        return by_class(table, rows, _parse, problems, first_line=1)
 
 
 def _parse(row: Sequence[str]) -> tuple[int, str]:
@@ -110,22 +106,23 @@ def _choose(tables: Mapping[Path, Classes], folder: Path) -> dict[Split, Path]:
     return chosen
 
 
-def _problems(
+def _verify(
     chosen: Mapping[Split, Path], tables: Mapping[Path, Classes], verify_counts: bool
-) -> list[str]:
-    counts = [
-        f"{table}: split {split} has {len(tables[table])} classes, meta-iNat has"
-        f" {NUM_CLASSES[split]}; {KEEP_ANYWAY}"
-        for split, table in chosen.items()
-        if len(tables[table]) != NUM_CLASSES[split]
-    ]
+) -> None:
+    """Check the numbers of classes, if asked to, and that no image is of both splits."""
     first, second = ({name for own in tables[t].values() for name in own} for t in chosen.values())
     one, other = chosen.values()
-    shared = [
-        f"{one}: {name} is in {other.name} too, the other split; keep it in one of them"
-        for name in sorted(first & second)
-    ]
-    return listed([*(counts if verify_counts else []), *shared])
+    with gathered() as problems:
+        problems += [
+            f"{table}: split {split} has {len(tables[table])} classes, meta-iNat has"
+            f" {NUM_CLASSES[split]}; {KEEP_ANYWAY}"
+            for split, table in chosen.items()
+            if verify_counts and len(tables[table]) != NUM_CLASSES[split]
+        ]
+        problems += [
+            f"{one}: {name} is in {other.name} too, the other split; keep it in one of them"
+            for name in sorted(first & second)
+        ]
 
 
 def _drawn(classes: Classes, source: INaturalist2017Source) -> set[int]:

@@ -157,18 +157,16 @@ def _image_data_and_class_dict(name: str, content: Mapping[str, Any]) -> Labelle
     if not isinstance(rows_of, dict):
         raise UserError(f"{name}: its class_dict is a {type(rows_of).__name__}, must be a dict")
     rows = {text_of(key): integers(value) for key, value in rows_of.items()}
-    listed = [row for row in rows.values() if row is not None]
-    count = sum(map(len, listed))
-    require_pixels(name, images, count)
-    labels = np.full(count, -1, dtype=np.int64)
-    if not listed or any(row.min() < 0 or row.max() >= count for row in listed):
-        raise UserError(f"{name}: its class_dict names rows that are not there; get it again")
     names = sorted(rows)
-    for label, text in enumerate(names):
-        if (own := rows[text]) is not None:
-            labels[own] = label
-    if (labels < 0).any():
-        raise UserError(f"{name}: its class_dict names a row twice; get the file again")
+    each = [np.empty(0, np.int64) if (own := rows[key]) is None else own for key in names]
+    order = np.concatenate([np.empty(0, np.int64), *each])
+    require_pixels(name, images, len(order))
+    if not len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise UserError(
+            f"{name}: its class_dict names rows that are not there, or a row twice; get it again"
+        )
+    labels = np.empty(len(order), dtype=np.int64)
+    labels[order] = np.repeat(np.arange(len(names)), list(map(len, each)))
     return LabelledFile(
         name=name,
         labels=labels,

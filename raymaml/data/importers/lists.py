@@ -53,18 +53,19 @@ def by_class(
     table: Path,
     rows: Iterable[list[str]],
     parse: Callable[[list[str]], tuple[Key, Item]],
-    first_line: int,
-) -> tuple[dict[Key, list[Item]], list[str]]:
-    """Sort the images of a list by class; return them and the problems, by line.
+    problems: list[str],
+    first_line: int = 2,
+) -> dict[Key, list[Item]]:
+    """Sort the images of a list by class.
 
     Args:
         table: the list, for messages.
         rows: its lines without a header; empty ones are skipped.
         parse: returns class and image of a line; raises ``ValueError`` where it is wrong.
+        problems: takes those of all lines.
         first_line: number of the first row.
     """
     found: dict[Key, list[Item]] = {}
-    problems: list[str] = []
     seen: set[Item] = set()
     for number, row in enumerate(rows, first_line):
         try:
@@ -76,4 +77,4 @@ def by_class(
                 found.setdefault(key, []).append(item)
         except ValueError as error:
             problems.append(f"{table}:{number}: {error}")
-    return found, problems
+    return found

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import gathered
 from raymaml.common.untrusted import stays_inside
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import MiniImageNetSource
@@ -32,14 +32,12 @@ from raymaml.data.importers.benchmark import (
     IMAGENET_LICENCE,
     Benchmark,
     LabelledFile,
-    choose,
     plan_files,
 )
 from raymaml.data.importers.images import Images, decode_files, squashed
 from raymaml.data.importers.labelled_pickles import files_in, labelled_pickles
 from raymaml.data.importers.lists import by_class, read_csv
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.sampling import listed
 
 RAVI_CSV = "images and CSVs (Ravi and Larochelle)"
 ILSVRC = "the class folders of ILSVRC 2012"
@@ -55,7 +53,7 @@ def plan_mini_imagenet(source: MiniImageNetSource, size: int) -> ImportPlan:
     """
     folder = source.path
     files = _from_ilsvrc(folder) or labelled_pickles(folder) or _from_csvs(folder)
-    return plan_files(choose(files, benchmark(), folder), benchmark(), source, size)
+    return plan_files(files, benchmark(), source, size)
 
 
 @cache
@@ -125,10 +123,8 @@ def _read_csv(table: Path) -> dict[str, list[Path]]:
 
     if header != _CSV_HEADER:
         return {}
-    files, problems = by_class(table, rows, parse, first_line=2)
-    if problems:
-        raise UserError(*listed(problems))
-    return files
+    with gathered() as problems:
+        return by_class(table, rows, parse, problems)
 
 
 def _labelled(name: str, form: str, files: Mapping[str, Sequence[Path]]) -> LabelledFile:

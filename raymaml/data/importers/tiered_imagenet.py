@@ -37,7 +37,6 @@ from raymaml.data.importers.benchmark import (
     IMAGENET_LICENCE,
     Benchmark,
     LabelledFile,
-    choose,
     plan_files,
 )
 from raymaml.data.importers.images import Images, decode, image_bytes, resized, squashed
@@ -87,8 +86,7 @@ def plan_tiered_imagenet(source: TieredImageNetSource, size: int, bank: Path) ->
     Raises:
         UserError: a file is damaged or has no partner, a split is missing, or classes or images.
     """
-    files = _paired(*_read(source.path, bank))
-    return plan_files(choose(files, BENCHMARK, source.path), BENCHMARK, source, size)
+    return plan_files(_paired(*_read(source.path, bank)), BENCHMARK, source, size)
 
 
 def _read(folder: Path, bank: Path) -> tuple[list[_Pictures], list[_Labels]]:
