@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.common.errors import Problems, UserError
+from raymaml.common.errors import Mistakes, UserError
 from raymaml.config.schema import AllEpisodes, DataConfig, Split
 from raymaml.config.sources import AnySource
 from raymaml.data.bank import ClassStream, ImageBank, write_bank
@@ -107,20 +107,20 @@ def _batches(
         yield images
 
 
-def _broken(classes: Iterable[PlannedClass], image_bytes: int) -> Problems:
+def _broken(classes: Iterable[PlannedClass], image_bytes: int) -> Mistakes:
     """Read classes for their problems alone."""
-    problems = Problems()
+    mistakes = Mistakes()
     for planned in classes:
-        problems += _problems(planned, planned.parts(image_bytes))
-    return problems
+        mistakes += _problems(planned, planned.parts(image_bytes))
+    return mistakes
 
 
-def _problems(planned: PlannedClass, parts: Iterable[slice]) -> Problems:
-    problems = Problems()
+def _problems(planned: PlannedClass, parts: Iterable[slice]) -> Mistakes:
+    mistakes = Mistakes()
     for part in parts:
-        with problems:
+        with mistakes.kept():
             planned.read(part)
-    return problems
+    return mistakes
 
 
 def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:

@@ -117,17 +117,17 @@ def choose(
     for file in files:
         found[recognise(file, benchmark)].append(file)
     chosen: dict[Split, LabelledFile] = {}
-    with gathered() as problems:
+    with gathered() as mistakes:
         for split in SPLITS:
             best = _best(found[split], benchmark.images_of(split))
             if len(best) == 1:
                 chosen[split] = best[0]
             elif best:
                 names = " and ".join(file.name for file in best)
-                problems.append(f"{names}: each holds split {split} of {benchmark.title}; keep one")
+                mistakes.append(f"{names}: each holds split {split} of {benchmark.title}; keep one")
             else:
                 there = "; ".join(map(_describe, files)) or "no images with labels"
-                problems.append(
+                mistakes.append(
                     f"data.source.path: {folder} holds no file of split {split} of"
                     f" {benchmark.title} ({benchmark.num_classes[split]} classes); it holds {there}"
                 )
@@ -208,7 +208,7 @@ def verify(
         UserError: listing every number that is wrong.
     """
     title, each = benchmark.title, benchmark.images_per_class
-    with gathered() as problems:
+    with gathered() as mistakes:
         for split in SPLITS:
             counts = {c.name: c.count for c in classes if c.split == split}
             wanted, images = benchmark.num_classes[split], benchmark.images_of(split)
@@ -221,4 +221,4 @@ def verify(
             for name, count in counts.items():
                 if each not in (None, count):
                     wrong.append(f"{where}, class {name} has {count} images, must have {each}")
-            problems += [f"{problem}; {KEEP_ANYWAY}" for problem in wrong]
+            mistakes += [f"{problem}; {KEEP_ANYWAY}" for problem in wrong]

@@ -95,12 +95,12 @@ def _table(tree: Tree, file: str, columns: int) -> dict[str, list[str]]:
     """Read a file of lines of a number and ``columns`` values."""
     text = tree.blob(file).read().decode("utf-8", "replace")
     table: dict[str, list[str]] = {}
-    with gathered() as problems:
+    with gathered() as mistakes:
         for number, line in enumerate(text.splitlines(), 1):
             key, *values = line.split() or [""]
             if key and len(values) != columns:
                 what = f"must hold {1 + columns} values; mend it"
-                problems.append(f"{tree.name}/{file}:{number}: {what}")
+                mistakes.append(f"{tree.name}/{file}:{number}: {what}")
             elif key:
                 table[key] = values
     return table
@@ -110,11 +110,11 @@ def _boxes(tree: Tree, names: Mapping[str, str]) -> dict[str, Box]:
     """Return the box of each image by the image's name."""
     file = f"{tree.name}/bounding_boxes.txt"
     boxes: dict[str, Box] = {}
-    with gathered() as problems:
+    with gathered() as mistakes:
         table = _table(tree, "bounding_boxes.txt", 4)
         for key, name in names.items():
             if key not in table:
-                problems.append(
+                mistakes.append(
                     f"{file}: has no box of {name}; get it again, or set"
                     " data.source.crop_to_box: false"
                 )
@@ -123,7 +123,7 @@ def _boxes(tree: Tree, names: Mapping[str, str]) -> dict[str, Box]:
                 left, top, width, height = map(float, table[key])
                 boxes[name] = left, top, width, height
             except ValueError as error:
-                problems.append(f"{file}: {error}; get it again")
+                mistakes.append(f"{file}: {error}; get it again")
     return boxes
 
 
@@ -131,14 +131,14 @@ def _classes(
     tree: Tree, names: Mapping[str, str], boxes: Mapping[str, Box] | None, split: str, size: int
 ) -> tuple[PlannedClass, ...]:
     images: dict[str, list[str]] = defaultdict(list)
-    with gathered() as problems:
+    with gathered() as mistakes:
         for name in names.values():
             folder = name.partition("/")[0]
             if re.match(r"[0-9]{3}", folder) and 1 <= int(folder[:3]) <= NUM_CLASSES:
                 images[folder].append(name)
             else:
                 what = f"{name} is of no class 001 to 200; get it again"
-                problems.append(f"{tree.name}/images.txt: {what}")
+                mistakes.append(f"{tree.name}/images.txt: {what}")
     return in_order(
         PlannedClass(
             name=name,
@@ -153,9 +153,9 @@ def _classes(
 def _verify(tree: Tree, classes: tuple[PlannedClass, ...], split: str) -> None:
     """Check classes a split and images over all, which the classes of a split decide."""
     total = sum(planned.count for planned in classes)
-    with gathered() as problems:
+    with gathered() as mistakes:
         if total != NUM_IMAGES:
-            problems.append(
+            mistakes.append(
                 f"{tree.name}/images.txt: lists {total:,} images, CUB-200-2011 has"
                 f" {NUM_IMAGES:,}; {KEEP_ANYWAY}"
             )

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import Mistakes, UserError
 from raymaml.config.schema import SPLITS, Split
 from raymaml.data.importers.images import is_file, suffixes
 
@@ -74,7 +74,7 @@ def images_in(folder: Path, left_out: LeftOut) -> list[Path]:
     return sorted(images)
 
 
-def split_folders(root: Path, problems: list[str], left_out: LeftOut) -> Files | None:
+def split_folders(root: Path, mistakes: Mistakes, left_out: LeftOut) -> Files | None:
     """Read the layout ``<split>/<class>/<image>``; None where it is another one."""
     folders = folders_in(root)
     splits = {path: split for path in folders if (split := split_named(path.name))}
@@ -83,14 +83,14 @@ def split_folders(root: Path, problems: list[str], left_out: LeftOut) -> Files |
         return None
     if others := [path.name for path in folders if path not in splits]:
         are, them = ("are no splits", "them") if len(others) > 1 else ("is no split", "it")
-        problems.append(
+        mistakes.append(
             f"{root}: {len(others):,} of {len(folders):,} folders {are}, first {others[0]}; move"
             f" {them} elsewhere or, if {' or '.join(path.name for path in splits)} is a class,"
             " rename its folder or list the images in data.source.csv"
         )
     for split in SPLITS:
         if len(same := [path.name for path in splits if splits[path] == split]) > 1:
-            problems.append(f"{root}: {' and '.join(same)} are both split {split}; join them")
+            mistakes.append(f"{root}: {' and '.join(same)} are both split {split}; join them")
     _leave_loose(root, left_out)
     files: Files = {}
     for folder in sorted(splits, key=lambda path: SPLITS.index(splits[path])):

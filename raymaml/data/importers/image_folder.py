@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import Mistakes, UserError
 from raymaml.common.untrusted import stays_inside
 from raymaml.config.schema import SPLITS
 from raymaml.config.sources import ImageFolderSource
@@ -43,25 +43,25 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
     """
     if not source.path.is_dir():
         raise UserError(f"data.source.path: {source.path} is not a folder; give one that exists")
-    problems: list[str] = []
+    mistakes = Mistakes()
     left_out = LeftOut(source.path)
     share = ""
     if source.csv is not None:
-        files = _from_csv(source.csv, source.path, problems)
+        files = _from_csv(source.csv, source.path, mistakes)
     else:
         root = inner(source.path, left_out)
-        folders = split_folders(root, problems, left_out)
+        folders = split_folders(root, mistakes, left_out)
         if folders is None:
             folders = _deal(class_folders(root, left_out), source)
             share = f"data.source.fractions {list(source.fractions)}"
         files = folders
     there = f" ({'; '.join(left_out.notes())})" if left_out.notes() else ""
-    if not files and not problems:
+    if not files and not mistakes:
         raise UserError(
             f"data.source.path: {source.path} holds no images in class folders; lay them out as"
             f" <split>/<class>/<image> or <class>/<image>{there}"
         )
-    problems += [
+    mistakes += [
         f"class {name} of split {split}: has no images that Pillow reads; add some or remove its"
         f" folder{there}"
         for (split, name), paths in sorted(files.items())
@@ -78,7 +78,7 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
             for (split, name), own in files.items()
             if own
         ),
-        problems=tuple(problems),
+        problems=tuple(mistakes),
         notes=left_out.notes(),
         share=share,
     )
@@ -97,12 +97,12 @@ def _deal(classes: dict[str, list[Path]], source: ImageFolderSource) -> Files:
     }
 
 
-def _from_csv(table: Path, folder: Path, problems: list[str]) -> Files:
+def _from_csv(table: Path, folder: Path, mistakes: Mistakes) -> Files:
     header, *rows = read_csv(table, f"data.source.csv: {table}", "give a CSV") or [["nothing"]]
     if [cell.strip().lower() for cell in header] != CSV_HEADER:
         found = ",".join(header)
         raise UserError(f"{table}:1: the header is {found}; it must be {','.join(CSV_HEADER)}")
-    return by_class(table, rows, partial(_parse, folder), problems)
+    return by_class(table, rows, partial(_parse, folder), mistakes)
 
 
 def _parse(folder: Path, row: Sequence[str]) -> tuple[tuple[str, str], Path]:

@@ -59,20 +59,20 @@ def decode(files: Iterable[tuple[str, Read, Transform]], most_pixels: int | None
         UserError: naming each file that is not an image, is truncated or is too large.
     """
     images = []
-    with gathered() as problems:
+    with gathered() as mistakes:
         for name, read, transform in files:
             try:
-                with problems:
+                with mistakes.kept():
                     images.append(_decoded(read(), transform, most_pixels or PIXELS))
             except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
                 larger = "raise data.source.max_megapixels" if most_pixels else "remove it"
                 size = str(error).partition(" exceeds")[0]
-                problems.append(
+                mistakes.append(
                     f"{name}: is not a readable image ({size} exceeds {most_pixels or PIXELS});"
                     f" scale it down, or {larger}"
                 )
             except Exception as error:  # Pillow has no list of the exceptions that damage raises
-                problems.append(
+                mistakes.append(
                     f"{name}: is not a readable image ({_reason(error)}); mend or remove it"
                 )
     return np.stack(images)

@@ -76,8 +76,8 @@ def _tables(folder: Path) -> list[Path]:
 
 def _read(table: Path) -> Classes:
     rows = read_csv(table, f"{table}:", "get it again")
-    with gathered() as problems:
-        return by_class(table, rows, _parse, problems, first_line=1)
+    with gathered() as mistakes:
+        return by_class(table, rows, _parse, mistakes, first_line=1)
 
 
 def _parse(row: Sequence[str]) -> tuple[int, str]:
@@ -112,14 +112,14 @@ def _verify(
     """Check the numbers of classes, if asked to, and that no image is of both splits."""
     first, second = ({name for own in tables[t].values() for name in own} for t in chosen.values())
     one, other = chosen.values()
-    with gathered() as problems:
-        problems += [
+    with gathered() as mistakes:
+        mistakes += [
             f"{table}: split {split} has {len(tables[table])} classes, meta-iNat has"
             f" {NUM_CLASSES[split]}; {KEEP_ANYWAY}"
             for split, table in chosen.items()
             if verify_counts and len(tables[table]) != NUM_CLASSES[split]
         ]
-        problems += [
+        mistakes += [
             f"{one}: {name} is in {other.name} too, the other split; keep it in one of them"
             for name in sorted(first & second)
         ]

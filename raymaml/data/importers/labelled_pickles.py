@@ -34,10 +34,10 @@ def labelled_pickles(folder: Path) -> list[LabelledFile]:
         UserError: naming every file whose images or labels cannot be used.
     """
     files: list[LabelledFile] = []
-    with gathered() as problems:
+    with gathered() as mistakes:
         for path, content in pickles_in(folder):
             keys = content.keys() if isinstance(content, dict) else set()
-            with problems:
+            with mistakes.kept():
                 if {"data", "labels"} <= keys:
                     files.append(_data_and_labels(str(path), content))
                 elif {"image_data", "class_dict"} <= keys:
@@ -51,13 +51,13 @@ def pickles_in(folder: Path) -> Iterator[tuple[Path, Any]]:
     Raises:
         UserError: naming each file that is damaged, or asks for more than data.
     """
-    with gathered() as problems:
+    with gathered() as mistakes:
         for path in files_in(folder):
             blob = open_blob(path)
             # a file of this suffix is a pickle, or should be: a damaged one is named
             if path.suffix in {".pickle", ".pkl"} or _begins_as_pickle(blob):
                 content = None
-                with problems:
+                with mistakes.kept():
                     content = read_pickle(str(path), blob)
                 yield path, content
 

@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TypeVar
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import Mistakes, UserError
 from raymaml.data.importers.images import read_whole
 
 MOST_BYTES = 512 << 20
@@ -53,7 +53,7 @@ def by_class(
     table: Path,
     rows: Iterable[list[str]],
     parse: Callable[[list[str]], tuple[Key, Item]],
-    problems: list[str],
+    mistakes: Mistakes,
     first_line: int = 2,
 ) -> dict[Key, list[Item]]:
     """Sort the images of a list by class.
@@ -62,7 +62,7 @@ def by_class(
         table: the list, for messages.
         rows: its lines without a header; empty ones are skipped.
         parse: returns class and image of a line; raises ``ValueError`` where it is wrong.
-        problems: takes those of all lines.
+        mistakes: takes those of all lines.
         first_line: number of the first row.
     """
     found: dict[Key, list[Item]] = {}
@@ -76,5 +76,5 @@ def by_class(
                 seen.add(item)
                 found.setdefault(key, []).append(item)
         except ValueError as error:
-            problems.append(f"{table}:{number}: {error}")
+            mistakes.append(f"{table}:{number}: {error}")
     return found

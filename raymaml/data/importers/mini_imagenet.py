@@ -123,8 +123,8 @@ def _read_csv(table: Path) -> dict[str, list[Path]]:
 
     if header != _CSV_HEADER:
         return {}
-    with gathered() as problems:
-        return by_class(table, rows, parse, problems)
+    with gathered() as mistakes:
+        return by_class(table, rows, parse, mistakes)
 
 
 def _labelled(name: str, form: str, files: Mapping[str, Sequence[Path]]) -> LabelledFile:

@@ -143,8 +143,8 @@ def _find_drawings(folder: Path) -> Drawings:
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
     for files in (*map(_in_folder, folders), *map(_in_archive, sorted(folder.glob("*.zip")))):
         found = _by_set(files) | found
-    with gathered() as problems:
-        problems += [
+    with gathered() as mistakes:
+        mistakes += [
             f"data.source.path: {folder} holds no {name}.zip and no folder {name}; the archives"
             " are at https://github.com/brendenlake/omniglot/tree/master/python"
             for name in SETS

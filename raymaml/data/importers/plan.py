@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raymaml.common.errors import Mistake
 from raymaml.config.schema import SPLITS
 
 PART_BYTES = 16 << 20
@@ -49,7 +50,7 @@ class ImportPlan:
     licence: str
     num_channels: int
     classes: tuple[PlannedClass, ...]
-    problems: tuple[str, ...] = ()
+    problems: tuple[str | Mistake, ...] = ()
     notes: tuple[str, ...] = ()
     """The files that the import leaves out, a line for each reason."""
     share: str = ""

@@ -149,7 +149,7 @@ def _labels(path: Path, content: dict[str, Any]) -> _Labels:
 def _paired(pictures: Iterable[_Pictures], labels: Sequence[_Labels]) -> list[LabelledFile]:
     """Give each file of images the labels that are as many, of the most similar name."""
     paired = []
-    with gathered() as problems:
+    with gathered() as mistakes:
         for item in pictures:
             own = [candidate for candidate in labels if len(candidate.values) == item.count]
             if own:
@@ -164,7 +164,7 @@ def _paired(pictures: Iterable[_Pictures], labels: Sequence[_Labels]) -> list[La
                 paired.append(file)
             else:
                 there = ", ".join(f"{label.path.name} {len(label.values)}" for label in labels)
-                problems.append(
+                mistakes.append(
                     f"{item.path}: holds {item.count} images, but no pickle holds as many labels"
                     f" (there are {there or 'none'}); get both again"
                 )
