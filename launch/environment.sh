@@ -6,6 +6,7 @@
 #   RAYMAML_VENV   where the environment lies (default .venv)
 #   RAYMAML_TORCH  what to install as torch and torchvision, a matching pair, in pip's words, such as
 #                  "torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+#   RAYMAML_RAY    the release of Ray to install, one of the range in setup.cfg (default: the newest)
 
 PYTHON=${PYTHON:-python3}
 RAYMAML_VENV=${RAYMAML_VENV:-.venv}
@@ -27,6 +28,6 @@ raymaml_install() { # $1: "" or extras such as "[test]"
         # shellcheck disable=SC2086  # several words on purpose
         "$RAYMAML_VENV/bin/pip" install --quiet $RAYMAML_TORCH
     fi
-    "$RAYMAML_VENV/bin/pip" install --quiet ".$1"
+    "$RAYMAML_VENV/bin/pip" install --quiet ".$1" ${RAYMAML_RAY:+"ray==$RAYMAML_RAY"}
     PATH="$(cd "$RAYMAML_VENV" && pwd)/bin:$PATH"
 }

@@ -3,6 +3,11 @@
 # Arguments go to pytest: -m "not ray and not slow" runs the fast ones.
 #
 #   bash launch/test.sh [pytest arguments]
+#
+# The tests marked "ray" pass on the oldest and on the newest Ray of the range in setup.cfg:
+#
+#   RAYMAML_RAY=2.56.0 RAYMAML_VENV=.venv-oldest bash launch/test.sh -m ray
+#   RAYMAML_RAY=2.60.0 bash launch/test.sh -m ray
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh

@@ -23,7 +23,7 @@ from filelock import FileLock
 from PIL import Image
 
 from raymaml.cli import main
-from raymaml.cluster.runtime import plan_workers
+from raymaml.cluster.workers import plan_workers
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.bank import ClassImages, ImageBank, write_bank

@@ -12,13 +12,13 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from ray import tune
+from ray.tune.stopper import NoopStopper
 
-from raymaml.cluster.runtime import (
-    call_in_thread,
-    cluster_resources,
-    connected,
-    plan_workers,
-)
+from raymaml.cluster.explain import cluster_failed
+from raymaml.cluster.gauges import CAMPAIGN, Gauges
+from raymaml.cluster.runtime import call_in_thread, connected
+from raymaml.cluster.workers import slots_of_cluster
 from raymaml.common.errors import UserError
 from raymaml.common.logs import is_verbose
 from raymaml.common.stopping import on_interrupt, stopped
@@ -60,12 +60,8 @@ def _judge(
     *,
     require_held: Callable[[], None],
 ) -> None:
-    from raymaml.cluster.gauges import CampaignGauges
-
     with scratch_folder(campaign.folder) as scratch, connected(cluster):
-        slots, use_gpu = plan_workers(
-            cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
-        )
+        slots, use_gpu = slots_of_cluster(cluster)
         if cluster.num_workers != "auto":
             slots = min(slots, cluster.num_workers)
         device = torch.device("cuda" if use_gpu else "cpu")
@@ -80,7 +76,7 @@ def _judge(
         )
         with (
             on_interrupt(lambda: request_stop(scratch), cluster.grace_seconds),
-            campaign.progress(echo, CampaignGauges(campaign.name)) as progress,
+            campaign.progress(echo, Gauges(CAMPAIGN, campaign.name, tags=("arm",))) as progress,
         ):
             _run_trials(campaign, trials, plan, cluster, progress)
 
@@ -117,8 +113,6 @@ def scratch_folder(folder: Place) -> Iterator[Path]:
 def _run_trials(
     campaign: Campaign, trials: _Trials, plan: Plan, cluster: ClusterConfig, progress: Progress
 ) -> None:
-    from ray import tune
-
     trial = tune.with_parameters(
         _judge_chunk,
         plan=plan,
@@ -137,16 +131,14 @@ def _run_trials(
             name="trials",
             storage_path=str(trials.scratch),
             verbose=int(is_verbose()),
-            callbacks=[_progress_callback(progress, trials.require_held, problems)],
-            stop=stopper(problems, lambda: stop_requested(trials.scratch)),
+            callbacks=[_CountTrials(progress, trials.require_held, problems)],
+            stop=StopAtProblems(problems, lambda: stop_requested(trials.scratch)),
             failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
         ),
     )
     try:
         results = call_in_thread(tuner.fit)
     except Exception as error:
-        from raymaml.cluster.faults import cluster_failed
-
         if stop_requested(trials.scratch):  # the signal may have ended the cluster as well
             raise stopped() from error
         raise cluster_failed(error, campaign.folder, "every finished chunk") from error
@@ -176,8 +168,6 @@ def _judge_chunk(
 
     What would come again is reported, not raised: Tune would try it ``max_failures`` times.
     """
-    from ray import tune
-
     os.chdir(directory)
     try:
         if key not in _planned:
@@ -196,48 +186,51 @@ _planned: dict[str, Campaign] = {}
 """The campaign that this process serves, by a name that no other has."""
 
 
-def _progress_callback(
-    progress: Progress, require_held: Callable[[], None], problems: list[str]
-) -> Any:
-    """Return a callback that counts each finished trial, while this process may judge at all."""
-    from ray import tune
+class _CountTrials(tune.Callback):
+    """Counts each finished trial, as long as this process may judge."""
 
-    class Callback(tune.Callback):
-        def on_trial_complete(
-            self, iteration: int, trials: list[Any], trial: Any, **info: Any
-        ) -> None:
-            try:
-                require_held()
-            except UserError as error:
-                problems.extend(error.problems)
-                return
-            chunk = Chunk(**trial.config["chunk"])
-            if not trial.last_result["problems"]:
-                progress.add(chunk.arm, chunk.count, trial.last_result["accuracies"])
+    def __init__(
+        self, progress: Progress, require_held: Callable[[], None], problems: list[str]
+    ) -> None:
+        self._progress, self._require_held, self._problems = progress, require_held, problems
 
-        def __reduce__(self) -> tuple[Any, ...]:
-            # Tune pickles its callbacks, to go on after a kill. Records serve for that here, and
-            # a live table, which belongs to this process and its terminal, has no pickle.
-            return tune.Callback, ()
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count the trial."""
+        try:
+            self._require_held()
+        except UserError as error:
+            self._problems.extend(error.problems)
+            return
+        chunk = Chunk(**trial.config["chunk"])
+        if not trial.last_result["problems"]:
+            self._progress.add(chunk.arm, chunk.count, trial.last_result["accuracies"])
 
-    return Callback()
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles its callbacks, to continue after a kill. Records serve for that here, and
+        # a live table, which belongs to this process and its terminal, has no pickle.
+        return tune.Callback, ()
 
 
-def stopper(problems: list[str], stop: Callable[[], bool] = lambda: False) -> Any:
-    """Return what ends all trials when ``stop`` says so, or one reports ``problems``: it adds them
-    to that list."""
-    from ray import tune
+class StopAtProblems(tune.Stopper):
+    """Ends all trials once ``stop`` returns true, or a trial reports ``problems``.
 
-    class Stopper(tune.Stopper):
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            problems.extend(result.get("problems", []))
-            return False
+    Args:
+        problems: the list that reported problems are added to.
+        stop: called again and again.
+    """
 
-        def stop_all(self) -> bool:
-            return bool(problems) or stop()
+    def __init__(self, problems: list[str], stop: Callable[[], bool] = lambda: False) -> None:
+        self._problems, self._stop = problems, stop
 
-        def __reduce__(self) -> tuple[Any, ...]:
-            # as the callback: a copy in Tune's own state would fill a list of its own
-            return tune.stopper.NoopStopper, ()
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Take over the problems of a result; no trial ends by itself."""
+        self._problems.extend(result.get("problems", []))
+        return False
 
-    return Stopper()
+    def stop_all(self) -> bool:
+        """Tell whether all trials end."""
+        return bool(self._problems) or self._stop()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy in Tune's own state would fill a list of its own.
+        return NoopStopper, ()

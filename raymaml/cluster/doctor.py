@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
+
 import raymaml
 from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.cluster.network import PATIENCE, Node, living_nodes, network_findings, on
-from raymaml.cluster.runtime import cluster_resources, connected, plan_workers
+from raymaml.cluster.runtime import connected
 from raymaml.cluster.train import train_on_cluster
+from raymaml.cluster.workers import plan_workers, slots_of_cluster
 from raymaml.common.errors import UserError, last_line
 from raymaml.config.schema import SPLITS, ClusterConfig, Config
 from raymaml.data.bank_format import HEADER_FILE
@@ -104,7 +107,7 @@ def _size(nodes: Sequence[Node]) -> Finding:
 
 
 def _workers(cluster: ClusterConfig) -> str:
-    count, use_gpu = plan_workers(cluster, cluster_resources())
+    count, use_gpu = plan_workers(cluster, ray.cluster_resources())
     return f"{count} {'GPU' if use_gpu else 'CPU'} worker(s) at once"
 
 
@@ -121,16 +124,12 @@ def _files(config: Config | None, folder: Place) -> dict[str, Place]:
 
 def _ask(node: Node, order: Order) -> Any:
     """Have a process on ``node`` look at its machine; return the reference of its report."""
-    import ray
-
     task = ray.remote(num_cpus=0, max_retries=0)(_look)
     store = node.resources.get("object_store_memory", 0)
     return task.options(scheduling_strategy=on(node)).remote(order, store)
 
 
 def _answer(node: Node, reference: Any) -> Report | Finding:
-    import ray
-
     try:
         report: Report = ray.get(reference, timeout=PATIENCE)
     except ray.exceptions.GetTimeoutError:
@@ -213,15 +212,13 @@ def _place_findings(
 
 def _rehearse(cluster: ClusterConfig, folder: Place) -> Iterator[Finding]:
     """Run the tiny run with two workers, or one where there is no room for two."""
-    slots, _ = plan_workers(cluster.model_copy(update={"num_workers": "auto"}), cluster_resources())
+    slots, _ = slots_of_cluster(cluster)
     small = cluster.model_copy(update={"num_workers": min(2, slots)})
     yield from rehearse(folder, small, train_on_cluster, judge_on_cluster)
 
 
 def _remove_caches(nodes: Sequence[Node], cache: Path) -> None:
     """Remove what each node has copied of the tiny run's data."""
-    import ray
-
     task = ray.remote(num_cpus=0, max_retries=0)(remove_cache)
     removed = [task.options(scheduling_strategy=on(node)).remote(cache) for node in nodes]
     ray.wait(removed, num_returns=len(removed), timeout=PATIENCE)

@@ -1,9 +1,9 @@
-"""What Prometheus and the Ray dashboard see of a run: Ray's gauges, which each node exports."""
+"""Ray's gauges of a run, which each node exports to Prometheus and the Ray dashboard."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -32,54 +32,38 @@ CAMPAIGN = {
     ),
 }
 _REFRESH_SECONDS = 0.5
-"""Ray exports a gauge once for each time it was set, at most every second, and soon forgets it."""
+"""Ray exports a gauge once each time it is set, at most every second, and soon forgets it."""
 
 
-class TrainingGauges:
-    """Shows the rows of ``metrics.jsonl``, tagged with the run."""
+class Gauges:
+    """Shows numbers, each until the process ends or leaves the cluster.
 
-    def __init__(self, run: str, num_workers: int) -> None:
-        self._gauges = _Gauges(TRAINING, ("run",))
-        self._tags = {"run": run}
-        self._workers = {"workers": num_workers}
+    Args:
+        names: name and meaning of each gauge, by the key of its number in a row.
+        run: tags every number.
+        tags: keys of a row whose values tag its numbers as well.
+    """
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        """Show a row."""
-        self._gauges.set({**self._workers, **row}, self._tags)
-
-
-class CampaignGauges:
-    """Shows the numbers that the arms of a campaign stand at, tagged with run and arm."""
-
-    def __init__(self, run: str) -> None:
-        self._gauges = _Gauges(CAMPAIGN, ("run", "arm"))
-        self._run = run
-
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        """Show an arm's row."""
-        self._gauges.set(row, {"run": self._run, "arm": row["arm"]})
-
-
-class _Gauges:
-    """Gauges that keep their last numbers until the process ends, or leaves the cluster."""
-
-    def __init__(self, names: Mapping[str, tuple[str, str]], tags: tuple[str, ...]) -> None:
+    def __init__(
+        self, names: Mapping[str, tuple[str, str]], run: str, tags: Sequence[str] = ()
+    ) -> None:
         self._gauges = {
-            key: Gauge(name, description=meaning, tag_keys=tags)
+            key: Gauge(name, description=meaning, tag_keys=("run", *tags))
             for key, (name, meaning) in names.items()
         }
-        self._tags = tags
-        self._numbers: dict[tuple[str, ...], float] = {}  # by key and values of the tags
+        self._run, self._tags = run, tags
+        self._shown: dict[tuple[str, ...], tuple[float, dict[str, str]]] = {}
         threading.Thread(target=self._refresh, name="gauges").start()
 
-    def set(self, row: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Take over the numbers of a row that have a gauge."""
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """Show the numbers of a row that have a gauge."""
+        tags = {"run": self._run, **{name: row[name] for name in self._tags}}
         for key in self._gauges.keys() & row.keys():
-            self._numbers[(key, *(tags[name] for name in self._tags))] = row[key]
+            self._shown[(key, *tags.values())] = (row[key], tags)
 
     def _refresh(self) -> None:
         main = threading.main_thread()  # has ended once the interpreter exits
         while ray.is_initialized() and main.is_alive():
-            for (key, *values), number in list(self._numbers.items()):
-                self._gauges[key].set(number, tags=dict(zip(self._tags, values, strict=True)))
+            for (key, *_), (number, tags) in list(self._shown.items()):
+                self._gauges[key].set(number, tags=tags)
             main.join(_REFRESH_SECONDS)

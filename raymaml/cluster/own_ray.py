@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import logging
 import os
 import secrets
 import shutil
-import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from raymaml.cluster.internals import on_loopback, token_mode
 from raymaml.common.errors import UserError
 from raymaml.doctor.machine import LONGEST_BASE, ray_folder
 from raymaml.storage.temporary import left_by_the_dead, this_machine
@@ -27,68 +28,60 @@ _SHORT = Path("/tmp")
 """Holds Ray's folder where the path of the usual temporary folder is too long for sockets."""
 
 
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Variable that lets Ray listen beyond this machine, whatever the operating system."""
+
+
 @contextlib.contextmanager
-def own_ray(num_cpus: int | None) -> Iterator[dict[str, Any]]:
+def set_where_unset(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the block, but those that the user has set."""
+    missing = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def own_ray() -> Iterator[dict[str, Any]]:
     """Yield the arguments of ``ray.init`` that start a Ray for the block.
 
     Ray has a folder to itself, ``raymaml.*`` in the usual temporary folder, which is removed after
     the block. Where the block ends with an error, or the process is killed, the folder stays, with
     Ray's logs, until a Ray is started there again.
 
-    Args:
-        num_cpus: logical CPUs of Ray; None: as many as there are cores.
+    Nobody outside this machine reaches its job server, dashboard, agents, object store or workers:
+    127.0.0.1 is its address, unless the user lets Ray listen elsewhere. It asks for a token.
 
     Raises:
         UserError: no folder can be made.
     """
-    _stay_on_loopback()
-    # Ray's default, 15, leaves workers half the time that another process beside them gets.
-    os.environ.setdefault("RAY_worker_niceness", "0")
     folder, lock = _make_folder()
+    variables = {
+        _CLUSTERS: "0",
+        # Ray's default, 15, leaves workers half the time that another process beside them gets.
+        "RAY_worker_niceness": "0",
+    }
+    keep = False
     try:
-        _require_token()
-        yield {"address": "local", "num_cpus": num_cpus, "_temp_dir": str(folder / "r")}
+        with set_where_unset(variables), token_mode(), _address():
+            _require_token()
+            yield {"address": "local", "_temp_dir": str(folder / "r")}
     except Exception:
+        keep = True
         _LOG.info("the logs of Ray are under %s", folder)
         raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
     finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
-@contextlib.contextmanager
-def own_sessions() -> Iterator[None]:
-    """Give each process of Ray that this one starts in the block a session of its own.
-
-    A signal to the process group of the driver, such as that of ``timeout`` or of a scheduler, then
-    reaches the driver alone, which stops Ray itself. The kernel still ends them with the driver.
-    """
-    from ray._private import services
-
-    usual = services.ConsolePopen
-    services.ConsolePopen = functools.partial(usual, start_new_session=True)
-    try:
-        yield
-    finally:
-        services.ConsolePopen = usual
-
-
-def _stay_on_loopback() -> None:
-    """Make 127.0.0.1 the address of a Ray that starts here, unless the environment forbids it.
-
-    Then nobody else can reach its job server, dashboard, agents, object store or workers. So Ray
-    does it by itself on macOS and Windows; elsewhere only the dashboard is so by default. Ray reads
-    the variable when it is imported, which may have been before.
-    """
-    from ray._private import ray_constants
-
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    os.environ.setdefault(name, "0")
-    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(name, False)
+def _address() -> contextlib.AbstractContextManager[None]:
+    allowed = os.environ[_CLUSTERS].lower() in ("1", "true")
+    return contextlib.nullcontext() if allowed else on_loopback()
 
 
 def _make_folder() -> tuple[Path, int]:
@@ -153,28 +146,14 @@ def _clear(base: Path) -> None:
 def _kill_users(folder: Path) -> None:
     """Kill this user's other processes that write into the folder, as all of Ray's write logs.
 
-    Processes that only read there, such as ``tail -f``, are somebody else's. Linux alone shows
-    which files processes have open.
+    Processes that only read there, such as ``tail -f``, are somebody else's.
     """
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if process.stat().st_uid != os.getuid() or int(process.name) == os.getpid():
-                continue
-            if any(_writes(file, folder) for file in (process / "fd").iterdir()):
-                os.kill(int(process.name), signal.SIGKILL)
-
-
-def _writes(file: Path, folder: Path) -> bool:
-    """Tell whether a file descriptor ``/proc/PID/fd/FD`` is of a file below ``folder``, to write.
-
-    See proc_pid_fdinfo(5): "flags" are those of open(2), in octal digits.
-    """
-    with contextlib.suppress(OSError):  # it has just been closed
-        if str(file.readlink()).startswith(f"{folder}/"):
-            lines = (file.parents[1] / "fdinfo" / file.name).read_text("ascii").splitlines()
-            (flags,) = (line.split()[1] for line in lines if line.startswith("flags:"))
-            return bool(int(flags, 8) & (os.O_WRONLY | os.O_RDWR))
-    return False
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has just ended, or is another user's
+            written = [file.path for file in process.open_files() if file.mode != "r"]
+            below = any(path.startswith(f"{folder}/") for path in written)
+            if below and process.pid != os.getpid():
+                process.kill()
 
 
 def has_token() -> bool:

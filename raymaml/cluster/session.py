@@ -61,8 +61,8 @@ class RaySession:
     def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
         """Have each worker average a slice of all rows, and bring the slices together.
 
-        The bits are those of one worker that adds all rows up: entries do not meet. A worker sends
-        its rows once, and not to everybody: of W workers with a row each, as much as an all-reduce.
+        The bits are those of one worker that adds all rows up: entries do not meet. Each worker
+        sends its rows once: of W workers with a row each, as much as an all-reduce.
         """
         if self.world_size == 1:
             return mean_in_order(rows)
@@ -89,11 +89,11 @@ class RaySession:
         return int(tensor.item())
 
     def stop_requested(self) -> bool:
-        """Look for the stop file; rank 0 does it for all, the reduction tells the others."""
+        """Look for the stop file; rank 0 does it for all, and the reduction spreads its answer."""
         return self.rank == 0 and self._stop_asked_for()
 
     def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
-        """Tell Ray Train of a checkpoint that is in place already.
+        """Report to Ray Train a checkpoint that is in place already.
 
         Asynchronous: a synchronous report waits for the controller, up to 2 s when the one before
         it was less than that ago.
@@ -106,12 +106,6 @@ class RaySession:
             checkpoint_upload_fn=_already_in_place,
             delete_local_checkpoint_after_upload=False,
         )
-
-
-def torch_device() -> torch.device:
-    """Return the device that Ray Train gave this worker."""
-    device: torch.device = ray.train.torch.get_device()
-    return device
 
 
 def _already_in_place(checkpoint: Checkpoint, _name: str) -> Checkpoint:

@@ -7,16 +7,15 @@ coordinator stands between the workers, and a new number of workers just makes n
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from raymaml.cluster.runtime import READER_CPUS
+from raymaml.cluster.internals import slow_down
+from raymaml.cluster.workers import READER_CPUS
 from raymaml.data.episodes import EpisodeShards, read_pixels, read_rows
 from raymaml.data.prefetch import prefetch
 from raymaml.data.tables import cut
@@ -67,12 +66,13 @@ def _meta_batches(share: Share) -> Iterator[EpisodeBatch]:
 def _tables(share: Share) -> Iterator[Any]:
     """Yield tables of consecutive episodes of the share, read by Ray Data tasks."""
     shards = share.data.train.shards
-    steps_at_once = _steps_at_once(share)
-    num_tasks = -(-(share.num_steps - share.first_step) // steps_at_once)
-    read = functools.partial(_read, share=_Portable.of(share), steps_at_once=steps_at_once)
-    tasks = [{"task": task} for task in range(num_tasks)]
-    dataset = ray.data.from_items(tasks, override_num_blocks=num_tasks).map_batches(
-        read,
+    at_once = _steps_at_once(share)
+    tasks = [
+        {"start": step, "stop": min(step + at_once, share.num_steps)}
+        for step in range(share.first_step, share.num_steps, at_once)
+    ]
+    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        functools.partial(_read, episodes=_Episodes.of(share)),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=READER_CPUS,
@@ -83,18 +83,16 @@ def _tables(share: Share) -> Iterator[Any]:
     options.preserve_order = True
     options.verbose_progress = False
     dataset.context.enable_progress_bars = False
-    pause = 0.01 if shards.materialized else 0.05
-    dataset.context.custom_execution_callback_classes = [functools.partial(_Unhurried, pause)]
-    batches = dataset.iter_batches(
+    slow_down(dataset.context, 0.01 if shards.materialized else 0.05)
+    yield from dataset.iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=4 if shards.materialized else 1
     )
-    yield from batches
 
 
 def _away_from_gpus() -> dict[str, Any]:
-    """Return where reading tasks run, for Ray Data: on nodes without GPUs, rather than beside them.
+    """Return options of Ray Data that have reading tasks run on nodes without GPUs.
 
-    Nodes that join later may be used as well. While no other node has room, or when all others are
+    Nodes that join later are used as well. While no other node has room, or when all others are
     gone, tasks run on the nodes with GPUs: nothing waits for a node.
     """
     alive = (node for node in ray.nodes() if node["Alive"])
@@ -105,21 +103,6 @@ def _away_from_gpus() -> dict[str, Any]:
         "label_selector": {"ray.io/node-id": f"!in({','.join(gpus)})"},
         "fallback_strategy": [{"label_selector": {}}],
     }
-
-
-class _Unhurried(ExecutionCallback):
-    """Makes the executor pause, for so many seconds, between its rounds.
-
-    Whenever the tasks are ahead of the reader, as is the rule in training, Ray Data 2.60 looks for
-    something to do again and again without a pause, in a thread of the worker that learns.
-    Measured: a third of a core in each of 2 workers.
-    """
-
-    def __init__(self, pause: float) -> None:
-        self._pause = pause
-
-    def on_execution_step(self, executor: Any) -> None:
-        time.sleep(self._pause)
 
 
 def _steps_at_once(share: Share) -> int:
@@ -133,47 +116,42 @@ def _steps_at_once(share: Share) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Portable:
-    """What a reading task, in another process, needs to know of a share."""
+class _Episodes:
+    """The episodes of a share, for a reading task in another process."""
 
     place: Place
     cache: Path
     count: int
     meta_batch_size: int
-    first_step: int
-    num_steps: int
-    start: int
-    stop: int
+    mine: range
+    """Of the positions in a meta-batch."""
 
     @classmethod
-    def of(cls, share: Share) -> _Portable:
-        mine = share.indices(0)
+    def of(cls, share: Share) -> _Episodes:
+        shards = share.data.train.shards
         return cls(
-            place=share.data.train.shards.place.absolute(),
-            cache=share.data.train.shards.cache,
-            count=share.data.train.shards.count,
+            place=shards.place.absolute(),
+            cache=shards.cache,
+            count=shards.count,
             meta_batch_size=share.data.meta_batch_size,
-            first_step=share.first_step,
-            num_steps=share.num_steps,
-            start=mine.start,
-            stop=mine.stop,
+            mine=share.indices(0),
         )
 
+    def indices(self, start: int, stop: int) -> list[int]:
+        """Return which episodes the outer steps from ``start`` to before ``stop`` take."""
+        steps = range(start, stop)
+        return [(step * self.meta_batch_size + i) % self.count for step in steps for i in self.mine]
 
-def _read(block: Any, *, share: _Portable, steps_at_once: int) -> Any:
-    """Read the episodes of the outer steps that the task numbers in ``block`` stand for."""
-    indices: list[int] = []
-    for task in block["task"].to_pylist():
-        first = share.first_step + task * steps_at_once
-        for step in range(first, min(first + steps_at_once, share.num_steps)):
-            at = step * share.meta_batch_size
-            indices.extend(i % share.count for i in range(at + share.start, at + share.stop))
-    return _open(share.place, share.cache).table(indices)
+
+def _read(block: Any, *, episodes: _Episodes) -> Any:
+    """Read the episodes of the outer steps that the rows of ``block`` name."""
+    indices = [index for row in block.to_pylist() for index in episodes.indices(**row)]
+    return _open(episodes.place, episodes.cache).table(indices)
 
 
 @functools.lru_cache(maxsize=4)
 def _open(place: Place, cache: Path) -> EpisodeShards:
-    # The driver and every worker have verified the hashes; a reading task need not do it again.
+    # The driver and every worker have verified the hashes.
     return EpisodeShards.open(place, cache, verify=False)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from raymaml.cluster.campaign import scratch_folder, stopper
-from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected, plan_workers
+from raymaml.cluster.campaign import StopAtProblems, scratch_folder
+from raymaml.cluster.runtime import call_in_thread, connected
 from raymaml.cluster.trainer import train_supervised
+from raymaml.cluster.workers import slots_of_cluster
 from raymaml.common.errors import StorageError, UserError, last_line
 from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.sweep import Asha
@@ -58,9 +59,7 @@ def tune_runner(sweep: Sweep) -> Iterator[RunLegs]:
     """
     workers = sweep.settings.workers_per_trial
     with connected(sweep.base.cluster), scratch_folder(sweep.folder) as scratch:
-        slots, use_gpu = plan_workers(
-            sweep.base.cluster.model_copy(update={"num_workers": "auto"}), cluster_resources()
-        )
+        slots, use_gpu = slots_of_cluster(sweep.base.cluster)
         if slots < workers:
             raise UserError(
                 f"workers_per_trial is {workers} but the Ray cluster has room for {slots}; use at"
@@ -122,7 +121,7 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
             storage_path=str(room.scratch),
             verbose=0,
             callbacks=[_failure_callback(referee, problems)],
-            stop=stopper(problems),
+            stop=StopAtProblems(problems),
             failure_config=tune.FailureConfig(max_failures=max(failures)),
         ),
     )
@@ -131,7 +130,7 @@ def _run_legs(room: _Room, legs: Sequence[Leg], referee: Referee) -> None:
         try:
             call_in_thread(tuner.fit)
         except Exception as error:
-            from raymaml.cluster.faults import cluster_failed, user_error
+            from raymaml.cluster.explain import cluster_failed, user_error
 
             if found := user_error(error):
                 raise found from error

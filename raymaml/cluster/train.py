@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
-from collections.abc import Iterator
 from functools import partial
 
+import ray
 import torch
 
-from raymaml.cluster.room import find_room, growing
-from raymaml.cluster.runtime import call_in_thread, cluster_resources, connected, plan_crew
+from raymaml.cluster.explain import explain_failure, is_recoverable, user_error
+from raymaml.cluster.runtime import call_in_thread, connected, in_background
 from raymaml.cluster.trainer import STARTED, run_crew
+from raymaml.cluster.workers import find_room, growing, plan_crew
 from raymaml.common.errors import StorageError
 from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import Config
@@ -42,7 +42,7 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
         Whether all outer steps are done.
 
     Raises:
-        UserError: data, run folder or cluster do not fit the config, or a worker found such.
+        UserError: data, run folder or cluster do not fit the config, or a worker raised one.
     """
     require_of_today(config)
     data = open_training_data(config, torch.device("cpu"))
@@ -58,10 +58,8 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
 def _train(
     config: Config, folder: Place, image_shape: tuple[int, int, int], table: str, echo: Echo
 ) -> None:
-    """Let one crew of workers after the other train, each as large as there is room for."""
-    from raymaml.cluster.faults import told_failure
-
-    crew = plan_crew(config, cluster_resources())
+    """Let one crew of workers after the other train, each as large as the cluster has room for."""
+    crew = plan_crew(config, ray.cluster_resources())
     asked = threading.Event()
 
     def stop() -> None:
@@ -78,7 +76,7 @@ def _train(
             echo(f"{folder}: {workers} worker(s) from outer step {step} on, {before} before")
 
     with (
-        _follow(folder, config.outer.num_steps, echo),
+        in_background(partial(_follow, folder, config.outer.num_steps, echo)),
         on_interrupt(stop, config.cluster.grace_seconds),
     ):
         workers, patience = 0, Patience(config.cluster.max_failures)
@@ -89,7 +87,7 @@ def _train(
             except ConnectionError as error:
                 if asked.is_set():
                     break
-                raise told_failure(error, folder) from error
+                raise explain_failure(error, folder) from error
             withdraw_stop(folder)
             if asked.is_set():  # also if it came just before the stop was withdrawn
                 break
@@ -100,7 +98,7 @@ def _train(
             if asked.is_set():
                 break
             if failure and patience.ends(saved_step(folder)):
-                raise told_failure(failure, folder) from failure
+                raise explain_failure(failure, folder) from failure
     if saved_step(folder) < 0:
         raise stopped()
 
@@ -108,52 +106,39 @@ def _train(
 def _let_train(
     config: Config, folder: Place, crew: Crew, workers: int, asked: threading.Event
 ) -> Exception | None:
-    """Let so many workers train until they end; return what made them fail, if anything did.
+    """Let ``workers`` train until they end; return what made them fail, if anything did.
 
     Where a stop was ``asked`` for, that may be the cluster: the signal may have ended it as well.
 
     Raises:
-        UserError: what a worker found, or the cluster itself failed: others would not do better.
+        UserError: a worker raised one, or the cluster itself failed: other workers would not do
+            better.
     """
-    from raymaml.cluster.faults import is_borne, told_failure, user_error
-
     started = folder / STARTED
     remove(started)
     with growing(crew, workers, partial(exists, started), lambda: request_stop(folder)):
         try:
             run_crew(config, folder, workers, crew.use_gpu)
         except Exception as error:
-            if is_borne(error) or (asked.is_set() and user_error(error) is None):
+            if is_recoverable(error) or (asked.is_set() and user_error(error) is None):
                 return error
-            raise told_failure(error, folder) from error
+            raise explain_failure(error, folder) from error
     return None
 
 
-@contextlib.contextmanager
-def _follow(folder: Place, num_steps: int, echo: Echo) -> Iterator[None]:
-    """Echo a progress line for each metrics row that rank 0 writes during the block."""
+def _follow(folder: Place, num_steps: int, echo: Echo, over: threading.Event) -> None:
+    """Echo a progress line for each metrics row that rank 0 writes until ``over`` is set."""
     path = folder / METRICS_FILE
-    seen: set[str] = set(read_text(path).splitlines()) if exists(path) else set()
-    done = threading.Event()
+    seen = set(read_text(path).splitlines()) if exists(path) else set()
     pause = 3.0 if is_remote(folder) else 0.5
-
-    def poll() -> None:
-        last = False
-        while not last:
-            last = done.wait(pause)
-            try:
-                lines = read_text(path).splitlines()
-            except (OSError, StorageError):  # not there yet, or away for a moment
-                continue
-            for line in lines:
-                if line not in seen and line.endswith("}"):
-                    seen.add(line)
-                    echo(progress_line(json.loads(line), num_steps))
-
-    thread = threading.Thread(target=poll, name="follow", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    last = False
+    while not last:
+        last = over.wait(pause)
+        try:
+            lines = read_text(path).splitlines()
+        except (OSError, StorageError):  # not there yet, or away for a moment
+            continue
+        for line in lines:
+            if line not in seen and line.endswith("}"):
+                seen.add(line)
+                echo(progress_line(json.loads(line), num_steps))

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from raymaml.cluster.runtime import call_in_thread, worker_resources
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from raymaml.cluster.explain import StopAtUserErrors, explain_failure
+from raymaml.cluster.gauges import TRAINING, Gauges
+from raymaml.cluster.internals import at_worker_start, is_draining
+from raymaml.cluster.runtime import call_in_thread, in_background
+from raymaml.cluster.session import RaySession, as_arrow
+from raymaml.cluster.workers import worker_resources
 from raymaml.common.errors import StorageError
 from raymaml.common.logs import is_verbose
 from raymaml.config.schema import Config
@@ -28,26 +40,27 @@ from raymaml.training.supervised import (
     answer_by_file,
     ask_by_file,
 )
+from raymaml.training.worker import train_worker
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 STARTED = ".started"
-"""Is in the run folder once workers are running."""
+"""A file in the run folder once workers are running."""
 _ANSWER_EVERY = 0.1  # seconds
+_DRAIN_SECONDS = 2.0
+"""Between two looks whether a worker's node is to leave."""
 _START_ATTEMPTS = 10
 """Minutes that a trial of a sweep waits for room for its workers; Ray's default is for ever."""
 
 
 def run_crew(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> None:
-    """Let so many workers train until they end; what fails is not tried again.
+    """Let ``num_workers`` train until they end; a failure is not tried again.
 
     They end when all is done and when the run is asked to stop, as it is by a worker whose process
-    or node is told to go; they have saved where they stand then.
+    or node is asked to leave; they have saved where they stand then.
 
     Raises:
         Exception: Ray Train's own, where workers or the cluster failed.
     """
-    from raymaml.cluster.leaving import StopOnTerminate
-
     _forget_ray_snapshot(folder)
     trainer = _build_trainer(
         config,
@@ -55,7 +68,7 @@ def run_crew(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> 
         num_workers,
         use_gpu,
         failures={"max_failures": 0, "controller_failure_limit": 1},
-        callbacks=[StopOnTerminate(folder.absolute())],
+        callbacks=at_worker_start(partial(_stop_at_sigterm, folder.absolute())),
     )
     call_in_thread(trainer.fit)
 
@@ -107,9 +120,7 @@ def _fit(trainer: Any, folder: Place) -> None:
     try:
         call_in_thread(trainer.fit)
     except Exception as error:
-        from raymaml.cluster.faults import told_failure
-
-        raise told_failure(error, folder) from error
+        raise explain_failure(error, folder) from error
 
 
 def _build_trainer(
@@ -122,12 +133,6 @@ def _build_trainer(
     callbacks: list[Any] | None = None,
     supervised: bool = False,
 ) -> Any:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from raymaml.cluster.faults import StopAtUserErrors
-    from raymaml.cluster.session import as_arrow
-
     path, filesystem = as_arrow(folder.parent)
     return TorchTrainer(
         _run_worker,
@@ -158,26 +163,32 @@ def _build_trainer(
 
 def _run_worker(job: dict[str, Any]) -> None:
     """Run one worker of Ray Train."""
-    from raymaml.cluster.gauges import TrainingGauges
-    from raymaml.cluster.leaving import stop_on_drain
-    from raymaml.cluster.session import RaySession, torch_device
-    from raymaml.training.worker import train_worker
-
     config: Config = job["config"]
     folder: Place = job["folder"]
     os.chdir(job["directory"])
-    data = open_training_data(config, torch_device())
+    data = open_training_data(config, get_device())
     session: Session = RaySession(folder, data, config)
-    gauges = TrainingGauges(config.name, session.world_size)
+    gauges, workers = Gauges(TRAINING, config.name), {"workers": session.world_size}
+
+    def show(row: Mapping[str, Any]) -> None:
+        gauges({**workers, **row})
+
     if job["supervised"]:
         ask = partial(ask_by_file, folder)
         session = SupervisedSession(session, ask, session.stop_requested)
         leaving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
         (folder / STARTED).touch()
-        leaving = stop_on_drain(folder)
+        leaving = in_background(partial(_stop_when_drained, folder))
     with leaving, contextlib.suppress(EndedEarly):
-        train_worker(config, folder, data, session, lambda _line: None, show=gauges)
+        train_worker(
+            config,
+            folder,
+            data,
+            session,
+            lambda _line: None,
+            show=lambda row: gauges({**workers, **row}),
+        )
 
 
 def _forget_ray_snapshot(folder: Place) -> None:
@@ -187,3 +198,26 @@ def _forget_ray_snapshot(folder: Place) -> None:
     checkpoints that we have dropped since. Ours are found by their folders.
     """
     remove(folder / RAY_SNAPSHOT)
+
+
+def _stop_at_sigterm(folder: Place) -> None:
+    """Have this worker ask for a stop at SIGTERM; a second one ends it as usual."""
+    usual = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, usual)
+        request_stop(folder)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _stop_when_drained(folder: Place, over: threading.Event) -> None:
+    """Ask for a stop once the node of this worker is to leave the cluster.
+
+    ``ray drain-node``, an autoscaler, and a node whose ``ray start --block`` gets SIGTERM do so.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    while not over.wait(_DRAIN_SECONDS):
+        if is_draining(node):
+            request_stop(folder)
+            return

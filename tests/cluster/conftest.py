@@ -14,7 +14,8 @@ import torch
 from helpers_cluster import Command
 from torch import Tensor
 
-from raymaml.cluster.runtime import prepare_environment
+from raymaml.cluster.own_ray import set_where_unset
+from raymaml.cluster.runtime import environment
 from raymaml.config.schema import ClusterConfig
 from raymaml.training.checkpoint import find_checkpoint
 
@@ -33,13 +34,12 @@ def short_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def cluster(short_folder: Path) -> Iterator[None]:
     """A cluster of four logical CPUs in this process: three workers and their readers fit."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("RAY_ADDRESS", raising=False)
-        environment.setenv("RAY_AUTH_MODE", "disabled")  # no token is written into the home
+    with pytest.MonkeyPatch.context() as patch, set_where_unset(environment(ClusterConfig())):
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # no token is written into the home
         # workers import an encoder from there
-        environment.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
-        environment.setenv("RAY_metrics_report_interval_ms", "2000")  # Ray's default is 10 s
-        prepare_environment(ClusterConfig())
+        patch.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
+        patch.setenv("RAY_metrics_report_interval_ms", "2000")  # Ray's default is 10 s
         import ray
 
         ray.init(

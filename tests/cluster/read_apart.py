@@ -17,7 +17,8 @@ import ray
 import torch
 
 from raymaml.cluster import stream
-from raymaml.cluster.runtime import WORKER_CPUS, connected
+from raymaml.cluster.runtime import connected
+from raymaml.cluster.workers import WORKER_CPUS
 from raymaml.config.load import load_config
 from raymaml.training.data import open_training_data
 
@@ -39,8 +40,8 @@ def place_recording_read(folder: Path) -> None:
 
     def recording(block: Any, **options: Any) -> Any:
         node = ray.get_runtime_context().get_node_id()
-        for task in block["task"].to_pylist():
-            (folder / f"{task:03d}-{node}").touch()
+        for step in block["start"].to_pylist():
+            (folder / f"{step:03d}-{node}").touch()
         return read(block, **options)
 
     stream._read = recording

@@ -21,13 +21,13 @@ from raymaml.cluster.own_ray import has_token, own_ray
 from raymaml.common.errors import UserError
 from raymaml.training.checkpoint import list_steps
 
-NICENESS = "RAY_worker_niceness"
+NICENESS, CLUSTERS = "RAY_worker_niceness", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @pytest.fixture
 def base(short_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The usual temporary folder, empty, of the longest path; and a home without a token."""
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", NICENESS):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", NICENESS, CLUSTERS):
         monkeypatch.setenv(name, "")  # so that it is as before after the test
         monkeypatch.delenv(name)
     folder = short_folder / ("x" * (19 - 1 - len(str(short_folder))))
@@ -43,9 +43,9 @@ def mode(path: Path) -> int:
 
 
 def test_a_folder_is_ours_alone_and_gone_after_the_block(base: Path) -> None:
-    with own_ray(2) as arguments:
+    with own_ray() as arguments:
         (folder,) = base.iterdir()
-        assert arguments == {"address": "local", "num_cpus": 2, "_temp_dir": f"{folder}/r"}
+        assert arguments == {"address": "local", "_temp_dir": f"{folder}/r"}
         assert mode(folder) == 0o700
         (folder / "log").touch()
     assert list(base.iterdir()) == []
@@ -53,27 +53,27 @@ def test_a_folder_is_ours_alone_and_gone_after_the_block(base: Path) -> None:
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_a_folder_is_gone_after_a_stop(base: Path, stop: type[BaseException]) -> None:
-    with pytest.raises(stop), own_ray(None):
+    with pytest.raises(stop), own_ray():
         raise stop
     assert list(base.iterdir()) == []
 
 
 def test_after_an_error_the_logs_stay_until_the_next_start(base: Path) -> None:
     def fail() -> None:
-        with own_ray(None) as arguments:
+        with own_ray() as arguments:
             Path(arguments["_temp_dir"]).mkdir()
             raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
         fail()
     (failed,) = base.iterdir()
-    with own_ray(None):
+    with own_ray():
         (folder,) = base.iterdir()
         assert folder != failed
 
 
 def test_what_is_alive_or_not_ours_stays(base: Path, tmp_path: Path) -> None:
-    with own_ray(None) as arguments:
+    with own_ray() as arguments:
         alive = Path(arguments["_temp_dir"])
         alive.mkdir()
         prefix = alive.parent.name[:-2]
@@ -87,7 +87,7 @@ def test_what_is_alive_or_not_ours_stays(base: Path, tmp_path: Path) -> None:
         (base / "ray" / "session_1").mkdir(parents=True)  # of a Ray that raymaml did not start
         (base / f"{prefix}dead" / "r").mkdir(parents=True)
         before = set(base.iterdir())
-        with own_ray(None):
+        with own_ray():
             pass
         assert before - set(base.iterdir()) == {base / f"{prefix}dead"}
         assert alive.exists()
@@ -95,7 +95,7 @@ def test_what_is_alive_or_not_ours_stays(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_processes_of_a_dead_folder_are_ended_and_no_others(base: Path) -> None:
-    with own_ray(None) as arguments:
+    with own_ray() as arguments:
         prefix = Path(arguments["_temp_dir"]).parent.name[:-2]
     dead = base / f"{prefix}dead"
     dead.mkdir()
@@ -106,7 +106,7 @@ def test_the_processes_of_a_dead_folder_are_ended_and_no_others(base: Path) -> N
     with (dead / "log").open("rb") as log:  # `less`, `tail -f`
         reader = subprocess.Popen(nap, stdin=log)
     try:
-        with (dead / "own").open("wb"), own_ray(None):  # as the log of an earlier driver in here
+        with (dead / "own").open("wb"), own_ray():  # as the log of an earlier driver in here
             assert theirs.wait(30) == -9
             assert stranger.poll() is None
             assert reader.poll() is None
@@ -125,15 +125,15 @@ def test_where_all_names_are_taken_the_next_base_is_used(
         (base / f"{module._prefix()}{number:02x}").mkdir()
     free = base / f"{module._prefix()}a7"
     free.rmdir()
-    with own_ray(None) as arguments:
+    with own_ray() as arguments:
         assert Path(arguments["_temp_dir"]).parent == free
     free.mkdir()
     monkeypatch.setattr(module, "_SHORT", base)
     with pytest.raises(UserError, match=r"\(all 256 names .* taken\); set RAY_TMPDIR to"):
-        own_ray(None).__enter__()
+        own_ray().__enter__()
     monkeypatch.setattr(module, "_SHORT", base / "s")
     monkeypatch.setattr(module, "LONGEST_BASE", len(str(base / "s")))
-    with own_ray(None) as arguments:
+    with own_ray() as arguments:
         assert Path(arguments["_temp_dir"]).parent.parent == base / "s"
 
 
@@ -142,26 +142,26 @@ def test_a_folder_whose_sockets_would_have_too_long_paths_is_replaced(
 ) -> None:
     monkeypatch.setattr(module, "_SHORT", base)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 20)))
-    with own_ray(None) as arguments:
+    with own_ray() as arguments:
         assert Path(arguments["_temp_dir"]).parent.parent == base
     monkeypatch.setenv("RAY_TMPDIR", "/proc/none")  # cannot be made
-    with own_ray(None) as arguments:
+    with own_ray() as arguments:
         assert Path(arguments["_temp_dir"]).parent.parent == base
     monkeypatch.setattr(module, "_SHORT", Path("/proc/none"))
     with pytest.raises(UserError, match=r"set RAY_TMPDIR to .* at most 19 bytes, or give --local"):
-        own_ray(None).__enter__()
+        own_ray().__enter__()
 
 
 def test_a_token_is_the_users_alone(base: Path, tmp_path: Path) -> None:
     assert not has_token()
     token = tmp_path / ".ray" / "auth_token"
-    with own_ray(None):
+    with own_ray():
         assert has_token()
         assert (mode(token.parent), mode(token)) == (0o700, 0o600)
         assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
         written = token.read_text(encoding="ascii")
         assert len(bytes.fromhex(written)) == 32
-    with own_ray(None):
+    with own_ray():
         assert token.read_text(encoding="ascii") == written
     token.chmod(0o644)  # as Ray makes it
     assert has_token()
@@ -172,10 +172,10 @@ def test_without_a_home_the_token_is_in_the_environment(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/proc/none")
-    with own_ray(None):
+    with own_ray():
         token = os.environ["RAY_AUTH_TOKEN"]
         assert len(bytes.fromhex(token)) == 32
-    with own_ray(None):  # Ray remembers it, for as long as the process lives
+    with own_ray():  # Ray remembers it, for as long as the process lives
         assert os.environ["RAY_AUTH_TOKEN"] == token
 
 
@@ -183,18 +183,77 @@ def test_no_token_is_made_where_none_is_asked_for(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with own_ray(None):
+    with own_ray():
         assert not (tmp_path / ".ray").exists()
 
 
-def test_workers_are_as_nice_as_others_unless_the_user_says_otherwise(
+def test_the_environment_is_as_before_after_the_block(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with own_ray(None):
+    """In the block workers are as nice as other processes, unless the user says otherwise."""
+    from ray._private import ray_constants
+
+    before = dict(os.environ)
+    with own_ray():
         assert os.environ[NICENESS] == "0"
+        assert os.environ[CLUSTERS] == "0"
+        assert not ray_constants.ENABLE_RAY_CLUSTER
+    assert os.environ == before
     monkeypatch.setenv(NICENESS, "7")
-    with own_ray(None):
+    monkeypatch.setenv(CLUSTERS, "1")
+    with own_ray():
         assert os.environ[NICENESS] == "7"
+        assert ray_constants.ENABLE_RAY_CLUSTER  # Ray chooses its address
+
+
+NOTEBOOK = """
+import logging, os, signal, time
+import ray
+from ray._private import worker
+from raymaml.cluster.runtime import connected
+from raymaml.config.schema import ClusterConfig
+
+def state():
+    names = ("ray", "ray.data", "ray.train", "ray.tune")
+    levels = [logging.getLogger(name).level for name in names]
+    mine = ("RAY_", "TUNE_", "MALLOC_")  # Ray itself sets PYTHONBREAKPOINT
+    variables = {name: value for name, value in os.environ.items() if name.startswith(mine)}
+    return variables, levels, worker.print_to_stdstream, signal.getsignal(signal.SIGTERM)
+
+@ray.remote
+def say(word):
+    print(word)
+
+before = state()
+with connected(ClusterConfig()):
+    assert all(now != then for now, then in zip(state()[:3], before[:3]))
+    ray.get(say.remote("quietly"))
+assert state() == before, (state(), before)
+
+ray.init(address="local", num_cpus=1)
+before = state()
+with connected(ClusterConfig()):
+    assert state()[1:] == before[1:]
+assert state() == before, (state(), before)
+ray.get(say.remote("aloud"))
+time.sleep(3)  # Ray prints the lines of its workers every second
+"""
+
+
+@pytest.mark.ray
+def test_a_notebook_is_not_silenced_beyond_the_call(base: Path, tmp_path: Path) -> None:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    shown = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK],
+        env={**inherited, "HOME": str(tmp_path), "RAY_TMPDIR": str(base)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "aloud" in shown.stdout
+    assert "quietly" not in shown.stdout
 
 
 def processes_of(folder: Path) -> dict[psutil.Process, tuple[int, int]]:

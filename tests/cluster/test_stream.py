@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymaml.cluster.runtime import WORKER_CPUS
+from raymaml.cluster.workers import WORKER_CPUS
 from raymaml.data.episodes import write_shards
 from raymaml.training.data import open_training_data
 from raymaml.types import EpisodeBatch

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raymaml.cluster.runtime import plan_crew
+from raymaml.cluster.workers import plan_crew
 from raymaml.common.errors import UserError
 from raymaml.training.crew import Crew, Patience, Rest
 

@@ -19,7 +19,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 
-from raymaml.cluster.faults import StopAtUserErrors, told_failure, user_error
+from raymaml.cluster.explain import StopAtUserErrors, explain_failure, user_error
 from raymaml.common.errors import StorageError, UserError
 
 FOLDER = Path("runs/it")
@@ -35,7 +35,7 @@ def test_a_user_error_of_any_worker_reaches_the_driver_as_it_was(kind):
     with pytest.raises(kind) as caught:
         StopAtUserErrors().after_exception(None, errors)
     travelled = pickle.loads(pickle.dumps(ControllerError(caught.value)))
-    assert told_failure(travelled, FOLDER).problems == ("one", "two")
+    assert explain_failure(travelled, FOLDER).problems == ("one", "two")
 
 
 def test_other_errors_are_tried_again_and_a_worker_that_hangs_holds_nobody_up(monkeypatch):
@@ -55,19 +55,19 @@ def test_a_user_error_is_found_in_what_ray_data_wraps_around_it():
 
 def test_workers_that_ray_killed_for_their_memory_are_told_so():
     killed = WorkerHealthCheckFailedError("lost", RayActorError(None, "low on memory"))
-    problem = str(told_failure(WorkerGroupError("lost\nlast line", {0: killed}), FOLDER))
+    problem = str(explain_failure(WorkerGroupError("lost\nlast line", {0: killed}), FOLDER))
     assert problem == (
         f"{FOLDER}: the workers failed more often in a row than cluster.max_failures allows, last"
         " with: last line; everything up to the last checkpoint is kept: lower"
         " cluster.num_workers, if a node ran out of memory, and run the same command to go on"
     )
     other = WorkerGroupError("lost", {0: from_a_worker(RuntimeError("gloo"))})
-    assert str(told_failure(other, FOLDER)).endswith("is kept: run the same command to go on")
+    assert str(explain_failure(other, FOLDER)).endswith("is kept: run the same command to go on")
 
 
 def test_workers_that_find_no_node_and_clusters_that_are_gone():
-    late = str(told_failure(ControllerError(WorkerGroupStartupTimeoutError(2)), FOLDER))
+    late = str(explain_failure(ControllerError(WorkerGroupStartupTimeoutError(2)), FOLDER))
     assert "wait for the cluster's nodes, or lower cluster.num_workers, and run" in late
-    gone = str(told_failure(RayActorError(None, "Socket closed"), FOLDER))
+    gone = str(explain_failure(RayActorError(None, "Socket closed"), FOLDER))
     assert gone.startswith(f"{FOLDER}: the cluster failed, last with: ")
     assert gone.endswith("look whether its head lives, and run the same command to go on")

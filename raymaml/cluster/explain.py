@@ -1,4 +1,4 @@
-"""What ends the workers of Ray Train: what is tried again, and what is told."""
+"""What ends the workers of Ray Train: which errors are tried again, and what the user reads."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from raymaml.common.errors import UserError, last_line
 from raymaml.storage.place import Place
 
 _GOODBYE = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
-"""How long workers may take to leave their process group before they are ended. One that hangs
+"""Seconds that workers may take to leave their process group before they are ended. One that hangs
 never does it, and Ray Train's default is 30."""
 
 
 class StopAtUserErrors(UserCallback):
-    """Ends a run at once when a worker met what would come again: it lives in the controller.
+    """Ends a run at once when a worker raised a ``UserError``; it runs in the controller.
 
-    Ray Train would start the workers anew, ``cluster.max_failures`` times. After any other error
-    it ends the workers, and is not held up by one that hangs.
+    Ray Train would start the workers again, ``cluster.max_failures`` times. After any other error
+    it ends the workers, and does not wait for one that hangs.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
@@ -32,19 +32,19 @@ class StopAtUserErrors(UserCallback):
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """Return the ``UserError`` that somebody else's exception stands for, if it does."""
+    """Return the ``UserError`` that Ray wrapped in its own exceptions; None if there is none."""
     return next((each for each in _chain(error) if isinstance(each, UserError)), None)
 
 
-def is_borne(error: Exception) -> bool:
+def is_recoverable(error: Exception) -> bool:
     """Tell whether workers were lost, or not started, so that others may do better."""
     if isinstance(error, ControllerError):
         return user_error(error.controller_failure) is None
     return isinstance(error, WorkerGroupError)
 
 
-def told_failure(error: Exception, folder: Place) -> UserError:
-    """Return what the user is told of an error of Ray Train's."""
+def explain_failure(error: Exception, folder: Place) -> UserError:
+    """Return an error of Ray Train's as a message for the user."""
     kept = "everything up to the last checkpoint"
     if isinstance(error, ControllerError):
         if (found := user_error(error.controller_failure)) is not None:
@@ -65,7 +65,7 @@ def told_failure(error: Exception, folder: Place) -> UserError:
 
 
 def cluster_failed(error: Exception, folder: Place, kept: str) -> UserError:
-    """Return what the user is told when the cluster itself does not answer any more."""
+    """Return the message for a cluster that does not answer any more."""
     return UserError(
         f"{folder}: the cluster failed, last with: {last_line(error)}; {kept} is kept: look"
         " whether its head lives, and run the same command to go on"
