@@ -54,7 +54,7 @@ def choose(key: str, choices: Mapping[str, T], names: Sequence[str]) -> dict[str
     }
     if missing := [name for name in names if name not in chosen]:
         raise UserError(
-            f"{key}: {', '.join(missing)} match none of the patterns {', '.join(choices)};"
-            ' add "*" as the last one'
+            f"{key}: {', '.join(missing)} match none of the patterns {', '.join(choices)}",
+            remedy='add "*" as the last one',
         )
     return chosen

@@ -145,8 +145,8 @@ def named_config(path: Place, config: Path) -> Place:
     place = beside(path, config)
     if not is_remote(place) and not place.exists():
         raise UserError(
-            f"{path}: config is {str(config)!r}, and there is no {place}; name one, relative to"
-            " this file, or give --config"
+            f"{path}: config is {str(config)!r}, and there is no {place}",
+            remedy="name one, relative to this file, or give --config",
         )
     return place
 
@@ -175,18 +175,20 @@ def _read(path: Place, kind: type[Section]) -> tuple[dict[str, Any], Origins]:
     found, needed = _kind_of(tree), _KINDS[kind][0]
     if found not in (None, kind):
         title, use = _KINDS[found]
-        raise UserError(f"{path}: is {title}, and {needed} is needed here; use {use.format(path)}")
+        raise UserError(
+            f"{path}: is {title}, and {needed} is needed here", remedy=f"use {use.format(path)}"
+        )
     if found is None and "schema_version" in tree:
         raise UserError(
-            f"{path}: is a file that raymaml writes, and {needed} is needed here; the config"
-            " of a run is config.yaml in the run's folder"
+            f"{path}: is a file that raymaml writes, and {needed} is needed here",
+            remedy="the config of a run is config.yaml in the run's folder",
         )
     keys, known = [str(key) for key in tree if key != "name"], kind.model_fields
     if found is None and keys and not any(difflib.get_close_matches(key, known) for key in keys):
         required = ", ".join(key for key, field in known.items() if field.is_required())
         raise UserError(
-            f"{path}: is not {needed}: its keys are {cut(', '.join(keys), 100)}; {needed} has"
-            f" {required}"
+            f"{path}: is not {needed}: its keys are {cut(', '.join(keys), 100)}",
+            remedy=f"{needed} has {required}",
         )
     return tree, origins
 

@@ -46,7 +46,7 @@ def convert_files(
         notes.append(f"load: {train.load[:200]!r} is left out; give it as --checkpoint")
     config = validated(Config, tree, str(out))
     if out.exists():
-        raise UserError(f"{out}: exists; remove it, or give another --out")
+        raise UserError(f"{out}: exists", remedy="remove it, or give another --out")
     if saved is not None:
         written = _write_run(config, saved, train.train.image_size)
         echo(f"{written}: the weights of {checkpoint}, ready for `raymaml test {out}`")
@@ -76,7 +76,9 @@ def _read(
             kind = kind_of(tree)
             if kind in found:
                 word = kind.__name__.lower()
-                raise UserError(f"{given}: hold more than one {word} configuration; give one")
+                raise UserError(
+                    f"{given}: hold more than one {word} configuration", remedy="give one"
+                )
             found[kind] = None
             with mistakes.kept():
                 found[kind] = validated(kind, tree, str(path), origins)
@@ -85,15 +87,15 @@ def _read(
         if Training not in found:
             why = f"{given}: is a testing configuration, which names no model"
             raise UserError(
-                f"{why if given else 'no file is given'}; give the training configuration, or a"
-                " checkpoint that holds it, as well"
+                f"{why if given else 'no file is given'}",
+                remedy="give the training configuration, or a checkpoint that holds it, as well",
             )
     return found[Training], found.get(Testing), notes
 
 
 def _write_run(config: Config, saved: Saved, size: int) -> Place:
     if list_steps(config.run_folder):
-        raise UserError(f"{config.run_folder}: holds checkpoints; give another --name")
+        raise UserError(f"{config.run_folder}: holds checkpoints", remedy="give another --name")
     shape = (3, size, size)
     state = build_state(config, shape, torch.device("cpu"))
     load_weights(state.learner.model, saved.weights, head_too=config.model.head != "zero")

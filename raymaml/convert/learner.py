@@ -11,7 +11,7 @@ import torch
 from pydantic import JsonValue, TypeAdapter
 from torch import Tensor, nn
 
-from raymaml.common.errors import UserError, reason_of
+from raymaml.common.errors import UserError, gathered, reason_of
 from raymaml.common.untrusted import checked
 from raymaml.config.explain import validated
 from raymaml.config.model import InnerConfig
@@ -53,7 +53,9 @@ def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLe
     if isinstance(source, Testing):
         data = source.test
         if saved is None:
-            raise UserError("a test configuration names no model; give the checkpoint as well")
+            raise UserError(
+                "a test configuration names no model", remedy="give the checkpoint as well"
+            )
         model = saved.model
     else:
         data, model = source.train, saved.model if saved else source
@@ -107,16 +109,14 @@ def load_weights(model: nn.Module, theirs: Mapping[str, Tensor], *, head_too: bo
     """
     ours = model.state_dict()
     names = [name for name in ours if head_too or not name.startswith("head.")]
-    problems = []
-    for name, their_name in their_names(model, names).items():
-        value, own = theirs.get(their_name), ours[name]
-        if value is None:
-            problems.append(f"the checkpoint has no {their_name} (ours: {name})")
-        elif value.shape != own.shape or value.is_complex():
-            problems.append(
-                f"{their_name} has shape {list(value.shape)}, ours ({name}) {list(own.shape)}"
-            )
-        else:
-            own.copy_(value)
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for name, their_name in their_names(model, names).items():
+            value, own = theirs.get(their_name), ours[name]
+            if value is None:
+                mistakes.add(f"the checkpoint has no {their_name} (ours: {name})")
+            elif value.shape != own.shape or value.is_complex():
+                mistakes.add(
+                    f"{their_name} has shape {list(value.shape)}, ours ({name}) {list(own.shape)}"
+                )
+            else:
+                own.copy_(value)

@@ -89,21 +89,22 @@ class ImageBank:
             header = parse_json(path.read_bytes())
         except OSError as error:
             raise UserError(
-                f"{path}: there is no image bank here ({error.strerror}); import one with"
-                " `raymaml data import CONFIG`"
+                f"{path}: there is no image bank here ({error.strerror})",
+                remedy="import one with `raymaml data import CONFIG`",
             ) from None
         except ValueError:
-            raise UserError(f"{path}: is damaged (not JSON); {_REMEDY}") from None
+            raise UserError(f"{path}: is damaged (not JSON)", remedy=_REMEDY) from None
         version = header.get("schema_version") if isinstance(header, dict) else None
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{path}: schema_version is {shortened(version)}, this program reads"
-                f" {SCHEMA_VERSION}; {_REMEDY}"
+                f" {SCHEMA_VERSION}",
+                remedy=_REMEDY,
             )
         try:
             return cls(folder, checked(_HEADER, header))
         except ValueError as error:
-            raise UserError(f"{path}: is damaged ({error}); {_REMEDY}") from None
+            raise UserError(f"{path}: is damaged ({error})", remedy=_REMEDY) from None
 
     @property
     def images_file(self) -> Path:
@@ -147,7 +148,7 @@ class ImageBank:
                 batch = self._file.batch(class_id, self.classes[class_id].count)
             except ValueError as error:
                 path = self.folder / IMAGES_FILE
-                raise UserError(f"{path}: is damaged ({error}); {_REMEDY}") from None
+                raise UserError(f"{path}: is damaged ({error})", remedy=_REMEDY) from None
             planes = self._planes[class_id] = batch.column("image").to_numpy_ndarray()
         return planes
 
@@ -169,7 +170,8 @@ class ImageBank:
         if digest.hexdigest() != self.hash:
             raise UserError(
                 f"{self.folder / IMAGES_FILE}: is altered (content hash {digest.hexdigest()},"
-                f" {HEADER_FILE} says {self.hash}); {_REMEDY}"
+                f" {HEADER_FILE} says {self.hash})",
+                remedy=_REMEDY,
             )
 
 
@@ -193,7 +195,8 @@ def write_bank(
     """
     if not is_remote(folder) and folder.exists() and not (folder / HEADER_FILE).exists():
         raise UserError(
-            f"{folder}: exists and is not an image bank; remove it or set data.bank to another path"
+            f"{folder}: exists and is not an image bank",
+            remedy="remove it or set data.bank to another path",
         )
     try:
         with new_folder(folder, HEADER_FILE) as partial:
@@ -210,7 +213,8 @@ def write_bank(
             return bank
         raise UserError(
             f"{folder}: holds another image bank (hash {bank.hash[:12]}, the import gives"
-            f" {header['hash'][:12]}); remove it or set data.bank to another path"
+            f" {header['hash'][:12]})",
+            remedy="remove it or set data.bank to another path",
         ) from None
     return ImageBank.open(folder, cache)
 
@@ -219,16 +223,16 @@ def _open_images(path: Path, header: BankHeader) -> ArrowFile:
     """Memory-map the pixels after a check that the file is whole."""
     size, expected = path.stat().st_size if path.is_file() else None, header.images_bytes
     if size is None:
-        raise UserError(f"{path}: is missing; {_REMEDY}")
+        raise UserError(f"{path}: is missing", remedy=_REMEDY)
     if size != expected:
         raise UserError(
-            f"{path}: is truncated or altered ({size} bytes, {HEADER_FILE} says {expected});"
-            f" {_REMEDY}"
+            f"{path}: is truncated or altered ({size} bytes, {HEADER_FILE} says {expected})",
+            remedy=_REMEDY,
         )
     try:
         file = ArrowFile(path, images_schema(header.image_shape))
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); {_REMEDY}") from None
+        raise UserError(f"{path}: is damaged ({error})", remedy=_REMEDY) from None
     if file.num_batches != len(header.classes):
-        raise UserError(f"{path}: is not of this {HEADER_FILE}; {_REMEDY}")
+        raise UserError(f"{path}: is not of this {HEADER_FILE}", remedy=_REMEDY)
     return file

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.arrow_file import ArrowFile
 from raymaml.data.bank import ImageBank
@@ -31,11 +31,11 @@ from raymaml.data.shard_format import (
     SCHEMA_VERSION,
     Manifest,
     ShardFile,
+    check_shard_file,
     read_manifest,
     read_pixels,
     read_rows,
     row_columns,
-    shard_problem,
     shard_schema,
     write_manifest,
 )
@@ -105,13 +105,10 @@ class EpisodeShards:
         )
         folder = local_copy(place, cache, copying)
         manifest, manifest_hash = read_manifest(folder)
-        problems = [
-            problem
-            for shard in manifest.shards
-            if (problem := shard_problem(folder / shard.file, shard, verify=verify))
-        ]
-        if problems:
-            raise UserError(*problems)
+        with gathered() as mistakes:
+            for shard in manifest.shards:
+                with mistakes.kept():
+                    check_shard_file(folder / shard.file, shard, verify=verify)
         return cls(folder, manifest, manifest_hash, place, cache)
 
     def rows(self, indices: Sequence[int] | range) -> list[EpisodeRows]:
@@ -166,7 +163,7 @@ class EpisodeShards:
                 rows = min(per_batch, count - batch * per_batch)
                 self._batches[shard, batch] = self._opened[shard].batch(batch, rows)
         except ValueError as error:
-            raise UserError(f"{path}: is damaged ({error}); {REMEDY}") from None
+            raise UserError(f"{path}: is damaged ({error})", remedy=REMEDY) from None
         return self._batches[shard, batch]
 
     def check_rows(self, bank: ImageBank) -> None:
@@ -181,7 +178,7 @@ class EpisodeShards:
                 batch = self._batch(shard, start // per_batch)
                 split = self.manifest.split
                 if problem := row_problem(batch, first + start, bank, self.spec, split):
-                    raise UserError(f"{path}: {problem} in the bank {bank.folder}; {REMEDY}")
+                    raise UserError(f"{path}: {problem} in the bank {bank.folder}", remedy=REMEDY)
 
 
 def write_shards(
@@ -281,14 +278,14 @@ def check_shards(
         del pairs["spec.num_episodes"]
     if materialize is not None:
         pairs["materialized"] = (found.materialized, materialize)
-    problems = [
-        f"{shards.place / MANIFEST_FILE}: {key} is {has!r}, config and bank ask for"
-        f" {wanted!r}; {REMEDY}, or set data.shards to another path"
-        for key, (has, wanted) in pairs.items()
-        if has != wanted
-    ]
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for key, (has, wanted) in pairs.items():
+            if has != wanted:
+                mistakes.add(
+                    f"{shards.place / MANIFEST_FILE}: {key} is {has!r}, config and bank ask for"
+                    f" {wanted!r}",
+                    remedy=f"{REMEDY}, or set data.shards to another path",
+                )
     shards.check_rows(bank)
 
 

@@ -87,8 +87,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: there are no episode shards here ({error.strerror});"
-            " sample them with `raymaml data sample CONFIG`"
+            f"{path}: there are no episode shards here ({error.strerror})",
+            remedy="sample them with `raymaml data sample CONFIG`",
         ) from None
     try:
         tree = parse_json(data)
@@ -96,13 +96,14 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{path}: schema_version is {shortened(version)}, this program reads"
-                f" {SCHEMA_VERSION}; {REMEDY}"
+                f" {SCHEMA_VERSION}",
+                remedy=REMEDY,
             )
         manifest = checked(_MANIFEST, tree)
         if reason := _contradiction(manifest):
             raise ValueError(reason)
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); {REMEDY}") from None
+        raise UserError(f"{path}: is damaged ({error})", remedy=REMEDY) from None
     return manifest, hashlib.sha256(data).hexdigest()
 
 
@@ -126,15 +127,19 @@ def _contradiction(manifest: Manifest) -> str | None:
     return None
 
 
-def shard_problem(path: Path, shard: ShardFile, *, verify: bool) -> str | None:
-    """Say what is wrong with the file of a shard; ``verify`` compares the checksum too."""
+def check_shard_file(path: Path, shard: ShardFile, *, verify: bool) -> None:
+    """Check that the file of a shard is whole; ``verify`` compares the checksum too.
+
+    Raises:
+        UserError: it is missing, truncated or altered.
+    """
     if not path.is_file():
-        return f"{path}: is missing; {REMEDY}"
+        raise UserError(f"{path}: is missing", remedy=REMEDY)
     if (size := path.stat().st_size) != shard.bytes:
-        return f"{path}: is truncated or altered ({size} bytes, not {shard.bytes}); {REMEDY}"
+        problem = f"{path}: is truncated or altered ({size} bytes, not {shard.bytes})"
+        raise UserError(problem, remedy=REMEDY)
     if verify and sha256_of_file(path) != shard.sha256:
-        return f"{path}: is altered (its SHA-256 is not the manifest's); {REMEDY}"
-    return None
+        raise UserError(f"{path}: is altered (its SHA-256 is not the manifest's)", remedy=REMEDY)
 
 
 def shard_schema(

@@ -38,8 +38,9 @@ class Watch:
             if stamp is None or stamp[0] != (self._stamps[path] or stamp)[0]:
                 what = "gone" if stamp is None else "of another size"
                 raise UserError(
-                    f"{path}: is {what} while it is in use; put it back as it was, then run the"
-                    " same command: nothing that came from it since was kept"
+                    f"{path}: is {what} while it is in use",
+                    remedy="put it back as it was, then run the same command: nothing that came"
+                    " from it since was kept",
                 )
         self._verify()
         self._stamps = now

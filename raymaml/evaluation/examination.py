@@ -237,6 +237,6 @@ def read_examination(folder: Place) -> Examination | None:
         return checked(_FILE, parse_json(read_bytes(path)))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: is damaged ({reason_of(error)}); move {folder} away and run `raymaml test`"
-            " again"
+            f"{path}: is damaged ({reason_of(error)})",
+            remedy=f"move {folder} away and run `raymaml test` again",
         ) from None

@@ -139,17 +139,21 @@ def _require_same_episodes(
     if a.bank != b.bank:
         raise UserError(
             f"{one} and {other}: were judged on images of different banks ({a.bank[:12]} and"
-            f" {b.bank[:12]}), so their difference says nothing; judge both on the same episodes"
+            f" {b.bank[:12]}), so their difference says nothing",
+            remedy="judge both on the same episodes",
         )
     if not len(both):
-        raise UserError(f"{one} and {other}: have no episode in common; judge the same ones")
+        raise UserError(
+            f"{one} and {other}: have no episode in common", remedy="judge the same ones"
+        )
     for what, ours, theirs in _shown(a, b, in_a, in_b):
         if ours.shape == theirs.shape and np.array_equal(ours, theirs):
             continue
         wrong = (ours != theirs).any(1) if ours.shape == theirs.shape else [True]
         raise UserError(
             f"{one} and {other}: episode {both[np.argmax(wrong)]} has other {what} in one than in"
-            " the other, so their difference says nothing; judge both on the same episodes"
+            " the other, so their difference says nothing",
+            remedy="judge both on the same episodes",
         )
 
 

@@ -72,7 +72,8 @@ def require_bank(checkpoint: Place, config: Config, bank: ImageBank) -> None:
     if found is not None and not config.evaluation.other_bank:
         raise UserError(
             f"{checkpoint / CARD}: bank_hash is {read_card(checkpoint).bank_hash[:12]}, that of"
-            f" {bank.folder} is {bank.hash[:12]}: {found.text}; {REMEDY}"
+            f" {bank.folder} is {bank.hash[:12]}: {found.text}",
+            remedy=REMEDY,
         )
 
 

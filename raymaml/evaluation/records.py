@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from raymaml.common.errors import StorageError, UserError, storage_error
+from raymaml.common.errors import StorageError, UserError, gathered, storage_error
 from raymaml.common.untrusted import checked, parse_json
 from raymaml.evaluation.record_checks import (
     column_problem,
@@ -227,21 +227,19 @@ def read_records(
     else:
         paths, place = _chunk_files(source), source
     if not paths:
-        raise UserError(f"{place}: holds no record files; run `raymaml test` first")
+        raise UserError(f"{place}: holds no record files", remedy="run `raymaml test` first")
     chunks = _read_all(paths)
     reference = next(iter(chunks.values())).schema
     if identity is not None:
         reference = reference.with_metadata(dict(identity))
-    problems = [
-        f"{path}: {difference(table.schema, reference)}; {_REMEDY}"
-        for path, table in chunks.items()
-        if not table.schema.equals(reference, check_metadata=True)
-    ]
-    problems += [f"{problem}; {_REMEDY}" for problem in overlaps(chunks)]
-    if num_episodes is not None:
-        problems += _holes(place, chunks, num_episodes)
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for path, table in chunks.items():
+            if not table.schema.equals(reference, check_metadata=True):
+                mistakes.add(f"{path}: {difference(table.schema, reference)}", remedy=_REMEDY)
+        for problem in overlaps(chunks):
+            mistakes.add(problem, remedy=_REMEDY)
+        if num_episodes is not None:
+            mistakes.extend(_holes(place, chunks, num_episodes))
     table = pa.concat_tables(chunks.values()).combine_chunks()
     return table if num_episodes is None else table.slice(0, num_episodes)
 
@@ -350,10 +348,12 @@ def read_chunk(path: Place) -> pa.Table:
         raise
     except Exception as error:  # pyarrow has no list of what it raises on damage
         refused = storage_error(error, path) if isinstance(error, OSError) else None
-        raise refused or UserError(f"{path}: is torn or no file of records; {_REMEDY}") from None
+        raise refused or UserError(
+            f"{path}: is torn or no file of records", remedy=_REMEDY
+        ) from None
     problem = problem or gaps(table) or impossible(_columns(table))
     if problem:
-        raise UserError(f"{path}: {problem}; {_REMEDY}")
+        raise UserError(f"{path}: {problem}", remedy=_REMEDY)
     metadata = dict(table.schema.metadata or {})
     metadata.pop(_CIRCUMSTANCES, None)
     return table.replace_schema_metadata(metadata)
@@ -362,14 +362,10 @@ def read_chunk(path: Place) -> pa.Table:
 def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
     """Read every chunk, in the order of their episodes; one UserError for all bad files."""
     tables: dict[Place, pa.Table] = {}
-    problems: list[str] = []
-    for path in paths:
-        try:
-            tables[path] = read_chunk(path)
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for path in paths:
+            with mistakes.kept():
+                tables[path] = read_chunk(path)
     return dict(sorted(tables.items(), key=lambda item: int(episodes_of(item[1])[0])))
 
 

@@ -139,7 +139,8 @@ def _compared(twin: MetaLearner, episode: Episode, found: Tensor, tolerance: flo
         if method != "mixed_mode":
             raise UserError(
                 "inner.gradient: an operation of the model is once_differentiable, so that its"
-                f" second derivative would be left out by {method}; set inner.gradient: first_order"
+                f" second derivative would be left out by {method}",
+                remedy="set inner.gradient: first_order",
             )
         LOG.warning(_NOT_COMPARED)
     elif method in EXACT:
@@ -160,8 +161,8 @@ def _require_repeated(found: Tensor, again: Tensor, tolerance: float) -> None:
         raise UserError(
             f"model: gives a meta-gradient of length {found.norm():.6g} on a small episode, and of"
             f" {again.norm():.6g} on the same one again: a layer carries state from pass to pass"
-            " outside of the model's modules, such as in its class or in a plain object; keep it in"
-            " a buffer, or in an attribute of the module"
+            " outside of the model's modules, such as in its class or in a plain object",
+            remedy="keep it in a buffer, or in an attribute of the module",
         )
 
 
@@ -219,8 +220,9 @@ def _no_second_runs(model: nn.Module) -> Iterator[None]:
         if vars(module) is own[module]:
             raise UserError(
                 f"model: {type(module).__name__} runs again in the backward pass, where it has"
-                " other weights than in the forward pass; take torch.utils.checkpoint out of the"
-                " model: inner.gradient: checkpointed saves the memory"
+                " other weights than in the forward pass",
+                remedy="take torch.utils.checkpoint out of the model: inner.gradient: checkpointed"
+                " saves the memory",
             )
 
     own = {module: vars(module) for module in model.modules()}

@@ -133,8 +133,9 @@ class Passes:
         first, *others = [module._buffers.get(key) for module, key in self._places[name]]
         if first is None or any(other is not first for other in others):
             raise UserError(
-                f"model: a forward pass replaces the buffer {name} by None, or at one of its places"
-                " alone; change it in place, or register a buffer of its own at each place"
+                f"model: a forward pass replaces the buffer {name} by None, or at one of its"
+                " places alone",
+                remedy="change it in place, or register a buffer of its own at each place",
             )
         return first
 
@@ -147,8 +148,8 @@ def _require_logits(logits: object, count: int) -> None:
     else:
         return
     raise UserError(
-        f"model: turns {count} images into {found}; it must give logits, floating-point numbers of"
-        f" shape [{count}, number of ways]"
+        f"model: turns {count} images into {found}",
+        remedy=f"it must give logits, floating-point numbers of shape [{count}, number of ways]",
     )
 
 

@@ -53,14 +53,15 @@ def begin(
 def _require_gradients(episode: Episode | EpisodeBatch) -> None:
     if torch.is_inference_mode_enabled():
         raise UserError(
-            "torch.inference_mode: an episode is adapted by gradients, which do not exist in it;"
-            " call outside of it, or use torch.no_grad()"
+            "torch.inference_mode: an episode is adapted by gradients, which do not exist in it",
+            remedy="call outside of it, or use torch.no_grad()",
         )
     for name, value in vars(episode).items():
         if value.is_inference():
             raise UserError(
                 f"{name}: was made in torch.inference_mode, and PyTorch keeps such a tensor out of"
-                f" gradients; make it outside, or give {name}.clone()"
+                " gradients",
+                remedy=f"make it outside, or give {name}.clone()",
             )
 
 
@@ -72,8 +73,9 @@ def _require_rows(model: nn.Module, head: Head, episode: Episode | EpisodeBatch)
     rows, ways = len(model.get_parameter(f"{HEAD}weight")), int(labels.max()) + 1
     if ways != rows:
         raise UserError(
-            f"head: has {rows} rows and the episode {ways} classes; build the model with"
-            f" num_ways={ways}, or give a head that starts at zero or is shared"
+            f"head: has {rows} rows and the episode {ways} classes",
+            remedy=f"build the model with num_ways={ways}, or give a head that starts at zero or"
+            " is shared",
         )
 
 
@@ -111,18 +113,19 @@ def require_fitting(model: nn.Module, head: Head) -> None:
     if scripted:
         raise UserError(
             f"model: {', '.join(scripted)} is TorchScript, which takes no weights but its own, so"
-            " that it would neither adapt nor learn; give the nn.Module that it was made of"
+            " that it would neither adapt nor learn",
+            remedy="give the nn.Module that it was made of",
         )
     if names := tracking_norms(model):
         raise UserError(
-            f"model: {', '.join(names)} keep moments from episode to episode;"
-            " raymaml.apply_policies gives them a norm policy"
+            f"model: {', '.join(names)} keep moments from episode to episode",
+            remedy="raymaml.apply_policies gives them a norm policy",
         )
     if hidden := out_of_reach(model):
         raise UserError(
             f"model: {', '.join(hidden)} hold modules, parameters or buffers in an object, where"
-            " they would neither adapt nor learn; hold modules as submodules, and tensors in"
-            " modules"
+            " they would neither adapt nor learn",
+            remedy="hold modules as submodules, and tensors in modules",
         )
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     held = [model.get_parameter(name) for name in names if name.startswith(HEAD)]
@@ -133,20 +136,21 @@ def require_fitting(model: nn.Module, head: Head) -> None:
     ]
     if elsewhere:
         raise UserError(
-            f"head: its parameters are {', '.join(elsewhere)} too, so that it cannot start or learn"
-            " apart from the encoder; give the model a head that is nowhere else in it"
+            f"head: its parameters are {', '.join(elsewhere)} too, so that it cannot start or"
+            " learn apart from the encoder",
+            remedy="give the model a head that is nowhere else in it",
         )
     if f"{HEAD}weight" not in dict(model.named_parameters()):
         linear = [name for name, each in model.named_modules() if isinstance(each, nn.Linear)]
         found = f"its linear layers are {', '.join(linear)}" if linear else "it has no linear layer"
         raise UserError(
-            f"model: has no linear layer named head ({found}); name the classifier so, as in"
-            " self.head = nn.Linear(features, num_ways)"
+            f"model: has no linear layer named head ({found})",
+            remedy="name the classifier so, as in self.head = nn.Linear(features, num_ways)",
         )
     rows = len(model.get_parameter(f"{HEAD}weight"))
     if (head == "shared") != (rows == 1):
         raise UserError(
-            f"head: is {head}, and head.weight has {rows} row(s); a shared head has one"
+            f"head: is {head}, and head.weight has {rows} row(s)", remedy="a shared head has one"
         )
 
 
@@ -154,12 +158,13 @@ def _require_tensors(model: nn.Module) -> None:
     """Check that parameters have shapes, and that all can take part in gradients."""
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
         raise UserError(
-            f"model: {', '.join(lazy)} have no shape before the first pass; call the model once on"
-            " images"
+            f"model: {', '.join(lazy)} have no shape before the first pass",
+            remedy="call the model once on images",
         )
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if made := [name for name, value in own.items() if value.is_inference()]:
         raise UserError(
             f"model: {', '.join(made)} were made in torch.inference_mode, and PyTorch keeps such"
-            " tensors out of gradients; build the model outside of it"
+            " tensors out of gradients",
+            remedy="build the model outside of it",
         )

@@ -72,7 +72,8 @@ def check_image_size(model: ModelConfig, image_shape: tuple[int, int, int]) -> N
     if size >> halvings == 0:
         raise UserError(
             f"data.image_size is {size}, but model.encoder {model.encoder} halves it {halvings}"
-            f" times; use at least {2**halvings}"
+            " times",
+            remedy=f"use at least {2**halvings}",
         )
 
 
@@ -117,8 +118,8 @@ def _count_features(encoder: nn.Module, model: ModelConfig, image_shape: Sequenc
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
         shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise UserError(
-            f"model.encoder: {model.encoder} turns 2 images into {shape}; it must give features of"
-            " shape [2, number of features]"
+            f"model.encoder: {model.encoder} turns 2 images into {shape}",
+            remedy="it must give features of shape [2, number of features]",
         )
     return features.shape[1]
 

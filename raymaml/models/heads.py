@@ -65,8 +65,9 @@ class Classifier(nn.Module):
         mode = "training" if self.training else "evaluation"
         raise UserError(
             f"model.encoder: {type(self.encoder).__name__} turns {count} images into {found} in"
-            f" {mode} mode; it must give a tensor of shape {wanted} and type"
-            f" {self.head.weight.dtype}, images first, in both modes"
+            f" {mode} mode",
+            remedy=f"it must give a tensor of shape {wanted} and type {self.head.weight.dtype},"
+            " images first, in both modes",
         )
 
 

@@ -66,19 +66,19 @@ def apply_policies(
     if held := [n for n, m in plain_places(model).items() if isinstance(m, nn.BatchNorm2d)]:
         raise UserError(
             f"model.encoder: {', '.join(held)} are norms in a plain attribute or container, where"
-            " model.norm replaces none; hold them as submodules alone, in an nn.ModuleList or an"
-            " nn.Sequential"
+            " model.norm replaces none",
+            remedy="hold them as submodules alone, in an nn.ModuleList or an nn.Sequential",
         )
     if strange := [name for name in tracking_norms(model) if name not in layers]:
         raise UserError(
-            f"model.encoder: {', '.join(strange)} keep moments from episode to episode; use"
-            " nn.BatchNorm2d, which model.norm replaces, or a norm without moments"
+            f"model.encoder: {', '.join(strange)} keep moments from episode to episode",
+            remedy="use nn.BatchNorm2d, which model.norm replaces, or a norm without moments",
         )
     if not layers:
         if set(norm.values()) != {"none"}:
             raise UserError(
-                "model.norm: the encoder has no nn.BatchNorm2d that it could replace; set it to"
-                " none, so that results say so"
+                "model.norm: the encoder has no nn.BatchNorm2d that it could replace",
+                remedy="set it to none, so that results say so",
             )
         return
     if problems := [problem for name, m in layers.items() if (problem := _more_than(name, m))]:
@@ -94,15 +94,16 @@ def apply_policies(
 def _require_policies(norm: object) -> None:
     if not isinstance(norm, Mapping):
         raise UserError(
-            f"model.norm: {norm!r} is no mapping from name patterns to policies; give"
-            f" {{'*': {norm!r}}} for all layers"
+            f"model.norm: {norm!r} is no mapping from name patterns to policies",
+            remedy=f"give {{'*': {norm!r}}} for all layers",
         )
     for policy in norm.values():
         if policy not in POLICIES:
             near = get_close_matches(str(policy), POLICIES, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"model.norm: {policy!r} is no policy; there are {', '.join(POLICIES)}{hint}"
+                f"model.norm: {policy!r} is no policy",
+                remedy=f"there are {', '.join(POLICIES)}{hint}",
             )
 
 

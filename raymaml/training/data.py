@@ -143,8 +143,8 @@ def open_bank(config: Config) -> ImageBank:
     if bank.image_shape[1] != config.data.image_size:
         raise UserError(
             f"data.image_size is {config.data.image_size} but the bank {config.data.bank} holds"
-            f" images of {bank.image_shape[1]} pixels; give that size, or another data.bank to"
-            " import into"
+            f" images of {bank.image_shape[1]} pixels",
+            remedy="give that size, or another data.bank to import into",
         )
     return bank
 
@@ -214,8 +214,9 @@ def _watch(bank: ImageBank, shards: EpisodeShards) -> Watch:
         verify_bank(ImageBank.open(bank.folder), bank.hash)
         if EpisodeShards.open(shards.folder).manifest_hash != shards.manifest_hash:
             raise UserError(
-                f"{shards.folder}: holds other episodes than before, while they are in use; put"
-                " them back, then run the same command: nothing that came from them was kept"
+                f"{shards.folder}: holds other episodes than before, while they are in use",
+                remedy="put them back, then run the same command: nothing that came from them was"
+                " kept",
             )
 
     files = [path for path, _, _ in shards.files]
@@ -231,8 +232,9 @@ def verify_bank(bank: ImageBank, expected: str) -> None:
     bank.verify()
     if bank.hash != expected:
         raise UserError(
-            f"{bank.folder}: is another bank than before, while it is in use; put the old one back,"
-            " then run the same command: nothing that came from this one was kept"
+            f"{bank.folder}: is another bank than before, while it is in use",
+            remedy="put the old one back, then run the same command: nothing that came from this"
+            " one was kept",
         )
 
 
@@ -246,6 +248,7 @@ def _normalize(data: DataConfig, bank: ImageBank) -> Normalize:
     if lengths != (channels, channels):
         raise UserError(
             f"data.normalize has {lengths[0]} means and {lengths[1]} stds, the bank {data.bank}"
-            f" {channels} channels; give {channels} of each"
+            f" {channels} channels",
+            remedy=f"give {channels} of each",
         )
     return Normalize(data.normalize.mean, data.normalize.std)

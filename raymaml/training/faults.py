@@ -79,7 +79,8 @@ def require_exact(
     if failed:
         raise UserError(
             f"inner.gradient: the comparison with unrolled failed on worker {failed[0]} and not on"
-            f" worker {session.rank}; the log of worker {failed[0]} says why"
+            f" worker {session.rank}",
+            remedy=f"the log of worker {failed[0]} says why",
         )
 
 

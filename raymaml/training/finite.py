@@ -30,7 +30,8 @@ def require_finite(rows: Tensor, what: str, *, step: int, kind: str, of: Sequenc
     finite = torch.isfinite(rows).all(dim=1)
     if not finite.all():
         raise NotFiniteError(
-            f"outer step {step}: {kind} episode {of[int((~finite).nonzero()[0, 0])]} gave"
-            f" {what} that is not finite; the last checkpoint is kept; lower inner.lr or outer.lr,"
-            " or set outer.clip_norm, under another name"
+            f"outer step {step}: {kind} episode {of[int((~finite).nonzero()[0, 0])]} gave {what}"
+            " that is not finite",
+            remedy="the last checkpoint is kept; lower inner.lr or outer.lr, or set"
+            " outer.clip_norm, under another name",
         )

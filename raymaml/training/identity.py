@@ -44,14 +44,15 @@ def read_identity(path: Place) -> tuple[int, dict[str, Any]]:
     if version not in (1, SCHEMA_VERSION):
         raise UserError(
             f"{path}: has schema_version {shortened(version)}, this raymaml reads 1 and"
-            f" {SCHEMA_VERSION}; use the raymaml that wrote it, or choose another name"
+            f" {SCHEMA_VERSION}",
+            remedy="use the raymaml that wrote it, or choose another name",
         )
     return version, identity
 
 
 def damaged_identity(path: Place) -> UserError:
     """Return what to say of a ``run.json`` that cannot be used."""
-    return UserError(f"{path}: is damaged; restore it from a copy, or choose another name")
+    return UserError(f"{path}: is damaged", remedy="restore it from a copy, or choose another name")
 
 
 def as_meant(tree: Mapping[str, Any]) -> dict[str, Any]:

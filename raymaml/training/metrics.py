@@ -233,8 +233,8 @@ def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
             if number == len(lines):
                 return
             raise UserError(
-                f"{path}:{number}: is no row of metrics ({reason_of(error)}); mend or remove the"
-                " line"
+                f"{path}:{number}: is no row of metrics ({reason_of(error)})",
+                remedy="mend or remove the line",
             ) from None
         yield json_ready(row)  # older files hold Infinity
 

@@ -168,8 +168,8 @@ def require_of_today(config: Config, *, though_done: bool = False) -> None:
         return
     remedy = "" if done else "finish it with that version, or "
     raise UserError(
-        f"{folder}: was started by an earlier raymaml, whose images stood in another order;"
-        f" {remedy}choose another name; `raymaml test` judges what it has"
+        f"{folder}: was started by an earlier raymaml, whose images stood in another order",
+        remedy=f"{remedy}choose another name; `raymaml test` judges what it has",
     )
 
 
@@ -240,8 +240,9 @@ def _require_same_source(folder: Place, before: Mapping[str, Any], config: Confi
         return
     files = ", ".join(map(str, source_files(config.model).values()))
     raise UserError(
-        f"{folder}: the source of model.encoder {config.model.encoder} was edited after the run was"
-        f" started ({files}); put it back as it was to go on, or choose another name"
+        f"{folder}: the source of model.encoder {config.model.encoder} was edited after the run"
+        f" was started ({files})",
+        remedy="put it back as it was to go on, or choose another name",
     )
 
 

@@ -105,8 +105,8 @@ def build_learner(
     )
     if not learner.params:
         raise UserError(
-            "model: has no parameters to learn: the encoder has none, and the head starts at zero;"
-            " set model.head: learned, or take another encoder"
+            "model: has no parameters to learn: the encoder has none, and the head starts at zero",
+            remedy="set model.head: learned, or take another encoder",
         )
     return learner
 

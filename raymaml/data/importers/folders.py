@@ -146,4 +146,6 @@ def _is_visible(name: str) -> bool:
 
 
 def _raise(error: OSError) -> Iterator[None]:
-    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); mend its rights")
+    raise UserError(
+        f"{error.filename}: cannot be read ({error.strerror})", remedy="mend its rights"
+    )
