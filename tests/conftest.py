@@ -96,7 +96,7 @@ def make_config(tiny_bank: ImageBank, tmp_path: Path) -> MakeConfig:
         path.write_text(TINY.format(place=folder, bank=tiny_bank.folder), encoding="utf-8")
         config = load_config(path, overrides)
         path.write_text(dump_config(config), encoding="utf-8")
-        assert len(list(sample_shards(config, tiny_bank))) == 3
+        assert len(list(sample_shards(config.data, config.episodes, tiny_bank))) == 3
         return config
 
     return make

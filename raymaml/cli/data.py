@@ -39,7 +39,7 @@ def sample(config_path: Place, overrides: tuple[str, ...]) -> None:
     from raymaml.training.data import open_bank, sample_shards
 
     config = load(config_path, overrides)
-    for shards in sample_shards(config, open_bank(config)):
+    for shards in sample_shards(config.data, config.episodes, open_bank(config.data)):
         say_line(f"{shards.folder}: {shards.count} episodes")
 
 
@@ -57,7 +57,7 @@ def show(
     from raymaml.training.data import open_bank
 
     config = load(config_path, overrides)
-    bank = open_bank(config)
+    bank = open_bank(config.data)
     if episode is None:
         bank_sheet(bank, out)
     else:

@@ -26,7 +26,6 @@ from raymaml.doctor.machine import machine_findings, malloc_finding
 from raymaml.doctor.rehearsal import MARKER, cache_of, rehearse, remove_cache
 from raymaml.doctor.software import shown_versions
 from raymaml.storage.place import Place, is_remote
-from raymaml.training.data import shards_folder
 
 _OTHER_FOLDER = "put it on a disk that all nodes share, or at a URI such as s3://bucket/folder"
 
@@ -117,7 +116,7 @@ def _files(config: Config | None, folder: Place) -> dict[str, Place]:
     if config is not None:
         files["data.bank"] = config.data.bank.absolute() / HEADER_FILE
         for split in SPLITS:
-            manifest = shards_folder(config, split).absolute() / MANIFEST_FILE
+            manifest = (config.data.shards / split).absolute() / MANIFEST_FILE
             files[f"data.shards ({split})"] = manifest
     return files
 

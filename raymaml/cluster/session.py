@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raymaml.cluster.stream import Share, stream_meta_batches
-from raymaml.config.schema import Config
 from raymaml.storage.place import Place, is_remote
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
@@ -24,14 +23,14 @@ from raymaml.training.run_folder import watch_stop
 class RaySession:
     """The ``Session`` of one of Ray Train's workers; collectives by gloo or NCCL."""
 
-    def __init__(self, folder: Place, data: TrainingData, config: Config) -> None:
+    def __init__(self, folder: Place, data: TrainingData, num_steps: int, timeout: float) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self._data = data
-        self._num_steps = config.outer.num_steps
-        self._timeout = config.cluster.timeout
+        self._num_steps = num_steps
+        self._timeout = timeout
         self._stop_asked_for = watch_stop(folder)
 
     def meta_batches(self, first_step: int) -> MetaBatches:

@@ -19,18 +19,17 @@ from raymaml.config.schema import Config
 from raymaml.storage.files import exists, read_text, remove
 from raymaml.storage.place import Place, is_remote
 from raymaml.training.crew import Crew, Patience
-from raymaml.training.data import open_training_data, verify_images
+from raymaml.training.data import verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
+from raymaml.training.run import Run, open_run
 from raymaml.training.run_folder import (
     claim,
     is_done,
     request_stop,
-    require_of_today,
     saved_step,
     withdraw_stop,
 )
-from raymaml.training.settings import settings_line
-from raymaml.training.worker import Echo, adaptation_table, conclude
+from raymaml.training.worker import Echo, conclude
 
 
 def train_on_cluster(config: Config, echo: Echo) -> bool:
@@ -44,21 +43,18 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
     Raises:
         UserError: data, run folder or cluster do not fit the config, or a worker raised one.
     """
-    require_of_today(config)
-    data = open_training_data(config, torch.device("cpu"))
-    table = adaptation_table(config, data)
-    with claim(config, data) as folder:
-        if not is_done(folder, config):
-            verify_images(data)
+    run = open_run(config, torch.device("cpu"))
+    with claim(run):
+        if not is_done(config):
+            verify_images(run.data)
             with connected(config.cluster):
-                _train(config, folder, data.image_shape, table, echo)
-        return conclude(config, folder, echo)
+                _train(run, echo)
+        return conclude(run.folder, config.outer.num_steps, echo)
 
 
-def _train(
-    config: Config, folder: Place, image_shape: tuple[int, int, int], table: str, echo: Echo
-) -> None:
+def _train(run: Run, echo: Echo) -> None:
     """Let one crew of workers after the other train, each as large as the cluster has room for."""
+    config, folder = run.config, run.folder
     crew = plan_crew(config, ray.cluster_resources())
     asked = threading.Event()
 
@@ -69,8 +65,8 @@ def _train(
     def announce(workers: int, before: int) -> None:
         if before == 0:
             device = torch.device("cuda" if crew.use_gpu else "cpu")
-            echo(settings_line(config, image_shape, device, workers))
-            echo(table)
+            echo(run.settings_line(device, workers))
+            echo(run.adaptation_table)
         elif workers != before:
             step = max(0, saved_step(folder))
             echo(f"{folder}: {workers} worker(s) from outer step {step} on, {before} before")
@@ -80,7 +76,7 @@ def _train(
         on_interrupt(stop, config.cluster.grace_seconds),
     ):
         workers, patience = 0, Patience(config.cluster.max_failures)
-        while not is_done(folder, config):
+        while not is_done(config):
             before = workers
             try:
                 workers = call_in_thread(partial(find_room, crew, config.cluster, asked, echo))

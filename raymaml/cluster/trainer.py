@@ -28,7 +28,7 @@ from raymaml.common.logs import is_verbose
 from raymaml.config.schema import Config
 from raymaml.storage.files import make_folder, remove
 from raymaml.storage.place import Place
-from raymaml.training.data import open_training_data
+from raymaml.training.run import open_run
 from raymaml.training.run_folder import STOP, request_stop
 from raymaml.training.session import Session
 from raymaml.training.supervised import (
@@ -166,8 +166,8 @@ def _run_worker(job: dict[str, Any]) -> None:
     config: Config = job["config"]
     folder: Place = job["folder"]
     os.chdir(job["directory"])
-    data = open_training_data(config, get_device())
-    session: Session = RaySession(folder, data, config)
+    run = open_run(config, get_device())
+    session: Session = RaySession(folder, run.data, config.outer.num_steps, config.cluster.timeout)
     gauges, workers = Gauges(TRAINING, config.name), {"workers": session.world_size}
 
     def show(row: Mapping[str, Any]) -> None:
@@ -181,14 +181,7 @@ def _run_worker(job: dict[str, Any]) -> None:
         (folder / STARTED).touch()
         leaving = in_background(partial(_stop_when_drained, folder))
     with leaving, contextlib.suppress(EndedEarly):
-        train_worker(
-            config,
-            folder,
-            data,
-            session,
-            lambda _line: None,
-            show=lambda row: gauges({**workers, **row}),
-        )
+        train_worker(run, session, lambda _line: None, show=show)
 
 
 def _forget_ray_snapshot(folder: Place) -> None:

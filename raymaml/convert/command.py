@@ -18,6 +18,7 @@ from raymaml.convert.settings import whole_config
 from raymaml.storage.files import write_text
 from raymaml.storage.place import Place
 from raymaml.training.checkpoint import checkpoint_path, list_steps, write_checkpoint
+from raymaml.training.identity import identity_of
 from raymaml.training.state import build_state
 
 Echo = Callable[[str], None]
@@ -101,5 +102,5 @@ def _write_run(config: Config, saved: Saved, size: int) -> Place:
     load_weights(state.learner.model, saved.weights, head_too=config.model.head != "zero")
     state.step = config.outer.num_steps
     path = checkpoint_path(config.run_folder, state.step)
-    write_checkpoint(path, state, config, image_shape=shape, bank_hash="")
+    write_checkpoint(path, state, identity_of(config, shape, bank_hash=""))
     return path

@@ -12,10 +12,10 @@ from raymaml.doctor.finding import Finding, attempt
 from raymaml.doctor.machine import disk_finding
 from raymaml.storage.files import exists, make_folder
 from raymaml.storage.place import Place, is_remote
-from raymaml.training.data import open_bank, open_episode_sets, open_training_data
+from raymaml.training.data import open_bank, open_episode_sets
+from raymaml.training.run import open_run
 from raymaml.training.run_folder import claim, is_done
 from raymaml.training.session import local_device
-from raymaml.training.worker import adaptation_table
 
 
 def config_findings(config: Config) -> Iterator[Finding]:
@@ -32,20 +32,22 @@ def config_findings(config: Config) -> Iterator[Finding]:
 
 
 def _bank(config: Config) -> str:
-    bank = open_bank(config)
+    bank = open_bank(config.data)
     bank.verify()
     return f"{config.data.bank}: {bank.num_images} images, hash {bank.hash[:12]} as written"
 
 
 def _episodes(config: Config) -> str:
-    sets = open_episode_sets(config, open_bank(config), SPLITS, torch.device("cpu"))
+    sets = open_episode_sets(
+        config.data, config.episodes, open_bank(config.data), SPLITS, torch.device("cpu")
+    )
     counts = ", ".join(f"{each.shards.count} {split}" for split, each in sets.items())
     return f"{config.data.shards}: {counts}, hashes as written"
 
 
 def _model(config: Config) -> str:
-    data = open_training_data(config, torch.device("cpu"))
-    total, adapting = adaptation_table(config, data).split()[-3:-1]  # "... in all 531 531 adapt"
+    table = open_run(config, torch.device("cpu")).adaptation_table
+    total, adapting = table.split()[-3:-1]  # "... in all 531 531 adapt"
     return f"{config.model.encoder} of {total} parameters, of which {adapting} adapt"
 
 
@@ -53,8 +55,8 @@ def _run_folder(config: Config) -> str:
     folder = config.run_folder
     if not exists(folder / "run.json"):
         return f"{folder}: is new"
-    with claim(config, open_training_data(config, torch.device("cpu"))):
-        state = "is done" if is_done(folder, config) else "can go on"
+    with claim(open_run(config, torch.device("cpu"))):
+        state = "is done" if is_done(config) else "can go on"
     return f"{folder}: was started with this config, and {state}"
 
 

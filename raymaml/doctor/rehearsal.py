@@ -109,7 +109,7 @@ def _make_data(config: Config) -> str:
         _draw_images(temporary)
         source = config.data.source.model_copy(update={"path": temporary})
         bank = import_bank(config.data.model_copy(update={"source": source}), config.episodes)
-    count = sum(shards.count for shards in sample_shards(config, bank))
+    count = sum(shards.count for shards in sample_shards(config.data, config.episodes, bank))
     return f"{bank.num_images} made-up images, {count} episodes"
 
 

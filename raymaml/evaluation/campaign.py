@@ -49,7 +49,7 @@ from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
-from raymaml.training.faults import told
+from raymaml.training.explain import explained
 from raymaml.training.metrics import Show
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
@@ -127,8 +127,8 @@ class Campaign:
         config = arm.config
         key = json.dumps([config.episodes.seed, config.data.model_dump(mode="json"), _spec(arm)])
         if key not in self._opened:
-            bank = open_bank(config)
-            sets = open_episode_sets(config, bank, ("test",), self.device)
+            bank = open_bank(config.data)
+            sets = open_episode_sets(config.data, config.episodes, bank, ("test",), self.device)
             self._opened[key] = bank, sets["test"]
         return self._opened[key]
 
@@ -226,7 +226,7 @@ class Campaign:
         indices = range(chunk.first, chunk.first + chunk.count)
         path = chunk_path(self.records_of(arm), chunk.first, chunk.count)
         episodes = self.episodes(arm)
-        with told(arm.config, require=episodes.watch.require):
+        with explained(arm.config.run_folder, arm.config.cluster, require=episodes.watch.require):
             if chunk.first == 0:
                 write_examination(self.records_of(arm), self._examined(arm))
             records = list(judge(self.learner(arm), episodes, indices))

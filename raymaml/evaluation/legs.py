@@ -13,7 +13,7 @@ from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.evaluation.referee import Referee
 from raymaml.evaluation.sweep import Leg, RunLegs, Sweep
 from raymaml.storage.files import make_folder
-from raymaml.training.data import open_training_data
+from raymaml.training.run import open_run
 from raymaml.training.session import LocalSession, local_device
 from raymaml.training.state import Validation
 from raymaml.training.supervised import Ask, EndedEarly, SupervisedSession
@@ -32,12 +32,11 @@ def run_alone(leg: Leg, device: torch.device, ask: Ask, stop: Callable[[], bool]
     Raises:
         UserError: data do not fit, a loss is not finite, or another process writes the run.
     """
-    data = open_training_data(leg.config, device)
-    session = SupervisedSession(LocalSession(data, device), up_to(leg, ask), stop)
-    folder = leg.config.run_folder
-    make_folder(folder, "run_dir")
+    run = open_run(leg.config, device)
+    session = SupervisedSession(LocalSession(run.data, device), up_to(leg, ask), stop)
+    make_folder(run.folder, "run_dir")
     with contextlib.suppress(EndedEarly):
-        train_worker(leg.config, folder, data, session, lambda _line: None)
+        train_worker(run, session, lambda _line: None)
 
 
 def up_to(leg: Leg, ask: Ask) -> Ask:

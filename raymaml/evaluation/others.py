@@ -56,7 +56,9 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
     """
     device = local_device(config.cluster)
     set_precision(config.cluster)
-    episodes = open_episode_sets(config, open_bank(config), ("test",), device)["test"]
+    episodes = open_episode_sets(
+        config.data, config.episodes, open_bank(config.data), ("test",), device
+    )["test"]
     available = config.episodes.test.num_episodes
     count = available if num_episodes is None else num_episodes
     if not 0 < count <= available:

@@ -26,12 +26,12 @@ from raymaml.evaluation.records import record_arrays
 from raymaml.seeding import fold_in
 from raymaml.storage.files import exists
 from raymaml.storage.place import Place
+from raymaml.training.card import require_of_today
 from raymaml.training.checkpoint import find_checkpoint, read_card, require_fitting
-from raymaml.training.data import open_bank, sample_shards, shards_folder
+from raymaml.training.data import open_bank, sample_shards
 from raymaml.training.run_folder import (
     is_done,
     require_of_its_run,
-    require_of_today,
     require_trained_by,
 )
 from raymaml.training.state import build_learner
@@ -180,8 +180,8 @@ def _is_trained(config: Config) -> bool:
     Raises:
         UserError: it is of another config, or an earlier raymaml started it.
     """
-    require_of_today(config, though_done=True)
-    if not is_done(config.run_folder, config):
+    require_of_today(config.run_folder, config.outer.num_steps, though_done=True)
+    if not is_done(config):
         return False
     require_trained_by(config)
     return True
@@ -192,9 +192,9 @@ def provide_data(config: Config, echo: Echo) -> None:
     if not exists(config.data.bank / HEADER_FILE):
         bank = import_bank(config.data, config.episodes, lambda note: echo(plain(note)))
         echo(plain(f"{bank.folder}: {bank.num_images} images of {bank.source}"))
-    manifests = (shards_folder(config, split) / MANIFEST_FILE for split in SPLITS[:2])
+    manifests = (config.data.shards / split / MANIFEST_FILE for split in SPLITS[:2])
     if not all(exists(manifest) for manifest in manifests):
-        for shards in sample_shards(config, open_bank(config)):
+        for shards in sample_shards(config.data, config.episodes, open_bank(config.data)):
             echo(f"{shards.folder}: {shards.count} episodes")
 
 
@@ -249,12 +249,12 @@ def _require_judgeable(arm: TrainedArm) -> None:
     chosen, config, source = arm.chosen, arm.config, arm.model
     if not isinstance(chosen.checkpoint, str):
         read_card(chosen.checkpoint)
-    bank, spec = open_bank(config), config.episodes.test
+    bank, spec = open_bank(config.data), config.episodes.test
     check_spec(bank, spec, "test")
     cpu = torch.device("cpu")
     judged = build_learner(config, bank.image_shape, spec.num_ways, cpu)
     if chosen.checkpoint in ("best", "last"):
-        of_training = open_bank(source)
+        of_training = open_bank(source.data)
         if of_training.hash != bank.hash and not config.evaluation.other_bank:
             raise UserError(f"{bank.folder}: is another bank than in training; {REMEDY}")
         image_shape = of_training.image_shape
@@ -266,7 +266,7 @@ def _require_judgeable(arm: TrainedArm) -> None:
 
 def _arm(study: Study, arm: TrainedArm) -> Arm:
     chosen, model, config = arm.chosen, arm.model, arm.config
-    bank = open_bank(config)
+    bank = open_bank(config.data)
     checkpoint = _checkpoint(chosen.checkpoint, model)
     if checkpoint is not None:
         require_bank(checkpoint, config, bank)
@@ -302,7 +302,7 @@ def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
         spec,
         seed=config.episodes.seed,
         split="test",
-        folder=shards_folder(config, "test"),
+        folder=place.shards / "test",
         cache=place.cache,
     )
     return config

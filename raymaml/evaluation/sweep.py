@@ -24,10 +24,9 @@ from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
 from raymaml.training.card import LINEAGE_FILE
 from raymaml.training.checkpoint import copy_for_going_on
-from raymaml.training.data import open_training_data
 from raymaml.training.identity import judging
-from raymaml.training.run_folder import claim, require_of_today
-from raymaml.training.worker import adaptation_table
+from raymaml.training.run import open_run
+from raymaml.training.run_folder import claim
 
 MOST_PROBLEMS = 20
 """Of a sweep's trials that are told at once; a mistake in the space is one in each of them."""
@@ -219,10 +218,7 @@ def _check_trials(sweep: Sweep) -> None:
     problems: list[str] = []
     for trial in sweep.trials:
         try:
-            require_of_today(trial.config)
-            data = open_training_data(trial.config, torch.device("cpu"))
-            adaptation_table(trial.config, data)
-            with claim(trial.config, data):
+            with claim(open_run(trial.config, torch.device("cpu"))):
                 pass
         except UserError as error:
             problems.extend(f"{run_name(trial.number)}: {each}" for each in error.problems)

@@ -15,11 +15,12 @@ from raymaml.config.load import check_config
 from raymaml.config.schema import Config
 from raymaml.config.sweep import PERTURBED, is_in
 from raymaml.data.bank_format import ImageShape
-from raymaml.models.source import encoder_source
 from raymaml.storage.files import exists, reaching, read_bytes
 from raymaml.storage.place import Place, is_remote
+from raymaml.training import identity as run_schema
 from raymaml.training.identity import (
     IDENTITY,
+    Identity,
     as_meant,
     deciding,
     differences,
@@ -180,23 +181,16 @@ def _contradictions(card: CheckpointCard, number: int | None) -> list[str]:
     return problems
 
 
-def require_of_run(
-    last: Place, config: Config, image_shape: tuple[int, int, int], bank_hash: str
-) -> None:
-    """Check that the newest checkpoint of a run, and the best one, are of ``config`` and bank.
+def require_of_run(last: Place, identity: Identity) -> None:
+    """Check that the newest checkpoint of a run, and the best one, are of this run.
 
     Raises:
         UserError: naming everything in which either differs.
     """
-    wanted = {
-        **deciding(config),
-        "image_shape": image_shape,
-        "bank_hash": bank_hash,
-        "encoder_source": encoder_source(config.model),
-    }
-    whose = "the config and its bank say"
+    config, wanted, whose = identity.config, identity.of_cards(), "the config and its bank say"
     require_agreement(last, config, wanted, whose)
-    if (best := _best(last)) != last:
+    best = _best(last)  # which another run's checkpoint may not have
+    if best != last:
         require_agreement(best, config, wanted, whose)
     if read_card(last).step < config.outer.num_steps:
         for path in dict.fromkeys((last, best)):
@@ -306,6 +300,27 @@ def schema_of_run(folder: Place) -> int | None:
     steps = list_steps(folder)
     card = read_card(checkpoint_path(folder, steps[-1])) if steps else None
     return None if card is None or card.bank_hash == "" else card.schema_version
+
+
+def require_of_today(folder: Place, num_steps: int, *, though_done: bool = False) -> None:
+    """Check that no earlier raymaml started the run, unless it is done: the order was another.
+
+    Args:
+        folder: of the run.
+        num_steps: number of its outer steps.
+        though_done: whether a run that is done is refused too.
+
+    Raises:
+        UserError: an earlier raymaml started it.
+    """
+    done = max(list_steps(folder), default=-1) >= num_steps
+    if (done and not though_done) or schema_of_run(folder) in (None, run_schema.SCHEMA_VERSION):
+        return
+    remedy = "" if done else "finish it with that version, or "
+    raise UserError(
+        f"{folder}: was started by an earlier raymaml, whose images stood in another order",
+        remedy=f"{remedy}choose another name; `raymaml test` judges what it has",
+    )
 
 
 def _may_differ(path: Place, card: CheckpointCard, key: str) -> bool:

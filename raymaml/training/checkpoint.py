@@ -20,7 +20,6 @@ from raymaml.common.errors import UserError, gathered
 from raymaml.common.logs import LOG
 from raymaml.common.untrusted import shortened
 from raymaml.config.schema import Config
-from raymaml.models.source import encoder_source
 from raymaml.storage.files import (
     exists,
     new_folder,
@@ -43,6 +42,7 @@ from raymaml.training.card import (
     require_of_run,
     trained_config,
 )
+from raymaml.training.identity import Identity
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, load_params
 from raymaml.training.tensor_file import is_plain, load_optimizer, read_tensors
@@ -70,20 +70,10 @@ __all__ = [
 class CheckpointStore:
     """The checkpoints of one run folder, written by rank 0 and read by all workers."""
 
-    def __init__(
-        self,
-        folder: Place,
-        config: Config,
-        *,
-        image_shape: tuple[int, int, int],
-        bank_hash: str,
-    ) -> None:
+    def __init__(self, folder: Place, identity: Identity) -> None:
         self.folder = folder
+        self._identity = identity
         self._required: list[Callable[[], None]] = []
-        self._config = config
-        self._image_shape = image_shape
-        self._bank_hash = bank_hash
-        self._source = encoder_source(config.model)  # of the code that this process has imported
 
     def require(self, check: Callable[[], None]) -> None:
         """Have ``check`` called before a state is kept; it raises where one must not be."""
@@ -102,7 +92,7 @@ class CheckpointStore:
             LOG.info("begins with the initial weights", extra={"state": state})
             return
         path = checkpoint_path(self.folder, step)
-        require_of_run(path, self._config, self._image_shape, self._bank_hash)
+        require_of_run(path, self._identity)
         card = read_card(path)
         params = load_tensors(path, card, "params.pt", session.device)
         require_fitting(path, params, state.params | state.learner.moments)
@@ -143,25 +133,10 @@ class CheckpointStore:
                 judged = {"validation": state.validation, "best": state.best}
                 write_text(path / CARD, card.model_copy(update=judged).as_text())
             return
-        write_checkpoint(
-            path,
-            state,
-            self._config,
-            image_shape=self._image_shape,
-            bank_hash=self._bank_hash,
-            source=self._source,
-        )
+        write_checkpoint(path, state, self._identity)
 
 
-def write_checkpoint(
-    path: Place,
-    state: TrainState,
-    config: Config,
-    *,
-    image_shape: tuple[int, int, int],
-    bank_hash: str,
-    source: str | None = None,
-) -> None:
+def write_checkpoint(path: Place, state: TrainState, identity: Identity) -> None:
     """Write the checkpoint folder ``path``, whole or not at all."""
     with new_folder(path, CARD) as folder:
         for name, tensors in state.tensors().items():
@@ -175,11 +150,11 @@ def write_checkpoint(
             validation=state.validation,
             best=state.best,
             files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
-            image_shape=image_shape,
-            bank_hash=bank_hash,
-            encoder_source=source,
+            image_shape=identity.image_shape,
+            bank_hash=identity.bank_hash,
+            encoder_source=identity.encoder_source,
             versions=versions(),
-            config=config.model_dump(mode="json"),
+            config=identity.config.model_dump(mode="json"),
         )
         (folder / CARD).write_text(card.as_text(), encoding="utf-8")
 
@@ -216,9 +191,7 @@ def load_tensors(
     return tensors
 
 
-def check_last(
-    folder: Place, config: Config, image_shape: tuple[int, int, int], bank_hash: str
-) -> None:
+def check_last(folder: Place, identity: Identity) -> None:
     """Check that the checkpoint that a run would go on from, if any, is whole, and is of the run.
 
     Raises:
@@ -230,7 +203,7 @@ def check_last(
             card = read_card(path)
             for name in card.files:
                 load_tensors(path, card, name, torch.device("cpu"))
-            require_of_run(path, config, image_shape, bank_hash)
+            require_of_run(path, identity)
             return
         except UserError:
             if list_steps(folder) == steps:

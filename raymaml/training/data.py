@@ -9,7 +9,13 @@ from typing import Any
 import torch
 
 from raymaml.common.errors import UserError, gathered
-from raymaml.config.schema import SPLITS, Config, DataConfig, EpisodesConfig, Split
+from raymaml.config.schema import (
+    SPLITS,
+    AllEpisodes,
+    Config,
+    DataConfig,
+    Split,
+)
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.episodes import (
@@ -25,7 +31,6 @@ from raymaml.data.transforms import EpisodeLoader, Normalize
 from raymaml.data.watch import Watch
 from raymaml.models import check_image_size
 from raymaml.seeding import fold_in
-from raymaml.storage.place import Place
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch
 
@@ -93,17 +98,9 @@ class TrainingData:
         first = self.first_episode + step * self.meta_batch_size
         return range(first + mine.start, first + mine.stop)
 
-
-def first_episode(config: Config) -> int:
-    """Return the training episode that a run starts with: replicas see other orders."""
-    return fold_in(config.seed, "order") % config.episodes.train.num_episodes
-
-
-def training_episodes(config: Config, step: int) -> list[int]:
-    """Return the training episodes of one outer step, by their index in the shards."""
-    size = config.outer.meta_batch_size
-    first = first_episode(config) + step * size
-    return [index % config.episodes.train.num_episodes for index in range(first, first + size)]
+    def episodes_of(self, step: int) -> list[int]:
+        """Return the training episodes of one outer step by their index in the shards."""
+        return [index % self.train.shards.count for index in self.indices(step, 0, 1)]
 
 
 def open_training_data(config: Config, device: torch.device) -> TrainingData:
@@ -113,15 +110,18 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
         UserError: something is missing, damaged, was made for another config, or is too small for
             the model; or the bank cannot give the test episodes, which come after training.
     """
-    bank = open_bank(config)
+    bank = open_bank(config.data)
     check_image_size(config.model, bank.image_shape)
     check_spec(bank, config.episodes.test, "test")
-    sets = open_episode_sets(config, bank, ("train", "val"), device)
+    sets = open_episode_sets(
+        config.data, config.episodes, bank, ("train", "val"), device, train_seed=config.seed
+    )
+    order = fold_in(config.seed, "order")  # replicas see the episodes in other orders
     return TrainingData(
         image_shape=bank.image_shape,
         train=sets["train"],
         val=sets["val"],
-        first_episode=first_episode(config),
+        first_episode=order % config.episodes.train.num_episodes,
         meta_batch_size=config.outer.meta_batch_size,
         episodes_per_chunk=config.cluster.episodes_per_chunk,
     )
@@ -137,37 +137,59 @@ def verify_images(data: TrainingData) -> None:
         bank.verify()
 
 
-def open_bank(config: Config) -> ImageBank:
+def open_bank(data: DataConfig) -> ImageBank:
     """Open the image bank, checking that it is of the config's image size."""
-    bank = ImageBank.open(config.data.bank, config.data.cache)
-    if bank.image_shape[1] != config.data.image_size:
+    bank = ImageBank.open(data.bank, data.cache)
+    if bank.image_shape[1] != data.image_size:
         raise UserError(
-            f"data.image_size is {config.data.image_size} but the bank {config.data.bank} holds"
-            f" images of {bank.image_shape[1]} pixels",
+            f"data.image_size is {data.image_size} but the bank {data.bank} holds images of"
+            f" {bank.image_shape[1]} pixels",
             remedy="give that size, or another data.bank to import into",
         )
     return bank
 
 
 def open_episode_sets(
-    config: Config, bank: ImageBank, splits: tuple[Split, ...], device: torch.device
+    data: DataConfig,
+    episodes: AllEpisodes,
+    bank: ImageBank,
+    splits: tuple[Split, ...],
+    device: torch.device,
+    *,
+    train_seed: int = 0,
 ) -> dict[Split, EpisodeSet]:
-    """Open the shards of several splits; all that is wrong with any of them is one error."""
+    """Open the shards of several splits; all that is wrong with any of them is one error.
+
+    ``train_seed`` decides how the images of the train split are augmented; ``episodes.seed`` does
+    so for the others.
+    """
     sets: dict[Split, EpisodeSet] = {}
     with gathered() as mistakes:
         for split in splits:
             with mistakes.kept():
-                sets[split] = _open_episode_set(config, bank, split, device)
+                shards = EpisodeShards.open(data.shards / split, data.cache)
+                check_shards(shards, bank, episodes.of(split), episodes.seed, split)
+                seed = train_seed if split == "train" else episodes.seed
+                loader = EpisodeLoader(
+                    bank=bank,
+                    spec=episodes.of(split),
+                    normalize=_normalize(data, bank),
+                    augment=Augmenter(pair=data.augment.of(split), seed=seed, split=split),
+                    device=device,
+                )
+                sets[split] = EpisodeSet(shards=shards, loader=loader, watch=_watch(bank, shards))
     return sets
 
 
-def sample_shards(config: Config, bank: ImageBank) -> Iterator[EpisodeShards]:
+def sample_shards(
+    data: DataConfig, episodes: AllEpisodes, bank: ImageBank
+) -> Iterator[EpisodeShards]:
     """Sample the episodes of all splits into shards, and yield them split by split.
 
     Raises:
         UserError: naming all that keeps any split from being sampled; nothing is written then.
     """
-    jobs = [_sampling_job(config, split) for split in SPLITS]
+    jobs = [_sampling_job(data, episodes, split) for split in SPLITS]
     with gathered() as mistakes:
         for job in jobs:
             with mistakes.kept():
@@ -176,37 +198,15 @@ def sample_shards(config: Config, bank: ImageBank) -> Iterator[EpisodeShards]:
         yield write_shards(bank, **job)
 
 
-def _sampling_job(config: Config, split: Split) -> dict[str, Any]:
+def _sampling_job(data: DataConfig, episodes: AllEpisodes, split: Split) -> dict[str, Any]:
     return {
-        "spec": config.episodes.of(split),
-        "seed": config.episodes.seed,
+        "spec": episodes.of(split),
+        "seed": episodes.seed,
         "split": split,
-        "folder": shards_folder(config, split),
-        "materialize": config.data.materialize and split == "train",
-        "cache": config.data.cache,
+        "folder": data.shards / split,
+        "materialize": data.materialize and split == "train",
+        "cache": data.cache,
     }
-
-
-def shards_folder(config: Config, split: Split) -> Place:
-    """Return the folder of one split's shards."""
-    return config.data.shards / split
-
-
-def _open_episode_set(
-    config: Config, bank: ImageBank, split: Split, device: torch.device
-) -> EpisodeSet:
-    spec: EpisodesConfig = config.episodes.of(split)
-    shards = EpisodeShards.open(shards_folder(config, split), config.data.cache)
-    check_shards(shards, bank, spec, config.episodes.seed, split)
-    seed = config.seed if split == "train" else config.episodes.seed
-    loader = EpisodeLoader(
-        bank=bank,
-        spec=spec,
-        normalize=_normalize(config.data, bank),
-        augment=Augmenter(pair=config.data.augment.of(split), seed=seed, split=split),
-        device=device,
-    )
-    return EpisodeSet(shards=shards, loader=loader, watch=_watch(bank, shards))
 
 
 def _watch(bank: ImageBank, shards: EpisodeShards) -> Watch:

@@ -5,29 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from raymaml.common.errors import UserError
+from raymaml.types import Params
 
 
 class NotFiniteError(UserError):
     """A loss or gradient is not finite: learning cannot go on."""
 
 
-def require_finite(rows: Tensor, what: str, *, step: int, kind: str, of: Sequence[int]) -> None:
-    """Check the outcomes of episodes, [E, n], which all workers have alike.
+def require_finite(outcomes: Params, what: str, *, step: int, kind: str, of: Sequence[int]) -> None:
+    """Check the outcomes of episodes, which all workers have alike.
 
     Args:
-        rows: a row an episode.
-        what: the numbers are, "a loss or gradient".
+        outcomes: by name, ``[E, ...]``.
+        what: name of the numbers, such as "a loss or gradient".
         step: of the outer loop.
         kind: of the episodes, "training" or "validation".
         of: indices of the episodes.
 
     Raises:
-        NotFiniteError: naming the first episode whose row is not finite.
+        NotFiniteError: naming the first episode with an outcome that is not finite.
     """
-    finite = torch.isfinite(rows).all(dim=1)
+    finite = torch.stack(
+        [
+            each.flatten(1).isfinite().all(1) if each.ndim > 1 else each.isfinite()
+            for each in outcomes.values()
+        ]
+    ).all(0)
     if not finite.all():
         raise NotFiniteError(
             f"outer step {step}: {kind} episode {of[int((~finite).nonzero()[0, 0])]} gave {what}"

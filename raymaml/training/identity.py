@@ -8,6 +8,7 @@ exist when it was written: it stands for its default of then, which is the defau
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import PydanticUndefined, to_jsonable_python
@@ -15,6 +16,8 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from raymaml.common.errors import UserError
 from raymaml.common.untrusted import parse_json, shortened
 from raymaml.config.schema import Config, learning_fingerprint
+from raymaml.data.bank_format import ImageShape
+from raymaml.models.source import encoder_source
 from raymaml.storage.files import read_bytes
 from raymaml.storage.place import Place
 
@@ -24,6 +27,45 @@ SCHEMA_VERSION = 2
 ABSENT = "absent"
 _VALUES = {"data.normalize", "model.norm", "model.encoder_args"}
 """Mappings that are values, not sections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What decides the weights of a run, and is written into its checkpoints."""
+
+    config: Config
+    image_shape: ImageShape
+    bank_hash: str
+    encoder_source: str | None
+    """Of an encoder of one's own, as this process has imported it."""
+
+    def of_cards(self) -> dict[str, Any]:
+        """Return the keys that the card of each checkpoint must agree with."""
+        return {
+            **deciding(self.config),
+            "image_shape": self.image_shape,
+            "bank_hash": self.bank_hash,
+            "encoder_source": self.encoder_source,
+        }
+
+    def of_run(self, train_manifest: str) -> dict[str, Any]:
+        """Return the content of ``run.json``, given the hash of the training episodes."""
+        return {
+            **learning_fingerprint(self.config),
+            "bank_hash": self.bank_hash,
+            "train_manifest": train_manifest,
+            "encoder_source": self.encoder_source,
+        }
+
+
+def identity_of(config: Config, image_shape: ImageShape, bank_hash: str) -> Identity:
+    """Return the identity of the run of ``config``, reading the source of its encoder."""
+    return Identity(
+        config=config,
+        image_shape=image_shape,
+        bank_hash=bank_hash,
+        encoder_source=encoder_source(config.model),
+    )
 
 
 def read_identity(path: Place) -> tuple[int, dict[str, Any]]:

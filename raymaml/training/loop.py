@@ -7,27 +7,23 @@ from dataclasses import dataclass
 
 import torch
 
-from raymaml.config.schema import Config
 from raymaml.seeding import fold_in
 from raymaml.training.checkpoint import CheckpointStore
-from raymaml.training.data import TrainingData, training_episodes
-from raymaml.training.faults import require_exact
+from raymaml.training.data import TrainingData
+from raymaml.training.explain import require_exact
 from raymaml.training.finite import NotFiniteError, require_finite
 from raymaml.training.metrics import MetricsWriter
-from raymaml.training.outer import update
+from raymaml.training.optimizer import update
 from raymaml.training.reduction import flatten, mean_in_order, share, share_sizes, unflatten
-from raymaml.training.session import Session
-from raymaml.training.state import TrainState, build_state
+from raymaml.training.run import Run
+from raymaml.training.session import Session, gather_by_name
+from raymaml.training.state import TrainState, initial_state
 from raymaml.training.validation import validate
 from raymaml.types import EpisodeBatch
 
 
 def meta_train(
-    config: Config,
-    data: TrainingData,
-    store: CheckpointStore,
-    writer: MetricsWriter,
-    session: Session,
+    run: Run, store: CheckpointStore, writer: MetricsWriter, session: Session
 ) -> TrainState:
     """Learn theta with all workers, from the last checkpoint on.
 
@@ -35,10 +31,11 @@ def meta_train(
     episodes depend on (seed, split, index) alone; so a run that is killed anywhere goes on to the
     same bits (contract 3).
     """
-    outer = config.outer
-    state = build_state(config, data.image_shape, session.device)
+    outer, data = run.config.outer, run.data
+    state = initial_state(run.learner, outer)
     store.restore(state, session)
-    require_exact(state.learner, config, data.image_shape, session)
+    ways = run.config.episodes.train.num_ways
+    require_exact(run.learner, run.config.model, data.image_shape, ways, session)
     writer.start(state.step)
 
     stop = False
@@ -50,7 +47,7 @@ def meta_train(
                 store.save(state, session)
 
             try:
-                metrics, stop = meta_step(state, next(meta_batches), config, session)
+                metrics, stop = meta_step(state, next(meta_batches), run, session)
             except NotFiniteError:  # on all workers alike, and before the update
                 store.save(state, session)
                 raise
@@ -75,39 +72,37 @@ class StepMetrics:
 
 
 def meta_step(
-    state: TrainState, episodes: EpisodeBatch, config: Config, session: Session
+    state: TrainState, episodes: EpisodeBatch, run: Run, session: Session
 ) -> tuple[StepMetrics, bool]:
     """Take one outer step; also tell whether any worker was asked to stop."""
-    outer, learner = config.outer, state.learner
-    stop = float(session.stop_requested())
+    outer, learner, at_once = run.config.outer, state.learner, run.data.episodes_per_chunk
     moments = learner.running_moments
-    widths = state.num_params, sum(each.numel() for each in moments.values()) + 3
-    gradients, outcomes = ([torch.empty(0, n, device=session.device)] for n in widths)
-    at_once = config.cluster.episodes_per_chunk
+    stop = torch.tensor(float(session.stop_requested()), device=session.device)
+    gradients, outcomes = [torch.empty(0, state.num_params, device=session.device)], []
     mine = share(outer.meta_batch_size, session.rank, session.world_size, at_once)
     for number, chunk in zip(mine[::at_once], episodes.chunks(at_once), strict=True):
-        torch.manual_seed(fold_in(config.seed, "episode", state.step, number))  # for dropout
+        torch.manual_seed(fold_in(run.config.seed, "episode", state.step, number))  # for dropout
         for result, labels in zip(learner.chunk_gradients(chunk), chunk.query_y, strict=True):
             gradient = flatten({name: result.grads[name] for name in state.params})
-            # What is not finite anywhere is so in the loss, which all workers see.
+            # A gradient that is not finite anywhere makes the loss so, which all workers see.
             loss = torch.where(gradient.isfinite().all(), result.loss, torch.nan)
             accuracy = (result.logits.argmax(-1) == labels).float().mean()
-            kept = {name: result.buffers[name] for name in moments}
-            outcome = {**kept, "loss": loss, "accuracy": accuracy, "stop": loss.new_tensor(stop)}
             gradients.append(gradient[None])
-            outcomes.append(flatten(outcome)[None])
+            outcomes.append({"loss": loss, "accuracy": accuracy, "stop": stop, **result.buffers})
 
     sizes = share_sizes(outer.meta_batch_size, session.world_size, at_once)
-    gathered = session.gather(torch.cat(outcomes), sizes)  # [E, moments + 3], in episode order
-    of = training_episodes(config, state.step)
-    require_finite(gathered, "a loss or gradient", step=state.step, kind="training", of=of)
+    like = {"loss": stop, "accuracy": stop, "stop": stop, **moments}
+    of_all = gather_by_name(session, outcomes, like, sizes)  # each [E, ...], in episode order
+    which = run.data.episodes_of(state.step)
+    require_finite(of_all, "a loss or gradient", step=state.step, kind="training", of=which)
     mean = session.mean(torch.cat(gradients), sizes)  # [P], added up in episode order
     grad_norm = mean.norm().item()
     update(state.optimizer, outer, state.params, unflatten(mean, state.params), state.step)
     if moments:
-        learner.absorb([unflatten(row[:-3], moments) for row in gathered])
-    *_, mean_loss, mean_accuracy, stops = mean_in_order(gathered).tolist()
-    return StepMetrics(loss=mean_loss, accuracy=mean_accuracy, grad_norm=grad_norm), stops > 0
+        learner.absorb([{name: of_all[name][row] for name in moments} for row in range(sum(sizes))])
+    mean_of = {name: mean_in_order(of_all[name]).item() for name in ("loss", "accuracy", "stop")}
+    metrics = StepMetrics(loss=mean_of["loss"], accuracy=mean_of["accuracy"], grad_norm=grad_norm)
+    return metrics, mean_of["stop"] > 0
 
 
 def judge_and_save(

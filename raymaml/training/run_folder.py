@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 from raymaml.common.errors import StorageError, UserError, gathered
 from raymaml.common.untrusted import checked, json_text, parse_json, shortened
 from raymaml.config.load import dump_config
-from raymaml.config.schema import Config, learning_fingerprint
+from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.models.source import encoder_source, source_files
+from raymaml.models.source import source_files
 from raymaml.storage.files import (
     exists,
     make_folder,
@@ -26,7 +26,7 @@ from raymaml.storage.files import (
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import remove_partial
-from raymaml.training.card import require_agreement, schema_of_run
+from raymaml.training.card import require_agreement
 from raymaml.training.checkpoint import (
     adopt_converted,
     check_last,
@@ -34,7 +34,6 @@ from raymaml.training.checkpoint import (
     list_steps,
     trained_config,
 )
-from raymaml.training.data import TrainingData
 from raymaml.training.identity import (
     IDENTITY,
     SCHEMA_VERSION,
@@ -44,6 +43,7 @@ from raymaml.training.identity import (
     flat,
     read_identity,
 )
+from raymaml.training.run import Run
 
 STOP = "STOP"
 _LOOK_EVERY = 2.0
@@ -51,23 +51,23 @@ _LOOK_EVERY = 2.0
 
 
 @contextlib.contextmanager
-def claim(config: Config, data: TrainingData) -> Iterator[Place]:
+def claim(run: Run) -> Iterator[None]:
     """Hold the run folder for the length of the block, making it if need be; nothing in it changes.
 
     Raises:
         UserError: another process holds it, it belongs to another config, its last checkpoint is
             damaged, or it cannot be made.
     """
-    folder = config.run_folder
+    folder = run.folder
     make_folder(folder, "run_dir")
     taken = UserError(
         f"{folder}: another process is writing this run",
         remedy="wait for it, stop it, or choose another name",
     )
     with hold(folder / ".lock", taken=taken):
-        _check_identity(folder, config, data)
+        _check_identity(run)
         withdraw_stop(folder)
-        yield folder
+        yield
 
 
 @contextlib.contextmanager
@@ -118,22 +118,23 @@ def watch_stop(folder: Place) -> Callable[[], bool]:
     return asked
 
 
-def begin(folder: Place, config: Config, data: TrainingData) -> None:
+def write_identity(run: Run) -> None:
     """Write what the run is started, or gone on, with; the sole writer does it."""
+    folder, shards = run.folder, run.data.train.shards
     if not exists(folder / IDENTITY):
-        adopt_converted(folder, data.train.shards.bank_hash)
+        adopt_converted(folder, shards.bank_hash)
         identity = {
             "schema_version": SCHEMA_VERSION,
-            **_identity(config, data),
-            "classes": _classes(data.train.loader.bank),
+            **run.identity.of_run(shards.manifest_hash),
+            "classes": _classes(run.data.train.loader.bank),
         }
         write_text(folder / IDENTITY, json_text(identity, indent=2) + "\n")
-    write_text(folder / "config.yaml", dump_config(config))
+    write_text(folder / "config.yaml", dump_config(run.config))
 
 
-def is_done(folder: Place, config: Config) -> bool:
-    """Tell whether no outer step is left to do."""
-    return saved_step(folder) >= config.outer.num_steps
+def is_done(config: Config) -> bool:
+    """Tell whether no outer step of the run of ``config`` is left to do."""
+    return saved_step(config.run_folder) >= config.outer.num_steps
 
 
 def saved_step(folder: Place) -> int:
@@ -150,27 +151,6 @@ def require_trained_by(config: Config) -> None:
     folder = config.run_folder
     trained = trained_config(find_checkpoint(folder, "last"), config)
     _require_same(folder, deciding(trained), deciding(config))
-
-
-def require_of_today(config: Config, *, though_done: bool = False) -> None:
-    """Check that no earlier raymaml started the run, unless it is done: the order was another.
-
-    Args:
-        config: of the run.
-        though_done: whether a run that is done is refused too.
-
-    Raises:
-        UserError: an earlier raymaml started it.
-    """
-    folder = config.run_folder
-    done = is_done(folder, config)
-    if (done and not though_done) or schema_of_run(folder) in (None, SCHEMA_VERSION):
-        return
-    remedy = "" if done else "finish it with that version, or "
-    raise UserError(
-        f"{folder}: was started by an earlier raymaml, whose images stood in another order",
-        remedy=f"{remedy}choose another name; `raymaml test` judges what it has",
-    )
 
 
 def require_of_its_run(path: Place, config: Config) -> None:
@@ -215,32 +195,32 @@ def _classes(bank: ImageBank | None) -> dict[str, dict[str, str]] | None:
     }
 
 
-def _check_identity(folder: Place, config: Config, data: TrainingData) -> None:
-    require_of_today(config)
-    path = folder / IDENTITY
+def _check_identity(run: Run) -> None:
+    path = run.folder / IDENTITY
     if exists(path):
         version, before = read_identity(path)
-        _require_same_source(folder, before, config)
-        before["encoder_source"] = encoder_source(config.model)  # has its own message
-        now = flat(_identity(config, data))
+        _require_same_source(run, before)
+        before["encoder_source"] = run.identity.encoder_source  # has its own message
+        now = flat(run.identity.of_run(run.data.train.shards.manifest_hash))
         if version == 1:  # its episodes cannot be sampled again, and it is done
             now |= {key: before.get(key) for key in _OF_THE_DATA}
-        _require_same(folder, before, now)
-    check_last(folder, config, data.image_shape, data.train.shards.bank_hash)
+        _require_same(run.folder, before, now)
+    check_last(run.folder, run.identity)
 
 
-def _require_same_source(folder: Place, before: Mapping[str, Any], config: Config) -> None:
+def _require_same_source(run: Run, before: Mapping[str, Any]) -> None:
     """Check that an encoder of one's own is the code that the run was started with.
 
     Raises:
         UserError: it was edited: the weights would be those of neither version.
     """
-    same = before.get("model.encoder") == config.model.encoder
-    if not same or before["encoder_source"] in (None, encoder_source(config.model)):
+    model = run.config.model
+    same = before.get("model.encoder") == model.encoder
+    if not same or before["encoder_source"] in (None, run.identity.encoder_source):
         return
-    files = ", ".join(map(str, source_files(config.model).values()))
+    files = ", ".join(map(str, source_files(model).values()))
     raise UserError(
-        f"{folder}: the source of model.encoder {config.model.encoder} was edited after the run"
+        f"{run.folder}: the source of model.encoder {model.encoder} was edited after the run"
         f" was started ({files})",
         remedy="put it back as it was to go on, or choose another name",
     )
@@ -248,15 +228,6 @@ def _require_same_source(folder: Place, before: Mapping[str, Any], config: Confi
 
 _OF_THE_DATA = ("train_manifest",)
 """What ``run.json`` says and a checkpoint does not."""
-
-
-def _identity(config: Config, data: TrainingData) -> dict[str, Any]:
-    return {
-        **learning_fingerprint(config),
-        "bank_hash": data.train.shards.bank_hash,
-        "train_manifest": data.train.shards.manifest_hash,
-        "encoder_source": encoder_source(config.model),
-    }
 
 
 _REMEDIES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from raymaml.config.schema import ClusterConfig
 from raymaml.storage.place import Place
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
+from raymaml.types import Params
 
 
 class Session(Protocol):
@@ -46,6 +48,31 @@ class Session(Protocol):
 
     def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
         """Make a complete checkpoint known to whoever supervises the workers; must not block."""
+
+
+def gather_by_name(
+    session: Session, rows: Sequence[Mapping[str, Tensor]], like: Params, sizes: list[int]
+) -> Params:
+    """Bring together what all workers know of their episodes, in episode order.
+
+    Args:
+        session: of this worker.
+        rows: values by name, for each episode of this worker.
+        like: tensors of the same names and shapes, on the session's device.
+        sizes: number of episodes of each worker, E in all.
+
+    Returns:
+        By name, ``[E, *shape]``.
+    """
+    own = [torch.cat([row[name].reshape(-1) for name in like])[None] for row in rows]
+    width = sum(value.numel() for value in like.values())
+    nothing = torch.empty(0, width, device=session.device)
+    gathered = session.gather(torch.cat([nothing, *own]), sizes)
+    columns = gathered.split([value.numel() for value in like.values()], dim=1)
+    return {
+        name: column.reshape(-1, *value.shape)
+        for (name, value), column in zip(like.items(), columns, strict=True)
+    }
 
 
 class LocalSession:

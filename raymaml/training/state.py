@@ -11,11 +11,12 @@ import torch
 from raymaml.common.errors import UserError
 from raymaml.config.base import Count
 from raymaml.config.model import InnerConfig
+from raymaml.config.outer import OuterConfig
 from raymaml.config.schema import Config
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.seeding import fold_in
-from raymaml.training.outer import build_optimizer
+from raymaml.training.optimizer import build_optimizer
 from raymaml.training.settings import gradient_method, image_layout
 from raymaml.types import Params
 
@@ -114,9 +115,14 @@ def build_learner(
 def build_state(
     config: Config, image_shape: tuple[int, int, int], device: torch.device
 ) -> TrainState:
-    """Return the state before outer step 0."""
+    """Return the state of a new run before outer step 0."""
     learner = build_learner(config, image_shape, config.episodes.train.num_ways, device)
-    return TrainState(learner, build_optimizer(config.outer, learner.params))
+    return initial_state(learner, config.outer)
+
+
+def initial_state(learner: MetaLearner, outer: OuterConfig) -> TrainState:
+    """Return the state before outer step 0, from the weights that ``learner`` has."""
+    return TrainState(learner, build_optimizer(outer, learner.params))
 
 
 @torch.no_grad()

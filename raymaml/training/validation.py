@@ -10,7 +10,7 @@ from raymaml.evaluation.statistics import bounded_interval
 from raymaml.training.data import TrainingData
 from raymaml.training.finite import require_finite
 from raymaml.training.reduction import share, share_sizes
-from raymaml.training.session import Session
+from raymaml.training.session import Session, gather_by_name
 from raymaml.training.state import TrainState, Validation
 
 EPISODES_AT_ONCE = 8
@@ -25,24 +25,24 @@ def validate(state: TrainState, data: TrainingData, session: Session) -> Validat
     """
     count = data.val.shards.count
     mine = share(count, session.rank, session.world_size)
-    rows = [torch.empty(0, 2, device=session.device)]
+    outcomes = []
     for start in range(mine.start, mine.stop, EPISODES_AT_ONCE):
         some = range(start, min(start + EPISODES_AT_ONCE, mine.stop))
         for index, episode in zip(some, data.val.load(some).chunks(1), strict=True):
             torch.manual_seed(data.val.seed_of(index))
             (scores,), (labels,) = state.learner.predict(episode), episode.query_y
             accuracy = (scores.argmax(-1) == labels).float().mean()
-            rows.append(torch.stack([F.cross_entropy(scores, labels), accuracy])[None])
+            outcomes.append({"loss": F.cross_entropy(scores, labels), "accuracy": accuracy})
+    number = torch.zeros((), device=session.device)
     sizes = share_sizes(count, session.world_size)
-    gathered = session.gather(torch.cat(rows), sizes)
-    require_finite(gathered, "a loss", step=state.step, kind="validation", of=range(count))
-    losses, accuracies = gathered.double().cpu().numpy().T
-    interval = bounded_interval(accuracies)
+    of_all = gather_by_name(session, outcomes, {"loss": number, "accuracy": number}, sizes)
+    require_finite(of_all, "a loss", step=state.step, kind="validation", of=range(count))
+    interval = bounded_interval(of_all["accuracy"].double().cpu().numpy())
     found = Validation(
         step=state.step,
         accuracy=interval.mean,
         ci95=interval.half_width,
-        loss=float(losses.mean()),
+        loss=float(of_all["loss"].double().cpu().numpy().mean()),
     )
     LOG.info(
         "validation accuracy %.2f +- %.2f%%, loss %.4f, over %d episodes, %d of them judged here",

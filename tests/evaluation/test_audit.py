@@ -31,7 +31,7 @@ def subject(config: Config, bank: ImageBank, predict: Predict | None = None) -> 
     if predict is None:
         learner = build_learner(config, bank.image_shape, config.episodes.test.num_ways, CPU)
         predict = predictor(learner)
-    episodes = open_episode_sets(config, bank, ("test",), CPU)["test"]
+    episodes = open_episode_sets(config.data, config.episodes, bank, ("test",), CPU)["test"]
     return Subject(predict=predict, episodes=episodes, bank=bank)
 
 

@@ -80,7 +80,9 @@ class Dropout(nn.Module):
 
 
 def episodes_of(config: Config, bank) -> EpisodeBatch:
-    return open_episode_sets(config, bank, ("test",), CPU)["test"].load(range(3))
+    return open_episode_sets(config.data, config.episodes, bank, ("test",), CPU)["test"].load(
+        range(3)
+    )
 
 
 def examined(make_config, bank, *overrides: str) -> Examination:

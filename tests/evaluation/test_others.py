@@ -103,7 +103,7 @@ def test_seconds_are_read_by_the_clock_that_waits(
         monkeypatch.setattr(module, "seconds_after_all", lambda _device: float(next(ticks)))
     config = make_config("clock")
     learner = build_learner(config, tiny_bank.image_shape, 3, CPU)
-    episodes = open_episode_sets(config, tiny_bank, ("test",), CPU)["test"]
+    episodes = open_episode_sets(config.data, config.episodes, tiny_bank, ("test",), CPU)["test"]
     assert [each.seconds for each in trial.judge(learner, episodes, range(2))] == [1, 1]
     assert raymaml.judge(raymaml.nearest_class_mean(), config).seconds.tolist() == [1] * 10
 
@@ -201,7 +201,8 @@ def test_more_test_episodes_than_were_sampled_are_not_there(config) -> None:
 
 def test_sampling_keeps_test_episodes_that_are_more_than_asked_for(config) -> None:
     bank = ImageBank.open(config.data.bank)
-    counts = [shards.count for shards in sample_shards(with_test(config, num_episodes=4), bank)]
+    few = with_test(config, num_episodes=4)
+    counts = [shards.count for shards in sample_shards(few.data, few.episodes, bank)]
     assert counts == [24, 4, 10]
 
 

@@ -55,7 +55,7 @@ def under(config: Config, bank: ImageBank, *, allowed: bool = False) -> Config:
     data = config.data.model_copy(update={"bank": bank.folder, "shards": shards})
     evaluation = config.evaluation.model_copy(update={"other_bank": allowed})
     changed = config.model_copy(update={"data": data, "evaluation": evaluation})
-    assert len(list(sample_shards(changed, bank))) == 3
+    assert len(list(sample_shards(changed.data, changed.episodes, bank))) == 3
     return changed
 
 

@@ -11,7 +11,7 @@ from helpers_faults import quiet
 
 from raymaml.common.errors import UserError
 from raymaml.training.checkpoint import list_steps
-from raymaml.training.faults import is_out_of_memory, told
+from raymaml.training.explain import explained, is_out_of_memory
 from raymaml.training.worker import train_locally
 
 HUNGRY = 'model={encoder: "helpers_faults:Hungry", norm: none}'
@@ -74,7 +74,7 @@ def test_a_process_of_too_little_address_space_ends_with_a_message(make_config, 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
 def test_only_remedies_that_apply_are_named(make_config, method, more, remedies, error):
     config = make_config("run", *more)
-    with pytest.raises(UserError) as caught, told(config, method):
+    with pytest.raises(UserError) as caught, explained(config.run_folder, config.cluster, method):
         raise error
     assert remedies in str(caught.value)
 
@@ -84,5 +84,5 @@ def test_other_errors_are_defects_and_stay_what_they_are(make_config):
     unsupported = RuntimeError("could not create a primitive descriptor for a convolution")
     for error in (unsupported, RuntimeError("shapes"), ValueError("no"), KeyError("no")):
         assert not is_out_of_memory(error)
-        with pytest.raises(type(error)), told(config):
+        with pytest.raises(type(error)), explained(config.run_folder, config.cluster):
             raise error

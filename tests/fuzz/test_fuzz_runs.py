@@ -44,9 +44,10 @@ from raymaml.training.checkpoint import (
     require_same_model,
     write_checkpoint,
 )
-from raymaml.training.data import open_training_data
+from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics
-from raymaml.training.run_folder import begin, claim, require_trained_by
+from raymaml.training.run import open_run
+from raymaml.training.run_folder import claim, require_trained_by, write_identity
 from raymaml.training.session import LocalSession
 from raymaml.training.state import TrainState, Validation, build_state
 
@@ -160,10 +161,11 @@ def test_a_checkpoint(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> No
     folder = fuzz.place / "run"
     path = checkpoint_path(folder, 2)
     session = LocalSession(cast("Any", None), CPU)
-    store = CheckpointStore(folder, config, image_shape=SHAPE, bank_hash="x")
+    store = CheckpointStore(folder, identity_of(config, SHAPE, "x"))
     config = config.model_copy(update={"run_dir": fuzz.place, "name": "run"})
 
-    write_checkpoint(path, state, config, image_shape=SHAPE, bank_hash="x")
+    identity = identity_of(config, SHAPE, "x")
+    write_checkpoint(path, state, identity)
     card = json.loads((path / "checkpoint.json").read_text())
     honest = state.tensors()
     files = {name: (path / name).read_bytes() for name in honest}
@@ -213,7 +215,7 @@ def test_a_checkpoint(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> No
         (path / "checkpoint.json").write_bytes(text)
 
     def read(_: object) -> None:
-        check_last(folder, config, SHAPE, "x")
+        check_last(folder, identity)
         found = find_checkpoint(folder, "best")
         require_same_model(found, config, SHAPE)
         require_trained_by(config)
@@ -231,15 +233,15 @@ def test_a_checkpoint(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> No
 def test_what_a_run_was_started_with(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(tmp_path / "honest")
     config = config.model_copy(update={"run_dir": fuzz.place, "name": "run"})
-    data = open_training_data(config, CPU)
+    run = open_run(config, CPU)
     folder = fuzz.place / "run"
     folder.mkdir()
-    begin(folder, config, data)
+    write_identity(run)
     text = (folder / "run.json").read_bytes()
     trees = changed_tree(json.loads(text), hostile_values(fuzz.root))
 
     def read(_: object) -> None:
-        with claim(config, data):
+        with claim(run):
             pass
 
     read(None)

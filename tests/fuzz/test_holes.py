@@ -73,6 +73,7 @@ from raymaml.training.checkpoint import (
     require_same_model,
     write_checkpoint,
 )
+from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics
 from raymaml.training.run_folder import require_trained_by
 from raymaml.training.session import LocalSession
@@ -264,7 +265,7 @@ def run(make_config: MakeConfig, tmp_path: Path) -> Config:
     """A config whose run has one checkpoint."""
     config = make_config(tmp_path / "tiny")
     path = checkpoint_path(config.run_folder, 2)
-    write_checkpoint(path, trained(config), config, image_shape=SHAPE, bank_hash="x")
+    write_checkpoint(path, trained(config), identity_of(config, SHAPE, "x"))
     return config
 
 
@@ -278,7 +279,7 @@ def sign(run: Config, **changes: Any) -> Path:
 
 
 def restore(run: Config) -> None:
-    store = CheckpointStore(run.run_folder, run, image_shape=SHAPE, bank_hash="x")
+    store = CheckpointStore(run.run_folder, identity_of(run, SHAPE, "x"))
     session: Any = LocalSession
     store.restore(build_state(run, SHAPE, CPU), session(None, CPU))
 
@@ -288,7 +289,7 @@ def test_a_card_that_names_a_file_elsewhere(run: Config, tmp_path: Path) -> None
     digest = hashlib.sha256((tmp_path / "secret.pt").read_bytes()).hexdigest()
     sign(run, files={"params.pt": digest, "../../../../secret.pt": digest})
     with pytest.raises(UserError, match=r"checkpoint\.json: is damaged \(files"):
-        check_last(run.run_folder, run, SHAPE, "x")
+        check_last(run.run_folder, identity_of(run, SHAPE, "x"))
 
 
 def test_a_card_whose_config_names_code_and_places_elsewhere(
@@ -361,7 +362,7 @@ def test_rates_that_only_the_file_says_are_not_taken(run: Config) -> None:
     torch.save(saved, path / "optimizer.pt")
     sign(run)
     state = build_state(run, SHAPE, CPU)
-    store = CheckpointStore(run.run_folder, run, image_shape=SHAPE, bank_hash="x")
+    store = CheckpointStore(run.run_folder, identity_of(run, SHAPE, "x"))
     session: Any = LocalSession
     store.restore(state, session(None, CPU))
     assert state.optimizer.param_groups[0]["betas"] == (0.9, 0.999)

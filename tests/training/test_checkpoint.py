@@ -22,6 +22,7 @@ from raymaml.training.checkpoint import (
     read_card,
     require_same_model,
 )
+from raymaml.training.identity import identity_of
 from raymaml.training.session import LocalSession
 from raymaml.training.state import TrainState, Validation, build_state
 
@@ -36,7 +37,7 @@ def config(make_config: Any) -> Config:
 
 @pytest.fixture
 def store(tmp_path: Path, config: Config) -> CheckpointStore:
-    return CheckpointStore(tmp_path / "run", config, image_shape=SHAPE, bank_hash="b" * 64)
+    return CheckpointStore(tmp_path / "run", identity_of(config, SHAPE, "b" * 64))
 
 
 @pytest.fixture

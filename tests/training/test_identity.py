@@ -11,7 +11,6 @@ import torch
 
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.training.data import open_training_data
 from raymaml.training.identity import (
     ABSENT,
     IDENTITY,
@@ -20,7 +19,8 @@ from raymaml.training.identity import (
     deciding,
     differences,
 )
-from raymaml.training.run_folder import begin, claim
+from raymaml.training.run import open_run
+from raymaml.training.run_folder import claim, write_identity
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def config(make_config: Any) -> Config:
 
 
 def begun(config: Config) -> None:
-    data = open_training_data(config, torch.device("cpu"))
-    with claim(config, data) as folder:
-        begin(folder, config, data)
+    run = open_run(config, torch.device("cpu"))
+    with claim(run):
+        write_identity(run)
 
 
 def identity(config: Config) -> Path:

@@ -32,10 +32,11 @@ from raymaml.training.checkpoint import (
     read_card,
 )
 from raymaml.training.data import TrainingData, open_training_data
-from raymaml.training.faults import require_exact
+from raymaml.training.explain import require_exact
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import METRICS_FILE, NoMetrics, RunMetrics, read_metrics
 from raymaml.training.reduction import mean_in_order
+from raymaml.training.run import open_run
 from raymaml.training.session import LocalSession, Session
 from raymaml.training.state import build_learner, build_state
 from raymaml.training.worker import train_locally, train_worker
@@ -153,24 +154,24 @@ def opened(config: Config) -> TrainingData:
 
 def run(config: Config, make: Callable[[TrainingData], Session] | None = None) -> Path:
     """Train in this process in the run folder of ``config``, with a session of one's own."""
-    data = opened(config)
+    opened_run = open_run(config, CPU)
+    data = opened_run.data
     session = LocalSession(data, CPU) if make is None else make(data)
     config.run_folder.mkdir(parents=True, exist_ok=True)
-    train_worker(config, config.run_folder, data, session, lambda _line: None)
+    train_worker(opened_run, session, lambda _line: None)
     return config.run_folder
 
 
 def run_with_workers(config: Config, world_size: int) -> Path:
     """Train with several workers; rank 0 alone writes metrics."""
-    folder, data, group = config.run_folder, opened(config), Group(world_size)
+    folder, group = config.run_folder, Group(world_size)
     folder.mkdir(parents=True, exist_ok=True)
 
     def worker(rank: int) -> None:
-        store = CheckpointStore(
-            folder, config, image_shape=data.image_shape, bank_hash=data.train.shards.bank_hash
-        )
+        run = open_run(config, CPU)  # its own learner
+        store = CheckpointStore(folder, run.identity)
         writer = RunMetrics(folder, config.outer, lambda _line: None) if rank == 0 else NoMetrics()
-        meta_train(config, data, store, writer, ThreadSession(data, rank, group))
+        meta_train(run, store, writer, ThreadSession(run.data, rank, group))
 
     group.run(worker)
     return folder
@@ -548,7 +549,7 @@ def test_a_comparison_that_fails_on_one_worker_ends_all(make_config: Any) -> Non
         if rank == 1:
             learner.model.encoder.linear = nn.Linear(255, 4)
         try:
-            require_exact(learner, config, data.image_shape, session)
+            require_exact(learner, config.model, data.image_shape, 3, session)
         except (UserError, RuntimeError) as error:
             said[rank] = str(error)
 

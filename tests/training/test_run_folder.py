@@ -14,23 +14,23 @@ from raymaml.common.errors import StorageError, UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.training import run_folder
-from raymaml.training.data import open_training_data
 from raymaml.training.identity import IDENTITY
+from raymaml.training.run import open_run
 from raymaml.training.run_folder import (
-    begin,
     claim,
     request_stop,
     sole_writer,
     stop_requested,
     watch_stop,
+    write_identity,
 )
 
 
 def claimed(config: Config) -> Path:
-    data = open_training_data(config, torch.device("cpu"))
-    with claim(config, data) as folder:
-        begin(folder, config, data)
-        return folder
+    run = open_run(config, torch.device("cpu"))
+    with claim(run):
+        write_identity(run)
+    return run.folder
 
 
 def refused(config: Config) -> tuple[str, ...]:
@@ -51,8 +51,8 @@ def test_a_claim_makes_the_folder_and_says_what_it_is(make_config: Any) -> None:
 
 def test_a_claim_alone_writes_nothing(make_config: Any) -> None:
     config = make_config()
-    with claim(config, open_training_data(config, torch.device("cpu"))) as folder:
-        assert [path.name for path in folder.iterdir()] == [".lock"]
+    with claim(open_run(config, torch.device("cpu"))):
+        assert [path.name for path in config.run_folder.iterdir()] == [".lock"]
 
 
 def test_two_processes_cannot_write_one_run(make_config: Any) -> None:
@@ -66,8 +66,8 @@ def test_two_processes_cannot_write_one_run(make_config: Any) -> None:
 
 def test_a_claim_ends_with_an_error_too(make_config: Any) -> None:
     config = make_config()
-    data = open_training_data(config, torch.device("cpu"))
-    with pytest.raises(ZeroDivisionError), claim(config, data):
+    run = open_run(config, torch.device("cpu"))
+    with pytest.raises(ZeroDivisionError), claim(run):
         _ = 1 / 0
     claimed(config)
 

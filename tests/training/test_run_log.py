@@ -14,6 +14,7 @@ from raymaml.config.schema import Config
 from raymaml.storage.place import to_place
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.data import open_training_data
+from raymaml.training.run import open_run
 from raymaml.training.run_log import run_log
 from raymaml.training.session import LocalSession
 from raymaml.training.worker import train_locally, train_worker
@@ -65,8 +66,7 @@ def test_a_run_and_its_continuation(make_config: Any) -> None:
 
 def train(config: Config, session: LocalSession) -> None:
     config.run_folder.mkdir(parents=True)
-    data = open_training_data(config, CPU)
-    train_worker(config, config.run_folder, data, session, lambda _line: None)
+    train_worker(open_run(config, CPU), session, lambda _line: None)
 
 
 def test_a_stop_is_told(make_config: Any) -> None:

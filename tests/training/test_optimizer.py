@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raymaml.config.outer import OuterConfig
-from raymaml.training.outer import build_optimizer, learning_rate, update
+from raymaml.training.optimizer import build_optimizer, learning_rate, update
 
 
 def outer(**keys: Any) -> OuterConfig:

@@ -1,4 +1,4 @@
-"""What stops a worker and is no defect: said in one message that names the remedy."""
+"""Errors that are no defect, explained: one message that names the remedy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from raymaml.common.errors import UserError, storage_error
-from raymaml.config.model import ENCODERS
-from raymaml.config.schema import Config
+from raymaml.config.model import ENCODERS, ModelConfig
+from raymaml.config.schema import ClusterConfig
 from raymaml.meta.agreement import compare, made_up_episode
 from raymaml.meta.learner import MetaLearner
+from raymaml.storage.place import Place
 from raymaml.training.session import Session
 from raymaml.training.settings import METHODS_OF_LITTLE_MEMORY
 
@@ -22,17 +23,21 @@ _NO_MEMORY_FOR_CODE = "could not create a primitive"
 
 
 @contextlib.contextmanager
-def told(
-    config: Config, method: str = "", require: Callable[[], None] = lambda: None
+def explained(
+    folder: Place,
+    cluster: ClusterConfig,
+    method: str = "",
+    require: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Turn errors of memory and storage that the block raises into what a user is told.
+    """Turn errors of memory and storage that the block raises into messages for the user.
 
-    Tried again they would come again; a process that the kernel or Ray kills for its memory is
-    another matter, since its neighbours may have taken it.
+    Such an error would come again, so it is not retried. A process that the kernel or Ray kills for
+    its memory is another matter: its neighbours may have taken the memory.
 
     Args:
-        config: of the run, in whose keys the remedies are.
-        method: of the meta-gradient; empty where there is none, in evaluation.
+        folder: of the run.
+        cluster: the remedies depend on it.
+        method: of the meta-gradient; empty in evaluation, which has none.
         require: raises a ``UserError`` when data were altered, which explains any other error.
 
     Raises:
@@ -46,28 +51,31 @@ def told(
         require()
         problem: UserError | None = storage_error(error) if isinstance(error, OSError) else None
         if problem is None and is_out_of_memory(error):
-            problem = UserError(memory_problem(config, error, method))
+            problem = UserError(_memory_problem(folder, cluster, error, method))
         if problem is None:
             raise
         raise problem from error
 
 
 def require_exact(
-    learner: MetaLearner, config: Config, image_shape: tuple[int, int, int], session: Session
+    learner: MetaLearner,
+    model: ModelConfig,
+    image_shape: tuple[int, int, int],
+    num_ways: int,
+    session: Session,
 ) -> None:
     """Check that the method of the meta-gradient is right for an own encoder.
 
-    Workers say to each other whether it is, so that none goes on, or waits, alone.
+    The workers share their results, so that none goes on, or waits, alone.
 
     Raises:
         UserError: it disagrees with ``unrolled``, or the encoder lacks a derivative, on any worker.
     """
-    if config.model.encoder in ENCODERS:  # tests compare all methods on these
+    if model.encoder in ENCODERS:  # tests compare all methods on these
         return
-    ways = config.episodes.train.num_ways
     problem: Exception | None = None
     try:
-        comparison = compare(learner, made_up_episode(image_shape, ways, session.device))
+        comparison = compare(learner, made_up_episode(image_shape, num_ways, session.device))
         if not comparison.agrees:
             problem = UserError(comparison.problem())
     except Exception as error:  # raised once the others know
@@ -94,19 +102,18 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def memory_problem(config: Config, error: Exception, method: str) -> str:
+def _memory_problem(folder: Place, cluster: ClusterConfig, error: Exception, method: str) -> str:
     """Say that memory did not suffice, and what would take less of it."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no memory")
-    again, anew = _remedies(config, method)
+    again, anew = _remedies(cluster, method)
     return (
-        f"{config.run_folder}: out of memory ({reason.rstrip('.')}); what is finished is kept;"
+        f"{folder}: out of memory ({reason.rstrip('.')}); what is finished is kept;"
         f" {' or '.join(again)} and run the same command; or, under another name, {', '.join(anew)}"
     )
 
 
-def _remedies(config: Config, method: str) -> tuple[list[str], list[str]]:
+def _remedies(cluster: ClusterConfig, method: str) -> tuple[list[str], list[str]]:
     """Return what lets this run go on, and what makes it another run."""
-    cluster = config.cluster
     again = ["take a machine with more memory"]
     if cluster.num_workers != 1:
         again.insert(0, "set a smaller cluster.num_workers")
