@@ -226,7 +226,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _learned_head_keeps_its_ways(self) -> Config:
-        ways = {split: self.episodes.of(split).num_ways for split in ("train", "val", "test")}
+        ways = {split: self.episodes.of(split).num_ways for split in SPLITS}
         if self.model.head == "learned" and len(set(ways.values())) > 1:
             raise ValueError(
                 f"episodes.*.num_ways are {ways} but model.head is learned: a learned head has"
@@ -242,23 +242,18 @@ def learning_fingerprint(config: Config) -> dict[str, Any]:
     beginning of a run and its continuation; so may the number of outer steps, unless a schedule
     depends on it.
     """
-    dump = config.model_dump(mode="json")
     free = {"log_every", "validate_every", "checkpoint_every"}
     if config.outer.schedule != "cosine":
         free.add("num_steps")
-    return {
-        "seed": dump["seed"],
-        "data": {
-            "image_size": dump["data"]["image_size"],
-            "normalize": dump["data"]["normalize"],
-            "augment": {"train": dump["data"]["augment"]["train"]},
+    return config.model_dump(
+        mode="json",
+        include={
+            "seed": True,
+            "data": {"image_size": True, "normalize": True, "augment": {"train"}},
+            "episodes": {"seed", "train"},
+            "model": True,
+            "inner": True,
+            "outer": set(OuterConfig.model_fields) - free,
+            "cluster": {"threads_per_worker", "precision", "memory_format", "episodes_per_chunk"},
         },
-        "episodes": {key: dump["episodes"][key] for key in ("seed", "train")},
-        "model": dump["model"],
-        "inner": dump["inner"],
-        "outer": {key: value for key, value in dump["outer"].items() if key not in free},
-        "cluster": {
-            key: dump["cluster"][key]
-            for key in ("threads_per_worker", "precision", "memory_format", "episodes_per_chunk")
-        },
-    }
+    )

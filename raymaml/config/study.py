@@ -67,46 +67,41 @@ class StudyArm(Section):
     episodes.test.num_queries, ... Another `episodes.seed` draws other episodes."""
 
 
-class Comparison(Section):
-    """A claim about the difference of two arms, episode by episode."""
+class _Claim(Section):
+    claim: str
+    """The claim, a sentence."""
+    arm: str
+    """The arm that it is about."""
+
+
+class _Difference(_Claim):
+    expect: Literal["more than", "less than", "within"]
+    """more than margin; less than -margin; or between -margin and margin."""
+    margin: Rate = 0.0
+    """Accuracy, 0..1."""
+
+
+class Comparison(_Difference):
+    """A claim about the accuracy of ``arm`` minus that of another, episode by episode."""
 
     kind: Literal["difference"]
-    claim: str
-    """What is claimed, a sentence."""
-    arm: str
-    """Accuracy of this arm..."""
     minus: str
-    """...minus that of this one."""
-    expect: Literal["more than", "less than", "within"]
-    """more than margin; less than -margin; or between -margin and margin."""
-    margin: Rate = 0.0
-    """Accuracy, 0..1."""
+    """The other arm."""
 
 
-class FirstTrials(Section):
-    """A claim about what the first trials of an arm tell of all."""
+class FirstTrials(_Difference):
+    """A claim about the accuracy over the first trials of an arm minus that over all others."""
 
     kind: Literal["first trials"]
-    claim: str
-    """What is claimed, a sentence."""
-    arm: str
-    """Its accuracy over the first trials minus that over all others, expected so:"""
-    expect: Literal["more than", "less than", "within"]
-    """more than margin; less than -margin; or between -margin and margin."""
-    margin: Rate = 0.0
-    """Accuracy, 0..1."""
     count: PositiveInt = 600
     """Number of the first trials."""
 
 
-class Precision(Section):
-    """A claim that some number of trials is too few."""
+class Precision(_Claim):
+    """A claim that the half-width of an arm's 95% interval over `count` trials is more than
+    margin: so many trials are too few."""
 
     kind: Literal["precision"]
-    claim: str
-    """What is claimed, a sentence."""
-    arm: str
-    """The half-width of its 95% interval over `count` trials is expected to be more than margin."""
     margin: Rate
     """Accuracy, 0..1."""
     count: PositiveInt = 600
@@ -183,32 +178,32 @@ class StudyConfig(Section):
     def disagreements(self) -> list[str]:
         """Return what is wrong between parts that are right by themselves: names, and places."""
         arms = [arm.name for arm in self.crossed_arms()]
-        trained = [
+        trained = Counter(
             each.name for arm in self.crossed_arms() for each in self.trainings_of(arm).values()
-        ]
+        )
         problems = [
             f"arms: {name} is the name of {count} arms; give each its own"
-            for name, count in Counter(trained).items()
+            for name, count in trained.items()
             if count > 1
         ]
         problems += [
             f"arms: {arm.name}: model is {shortened(arm.model)}; it must be one of"
             f" {', '.join(self.model_names)}"
             for arm in self.arms
-            if arm.model is not None and arm.model not in self.model_names
+            if arm.model not in (None, *self.model_names)
         ]
         changes = {f"arms: {arm.name}": arm.set for arm in self.arms} | {"cross": self.cross}
         problems += [
             f"{place}: {key} decides training; set it under `models`"
             for place, keys in changes.items()
             for key in keys
-            if any(key == other or key.startswith(f"{other}.") for other in NOT_OF_AN_ARM)
+            if any(f"{key}.".startswith(f"{other}.") for other in NOT_OF_AN_ARM)
         ]
         problems += [
             f"checks: {shortened(check.claim)} names the arm {shortened(name)}; it must be one of"
             f" {', '.join(arms)}"
             for check in self.checks
-            for name in _arms_of(check)
+            for name in (check.arm, *([check.minus] if isinstance(check, Comparison) else []))
             if name not in arms
         ]
         return problems
@@ -217,10 +212,6 @@ class StudyConfig(Section):
 def with_seed_in_name(name: str, seed: int) -> str:
     """Return the name of one training of an arm, or of a run."""
     return f"{name}-seed{seed}"
-
-
-def _arms_of(check: Comparison | FirstTrials | Precision) -> list[str]:
-    return [check.arm, check.minus] if isinstance(check, Comparison) else [check.arm]
 
 
 def _slug(value: Any) -> str:

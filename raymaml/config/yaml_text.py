@@ -7,12 +7,12 @@ number that YAML 1.1 reads otherwise than people do: ``010`` is 8 there, and ``1
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import yaml
 
-from raymaml.common.errors import UserError, reason_of
+from raymaml.common.errors import UserError, gathered, reason_of
 from raymaml.common.untrusted import cut, shortened
 from raymaml.storage.place import Place
 
@@ -45,11 +45,11 @@ def quoted(text: str, key: str, place: str) -> str:
     """
     if place != COMMAND_LINE:
         return f'"{text}"'
-    return f"'\"{text}\"'" if _is_in_list(key.split(".")) else f"{key}='\"{text}\"'"
+    return f"'\"{text}\"'" if _is_in_list(key) else f"{key}='\"{text}\"'"
 
 
-def _is_in_list(keys: Sequence[str]) -> bool:
-    return any(key.isdigit() for key in keys)
+def _is_in_list(key: str) -> bool:
+    return any(part.isdigit() for part in key.split("."))
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,15 +69,6 @@ def dump_mapping(tree: Mapping[str, Any]) -> str:
     return text
 
 
-def read_mapping(path: Place) -> dict[str, Any]:
-    """Read a YAML file of somebody else's.
-
-    Raises:
-        UserError: it cannot be read, or holds anything but keys and values.
-    """
-    return read_yaml(path)[0]
-
-
 def read_yaml(path: Place) -> tuple[dict[str, Any], Origins]:
     """Return the tree of a YAML file and, for each key path, the origin of its value.
 
@@ -85,38 +76,32 @@ def read_yaml(path: Place) -> tuple[dict[str, Any], Origins]:
         UserError: it cannot be read, is no YAML, or holds anything but keys and values.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        tree, origins = _parsed(_text_of(path), (), lambda line: f"{path}:{line}")
+    except ValueError as error:
+        raise UserError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        found = "but a list" if isinstance(tree, list) else "but one value"
+        raise UserError(
+            f"{path}: holds no mapping ({'it is empty' if tree is None else found}); expected keys"
+            " such as name, data, outer"
+        )
+    return tree, origins
+
+
+def _text_of(path: Place) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(
-            f"{path}: is not UTF-8 text; give a YAML config file, or save it as UTF-8"
-        ) from None
-    except IsADirectoryError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give a file: the config of a run is"
-            " config.yaml in the run's folder"
+            f"{path}: is not UTF-8 text", remedy="give a YAML config file, or save it as UTF-8"
         ) from None
     except Exception as error:  # the file systems of URIs have errors of their own
         missing = "there is none" if isinstance(error, FileNotFoundError) else None
         reason = getattr(error, "strerror", None) or missing or reason_of(error)
-        raise UserError(f"{path}: cannot be read ({reason}); give a config file") from None
-    try:
-        node = _compose(text)
-    except ValueError as error:
-        raise UserError(f"{path}: is not YAML: {error}") from None
-    if not isinstance(node, yaml.MappingNode):
-        found = "a list" if isinstance(node, yaml.SequenceNode) else "one value"
-        found = "it is empty" if node is None else f"but {found}"
-        raise UserError(
-            f"{path}: holds no mapping ({found}); expected keys such as name, data, outer"
-        )
-    origins, problems = _origins_of(node, (), lambda line: f"{path}:{line}")
-    if problems:
-        raise UserError(*problems)
-    try:
-        tree = _construct(node)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    return cast("dict[str, Any]", tree), origins
+        remedy = "give a config file"
+        if isinstance(error, IsADirectoryError):
+            remedy = "give a file: the config of a run is config.yaml in the run's folder"
+        raise UserError(f"{path}: cannot be read ({reason})", remedy=remedy) from None
 
 
 def read_value(text: str, keys: KeyPath, place: str) -> tuple[Any, Origins]:
@@ -126,42 +111,71 @@ def read_value(text: str, keys: KeyPath, place: str) -> tuple[Any, Origins]:
         UserError: it holds a key twice, or a number that is easily misread.
         ValueError: it is no YAML.
     """
-    node = _compose(text)
-    if node is None:
-        return None, {keys: Origin(place, "")}
-    origins, problems = _origins_of(node, keys, lambda _line: place)
-    if problems:
-        raise UserError(*problems)
-    return _construct(node), {keys: _origin(node, place)} | origins
+    return _parsed(text, keys, lambda _line: place)
 
 
-def _compose(text: str) -> yaml.Node | None:
-    """Return what a YAML document consists of, bounded in depth and size.
+def _parsed(text: str, keys: KeyPath, place_of: Callable[[int], str]) -> tuple[Any, Origins]:
+    """Return the value of a YAML document, and the origins of all in it, under ``keys``.
 
-    Anchors and merge keys let a page of text stand for more values than a computer can hold.
+    Depth and size are bounded, since anchors and merge keys let a page of text stand for more
+    values than a computer can hold.
 
     Raises:
+        UserError: it holds a key twice, or a number that is easily misread.
         ValueError: it is no YAML, or too much.
     """
+    node = _composed(text)
+    if node is None:
+        return None, {keys: Origin(place_of(1), "")}
+    origins: Origins = {}
+    twice: set[KeyPath] = set()
+    with gathered() as mistakes:
+        for count, (path, key_node, value) in enumerate(_walk(node, keys, node)):
+            if len(path) - len(keys) > MAX_DEPTH or count > MAX_VALUES:
+                most = f"{MAX_DEPTH} deep, or holds over {MAX_VALUES} values"
+                raise ValueError(f"it is more than {most}")
+            place, name = place_of(key_node.start_mark.line + 1), ".".join(path)
+            if path in origins and path[:-1] not in twice:
+                first = origins[path].place
+                mistakes.add(f"{place}: {name} is given twice (first at {first})", "keep one")
+            if path in origins:
+                twice.add(path)
+            plain = isinstance(value, yaml.ScalarNode) and value.style is None
+            origins[path] = Origin(place, value.value if plain else None)
+            if plain and _MISREAD.fullmatch(value.value) and not value.tag.endswith(":str"):
+                mistakes.add(_misread(value, name, place))
+    return _constructed(node), origins
+
+
+def _walk(
+    node: yaml.Node, keys: KeyPath, key_node: yaml.Node
+) -> Iterator[tuple[KeyPath, yaml.Node, yaml.Node]]:
+    """Yield each value in ``node`` and itself: its path, the node of its key, and its own.
+
+    Raises:
+        ValueError: a key is no text or number.
+    """
+    yield keys, key_node, node
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _walk(item, (*keys, str(number)), item)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                raise ValueError(f"line {line}: a key is a list or a section; keys are text")
+            yield from _walk(value, (*keys, key.value), key)
+
+
+def _composed(text: str) -> yaml.Node | None:
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise ValueError(_syntax_problem(error)) from None
     except yaml.YAMLError as error:
         raise ValueError(reason_of(error).replace('in "<unicode string>", ', "at ")) from None
     except RecursionError:
         raise ValueError(f"it is more than {MAX_DEPTH} deep") from None
-    waiting, count = [(node, 1)] if node else [], 0
-    while waiting:
-        each, depth = waiting.pop()
-        count += 1
-        if depth > MAX_DEPTH or count > MAX_VALUES:
-            raise ValueError(f"it is more than {MAX_DEPTH} deep, or holds over {MAX_VALUES} values")
-        if isinstance(each, yaml.MappingNode):
-            waiting += [(part, depth + 1) for pair in each.value for part in pair]
-        elif isinstance(each, yaml.SequenceNode):
-            waiting += [(part, depth + 1) for part in each.value]
-    return node
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
@@ -183,7 +197,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {begun}, {problem}"
 
 
-def _construct(node: yaml.Node) -> Any:
+def _constructed(node: yaml.Node) -> Any:
     """Return the values that nodes stand for.
 
     Raises:
@@ -197,46 +211,11 @@ def _construct(node: yaml.Node) -> Any:
         raise ValueError(f"a value is not of its kind ({reason_of(error)})") from None
 
 
-def _origins_of(
-    node: yaml.Node, prefix: KeyPath, place_of: Callable[[int], str]
-) -> tuple[Origins, list[str]]:
-    """Return the origins of all below ``node``, and what is wrong with keys and numbers there."""
-    origins: Origins = {}
-    problems = list(_misread(node, prefix, place_of(node.start_mark.line + 1)))
-    for key, key_node, value_node in _items(node, prefix):
-        place = place_of(key_node.start_mark.line + 1)
-        if key in origins and isinstance(node, yaml.MappingNode):
-            problems.append(
-                f"{place}: {'.'.join(key)} is given twice (first at {origins[key].place}); keep one"
-            )
-        origins[key] = _origin(value_node, place)
-        below, wrong = _origins_of(value_node, key, place_of)
-        origins |= below
-        problems += wrong
-    return origins, problems
-
-
-def _items(node: yaml.Node, prefix: KeyPath) -> Iterator[tuple[KeyPath, yaml.Node, yaml.Node]]:
-    if isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            yield (*prefix, str(number)), item, item
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value_node in node.value:
-            yield (*prefix, str(key_node.value)), key_node, value_node
-
-
-def _origin(node: yaml.Node, place: str) -> Origin:
-    plain = isinstance(node, yaml.ScalarNode) and node.style is None
-    return Origin(place, node.value if plain else None)
-
-
-def _misread(node: yaml.Node, keys: KeyPath, place: str) -> Iterator[str]:
-    text, key = _origin(node, place).text, ".".join(keys)
-    if text and _MISREAD.fullmatch(text) and not node.tag.endswith(":str"):
-        point = "; where it follows a comma in a number, write the number with a point: 0.001"
-        yield (
-            f"{place}: {key} is {cut(text, 100)}, which YAML reads as"
-            f" {shortened(_construct(node))}; if it is text, quote it:"
-            f" {quoted(cut(text, 100), key, place)}; if it is a number, write it without leading"
-            f" zeros or colons{point if _is_in_list(keys) else ''}"
-        )
+def _misread(node: yaml.Node, key: str, place: str) -> str:
+    text = cut(node.value, 100)
+    point = "; where it follows a comma in a number, write the number with a point: 0.001"
+    return (
+        f"{place}: {key} is {text}, which YAML reads as {shortened(_constructed(node))}; if it is"
+        f" text, quote it: {quoted(text, key, place)}; if it is a number, write it without leading"
+        f" zeros or colons{point if _is_in_list(key) else ''}"
+    )
