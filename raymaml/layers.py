@@ -1,4 +1,4 @@
-"""The passes of an episode through a model, and the layers that tell them apart."""
+"""The passes of an episode through a model, and layers that behave differently in each."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import nn
 
 LOCK = threading.RLock()
-"""Held by each call of any learner in the process, and while a model is built. A pass puts other
-tensors into the model, two models may share layers, and random numbers and forward derivatives
-belong to the whole process."""
+"""Every call of any learner in the process holds it, and the building of a model does. A pass puts
+other tensors into the model, two models may share layers, and random numbers and forward
+derivatives belong to the whole process."""
 
 TRACKING = nn.modules.batchnorm._NormBase
 """The base of PyTorch's batch and instance norms, and of norms that others derive from them: they
@@ -20,11 +20,11 @@ may keep moments, which would leak from episode to episode."""
 
 
 CONTAINERS = (list, tuple, set, frozenset, deque)
-"""Beside dictionaries, what modules and tensors are looked for in."""
+"""Containers that are searched for modules and tensors, as dictionaries are."""
 
 
 def tracking_norms(model: nn.Module) -> list[str]:
-    """Name the layers that keep moments and do not tell the passes of an episode apart."""
+    """Return the names of the layers that keep moments and behave alike in all passes."""
     return [
         name
         for name, module in reachable_modules(model).items()
@@ -77,25 +77,25 @@ def _modules_in(value: Any, place: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 Pass = Literal["support", "context", "query"]
-"""What a forward pass of an episode is for: ``support`` to adapt on the support set; ``context``
-to look at the support set once more, with the adapted weights; ``query`` to be judged."""
+"""The purpose of a forward pass of an episode: ``support`` adapts on the support set, ``context``
+reads the support set once more with the adapted weights, ``query`` predicts the query set."""
 
 
 Rules = Literal["torch", "composed", "closed"]
-"""Whose derivatives a pass needs: ``torch`` PyTorch's kernels, which can be differentiated backward
-again; ``composed`` functions of PyTorch that can be differentiated forward over backward and
-vectorised; ``closed`` rules of raymaml, for one backward pass, and forward over that for the sake
-of the derivatives along the direction alone."""
+"""The derivatives that a pass needs. ``torch``: PyTorch's kernels, which can be differentiated
+backward again. ``composed``: functions of PyTorch that can be differentiated forward over backward
+and vectorised. ``closed``: raymaml's own rules, for one backward pass, and forward over it for the
+derivatives along the direction alone."""
 
 
 class OwnRules(nn.Module):
-    """A layer with derivatives of its own; whoever runs a pass says which it needs."""
+    """A layer with derivatives of its own; the code that runs a pass sets the kind it needs."""
 
     rules: Rules = "torch"
 
 
 class PassAware(OwnRules):
-    """A layer that tells the passes of an episode apart; whoever runs a pass says which it is.
+    """A layer that behaves differently in each pass; the code that runs a pass sets which it is.
 
     ``training`` keeps PyTorch's meaning: meta-training, or evaluation.
     """
@@ -106,4 +106,4 @@ class PassAware(OwnRules):
     reads_context: bool = False
     """The query pass reads what a context pass has written into the layer's buffers."""
     outlives_episodes: bool = False
-    """The moments go on from one meta-batch to the next; otherwise each episode starts anew."""
+    """The moments are kept from one meta-batch to the next; otherwise each episode resets them."""

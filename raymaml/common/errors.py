@@ -83,7 +83,7 @@ def gathered() -> Iterator[Mistakes]:
 
 
 class StorageError(UserError):
-    """The storage refused to read or write: nothing that was whole before is torn."""
+    """The storage fails to read or write; what was whole before stays whole."""
 
 
 _MEND = "the device, or the network behind it, fails: mend it"
@@ -105,12 +105,12 @@ _REMEDIES = {
 
 
 def storage_error(error: OSError, path: object = None, space: str = "") -> StorageError | None:
-    """Return what to tell the user of an error of the storage; None where it is another one.
+    """Return the message for an error of the storage; None for any other error.
 
     Args:
-        error: as Python or Arrow raised it.
-        path: of what was to be read or written; ``error.filename`` if None.
-        space: how much there is and how much is needed, if that matters.
+        error: the error of Python or Arrow.
+        path: the file or folder that is read or written; ``error.filename`` if None.
+        space: how much space there is and how much is needed, if that matters.
     """
     remedy = _REMEDIES.get(error.errno or 0)
     if remedy is None:
@@ -124,11 +124,11 @@ def storage_error(error: OSError, path: object = None, space: str = "") -> Stora
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line of what an error of Ray's says: the ones before are a traceback."""
+    """Return the last line of the message of an error of Ray: a traceback comes before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 def reason_of(error: Exception) -> str:
-    """Return what somebody else's exception says, on one line; its type if it says nothing."""
+    """Return the message of another library's exception on one line; its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

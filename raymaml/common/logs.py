@@ -1,6 +1,6 @@
-"""Whose messages a user sees: ours, and those of the libraries when he asks for them.
+"""The messages that a user sees: ours, and those of other libraries with ``--verbose``.
 
-Everything is Python's own logging, so that a program that uses raymaml can set it up otherwise.
+All of them use Python's own logging, so a program that uses raymaml can set it up differently.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import re
 
 LOG = logging.getLogger("raymaml.run")
-"""What a training worker notes about its run (``raymaml/training/run_log.py`` writes it down)."""
+"""The notes of a training worker about its run; ``raymaml/training/run_log.py`` writes them."""
 LOG.setLevel(logging.INFO)
 LOG.addHandler(logging.NullHandler())
 
@@ -22,28 +22,28 @@ _COMMANDS = re.compile(
 
 
 def plain(text: str) -> str:
-    """Return a text as it may go to a terminal: on one line, which it cannot command.
+    """Return a text on one line that is safe to print on a terminal.
 
-    Names of files and classes may hold escape sequences, line breaks, marks that turn the direction
-    of writing, or bytes that are no text. They are written as escapes, as Python does.
+    Names of files and classes may hold escape sequences, line breaks, marks that change the
+    direction of writing, or bytes that are no text. They become escapes, as in Python.
     """
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def plain_lines(text: str) -> str:
-    """Do as ``plain`` for each line of a text."""
+    """Return a text with each line made ``plain``."""
     return "\n".join(map(plain, text.split("\n")))
 
 
 class _Plain(logging.Formatter):
-    """Lines that cannot command a terminal."""
+    """Writes lines that are safe to print on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return plain_lines(super().format(record))
 
 
 def set_up(*, verbose: bool) -> None:
-    """Set up the logging of a command: warnings and messages of libraries on stderr, or nowhere."""
+    """Show the warnings and messages of other libraries on stderr, or hide them."""
     logging.captureWarnings(True)
     logging.getLogger("raymaml").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     if verbose:
@@ -55,5 +55,5 @@ def set_up(*, verbose: bool) -> None:
 
 
 def is_verbose() -> bool:
-    """Tell whether the messages of libraries are to be seen."""
+    """Return whether the messages of other libraries are shown."""
     return logging.getLogger("raymaml").isEnabledFor(logging.DEBUG)

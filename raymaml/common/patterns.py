@@ -1,4 +1,4 @@
-"""Name patterns: how the configuration points at layers and parameters."""
+"""Name patterns, by which a config selects layers and parameters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Tell whether ``pattern`` is the whole dotted ``name``, or that of a module around it.
+    """Return whether ``pattern`` matches a dotted ``name``, or the name of a module around it.
 
     Patterns are anchored at both ends: ``encoder.conv1`` matches ``encoder.conv1.norm.bias`` but
-    not ``encoder.conv10.weight``. ``*`` stands for any text, dots included, ``?`` for one letter,
-    ``[12]`` for one of these.
+    not ``encoder.conv10.weight``. ``*`` matches any text, dots included, ``?`` one character, and
+    ``[12]`` one of these.
     """
     parts = name.split(".")
     around = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
@@ -27,7 +27,7 @@ def require_matches(key: str, patterns: Iterable[str], names: Sequence[str]) -> 
     """Check that each pattern of the option ``key`` matches at least one of ``names``.
 
     Raises:
-        UserError: naming every pattern that matches nothing.
+        UserError: with every pattern that matches nothing.
     """
     idle = [p for p in patterns if not any(matches(p, name) for name in names)]
     if idle:
@@ -41,10 +41,10 @@ def require_matches(key: str, patterns: Iterable[str], names: Sequence[str]) -> 
 
 
 def choose(key: str, choices: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
-    """Give each of ``names`` the choice of the first pattern that matches it.
+    """Return for each of ``names`` the choice of the first pattern that matches it.
 
     Raises:
-        UserError: a pattern matches nothing, or a name is matched by none.
+        UserError: a pattern matches nothing, or no pattern matches a name.
     """
     require_matches(key, choices, names)
     chosen = {

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a person (Ctrl-C), or by what runs the machine (SIGTERM).
+"""Stopping on request: of a person (Ctrl-C), or of the system that runs the job (SIGTERM).
 
 ``kill``, ``ray job stop``, Slurm and Kubernetes send SIGTERM and, after a while, SIGKILL.
 """
@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit code of a command that Ctrl-C ended, as shells have it."""
+"""Exit code of a command that Ctrl-C ended, as in shells."""
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of a command that SIGTERM ended."""
 
@@ -21,20 +21,20 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Terminated(BaseException):
-    """SIGTERM has come; the text, if any, says why the work did not end of itself."""
+    """The process received SIGTERM; the text, if any, says why the work did not end by itself."""
 
 
 _came: list[int] = []
-"""The signals of the latest ``on_interrupt`` block, in order."""
+"""The signals that the latest ``on_interrupt`` block received, in order."""
 
 
 def stop_code() -> int:
-    """Return the exit code of a command that stopped because it was asked to."""
+    """Return the exit code of a command that stopped on request."""
     return TERMINATED if signal.SIGTERM in _came else INTERRUPTED
 
 
 def stopped() -> BaseException:
-    """Return what to raise where work that was asked to stop has done so, unfinished."""
+    """Return the exception to raise when work has stopped on request before its end."""
     return Terminated() if signal.SIGTERM in _came else KeyboardInterrupt()
 
 
@@ -53,8 +53,8 @@ def terminable() -> Iterator[None]:
 def on_interrupt(action: Callable[[], None], grace_seconds: float) -> Iterator[None]:
     """Call ``action``, which asks the block to end soon, at the first Ctrl-C or SIGTERM.
 
-    A second Ctrl-C interrupts as usual; of several SIGTERMs, as launchers send, the first counts.
-    Signals reach the main thread alone: in any other nothing is done.
+    A second Ctrl-C interrupts as usual. Launchers send several SIGTERMs: only the first counts.
+    Python handles signals in the main thread: in another thread this does nothing.
 
     Raises:
         Terminated: the block has not ended ``grace_seconds`` after SIGTERM.

@@ -1,4 +1,4 @@
-"""What comes from outside is checked before it is believed: JSON, and names of files."""
+"""Checks of input that is not trusted: JSON, and names of files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _LONGEST_REASON = 300
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Return what a JSON document holds; NaN and infinities are numbers.
+    """Return the value of a JSON document; NaN and infinities are numbers.
 
     Raises:
-        ValueError: it is none, is no UTF-8, or is nested deeper than about 200 levels (which the
-            standard library answers with a ``RecursionError``).
+        ValueError: it is not JSON, not UTF-8, or nested deeper than about 200 levels (for which the
+            standard library raises a ``RecursionError``).
     """
     return from_json(data)
 
 
 def json_ready(value: Any, *, strings: bool = False) -> Any:
-    """Return ``value`` in the types that JSON knows.
+    """Return ``value`` in the types of JSON.
 
-    A number that is not finite becomes None, or with ``strings`` its name, which a reader that
-    needs the number takes for it: "Infinity", "-Infinity", "NaN".
+    A number that is not finite becomes None, or with ``strings`` its name, from which a reader can
+    restore the number: "Infinity", "-Infinity", "NaN".
     """
     if isinstance(value, Mapping):
         return {str(key): json_ready(item, strings=strings) for key, item in value.items()}
@@ -43,18 +43,18 @@ def json_ready(value: Any, *, strings: bool = False) -> Any:
 
 
 def json_text(value: Any, *, indent: int | None = None, strings: bool = False) -> str:
-    """Return ``value`` as JSON, without the NaN and Infinity that Python writes and JSON lacks.
+    """Return ``value`` as JSON, without the NaN and Infinity of Python's writer.
 
-    See ``json_ready`` for what stands in their place.
+    ``json_ready`` says what replaces them.
     """
     return json.dumps(json_ready(value, strings=strings), indent=indent, allow_nan=False)
 
 
 def checked(kind: TypeAdapter[Checked], tree: object) -> Checked:
-    """Return ``tree`` as ``kind`` has it.
+    """Return ``tree`` as a value of ``kind``.
 
     Raises:
-        ValueError: it is none; says what is wrong first.
+        ValueError: it is not one; with the first thing that is wrong.
     """
     try:
         return kind.validate_python(tree)
@@ -63,7 +63,7 @@ def checked(kind: TypeAdapter[Checked], tree: object) -> Checked:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the first thing that pydantic finds wrong, on one line of bounded length."""
+    """Return the first problem that pydantic finds, on one line of bounded length."""
     detail = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(map(str, detail["loc"]))
     text = " ".join(f"{place}: {detail['msg']}".split())
@@ -71,7 +71,7 @@ def first_problem(error: ValidationError) -> str:
 
 
 def shortened(value: object, length: int = 100) -> str:
-    """Return a value as messages show it, however long it is."""
+    """Return a value as text for a message, cut to ``length`` characters."""
     try:
         text = repr(value)
     except ValueError:  # a whole number of more digits than Python writes
@@ -80,12 +80,12 @@ def shortened(value: object, length: int = 100) -> str:
 
 
 def cut(text: str, length: int) -> str:
-    """Return a text as it is, or its beginning where it is longer than so many characters."""
+    """Return a text, or the beginning of one that is longer than ``length`` characters."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a path, as archives and lists hold them, stays in the folder it is meant for."""
+    """Return whether a path in an archive or a list stays inside the folder that it is for."""
     if name.startswith("/") or any(char in name for char in "\\:\0"):
         return False
     depth = 0

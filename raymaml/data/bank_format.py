@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from raymaml.config.base import Number, PositiveInt, PositiveRate, Section
-from raymaml.data.tensors import tensor_column, tensor_type
+from raymaml.data.tables import tensor_column, tensor_type
 
 SCHEMA_VERSION = 1
 HEADER_FILE = "bank.json"

@@ -39,7 +39,7 @@ from raymaml.data.shard_format import (
     shard_schema,
     write_manifest,
 )
-from raymaml.data.tensors import tensor_column
+from raymaml.data.tables import tensor_column
 from raymaml.storage.cache import CACHE, Copying, local_copy
 from raymaml.storage.files import exists, new_folder, sha256_of_file
 from raymaml.storage.place import Place, is_remote

@@ -1,4 +1,4 @@
-"""A thread that works ahead of its consumer, and ends before the process does."""
+"""A thread that computes items ahead of its consumer, and ends before the process does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class _End:
-    """Comes after the last item."""
+    """The item after the last one."""
 
 
 def prefetch(
@@ -20,14 +20,14 @@ def prefetch(
 ) -> Generator[T, None, None]:
     """Yield ``items``, computed up to ``depth`` ahead in a thread.
 
-    An exception of ``items`` reaches the consumer after the items before it. The thread starts with
-    the first item asked for. Closing the generator, as garbage collection does too, waits for the
-    item at work, for ``timeout`` seconds at most, and ends the thread. A process that exits waits
-    for the item at work without a limit: where the thread hangs, after a ``TimeoutError`` too, the
-    process does not end by itself, and another one has to kill it.
+    An exception of ``items`` reaches the consumer after the items before it. The thread starts when
+    the first item is asked for. Closing the generator, which garbage collection does too, waits for
+    the current item, at most ``timeout`` seconds, and ends the thread. A process that exits waits
+    for the current item without a limit. So if the thread hangs, the process does not end by
+    itself, also after a ``TimeoutError``, and has to be killed.
 
     Raises:
-        TimeoutError: the next item has not come for ``timeout`` seconds.
+        TimeoutError: the next item takes more than ``timeout`` seconds.
     """
     executor = ThreadPoolExecutor(1, "prefetch")
     ahead: deque[Future[T | _End]] = deque()

@@ -1,7 +1,7 @@
-"""Whether the row numbers in shards are those of episodes of a bank.
+"""Checks that the row numbers in shards are those of episodes of a bank.
 
-A checksum says that a file is as it was written, not that its writer meant well: an episode that
-names a row outside its class would be judged, and one outside the bank would be read.
+A checksum shows that a file is as it was written, not that its writer can be trusted: an episode
+could name a row outside its class, or outside the bank.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from raymaml.data.shard_format import matrix
 def row_problem(
     batch: pa.RecordBatch, first: int, bank: ImageBank, spec: EpisodesConfig, split: str
 ) -> str | None:
-    """Say what is wrong with the first bad episode of a batch, which begins with ``first``."""
+    """Return what is wrong with a batch whose first episode is ``first``; None if it is right."""
     count = len(batch)
     index = np.asarray(batch.column("index").to_numpy())
     if not np.array_equal(index, np.arange(first, first + count)):
@@ -48,7 +48,7 @@ def row_problem(
 def _strangers(
     rows: NDArray[np.int64], bank: ImageBank, classes: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Tell which rows [E, images] are outside the classes [E, images] that they stand for."""
+    """Return which rows [E, images] are outside their classes [E, images]."""
     first, stop = bank.first_row[classes], bank.first_row[classes + 1]
     strangers: NDArray[np.bool_] = (rows < first) | (rows >= stop)
     return strangers

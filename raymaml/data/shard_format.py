@@ -27,7 +27,7 @@ from raymaml.config.base import Count, PositiveInt
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank_format import ImageShape
 from raymaml.data.sampling import EpisodeRows
-from raymaml.data.tensors import tensor_type
+from raymaml.data.tables import tensor_type
 from raymaml.storage.files import sha256_of_file
 
 SCHEMA_VERSION = 2

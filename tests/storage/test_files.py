@@ -11,7 +11,6 @@ from raymaml.common.errors import UserError
 from raymaml.storage.files import (
     make_folder,
     new_folder,
-    on_disk,
     remove_folder,
     replacing,
     write_text,
@@ -34,20 +33,18 @@ def write(folder: Path) -> None:
     (folder / "marker.json").write_text("{}", encoding="utf-8")
 
 
-def test_a_new_folder_has_all_files(place: Place) -> None:
+def test_a_folder_appears_whole_stays_as_it_is_and_is_removed(place: Place) -> None:
     with new_folder(place, "marker.json") as folder:
         write(folder)
         assert not (place / "marker.json").exists()
-    assert sorted(path.name for path in place.iterdir()) == ["a.bin", "marker.json"]
-    assert (place / "a.bin").read_bytes() == b"a" * 100
-
-
-def test_one_that_is_there_stays_as_it_is(place: Place) -> None:
-    with new_folder(place, "marker.json") as folder:
-        write(folder)
     with pytest.raises(FileExistsError), new_folder(place, "marker.json") as folder:
         (folder / "marker.json").write_text("other", encoding="utf-8")
+    assert sorted(path.name for path in place.iterdir()) == ["a.bin", "marker.json"]
+    assert (place / "a.bin").read_bytes() == b"a" * 100
     assert (place / "marker.json").read_text() == "{}"
+    remove_folder(place, "marker.json")
+    remove_partial(place.parent)
+    assert not place.exists()
 
 
 def test_an_error_leaves_nothing(place: Place) -> None:
@@ -83,21 +80,6 @@ def test_text_is_replaced_as_a_whole(place: Place) -> None:
     write_text(place / "x.txt", "new")
     assert (place / "x.txt").read_text() == "new"
     assert [path.name for path in place.iterdir()] == ["x.txt"]
-
-
-def test_files_made_on_disk_are_brought_to_their_place(place: Place) -> None:
-    place.mkdir(parents=True, exist_ok=True)
-    with on_disk(place) as folder:
-        (folder / "x.txt").write_text("x", encoding="utf-8")
-    assert (place / "x.txt").read_text() == "x"
-
-
-def test_a_removed_folder_is_gone_with_all_files(place: Place) -> None:
-    with new_folder(place, "marker.json") as folder:
-        write(folder)
-    remove_folder(place, "marker.json")
-    remove_partial(place.parent)
-    assert not place.exists()
 
 
 def test_a_storage_that_does_not_answer_is_one_message(

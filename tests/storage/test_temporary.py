@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from raymaml.data.episodes import write_shards
 from raymaml.doctor.rehearsal import rehearsal_folder
 from raymaml.storage import temporary as module
 from raymaml.storage.cache import Copying, local_copy
-from raymaml.storage.files import new_folder, on_disk
+from raymaml.storage.files import new_folder
 from raymaml.storage.place import to_place
 from raymaml.storage.temporary import own_folder, temporary_folder, this_machine
 
@@ -64,60 +63,39 @@ def run(*arguments: object, script: str = "from raymaml.cli import main; main()"
 
 def test_killed_imports_and_samplings_leave_nothing_for_ever(config: Path) -> None:
     place = config.parent
-    for _ in range(2):
-        assert run("data", "import", config, script=_KILLED) == -signal.SIGKILL
-        assert len(list(place.glob(".bank.partial-*"))) == 1  # of this one alone
+    assert run("data", "import", config, script=_KILLED) == -signal.SIGKILL
+    assert len(list(place.glob(".bank.partial-*"))) == 1
     assert run("data", "import", config) == 0
     assert sorted(path.name for path in place.iterdir()) == ["bank", "config.yaml", "in"]
-    for _ in range(2):
-        assert run("data", "sample", config, script=_KILLED) == -signal.SIGKILL
-        assert len(list((place / "shards").glob(".train.partial-*"))) == 1
+    assert run("data", "sample", config, script=_KILLED) == -signal.SIGKILL
+    assert len(list((place / "shards").glob(".train.partial-*"))) == 1
     assert run("data", "sample", config) == 0
     assert sorted(path.name for path in (place / "shards").iterdir()) == ["test", "train", "val"]
 
 
-@pytest.fixture
-def living(tmp_path: Path) -> Iterator[Path]:
-    """The folder ``.x.partial-...`` of another process, which is alive during the test."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLDS, tmp_path, ".x.partial"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as child:
-        assert child.stdout is not None
-        yield Path(child.stdout.readline().strip())
-        child.kill()
-
-
-def test_a_living_writer_is_left_alone(living: Path, tmp_path: Path) -> None:
-    dead, other = (of_the_dead(tmp_path, name) for name in (".x.partial", ".y.partial"))
+def test_what_a_living_writer_or_another_name_holds_is_left_alone(tmp_path: Path) -> None:
+    """Names such as ``a[1]`` are no patterns, and what is no folder is nobody's."""
+    dead, other = (of_the_dead(tmp_path, name) for name in (".a[1].partial", ".a1.partial"))
     link, file = (dead.with_name(dead.name[:-4] + end) for end in ("0001", "0002"))
     for folder in (dead, other):
         (folder / "deep").mkdir(parents=True)
     link.symlink_to(other)
     file.write_text("x")
-    with new_folder(tmp_path / "x", "marker") as partial:
-        (partial / "marker").write_text("x")
-        with own_folder(tmp_path, ".x.partial") as mine:
-            assert partial.is_dir()
-    assert not dead.exists()
-    assert not mine.exists()
-    assert living.is_dir()
-    assert other.is_dir()  # of another name
-    assert link.is_symlink()
-    assert file.exists()
-    assert (tmp_path / "x" / "marker").read_text() == "x"
-
-
-def test_names_are_no_patterns(tmp_path: Path) -> None:
-    other = of_the_dead(tmp_path, ".a1.partial")
-    other.mkdir()
-    dead = of_the_dead(tmp_path, ".a[1].partial")
-    dead.mkdir()
-    with own_folder(tmp_path, ".a[1].partial"):
+    command = [sys.executable, "-c", _HOLDS, tmp_path, ".a[1].partial"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        living = Path(child.stdout.readline().decode().strip())
         assert not dead.exists()
-    assert other.is_dir()
+        dead.mkdir()
+        with new_folder(tmp_path / "a[1]", "marker") as partial:
+            (partial / "marker").write_text("x")
+            with own_folder(tmp_path, ".a[1].partial") as mine:
+                assert partial.is_dir()
+        assert not dead.exists()
+        assert not mine.exists()
+        assert all(path.exists() for path in (living, other, link, file))
+        assert (tmp_path / "a[1]" / "marker").read_text() == "x"
+        child.kill()
 
 
 def test_shards_that_are_there_do_not_keep_what_a_kill_left(tmp_path: Path) -> None:
@@ -126,32 +104,6 @@ def test_shards_that_are_there_do_not_keep_what_a_kill_left(tmp_path: Path) -> N
         write_shards(bank, spec_of(2, 1, 1, 2), seed=0, split="train", folder=tmp_path / "s" / "t")
         assert [path.name for path in (tmp_path / "s").iterdir()] == ["t"]
         of_the_dead(tmp_path / "s", ".t.partial").mkdir()
-    write_shards(bank, spec_of(2, 1, 1, 2), seed=0, split="train", folder=tmp_path / "s" / "t")
-    assert [path.name for path in (tmp_path / "s").iterdir()] == ["t"]
-
-
-def test_copies_of_the_cache(living: Path, tmp_path: Path) -> None:
-    """Copies of what is no more at its place would never be made again."""
-    dead = of_the_dead(tmp_path, ".0123abcd.partial")
-    dead.mkdir()
-    place = to_place("memory://temporary/bank")
-    (place / "marker").write_text("x")
-    how = Copying(marker="marker", others=lambda _: [], verify=lambda _: None)
-    copy = local_copy(place, tmp_path, how)
-    assert (copy / "marker").read_text() == "x"
-    assert not dead.exists()
-    assert living.is_dir()
-
-
-def test_what_goes_to_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    of_the_dead(tmp_path, "raymaml-temporary").mkdir()
-    with on_disk(to_place("memory://temporary/report")) as folder:
-        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
-        with temporary_folder() as other:
-            assert folder.is_dir()
-            assert other.is_dir()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_of_other_machines_and_older_versions_stay(
