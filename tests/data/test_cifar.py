@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
-from helpers_data import LISTS, spec_of
-from helpers_pickles import python2
+from helpers_data import LISTS
+from helpers_imports import import_source, pack, python2, unpack
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import CifarFsSource, Fc100Source
-from raymaml.data.importers import import_bank
 from raymaml.data.importers.cifar import benchmark, plan_cifar, splits_of
 from raymaml.data.importers.plan import ImportPlan
 
@@ -143,29 +139,16 @@ def cifar100(each: int = 2, short: bool = False) -> dict[str, bytes]:
     return {name: python2(value) for name, value in (parts | {"meta": meta}).items()}
 
 
-def write_tar(path: Path, files: dict[str, bytes], mode: str = "w:gz") -> None:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
-
 def write_cifar100(folder: Path, where: str, files: dict[str, bytes]) -> Path:
     """Write CIFAR-100 in one of the forms that people have; return what to name in the config."""
     if where == "folder":
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        return folder
+        return unpack(folder, files)
     members = {f"cifar-100-python/{name}": content for name, content in files.items()}
     if where == "folder above":
-        (folder / "cifar-100-python").mkdir()
-        for name, content in members.items():
-            (folder / name).write_bytes(content)
-        return folder
+        return unpack(folder, members)
     mode = {"tar": "w", "tar.xz": "w:xz", "tar.bz2": "w:bz2"}.get(where, "w:gz")
     archive = folder / f"cifar-100-python.{where.removesuffix(' above')}"
-    write_tar(archive, members, mode)
+    pack(archive, members, mode)
     return folder if "above" in where else archive
 
 
@@ -218,14 +201,7 @@ def test_what_is_not_cifar_100_is_named(tmp_path: Path) -> None:
 
 def test_an_import_makes_a_bank(tmp_path: Path) -> None:
     path = write_cifar100(tmp_path, "tar.gz", cifar100(1))
-    spec = spec_of(5, 1, 1, 1)
-    data = DataConfig(
-        source=source_of("cifar-fs", path, verify_counts=False),
-        bank=tmp_path / "bank",
-        shards=tmp_path / "shards",
-        image_size=32,
-    )
-    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    bank = import_source(source_of("cifar-fs", path, verify_counts=False), tmp_path, 32, ways=5)
     assert bank.num_images == 200
     assert [len(bank.class_ids(split)) for split in SPLITS] == [64, 16, 20]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bank", "cifar-100-python.tar.gz"]

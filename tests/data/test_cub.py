@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import LISTS, spec_of
+from helpers_data import LISTS
+from helpers_imports import import_source, pack, unpack
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import CubSource
-from raymaml.data.importers import import_bank
 from raymaml.data.importers.cub import plan_cub, split_of
 from raymaml.data.importers.plan import ImportPlan
 
@@ -46,23 +44,6 @@ def release(numbers: list[int], each: int = 2) -> dict[str, bytes]:
     files["images.txt"] = ("\n".join(lines) + "\n").encode()
     files["bounding_boxes.txt"] = ("\n".join(boxes) + "\n").encode()
     return {f"CUB_200_2011/{name}": content for name, content in files.items()}
-
-
-def unpack(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
-
-
-def pack(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def plan(path: Path, size: int = 20, split: str = "cub_100_50_50", **changes: Any) -> ImportPlan:
@@ -187,12 +168,8 @@ def test_files_outside_the_release_are_not_read(tmp_path: Path) -> None:
 
 def test_an_import_makes_a_bank(tmp_path: Path) -> None:
     path = pack(tmp_path / "CUB_200_2011.tgz", release([1, 3, 2, 6, 4, 8], each=3))
-    spec = spec_of(2, 1, 2, 1)
     source = CubSource(kind="cub", path=path, split="cub_100_50_50", verify_counts=False)
-    data = DataConfig(
-        source=source, bank=tmp_path / "bank", shards=tmp_path / "shards", image_size=16
-    )
-    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    bank = import_source(source, tmp_path, 16, images=3)
     assert bank.num_images == 18
     assert bank.image_shape == (3, 16, 16)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["CUB_200_2011.tgz", "bank"]

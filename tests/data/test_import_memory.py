@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers_data import png
+from helpers_imports import import_source
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import AllEpisodes, DataConfig, EpisodesConfig
 from raymaml.config.sources import ImageFolderSource
 from raymaml.data.bank import ImageBank
-from raymaml.data.importers import images, import_bank, plan
+from raymaml.data.importers import images, plan
 from raymaml.data.importers.image_folder import plan_image_folder
 
 
@@ -38,11 +38,9 @@ def write(folder: Path, counts: dict[str, list[int]], size: int) -> None:
                 Image.fromarray(array).save(own / f"{image:03}.png", compress_level=1)
 
 
-def run(folder: Path, bank: Path, size: int) -> ImageBank:
-    spec = EpisodesConfig(num_ways=2, num_shots=1, num_queries=2, num_episodes=1)
+def run(folder: Path, to: Path, size: int) -> ImageBank:
     source = ImageFolderSource(kind="image-folder", path=folder)
-    data = DataConfig(source=source, bank=bank, shards=bank, image_size=size)
-    return import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    return import_source(source, to, size, images=3)
 
 
 COUNTS = {"train": [5, 23], "val": [4, 9], "test": [3, 3]}
@@ -57,7 +55,7 @@ def test_parts_make_the_same_bank(
     write(tmp_path / "in", COUNTS, 19)
     whole = run(tmp_path / "in", tmp_path / "whole", 19)
     monkeypatch.setattr(plan, "PART_BYTES", part)  # of one image, of five, of all
-    bank = run(tmp_path / "in", tmp_path / "bank", 19)
+    bank = run(tmp_path / "in", tmp_path, 19)
     assert bank.hash == whole.hash == HASH
     bank.verify()
     for name in ("images.arrow", "bank.json"):
@@ -74,7 +72,7 @@ def test_memory_does_not_grow_with_a_class(tmp_path: Path, monkeypatch: pytest.M
         folder = tmp_path / f"{len(peaks)}"
         write(folder / "in", {"train": [count, 3], "val": [3, 3], "test": [3, 3]}, size)
         tracemalloc.start()
-        run(folder / "in", folder / "bank", size)
+        run(folder / "in", folder, size)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # a hundred images more are 4.9 MB, of which nothing is held
@@ -92,7 +90,7 @@ def test_problems_of_all_parts_and_classes_are_told(
     for name in broken:
         (tmp_path / "in" / name).write_bytes(b"x")
     with pytest.raises(UserError) as error:
-        run(tmp_path / "in", tmp_path / "bank", 19)
+        run(tmp_path / "in", tmp_path, 19)
     assert [problem.partition(":")[0] for problem in error.value.problems] == [
         str(tmp_path / "in" / name) for name in broken
     ]

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import spec_of
+from helpers_imports import import_source
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import GlyphsSource, ImageFolderSource
 from raymaml.data.bank import ImageBank
-from raymaml.data.importers import import_bank
 from raymaml.data.importers.image_folder import plan_image_folder
 
 COLOURS = {"train": "red", "val": "lime", "test": "blue"}
@@ -36,34 +34,19 @@ def source_of(folder: Path, **changes: object) -> ImageFolderSource:
     return ImageFolderSource.model_validate({"kind": "image-folder", "path": folder} | changes)
 
 
-def run(folder: Path, bank: Path, images: int = 3, ways: int = 2, **changes: object) -> ImageBank:
-    data = DataConfig(
-        source=source_of(folder, **changes), bank=bank, shards=bank / "x", image_size=8
-    )
-    spec = spec_of(ways, 1, images - 1, 1)
-    return import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+def run(folder: Path, ways: int = 2, **changes: object) -> ImageBank:
+    return import_source(source_of(folder / "in", **changes), folder, 8, ways=ways, images=3)
 
 
 def test_folders_of_splits_and_classes_become_a_bank(tmp_path: Path) -> None:
     write_splits(tmp_path / "in")
-    bank = run(tmp_path / "in", tmp_path / "bank")
+    bank = run(tmp_path)
     assert [(c.name, c.split, c.count) for c in bank.classes] == [
         (f"{split}{number}", split, 3) for split in COLOURS for number in range(2)
     ]
     assert bank.image_shape == (3, 8, 8)
     assert bank.class_images(0)[0, 0, 0].tolist() == [255, 0, 0]
     assert bank.class_images(2)[0, 0, 0].tolist() == [0, 255, 0]
-
-
-def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
-    write_splits(tmp_path / "in")
-    (tmp_path / "in" / ".DS_Store").write_text("x")
-    (tmp_path / "in" / "train" / "train0" / "notes.txt").write_text("x")
-    save(tmp_path / "in" / "train" / "train0" / ".hidden.png")
-    save(tmp_path / "in" / "train" / ".cache" / "0.png")
-    save(tmp_path / "in" / ".thumbnails" / "a" / "0.png")
-    bank = run(tmp_path / "in", tmp_path / "bank")
-    assert bank.num_images == 3 * 2 * 3
 
 
 def test_class_folders_are_dealt_by_fractions_and_seed(tmp_path: Path) -> None:
@@ -88,7 +71,7 @@ def test_a_csv_names_path_class_and_split(tmp_path: Path) -> None:
             path = save(tmp_path / "in" / "all" / f"{split}{number}.png", colour)
             lines.append(f"all/{path.name},{split} {number % 2},{split}")
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n\n", encoding="utf-8-sig")
-    bank = run(tmp_path / "in", tmp_path / "bank", csv=tmp_path / "table.csv")
+    bank = run(tmp_path, csv=tmp_path / "table.csv")
     assert [(c.name, c.count) for c in bank.classes[:3]] == [
         ("train 0", 3),
         ("train 1", 3),
@@ -145,16 +128,6 @@ def test_grey_is_one_channel(tmp_path: Path) -> None:
     assert load_one(tmp_path, 8, mode="gray").shape == (8, 8, 1)
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
-    save(tmp_path / "train" / "a" / "0.png", (0, 0, 0, 0), mode="RGBA")  # type: ignore[arg-type]
-    assert (load_one(tmp_path, 8) == 255).all()
-
-
-def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
-    save(tmp_path / "train" / "a" / "0.png", 0x8040, mode="I;16")
-    assert (load_one(tmp_path, 8, mode="gray") == 0x80).all()
-
-
 def test_all_problems_are_one_message_and_nothing_remains(tmp_path: Path) -> None:
     source = tmp_path / "in"
     write_splits(source)
@@ -165,7 +138,7 @@ def test_all_problems_are_one_message_and_nothing_remains(tmp_path: Path) -> Non
     save(source / "test" / "train1" / "0.png")
     save(source / "other" / "a" / "0.png")
     with pytest.raises(UserError) as caught:
-        run(source, tmp_path / "bank", images=3, ways=3)
+        run(tmp_path, ways=3)
     message = "\n".join(caught.value.problems)
     for part in (
         f"{broken}: is not a readable image",
@@ -217,21 +190,15 @@ def test_a_long_list_of_broken_images_is_cut(tmp_path: Path) -> None:
     for path in (tmp_path / "in").rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(UserError) as caught:
-        run(tmp_path / "in", tmp_path / "bank")
+        run(tmp_path)
     # 3 splits of 2 classes of 20 images are 120 problems
     assert len(caught.value.problems) == 51
     assert caught.value.problems[-1] == "... and 70 more problems like these"
 
 
 def test_the_glyphs_become_a_bank(tmp_path: Path) -> None:
-    data = DataConfig(
-        source=GlyphsSource(kind="glyphs", min_fonts=16, images_per_class=3),
-        bank=tmp_path / "bank",
-        shards=tmp_path / "shards",
-        image_size=14,
-    )
-    spec = spec_of(5, 1, 2, 1)
-    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    source = GlyphsSource(kind="glyphs", min_fonts=16, images_per_class=3)
+    bank = import_source(source, tmp_path, 14, ways=5, images=3)
     assert bank.num_images == 3 * len(bank.classes)
     assert "DejaVu" in bank.source
     assert '"min_fonts":16' in bank.source

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_data import spec_of
+from helpers_imports import import_source
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import INaturalist2017Source
-from raymaml.data.importers import import_bank
 from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.plan import ImportPlan
 
@@ -76,14 +74,10 @@ def test_val_depends_on_fraction_and_seed_alone(tmp_path: Path) -> None:
 def test_an_import_makes_a_bank_of_middle_squares(tmp_path: Path) -> None:
     tables = {"train.csv": lines(0, 6, each=3), "test.csv": lines(6, 3, each=3)}
     write(tmp_path / "in", tables, images=True)
-    spec = spec_of(2, 1, 2, 1)
     source = INaturalist2017Source(
         kind="inaturalist-2017", path=tmp_path / "in", val_fraction=0.4, verify_counts=False
     )
-    data = DataConfig(
-        source=source, bank=tmp_path / "bank", shards=tmp_path / "shards", image_size=10
-    )
-    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    bank = import_source(source, tmp_path, 10, images=3)
     # 0.4 * 6 = 2.4 classes
     assert [len(bank.class_ids(split)) for split in ("train", "val", "test")] == [4, 2, 3]
     assert bank.class_images(0).shape == (3, 10, 10, 3)

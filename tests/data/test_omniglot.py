@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import SHARED, spec_of
+from helpers_data import SHARED
+from helpers_imports import import_source, unpack
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import OmniglotSource
-from raymaml.data.importers import import_bank, omniglot
+from raymaml.data.importers import omniglot
 from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.plan import ImportPlan
 
@@ -115,10 +115,8 @@ def test_strokes_are_white_and_rotations_are_classes(tmp_path: Path, where: str)
     if where == "zips":
         write_zips(tmp_path)
     else:
-        for name, content in (layout(SIX, DRAWINGS) | layout(EVALUATION, DRAWINGS)).items():
-            path = tmp_path / ("deep" if "of" in where else "") / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        folder = tmp_path / ("deep" if "of" in where else "")
+        unpack(folder, layout(SIX, DRAWINGS) | layout(EVALUATION, DRAWINGS))
     plan = plan_omniglot(source_of(tmp_path), 7)
     assert [planned.name for planned in plan.classes[:4]] == [
         f"Aa/character01{suffix}" for suffix in ("", "/rot090", "/rot180", "/rot270")
@@ -143,20 +141,9 @@ def test_resizing_is_lanczos_of_the_grey_image(tmp_path: Path) -> None:
     assert len(np.unique(image)) > 2  # not nearest neighbour
 
 
-def config_of(folder: Path, **changes: object) -> tuple[DataConfig, AllEpisodes]:
-    data = DataConfig(
-        source=source_of(folder, **changes),
-        bank=folder / "bank",
-        shards=folder / "shards",
-        image_size=28,
-    )
-    spec = spec_of(2, 1, 1, 1)
-    return data, AllEpisodes(train=spec, val=spec, test=spec)
-
-
 def test_an_import_makes_a_bank(tmp_path: Path) -> None:
     write_zips(tmp_path)
-    bank = import_bank(*config_of(tmp_path))
+    bank = import_source(source_of(tmp_path), tmp_path, 28)
     assert bank.image_shape == (1, 28, 28)
     assert bank.num_images == 4 * (6 * 2 + 3) * 2
     assert "Lake" in bank.source
@@ -170,7 +157,7 @@ def test_each_broken_drawing_is_named_once_and_nothing_remains(tmp_path: Path) -
     zip_to(tmp_path / "a.zip", members)
     zip_to(tmp_path / "b.zip", layout(EVALUATION, DRAWINGS))
     with pytest.raises(UserError) as caught:
-        import_bank(*config_of(tmp_path))
+        import_source(source_of(tmp_path), tmp_path, 28)
     assert len(caught.value.problems) == 2
     for name, problem in zip(broken, caught.value.problems, strict=True):
         assert f"{name}: is not a readable image" in problem

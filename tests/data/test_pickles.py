@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_pickles import python2, read, read_bytes
+from helpers_imports import python2, read, read_bytes
 
 from raymaml.common.errors import UserError
 from raymaml.data.formats.spool import Blob, StoredArray

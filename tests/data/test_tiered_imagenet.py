@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import LISTS, spec_of
-from helpers_pickles import python2
+from helpers_data import LISTS
+from helpers_imports import import_source, python2
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import AllEpisodes, DataConfig
 from raymaml.config.sources import TieredImageNetSource
-from raymaml.data.importers import import_bank
 from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.importers.tiered_imagenet import BENCHMARK, plan_tiered_imagenet
 
@@ -210,12 +208,8 @@ def test_an_import_makes_a_bank_and_leaves_nothing_else(tmp_path: Path) -> None:
         labels = [FIRST[split] + i % 3 for i in range(9)]
         np.savez_compressed(folder / f"{split}_images.npz", images=colours(labels, 8)[..., ::-1])
         (folder / f"{split}_labels.pkl").write_bytes(pickle.dumps({"labels": labels}))
-    spec = spec_of(3, 1, 2, 1)
     source = TieredImageNetSource(kind="tiered-imagenet", path=folder, verify_counts=False)
-    data = DataConfig(
-        source=source, bank=tmp_path / "bank", shards=tmp_path / "shards", image_size=8
-    )
-    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    bank = import_source(source, tmp_path, 8, ways=3, images=3)
     assert bank.class_images(1)[:, 0, 0].tolist() == [[1, 1, 7], [1, 4, 7], [1, 7, 7]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bank", "in"]
 
@@ -223,19 +217,16 @@ def test_an_import_makes_a_bank_and_leaves_nothing_else(tmp_path: Path) -> None:
 IMPORT = """
     import resource, sys
     from pathlib import Path
-    from raymaml.config.schema import AllEpisodes, DataConfig, EpisodesConfig
+    from helpers_imports import import_source
     from raymaml.config.sources import TieredImageNetSource
-    from raymaml.data.importers import import_bank
 
     def resident():  # MiB, the highest so far
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     folder = Path(sys.argv[1])
-    spec = EpisodesConfig(num_ways=2, num_shots=1, num_queries=1, num_episodes=1)
     source = TieredImageNetSource(kind="tiered-imagenet", path=folder, verify_counts=False)
-    data = DataConfig(source=source, bank=folder / "bank", shards=folder / "shards")
     before = resident()
-    bank = import_bank(data, AllEpisodes(train=spec, val=spec, test=spec))
+    bank = import_source(source, folder, 84)
     print(bank.num_images, resident() - before)
 """
 
@@ -260,7 +251,8 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path, form: str) -> None:
             pixels[:, :2] = np.random.default_rng(1).integers(0, 256, (count, 2, 84, 3))
             save(tmp_path / f"{split}_images.npz", images=pixels)
             del pixels
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    own = Path(__file__).resolve().parent
+    environment = os.environ | {"PYTHONPATH": f"{own.parents[1]}:{own}"}
     outcome = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(IMPORT), str(tmp_path)],
         check=True,

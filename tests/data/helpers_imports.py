@@ -1,15 +1,23 @@
-"""Pickles as the data sets' authors wrote them: by Python 2, whose text is bytes."""
+"""Files as the data sets' authors wrote them, and the import of a source as a whole."""
 
 from __future__ import annotations
 
+import io
 import struct
+import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from helpers_data import spec_of
 
+from raymaml.config.schema import AllEpisodes, DataConfig
+from raymaml.config.sources import AnySource
+from raymaml.data.bank import ImageBank
 from raymaml.data.formats.pickles import load_pickle
 from raymaml.data.formats.spool import open_blob
+from raymaml.data.importers import import_bank
 
 
 def python2(value: Any) -> bytes:
@@ -50,3 +58,35 @@ def read_bytes(folder: Path, data: bytes) -> Any:
     path = folder / "file.pkl"
     path.write_bytes(data)
     return read(path)
+
+
+def unpack(folder: Path, files: Mapping[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def pack(path: Path, files: Mapping[str, bytes], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def import_source(
+    source: AnySource,
+    folder: Path,
+    size: int,
+    *,
+    ways: int = 2,
+    images: int = 2,
+    tell: Callable[[str], object] = str,
+) -> ImageBank:
+    """Import into ``folder / "bank"``, for episodes of ``images`` a class."""
+    bank, spec = folder / "bank", spec_of(ways, 1, images - 1, 1)
+    data = DataConfig(source=source, bank=bank, shards=folder / "shards", image_size=size)
+    return import_bank(data, AllEpisodes(train=spec, val=spec, test=spec), tell)
