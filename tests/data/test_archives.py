@@ -82,16 +82,15 @@ def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
 
 def test_trees_are_found_by_the_files_they_hold(tmp_path: Path) -> None:
     bank = tmp_path / "bank"
-    assert find_tree(tmp_path, ("meta", "train"), bank) is None
+    with pytest.raises(UserError, match=f"path: {tmp_path} holds no x"):
+        find_tree(tmp_path, ("meta", "train"), bank, "no x")
     write(tmp_path / "b.tgz", member("deep/meta/"), member("deep/meta"), member("deep/train"))
-    found = find_tree(tmp_path, ("meta", "train"), bank)
-    assert found is not None
+    found = find_tree(tmp_path, ("meta", "train"), bank, "no x")
     assert found.name == f"{tmp_path / 'b.tgz'}/deep"
     (tmp_path / "own").mkdir()
     for name in ("meta", "train", ".hidden"):
         (tmp_path / "own" / name).write_text(name)
-    found = find_tree(tmp_path, ("meta", "train"), bank)  # unpacked goes before packed
-    assert found is not None
+    found = find_tree(tmp_path, ("meta", "train"), bank, "no x")  # unpacked goes before packed
     assert found.name == f"{tmp_path}/own"
     assert sorted(found.files) == ["meta", "train"]
     assert read_folder(tmp_path / "own").blob("meta").read() == b"meta"

@@ -1,4 +1,4 @@
-"""Files by name, in a folder or in a tar archive that nobody has to extract.
+"""Files by name, in a folder or in a tar archive that need not be extracted.
 
 Members are read in place. A compressed archive is decompressed once, beside the bank. An archive
 whose members or links leave their folder is refused all the same: its publisher did not make it.
@@ -44,16 +44,17 @@ class Tree:
         return self.files[path]()
 
 
-def find_tree(path: Path, marks: Sequence[str], bank: Path) -> Tree | None:
+def find_tree(path: Path, marks: Sequence[str], bank: Path, missing: str) -> Tree:
     """Find the folder that holds all files ``marks``, in a folder or in the archives in it.
 
     Args:
         path: that folder, one above it, or an archive of either.
         marks: names of files.
         bank: archives are decompressed beside it.
+        missing: what the message says after "holds" where there is no such folder.
 
     Raises:
-        UserError: an archive is damaged or has unsafe members.
+        UserError: there is none, or an archive is damaged or has unsafe members.
     """
     for tree in _trees(path, bank):
         roots = {p.removesuffix(marks[0]) for p in tree.files if f"/{p}".endswith(f"/{marks[0]}")}
@@ -63,7 +64,7 @@ def find_tree(path: Path, marks: Sequence[str], bank: Path) -> Tree | None:
                     p.removeprefix(root): f for p, f in tree.files.items() if p[: len(root)] == root
                 }
                 return Tree(f"{tree.name}/{root}".rstrip("/"), below)
-    return None
+    raise UserError(f"data.source.path: {path} holds {missing}")
 
 
 def _trees(path: Path, bank: Path) -> Iterator[Tree]:

@@ -41,7 +41,7 @@ class NpzArray:
     fortran: bool
 
     def open(self, bank: Path) -> StoredArray:
-        """Open the values; what is unpacked beside ``bank`` for them lasts as long as they do.
+        """Open the values; data unpacked beside ``bank`` for them last as long as they do.
 
         Raises:
             UserError: the file is damaged, or there is no room to unpack it.

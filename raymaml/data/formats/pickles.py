@@ -76,7 +76,7 @@ class _Source:
         return self._blob.part(start, length)
 
     def _require(self, length: int) -> int:
-        """Return the current place; raises ``EOFError`` where so many bytes do not follow."""
+        """Return the current place; raises ``EOFError`` where too few bytes follow."""
         place = self._stream.tell() - self._blob.offset
         if not 0 <= length <= self._blob.length - place:
             raise EOFError("the file ends too early")
@@ -100,6 +100,8 @@ class _Dtype:
 
 class _Array(StoredArray):
     """An array in the making: BUILD fills it."""
+
+    __slots__ = ()
 
     def fill(self, state: Any) -> None:
         """Take version, shape, dtype, whether in Fortran's order, and the values."""
@@ -133,7 +135,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 class _Dict(dict[Any, Any]):
-    """A dict of plain keys: the hash of a tuple of tuples may take for ever."""
+    """A dict of plain keys: the hash of nested tuples may never end."""
 
     def __setitem__(self, key: object, value: object) -> None:
         if not isinstance(key, str | bytes | int | float | np.generic):
@@ -189,7 +191,7 @@ def _build(unpickler: Any) -> None:
 
 
 def _refuse(_unpickler: object) -> None:
-    """Refuse objects of classes, and sets, whose hashes may take for ever."""
+    """Refuse objects of classes, and sets, whose hashes may never end."""
     raise _RefusedError("objects that are no data")
 
 

@@ -84,7 +84,7 @@ class StoredArray:
     def rows(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return the entries ``rows`` of the first axis: [len(rows), *shape[1:]]."""
         if self.fortran or not isinstance(self.data, Blob):
-            return self.read()[rows]  # nobody stores images in Fortran's order
+            return self.read()[rows]  # no data set stores images in Fortran's order
         stride = self.data.length // self.shape[0]
         data = b"".join(self.data.part(row * stride, stride).read() for row in rows.tolist())
         return np.frombuffer(data, self.dtype).reshape(len(rows), *self.shape[1:])

@@ -30,20 +30,20 @@ from raymaml.storage.place import is_remote
 
 
 def import_bank(
-    data: DataConfig, episodes: AllEpisodes, tell: Callable[[str], object] = str
+    data: DataConfig, episodes: AllEpisodes, report: Callable[[str], object] = str
 ) -> ImageBank:
     """Read ``data.source`` class by class into the bank ``data.bank``.
 
     Args:
         data: the source, the image size and the bank.
-        episodes: what the classes must have images for.
-        tell: takes each line about what the import leaves out, once the bank is there.
+        episodes: the classes must have enough images for them.
+        report: takes each line about files that the import leaves out, once the bank is there.
 
     Raises:
         UserError: listing every broken image, empty class, class in two splits, and every class
             or split too small for ``episodes``; nothing half-written stays behind.
     """
-    # What is unpacked lies beside the bank, or where one that goes to a URI is made ready.
+    # an import unpacks beside the bank, or beside the copy of one that goes to a URI
     beside = Path(tempfile.gettempdir(), "bank") if is_remote(data.bank) else data.bank
     try:
         plan = _plan(data.source, data.image_size, beside)
@@ -58,7 +58,7 @@ def import_bank(
     except UserError as error:
         raise type(error)(*listed(error.problems)) from None
     for note in plan.notes:
-        tell(note)
+        report(note)
     return bank
 
 
@@ -79,7 +79,7 @@ def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
 
 
 def _load(plan: ImportPlan, episodes: AllEpisodes, image_bytes: int) -> Iterator[ClassStream]:
-    """Yield the classes one by one, as streams; raise all problems together."""
+    """Yield the classes one by one, as streams; raise all mistakes together."""
     classes = iter(plan.classes)
     problems = [*plan.problems, *_split_problems(plan, episodes)]
     if problems:  # a bank that will not be kept need not be written
@@ -96,26 +96,26 @@ def _load(plan: ImportPlan, episodes: AllEpisodes, image_bytes: int) -> Iterator
 def _batches(
     planned: PlannedClass, behind: Iterator[PlannedClass], image_bytes: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the images of a class; raise all problems of it and of the classes behind it."""
+    """Yield the images of a class; raise all mistakes of it and of the classes behind it."""
     parts = planned.parts(image_bytes)
     for part in parts:
         try:
             images = planned.read(part)
         except UserError as error:
-            problems = [*error.problems, *_problems(planned, parts), *_broken(behind, image_bytes)]
-            raise UserError(*problems) from None
+            mistakes = [*error.mistakes, *_mistakes(planned, parts), *_broken(behind, image_bytes)]
+            raise UserError(*mistakes) from None
         yield images
 
 
 def _broken(classes: Iterable[PlannedClass], image_bytes: int) -> Mistakes:
-    """Read classes for their problems alone."""
+    """Read classes for their mistakes alone."""
     mistakes = Mistakes()
     for planned in classes:
-        mistakes += _problems(planned, planned.parts(image_bytes))
+        mistakes += _mistakes(planned, planned.parts(image_bytes))
     return mistakes
 
 
-def _problems(planned: PlannedClass, parts: Iterable[slice]) -> Mistakes:
+def _mistakes(planned: PlannedClass, parts: Iterable[slice]) -> Mistakes:
     mistakes = Mistakes()
     for part in parts:
         with mistakes.kept():

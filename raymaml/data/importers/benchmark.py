@@ -24,7 +24,7 @@ KEEP_ANYWAY = "get the files again, or set data.source.verify_counts: false to t
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """The published facts of a data set: its sizes, and what tells the split of a class."""
+    """The published facts of a data set: its sizes, and the classes of each split."""
 
     title: str
     cited: str = ""

@@ -3,9 +3,9 @@
 Both consist of all 60,000 images, 32x32: 100 classes of 600. Two forms:
 
 - pickles of ``data`` and ``labels``, as MetaOptNet distributes them. The labels of FC100 are the
-  original numbers of the classes (alphabetical), which tells the splits and the classes' names;
-  of its val and test, both of 20 classes, nothing else would. Where labels count from 0 instead,
-  the files' names decide between these two.
+  original numbers of the classes (alphabetical), which identify the splits and the classes' names;
+  nothing else in the files tells its val from its test, both of 20 classes. Where labels count from
+  0 instead, the files' names decide between these two.
 - CIFAR-100 itself for Python, as an archive or unpacked: the class lists of this package divide
   it. Images of its training part come first in each class.
 """
@@ -43,6 +43,10 @@ CITED = {
     "cifar-fs": ("CIFAR-FS", "(Bertinetto et al. 2019)"),
     "fc100": ("FC100", "(Oreshkin et al. 2018)"),
 }
+MISSING = (
+    "neither pickles of data and labels nor CIFAR-100 (train, test and meta;"
+    " cifar-100-python.tar.gz at https://www.cs.toronto.edu/~kriz/cifar.html)"
+)
 _PARTS = ("train", "test")
 _PIXELS = 3 * 32 * 32
 _Part = tuple[StoredArray, NDArray[np.int64]]
@@ -58,13 +62,7 @@ def plan_cifar(source: CifarFsSource | Fc100Source, size: int, bank: Path) -> Im
     facts = benchmark(source.kind)
     if files := labelled_pickles(source.path) if source.path.is_dir() else []:
         return plan_files(files, facts, source, size)
-    tree = find_tree(source.path, ("meta", *_PARTS), bank)
-    if tree is None:
-        raise UserError(
-            f"data.source.path: {source.path} holds neither pickles of data and labels nor"
-            " CIFAR-100 (train, test and meta; cifar-100-python.tar.gz at"
-            " https://www.cs.toronto.edu/~kriz/cifar.html)"
-        )
+    tree = find_tree(source.path, ("meta", *_PARTS), bank, MISSING)
     plan = plan_files(_from_cifar100(tree, splits_of(source.kind)), facts, source, size)
     return replace(plan, source=f"{facts.title} {facts.cited} from {FORM}")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from raymaml.common.errors import UserError, gathered
+from raymaml.common.errors import gathered
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import CubSource
 from raymaml.data.formats.archives import Tree, find_tree
@@ -33,7 +33,10 @@ from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
 NUM_CLASSES = 200
 NUM_IMAGES = 11_788
 LICENCE = "images of many owners, non-commercial research and education only (Wah et al. 2011)"
-WHERE = "https://www.vision.caltech.edu/datasets/cub_200_2011"
+MISSING = (
+    "no images.txt of CUB-200-2011, nor an archive with one; get CUB_200_2011.tgz at"
+    " https://www.vision.caltech.edu/datasets/cub_200_2011"
+)
 
 # Class numbers of the split of Triantafillou et al. 2020 (Meta-Dataset); the others train
 _VAL_OF_140 = {
@@ -71,12 +74,7 @@ def plan_cub(source: CubSource, size: int, bank: Path) -> ImportPlan:
     Raises:
         UserError: a file is missing or damaged, or classes, images or boxes are missing.
     """
-    tree = find_tree(source.path, ("images.txt",), bank)
-    if tree is None:
-        raise UserError(
-            f"data.source.path: {source.path} holds no images.txt of CUB-200-2011, nor an archive"
-            f" with one; get CUB_200_2011.tgz at {WHERE}"
-        )
+    tree = find_tree(source.path, ("images.txt",), bank, MISSING)
     names = {key: line[0] for key, line in _table(tree, "images.txt", 1).items()}
     boxes = _boxes(tree, names) if source.crop_to_box else None
     classes = _classes(tree, names, boxes, source.split, size)
@@ -99,8 +97,9 @@ def _table(tree: Tree, file: str, columns: int) -> dict[str, list[str]]:
         for number, line in enumerate(text.splitlines(), 1):
             key, *values = line.split() or [""]
             if key and len(values) != columns:
-                what = f"must hold {1 + columns} values; mend it"
-                mistakes.append(f"{tree.name}/{file}:{number}: {what}")
+                mistakes.add(
+                    f"{tree.name}/{file}:{number}: must hold {1 + columns} values", "mend it"
+                )
             elif key:
                 table[key] = values
     return table
@@ -137,8 +136,8 @@ def _classes(
             if re.match(r"[0-9]{3}", folder) and 1 <= int(folder[:3]) <= NUM_CLASSES:
                 images[folder].append(name)
             else:
-                what = f"{name} is of no class 001 to 200; get it again"
-                mistakes.append(f"{tree.name}/images.txt: {what}")
+                problem = f"{tree.name}/images.txt: {name} is of no class 001 to 200"
+                mistakes.add(problem, "get it again")
     return in_order(
         PlannedClass(
             name=name,

@@ -1,10 +1,10 @@
-"""Pictures as they lie about in folders: which class and split each is of, and what is left out.
+"""Pictures in folders: the class and split of each, and the files that an import leaves out.
 
 Two layouts: ``<split>/<class>/<image>`` and ``<class>/<image>``. Splits go by several names, in
-capitals or not (``SPLIT_NAMES``). Folders that hold nothing but one other folder are passed
-through. Pictures in folders below a class folder are of that class. What Pillow cannot read is left
-out, and so are links that lead nowhere and links to folders; all of it is counted. Hidden files and
-folders are passed over.
+capitals or not (``SPLIT_NAMES``). The search passes through a folder that holds one other folder
+alone. Pictures in folders below a class folder are of that class. An import leaves out and counts
+the files that Pillow cannot read, links that lead nowhere, and links to folders. It passes over
+hidden files and folders.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What folders and lists call the splits, in small letters."""
+"""The names of the splits in folders and lists, in small letters."""
 _ALSO_CLASSES = ("valid", "dev")  # words that a class may be called by
 _PASSED_OVER = "__MACOSX"  # of zip files made on a Mac
 
@@ -39,7 +39,7 @@ def split_named(name: str) -> Split | None:
 
 @dataclass
 class LeftOut:
-    """What an import passes over, by reason; and what it takes from deeper folders."""
+    """The files that an import leaves out, by reason, and those of deeper folders."""
 
     root: Path
     files: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
@@ -132,7 +132,7 @@ def _leave_loose(folder: Path, left_out: LeftOut) -> None:
 
 
 def _why_not(path: Path) -> str:
-    """Say what keeps a file from being a picture that can be read; "" where nothing does."""
+    """Return why a file is no picture that Pillow reads; "" for one that is."""
     if not is_file(path):
         return "links that lead nowhere" if path.is_symlink() else "pipes or devices"
     suffix = path.suffix.lower()

@@ -12,8 +12,8 @@ What keeps the task honest:
 - A character that looks like one earlier character in at least half of its fonts is no class
   (``without_doubles``).
 - Marks (Unicode category M), spaces and control characters are no classes.
-- Size stays as the font has it, so that "O" and "o" differ; the place in the image does not tell
-  anything: the ink is centred before it is distorted.
+- Size stays as the font has it, so that "O" and "o" differ; the place in the image means
+  nothing: the ink is centred before it is distorted.
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ def plan_glyphs(source: GlyphsSource, image_size: int) -> ImportPlan:
     fonts = _load_fonts(paths, round(_EM * image_size * _SUPERSAMPLING))
     counts: Counter[str] = Counter(map(split_of, kept))
     shares = ", ".join(
-        f"{counts[split]} {split} ({who})"
-        for split, who in zip(SPLITS, ("Latin, symbols", "Greek", "other alphabets"), strict=True)
+        f"{counts[split]} {split} ({scripts})"
+        for split, scripts in zip(
+            SPLITS, ("Latin, symbols", "Greek", "other alphabets"), strict=True
+        )
     )
     return ImportPlan(
         source=f"glyphs of matplotlib's DejaVu and STIX fonts: {shares}; "
@@ -101,7 +103,7 @@ def plan_glyphs(source: GlyphsSource, image_size: int) -> ImportPlan:
 
 
 def split_of(char: str) -> Split:
-    """Return the split of a character's script, told from the words of its Unicode name."""
+    """Return the split of a character's script, by the words of its Unicode name."""
     words = set(unicodedata.name(char).replace("-", " ").split())
     if words & TEST_SCRIPTS:
         return "test"

@@ -145,7 +145,7 @@ def _square(image: Image.Image, mode: str, size: int) -> Images:
 
 
 def _on_white(image: Image.Image, mode: str) -> Image.Image:
-    """Lay a transparent image on white: what is under transparency is arbitrary."""
+    """Lay a transparent image on white: pixels under transparency are arbitrary."""
     flat = Image.new(mode, image.size)
     for box in bands(image.size):
         overlay = image.crop(box).convert("RGBA")

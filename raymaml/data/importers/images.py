@@ -86,7 +86,7 @@ def _reason(error: Exception) -> str:
 
 def _decoded(data: bytes, transform: Transform, most_pixels: int) -> NDArray[np.uint8]:
     with warnings.catch_warnings(), _limited(most_pixels):
-        warnings.simplefilter("ignore")  # on odd metadata, of which none is used
+        warnings.simplefilter("ignore")  # on odd metadata, which nothing uses
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(BytesIO(data), formats=formats()) as image, _unheard(image.format):
             if (excess := image.width * image.height / PIXELS) > 1:

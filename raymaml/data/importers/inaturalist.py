@@ -4,8 +4,8 @@
 whose lines are an image's path in ``images/`` and its class, a whole number. There is no val: a
 share of the training classes, drawn by seed, becomes it.
 
-Which CSV is train is told from its number of classes, and by its name only where that is neither
-908 nor 227. Only classes are counted: numbers of images vary between the lists in circulation.
+The number of classes decides which CSV is train, and the name only where it is neither 908 nor 227.
+Only classes are counted: numbers of images vary between the lists in circulation.
 """
 
 from __future__ import annotations

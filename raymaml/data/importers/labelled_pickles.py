@@ -122,7 +122,7 @@ def require_pixels(name: str, images: object, num_labels: int) -> None:
     """Check that ``images`` are stored as uint8 [num_labels, H, W, 3].
 
     Raises:
-        UserError: saying what they are.
+        UserError: naming their kind and shape.
     """
     if not isinstance(images, StoredArray):
         raise UserError(f"{name}: its images are a {type(images).__name__}, must be one array")

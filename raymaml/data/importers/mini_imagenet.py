@@ -4,12 +4,12 @@
 
 - pickles of either kind (``labelled_pickles.py``), 84x84;
 - ``images/`` and CSVs of file names and classes, as Ravi and Larochelle published it;
-- the class folders of ILSVRC 2012, of which the list of files that belongs to this package picks
-  the images (the list is the one that easyfsl distributes).
+- the class folders of ILSVRC 2012, from which the package's list of files picks the images (it is
+  the list that easyfsl distributes).
 
 Files are resized as Ravi and Larochelle's script does: to the square without regard to the
-aspect, with Lanczos' filter. Which file is which split is told from the classes' WordNet ids, or
-from their number, or from the range of their labels (0-63, 64-79, 80-99), before its name.
+aspect, with Lanczos' filter. The WordNet ids of the classes decide the split of a file, or their
+number, or the range of their labels (0-63, 64-79, 80-99), and its name only after these.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ Two forms, each a file of images and a pickle of labels a split:
   distributes it: made from the former with cv2, so the channels are **blue, green, red**. They
   are turned round here. (MetaOptNet itself does not.)
 
-Which images go with which labels is told from their number, and by name where several numbers
-agree; which split they are, from the number of classes, then from the range of the labels (0-350,
-351-447, 448-607), and by name only where these cannot tell. Images are read class by class, in
-bounded memory (measured: an index of 448,695 PNG files in a pickle takes 0.2 to 0.4 GB).
+The number of images decides which labels go with them, and the name where several numbers agree.
+The number of classes decides the split, then the range of the labels (0-350, 351-447, 448-607), and
+the name only where both are ambiguous. Images are read class by class, in bounded memory (measured:
+an index of 448,695 PNG files in a pickle takes 0.2 to 0.4 GB).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def plan_tiered_imagenet(source: TieredImageNetSource, size: int, bank: Path) ->
 
 def _read(folder: Path, bank: Path) -> tuple[list[_Pictures], list[_Labels]]:
     pictures, labels = [], []
-    # the splits come one after the other: what was unpacked for one need not outlive it
+    # splits come one after the other: unpacked data of one need not outlive it
     opened = lru_cache(maxsize=1)(partial(NpzArray.open, bank=bank))
     for path in files_in(folder):
         if zipfile.is_zipfile(path) and (array := open_npz(path, "images")):
