@@ -110,8 +110,8 @@ class EpisodesConfig(Section):
     num_queries: PositiveInt = 15
     """Query images a class (Q)."""
     num_episodes: Annotated[PositiveInt, Field(le=10_000_000)]
-    """Episodes to sample, 10,000,000 at most. Training goes round again when it needs more; of more
-    test episodes than that, the first are judged."""
+    """Episodes to sample, 10,000,000 at most; 6,000 by default for test. Training goes round again
+    when it needs more; of more test episodes than that, the first are judged."""
 
     @property
     def images_per_class(self) -> int:
@@ -120,11 +120,18 @@ class EpisodesConfig(Section):
 
 
 class AllEpisodes(BySplit[EpisodesConfig]):
-    """The episodes of the three splits."""
+    """The episodes of the three splits; of test, 6,000 where the config gives no number."""
 
     seed: Count = 0
     """Decides which episodes are sampled, and how those of val and test are augmented. Runs that
     differ in the top-level `seed` alone share episodes, and are judged on the same ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _test_has_a_default_number(cls, sections: Any) -> Any:
+        if not isinstance(sections, dict) or not isinstance(sections.get("test", {}), dict):
+            return sections
+        return {**sections, "test": {"num_episodes": 6_000, **sections.get("test", {})}}
 
 
 class EvaluationConfig(Section):

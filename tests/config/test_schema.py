@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from raymaml.config.model import InnerConfig, InnerOverride
-from raymaml.config.schema import Config, EpisodesConfig, learning_fingerprint
+from raymaml.config.schema import AllEpisodes, Config, EpisodesConfig, learning_fingerprint
 
 
 def tree() -> dict[str, Any]:
@@ -60,6 +60,15 @@ def test_test_inner_is_inner_with_the_overrides_of_evaluation() -> None:
     config = make(inner={"lr": 0.4}, evaluation={"inner": {"num_steps": 10}})
     assert (config.test_inner.num_steps, config.test_inner.lr) == (10, 0.4)
     assert config.inner.num_steps == 5
+
+
+def test_6000_episodes_are_tested_by_default() -> None:
+    few = {"train": {"num_episodes": 1}, "val": {"num_episodes": 1}}
+    for given, expected in [({}, 6000), ({"num_shots": 5}, 6000), ({"num_episodes": 7}, 7)]:
+        assert AllEpisodes(**few, test=given).test.num_episodes == expected
+    assert AllEpisodes(**few).test.num_episodes == 6000
+    with pytest.raises(ValidationError, match="num_episodes"):
+        AllEpisodes(train={}, val={"num_episodes": 1})
 
 
 def test_images_per_class_are_shots_and_queries() -> None:
