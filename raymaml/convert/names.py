@@ -11,8 +11,7 @@ from raymaml.common.errors import UserError
 from raymaml.common.patterns import matches
 from raymaml.meta.learner import MetaLearner
 from raymaml.models.convnet4 import ConvNet4
-from raymaml.models.resnet12 import ResNet12
-from raymaml.models.resnet18 import ResNet18
+from raymaml.models.resnet import ResNet12, ResNet18
 
 _RULES = (
     (r"^encoder\.stem\.", "encoder.layer0."),

@@ -14,8 +14,7 @@ from raymaml.layers import LOCK
 from raymaml.models.convnet4 import ConvNet4
 from raymaml.models.heads import Classifier
 from raymaml.models.policies import apply_policies
-from raymaml.models.resnet12 import ResNet12
-from raymaml.models.resnet18 import ResNet18
+from raymaml.models.resnet import ResNet12, ResNet18
 
 
 def build_model(

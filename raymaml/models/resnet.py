@@ -1,10 +1,16 @@
-"""What the residual encoders share (He et al. 2016)."""
+"""Residual encoders (He et al. 2016): ResNet-12, ResNet-18 and ResNet-10."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Sequence
 
-from raymaml.models.duals import Conv2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raymaml.models.duals import Conv2d, MaxPool2d
+
+SLOPE = 0.1
+"""Slope of LeakyReLU below zero."""
 
 
 class ConvNorm(nn.Module):
@@ -21,3 +27,92 @@ class ConvNorm(nn.Module):
         """Apply both."""
         out: Tensor = self.norm(self.conv(x))
         return out
+
+
+class Block12(nn.Module):
+    """Three 3x3 convolutions beside a 1x1 shortcut, then 2x2 max-pool: halves H and W."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, width, 3)
+        self.conv2 = ConvNorm(width, width, 3)
+        self.conv3 = ConvNorm(width, width, 3)
+        self.shortcut = ConvNorm(in_channels, width, 1)
+        self.pool = MaxPool2d()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        out = F.leaky_relu(self.conv1(x), SLOPE)
+        out = F.leaky_relu(self.conv2(out), SLOPE)
+        # LeakyReLU and maximum commute; after the pooling there is a quarter left.
+        return F.leaky_relu(self.pool(self.conv3(out) + self.shortcut(x)), SLOPE)
+
+
+class ResNet12(nn.Module):
+    """The larger encoder of few-shot learning (Lee et al. 2019, without DropBlock).
+
+    Four blocks and the mean over positions: ``[B, C, H, W] -> [B, widths[3]]``.
+
+    Args:
+        in_channels: C of the images, which are at least 16 pixels wide and high.
+        widths: channels of the four blocks.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.layer1 = Block12(in_channels, widths[0])
+        self.layer2 = Block12(widths[0], widths[1])
+        self.layer3 = Block12(widths[1], widths[2])
+        self.layer4 = Block12(widths[2], widths[3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode images."""
+        features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return features.mean(dim=(2, 3))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside the identity, or a 1x1 shortcut where the shape changes."""
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, width, 3, stride)
+        self.conv2 = ConvNorm(width, width, 3)
+        same = stride == 1 and in_channels == width
+        self.shortcut = nn.Identity() if same else ConvNorm(in_channels, width, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 with a 3x3 stem for small images, or its half, ResNet-10.
+
+    Stem, four stages, the mean over positions: ``[B, C, H, W] -> [B, widths[3]]``. The stem keeps
+    H and W, the last three stages halve them.
+
+    Args:
+        in_channels: C of the images.
+        widths: channels of the four stages; the stem has those of the first.
+        blocks: blocks a stage: 2 for ResNet-18, 1 for ResNet-10.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int], blocks: int = 2) -> None:
+        super().__init__()
+        self.stem = ConvNorm(in_channels, widths[0], 3)
+        self.layer1 = _stage(widths[0], widths[0], 1, blocks)
+        self.layer2 = _stage(widths[0], widths[1], 2, blocks)
+        self.layer3 = _stage(widths[1], widths[2], 2, blocks)
+        self.layer4 = _stage(widths[2], widths[3], 2, blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode images."""
+        out = F.relu(self.stem(x))
+        features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        return features.mean(dim=(2, 3))
+
+
+def _stage(in_channels: int, width: int, stride: int, blocks: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, width, stride)
+    return nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1)))
