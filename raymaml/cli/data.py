@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from raymaml.cli.options import UserPath, load, say_line, takes_config
-from raymaml.config.schema import SPLITS, Split
-from raymaml.storage.place import Place
+from raymaml.cli.options import UserPath, say_line, takes_config
+from raymaml.config.schema import SPLITS, Config, Split
 
 
 @click.group()
@@ -18,13 +17,12 @@ def data() -> None:
 
 @data.command("import")
 @takes_config
-def import_(config_path: Place, overrides: tuple[str, ...]) -> None:
+def import_(config: Config) -> None:
     """Import data.source into the image bank data.bank."""
     from raymaml.data.importers import import_bank
 
-    config = load(config_path, overrides)
     bank = import_bank(config.data, config.episodes, say_line)
-    counts = {split: len(bank.class_ids(split)) for split in ("train", "val", "test")}
+    counts = {split: len(bank.class_ids(split)) for split in SPLITS}
     say_line(
         f"{bank.folder}: {bank.num_images} images of {bank.source}, classes "
         + " / ".join(f"{count} {split}" for split, count in counts.items())
@@ -34,11 +32,10 @@ def import_(config_path: Place, overrides: tuple[str, ...]) -> None:
 
 @data.command()
 @takes_config
-def sample(config_path: Place, overrides: tuple[str, ...]) -> None:
+def sample(config: Config) -> None:
     """Sample the episodes of all splits into shards under data.shards."""
     from raymaml.training.data import open_bank, sample_shards
 
-    config = load(config_path, overrides)
     for shards in sample_shards(config.data, config.episodes, open_bank(config.data)):
         say_line(f"{shards.folder}: {shards.count} episodes")
 
@@ -48,15 +45,12 @@ def sample(config_path: Place, overrides: tuple[str, ...]) -> None:
 @click.option("--split", type=click.Choice(SPLITS), default="test")
 @click.option("--episode", type=click.IntRange(min=0), help="Draw this episode of the split.")
 @click.option("--out", type=UserPath(dir_okay=False), default="sheet.png", show_default=True)
-def show(
-    config_path: Place, overrides: tuple[str, ...], split: Split, episode: int | None, out: Path
-) -> None:
+def show(config: Config, split: Split, episode: int | None, out: Path) -> None:
     """Draw a contact sheet (PNG) of the bank, or of one episode."""
     from raymaml.data.contact_sheet import bank_sheet, episode_sheet
     from raymaml.data.episodes import check_spec, sample_episode
     from raymaml.training.data import open_bank
 
-    config = load(config_path, overrides)
     bank = open_bank(config.data)
     if episode is None:
         bank_sheet(bank, out)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from raymaml.common.errors import UserError, storage_error
+from raymaml.common.errors import UserError, gathered, storage_error
 from raymaml.common.logs import plain, plain_lines, set_up
 from raymaml.common.stopping import INTERRUPTED, TERMINATED, Terminated, terminable
 from raymaml.config.load import load_config
@@ -78,17 +78,15 @@ def require_kept(config: Config) -> None:
         "data.shards": config.data.shards,
         "run_dir": config.run_dir,
     }
-    lost = [
-        f"{key} is {place}: what is there is lost when the command ends; give a folder, or the URI"
-        " of a storage"
-        for key, place in places.items()
-        if is_remote(place) and place.protocol == "memory"
-    ]
-    if lost:
-        raise UserError(*lost)
+    with gathered() as mistakes:
+        for key, place in places.items():
+            if is_remote(place) and place.protocol == "memory":
+                mistakes.add(
+                    f"{key} is {place}: what is there is lost when the command ends",
+                    remedy="give a folder, or the URI of a storage",
+                )
 
 
-CONFIG = click.argument("config_path", metavar="CONFIG", type=_place)
 OPTIONAL_CONFIG = click.argument("config_path", metavar="[CONFIG]", required=False, type=_place)
 LOCAL = click.option("--local", is_flag=True, help="Run in this process, without Ray: same bits.")
 OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
@@ -118,24 +116,24 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 say_line(f"raymaml: {problem}", err=True)
             sys.exit(2)
         except (KeyboardInterrupt, Terminated) as stop:
-            code, word = (
-                (TERMINATED, "terminated")
-                if isinstance(stop, Terminated)
-                else (INTERRUPTED, "interrupted")
-            )
-            say_line(
-                f"raymaml: {str(stop) or word}; what is finished is kept: run the same command to"
-                " go on",
-                err=True,
-            )
-            sys.exit(code)
+            terminated = isinstance(stop, Terminated)
+            word = str(stop) or ("terminated" if terminated else "interrupted")
+            remedy = "what is finished is kept: run the same command to go on"
+            say_line(f"raymaml: {word}; {remedy}", err=True)
+            sys.exit(TERMINATED if terminated else INTERRUPTED)
 
     return run
 
 
 def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the arguments CONFIG and KEY=VALUE..."""
-    return CONFIG(OVERRIDES(reports_user_errors(command)))
+    """Give a command the ``Config`` of its arguments CONFIG and KEY=VALUE..."""
+
+    @wraps(command)
+    def run(*, config_path: Place, overrides: Sequence[str], **options: Any) -> Any:
+        return command(load(config_path, overrides), **options)
+
+    file = click.argument("config_path", metavar="CONFIG", type=_place)
+    return file(OVERRIDES(reports_user_errors(run)))
 
 
 def takes_plan(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

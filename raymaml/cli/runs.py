@@ -8,17 +8,17 @@ from functools import partial
 
 import click
 
-from raymaml.cli.options import LOCAL, load, require_kept, say, takes_config, takes_plan
+from raymaml.cli.options import LOCAL, require_kept, say, takes_config, takes_plan
 from raymaml.common.stopping import stop_code
+from raymaml.config.schema import Config
 from raymaml.storage.place import Place
 
 
 @click.command()
 @takes_config
 @LOCAL
-def train(config_path: Place, overrides: tuple[str, ...], local: bool) -> None:
+def train(config: Config, local: bool) -> None:
     """Train, or go on with, the run that CONFIG names."""
-    config = load(config_path, overrides)
     if not _train(local)(config, say):
         sys.exit(stop_code())
 
@@ -27,11 +27,10 @@ def train(config_path: Place, overrides: tuple[str, ...], local: bool) -> None:
 @takes_config
 @LOCAL
 @click.option("--replay", is_flag=True, help="Judge all records again, here, and compare them.")
-def test(config_path: Place, overrides: tuple[str, ...], local: bool, replay: bool) -> None:
+def test(config: Config, local: bool, replay: bool) -> None:
     """Judge the run that CONFIG names on its test episodes, and write the report."""
     from raymaml.evaluation.plan import plan_test
 
-    config = load(config_path, overrides)
     if replay:
         from raymaml.evaluation.replay import replay_locally
 
@@ -43,18 +42,17 @@ def test(config_path: Place, overrides: tuple[str, ...], local: bool, replay: bo
 
 @click.command()
 @takes_config
-def report(config_path: Place, overrides: tuple[str, ...]) -> None:
+def report(config: Config) -> None:
     """Write the report of a finished campaign again."""
     from raymaml.evaluation.plan import plan_report
 
-    config = load(config_path, overrides)
     _show_report(plan_report(config).report())
 
 
 @click.command()
 @takes_config
 @LOCAL
-def audit(config_path: Place, overrides: tuple[str, ...], local: bool) -> None:
+def audit(config: Config, local: bool) -> None:
     """Look at what the accuracy hides: other queries, labels and support sets.
 
     The next report of the run (`raymaml test` or `raymaml report`) shows what was found. Audits
@@ -63,7 +61,7 @@ def audit(config_path: Place, overrides: tuple[str, ...], local: bool) -> None:
     del local  # there is one way, and scripts give the option to all commands alike
     from raymaml.evaluation.auditing import audit_run
 
-    say(audit_run(load(config_path, overrides), say))
+    say(audit_run(config, say))
 
 
 @click.command()
