@@ -20,8 +20,8 @@ LAYERS = [
     {"config"},
     {"data", "models", "meta"},
     {"training", "evaluation"},
-    {"doctor"},
-    {"cluster", "convert", "bench"},
+    {"cluster"},
+    {"convert", "bench", "doctor"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -21,14 +19,6 @@ from raymaml.cli.options import (
 )
 from raymaml.common.stopping import INTERRUPTED
 from raymaml.storage.place import Place
-
-
-def _examine_cluster(local: bool) -> Callable[..., Any] | None:
-    if local:
-        return None
-    from raymaml.cluster.doctor import examine_cluster
-
-    return examine_cluster
 
 
 @click.command()
@@ -53,19 +43,20 @@ def convert(
 @OPTIONAL_CONFIG
 @OVERRIDES
 @LOCAL
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reports_user_errors
 def doctor(
     config_path: Place | None, overrides: tuple[str, ...], local: bool, as_json: bool
 ) -> None:
     """Check versions, this machine, the cluster, and what CONFIG names, and say what to change.
 
-    Ends with a tiny run from images to a report, on made-up images. Exit code 1 if anything fails.
+    Ends with a short training from images to a report, on made-up images. Exit code 1 if anything
+    fails.
     """
     from raymaml.doctor.command import examine, show
 
     config = None if config_path is None else load(config_path, overrides)
-    if not show(examine(config, _examine_cluster(local)), as_json=as_json):
+    if not show(examine(config, local=local), as_json=as_json):
         sys.exit(1)
 
 

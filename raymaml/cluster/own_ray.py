@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,10 +19,17 @@ import psutil
 
 from raymaml.cluster.internals import on_loopback, token_mode
 from raymaml.common.errors import UserError
-from raymaml.doctor.machine import LONGEST_BASE, ray_folder
 from raymaml.storage.temporary import left_by_the_dead, this_machine
 
 _LOG = logging.getLogger(__name__)
+_SOCKET_PATH = 107 if sys.platform == "linux" else 103
+"""Bytes that the path of a socket may have..."""
+_LONGEST = (
+    "/raymaml.123456/r/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_TaskEventsHead"
+)
+"""...and the longest path below the temporary folder of a Ray that raymaml starts."""
+LONGEST_BASE = _SOCKET_PATH - len(_LONGEST)
+"""Bytes that the path of this temporary folder may have."""
 _NAMES = 0x100
 """Folders of Ray that a machine may have in one place: two hexadecimal digits tell them apart."""
 _SHORT = Path("/tmp")
@@ -86,7 +94,7 @@ def _address() -> contextlib.AbstractContextManager[None]:
 
 def _make_folder() -> tuple[Path, int]:
     """Make a folder for Ray and lock it; return it and the file descriptor that holds the lock."""
-    usual = ray_folder()
+    usual = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     problem = f"its path has more than {LONGEST_BASE} bytes, too many for sockets"
     for base in (usual, _SHORT):
         if len(os.fsencode(base.resolve())) > LONGEST_BASE:

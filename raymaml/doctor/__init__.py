@@ -1,1 +1,52 @@
-"""What ``raymaml doctor`` looks at without Ray."""
+"""``raymaml doctor``: checks whether this machine, or this cluster, is fit to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.logs import LOG
+
+_UNKNOWN = "this mistake is not known: run with --verbose, and report what you see"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check."""
+
+    status: Literal["ok", "warn", "fail"]
+    """ok; warn: works, but worse than it could; fail: runs will fail."""
+    what: str
+    """Name of the check."""
+    found: str
+    remedy: str = ""
+    """What to change; empty where all is well."""
+
+
+def attempt(what: str, check: Callable[[], str]) -> Iterator[Finding]:
+    """Yield the text that ``check`` returns, or a failure for each problem that it raises."""
+    try:
+        yield Finding("ok", what, check())
+    except UserError as error:
+        yield from failures(what, error)
+    except Exception as error:
+        LOG.exception("%s", what)
+        yield Finding("fail", what, f"{type(error).__name__}: {reason_of(error)}", _UNKNOWN)
+
+
+def failures(what: str, error: UserError) -> Iterator[Finding]:
+    """Yield a finding for each problem; the remedy of a problem stands after its last semicolon."""
+    for problem in error.problems:
+        found, _, remedy = problem.rpartition("; ")
+        yield Finding("fail", what, found or problem, remedy if found else "see the finding")
+
+
+def until_failure(checks: Mapping[str, Callable[[], str]]) -> Iterator[Finding]:
+    """Attempt checks by their names, one after the other; the first failure ends them."""
+    for what, check in checks.items():
+        found = list(attempt(what, check))
+        yield from found
+        if found[0].status == "fail":
+            return

@@ -1,88 +1,100 @@
-"""``raymaml doctor``: all checks, one after the other, and how they are shown."""
+"""All checks, one after the other, and how they are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator
 
+import torch
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+from torch.utils import collect_env
 
 from raymaml.common.errors import UserError
-from raymaml.common.logs import plain
+from raymaml.common.logs import is_verbose, plain
 from raymaml.common.untrusted import json_text
-from raymaml.config.schema import ClusterConfig, Config
-from raymaml.doctor.data import config_findings, device_findings
-from raymaml.doctor.finding import Finding, user_error
-from raymaml.doctor.machine import machine_findings
+from raymaml.config.schema import SPLITS, ClusterConfig, Config
+from raymaml.doctor import Finding, failures, until_failure
+from raymaml.doctor.machine import disk_finding, machine_findings
 from raymaml.doctor.rehearsal import rehearsal_folder, rehearse
-from raymaml.doctor.software import software_findings
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.storage.place import Place
+from raymaml.storage.files import exists
+from raymaml.storage.place import is_remote
+from raymaml.training.data import open_bank, open_episode_sets
+from raymaml.training.run import open_run
+from raymaml.training.run_folder import claim, is_done
 from raymaml.training.worker import train_locally
 
-Elsewhere = Callable[[ClusterConfig, Config | None, Place], Iterator[Finding]]
-"""Checks a cluster: what a config says of it, the config if there is one, a folder to write in."""
+_CPU = torch.device("cpu")
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def examine(config: Config | None, elsewhere: Elsewhere | None) -> Iterator[Finding]:
-    """Check this machine, what ``config`` names, and the cluster, or a run without Ray if None."""
-    yield from software_findings()
+def examine(config: Config | None, *, local: bool) -> Iterator[Finding]:
+    """Check this machine, what ``config`` names, and the cluster; ``local`` leaves Ray out."""
+    if is_verbose():
+        logging.getLogger(__name__).info(collect_env.get_pretty_env_info())
     yield from machine_findings()
-    cluster = ClusterConfig() if config is None else config.cluster
     if config is not None:
         yield from config_findings(config)
-        if elsewhere is None:
-            yield from device_findings(config)
+    cluster = ClusterConfig() if config is None else config.cluster
     try:
         with rehearsal_folder(None if config is None else config.run_dir) as folder:
-            if elsewhere is None:
+            if local:
                 yield from rehearse(folder, cluster, train_locally, judge_locally)
             else:
-                yield from elsewhere(cluster, config, folder)
+                from raymaml.doctor.nodes import cluster_findings
+
+                yield from cluster_findings(cluster, config, folder)
     except UserError as error:
-        yield from (user_error("rehearsal", problem) for problem in error.problems)
+        yield from failures("rehearsal" if local else "cluster", error)
+
+
+def config_findings(config: Config) -> Iterator[Finding]:
+    """Check all that a run would open: data, with their hashes, model and run folder."""
+    yield from until_failure(
+        {"data": lambda: _data(config), "run folder": lambda: _run_folder(config)}
+    )
+    if not is_remote(config.run_dir):
+        yield disk_finding("disk for run_dir", config.run_dir)
+
+
+def _data(config: Config) -> str:
+    bank = open_bank(config.data)
+    bank.verify()
+    sets = open_episode_sets(config.data, config.episodes, bank, SPLITS, _CPU)
+    counts = ", ".join(f"{each.shards.count} {split}" for split, each in sets.items())
+    return f"{bank.num_images} images, {counts} episodes, hashes as written"
+
+
+def _run_folder(config: Config) -> str:
+    run = open_run(config, _CPU)
+    *_, total, adapting, _ = run.adaptation_table.split()
+    state = "is new"
+    if exists(run.folder / "run.json"):
+        with claim(run):
+            state = "is done" if is_done(config) else "can go on"
+    return f"{run.folder}: {state}; {total} parameters, {adapting} adapt"
 
 
 def show(findings: Iterator[Finding], *, as_json: bool) -> bool:
-    """Print the findings as a table or as JSON, and tell whether none is a failure."""
-    if as_json:
-        found = list(findings)
-        content = {"ok": _all_well(found), "findings": [vars(finding) for finding in found]}
-        Console(soft_wrap=True, highlight=False).print_json(json_text(content))
-        return _all_well(found)
-    console = Console(highlight=False)
+    """Print a line for each finding, or all as JSON; return whether none is a failure."""
+    console = Console(soft_wrap=True, highlight=False)
     found = []
-    with console.status("looking") as status:  # on a terminal alone
-        for finding in findings:
-            found.append(finding)
-            status.update(f"looked at {finding.what}")
-    if console.is_terminal:
-        console.print(_table(found))
-    else:
-        width = max(len(finding.what) for finding in found)
-        for finding in found:
-            line = f"{finding.status:<4}  {finding.what:<{width}}  {_text(finding)}"
-            console.print(line, soft_wrap=True, markup=False)
+    for finding in findings:
+        found.append(finding)
+        if not as_json:
+            console.print(_line(finding))
     counts = {status: sum(each.status == status for each in found) for status in _COLOURS}
-    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
-    return _all_well(found)
+    is_well = counts["fail"] == 0
+    if as_json:
+        content = {"ok": is_well, "findings": [vars(finding) for finding in found]}
+        console.print_json(json_text(content))
+    else:
+        console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return is_well
 
 
-def _table(findings: Sequence[Finding]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(min_width=min(30, max(len(finding.what) for finding in findings)))
-    table.add_column()
-    for each in findings:  # as Text, in which brackets are brackets
-        table.add_row(Text(each.status, _COLOURS[each.status]), Text(each.what), Text(_text(each)))
-    return table
-
-
-def _text(finding: Finding) -> str:
-    return plain(f"{finding.found} -> {finding.remedy}" if finding.remedy else finding.found)
-
-
-def _all_well(findings: Sequence[Finding]) -> bool:
-    return not any(finding.status == "fail" for finding in findings)
+def _line(finding: Finding) -> Text:
+    remedy = f" -> {finding.remedy}" if finding.remedy else ""
+    text = plain(f"{finding.what:<22}  {finding.found}{remedy}")
+    return Text.assemble((f"{finding.status:<4}", _COLOURS[finding.status]), f"  {text}")

@@ -1,4 +1,4 @@
-"""A tiny run from images to a report, on made-up images, in a folder that is removed."""
+"""A short real training, from images to a report, in a folder that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -6,51 +6,43 @@ import contextlib
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import ClusterConfig, Config
-from raymaml.data.importers import import_bank
-from raymaml.doctor.finding import Finding, attempt
+from raymaml.config.schema import SPLITS, ClusterConfig, Config
+from raymaml.data.bank import ClassImages, write_bank
+from raymaml.doctor import Finding, until_failure
 from raymaml.evaluation.plan import plan_test
-from raymaml.evaluation.records import read_records
 from raymaml.storage.files import make_folder, remove_folder, write_text
-from raymaml.storage.place import Place
-from raymaml.storage.temporary import held, own_name, remove_dead, temporary_folder
+from raymaml.storage.place import Place, is_remote
+from raymaml.storage.temporary import held, own_name, remove_dead
 from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
 from raymaml.training.data import sample_shards
 from raymaml.training.worker import train_locally
-from raymaml.types import Params
 
 MARKER = "marker.txt"
-"""File of the folder that tells it from every other one."""
+"""A file of the folder, with random content: no other folder holds it."""
 _NAME = "raymaml-doctor"
-SIZE, CLASSES, IMAGES = 16, 4, 4
-"""Pixels of a made-up image, classes of a split, and images of a class."""
-STEPS = 2
-Train = Callable[[Config, Callable[[str], None]], bool]
-Judge = Callable[..., Place]
+_SIZE = 16  # pixels of the side of an image: the fewest that the encoder takes
 
 
 @contextlib.contextmanager
 def rehearsal_folder(run_dir: Place | None) -> Iterator[Place]:
-    """Make a folder inside ``run_dir``, or where this machine keeps temporary files, for the block.
+    """Make a folder in ``run_dir``, or in the nearest folder above it that exists, for the block.
+
+    Without a ``run_dir`` it lies among the temporary files.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: it cannot be made.
     """
     base = Path(tempfile.gettempdir()) if run_dir is None else run_dir.absolute()
-    made = []
-    if isinstance(base, Path):
-        made = [parent for parent in (base, *base.parents) if not parent.exists()]
+    if not is_remote(base):
+        base = next(folder for folder in (base, *base.parents) if folder.exists())
         remove_dead(base, _NAME)
     folder = base / own_name(_NAME)
     make_folder(folder, "run_dir")
@@ -60,124 +52,104 @@ def rehearsal_folder(run_dir: Place | None) -> Iterator[Place]:
             yield folder
     finally:
         remove_folder(folder, MARKER)
-        remove_cache(cache_of(folder))
-        with contextlib.suppress(OSError):  # somebody else uses it by now
-            for parent in made:
-                parent.rmdir()
+        remove_cache(folder.name)
 
 
-def remove_cache(cache: Path) -> None:
-    """Remove what this machine has copied of the rehearsal's bank and episodes, if at a URI."""
-    shutil.rmtree(cache, ignore_errors=True)
+def remove_cache(name: str) -> None:
+    """Remove this machine's copies of the data of the rehearsal folder called ``name``."""
+    shutil.rmtree(_cache(name), ignore_errors=True)
 
 
-def cache_of(folder: Place) -> Path:
-    """Return where each machine keeps its copies for the rehearsal in ``folder``."""
-    return Path(tempfile.gettempdir()) / f"{folder.name}-cache"
+def _cache(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"{name}-cache"
 
 
 def rehearse(
-    folder: Place, cluster: ClusterConfig, train: Train, judge: Judge
+    folder: Place,
+    cluster: ClusterConfig,
+    train: Callable[..., bool],
+    judge: Callable[..., Place],
 ) -> Iterator[Finding]:
-    """Import, sample, train, go on, compare and test; the first failure is the last finding.
+    """Make data, train, resume, compare and test; the first failure is the last finding.
 
     Args:
-        folder: an empty one, which all workers see.
+        folder: an empty one that all workers see.
         cluster: of the config that is checked.
-        train: how training runs, ``train_locally`` or ``train_on_cluster``.
-        judge: how judging runs.
+        train: ``train_locally`` or ``train_on_cluster``.
+        judge: ``judge_locally`` or ``judge_on_cluster``.
     """
-    config = _config(folder, cluster, "rehearsal", STEPS)
+    config, alone = (_config(folder, cluster, name, 2) for name in ("rehearsal", "alone"))
     stages = {
-        "import and sample": partial(_make_data, config),
-        "train": partial(_train, train, _config(folder, cluster, "rehearsal", STEPS - 1)),
-        "go on": partial(_train, train, config),
-        "same result": partial(_compare, config, _config(folder, cluster, "alone", STEPS)),
+        "data": partial(_make_data, config),
+        "train": partial(_train, train, _config(folder, cluster, "rehearsal", 1)),
+        "resume": partial(_train, train, config),
+        "same result": partial(_compare, config, alone),
         "test": partial(_test, judge, config),
     }
-    for name, stage in stages.items():
-        started = time.perf_counter()
-        for finding in attempt(f"rehearsal: {name}", stage):
-            took = f", in {time.perf_counter() - started:.1f} s" if finding.status == "ok" else ""
-            yield Finding(**{**vars(finding), "found": finding.found + took})
-            if finding.status == "fail":
-                return
+    yield from until_failure({f"rehearsal: {name}": stage for name, stage in stages.items()})
 
 
-def _make_data(config: Config) -> str:
-    with temporary_folder() as temporary:
-        _draw_images(temporary)
-        source = config.data.source.model_copy(update={"path": temporary})
-        bank = import_bank(config.data.model_copy(update={"source": source}), config.episodes)
-    count = sum(shards.count for shards in sample_shards(config.data, config.episodes, bank))
-    return f"{bank.num_images} made-up images, {count} episodes"
-
-
-def _draw_images(folder: Path) -> None:
-    """Write ``<split>/<class>/<image>.png``: a coarse pattern of each class, under noise."""
-    generator = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for name in range(CLASSES):
-            place = folder / split / f"{split}-{name}"
-            place.mkdir(parents=True)
-            pattern = np.kron(generator.integers(0, 2, (4, 4)) * 160, np.ones((4, 4)))
-            for number in range(IMAGES):
-                noise = generator.integers(0, 96, (SIZE, SIZE))
-                Image.fromarray((pattern + noise).astype(np.uint8)).save(place / f"{number}.png")
-
-
-def _config(folder: Place, cluster: ClusterConfig, name: str, steps: int) -> Config:
-    episodes = {"num_ways": 2, "num_shots": 1, "num_queries": 2, "num_episodes": 4}
-    content: dict[str, Any] = {
+def _config(folder: Place, cluster: ClusterConfig, name: str, num_steps: int) -> Config:
+    data = {
+        "source": {"kind": "glyphs"},  # is not read: the bank is there
+        "bank": folder / "bank",
+        "shards": folder / "episodes",
+        "cache": _cache(folder.name),
+        "image_size": _SIZE,
+    }
+    content = {
         "name": name,
         "run_dir": folder / "runs",
-        "data": {
-            "source": {"kind": "image-folder", "path": "removed", "mode": "gray"},
-            "bank": folder / "bank",
-            "shards": folder / "episodes",
-            "cache": cache_of(folder),
-            "image_size": SIZE,
-        },
-        "episodes": {"train": episodes, "val": episodes, "test": episodes},
-        "model": {"width": 4},
-        "inner": {"num_steps": 1, "lr": 0.1},
-        "outer": {"num_steps": steps, "meta_batch_size": 2, "validate_every": STEPS},
-        "evaluation": {"chunk_size": 2, "baseline_episodes": 0},
+        "data": data,
+        "episodes": {split: {"num_episodes": 4} for split in SPLITS},
+        "outer": {"num_steps": num_steps},
+        "evaluation": {"baseline_episodes": 0},
         "cluster": cluster.model_dump(),
     }
     return Config.model_validate(content)
 
 
-def _train(train: Train, config: Config) -> str:
+def _make_data(config: Config) -> str:
+    """Write a bank of noise, as small as 5-way 1-shot episodes allow, and sample them."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, 16, _SIZE, _SIZE, 1), dtype=np.uint8)
+    classes = [
+        ClassImages(name=f"{split}-{number}", split=split, images=images)
+        for split in SPLITS
+        for number, images in enumerate(noise)
+    ]
+    place, cache = config.data.bank, config.data.cache
+    shape = (1, _SIZE, _SIZE)
+    bank = write_bank(
+        place, classes, source="noise", licence="none", image_shape=shape, cache=cache
+    )
+    count = sum(shards.count for shards in sample_shards(config.data, config.episodes, bank))
+    return f"{bank.num_images} made-up images, {count} episodes"
+
+
+def _train(train: Callable[..., bool], config: Config) -> str:
     if not train(config, lambda _line: None):
         raise UserError("it was interrupted; run the doctor again")
-    step = read_card(find_checkpoint(config.run_folder, "last")).step
-    return f"{step} of {STEPS} outer steps, one checkpoint"
+    return f"{config.outer.num_steps} of 2 outer steps"
 
 
 def _compare(config: Config, alone: Config) -> str:
-    """Compare the weights with those of a lone process without a break."""
+    """Compare the weights with those of one process that trains without a break."""
     train_locally(alone, lambda _line: None)
-    found, expected = _weights(config), _weights(alone)
-    if all(torch.equal(found[name], expected[name]) for name in expected):
-        return "equal to that of a lone process, bit by bit"
-    furthest = max((found[name] - expected[name]).abs().max().item() for name in expected)
+    paths = [find_checkpoint(run.run_folder, "last") for run in (config, alone)]
+    cpu = torch.device("cpu")
+    found, expected = (load_tensors(path, read_card(path), "params.pt", cpu) for path in paths)
+    differences = [(found[name] - expected[name]).abs().max() for name in expected]
+    furthest = torch.stack(differences).max().item()
+    if furthest == 0:
+        return "the weights of one process, bit by bit"
     if torch.cuda.is_available() or config.cluster.device == "cuda":
-        return f"within {furthest:.1e} of that of a lone process"
+        return f"within {furthest:.1e} of the weights of one process"
     raise UserError(
-        f"the weights are up to {furthest:.1e} from those of a lone process; give all nodes the"
-        " same CPUs and the same versions of torch, or expect results that differ by as much"
+        f"the weights are up to {furthest:.1e} from those of one process; give all nodes the same"
+        " CPUs and the same versions of torch, or expect results that differ by as much"
     )
 
 
-def _weights(config: Config) -> Params:
-    path = find_checkpoint(config.run_folder, "last")
-    return load_tensors(path, read_card(path), "params.pt", torch.device("cpu"))
-
-
-def _test(judge: Judge, config: Config) -> str:
+def _test(judge: Callable[..., Place], config: Config) -> str:
     judge(partial(plan_test, config), config.cluster, lambda _line: None)
-    campaign = plan_test(config, torch.device("cpu"))
-    (arm,) = campaign.arms
-    records = read_records(campaign.records_of(arm), campaign.needed(arm), campaign.identity(arm))
-    return f"{len(records)} episodes and a report"
+    return f"{config.episodes.test.num_episodes} episodes and a report"

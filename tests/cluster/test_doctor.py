@@ -1,4 +1,4 @@
-"""The doctor on clusters: of one node, and of two of which one sees other files."""
+"""The doctor on clusters: of one node, and of two that do not see the same files."""
 
 from __future__ import annotations
 
@@ -16,44 +16,25 @@ from pathlib import Path
 import pytest
 from helpers_cluster import Command, kill_with_children, start_node
 
-from raymaml.cluster import doctor, network
-from raymaml.cluster.doctor import Order, examine_cluster, own_versions, version_findings
-from raymaml.cluster.network import Trip, living_nodes, network_findings, pairs, trip_finding
+from raymaml.cluster import nodes
+from raymaml.cluster.nodes import on_every_node
+from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
+from raymaml.doctor.machine import own_versions
+from raymaml.doctor.nodes import cluster_findings, problems_of_node
 from raymaml.doctor.rehearsal import rehearsal_folder
 from raymaml.training.process import MALLOC_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
-WELL = Trip(seconds=0.001, bytes_per_second=1e9, skew=-0.001)
 
 
 def test_versions_that_differ() -> None:
-    own = own_versions()
-    assert own.keys() >= {"python", "raymaml", "ray", "torch", "torchvision"}
-    assert [each.status for each in version_findings({"a": own, "b": own})] == ["ok"]
-    without = {key: value for key, value in own.items() if key != "pyarrow"}
-    found = list(version_findings({"a": own, "b": without | {"torch": "2.0.0"}}))
-    assert [(each.status, each.what) for each in found] == [("fail", "versions on b")] * 2
-    assert [each.found.split(",")[0] for each in found] == ["pyarrow none", "torch 2.0.0"]
-    assert found[1].remedy.startswith(f"install torch {own['torch']} there")
-
-
-def test_networks_that_are_slow_and_clocks_that_differ() -> None:
-    found = trip_finding("network", WELL)
-    assert (found.status, found.remedy) == ("ok", "")
-    assert found.found == "round trip 1.0 ms, 1000 MB/s, clocks 0.001 s apart"
-    for change in ({"seconds": 0.05}, {"bytes_per_second": 1e6}):
-        found = trip_finding("network", Trip(**{**vars(WELL), **change}))
-        assert found.status == "warn"
-        assert "nearer" in found.remedy
-    found = trip_finding("network", Trip(**{**vars(WELL), "skew": -9.0}))
-    assert (found.status, "NTP" in found.remedy) == ("warn", True)
-
-
-def test_which_pairs_are_measured() -> None:
-    assert pairs(1) == []
-    assert pairs(3) == [(0, 1), (0, 2), (1, 2)]
-    assert pairs(10) == [*((node, node + 1) for node in range(9)), (9, 0)]
+    wanted = own_versions()
+    assert wanted.keys() >= {"python", "raymaml", "ray", "torch", "torchvision"}
+    found = problems_of_node({}, {}, wanted | {"torch": "2.0.0"})
+    (finding,) = [each for each in found if each.status == "fail"]
+    assert (finding.what, finding.found) == ("torch", f"{wanted['torch']}, here 2.0.0")
+    assert finding.remedy == "install the same version on all nodes"
 
 
 @pytest.mark.slow
@@ -74,44 +55,39 @@ def test_a_cluster_that_does_not_answer(start) -> None:
 def test_a_cluster_of_one_node(cluster, make_config):
     config = make_config("run")
     with rehearsal_folder(config.run_dir) as folder:
-        found = list(examine_cluster(config.cluster, config, folder))
+        found = list(cluster_findings(config.cluster, config, folder))
     assert {each.status for each in found} <= {"ok", "warn"}, found
-    whats = [each.what for each in found]
-    assert whats[:2] == ["cluster", "cluster.num_workers"]
-    assert {"versions", "place of data.bank", "process group (gloo)"} <= set(whats)
-    assert whats[-1] == "rehearsal: test"
+    assert found[0].what.startswith("node 1 (")
+    assert [each.what for each in found][-5:] == [
+        f"rehearsal: {stage}" for stage in ("data", "train", "resume", "same result", "test")
+    ]
     assert not config.run_dir.exists()
 
 
 @pytest.mark.ray
 def test_a_cluster_that_is_too_small(cluster, tmp_path):
     with rehearsal_folder(tmp_path) as folder:
-        found = list(examine_cluster(ClusterConfig(num_workers=99, device="cpu"), None, folder))
+        found = list(cluster_findings(ClusterConfig(num_workers=99, device="cpu"), None, folder))
     (failed,) = [each for each in found if each.status == "fail"]
-    assert failed.what == "cluster.num_workers"
+    assert failed.found.startswith("cluster.num_workers is 99 but the Ray cluster has 4 CPU cores")
     assert failed.remedy == "use at most 4, or auto"
-    assert not any("rehearsal" in each.what for each in found)
 
 
 class OnlyHere:
-    """Nothing that a process elsewhere could import."""
+    """No process elsewhere can import this class."""
 
 
 @pytest.mark.ray
 def test_nodes_that_cannot_run_raymaml_or_do_not_answer(cluster, monkeypatch):
-    (node,) = living_nodes()
-    order = Order(files={"run_dir": OnlyHere()}, keep_freed_memory=True)
-    finding = doctor._answer(node, doctor._ask(node, order))
-    assert (finding.status, finding.what) == ("fail", f"node {node.name}")
-    assert finding.found.startswith("cannot run raymaml (")
-    assert "launch/submit.sh" in finding.remedy
-    for module in (doctor, network):
-        monkeypatch.setattr(module, "PATIENCE", 0.001)
-    finding = doctor._answer(node, doctor._ask(node, Order(files={}, keep_freed_memory=True)))
-    assert (finding.status, finding.found) == ("fail", "does not answer within 0.001 s")
-    (finding,) = network_findings([node])
-    assert (finding.status, finding.what) == ("fail", "process group (gloo)")
-    assert "open all ports" in finding.remedy
+    thing = OnlyHere()
+    ((name, answer),) = on_every_node(lambda _resources: str(thing))
+    assert name.startswith("node 1 (")
+    assert isinstance(answer, UserError)
+    assert str(answer).startswith("it cannot run raymaml (")
+    assert "launch/submit.sh" in str(answer)
+    monkeypatch.setattr(nodes, "PATIENCE", 0.001)
+    ((_, answer),) = on_every_node(lambda resources: resources["CPU"])
+    assert "Get timed out" in str(answer)
 
 
 @dataclass(frozen=True)
@@ -176,15 +152,8 @@ def findings(command: Command) -> list[dict[str, str]]:
 @pytest.mark.ray
 def test_two_nodes(two, start):
     code, found = run_doctor(start, two)
-    assert code == 0, found
-    assert found["cluster"]["found"].startswith("2 node(s), 2 CPU cores, 0 GPUs")
-    assert found["versions"]["found"].startswith("the same on 2 node(s): python 3.")
-    (trip,) = [what for what in found if what.startswith("network ")]
-    assert found[trip]["found"].startswith("round trip ")
-    assert found["process group (gloo)"]["found"] == "2 processes on 2 node(s) met"
-    # neither node was started with the allocator's settings
-    malloc = [each for what, each in found.items() if what.endswith("malloc")]
-    assert [each["status"] for each in malloc] == ["warn", "warn"]
+    assert code == 0, [each for each in found.values() if each["status"] == "fail"]
+    assert {what[:7] for what in found if what.startswith("node ")} == {"node 1 ", "node 2 "}
     assert found["rehearsal: same result"]["status"] == "ok"
     assert found["rehearsal: test"]["status"] == "ok"
 
@@ -199,11 +168,11 @@ def test_a_run_dir_that_is_not_the_same_folder_on_both(two, start, tmp_path, mak
     path = str(tmp_path / "run" / "config.yaml")
     code, found = run_doctor(start, two, path, f"run_dir={two.hidden / 'runs'}")
     assert code == 1
-    finding = found["place of run_dir"]
-    assert finding["status"] == "fail"
-    # of the two nodes, which Ray may give one address, one is told
-    assert re.search(r" is not the same folder on [\d.]+(#\d)?$", finding["found"])
-    assert finding["remedy"].startswith("set run_dir: put it on a disk that all nodes share")
-    assert found["place of data.bank"]["status"] == "ok"
+    # the driver's own node sees its folder
+    (finding,) = [each for each in found.values() if each["status"] == "fail"]
+    assert re.fullmatch(r"node \d \([\d.]+\): run_dir", finding["what"])
+    differ = r"nothing in (\S+), here \1 with content [0-9a-f]{8}"
+    assert re.fullmatch(differ, finding["found"])
+    assert finding["remedy"].startswith("set it to a disk that all nodes share")
     assert not any(what.startswith("rehearsal") for what in found)
     assert list(two.hidden.iterdir()) == []

@@ -1,8 +1,9 @@
-"""The doctor without Ray: a config's places, the rehearsal, and what is shown."""
+"""The doctor without Ray: a config's places, the rehearsal, and the lines that it prints."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,64 +11,59 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig, Config
-from raymaml.doctor import rehearsal
-from raymaml.doctor.command import examine, show
-from raymaml.doctor.data import config_findings, device_findings
-from raymaml.doctor.finding import Finding, attempt, fail, in_units, ok, user_error, warn
+from raymaml.doctor import Finding, attempt, failures
+from raymaml.doctor.command import config_findings, examine, show
 from raymaml.doctor.rehearsal import MARKER, rehearsal_folder, rehearse
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.storage.place import Place
 from raymaml.training.worker import train_locally
 
 CLUSTER = ClusterConfig(device="cpu")
-REHEARSAL = [
-    f"rehearsal: {stage}"
-    for stage in ("import and sample", "train", "go on", "same result", "test")
-]
+REHEARSAL = [f"rehearsal: {stage}" for stage in ("data", "train", "resume", "same result", "test")]
+
+
+def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:
+    return {finding.what: finding for finding in findings}
 
 
 def statuses(findings: Iterator[Finding]) -> dict[str, str]:
     return {finding.what: finding.status for finding in findings}
 
 
-def test_what_a_check_raises_is_a_finding(caplog: pytest.LogCaptureFixture) -> None:
-    def wrong(error: Exception) -> Callable[[], str]:
-        def check() -> str:
-            raise error
+def test_an_error_in_a_check_is_a_finding(caplog: pytest.LogCaptureFixture) -> None:
+    def wrong() -> str:
+        raise ValueError("not\nso")
 
-        return check
-
-    assert list(attempt("a", lambda: "fine")) == [ok("a", "fine")]
-    (finding,) = attempt("a", wrong(ValueError("not\nso")))
+    assert list(attempt("a", lambda: "fine")) == [Finding("ok", "a", "fine")]
+    (finding,) = attempt("a", wrong)
     assert (finding.status, finding.found) == ("fail", "ValueError: not so")
     assert "--verbose" in finding.remedy
-    assert "Traceback" in caplog.text  # which that shows
-    assert user_error("a", "x: is 1; 2; use 3") == fail("a", "x: is 1; 2", "use 3")
-    assert user_error("a", "no remedy").found == "no remedy"
-    assert (in_units(3 << 29), in_units(5 << 20)) == ("1.5 GiB", "5 MiB")
+    assert "Traceback" in caplog.text  # --verbose shows it
+    problems = failures("a", UserError("x: is 1; 2; use 3", "no remedy"))
+    assert [(each.found, each.remedy) for each in problems] == [
+        ("x: is 1; 2", "use 3"),
+        ("no remedy", "see the finding"),
+    ]
 
 
 def test_a_config_whose_places_are_well(make_config: Any) -> None:
     config = make_config("run")
-    findings = list(config_findings(config))
-    assert {finding.status for finding in findings} <= {"ok", "warn"}  # room on this disk
-    told = {finding.what: finding.found for finding in findings}
-    assert "176 images" in told["image bank"]
-    assert "24 train, 4 val, 10 test" in told["episodes"]
+    found = by_name(config_findings(config))
+    assert list(found) == ["data", "run folder", "disk for run_dir"]
+    assert found["data"].found.startswith("176 images, 24 train, 4 val, 10 test episodes")
     # convolutions of 3x3 from 1 and thrice from 4 channels to 4, biases, norms; a head of 4 to 3
     total = (9 * 4 + 4 + 8) + 3 * (9 * 4 * 4 + 4 + 8) + (4 * 3 + 3)
-    assert told["model"] == f"convnet4 of {total} parameters, of which {total} adapt"
-    assert told["run folder"] == f"{config.run_folder}: is new"
+    about = f"{total} parameters, {total} adapt"
+    assert found["run folder"].found == f"{config.run_folder}: is new; {about}"
     assert not config.run_dir.exists()
     train_locally(config, lambda _line: None)
-    told = {finding.what: finding.found for finding in config_findings(config)}
-    assert told["run folder"].endswith("was started with this config, and is done")
+    found = by_name(config_findings(config))
+    assert found["run folder"].found == f"{config.run_folder}: is done; {about}"
 
 
 def test_a_pixel_that_was_changed(make_config: Any, tmp_path: Path) -> None:
@@ -77,39 +73,32 @@ def test_a_pixel_that_was_changed(make_config: Any, tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     (bank / "images.arrow").write_bytes(content)
     data = config.data.model_copy(update={"bank": bank})
-    found = list(config_findings(config.model_copy(update={"data": data})))
-    (finding,) = [finding for finding in found if finding.what == "image bank"]
-    assert finding.status == "fail"
-    assert "raymaml data import" in finding.remedy
+    found = by_name(config_findings(config.model_copy(update={"data": data})))
+    assert found["data"].status == "fail"
+    assert "raymaml data import" in found["data"].remedy
+    assert "run folder" not in found
 
 
 def test_episodes_that_are_missing_and_a_run_of_another_config(make_config: Any) -> None:
     config: Config = make_config("run", "outer.num_steps=1")
     train_locally(config, lambda _line: None)
     other = config.model_copy(update={"inner": config.inner.model_copy(update={"lr": 0.5})})
-    found = {each.what: each for each in config_findings(other)}
-    assert found["run folder"].status == "fail"
-    assert "was started with inner.lr = 0.1, the config now says 0.5" in found["run folder"].found
-    assert found["run folder"].remedy.startswith("give the old value")
+    finding = by_name(config_findings(other))["run folder"]
+    assert finding.status == "fail"
+    assert "was started with inner.lr = 0.1, the config now says 0.5" in finding.found
+    assert finding.remedy.startswith("give the old value")
     shutil.rmtree(Path(str(config.data.shards)) / "val")
-    found = {each.what: each for each in config_findings(config)}
-    assert found["episodes"].status == "fail"
-    assert "raymaml data sample" in found["episodes"].remedy
+    finding = by_name(config_findings(config))["data"]
+    assert finding.status == "fail"
+    assert "raymaml data sample" in finding.remedy
 
 
-def test_the_device_of_a_config(make_config: Any) -> None:
-    assert statuses(device_findings(make_config("run"))) == {"cluster.device": "ok"}
-    config = make_config("run", "cluster.precision=tf32")
-    (finding,) = device_findings(config)
-    assert (finding.status, finding.remedy) == ("fail", "use float32 or bf16")
-
-
-def test_a_rehearsal(tmp_path: Path) -> None:
+def test_a_rehearsal_leaves_nothing(tmp_path: Path) -> None:
     with rehearsal_folder(tmp_path / "new" / "runs") as folder:
         assert (folder / MARKER).exists()
         found = statuses(rehearse(folder, CLUSTER, train_locally, judge_locally))
     assert found == dict.fromkeys(REHEARSAL, "ok")
-    assert list(tmp_path.iterdir()) == []  # the folders that were made are gone as well
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -123,16 +112,13 @@ def test_a_rehearsal_at_a_uri_leaves_no_copy(s3: Place) -> None:
     assert not copies.exists()
 
 
-def test_a_folder_of_runs_that_was_there_stays(tmp_path: Path) -> None:
-    with rehearsal_folder(tmp_path) as folder:
-        assert folder.parent == tmp_path
-    assert tmp_path.exists()
+def test_without_a_run_dir_the_folder_is_a_temporary_one() -> None:
     with rehearsal_folder(None) as folder:
         assert folder.parent == Path(tempfile.gettempdir())
     assert not folder.exists()
 
 
-def test_a_rehearsal_ends_with_what_fails(tmp_path: Path) -> None:
+def test_a_rehearsal_ends_with_the_first_failure(tmp_path: Path) -> None:
     def interrupted(config: Config, echo: Callable[[str], None]) -> bool:
         return False
 
@@ -145,7 +131,7 @@ def test_a_rehearsal_ends_with_what_fails(tmp_path: Path) -> None:
 
     cases: list[tuple[Any, Any, int, str]] = [
         (interrupted, judge_locally, 1, "it was interrupted"),
-        (faster, judge_locally, 3, "from those of a lone process"),
+        (faster, judge_locally, 3, "from those of one process"),
         (train_locally, no_memory, 4, "MemoryError: none left"),
     ]
     for number, (train, judge, failing, text) in enumerate(cases):
@@ -158,67 +144,53 @@ def test_a_rehearsal_ends_with_what_fails(tmp_path: Path) -> None:
         assert found[-1].remedy
 
 
-def test_one_weight_that_differs_is_enough(
-    make_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, alone = make_config("run", "name=one"), make_config("run", "name=other")
-    weights = {"one": {"a": torch.zeros(2), "b": torch.zeros(2)}}
-    weights["other"] = weights["one"] | {"b": torch.tensor([0.0, 0.25])}
-    monkeypatch.setattr(rehearsal, "train_locally", lambda *_: True)
-    monkeypatch.setattr(rehearsal, "_weights", lambda run: weights[run.name])
-    with pytest.raises(UserError, match=r"up to 2\.5e-01 from those of a lone process"):
-        rehearsal._compare(config, alone)
-    assert "bit by bit" in rehearsal._compare(config, config)
+def test_a_device_that_does_not_fit(tmp_path: Path) -> None:
+    cluster = CLUSTER.model_copy(update={"precision": "tf32"})
+    *_, finding = rehearse(tmp_path, cluster, train_locally, judge_locally)
+    assert (finding.status, finding.remedy) == ("fail", "use float32 or bf16")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, make_config: Any) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     config = make_config("run", f"run_dir={tmp_path / 'file'}")
-    (finding,) = [each for each in examine(config, None) if each.what == "rehearsal"]
+    finding = by_name(examine(config, local=True))["rehearsal"]
     assert finding.status == "fail"
     assert "cannot be made a folder" in finding.found
     assert finding.remedy == "give another run_dir"
 
 
 FINDINGS = [
-    ok("one", "is [so]"),
-    warn("the second", "is not", "do this"),
-    fail("three", "is " + "long " * 60, "do that"),
+    Finding("ok", "one", "is [so]"),
+    Finding("warn", "the second", "is not\x1b", "do this"),
+    Finding("fail", "three", "is " + "long " * 60, "do that"),
 ]
 
 
-def test_a_line_a_check(capsys: pytest.CaptureFixture[str]) -> None:
-    assert show(iter(FINDINGS[:2]), as_json=False)
-    assert capsys.readouterr().out.splitlines() == [
-        "ok    one         is [so]",
-        "warn  the second  is not -> do this",
-        "1 ok, 1 warn, 0 fail",
-    ]
-    assert not show(iter(FINDINGS), as_json=False)
-    assert len(capsys.readouterr().out.splitlines()) == 4
-
-
-def test_on_a_terminal_a_table(
+def test_a_line_a_finding(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "80")
+    assert show(iter(FINDINGS[:2]), as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "ok    one                     is [so]",
+        "warn  the second              is not\\x1b -> do this",
+        "1 ok, 1 warn, 0 fail",
+    ]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     assert not show(iter(FINDINGS), as_json=False)
-    text = capsys.readouterr().out
-    assert "is [so]" in text
-    assert "\x1b[1;31mfail\x1b[0m" in text
-    assert "do that" in text
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("\x1b[1;31mfail\x1b[0m  three")
 
 
 def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert not show(iter(FINDINGS), as_json=True)
     content = json.loads(capsys.readouterr().out)
     assert content["ok"] is False
-    assert content["findings"][1] == {
-        "status": "warn",
-        "what": "the second",
-        "found": "is not",
-        "remedy": "do this",
+    assert content["findings"][2] == {
+        "status": "fail",
+        "what": "three",
+        "found": FINDINGS[2].found,
+        "remedy": "do that",
     }
 
 
@@ -226,16 +198,18 @@ def doctor(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["doctor", "--local", *map(str, arguments)])
 
 
-def test_the_command(make_config: Any, tmp_path: Path) -> None:
+def test_the_command(make_config: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_config("run")
     path = tmp_path / "run" / "config.yaml"
-    well = doctor(path, "--json")
+    with caplog.at_level(logging.INFO, logger="raymaml"):
+        well = doctor(path, "--json", "--verbose")
     assert well.exit_code == 0, well.output
-    found = {each["what"]: each["status"] for each in json.loads(well.output)["findings"]}
-    assert found.keys() >= {"Python", "memory", "image bank", "cluster.device", *REHEARSAL}
+    assert "PyTorch version: 2." in caplog.text
+    found = {each["what"] for each in json.loads(well.stdout)["findings"]}
+    assert found >= {"versions", "devices", "memory", "data", *REHEARSAL}
     broken = doctor(path, "data.bank=nowhere")
     assert broken.exit_code == 1
     (line,) = [line for line in broken.output.splitlines() if line.startswith("fail")]
-    assert line.startswith("fail  image bank  ")
+    assert line.startswith("fail  data  ")
     assert "-> import one with `raymaml data import CONFIG`" in line
     assert doctor(path, "outer.lrr=1").exit_code == 2

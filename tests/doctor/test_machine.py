@@ -1,214 +1,97 @@
-"""One machine, by what it has where that can be had, and by numbers elsewhere."""
+"""One machine: its own values, and numbers that it does not have."""
 
 from __future__ import annotations
 
-import os
-import resource
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import math
+import platform
 from pathlib import Path
 
+import psutil
 import pytest
 
-from raymaml.doctor.limits import available_memory, cpu_limit, memory_limit
 from raymaml.doctor.machine import (
+    ENOUGH_MEMORY,
     GIB,
-    cores_finding,
-    device_finding,
+    amount_finding,
     disk_finding,
     machine_findings,
-    malloc_finding,
-    memory_finding,
-    open_files_finding,
+    memory_limit,
     shared_memory_finding,
-    sockets_finding,
+    unmet_requirements,
 )
-from raymaml.training.process import MALLOC_ENVIRONMENT
-
-Mount = Callable[[str], Path]
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mount]:
-    """``mount("size=1m")`` makes a file system in memory, where that is allowed."""
-    with ExitStack() as mounted:
-
-        def make(options: str) -> Path:
-            folder = Path(tempfile.mkdtemp(dir=tmp_path))
-            command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-            if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-                pytest.skip("mounting needs root, and a container that allows it")
-            mounted.callback(subprocess.run, ["umount", str(folder)], check=True)
-            return folder
-
-        yield make
+def test_this_machine_is_checked() -> None:
+    found = {finding.what: finding for finding in machine_findings()}
+    assert list(found) == ["versions", "devices", "memory", "disk for Ray"]
+    assert found["versions"].status == "ok"
+    assert f"python {platform.python_version()}, raymaml " in found["versions"].found
+    assert "torch 2." in found["versions"].found
+    assert "ray 2." in found["versions"].found
 
 
-def test_all_is_looked_at() -> None:
-    whats = [finding.what for finding in machine_findings()]
-    assert whats == [
-        *("devices", "CPU", "memory", "shared memory", "disk for Ray", "sockets", "open files")
-    ]
+def install(folder: Path, name: str, version: str, *requires: str) -> None:
+    """Make a package's metadata, as pip leaves it."""
+    place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    place.mkdir()
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {each}" for each in requires]
+    (place / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def test_a_folder_that_does_not_exist_yet_is_judged_by_its_parent(tmp_path: Path) -> None:
+def test_versions_that_a_package_does_not_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wants = ("numpy>=1", "torch==2.1", "none-such; extra == 'x'", "none; sys_platform == 'none'")
+    install(tmp_path, "made-up", "1.0", *wants)
+    install(tmp_path, "needs-a-build", "1.0", "made-up==1.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    (problem,) = unmet_requirements("made-up")
+    assert problem.startswith("torch is 2.")
+    assert problem.endswith(", but made-up requires ==2.1; pip install 'torch==2.1'")
+    assert list(unmet_requirements("needs-a-build")) == []
+
+
+def test_the_driver_without_a_torch_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's device file stands in for a driver; that torch sees no GPU is made so."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) in {"/dev/nvidiactl", "/"})
+    for hidden, status in ((None, "fail"), ("", "ok")):
+        if hidden is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        (finding,) = [each for each in machine_findings() if each.what == "devices"]
+        assert finding.status == status
+    assert finding.found.startswith("no GPU; CPU of ")
+
+
+def test_amounts() -> None:
+    for free, status in ((3.0, "ok"), (2.9, "warn"), (1.0, "warn"), (0.9, "fail")):
+        finding = amount_finding("memory", free * GIB, 16 * GIB, ENOUGH_MEMORY, "end others")
+        assert (finding.status, finding.found) == (status, f"{free} of 16.0 GiB free")
+        assert finding.remedy == ("" if status == "ok" else "end others")
+
+
+def test_a_folder_that_does_not_exist_yet_is_judged_by_the_one_above(tmp_path: Path) -> None:
     finding = disk_finding("disk", tmp_path / "a" / "b")
-    assert finding.status in {"ok", "warn"}  # as much as this machine has
-    assert f"for {tmp_path / 'a' / 'b'}" in finding.found
+    total = psutil.disk_usage(str(tmp_path)).total / GIB
+    assert finding.found.endswith(f" of {total:.1f} GiB free")
     assert not (tmp_path / "a").exists()
 
 
-def test_a_small_disk(mount: Mount) -> None:
-    assert disk_finding("disk", mount("size=6g")).status == "ok"
-    assert disk_finding("disk", mount("size=1g")).status == "warn"
-    finding = disk_finding("disk", mount("size=1m"))
-    assert finding.status == "fail"
-    assert finding.found.startswith("1 MiB free of 1 MiB")
-    assert finding.remedy == "make room, or give another folder"
+def test_shared_memory(tmp_path: Path) -> None:
+    total = psutil.disk_usage(str(tmp_path)).total
+    assert shared_memory_finding(tmp_path, total).status == "ok"
+    finding = shared_memory_finding(tmp_path, total + GIB)
+    assert (finding.status, "--shm-size" in finding.remedy) == ("warn", True)
+    assert shared_memory_finding(tmp_path / "none", GIB).status == "ok"
 
 
-def test_a_read_only_disk(mount: Mount) -> None:
-    folder = mount("ro")
-    finding = disk_finding("disk", folder)
-    assert finding.status == "fail"
-    assert "cannot be written (Read-only file system)" in finding.found
-    assert str(folder) in finding.remedy
-
-
-def test_shared_memory(mount: Mount) -> None:
-    small = mount("size=64m")  # what docker gives
-    assert shared_memory_finding(small, 60 << 20).status == "ok"
-    finding = shared_memory_finding(small, 2 * GIB)
-    assert finding.status == "warn"
-    assert "has 64 MiB, Ray's object store 2.0 GiB" in finding.found
-    assert "--shm-size" in finding.remedy
-    assert shared_memory_finding(small / "none", GIB).status == "ok"
-
-
-def test_sockets(tmp_path: Path) -> None:
-    assert sockets_finding(Path("/tmp")).status == "ok"
-    # 5 bytes and 15 more, 20, leave 87 for what Ray adds: it adds 15 + 2 + 43 + 28 = 88
-    assert sockets_finding(Path("/tmp") / ("x" * 14)).status == "ok"
-    finding = sockets_finding(Path("/tmp") / ("x" * 15))
-    assert finding.status == "warn"
-    assert "RAY_TMPDIR" in finding.remedy
-
-
-def test_open_files() -> None:
-    assert open_files_finding(*resource.getrlimit(resource.RLIMIT_NOFILE)).what == "open files"
-    assert open_files_finding(65536, 65536).status == "ok"
-    assert open_files_finding(resource.RLIM_INFINITY, resource.RLIM_INFINITY).status == "ok"
-    finding = open_files_finding(1024, 4096)
-    assert (finding.status, finding.found) == ("warn", "at most 1024 a process")
-    assert finding.remedy == "raise the limit: ulimit -n 65536 (up to 4096 without root)"
-    assert open_files_finding(64, 64).status == "fail"
-
-
-def test_memory() -> None:
-    assert memory_finding(16 * GIB, 8 * GIB, None).status == "ok"
-    assert memory_finding(16 * GIB, 2 * GIB, None).status == "warn"
-    assert memory_finding(16 * GIB, GIB // 2, None).status == "fail"
-    limited = memory_finding(64 * GIB, 32 * GIB, GIB // 2)
-    assert limited.status == "fail"
-    assert limited.found == "32.0 GiB available of 64.0 GiB, limited to 512 MiB"
-    assert memory_finding(64 * GIB, 32 * GIB, 64 * GIB).status == "ok"
-
-
-def test_cores() -> None:
-    assert cores_finding(4, 4, None).status == "ok"
-    for finding in (cores_finding(64, 2, None), cores_finding(64, 64, 2.5)):
-        assert finding.status == "warn"
-        assert finding.remedy.startswith("set cluster.num_workers to 2,")
-
-
-def test_devices() -> None:
-    assert device_finding([], has_driver=False).status == "ok"
-    assert device_finding(["H100, 80.0 GiB, capability 9.0"], has_driver=True).status == "ok"
-    unseen = device_finding([], has_driver=True)
-    assert unseen.status == "fail"
-    assert "torch built for CUDA" in unseen.remedy
-    old = ["K80, 12.0 GiB, capability 3.7, for which this torch has no code of its own"]
-    assert device_finding(old, has_driver=True).status == "warn"
-
-
-def test_malloc() -> None:
-    assert malloc_finding("malloc", MALLOC_ENVIRONMENT).status == "ok"
-    finding = malloc_finding("malloc", {"MALLOC_ARENA_MAX": "1"})
-    assert finding.status == "warn"
-    assert "MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824" in finding.remedy
-    assert "ARENA" not in finding.remedy
-
-
-def write(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, encoding="ascii")
-    return root
-
-
-def test_control_groups_of_the_second_version(tmp_path: Path) -> None:
-    root = write(
-        tmp_path,
-        {
-            "proc/self/cgroup": "0::/a/b\n",
-            "sys/fs/cgroup/a/b/memory.max": "max\n",
-            "sys/fs/cgroup/a/memory.max": "1073741824\n",
-            "sys/fs/cgroup/a/b/cpu.max": "150000 100000\n",
-            "sys/fs/cgroup/a/cpu.max": "max 100000\n",
-        },
-    )
-    assert memory_limit(root) == GIB
-    assert cpu_limit(root) == 1.5
-
-
-def test_control_groups_of_the_first_version(tmp_path: Path) -> None:
-    root = write(
-        tmp_path,
-        {
-            "proc/self/cgroup": "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n",
-            # in the container the path is another one: the top folder is what there is
-            "sys/fs/cgroup/memory/memory.limit_in_bytes": "536870912\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-        },
-    )
-    assert memory_limit(root) == GIB // 2
-    assert cpu_limit(root) is None
-    write(tmp_path, {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"})
-    write(tmp_path, {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n"})
-    assert memory_limit(root) is None
-    assert cpu_limit(root) == 0.5
-
-
-def test_no_control_groups(tmp_path: Path) -> None:
-    assert memory_limit(tmp_path) is None
-    assert cpu_limit(tmp_path) is None
-    total, available = available_memory()
-    assert 0 < available <= total
-
-
-def test_a_limit_that_the_kernel_sets() -> None:
-    """A process in a group of 512 MiB sees that limit."""
-    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-    top, file = (first, "memory.limit_in_bytes") if first.is_dir() else (second, "memory.max")
-    group = top / f"raymaml-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError:
-        pytest.skip("making a control group needs root, and a container that allows it")
-    code = (
-        "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(str(os.getpid()));"
-        "from raymaml.doctor.limits import memory_limit; print(memory_limit())"
-    )
-    try:
-        if not (group / file).exists():
-            pytest.skip("control groups here do not limit memory")
-        (group / file).write_text(str(512 << 20))
-        command = [sys.executable, "-c", code, str(group / "cgroup.procs")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout == f"{512 << 20}\n"
-    finally:
-        group.rmdir()
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_the_limit_of_a_container(name: str, tmp_path: Path) -> None:
+    assert memory_limit(tmp_path) == math.inf
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    for text, limit in (("max\n", math.inf), ("1073741824\n", GIB)):
+        (tmp_path / name).write_text(text, encoding="ascii")
+        assert memory_limit(tmp_path) == limit
