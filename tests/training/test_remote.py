@@ -104,52 +104,38 @@ def test_a_campaign_that_lost_its_lease_ends(
     assert not (campaign.folder / "summary.json").exists()
 
 
-def test_a_run_goes_on_from_the_checkpoint_at_the_uri(
+def test_a_run_goes_on_from_the_last_whole_checkpoint_at_the_uri(
     make_config: MakeConfig, remote: MakeConfig
 ) -> None:
-    here = make_config("here")
+    here, there = make_config("here"), remote()
     train_locally(here, silent)
     train_locally(remote("outer.num_steps=3"), silent)
-    there = remote()
+    (checkpoint_path(there.run_folder, 4) / "params.pt").write_bytes(b"half")
+    assert max(list_steps(there.run_folder)) == 3
     assert train_locally(there, silent)
     assert max(list_steps(there.run_folder)) == 6
     expected, found = weights(here.run_folder), weights(there.run_folder)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_a_checkpoint_that_was_not_written_to_its_end_counts_for_nothing(
-    remote: MakeConfig,
+def test_the_copy_is_made_once_of_whole_data_and_shared(
+    remote: MakeConfig, s3: Place, tmp_path: Path
 ) -> None:
-    config = remote("outer.num_steps=3")
-    train_locally(config, silent)
-    torn = checkpoint_path(config.run_folder, 4)
-    (torn / "params.pt").write_bytes(b"half")
-    assert 4 not in list_steps(config.run_folder)
-    assert train_locally(remote("outer.validate_every=2"), silent)
-    assert max(list_steps(config.run_folder)) == 6
-
-
-def test_the_copy_is_made_once_and_shared(remote: MakeConfig, tmp_path: Path) -> None:
     config = remote()
-    bank = ImageBank.open(config.data.bank, config.data.cache)
+    place, cache = config.data.bank, config.data.cache
+    bank = ImageBank.open(place, cache)
     assert bank.folder.parent == tmp_path / "cache"
-    (config.data.bank / "images.arrow").unlink()
-    again = ImageBank.open(config.data.bank, config.data.cache)
-    assert again.folder == bank.folder
-    assert again.hash == bank.hash
-
-
-def test_pixels_that_are_not_those_of_the_header_are_not_kept(
-    remote: MakeConfig, tmp_path: Path
-) -> None:
-    config = remote()
-    pixels = config.data.bank / "images.arrow"
+    pixels = place / "images.arrow"
     content = bytearray(pixels.read_bytes())
     content[len(content) // 2] ^= 1
     pixels.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=rf"^{config.data.bank}/images.arrow: is altered"):
-        ImageBank.open(config.data.bank, tmp_path / "new")
+    with pytest.raises(UserError, match=rf"^{pixels}: is altered"):
+        ImageBank.open(place, tmp_path / "new")
     assert not [path for path in (tmp_path / "new").iterdir() if path.is_dir()]
+    pixels.unlink()
+    assert ImageBank.open(place, cache).folder == bank.folder
+    with pytest.raises(UserError, match=rf"^{s3}/none/bank.json: does not exist"):
+        ImageBank.open(s3 / "none", cache)
 
 
 def test_a_shard_that_is_not_the_manifest_s_is_named_by_its_uri(remote: MakeConfig) -> None:
@@ -157,18 +143,11 @@ def test_a_shard_that_is_not_the_manifest_s_is_named_by_its_uri(remote: MakeConf
     folder = config.data.shards / "val"
     shard = folder / "shard-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:-8])
-    cache = config.data.cache / "other"
     with pytest.raises(UserError, match=rf"^{shard}: is truncated or altered"):
-        EpisodeShards.open(folder, cache)
+        EpisodeShards.open(folder, config.data.cache / "other")
     shard.unlink()
     with pytest.raises(UserError, match=rf"^{folder}: lacks a file that its manifest.json names"):
-        EpisodeShards.open(folder, cache)
-
-
-def test_what_is_not_there_is_named_by_its_uri(remote: MakeConfig, s3: Place) -> None:
-    config = remote()
-    with pytest.raises(UserError, match=rf"^{s3}/none/bank.json: does not exist"):
-        ImageBank.open(s3 / "none", config.data.cache)
+        EpisodeShards.open(folder, config.data.cache / "other")
 
 
 def test_an_import_writes_to_the_uri_and_keeps_what_is_there(remote: MakeConfig, s3: Place) -> None:
