@@ -57,20 +57,21 @@ class Chaos:
     def __init__(self, folder: Path, seed: int, victims: dict[str, int]) -> None:
         self.folder, self.victims = folder, victims
         self.kills: list[Kill] = []
-        self.log = folder / "commands.txt"
+        self.commands: list[Command] = []
         self._random = random.Random(seed)
         self._started = time.monotonic()
-        self._nodes = Nodes(folder / "r")
+        self._nodes = Nodes(folder / "r", 1, 1, 1)
 
     def run(self, job: Job, verb: str, most: int) -> None:
         """Run a command until it is done, through as many kills as come its way, up to ``most``."""
         limit = len(self.kills) + most
         while True:
-            command = Command(self._nodes, job.command(verb), self.log)
+            command = self._nodes.command(*job.command(verb))
+            self.commands.append(command)
             while command.running and len(self.kills) < limit:
                 if self._moment(command, job, verb):
                     self._strike(command, job, verb)
-            code = command.wait()
+            code = command.finish()
             if code == 0:
                 self._outcome("went on to the end")
                 return
@@ -88,7 +89,7 @@ class Chaos:
                 if not command.running or job.progress(verb) != before:
                     break
             else:
-                raise StuckError(f"{verb} {job.name} stands at {before}; see {self.log}")
+                raise StuckError(f"{verb} {job.name} stands at {before}: {command.errors}")
             if command.running:
                 self._outcome("went on by itself")
         for _ in moments(self._random.uniform(0, 5)):
@@ -104,7 +105,8 @@ class Chaos:
             self._nodes.kill_head()
             who = "head and all nodes"
         elif victim == "node":
-            who = self._nodes.kill_node(choice)
+            self._nodes.kill_node(choice)
+            who = "node"
         else:
             found = find(self._nodes, victim) if victim != "driver" else []
             if found:
@@ -118,10 +120,10 @@ class Chaos:
         number, seconds = len(self.kills) + 1, time.monotonic() - self._started
         self.kills.append(Kill(number, seconds, f"{verb} {job.name}", who, progress))
         if victim == "node":
-            self._nodes.add()
+            self._nodes.join()
         if victim == "head":
             began = time.monotonic()
-            code = command.wait()
+            code = command.finish()
             took = time.monotonic() - began
             self._outcome(f"ended with {code} after {took:.0f} s; run again")
             self._nodes.restart()
@@ -171,8 +173,8 @@ def main() -> int:
         problems.append(str(error))
     finally:
         chaos.close()
-    if "Traceback" in chaos.log.read_text(encoding="utf-8", errors="replace"):
-        problems.append(f"a command printed a traceback: {chaos.log}")
+    said = [command.errors for command in chaos.commands]
+    problems += [f"a command printed a traceback: {text}" for text in said if "Traceback" in text]
     report(chaos, rounds, problems, weights_of(lone)[1])
     return 1 if problems else 0
 

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_cluster import Command
+from helpers_cluster import assert_same_bits
+from machinery import Command
 from torch import Tensor
 
 from raymaml.cluster.own_ray import set_where_unset
 from raymaml.cluster.runtime import environment
-from raymaml.config.schema import ClusterConfig
+from raymaml.config.schema import ClusterConfig, Config
 from raymaml.training.checkpoint import find_checkpoint
+from raymaml.training.worker import train_locally
 
 FAULTS = Path(__file__).resolve().parents[1] / "faults"
 Weights = Callable[[Path], dict[str, Tensor]]
@@ -72,6 +74,29 @@ def weights() -> Weights:
         return tensors
 
     return read
+
+
+@pytest.fixture(scope="session")
+def trained_alone() -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """The weights of runs that were not disturbed, by their overrides."""
+    return {}
+
+
+@pytest.fixture
+def same_as_alone(make_config, weights: Weights, trained_alone) -> Callable[..., None]:
+    """``same_as_alone(config, "key.path=value", ...)`` compares the bits of weights.
+
+    A run must end in those of one process without Ray, undisturbed, that is given the overrides.
+    """
+
+    def compare(config: Config, *overrides: str) -> None:
+        if overrides not in trained_alone:
+            lone = make_config("lone", *overrides)
+            assert train_locally(lone, lambda _line: None)
+            trained_alone[overrides] = weights(lone.run_folder)
+        assert_same_bits(weights(config.run_folder), trained_alone[overrides])
+
+    return compare
 
 
 @pytest.fixture

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import torch
-from machinery import title
+from machinery import Command, kill_with_children, start_node, title, wait_until
 from torch import Tensor
 
 from raymaml.training.metrics import METRICS_FILE, read_metrics
+
+__all__ = ["Command", "kill_with_children", "start_node", "wait_until"]
 
 RATE = r"\d+\.\d episodes/s  (\d+h\d\dm|\d+m\d\ds) left"
 """How every progress line ends, as a regular expression."""
@@ -36,14 +33,6 @@ SETTINGS = (
     " meta-gradient by unrolled (auto)"
 )
 """How the first line of a run of the tiny config ends, on CPU."""
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
-    """Look again and again; fail after a generous while."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"after {seconds} s: still not {what}"
-        time.sleep(0.1)
 
 
 def not_of_training(lines: Iterable[str]) -> list[str]:
@@ -75,117 +64,15 @@ def pids(name: str) -> list[int]:
     return [process.pid for process in found if title(process).startswith(f"ray::{name}")]
 
 
-class Command:
-    """``python -m raymaml ...`` with a session of its own, as a terminal gives each command."""
+@contextmanager
+def at_step(folder: Path, step: int, action: Callable[[], None]) -> Iterator[None]:
+    """During the block, act once the run in ``folder`` has come to a step."""
 
-    def __init__(
-        self, folder: Path, environment: Mapping[str, str], *arguments: str, cwd: Path
-    ) -> None:
-        self.orphans: list[psutil.Process] = []
-        self._files = (folder / "stdout.txt", folder / "stderr.txt")
-        with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "raymaml", *arguments],
-                cwd=cwd,
-                env=dict(environment),
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
+    def act() -> None:
+        wait_until(lambda: trained_steps(folder) >= step, f"at step {step}")
+        action()
 
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait for a condition that must come true before the command ends."""
-        wait_until(lambda: condition() or self.process.poll() is not None, what)
-        assert self.process.poll() is None, f"ended before it was {what}: {self.errors}"
-
-    def interrupt(self) -> None:
-        """Press Ctrl-C: the signal goes to every process of the terminal."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def terminate(self) -> None:
-        """Send SIGTERM to the process itself, as `kill`, Kubernetes and Slurm do."""
-        self.process.terminate()
-
-    def kill(self) -> None:
-        """End the process itself at once; what it started is left to itself."""
-        self.orphans = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.kill()
-        self.process.wait()
-
-    def clean_up(self) -> None:
-        """End all that is left of it."""
-        if self.process.poll() is None:
-            self.kill()
-        kill_all(self.orphans)
-
-    def finish(self) -> int:
-        """Wait for the end and return the exit code."""
-        return self.process.wait(timeout=300)
-
-    @property
-    def lines(self) -> list[str]:
-        """What it has written to stdout."""
-        return self._files[0].read_text(encoding="utf-8").splitlines()
-
-    @property
-    def errors(self) -> str:
-        """What it has written to stderr."""
-        return self._files[1].read_text(encoding="utf-8")
-
-
-def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """Kill those of the processes that live."""
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def kill_with_children(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all that it started, and nothing else."""
-    if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        kill_all(children)
-    process.wait()
-
-
-def start_node(
-    output: Path,
-    environment: Mapping[str, str],
-    *options: str,
-    python: Path | str = sys.executable,
-    within: Sequence[str] = (),
-) -> subprocess.Popen[bytes]:
-    """Start a node of a Ray cluster, a process with children, and wait until it runs.
-
-    ``within`` is a command that runs another, and comes before it.
-    """
-    # The agent, which starts jobs, has a fixed port by default: only one node could have it.
-    (agent_port,) = free_ports(1)
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [
-                *(*within, str(python), "-m", "ray.scripts.scripts", "start", "--block"),
-                *("--node-ip-address=127.0.0.1", "--disable-usage-stats"),
-                f"--dashboard-agent-listen-port={agent_port}",
-                *options,
-            ],
-            env=dict(environment),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    wait_until(
-        lambda: "Ray runtime started" in output.read_text() or process.poll() is not None,
-        "started",
-    )
-    assert process.poll() is None, output.read_text()
-    return process
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    thread = Thread(target=act, daemon=True)
+    thread.start()
+    yield
+    thread.join()

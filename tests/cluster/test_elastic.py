@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -12,65 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_cluster import (
-    assert_same_bits,
-    free_ports,
-    kill_with_children,
-    start_node,
-    trained_steps,
-)
+from helpers_cluster import trained_steps
+from machinery import Nodes, kill_with_children
 
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.metrics import METRICS_FILE, read_metrics
-from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).resolve().parents[2]
 READER = Path(__file__).with_name("read_apart.py")
 CREW = re.compile(r".*: (\d+) (CPU worker\(s\) of|worker\(s\) from outer step)")
 
 
-class Nodes:
-    """A head without CPUs, where drivers run, and nodes that join it and leave it."""
-
-    def __init__(self, folder: Path, short_folder: Path) -> None:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        programs = Path(sys.executable).parent
-        self.environment = {
-            **inherited,
-            "HOME": str(folder),
-            "PATH": f"{programs}:{inherited['PATH']}",
-            "RAY_AUTH_MODE": "disabled",
-            "PYTHONPATH": str(ROOT),
-        }
-        self._folder = folder
-        self._started: list[subprocess.Popen[bytes]] = []
-        port, dashboard_port = free_ports(2)
-        self.address = f"127.0.0.1:{port}"
-        options = (f"--port={port}", f"--dashboard-port={dashboard_port}")
-        self._start("--head", "--num-cpus=0", *options, f"--temp-dir={short_folder / 'nodes'}")
-
-    def join(self, *, cpus: int = 1, gpus: int = 0) -> subprocess.Popen[bytes]:
-        """Add a node; its GPUs are in name only."""
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
-
-    def _start(self, *options: str) -> subprocess.Popen[bytes]:
-        output = self._folder / f"node-{len(self._started)}.txt"
-        memory = "--object-store-memory=100000000"
-        self._started.append(start_node(output, self.environment, memory, *options))
-        return self._started[-1]
-
-    def end(self) -> None:
-        for process in reversed(self._started):
-            kill_with_children(process)
-
-
 @pytest.fixture
-def nodes(tmp_path_factory, short_folder) -> Iterator[Nodes]:
-    cluster = Nodes(tmp_path_factory.mktemp("nodes"), short_folder)
+def nodes(short_folder: Path) -> Iterator[Nodes]:
+    """A head without CPUs, where drivers run; nodes join it and leave it."""
+    cluster = Nodes(short_folder / "elastic", 0)
     yield cluster
-    cluster.end()
+    cluster.close()
 
 
 def workers_now(folder: Path) -> int:
@@ -80,7 +38,7 @@ def workers_now(folder: Path) -> int:
 
 
 def test_one_then_three_then_two_workers_end_in_the_bits_of_a_lone_process(
-    nodes, tmp_path, make_config, weights, start
+    nodes, tmp_path, make_config, same_as_alone
 ):
     """Two nodes join; one is told to go (SIGTERM, as from Kubernetes), one dies; then SIGTERM."""
     steps = ("outer.validate_every=100", "outer.checkpoint_every=5")
@@ -89,12 +47,7 @@ def test_one_then_three_then_two_workers_end_in_the_bits_of_a_lone_process(
     folder = config.run_folder
     nodes.join()
 
-    command = start(
-        *("train", str(tmp_path / "run/config.yaml")),
-        cwd=ROOT,
-        RAY_ADDRESS=nodes.address,
-        RAY_AUTH_MODE="disabled",
-    )
+    command = nodes.command("train", str(tmp_path / "run/config.yaml"))
     command.wait_until(lambda: workers_now(folder) == 1, "one worker")
     told, killed = nodes.join(), nodes.join()
     command.wait_until(lambda: workers_now(folder) == 3, "three workers")
@@ -114,9 +67,7 @@ def test_one_then_three_then_two_workers_end_in_the_bits_of_a_lone_process(
         f": stopped before outer step {stopped_at} of 100000, and"
         " saved; run the same command to go on"
     )
-    lone = make_config("run", "name=lone", *steps, f"outer.num_steps={stopped_at}")
-    assert train_locally(lone, lambda _line: None)
-    assert_same_bits(weights(folder), weights(lone.run_folder))
+    same_as_alone(config, *steps, f"outer.num_steps={stopped_at}")
 
 
 def test_readers_keep_away_from_the_learners_node_while_there_is_another(

@@ -10,10 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers_cluster import assert_same_bits
 
 from raymaml.cluster import internals
-from raymaml.training.worker import train_locally
 
 WITHOUT = """
 import importlib, sys
@@ -85,9 +83,7 @@ def test_a_name_that_is_gone_and_a_module_that_is_gone_are_nothing() -> None:
 
 
 @pytest.mark.ray
-def test_a_run_without_them_ends_in_the_same_bits(tmp_path, make_config, weights, start):
-    lone = make_config("run", "name=lone")
-    assert train_locally(lone, lambda _line: None)
+def test_a_run_without_them_ends_in_the_same_bits(tmp_path, make_config, same_as_alone, start):
     config = make_config("run", "name=without", "cluster.num_workers=2")
     (tmp_path / "sitecustomize.py").write_text(WITHOUT, encoding="utf-8")
     root = Path(__file__).resolve().parents[2]
@@ -103,4 +99,4 @@ def test_a_run_without_them_ends_in_the_same_bits(tmp_path, make_config, weights
     command = start("train", str(tmp_path / "run/config.yaml"), PYTHONPATH=path)
 
     assert command.finish() == 0, command.errors
-    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+    same_as_alone(config)

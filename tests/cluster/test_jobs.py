@@ -13,72 +13,50 @@ import threading
 import venv
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 from helpers_cluster import (
     SETTINGS,
-    assert_same_bits,
-    free_ports,
-    kill_with_children,
     not_of_training,
-    start_node,
     trained_steps,
     wait_until,
 )
+from machinery import ROOT, Nodes
 
 from raymaml.training.checkpoint import list_steps
-from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).resolve().parents[2]
 SENT = {"raymaml", "configs", "launch", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"}
 """What a job needs of the code."""
 
 
-@dataclass(frozen=True)
-class Head:
-    """A cluster of one node that asks for a token, and the shell of somebody who has it."""
-
-    address: str
-    dashboard: str
-    session: Path
-    environment: dict[str, str]
-
-
 @pytest.fixture(scope="module")
-def head(tmp_path_factory, short_folder) -> Iterator[Head]:
+def head(tmp_path_factory, short_folder) -> Iterator[Nodes]:
+    """A cluster of one node that asks for a token, and the shell of somebody who has it."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    programs = f"{Path(sys.executable).parent}:{inherited['PATH']}"
-    environment = {**inherited, "HOME": str(home), "PATH": programs}
+    environment = {
+        **inherited,
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:{inherited['PATH']}",
+        "PIP_NO_INDEX": "1",  # a node that has all dependencies needs no registry
+    }
     environment.pop("PYTHONPATH", None)  # jobs bring their code along
-    port, dashboard_port = free_ports(2)
-    process = start_node(
-        home / "head.txt",
-        {**environment, "PIP_NO_INDEX": "1"},  # a node that has all dependencies needs no registry
-        *("--head", f"--port={port}", "--num-cpus=2"),
-        *(f"--dashboard-port={dashboard_port}", f"--temp-dir={short_folder / 'head'}"),
-        python=thin_python(home / "python"),
-    )
-    try:
-        session = (short_folder / "head/session_latest").resolve()
-        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", session, environment)
-    finally:
-        kill_with_children(process)
+    python = thin_python(home / "python")
+    cluster = Nodes(short_folder / "head", 2, environment=environment, python=python)
+    yield cluster
+    cluster.close()
 
 
 def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_process(
-    head, tmp_path, make_config, weights
+    head, short_folder, tmp_path, make_config, same_as_alone
 ):
     steps = ("outer.num_steps=150", "outer.validate_every=75")
-    lone = make_config("run", "name=lone", *steps)
-    assert train_locally(lone, lambda _line: None)
     config = make_config("run", "name=job", "cluster.num_workers=2", *steps)
     folder = config.run_folder
     code = copy_of_the_code(tmp_path / "code")
@@ -100,21 +78,20 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_pr
     assert lines[0] == f"{folder}: 2 CPU {SETTINGS}"
     assert lines[-1].startswith(f"{folder}: done; best validation accuracy ")
     assert not_of_training(lines[1:-1]) == []
-    assert_same_bits(weights(folder), weights(lone.run_folder))
+    same_as_alone(config, *steps)
 
-    (installed,) = head.session.glob("runtime_resources/pip/*/virtualenv/bin/raymaml")
+    session = (short_folder / "head/ray/session_latest").resolve()
+    (installed,) = session.glob("runtime_resources/pip/*/virtualenv/bin/raymaml")
     assert os.access(installed, os.X_OK)
-    packages = head.session.glob("runtime_resources/working_dir_files/_ray_pkg_*")
+    packages = session.glob("runtime_resources/working_dir_files/_ray_pkg_*")
     (sent,) = [path for path in packages if path.is_dir()]  # beside its archive
     assert {path.name for path in sent.iterdir()} - {"build", "raymaml.egg-info"} == SENT
     assert (sent / "raymaml/data/bank.py").is_file()
 
 
 def test_a_command_joins_the_cluster_that_ray_address_names(
-    head, tmp_path, make_config, weights, start
+    head, tmp_path, make_config, same_as_alone, start
 ):
-    lone = make_config("run", "name=lone")
-    assert train_locally(lone, lambda _line: None)
     config = make_config("run", "name=joined")
 
     command = start(
@@ -127,14 +104,14 @@ def test_a_command_joins_the_cluster_that_ray_address_names(
     assert command.finish() == 0, command.errors
     assert command.errors == ""
     assert command.lines[0] == f"{config.run_folder}: 1 CPU {SETTINGS}"
-    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+    same_as_alone(config)
 
 
 @pytest.mark.fault("job killed")
-def test_a_killed_job_goes_on_when_it_is_submitted_again(head, tmp_path, make_config, weights):
+def test_a_killed_job_goes_on_when_it_is_submitted_again(
+    head, tmp_path, make_config, same_as_alone
+):
     steps = ("outer.num_steps=100", "outer.validate_every=10")
-    lone = make_config("run", "name=lone", *steps)
-    assert train_locally(lone, lambda _line: None)
     config = make_config("run", "name=job", *steps)
     code = copy_of_the_code(tmp_path / "code")
     arguments = ("train", str(tmp_path / "run/config.yaml"))
@@ -158,7 +135,7 @@ def test_a_killed_job_goes_on_when_it_is_submitted_again(head, tmp_path, make_co
     assert len(killed_at) == 1
     assert killed_at[0] < 100
     assert submit(code, head, *arguments).returncode == 0
-    assert_same_bits(weights(config.run_folder), weights(lone.run_folder))
+    same_as_alone(config, *steps)
 
 
 def of_the_job(output: str, folder: Path) -> list[str]:
@@ -169,7 +146,7 @@ def of_the_job(output: str, folder: Path) -> list[str]:
 
 
 def submit(
-    code: Path, head: Head, *arguments: str, options: str = ""
+    code: Path, head: Nodes, *arguments: str, options: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Submit a command and wait for its end; a head that has only just started takes no job yet."""
     jobs: list[subprocess.CompletedProcess[str]] = []

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers_cluster import SETTINGS, kill_all, not_of_training, trained_steps, wait_until
+from helpers_cluster import SETTINGS, not_of_training, trained_steps, wait_until
+from machinery import kill
 
 from raymaml.cluster import own_ray as module
 from raymaml.cluster.own_ray import has_token, own_ray
@@ -313,4 +314,4 @@ def test_signals_and_kills_end_ray_with_the_driver(tmp_path, make_config, start,
     assert command.finish() == 143  # Ray may end the driver before it can say where it stopped
     last = [*command.lines, *command.errors.splitlines()][-1]
     assert re.fullmatch(r".*(saved|kept)[;:] run the same command to go on", last)
-    kill_all(killed)
+    kill(killed)

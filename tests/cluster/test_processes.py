@@ -10,7 +10,6 @@ import pytest
 from helpers_cluster import (
     SETTINGS,
     Command,
-    assert_same_bits,
     not_of_training,
     trained_steps,
     wait_until,
@@ -18,7 +17,6 @@ from helpers_cluster import (
 from machinery import title
 
 from raymaml.training.checkpoint import list_steps
-from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
 
@@ -28,10 +26,8 @@ STEPS = ("outer.num_steps=150", "outer.validate_every=25")
 @pytest.mark.fault("driver killed")
 @pytest.mark.fault("driver interrupted")
 def test_an_interrupted_then_killed_run_ends_in_the_bits_of_an_undisturbed_one(
-    tmp_path, make_config, weights, start
+    tmp_path, make_config, same_as_alone, start
 ):
-    lone = make_config("run", "name=lone", *STEPS)
-    assert train_locally(lone, lambda _line: None)
     config = make_config("run", "name=disturbed", *STEPS)
     folder = config.run_folder
     command = ("train", str(tmp_path / "run/config.yaml"))
@@ -64,7 +60,7 @@ def test_an_interrupted_then_killed_run_ends_in_the_bits_of_an_undisturbed_one(
         first=f"{folder}: 1 CPU {SETTINGS}",
         last=re.compile(f"{re.escape(str(folder))}: done; {best}"),
     )
-    assert_same_bits(weights(folder), weights(lone.run_folder))
+    same_as_alone(config, *STEPS)
 
 
 @pytest.mark.fault("cluster absent")

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers_cluster import SETTINGS, assert_same_bits, kill_all, trained_steps, wait_until
+from helpers_cluster import SETTINGS, trained_steps, wait_until
+from machinery import ROOT, kill
 
 from raymaml.training.checkpoint import list_steps
-from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).resolve().parents[2]
 SRUN = """\
 #!/usr/bin/env bash
 for ((SLURM_PROCID = 0; SLURM_PROCID < SLURM_NNODES; SLURM_PROCID++)); do
@@ -73,7 +72,7 @@ def script(tmp_path: Path) -> Iterator[Script]:
 
 def end_job(home: Path) -> None:
     """End what is left of a job, as Slurm does."""
-    kill_all([each for each in psutil.process_iter() if environ(each).get("HOME") == str(home)])
+    kill([each for each in psutil.process_iter() if environ(each).get("HOME") == str(home)])
 
 
 def environ(process: psutil.Process) -> dict[str, str]:
@@ -84,11 +83,9 @@ def environ(process: psutil.Process) -> dict[str, str]:
 
 
 def test_a_job_that_is_out_of_time_saves_is_queued_again_and_goes_on(
-    script: Script, tmp_path, make_config, weights
+    script: Script, tmp_path, make_config, same_as_alone
 ):
     steps = ("outer.num_steps=150", "outer.validate_every=75")
-    lone = make_config("run", "name=lone", *steps)
-    assert train_locally(lone, lambda _line: None)
     config = make_config("run", "name=job", "cluster.num_workers=2", *steps)
     folder = config.run_folder
     command = ("train", str(tmp_path / "run/config.yaml"))
@@ -108,4 +105,4 @@ def test_a_job_that_is_out_of_time_saves_is_queued_again_and_goes_on(
     assert second.wait(timeout=300) == 0, output.read_text()
     assert output.read_text().count(f"{folder}: 2 CPU {SETTINGS}\n") == 2
     assert asked.read_text().count("requeue") == 1
-    assert_same_bits(weights(folder), weights(lone.run_folder))
+    same_as_alone(config, *steps)

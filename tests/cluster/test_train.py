@@ -1,16 +1,13 @@
-"""Ray Train: the same bits as a lone process, whatever the workers and whatever befalls them."""
+"""Ray Train: the same bits as a lone process, for any number of workers; errors of users."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import threading
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers_cluster import assert_same_bits, attempts, pids, trained_steps, wait_until
+from helpers_cluster import attempts, trained_steps
 
 from raymaml.cluster.train import train_on_cluster
 from raymaml.cluster.trainer import RAY_SNAPSHOT
@@ -49,63 +46,15 @@ CHUNKS = ("inner.gradient=mixed_mode", "cluster.episodes_per_chunk=2")
     ],
 )
 def test_workers_end_in_the_bits_of_a_lone_process(
-    cluster, make_config, weights, num_workers, options
+    cluster, make_config, same_as_alone, num_workers, options
 ):
     # 7 steps of 4 are 28 of 24 episodes: the stream goes round again in the last step
     steps = ("outer.num_steps=7", f"cluster.num_workers={num_workers}", *options)
-    lone = make_config("run", "name=lone", *steps)
     together = make_config("run", "name=together", *steps)
-    assert train_locally(lone, quiet)
 
     assert train_on_cluster(together, quiet)
 
-    assert_same_bits(weights(together.run_folder), weights(lone.run_folder))
-
-
-@pytest.mark.fault("worker killed")
-def test_a_killed_worker_is_replaced_and_the_bits_stay(cluster, make_config, weights):
-    steps = ("outer.num_steps=120", "outer.validate_every=10", "cluster.num_workers=2")
-    lone = make_config("run", "name=lone", *steps)
-    killed = make_config("run", "name=killed", *steps)
-    assert train_locally(lone, quiet)
-    killed_at: list[int] = []
-
-    def kill_one() -> None:
-        wait_until(lambda: trained_steps(killed.run_folder) >= 15, "at step 15")
-        os.kill(pids("RayTrainWorker")[-1], signal.SIGKILL)
-        killed_at.append(trained_steps(killed.run_folder))
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    assert train_on_cluster(killed, quiet)
-    killer.join()
-
-    assert 15 <= killed_at[0] < 120
-    assert attempts(killed.run_folder) == 2
-    assert_same_bits(weights(killed.run_folder), weights(lone.run_folder))
-
-
-def test_a_worker_that_is_told_to_go_has_the_run_saved_first(cluster, make_config, weights):
-    """No step is done twice, and it is no failure: none is allowed here."""
-    steps = ("outer.num_steps=120", "outer.validate_every=60", "cluster.max_failures=0")
-    lone = make_config("run", "name=lone", *steps)
-    told = make_config("run", "name=told", *steps, "cluster.num_workers=2")
-    assert train_locally(lone, quiet)
-    lines: list[str] = []
-
-    def tell_one() -> None:
-        wait_until(lambda: trained_steps(told.run_folder) >= 15, "at step 15")
-        os.kill(pids("RayTrainWorker")[-1], signal.SIGTERM)
-
-    teller = threading.Thread(target=tell_one)
-    teller.start()
-    assert train_on_cluster(told, lines.append)
-    teller.join()
-
-    assert attempts(told.run_folder) == 2
-    steps_done = [line.split()[1] for line in lines if "  loss " in line and "valid" not in line]
-    assert len(steps_done) == len(set(steps_done)) == 120
-    assert_same_bits(weights(told.run_folder), weights(lone.run_folder))
+    same_as_alone(together, *steps)
 
 
 def test_a_cluster_without_room_is_one_message(cluster, make_config):
@@ -128,18 +77,16 @@ def test_a_cluster_without_room_is_one_message(cluster, make_config):
 
 @pytest.mark.fault("checkpoint torn")
 def test_a_torn_ray_snapshot_does_not_matter_and_a_finished_run_stays_as_it_is(
-    cluster, make_config, weights
+    cluster, make_config, same_as_alone
 ):
-    lone = make_config("run", "name=lone")
     half = make_config("run", "name=resumed", "outer.num_steps=3")
     whole = make_config("run", "name=resumed")
-    assert train_locally(lone, quiet)
     assert train_locally(half, quiet)
     (half.run_folder / RAY_SNAPSHOT).write_text('{"ray_version": "2.6')
 
     assert train_on_cluster(whole, quiet)  # steps 3, 4, 5
 
-    assert_same_bits(weights(whole.run_folder), weights(lone.run_folder))
+    same_as_alone(whole)
 
     lines: list[str] = []
     before = contents(whole.run_folder)
