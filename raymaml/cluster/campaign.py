@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,7 +18,7 @@ from raymaml.cluster.explain import cluster_failed
 from raymaml.cluster.gauges import CAMPAIGN, Gauges
 from raymaml.cluster.runtime import call_in_thread, connected
 from raymaml.cluster.workers import slots_of_cluster
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, last_line
 from raymaml.common.logs import is_verbose
 from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import ClusterConfig
@@ -46,18 +45,16 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
     if campaign.missing():
         campaign.verify_images()
         with campaign.sole_judge() as require_held:
-            if chunks := campaign.missing():  # another process may have judged them meanwhile
-                _judge(campaign, chunks, plan, cluster, echo, require_held=require_held)
+            if campaign.missing():  # another process may have judged them meanwhile
+                _judge(campaign, plan, cluster, echo, require_held)
     return campaign.report()
 
 
 def _judge(
     campaign: Campaign,
-    chunks: list[Chunk],
     plan: Plan,
     cluster: ClusterConfig,
     echo: Echo,
-    *,
     require_held: Callable[[], None],
 ) -> None:
     with scratch_folder(campaign.folder) as scratch, connected(cluster):
@@ -67,31 +64,27 @@ def _judge(
         device = torch.device("cuda" if use_gpu else "cpu")
         for line in (*reasons(campaign), campaign.settings_line(slots, device)):
             echo(line)
-        trials = _Trials(
-            chunks=chunks,
-            slots=slots,
-            use_gpu=use_gpu,
-            scratch=scratch,
-            require_held=require_held,
-        )
+        problems: list[str] = []
         with (
             on_interrupt(lambda: request_stop(scratch), cluster.grace_seconds),
             campaign.progress(echo, Gauges(CAMPAIGN, campaign.name, tags=("arm",))) as progress,
         ):
-            _run_trials(campaign, trials, plan, cluster, progress)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Trials:
-    """What Tune is to run, and where."""
-
-    chunks: list[Chunk]
-    slots: int
-    """Trials at once, at most."""
-    use_gpu: bool
-    scratch: Path
-    require_held: Callable[[], None]
-    """Raises where another process has taken over."""
+            tuner = tune.Tuner(
+                _trial(plan, cluster, use_gpu),
+                param_space={
+                    "chunk": tune.grid_search([dict(vars(each)) for each in campaign.missing()])
+                },
+                tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=slots),
+                run_config=tune.RunConfig(
+                    name="trials",
+                    storage_path=str(scratch),
+                    verbose=int(is_verbose()),
+                    callbacks=[_CountTrials(progress, require_held, problems)],
+                    stop=StopAtProblems(problems, lambda: stop_requested(scratch)),
+                    failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+                ),
+            )
+            _run(tuner, campaign.folder, scratch, problems)
 
 
 @contextlib.contextmanager
@@ -110,48 +103,40 @@ def scratch_folder(folder: Place) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _run_trials(
-    campaign: Campaign, trials: _Trials, plan: Plan, cluster: ClusterConfig, progress: Progress
-) -> None:
+def _trial(plan: Plan, cluster: ClusterConfig, use_gpu: bool) -> Any:
+    """Return what Tune runs as a trial, with the resources that it takes."""
     trial = tune.with_parameters(
         _judge_chunk,
         plan=plan,
         key=uuid4().hex,
         cluster=cluster,
         directory=str(Path.cwd()),
-        use_gpu=trials.use_gpu,
+        use_gpu=use_gpu,
     )
-    resources: dict[str, float] = {"GPU": 1, "CPU": 1} if trials.use_gpu else {"CPU": 1}
-    problems: list[str] = []
-    tuner = tune.Tuner(
-        tune.with_resources(trial, resources),
-        param_space={"chunk": tune.grid_search([dict(vars(chunk)) for chunk in trials.chunks])},
-        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=trials.slots),
-        run_config=tune.RunConfig(
-            name="trials",
-            storage_path=str(trials.scratch),
-            verbose=int(is_verbose()),
-            callbacks=[_CountTrials(progress, trials.require_held, problems)],
-            stop=StopAtProblems(problems, lambda: stop_requested(trials.scratch)),
-            failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
-        ),
-    )
+    return tune.with_resources(trial, {"CPU": 1, "GPU": int(use_gpu)})
+
+
+def _run(tuner: tune.Tuner, folder: Place, scratch: Path, problems: list[str]) -> None:
+    """Run all trials.
+
+    Raises:
+        UserError: a trial reported problems or failed too often, or the cluster failed.
+    """
     try:
         results = call_in_thread(tuner.fit)
     except Exception as error:
-        if stop_requested(trials.scratch):  # the signal may have ended the cluster as well
+        if stop_requested(scratch):  # the signal may have ended the cluster as well
             raise stopped() from error
-        raise cluster_failed(error, campaign.folder, "every finished chunk") from error
+        raise cluster_failed(error, folder, "every finished chunk") from error
     if problems:
         raise UserError(*problems)
-    if stop_requested(trials.scratch):
+    if stop_requested(scratch):
         raise stopped()
     if results.errors:
-        lines = [line for line in str(results.errors[0]).splitlines() if line.strip()]
         raise UserError(
-            f"{campaign.folder}: {len(results.errors)} chunks failed more often than"
-            f" cluster.max_failures allows, the first with: {lines[-1].strip()}; finished chunks"
-            " are kept: run the same command to go on"
+            f"{folder}: {len(results.errors)} chunks failed more often than cluster.max_failures"
+            f" allows, the first with: {last_line(results.errors[0])}; finished chunks are kept:"
+            " run the same command to go on"
         )
 
 
@@ -166,7 +151,7 @@ def _judge_chunk(
 ) -> None:
     """Judge one chunk; the process, with its opened data, serves many trials.
 
-    What would come again is reported, not raised: Tune would try it ``max_failures`` times.
+    A mistake of the user is reported, not raised: Tune would try it ``max_failures`` times.
     """
     os.chdir(directory)
     try:

@@ -110,9 +110,9 @@ def _make_folder() -> tuple[Path, int]:
             _LOG.info("Ray's folder is under %s, not %s: %s", base, usual, problem)
         return made
     raise UserError(
-        f"Ray cannot have a folder in {usual} ({problem}); set RAY_TMPDIR to a folder that this"
-        f" user can write and whose path has at most {LONGEST_BASE} bytes, or give --local to run"
-        " without Ray"
+        f"Ray cannot have a folder in {usual} ({problem})",
+        remedy="set RAY_TMPDIR to a folder that this user can write and whose path has at most"
+        f" {LONGEST_BASE} bytes, or give --local to run without Ray",
     )
 
 

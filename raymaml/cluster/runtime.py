@@ -168,12 +168,13 @@ def _no_cluster(arguments: dict[str, Any], error: Exception) -> UserError:
     address = arguments["address"]
     if address == "local":
         return UserError(
-            f"Ray does not start on this machine ({error}); look into its logs under"
-            f" {arguments['_temp_dir']}, or give --local to run without Ray"
+            f"Ray does not start on this machine ({error})",
+            remedy=f"look into its logs under {arguments['_temp_dir']}, or give --local to run"
+            " without Ray",
         )
     return UserError(
-        f"RAY_ADDRESS is {address}: no Ray cluster answers there ({error}); start one with"
-        " `ray start --head`, or unset RAY_ADDRESS to run on this machine"
+        f"RAY_ADDRESS is {address}: no Ray cluster answers there ({error})",
+        remedy="start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine",
     )
 
 

@@ -9,16 +9,15 @@ from functools import partial
 import ray
 import torch
 
+from raymaml.cluster.elastic import Crew, Patience, find_room, growing, plan_crew
 from raymaml.cluster.explain import explain_failure, is_recoverable, user_error
 from raymaml.cluster.runtime import call_in_thread, connected, in_background
 from raymaml.cluster.trainer import STARTED, run_crew
-from raymaml.cluster.workers import find_room, growing, plan_crew
 from raymaml.common.errors import StorageError
 from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import Config
 from raymaml.storage.files import exists, read_text, remove
 from raymaml.storage.place import Place, is_remote
-from raymaml.training.crew import Crew, Patience
 from raymaml.training.data import verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run import Run, open_run

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from raymaml.cluster.workers import plan_crew
+from raymaml.cluster.elastic import Crew, Patience, Rest, plan_crew
 from raymaml.common.errors import UserError
-from raymaml.training.crew import Crew, Patience, Rest
 
 CPUS, GPUS = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}
 
