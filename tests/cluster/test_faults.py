@@ -39,7 +39,7 @@ def test_workers_that_leave_stand_still_die_and_hang_leave_no_trace(
     The hanging one is waited for in a collective, by the other worker.
     """
     monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "30")
-    steps = ("outer.num_steps=200", "outer.validate_every=10", "cluster.timeout=30")
+    steps = ("outer.num_steps=600", "outer.validate_every=25", "cluster.timeout=30")
     config = make_config("run", "name=disturbed", *steps, "cluster.num_workers=2")
     folder, lines = config.run_folder, []
 
