@@ -6,11 +6,9 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
-
-import numpy as np
-from numpy.typing import NDArray
 
 from raymaml.common.errors import Mistakes, UserError
 from raymaml.config.schema import AllEpisodes, DataConfig, Split
@@ -20,6 +18,7 @@ from raymaml.data.importers.cifar import plan_cifar
 from raymaml.data.importers.cub import plan_cub
 from raymaml.data.importers.glyphs import plan_glyphs
 from raymaml.data.importers.image_folder import plan_image_folder
+from raymaml.data.importers.images import Images
 from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
@@ -27,6 +26,9 @@ from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, listed
 from raymaml.storage.place import is_remote
+
+Parts = Iterable[tuple[PlannedClass, Iterator[slice]]]
+"""Classes, each with the ranges of its images that are still to be read."""
 
 
 def import_bank(
@@ -80,46 +82,37 @@ def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
 
 def _load(plan: ImportPlan, episodes: AllEpisodes, image_bytes: int) -> Iterator[ClassStream]:
     """Yield the classes one by one, as streams; raise all mistakes together."""
-    classes = iter(plan.classes)
-    problems = [*plan.problems, *_split_problems(plan, episodes)]
-    if problems:  # a bank that will not be kept need not be written
-        raise UserError(*problems, *_broken(classes, image_bytes))
-    for planned in classes:
+    classes = ((planned, planned.parts(image_bytes)) for planned in plan.classes)
+    mistakes = [*plan.problems, *_split_problems(plan, episodes)]
+    if mistakes:  # a bank that will not be kept need not be written
+        raise UserError(*mistakes, *_broken(classes))
+    for planned, parts in classes:
         yield ClassStream(
             name=planned.name,
             split=planned.split,
             count=planned.count,
-            batches=_batches(planned, classes, image_bytes),
+            batches=_batches(planned, parts, classes),
         )
 
 
-def _batches(
-    planned: PlannedClass, behind: Iterator[PlannedClass], image_bytes: int
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield the images of a class; raise all mistakes of it and of the classes behind it."""
-    parts = planned.parts(image_bytes)
+def _batches(planned: PlannedClass, parts: Iterator[slice], rest: Parts) -> Iterator[Images]:
+    """Yield the images of a class; raise all mistakes in them and in the ``rest``."""
     for part in parts:
         try:
             images = planned.read(part)
         except UserError as error:
-            mistakes = [*error.mistakes, *_mistakes(planned, parts), *_broken(behind, image_bytes)]
-            raise UserError(*mistakes) from None
+            broken = _broken(chain([(planned, parts)], rest))
+            raise UserError(*error.mistakes, *broken) from None
         yield images
 
 
-def _broken(classes: Iterable[PlannedClass], image_bytes: int) -> Mistakes:
-    """Read classes for their mistakes alone."""
+def _broken(classes: Parts) -> Mistakes:
+    """Read parts of classes for their mistakes alone."""
     mistakes = Mistakes()
-    for planned in classes:
-        mistakes += _mistakes(planned, planned.parts(image_bytes))
-    return mistakes
-
-
-def _mistakes(planned: PlannedClass, parts: Iterable[slice]) -> Mistakes:
-    mistakes = Mistakes()
-    for part in parts:
-        with mistakes.kept():
-            planned.read(part)
+    for planned, parts in classes:
+        for part in parts:
+            with mistakes.kept():
+                planned.read(part)
     return mistakes
 
 

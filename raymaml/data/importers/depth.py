@@ -85,26 +85,20 @@ def to_eight_bits(values: NDArray[Any], least: float, largest: float) -> NDArray
         byte: NDArray[np.uint8] = np.rint(unit * 255).astype(np.uint8)
         return byte
     least, largest = round(least), round(largest)
-    depth = _depth(largest if least >= 0 else max(-least, largest + 1) * 2 - 1)
-    whole: NDArray[np.int64] = np.rint(values).astype(np.int64) + (
-        0 if least >= 0 else 1 << (depth - 1)
-    )
+    most = largest if least >= 0 else max(-least, largest + 1) * 2 - 1
+    depth = next((bits for bits in DEPTHS if most < 1 << bits), None)
+    if depth is None:
+        raise ValueError(f"it holds values of more than {DEPTHS[-1]} bits")
+    whole: NDArray[np.int64] = np.rint(values).astype(np.int64)
+    if least < 0:
+        whole += 1 << (depth - 1)
     return np.right_shift(whole, depth - 8).astype(np.uint8)
-
-
-def _depth(largest: int) -> int:
-    for depth in DEPTHS:
-        if largest < 1 << depth:
-            return depth
-    raise ValueError(f"it holds values of more than {DEPTHS[-1]} bits")
 
 
 def _rawmode(image: Image.Image) -> str:
     """Return how the values lie in the file, as Pillow calls it; "" where it does not say."""
     tiles: Any = getattr(image, "tile", None)
-    if not tiles:
-        return ""
-    arguments = tiles[0].args
+    arguments = tiles[0].args if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
@@ -135,8 +129,8 @@ def _scaled(read: Callable[[Box], NDArray[Any]], size: tuple[int, int]) -> Image
     out = Image.new(Image.fromarray(first.astype(np.uint8)).mode, size)
     scales = []
     for channels in [group for group in groups if first[..., group].size]:
-        ends = [_ends(read(box)[..., channels]) for box in bands(size)]
-        scales.append((channels, min(low for low, _ in ends), max(high for _, high in ends)))
+        lows, highs = zip(*(_ends(read(box)[..., channels]) for box in bands(size)), strict=True)
+        scales.append((channels, min(lows), max(highs)))
     for box in bands(size):
         values = read(box)
         band = np.empty(values.shape, np.uint8)
@@ -162,5 +156,4 @@ def _is_unsigned(image: Image.Image) -> bool:
     """Whether 32-bit values have no sign; Pillow gives all of them one."""
     if image.mode != "I" or not isinstance(image, TiffImageFile):
         return False
-    tags = image.tag_v2
-    return bool(tags.get(SAMPLEFORMAT, (_UNSIGNED,))[0] == _UNSIGNED)
+    return bool(image.tag_v2.get(SAMPLEFORMAT, (_UNSIGNED,))[0] == _UNSIGNED)
