@@ -59,16 +59,16 @@ def explain_failure(error: Exception, folder: Place) -> UserError:
     else:
         return cluster_failed(error, folder, kept)
     return UserError(
-        f"{folder}: {what}, last with: {last_line(error)}; {kept} is kept: {remedy}run the same"
-        " command to go on"
+        f"{folder}: {what}, last with: {last_line(error)}",
+        remedy=f"{kept} is kept: {remedy}run the same command to go on",
     )
 
 
 def cluster_failed(error: Exception, folder: Place, kept: str) -> UserError:
     """Return the message for a cluster that does not answer any more."""
     return UserError(
-        f"{folder}: the cluster failed, last with: {last_line(error)}; {kept} is kept: look"
-        " whether its head lives, and run the same command to go on"
+        f"{folder}: the cluster failed, last with: {last_line(error)}",
+        remedy=f"{kept} is kept: look whether its head lives, and run the same command to go on",
     )
 
 

@@ -40,7 +40,7 @@ class Tree:
     def blob(self, path: str) -> Blob:
         """Open a file; raises ``UserError`` where there is none of this name."""
         if path not in self.files:
-            raise UserError(f"{self.name}: holds no {path}; get it again, whole")
+            raise UserError(f"{self.name}: holds no {path}", remedy="get it again, whole")
         return self.files[path]()
 
 
@@ -72,7 +72,9 @@ def _trees(path: Path, bank: Path) -> Iterator[Tree]:
         yield read_tar(path, bank)
         return
     if not path.is_dir():
-        raise UserError(f"data.source.path: {path} does not exist; give a folder or an archive")
+        raise UserError(
+            f"data.source.path: {path} does not exist", remedy="give a folder or an archive"
+        )
     yield read_folder(path)
     for archive in sorted(path.iterdir()):
         if archive.name.endswith(ARCHIVES) and archive.is_file():
@@ -105,7 +107,8 @@ def read_tar(path: Path, bank: Path) -> Tree:
             raise EOFError("the file ends too early")
         if unsafe := [member.name for member in members if not _is_safe(member)]:
             raise UserError(
-                f"{path}: holds the unsafe path {unsafe[0]!r:.200}; get the official archive"
+                f"{path}: holds the unsafe path {unsafe[0]!r:.200}",
+                remedy="get the official archive",
             )
     files = {
         member.name.removeprefix("./"): partial(plain.part, member.offset_data, member.size)

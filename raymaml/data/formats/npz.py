@@ -92,6 +92,7 @@ def open_npz(path: Path, key: str) -> NpzArray | None:
     if dtype.hasobject or header_length + math.prod(shape) * dtype.itemsize != member.file_size:
         raise UserError(
             f"{path}: {key} is declared as {dtype!s:.100} {shape!s:.100}, but {member.file_size}"
-            " bytes are there (arrays of objects are refused); get the file again"
+            " bytes are there (arrays of objects are refused)",
+            remedy="get the file again",
         )
     return NpzArray(path, member, header_length, dtype, shape, fortran)

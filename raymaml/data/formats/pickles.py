@@ -42,9 +42,9 @@ def load_pickle(name: str, blob: Blob) -> Any:
             return _Unpickler(_Source(stream, blob)).load()
         except _RefusedError as refused:
             raise UserError(
-                f"{name}: its pickle asks for {str(refused)[:200]}, which could run code; only"
-                " numpy arrays, lists, tuples, dicts, text and numbers are read: get the file from"
-                " its publisher"
+                f"{name}: its pickle asks for {str(refused)[:200]}, which could run code",
+                remedy="only numpy arrays, lists, tuples, dicts, text and numbers are read: get"
+                " the file from its publisher",
             ) from None
 
 

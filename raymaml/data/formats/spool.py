@@ -99,7 +99,9 @@ def open_blob(path: Path) -> Blob:
     try:
         file = _Descriptor(os.open(path, os.O_RDONLY))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend its rights") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror})", remedy="mend its rights"
+        ) from None
     return Blob(file, 0, os.fstat(file.number).st_size)
 
 
@@ -119,8 +121,8 @@ def spool(chunks: Iterable[bytes], bank: Path) -> Blob:
             return Blob(_Descriptor(os.dup(file.fileno())), 0, file.tell())
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot hold what is unpacked for the import ({error.strerror}); make room"
-            " there, or set data.bank to another disk"
+            f"{folder}: cannot hold what is unpacked for the import ({error.strerror})",
+            remedy="make room there, or set data.bank to another disk",
         ) from None
 
 
@@ -155,4 +157,6 @@ def whole(name: object, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = reason_of(error)[:200]
-        raise UserError(f"{name}: is not a whole {kind} ({reason}); get it again") from None
+        raise UserError(
+            f"{name}: is not a whole {kind} ({reason})", remedy="get it again"
+        ) from None

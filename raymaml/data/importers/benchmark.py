@@ -191,7 +191,9 @@ def _load(file: LabelledFile, rows: NDArray[np.int64], size: int, part: slice) -
     try:
         return file.load(rows[part], size)
     except EOFError as error:
-        raise UserError(f"{file.name}: changed while it was read ({error}); start again") from None
+        raise UserError(
+            f"{file.name}: changed while it was read ({error})", remedy="start again"
+        ) from None
 
 
 def verify(

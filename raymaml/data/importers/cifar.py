@@ -137,7 +137,9 @@ def _read(tree: Tree, file: str) -> dict[str, object]:
     name = f"{tree.name}/{file}"
     content = read_pickle(name, tree.blob(file))
     if not isinstance(content, dict):
-        raise UserError(f"{name}: is a {type(content).__name__}, must be a dict; get it again")
+        raise UserError(
+            f"{name}: is a {type(content).__name__}, must be a dict", remedy="get it again"
+        )
     return content
 
 

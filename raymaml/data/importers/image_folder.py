@@ -42,7 +42,9 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
         UserError: the folder or the CSV cannot be read, or gives no class at all.
     """
     if not source.path.is_dir():
-        raise UserError(f"data.source.path: {source.path} is not a folder; give one that exists")
+        raise UserError(
+            f"data.source.path: {source.path} is not a folder", remedy="give one that exists"
+        )
     mistakes = Mistakes()
     left_out = LeftOut(source.path)
     share = ""
@@ -58,8 +60,8 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
     there = f" ({'; '.join(left_out.notes())})" if left_out.notes() else ""
     if not files and not mistakes:
         raise UserError(
-            f"data.source.path: {source.path} holds no images in class folders; lay them out as"
-            f" <split>/<class>/<image> or <class>/<image>{there}"
+            f"data.source.path: {source.path} holds no images in class folders",
+            remedy=f"lay them out as <split>/<class>/<image> or <class>/<image>{there}",
         )
     mistakes += [
         f"class {name} of split {split}: has no images that Pillow reads; add some or remove its"
@@ -101,7 +103,9 @@ def _from_csv(table: Path, folder: Path, mistakes: Mistakes) -> Files:
     header, *rows = read_csv(table, f"data.source.csv: {table}", "give a CSV") or [["nothing"]]
     if [cell.strip().lower() for cell in header] != CSV_HEADER:
         found = ",".join(header)
-        raise UserError(f"{table}:1: the header is {found}; it must be {','.join(CSV_HEADER)}")
+        raise UserError(
+            f"{table}:1: the header is {found}", remedy=f"it must be {','.join(CSV_HEADER)}"
+        )
     return by_class(table, rows, partial(_parse, folder), mistakes)
 
 

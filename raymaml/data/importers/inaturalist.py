@@ -70,7 +70,8 @@ def _tables(folder: Path) -> list[Path]:
             return tables
     raise UserError(
         f"data.source.path: {folder} holds no fs-splits/train.csv and fs-splits/test.csv (lines"
-        " path,label); give the folder that holds fs-splits and images"
+        " path,label)",
+        remedy="give the folder that holds fs-splits and images",
     )
 
 
@@ -101,7 +102,8 @@ def _choose(tables: Mapping[Path, Classes], folder: Path) -> dict[Split, Path]:
         there = ", ".join(f"{table.name} ({len(c)} classes)" for table, c in tables.items())
         raise UserError(
             f"data.source.path: {folder} does not hold one CSV of train (908 classes) and one of"
-            f" test (227 classes), but {there}; call them train.csv and test.csv"
+            f" test (227 classes), but {there}",
+            remedy="call them train.csv and test.csv",
         )
     return chosen
 

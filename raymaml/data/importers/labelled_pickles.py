@@ -65,7 +65,9 @@ def pickles_in(folder: Path) -> Iterator[tuple[Path, Any]]:
 def files_in(folder: Path) -> list[Path]:
     """Return the visible files of a folder, or, where there are none, of its folders."""
     if not folder.is_dir():
-        raise UserError(f"data.source.path: {folder} is not a folder; give one that exists")
+        raise UserError(
+            f"data.source.path: {folder} is not a folder", remedy="give one that exists"
+        )
     for pattern in ("*", "*/*"):
         files = sorted(path for path in folder.glob(pattern) if path.is_file())
         if visible := [path for path in files if not path.name.startswith(".")]:
@@ -132,14 +134,14 @@ def require_pixels(name: str, images: object, num_labels: int) -> None:
         raise UserError(f"{name}: its images are {kind}, must be uint8 (n, H, W, 3)")
     if images.shape[0] != num_labels:
         raise UserError(
-            f"{name}: holds {images.shape[0]} images and {num_labels} labels; get it again"
+            f"{name}: holds {images.shape[0]} images and {num_labels} labels", remedy="get it again"
         )
 
 
 def _data_and_labels(name: str, content: Mapping[str, Any]) -> LabelledFile:
     labels = integers(content["labels"])
     if labels is None:
-        raise UserError(f"{name}: its labels are no whole numbers; get the file again")
+        raise UserError(f"{name}: its labels are no whole numbers", remedy="get the file again")
     require_pixels(name, content["data"], len(labels))
     numbers = content.get("catname2label")
     pairs = numbers.items() if isinstance(numbers, dict) else ()
@@ -163,7 +165,8 @@ def _image_data_and_class_dict(name: str, content: Mapping[str, Any]) -> Labelle
     require_pixels(name, images, len(order))
     if not len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
         raise UserError(
-            f"{name}: its class_dict names rows that are not there, or a row twice; get it again"
+            f"{name}: its class_dict names rows that are not there, or a row twice",
+            remedy="get it again",
         )
     labels = np.empty(len(order), dtype=np.int64)
     labels[order] = np.repeat(np.arange(len(names)), list(map(len, each)))

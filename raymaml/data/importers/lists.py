@@ -32,11 +32,11 @@ def read_csv(table: Path, name: str, remedy: str) -> list[list[str]]:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{table}:{line}: is not UTF-8 (byte {error.object[error.start]:#04x}); save the list"
-            ' as UTF-8, which spreadsheets offer as "CSV UTF-8"'
+            f"{table}:{line}: is not UTF-8 (byte {error.object[error.start]:#04x})",
+            remedy='save the list as UTF-8, which spreadsheets offer as "CSV UTF-8"',
         ) from None
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{name} cannot be read ({error}); {remedy}") from None
+        raise UserError(f"{name} cannot be read ({error})", remedy=remedy) from None
 
 
 def _text(data: bytes) -> str:

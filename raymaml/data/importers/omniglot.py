@@ -136,8 +136,8 @@ def _find_drawings(folder: Path) -> Drawings:
     """Find both sets in ``folder`` or one level below; unpacked sets go before archives."""
     if not folder.is_dir():
         raise UserError(
-            f"data.source.path: {folder} is not a folder; it must hold {SETS[0]}.zip and"
-            f" {SETS[1]}.zip (or the folders of these names)"
+            f"data.source.path: {folder} is not a folder",
+            remedy=f"it must hold {SETS[0]}.zip and {SETS[1]}.zip (or the folders of these names)",
         )
     found: dict[str, Drawings] = {}
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
@@ -169,7 +169,7 @@ def _in_archive(path: Path) -> dict[str, Read]:
         require_unpacked(sum(each.file_size for each in members.values()), path.stat().st_size)
     if unsafe := [name for name in members if not stays_inside(name)]:
         raise UserError(
-            f"{path}: holds the unsafe path {unsafe[0]!r:.200}; get the official archive"
+            f"{path}: holds the unsafe path {unsafe[0]!r:.200}", remedy="get the official archive"
         )
     return {name: partial(_read, archive, each) for name, each in members.items()}
 

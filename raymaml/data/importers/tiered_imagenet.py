@@ -141,7 +141,7 @@ def _labels(path: Path, content: dict[str, Any]) -> _Labels:
     key = "label_specific" if "label_specific" in content else "labels"
     values = integers(content[key])
     if values is None:
-        raise UserError(f"{path}: its {key} are no whole numbers; get the file again")
+        raise UserError(f"{path}: its {key} are no whole numbers", remedy="get the file again")
     names = dict(enumerate(texts_of(content.get("label_specific_str"))))
     return _Labels(path=path, values=values, names=names)
 
