@@ -1,4 +1,4 @@
-"""What every section of the config is made of."""
+"""The types of fields and sections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _no_truth_value(value: object) -> object:
 
 
 def read_place(value: object) -> Place:
-    """Read a place for pydantic, which then names key and value."""
+    """Return a place; pydantic adds key and value to the error."""
     try:
         return to_place(value)
     except ValueError as error:
@@ -46,7 +46,7 @@ Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 Steps = Annotated[Count, Field(le=100_000)]
 """Inner steps."""
 Seconds = Annotated[Number, Field(gt=0, le=10_000_000)]
-"""A time to wait; beyond that timers overflow."""
+"""A time to wait, s; timers overflow beyond the maximum."""
 Rate = Annotated[Number, Field(ge=0)]
 PositiveRate = Annotated[Number, Field(gt=0)]
 PlaceField = Annotated[Place, PlainValidator(read_place), PlainSerializer(str, when_used="json")]

@@ -31,9 +31,9 @@ def validated(
     """Return the settings in ``tree``.
 
     Args:
-        model: what the settings are.
+        model: of the settings.
         tree: keys and plain values.
-        file: how messages name the place of a key that has no origin.
+        file: the place, in messages, of a key that has no origin.
         origins: of the keys.
 
     Raises:
@@ -89,7 +89,7 @@ def explain(
 
 
 def mistakes_of(error: ValidationError) -> list[ErrorDetails]:
-    """Return pydantic's errors, but that a list is too short since items of it are wrong."""
+    """Return pydantic's errors, without those of lists that are too short for wrong items alone."""
     return [
         detail
         for detail in error.errors()
@@ -113,7 +113,7 @@ def keys_of(detail: ErrorDetails, tree: Any) -> RawPath:
 
 
 def _what_is_wrong(alike: list[ErrorDetails], key: str, origin: Origin) -> str:
-    """Say what a value is, what is allowed, and how to write that; ``alike`` are its errors."""
+    """Return a value, what is allowed, and the remedy; ``alike`` are its errors."""
     value, kinds = alike[0]["input"], {each["type"] for each in alike}
     allowed = " or ".join(map(_in_our_words, alike))
     shown = _shown(value, origin.text, kinds)
@@ -131,7 +131,7 @@ def _in_our_words(detail: ErrorDetails) -> str:
 
 
 def _shown(value: Any, text: str | None, kinds: set[str]) -> str:
-    """Show a value, and what was written where YAML made something else of it: ``no`` is false."""
+    """Return a value, and its text where YAML reads that as something else: ``no`` is false."""
     out_of_range = any(kind.startswith(("greater_", "less_", "finite_")) for kind in kinds)
     if text in (None, shortened(value, sys.maxsize)) or isinstance(value, str) or out_of_range:
         return str(value) if isinstance(value, date) else shortened(value)
@@ -176,7 +176,7 @@ def _remedy_of_a_number(value: Any) -> str:
 
 
 def _nearest_choice(value: str, allowed: str) -> str:
-    """Suggest the one of the quoted names in ``allowed`` that ``value`` may stand for."""
+    """Suggest the quoted name in ``allowed`` that is most like ``value``."""
     names = re.findall(r"'([^']*)'", allowed)
     near = difflib.get_close_matches(value.lower(), names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -190,9 +190,9 @@ def _nearest_place(keys: KeyPath, origins: Origins, file: str) -> str:
 
 
 def _place_of_change(text: str, origins: Origins, file: str) -> str | None:
-    """Return where the last change to a key stands that a message about several keys names.
+    """Return the place of the last change to a key that a message about several keys names.
 
-    The keys of a file that nothing changed are all in that file: None.
+    None where nothing changed these keys of the file.
     """
     named = re.findall(r"[a-z_*]+(?:\.[a-z_*]+)+", text)
     for keys, (place, _) in reversed(origins.items()):

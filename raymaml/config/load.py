@@ -1,7 +1,7 @@
 """Configs, studies and sweeps: YAML and ``key.path=value``, with every mistake in one message.
 
-Precedence: defaults < file < `set` of a study < overrides of the command line < what tells the
-models and arms of a study apart. An unknown key is an error with a suggestion.
+Precedence: defaults < file < `set` of a study or sweep < overrides of the command line < changes of
+a model, an arm or a trial. An unknown key is an error with a suggestion.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _KINDS: dict[type[Section], tuple[str, str]] = {
     StudyConfig: ("a study file", "`raymaml study {0}`"),
     SweepConfig: ("a sweep file", "`raymaml sweep {0}`"),
 }
-"""What a file may be, and the commands for it."""
+"""The three kinds of file, and the commands for each."""
 _STAND_INS = {"name": "unknown", "title": "", "config": ""}
-"""For keys that a study must have, where they are missing or wrong; "" names no config."""
+"""Values of the keys that a study needs, where they are missing or wrong; "" names no config."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Values by dotted key, and where they stand: what messages call the place."""
+    """Values by dotted key, and the name of their place in messages."""
 
     origin: str
     values: Mapping[str, Any]
@@ -103,7 +103,7 @@ def load_study(path: Place) -> tuple[StudyConfig, list[str]]:
         try:
             study = StudyConfig.model_validate(rest)
         except ValidationError as error:
-            # what dropping a part makes wrong is no mistake of the user's
+            # a later error comes from the parts dropped here, not from the user
             problems = problems or [*explain(error, StudyConfig, tree, str(path), origins)]
             whole, paths = rest, {_part_of(each, rest) for each in mistakes_of(error)}
             rest = _without(rest, paths)
@@ -111,20 +111,20 @@ def load_study(path: Place) -> tuple[StudyConfig, list[str]]:
             if rest == whole:  # nothing is left that could be understood
                 raise UserError(*problems) from None
             wrong |= paths
-    # an arm or a model that could not be read would seem to be unknown to the others
+    # the others would take an arm or a model that could not be read for unknown
     if any(at[0] in ("arms", "models", "cross") and len(at) <= 2 for at in wrong if at):
         return study, problems
     return study, problems + [f"{path}: {problem}" for problem in study.disagreements()]
 
 
 def _part_of(mistake: ErrorDetails, tree: Any) -> RawPath:
-    """Return the path of what is wrong in a study: the section, where a key of it is missing."""
+    """Return the path of the wrong part of a study: the section, where a key of it is missing."""
     keys = keys_of(mistake, tree)
     return keys[:-1] if mistake["type"] == "missing" and len(keys) > 1 else keys
 
 
 def _without(tree: Any, dropped: Set[RawPath], at: RawPath = ()) -> Any:
-    """Return ``tree`` without what stands at these paths."""
+    """Return ``tree`` without the values at these paths."""
     if not isinstance(tree, dict | list):
         return tree
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
@@ -194,7 +194,7 @@ def _read(path: Place, kind: type[Section]) -> tuple[dict[str, Any], Origins]:
 
 
 def _kind_of(tree: Mapping[str, Any]) -> type[Section] | None:
-    """Return what a file is by the keys that only one kind has; None if that is not clear."""
+    """Return the kind of a file, by keys that only one kind has; None if that is not clear."""
     if len(tree.keys() & {"data", "episodes", "outer", "model", "inner"}) >= 2:
         return Config
     if "config" in tree and tree.keys() & {"arms", "cross", "checks", "models"}:

@@ -27,29 +27,29 @@ NormByPattern = Annotated[dict[str, NormPolicy], Field(min_length=1)]
 Width = Annotated[PositiveInt, Field(le=65_536)]
 FourWidths = tuple[Width, Width, Width, Width]
 ENCODERS = {"convnet4": 4, "resnet12": 4, "resnet18": 0, "resnet10": 0}
-"""The encoders of raymaml, and how often each needs to halve an image by pooling."""
+"""The encoders of raymaml, and how often each halves an image by pooling."""
 
 
 class ModelConfig(Section):
     """Encoder, norm and head."""
 
     encoder: str = "convnet4"
-    """convnet4; resnet12; resnet18; resnet10 (one block a stage); or an nn.Module of your own as
+    """convnet4; resnet12; resnet18; resnet10 (one block per stage); or your own nn.Module as
     package.module:Name, which turns [B, C, H, W] into [B, features]."""
     encoder_args: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of an encoder of your own."""
+    """Arguments of your own encoder."""
     width: Annotated[
         Annotated[Width | None, Tag("one width")] | Annotated[FourWidths, Tag("widths")],
         Discriminator(lambda value: "widths" if isinstance(value, list | tuple) else "one width"),
     ] = None
-    """Channels: of every convnet4 block (paper: 64 for Omniglot, 32 for mini-ImageNet), or of the
-    four stages of a resnet, where one number w is (w, 2w, 4w, 8w). null: 32, and 64 for resnets."""
+    """Channels of every convnet4 block (paper: 64 for Omniglot, 32 for mini-ImageNet), or of
+    the four stages of a resnet, where one number w is (w, 2w, 4w, 8w). null: 32, for resnets 64."""
     norm: Annotated[
         Annotated[NormPolicy, Tag("policy")] | Annotated[NormByPattern, Tag("by pattern")],
         Discriminator(lambda value: "by pattern" if isinstance(value, dict) else "policy"),
     ] = "transductive"
-    """Whose moments the query pass uses (the table in the README); or policies by name pattern,
-    the first that matches a layer counts: {"encoder.conv[13]": episodic, "*": running}."""
+    """Norm policy: whose moments the query pass uses (table in the README). Or policies by name
+    pattern, of which the first match counts: {"encoder.conv[13]": episodic, "*": running}."""
     norm_momentum: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Weight of the newest batch in accumulated moments."""
     norm_eps: PositiveRate = 1e-5
@@ -58,9 +58,9 @@ class ModelConfig(Section):
     """Where the linear head starts in each episode: at meta-learned weights, at zero, or at one
     meta-learned row repeated for every way."""
     temperature: PositiveRate = 1.0
-    """What the logits are multiplied by."""
+    """Factor of the logits."""
     learn_temperature: bool = False
-    """Meta-learn the temperature, from this value on; it is not adapted."""
+    """Meta-learn the temperature, starting at `temperature`; the inner loop does not adapt it."""
 
     @property
     def norm_by_pattern(self) -> dict[str, NormPolicy]:
@@ -101,9 +101,11 @@ class ModelConfig(Section):
                 f" package.module:Name{hint}"
             )
         if self.encoder_args and not own:
-            raise ValueError("model.encoder_args are of an encoder of your own; leave them out")
+            raise ValueError("model.encoder_args belong to your own encoder; leave them out")
         if own and self.width is not None:
-            raise ValueError("model.width is not of an encoder of your own; use model.encoder_args")
+            raise ValueError(
+                "model.width does not apply to your own encoder; use model.encoder_args"
+            )
         if self.encoder == "convnet4" and isinstance(self.width, tuple):
             raise ValueError("model.width: convnet4 has blocks of one width; give one number")
         return self
@@ -113,27 +115,27 @@ class InnerConfig(Section):
     """Adaptation to one episode (Finn et al. 2017, algorithm 1, lines 5 and 6)."""
 
     num_steps: Steps = 5
-    """Inner steps (T), 100,000 at most; 0 judges the meta-parameters as they are."""
+    """Number of inner steps (T), at most 100,000; 0 judges the meta-parameters as they are."""
     lr: Rate = 0.01
-    """Rate of the encoder on the mean cross-entropy of the support set."""
+    """Learning rate of the encoder on the mean cross-entropy of the support set."""
     head_lr: Rate | None = None
-    """Rate of the head; null is the encoder's."""
+    """Learning rate of the head; null is the encoder's."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of the inner steps; each episode starts at rest."""
     weight_decay: Rate = 0.0
     """Added to the gradient, times the weight (L2)."""
     frozen: tuple[str, ...] = ()
-    """Name patterns of what is not adapted, but meta-learned all the same: encoder.conv1, *.norm,
-    head, encoder.layer[12]."""
+    """Name patterns of parameters that the inner loop leaves alone and the outer loop learns:
+    encoder.conv1, *.norm, head, encoder.layer[12]."""
     gradient: Literal["auto", "unrolled", "checkpointed", "mixed_mode", "first_order"] = "auto"
     """unrolled: exact second-order meta-gradient by the plain graph; checkpointed: the same with
-    the memory of one inner step, each being computed again; mixed_mode: the same with that memory
-    and in less time, by Hessian-vector products; first_order: FOMAML. auto: the one of the exact
-    ones that was measured to be best for such a model (the README's table)."""
+    the memory of one inner step, by computing each step twice; mixed_mode: the same with that
+    memory and in less time, by Hessian-vector products; first_order: FOMAML. auto: the exact
+    method that was measured to be best for such a model (table in the README)."""
 
 
 class InnerOverride(Section):
-    """What evaluation changes of `inner`; null keeps the value used in training."""
+    """Changes to `inner` at validation and test; null keeps the value used in training."""
 
     num_steps: Steps | None = None
     """Inner steps at validation and test."""
@@ -146,8 +148,8 @@ class InnerOverride(Section):
     weight_decay: Rate | None = None
     """Weight decay at validation and test."""
     frozen: tuple[str, ...] | None = None
-    """What is not adapted at validation and test."""
+    """Frozen parameters at validation and test."""
 
     def apply(self, inner: InnerConfig) -> InnerConfig:
-        """Return ``inner`` with what is set here changed."""
+        """Return ``inner`` with the values that are set here."""
         return inner.model_copy(update=self.model_dump(exclude_none=True))

@@ -15,7 +15,7 @@ class OuterConfig(Section):
     num_steps: PositiveInt
     """Outer steps of the whole run."""
     meta_batch_size: Annotated[PositiveInt, Field(le=100_000)] = 4
-    """Episodes in one outer step, over all workers; 100,000 at most."""
+    """Episodes per outer step, over all workers; at most 100,000."""
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     """Update rule."""
     lr: PositiveRate = 1e-3
@@ -28,24 +28,24 @@ class OuterConfig(Section):
     """cosine: the rate falls to 0 along a half cosine over the run; step: times `gamma` at each of
     `milestones`."""
     milestones: tuple[PositiveInt, ...] = ()
-    """Outer steps from which on the rate is smaller, ascending (step)."""
+    """Outer steps at which the rate falls, ascending (step)."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Factor of the rate at each milestone (step)."""
     warmup_steps: Count = 0
-    """The rate rises in equal parts over so many outer steps, whatever the schedule."""
+    """Number of outer steps over which the rate rises linearly, for every schedule."""
     clip_value: PositiveRate | None = None
     """Clip each entry of the meta-gradient to this absolute value; null does not clip."""
     clip_norm: PositiveRate | None = None
-    """Scale the meta-gradient down to this Euclidean length, after `clip_value`; null does not."""
+    """Scale the meta-gradient down to this Euclidean norm, after `clip_value`; null does not."""
     log_every: PositiveInt = 50
-    """Write metrics and a progress line."""
+    """Outer steps between two lines of metrics and progress."""
     validate_every: PositiveInt = 500
-    """Judge the validation episodes and write a checkpoint."""
+    """Outer steps between two validations, each with a checkpoint."""
     checkpoint_every: PositiveInt | None = None
-    """Write further checkpoints between validations; null writes none."""
+    """Outer steps between further checkpoints; null writes none between validations."""
 
     @model_validator(mode="after")
-    def _options_are_of_what_is_chosen(self) -> OuterConfig:
+    def _options_belong_to_the_choices(self) -> OuterConfig:
         problems = []
         if self.momentum and self.optimizer not in {"sgd", "rmsprop"}:
             problems.append(

@@ -1,4 +1,4 @@
-"""Every option of raymaml: one frozen model a section, one line a field.
+"""Every option of raymaml: one frozen model per section, one line per field.
 
 These models are the truth; a YAML file only writes one. Unknown keys are errors, nothing is
 inherited or interpolated, and values derived from others are properties, never stored.
@@ -47,9 +47,9 @@ class Moments(Section):
     """Mean and standard deviation of each channel, pixels in 0..1."""
 
     mean: Annotated[tuple[Number, ...], Field(min_length=1)]
-    """Subtracted."""
+    """Subtracted from the pixels."""
     std: Annotated[tuple[PositiveRate, ...], Field(min_length=1)]
-    """Divided by."""
+    """The result is divided by it."""
 
 
 Augmentation = Literal["none", "flip", "crop", "color", "resize", "enlarge"]
@@ -61,9 +61,9 @@ class AugmentPair(Section):
     flip; enlarge: scaled up by 256/224 and cropped, without chance."""
 
     support: Augmentation = "none"
-    """Of the images that the inner loop adapts on."""
+    """Change of the support images."""
     query: Augmentation = "none"
-    """Of the images that the adapted model is judged on."""
+    """Change of the query images."""
 
 
 class AugmentConfig(BySplit[AugmentPair]):
@@ -78,18 +78,18 @@ class DataConfig(Section):
     """The image bank and the episode shards."""
 
     source: Source
-    """What `raymaml data import` reads."""
+    """The data set that `raymaml data import` reads."""
     bank: PlaceField
-    """Folder, or URI, of the image bank that the import writes and all else reads."""
+    """Folder or URI of the image bank, which `raymaml data import` writes."""
     shards: PlaceField
-    """Folder, or URI, of the episode shards that `raymaml data sample` writes."""
+    """Folder or URI of the episode shards that `raymaml data sample` writes."""
     cache: Path = Path("~/.cache/raymaml")
-    """Folder of each machine for its one copy of a bank, or of shards, given by URI."""
+    """Folder on each machine for the one copy of a bank, or of shards, at a URI."""
     image_size: Annotated[int, Field(ge=8, le=1024, strict=True)] = 84
     """Height and width of the stored images, pixels."""
     materialize: bool = False
-    """Write pixels, not row numbers, into the shards of the train split (large; for streaming
-    where no bank is mounted)."""
+    """Write pixels instead of row numbers into the shards of the train split. They are large, and
+    stream to nodes that do not mount the bank."""
     normalize: Annotated[
         Annotated[Literal["bank", "none"], Tag("by name")] | Annotated[Moments, Tag("given")],
         Discriminator(lambda value: "by name" if isinstance(value, str) else "given"),
@@ -104,14 +104,14 @@ class EpisodesConfig(Section):
     """Shape and number of the episodes of one split."""
 
     num_ways: Annotated[int, Field(ge=2, strict=True)] = 5
-    """Classes an episode (N)."""
+    """Classes per episode (N)."""
     num_shots: PositiveInt = 1
-    """Support images a class (K)."""
+    """Support images per class (K)."""
     num_queries: PositiveInt = 15
-    """Query images a class (Q)."""
+    """Query images per class (Q)."""
     num_episodes: Annotated[PositiveInt, Field(le=10_000_000)]
-    """Episodes to sample, 10,000,000 at most; 6,000 by default for test. Training goes round again
-    when it needs more; of more test episodes than that, the first are judged."""
+    """Number of episodes to sample, at most 10,000,000; 6,000 by default for test. Training repeats
+    them when it needs more; judging takes the first where the shards hold more."""
 
     @property
     def images_per_class(self) -> int:
@@ -142,13 +142,13 @@ class EvaluationConfig(Section):
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint is tested: best validation accuracy, or the newest."""
     other_bank: bool = False
-    """Judge on another bank than that of training. The report says so, and how many of the test
-    classes were trained on."""
+    """Judge on another bank than that of training. The report says so, and counts the test classes
+    that training has seen."""
     chunk_size: PositiveInt = 500
-    """Episodes a Tune trial. Records do not depend on it."""
+    """Episodes per Tune trial. Records do not depend on it."""
     target_half_width: Annotated[Number, Field(gt=0, lt=1)] | None = None
-    """Stop judging once the accuracy is known to so much either way, 0..1, by a confidence sequence
-    (95%, valid however often one looks); null: judge all test episodes."""
+    """Stop judging once the half-width of the accuracy's confidence sequence (95%, valid at every
+    look) is at most this, 0..1; null: judge all test episodes."""
     baseline_episodes: Count = 600
     """Number of test episodes, the first ones, on which baselines are judged: the untrained weights
     with the same adaptation, and the trained weights without. The second is left out where the head
@@ -159,38 +159,38 @@ class ClusterConfig(Section):
     """Processes and devices."""
 
     num_workers: PositiveInt | Literal["auto"] = "auto"
-    """Training workers, and chunks that are judged at once, at most; auto: one a GPU, or one a CPU
-    core where there is no GPU. On CPU the result does not depend on it."""
+    """Number of training workers, and maximum number of chunks judged at once; auto: one per GPU,
+    or one per CPU core where there is no GPU. On CPU the result does not depend on it."""
     min_workers: PositiveInt | None = None
-    """Train with as many workers as there is room for, from so many up to `num_workers` (auto: one
-    a chunk of a meta-batch), while nodes come and go; null: with `num_workers` at all times."""
+    """Minimum number of workers: training takes as many as there is room for, up to `num_workers`
+    (auto: one per chunk of a meta-batch), while nodes come and go; null: always `num_workers`."""
     wait_seconds: Seconds = 600
-    """How long to wait, at the start and whenever workers are lost, for room for enough of them, s;
-    then the run gives up (running it again resumes)."""
+    """Seconds to wait for room for enough workers, at the start and after a loss. Then the run
+    stops (the same command resumes it)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where the cluster has GPUs."""
     threads_per_worker: Annotated[PositiveInt, Field(le=1024)] = 1
-    """Intra-op threads of a CPU worker, 1,024 at most. Results are bit-equal only for equal
-    values."""
+    """Intra-op threads of a CPU worker, at most 1,024. Results are bit-equal for equal values
+    only."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """float32; tf32: convolutions and products of a GPU with 10 bits of mantissa; bf16: autocast,
     convolutions and products in bfloat16, weights, sums and losses in float32."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     """Layout of images, where it makes a difference: auto is channels_last on CPU."""
     keep_freed_memory: bool = True
-    """Keep freed memory in a CPU process (glibc's mmap and trim thresholds at 1 GiB, one arena),
-    where it otherwise goes back to the kernel and is paid for page by page."""
+    """Keep freed memory in a CPU process (glibc's mmap and trim thresholds at 1 GiB, one arena).
+    Otherwise glibc returns it to the kernel, and every reuse costs page faults."""
     episodes_per_chunk: PositiveInt = 1
-    """Training episodes that are vectorised (torch.func.vmap); 1 is a loop, the fastest on CPU."""
+    """Training episodes vectorised by torch.func.vmap; 1 is a loop, the fastest on CPU."""
     grace_seconds: Seconds = 20
-    """How long the step at hand may take to end after SIGTERM, s; then all ends, and what was saved
-    before is kept. Below the 30 s after which Kubernetes and Slurm kill."""
+    """Seconds after SIGTERM in which the current step may end. Then the process ends and keeps the
+    last checkpoint. Stay below the 30 s after which Kubernetes and Slurm kill."""
     max_failures: Count = 3
-    """How often in a row, with no checkpoint in between, lost workers are replaced before the run
-    gives up (running it again resumes); for judging, how often a chunk is tried again."""
+    """Maximum number of replacements of lost workers without a checkpoint in between. Then the run
+    stops (the same command resumes it). For judging: maximum number of retries per chunk."""
     timeout: Annotated[PositiveInt, Field(le=10_000_000)] = 600
-    """Seconds after which a training worker that does not answer, or that the others wait for, is
-    taken for lost; longer than a validation and the writing of a checkpoint take."""
+    """Seconds after which a training worker that does not answer counts as lost. Choose more than
+    a validation and the writing of a checkpoint take."""
 
     @model_validator(mode="after")
     def _minimum_is_within(self) -> ClusterConfig:
@@ -204,15 +204,15 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
-    """One experiment, from the source of its images to its report."""
+    """One experiment, from its images to its report."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run and of its folder."""
     seed: Count = 0
-    """Decides the initial weights, dropout, the augmentation of the training episodes, and with
-    which of them training starts. `episodes.seed` decides which episodes there are."""
+    """Decides the initial weights, dropout, the augmentation of the training episodes, and the one
+    that training starts with. `episodes.seed` decides which episodes there are."""
     run_dir: PlaceField = Path("runs")
-    """Folder, or URI, that holds the run folders."""
+    """Folder or URI that holds the run folders."""
     data: DataConfig
     episodes: AllEpisodes
     model: ModelConfig = ModelConfig()
@@ -243,11 +243,10 @@ class Config(Section):
 
 
 def learning_fingerprint(config: Config) -> dict[str, Any]:
-    """Return what decides the weights: the keys that a resumed run may not change.
+    """Return the keys that decide the weights, which a resumed run may not change.
 
-    Everything else (workers, devices, rhythm of logging, evaluation) may differ between the
-    beginning of a run and its continuation; so may the number of outer steps, unless a schedule
-    depends on it.
+    Everything else (workers, devices, rhythm of logging, evaluation) may change when a run resumes;
+    so may the number of outer steps, unless a schedule depends on it.
     """
     free = {"log_every", "validate_every", "checkpoint_every"}
     if config.outer.schedule != "cosine":

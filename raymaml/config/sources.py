@@ -1,4 +1,4 @@
-"""Where images come from: one model a data set, told apart by ``kind``."""
+"""The data sets: one model each, chosen by ``kind``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ class GlyphsSource(Section):
 
     kind: Literal["glyphs"]
     min_fonts: PositiveInt = 12
-    """A character is a class when at least this many of the fonts draw it, each differently."""
+    """Minimum number of fonts that draw a character, each differently, for it to be a class."""
     images_per_class: Annotated[PositiveInt, Field(le=100_000)] = 20
-    """Instances drawn of each character, 100,000 at most: a font and a small affine distortion
-    each."""
+    """Images per character, at most 100,000: each a font and a small affine distortion."""
     distortion: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
-    """Strength of the distortion: 1 is up to 10 degrees, 12% scale, 10% shear, 6% shift."""
+    """Strength of the distortion: 1 is at most 10 degrees, 12% scale, 10% shear, 6% shift."""
     seed: Count = 0
     """Seed of the drawn instances."""
 
@@ -29,7 +28,7 @@ class OmniglotSource(Section):
 
     kind: Literal["omniglot"]
     path: PathField
-    """Folder that holds images_background and images_evaluation, as .zip files or as folders."""
+    """Folder of images_background and images_evaluation, as .zip files or as folders."""
     split: Literal["vinyals", "background_evaluation"] = "vinyals"
     """vinyals: 1028/172/423 characters (Vinyals et al. 2016); background_evaluation: the
     original 964/659 characters, the evaluation set as test and the last five background alphabets
@@ -65,10 +64,10 @@ class BenchmarkSource(Section):
     """A published benchmark, whose classes and images are counted on import."""
 
     path: PathField
-    """Folder of the files as they are distributed (whose names do not matter)."""
+    """Folder of the files as they are distributed; their names do not matter."""
     verify_counts: bool = True
-    """Refuse splits that have not the published numbers of classes and images; false takes a part
-    of the data set, for trials."""
+    """Refuse splits without the published numbers of classes and images; false accepts a part of
+    the data set, for experiments."""
 
 
 class MiniImageNetSource(BenchmarkSource):

@@ -1,4 +1,4 @@
-"""A study: arms that are judged on the same episodes, and the claims that they decide."""
+"""A study: arms judged on the same episodes, and the claims that they decide."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ ModelChanges = Annotated[Overrides, AfterValidator(_with_seeds)]
 """Values by dotted config key, and by `seeds`: one training for each."""
 
 NOT_OF_AN_ARM = ("name", "seed", "run_dir", "outer", "episodes.train", "episodes.val")
-"""What decides training alone; it belongs to a model."""
+"""Keys that decide training alone; they belong to a model."""
 MOST_ARMS = 1_000
 """Maximum number of arms per study, each with every combination of `cross`."""
 
 
 class StudyArm(Section):
-    """One setting that is judged."""
+    """One setting to judge."""
 
     name: ShortName
     """Name in tables, and of the folder of records."""
     model: str | None = None
     """One of `models`; null: the first."""
     checkpoint: Annotated[Place | Which, PlainValidator(_checkpoint)] = "best"
-    """Which weights: best validation accuracy, the newest, those before training, or the folder of
-    a checkpoint."""
+    """The weights: of the best validation accuracy, the newest, those before training, or the
+    folder of a checkpoint."""
     set: Overrides = Field(default_factory=dict)
-    """What differs from the model's config, by dotted key: evaluation.inner.num_steps, model.norm,
+    """Changes to the model's config, by dotted key: evaluation.inner.num_steps, model.norm,
     episodes.test.num_queries, ... Another `episodes.seed` draws other episodes."""
 
 
@@ -112,7 +112,7 @@ Check = Annotated[Comparison | FirstTrials | Precision, Field(discriminator="kin
 
 
 class StudyConfig(Section):
-    """Everything that a study file says."""
+    """The keys of a study file."""
 
     name: ShortName
     """Name of the study, and of its folder in `<run_dir>/studies`."""
@@ -123,13 +123,13 @@ class StudyConfig(Section):
     set: Overrides = Field(default_factory=dict)
     """Changes to it, for all models and arms."""
     models: dict[ShortName, ModelChanges] = Field(default_factory=dict)
-    """What is trained (unless it is already): changes by dotted key. A model without changes is the
-    run of the config itself, and so is what is judged where there are no models; another is the run
-    `<name of the config>-<name of the model>`, or the one that its key `name` says. The key `seeds`
-    trains the model once for each, as the runs `<name>-seed0`, `<name>-seed1`, ...: its arms are
-    judged for each training on the same episodes, and verdicts rest on all of them."""
+    """Models to train, unless they are trained: changes by dotted key. A model without changes is
+    the run of the config itself, and so is the one model of a study that gives none. Another model
+    is the run `<name of the config>-<name of the model>`, or the one that its key `name` gives. The
+    key `seeds` trains the model once per seed, as the runs `<name>-seed0`, `<name>-seed1`, ...: its
+    arms are judged for each training on the same episodes, and verdicts rest on all of them."""
     arms: Annotated[tuple[StudyArm, ...], Field(min_length=1)] = (StudyArm(name="model"),)
-    """What is judged."""
+    """The settings to judge."""
     cross: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """Each arm is judged with every combination of these values, by dotted key."""
     checks: tuple[Check, ...] = ()
@@ -147,11 +147,11 @@ class StudyConfig(Section):
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """Names of what is trained; the first is the model of arms that name none."""
+        """Names of the models; the first is the model of arms that name none."""
         return tuple(self.models) or ("model",)
 
     def seeds_of(self, model: str | None) -> tuple[int, ...]:
-        """Return the seeds of the trainings of a model; none where the config says the one."""
+        """Return the seeds of the trainings of a model; none where the config gives the one."""
         return tuple(self.models.get(model or self.model_names[0], {}).get("seeds", ()))
 
     def trainings_of(self, arm: StudyArm) -> dict[int | None, StudyArm]:
@@ -176,7 +176,7 @@ class StudyConfig(Section):
             yield arm.model_copy(update={"name": name, "set": {**arm.set, **chosen}})
 
     def disagreements(self) -> list[str]:
-        """Return what is wrong between parts that are right by themselves: names, and places."""
+        """Return the mistakes between parts that are right by themselves: names, and places."""
         arms = [arm.name for arm in self.crossed_arms()]
         trained = Counter(
             each.name for arm in self.crossed_arms() for each in self.trainings_of(arm).values()
@@ -215,5 +215,5 @@ def with_seed_in_name(name: str, seed: int) -> str:
 
 
 def _slug(value: Any) -> str:
-    """Write a value so that it can be part of a name."""
+    """Return a value as a part of a name."""
     return re.sub(r"[^A-Za-z0-9._]+", "_", str(value)).strip("_") or "none"

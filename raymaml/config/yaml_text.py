@@ -1,7 +1,7 @@
 """YAML files and texts: values, with the place and the text of each.
 
 ``1e-3`` is a number, which YAML 1.1 reads as text. A key given twice is an error, and so is a
-number that YAML 1.1 reads otherwise than people do: ``010`` is 8 there, and ``12:30`` is 750.
+number that YAML 1.1 reads differently than people do: ``010`` is 8 there, and ``12:30`` is 750.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from raymaml.common.untrusted import cut, shortened
 from raymaml.storage.place import Place
 
 MAX_DEPTH, MAX_VALUES = 50, 100_000
-"""Of a YAML document, each value counted as often as anchors repeat it."""
+"""Limits of a YAML document; a value counts once for each time that anchors repeat it."""
 KeyPath = tuple[str, ...]
 _MISREAD = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 
 
 class Origin(NamedTuple):
-    """Where a value comes from."""
+    """The place and the text of a value."""
 
     place: str
     """As messages name it: ``file:line``, or ``command line``."""
     text: str | None = None
-    """As it is written, of a scalar without quotes; None where it is anything else, or unknown."""
+    """The text of a scalar without quotes; None for anything else, or where it is unknown."""
 
 
 Origins = dict[KeyPath, Origin]
@@ -39,7 +39,7 @@ COMMAND_LINE = "command line"
 
 
 def quoted(text: str, key: str, place: str) -> str:
-    """Write ``text`` so that YAML reads it as text; a shell takes one pair of quotes away.
+    """Return ``text`` in quotes, so that YAML reads it as text; a shell removes one pair of them.
 
     An override sets a list as a whole, so a value in a list is shown without its key.
     """
@@ -179,7 +179,7 @@ def _composed(text: str) -> yaml.Node | None:
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
-    """Say where a text is no YAML, why, and what to write instead."""
+    """Return where a text is no YAML, why, and the remedy."""
     mark, problem = error.problem_mark, error.problem or "it cannot be understood"
     if mark is None:
         return reason_of(error)
@@ -201,7 +201,7 @@ def _constructed(node: yaml.Node) -> Any:
     """Return the values that nodes stand for.
 
     Raises:
-        ValueError: naming a value that is not what its tag or its form says.
+        ValueError: naming a value that does not fit its tag or its form.
     """
     try:
         return _Loader("").construct_document(node)

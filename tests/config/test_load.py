@@ -109,7 +109,7 @@ def test_an_unknown_key_gets_a_suggestion(tmp_path: Path, override: str, hint: s
         ("data.source.kind=cifar-fs", "data.source.path is missing; it has no default"),
         ("data.source={}", "data.source.kind is missing; it has no default"),
         ("model.encoder=convnet", "model.encoder is 'convnet'; it must be one of"),
-        ("model.encoder_args={a: 1}", "model.encoder_args are of an encoder of your own"),
+        ("model.encoder_args={a: 1}", "model.encoder_args belong to your own encoder"),
     ],
 )
 def test_a_mistake_of_an_override_names_the_command_line(
