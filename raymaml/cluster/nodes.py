@@ -38,7 +38,8 @@ def on_every_node(
             answer: T | UserError = ray.get(reference, timeout=PATIENCE)
         except Exception as error:
             answer = UserError(
-                f"it cannot run raymaml ({last_line(error)}); install raymaml there, or submit the"
-                " command as a job (launch/submit.sh), which brings the code along"
+                f"it cannot run raymaml ({last_line(error)})",
+                remedy="install raymaml there, or submit the command as a job (launch/submit.sh),"
+                " which brings the code along",
             )
         yield name, answer

@@ -18,7 +18,7 @@ import torch
 from packaging.requirements import Requirement
 
 import raymaml
-from raymaml.common.errors import UserError
+from raymaml.common.errors import Mistake, UserError
 from raymaml.doctor import Finding, attempt
 
 GIB = 2.0**30
@@ -34,14 +34,14 @@ def own_versions() -> dict[str, str]:
     return own | {name: metadata.version(name) for name in names}
 
 
-def unmet_requirements(package: str) -> Iterator[str]:
-    """Yield a message for each requirement of a package that is not met."""
+def unmet_requirements(package: str) -> Iterator[Mistake]:
+    """Yield a mistake for each requirement of a package that is not met."""
     for requirement in map(Requirement, metadata.requires(package) or []):
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             name, allowed = requirement.name, requirement.specifier
             if not allowed.contains(version := metadata.version(name), prereleases=True):
-                remedy = f"pip install '{name}{allowed}'"
-                yield f"{name} is {version}, but {package} requires {allowed}; {remedy}"
+                problem = f"{name} is {version}, but {package} requires {allowed}"
+                yield Mistake(problem, f"pip install '{name}{allowed}'")
 
 
 def machine_findings() -> Iterator[Finding]:
@@ -71,8 +71,8 @@ def _devices() -> str:
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     if not found and not is_hidden and Path("/dev/nvidiactl").exists():
         raise UserError(
-            "an NVIDIA driver, but torch sees no GPU; install a torch built for CUDA, and check the"
-            " driver with nvidia-smi"
+            "an NVIDIA driver, but torch sees no GPU",
+            remedy="install a torch built for CUDA, and check the driver with nvidia-smi",
         )
     return "; ".join(found) or f"no GPU; CPU of {torch.backends.cpu.get_cpu_capability()}"
 

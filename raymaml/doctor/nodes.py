@@ -18,7 +18,7 @@ from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.doctor import Finding, failures
 from raymaml.doctor.machine import GIB, machine_findings, own_versions, shared_memory_finding
 from raymaml.doctor.rehearsal import MARKER, rehearse, remove_cache
-from raymaml.storage.place import Place
+from raymaml.storage.place import Place, is_remote
 
 _SHARE = "set it to a disk that all nodes share, or to a URI such as s3://bucket/folder"
 _INSTALL = "install the same version on all nodes"
@@ -45,8 +45,9 @@ def cluster_findings(
         try:
             yield from rehearse(folder, cluster, train_on_cluster, judge_on_cluster)
         finally:
-            name = folder.name
-            list(on_every_node(lambda _resources: remove_cache(name)))
+            if is_remote(folder):  # then each node has copied the data
+                name = folder.name
+                list(on_every_node(lambda _resources: remove_cache(name)))
 
 
 def _nodes(config: Config | None, folder: Place) -> Iterator[Finding]:

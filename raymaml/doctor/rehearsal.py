@@ -128,7 +128,7 @@ def _make_data(config: Config) -> str:
 
 def _train(train: Callable[..., bool], config: Config) -> str:
     if not train(config, lambda _line: None):
-        raise UserError("it was interrupted; run the doctor again")
+        raise UserError("it was interrupted", remedy="run the doctor again")
     return f"{config.outer.num_steps} of 2 outer steps"
 
 
@@ -145,8 +145,9 @@ def _compare(config: Config, alone: Config) -> str:
     if torch.cuda.is_available() or config.cluster.device == "cuda":
         return f"within {furthest:.1e} of the weights of one process"
     raise UserError(
-        f"the weights are up to {furthest:.1e} from those of one process; give all nodes the same"
-        " CPUs and the same versions of torch, or expect results that differ by as much"
+        f"the weights are up to {furthest:.1e} from those of one process",
+        remedy="give all nodes the same CPUs and the same versions of torch, or expect results that"
+        " differ by as much",
     )
 
 

@@ -46,9 +46,10 @@ def test_versions_that_a_package_does_not_allow(
     install(tmp_path, "made-up", "1.0", *wants)
     install(tmp_path, "needs-a-build", "1.0", "made-up==1.0")
     monkeypatch.syspath_prepend(tmp_path)
-    (problem,) = unmet_requirements("made-up")
-    assert problem.startswith("torch is 2.")
-    assert problem.endswith(", but made-up requires ==2.1; pip install 'torch==2.1'")
+    (mistake,) = unmet_requirements("made-up")
+    assert mistake.problem.startswith("torch is 2.")
+    assert mistake.problem.endswith(", but made-up requires ==2.1")
+    assert mistake.remedy == "pip install 'torch==2.1'"
     assert list(unmet_requirements("needs-a-build")) == []
 
 
