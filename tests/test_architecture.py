@@ -151,10 +151,10 @@ def test_no_pickle_is_trusted() -> None:
 
 
 def test_no_text_is_run_and_no_state_of_others_is_restored() -> None:
-    """No ``eval`` and no ``exec``; processes are started by the benchmarks alone; what Ray Tune
-    keeps of an experiment are pickles, so a campaign or a sweep goes on from our own files."""
+    """No ``eval``, no ``exec`` and no command is run. Ray Tune keeps pickles of an experiment, so
+    a campaign or a sweep resumes from raymaml's own files."""
     for path, tree in sources().items():
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert not calls & {"eval", "exec", "compile", "os.system", "os.popen"}, path
         assert not {call for call in calls if call.endswith("Tuner.restore")}, path
-        assert path.startswith("bench/") or "subprocess" not in set(imports(tree)), path
+        assert "subprocess" not in set(imports(tree)), path

@@ -1,4 +1,4 @@
-"""What is measured: configurations, and episodes that are made up for them."""
+"""The configurations that are measured, and their made-up episodes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def configs_to_measure(path: Place | None, overrides: Sequence[str]) -> list[Con
     """Return the user's configuration, or the standard ones if ``path`` is None.
 
     Raises:
-        UserError: the configuration has mistakes.
+        UserError: The configuration has mistakes.
     """
     if path is not None:
         return [load_config(path, overrides)]
@@ -39,7 +39,7 @@ def configs_to_measure(path: Place | None, overrides: Sequence[str]) -> list[Con
 
 
 def smallest() -> Config:
-    """Return a configuration that is done in no time: for what a process loads when it begins."""
+    """Return a configuration that takes no time: its first use loads the parts of a library."""
     return _standard("smallest", source=_OMNIGLOT, size=16, shots=1, width=1)
 
 
@@ -64,7 +64,7 @@ def with_steps(config: Config, num_steps: int) -> Config:
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
-    """Return (C, H, W) of the images that the source of ``config`` gives."""
+    """Return (C, H, W) of the images of the source of ``config``."""
     source, size = config.data.source, config.data.image_size
     folder_of_gray = isinstance(source, ImageFolderSource) and source.mode == "gray"
     gray = folder_of_gray or source.kind in {"glyphs", "omniglot"}
@@ -74,20 +74,14 @@ def image_shape(config: Config) -> tuple[int, int, int]:
 def made_up_episode(
     config: Config, phase: Phase, device: torch.device, dtype: torch.dtype
 ) -> Episode:
-    """Draw an episode of normal noise, a function of ``config`` alone but for its rounding."""
+    """Draw an episode of normal noise; ``config`` decides it up to rounding."""
     spec = config.episodes.of("train" if phase == "training" else "test")
     generator = torch.Generator().manual_seed(fold_in(config.seed, "bench", phase))
 
-    def images(per_class: int) -> Tensor:  # [N*K or N*Q, C, H, W]
+    def draw(per_class: int) -> tuple[Tensor, Tensor]:  # [N*K or N*Q, C, H, W], [N*K or N*Q]
         shape = (spec.num_ways * per_class, *image_shape(config))
-        return torch.randn(shape, generator=generator).to(device, dtype)
+        images = torch.randn(shape, generator=generator).to(device, dtype)
+        return images, torch.arange(spec.num_ways, device=device).repeat_interleave(per_class)
 
-    def labels(per_class: int) -> Tensor:  # [N*K or N*Q]
-        return torch.arange(spec.num_ways, device=device).repeat_interleave(per_class)
-
-    return Episode(
-        support_x=images(spec.num_shots),
-        support_y=labels(spec.num_shots),
-        query_x=images(spec.num_queries),
-        query_y=labels(spec.num_queries),
-    )
+    (support_x, support_y), (query_x, query_y) = draw(spec.num_shots), draw(spec.num_queries)
+    return Episode(support_x=support_x, support_y=support_y, query_x=query_x, query_y=query_y)

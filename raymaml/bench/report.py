@@ -1,22 +1,21 @@
-"""What has been measured: a table, a JSON file and a picture."""
+"""The results of the benchmark: a table, a JSON file and a picture."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from raymaml.bench.cases import PHASES
-from raymaml.bench.measure import number_of_cores
-from raymaml.bench.rows import Row
+from raymaml.bench.cases import PHASES, Phase
 from raymaml.common.untrusted import json_text
 from raymaml.storage.files import replacing, write_text
 
@@ -30,9 +29,61 @@ _COLORS = ("#1f6feb", "#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#57606a")
 _INK, _GRID = "#24292f", "#e4e7eb"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One contender at one configuration: a line of the table, an object of the JSON file."""
+
+    config: str
+    """Name of the configuration."""
+    phase: Phase
+    library: str
+    """raymaml; plain (PyTorch alone); higher; torchopt."""
+    method: str
+    """How it computes the meta-gradient; ``adapt`` in evaluation."""
+    processes: int = 1
+    """Number of processes that compute at the same time, an episode each."""
+    threads: int
+    """Intra-op threads of each process."""
+    inner_steps: int
+    episodes_per_second: float = 0.0
+    """Of all processes together; the median over the rounds."""
+    peak_mib: float | None = None
+    """Highest memory in one episode above that before it, MiB, times ``processes``; None where the
+    system does not measure it."""
+    aten_calls: int | None = None
+    """Operators called in one episode; None for points of the curve, as the differences."""
+    difference: float | None = None
+    """Of its gradient, or logits, from the first contender's, in float32: the largest entry of the
+    difference divided by the largest of the result. Where rounding tips a rectifier or a maximum
+    over, a gradient may move by 1e-3."""
+    difference_float64: float | None = None
+    """The same in float64, where rounding gives 1e-14."""
+
+    @property
+    def option(self) -> str:
+        """Its name in ``--methods``."""
+        return self.method if self.library == "raymaml" else self.library
+
+    @property
+    def contender(self) -> str:
+        """Its name in the table."""
+        return f"raymaml {self.method}" if self.library == "raymaml" else self.library
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return self.contender + (f" ({self.threads} threads)" if self.threads > 1 else "")
+
+    @property
+    def on_the_curve(self) -> bool:
+        """Whether its library is followed over the inner steps, in one process, in training."""
+        followed = self.library in {"raymaml", "plain"} and self.processes == 1
+        return followed and self.phase == "training"
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Lay out the rows of one configuration, but those of the curve; and who is fastest."""
-    lines = [f"{rows[0].config}", _HEADER]
+    """Lay out the rows of one configuration without its curve, and compare the fastest."""
+    lines = [rows[0].config, _HEADER]
     for phase in PHASES:
         some = [row for row in rows if row.phase == phase and row.aten_calls is not None]
         if some:
@@ -54,60 +105,56 @@ def _line(row: Row) -> str:
 
 def _comparison(rows: Sequence[Row]) -> Iterator[str]:
     """Compare raymaml at its best with each other library at its own best."""
-    best: dict[str, Row] = {}
-    for row in rows:
-        if row.library not in best or (
-            row.episodes_per_second > best[row.library].episodes_per_second
-        ):
-            best[row.library] = row
+    best = {row.library: row for row in sorted(rows, key=lambda row: row.episodes_per_second)}
     ours = best.pop("raymaml", None)
-    if ours is None or not best:
-        return
-    ratios = [
-        f"{ours.episodes_per_second / row.episodes_per_second:.2f} x {name}"
-        f" ({row.processes} x {row.threads})"
-        for name, row in best.items()
-    ]
-    at = f"{ours.processes} x {ours.threads}"
-    yield f"    each at its best: {ours.contender} ({at}) is {', '.join(ratios)}"
+    if ours is not None and best:
+        ratios = [
+            f"{ours.episodes_per_second / row.episodes_per_second:.2f} x {row.library}"
+            f" ({row.processes} x {row.threads})"
+            for row in rows
+            if row in best.values()
+        ]
+        at = f"{ours.processes} x {ours.threads}"
+        yield f"    each at its best: {ours.contender} ({at}) is {', '.join(ratios)}"
 
 
 def write_json(path: Path, rows: Sequence[Row]) -> None:
-    """Write ``machine``, and all ``rows``."""
-    content = {"machine": machine(), "rows": [asdict(row) for row in rows]}
-    write_text(path, json_text(content, indent=1) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """Return what the numbers depend on, but the load."""
-    versions: dict[str, str | None] = {}
-    for name in ("raymaml", "torch", "higher", "torchopt"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
+    """Write ``machine``: hardware and versions, and all ``rows``."""
+    machine = {
         "processor": _processor(),
         "cores": number_of_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **versions,
+        **{name: _version(name) for name in ("raymaml", "torch", "higher", "torchopt")},
     }
+    content = {"machine": machine, "rows": [asdict(row) for row in rows]}
+    write_text(path, json_text(content, indent=1) + "\n")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def number_of_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    info = Path("/proc/cpuinfo")  # Linux alone has it
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor()
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
     """Draw time and peak memory of one episode against the inner steps, as PNG.
 
-    A column a configuration: the methods of raymaml, and plain, one process each.
+    A column a configuration: the methods of raymaml, and plain, in one process each.
     """
     configs = list(dict.fromkeys(row.config for row in rows))
     figure = Figure(
@@ -116,10 +163,8 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, len(configs), squeeze=False)
     for (times, memories), config in zip(grid.T, configs, strict=True):
-        drawn = _draw_column(times, memories, curve(rows, config))
+        _draw_column(times, memories, curve(rows, config))
         times.set_title(config, loc="left", fontsize=10, fontweight="bold", color=_INK)
-        _finish(times, "seconds an episode", drawn)
-        _finish(memories, "peak memory, MiB", drawn)
         memories.set_xlabel("inner steps", color=_INK)
     grid[0, 0].legend(frameon=False, fontsize=9)
     with replacing(path) as file:
@@ -128,35 +173,31 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
 
 def curve(rows: Sequence[Row], config: str) -> dict[str, list[Row]]:
     """Return the rows of the curve of ``config``, by contender, in the order of their steps."""
-    training = [row for row in rows if row.config == config and row.phase == "training"]
-    threads = {row.threads for row in training if row.library == "raymaml"}
+    some = [row for row in rows if row.config == config and row.on_the_curve]
+    threads = {row.threads for row in some if row.library == "raymaml"}
     lines: dict[str, list[Row]] = {}
-    for row in sorted(training, key=lambda row: row.inner_steps):
-        on_the_curve = row.library in {"raymaml", "plain"} and row.processes == 1
-        if on_the_curve and (not threads or row.threads in threads):
+    for row in sorted(some, key=lambda row: row.inner_steps):
+        if not threads or row.threads in threads:
             lines.setdefault(row.contender, []).append(row)
     return lines
 
 
-def _draw_column(times: Axes, memories: Axes, lines: dict[str, list[Row]]) -> list[int]:
-    """Draw a line a contender and return the inner steps that occur."""
+def _draw_column(times: Axes, memories: Axes, lines: dict[str, list[Row]]) -> None:
+    """Draw a line a contender."""
     for (name, rows), color in zip(sorted(lines.items(), reverse=True), _COLORS, strict=False):
         steps = [row.inner_steps for row in rows]
         seconds = [1 / row.episodes_per_second for row in rows]
         times.plot(steps, seconds, "o-", color=color, label=name, markersize=4)
-        points = [(row.inner_steps, row.peak_mib) for row in rows if row.peak_mib is not None]
-        if points:
-            memories.plot(*zip(*points, strict=True), "o-", color=color, markersize=4)
-    return sorted({row.inner_steps for rows in lines.values() for row in rows})
-
-
-def _finish(axes: Axes, label: str, steps: list[int]) -> None:
-    axes.set_ylabel(label, color=_INK)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(FixedLocator(steps))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.grid(axis="y", color=_GRID)
-    axes.set_axisbelow(True)
+        peaks = [float("nan") if row.peak_mib is None else row.peak_mib for row in rows]
+        memories.plot(steps, peaks, "o-", color=color, markersize=4)
+    ticks = sorted({row.inner_steps for rows in lines.values() for row in rows})
+    for axes, text in ((times, "seconds an episode"), (memories, "peak memory, MiB")):
+        axes.set_ylabel(text, color=_INK)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.grid(axis="y", color=_GRID)
+        axes.set_axisbelow(True)

@@ -1,130 +1,134 @@
-"""The process of one contender: it does what the lines on its standard input say.
-
-The first line is who it is, each further one a request, all of them JSON; each answer is a line of
-JSON on standard output, which nothing else may write to. It ends with its input.
-"""
+"""A process of a contender: it measures memory, operators and seconds from within."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import ctypes
+import gc
+import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from raymaml.bench.cases import PHASES, Phase, made_up_episode, smallest
-from raymaml.bench.contenders import build_contender
-from raymaml.bench.probes import AtenCalls, peak_mib, release
-from raymaml.config.load import check_config
+from raymaml.bench.cases import PHASES, smallest
+from raymaml.bench.contenders import Contender
+from raymaml.bench.report import Row
 from raymaml.config.schema import Config
 from raymaml.training.process import prepare_process
 
-Answer = dict[str, Any]
+_together: Barrier | None = None
+Detail = Literal["speed", "memory", "results"]
+Results = list[NDArray[Any]]
+"""The meta-gradient, [P], or the logits, [N*Q * N], in float32 and in float64."""
 
 
-class Worker:
-    """One contender, and the configuration that it is at.
+def begin(together: Barrier) -> None:
+    """Prepare a process; all that are timed at the same time wait for each other at ``together``.
 
-    raymaml gets the settings of its training processes, others the defaults.
+    On Linux PyTorch then refuses more memory than the machine has.
     """
+    global _together  # noqa: PLW0603 - set once, when the process starts
+    _together = together
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    # PyTorch's timer loads this, which warns of CUDA without a GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    if sys.platform == "linux":
+        import resource
 
-    def __init__(self, library: str, method: str, threads: int, device: str) -> None:
-        self._library, self._method = library, method
-        self._device = torch.device(device)
-        torch.set_num_threads(threads)
-        self._take(smallest(), torch.float32)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def measure(
+    row: Row, config: Config, device: torch.device, episodes: int, detail: Detail
+) -> tuple[Row, Results]:
+    """Fill in the speed of ``row``, and its memory and operators if ``detail`` asks for them.
+
+    raymaml gets the settings of its training processes, others the defaults. Ask for the memory
+    first: later calls miss what the process keeps.
+    """
+    from torch.utils.benchmark import Timer
+
+    assert _together is not None
+    torch.set_num_threads(row.threads)
+    if row.library == "raymaml":
+        prepare_process(config.cluster, device)
+    build = partial(Contender, row.library, row.method, device=device)
+    try:
         for phase in PHASES:  # libraries load parts of themselves at the first use
-            self._run(phase)
-
-    def begin(self, config: dict[str, Any], dtype: Literal["float32", "float64"]) -> Answer:
-        """Build the model of ``config``, its weights and images in ``dtype``."""
-        checked = check_config(config, "bench")
-        if self._library == "raymaml":
-            prepare_process(checked.cluster, self._device)
-        self._take(checked, getattr(torch, dtype))
-        return {}
-
-    def outcome(self, phase: Phase, path: str | None) -> Answer:
-        """Do an episode: ``peak_mib``. Write the gradient, [P], or logits, [N*Q * N], to ``path``.
-
-        To be asked before ``seconds``, since what a process keeps for later counts as well.
-        """
-        results: list[Tensor] = []
-        peak = peak_mib(lambda: results.append(self._run(phase)), self._device)
-        if path is not None:
-            np.save(Path(path), results[0].cpu().numpy())
-        release(self._device)
-        return {"peak_mib": peak}
-
-    def aten_calls(self, phase: Phase) -> Answer:
-        """Do an episode, counting: ``count``."""
-        with AtenCalls() as calls:
-            self._run(phase)
-        return {"count": calls.count}
-
-    def seconds(self, phase: Phase, episodes: int, warm_up: bool) -> Answer:
-        """Do so many episodes on the clock, maybe after one that is not: ``seconds``."""
-        if warm_up:
-            self._run(phase)
-        self._wait()
-        start = time.perf_counter()
-        for _ in range(episodes):
-            self._run(phase)
-        self._wait()
-        seconds = time.perf_counter() - start
-        release(self._device)
-        return {"seconds": seconds}
-
-    def _take(self, config: Config, dtype: torch.dtype) -> None:
-        if dtype is torch.float64:  # to compare: there is nothing to autocast
-            exact = config.cluster.model_copy(update={"precision": "float32"})
-            config = config.model_copy(update={"cluster": exact})
-        self._contender = build_contender(self._library, self._method, config, self._device)
-        self._contender.model.to(dtype)
-        self._episodes = {
-            phase: made_up_episode(config, phase, self._device, dtype) for phase in PHASES
-        }
-
-    def _run(self, phase: Phase) -> Tensor:
-        """Do an episode and return its gradient, [P], or logits."""
-        torch.manual_seed(0)  # for dropout
-        episode = self._episodes[phase]
-        if phase == "evaluation":
-            return self._contender.predict(episode).reshape(-1)
-        grads = self._contender.meta_gradient(episode)
-        names = [name for name, _ in self._contender.model.named_parameters()]
-        return torch.cat([grads[name].reshape(-1) for name in names])
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            build(config=smallest()).compute(phase)
+        compute = partial(build(config=config).compute, row.phase)
+        results = []
+        if detail != "speed":
+            peak = peak_mib(compute, device)
+            row = replace(row, peak_mib=None if peak is None else row.processes * peak)
+        if detail == "results":
+            with AtenCalls() as calls:
+                results = [compute()]
+            results += [build(config=config, dtype=torch.float64).compute(row.phase)]
+            row = replace(row, aten_calls=calls.count)
+        timer = Timer("compute()", globals={"compute": compute}, num_threads=row.threads)
+        _together.wait()
+        speed = row.processes / timer.timeit(episodes).median
+        _release(device)
+        return replace(row, episodes_per_second=speed), [each.cpu().numpy() for each in results]
+    except BaseException:
+        _together.abort()  # the others need not wait for this one
+        raise
 
 
-def main() -> None:
-    """Answer until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # where libraries may print
-    worker = Worker(**json.loads(sys.stdin.readline()))
-    print("{}", file=answers, flush=True)
-    requests: dict[str, Callable[..., Answer]] = {
-        "begin": worker.begin,
-        "outcome": worker.outcome,
-        "aten_calls": worker.aten_calls,
-        "seconds": worker.seconds,
-    }
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer = requests[request.pop("do")](**request)
-        print(json.dumps(answer), file=answers, flush=True)
+class AtenCalls(TorchDispatchMode):
+    """Counts the operators that reach the device, in either direction."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count the call and make it."""
+        self.count += func.namespace == "aten"
+        return func(*args, **(kwargs or {}))
 
 
-if __name__ == "__main__":
-    main()
+def peak_mib(work: Callable[[], object], device: torch.device) -> float | None:
+    """Run ``work`` and return how far memory rises above that before, MiB.
+
+    On CUDA the memory of PyTorch's tensors; on Linux the resident memory of this process; elsewhere
+    None.
+    """
+    _release(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / (1 << 20)
+    if sys.platform != "linux":
+        work()
+        return None
+    import resource
+
+    with contextlib.suppress(OSError):  # the peak starts again, where the system allows it
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - kib) / 1024
+
+
+def _release(device: torch.device) -> None:
+    """Return free memory to the system, for others to use while this process waits."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc alone has it
+        trim(0)

@@ -102,22 +102,28 @@ def bench(
 ) -> None:
     """Time the gradient methods and other libraries on CONFIG, or on standard ones.
 
-    First it is checked that all compute the same gradient. Images are made up: no data set is
-    needed. pip install raymaml[bench] brings the other libraries.
+    Images are made up: no data set is needed. pip install raymaml[bench] brings the other
+    libraries. The table shows how far their gradients differ.
     """
-    from raymaml.bench.command import bench as run
-    from raymaml.bench.command import effort
+    from raymaml.bench.cases import configs_to_measure
+    from raymaml.bench.measure import effort, measure
+    from raymaml.bench.report import draw, table, write_json
 
     how = effort(methods, steps, repeats, episodes)
+    rows = []
     try:
-        run(
-            config_path,
-            overrides,
-            how,
-            json_path=json_path,
-            plot_path=plot_path,
-            echo=say,
-        )
+        for config in configs_to_measure(config_path, overrides):
+            measured = measure(config, how, say)
+            rows += measured
+            say(f"\n{table(measured)}\n")
+            if json_path is not None:
+                write_json(json_path, rows)
+            if how.steps:
+                draw(plot_path, rows)
     except KeyboardInterrupt:
         say_line("raymaml: interrupted; configurations that are finished are written", err=True)
         sys.exit(INTERRUPTED)
+    if json_path is not None:
+        say(str(json_path))
+    if how.steps:
+        say(str(plot_path))
