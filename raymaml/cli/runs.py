@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from raymaml.cli.options import LOCAL, require_kept, say, takes_config, takes_pl
 from raymaml.common.stopping import stop_code
 from raymaml.config.schema import Config
 from raymaml.storage.place import Place
+
+if TYPE_CHECKING:
+    from raymaml.evaluation.campaign import Campaign
 
 
 @click.command()
@@ -46,7 +50,7 @@ def report(config: Config) -> None:
     """Write the report of a finished campaign again."""
     from raymaml.evaluation.plan import plan_report
 
-    _show_report(plan_report(config).report())
+    _show_report(plan_report(config))
 
 
 @click.command()
@@ -99,10 +103,11 @@ def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     say(run_sweep(found, runner=runner, decide=scheduler_of, echo=say))
 
 
-def _show_report(path: Place) -> None:
-    """Print the number of a report and where its page is; last the path of ``summary.json``."""
-    from raymaml.evaluation.report import headline_of
+def _show_report(campaign: Campaign) -> None:
+    """Write the report; print its number and its page, last the path of ``summary.json``."""
+    from raymaml.report.write import headline_of, write_test_report
 
+    path = write_test_report(campaign)
     say(headline_of(path))
     say(path)
 
@@ -115,7 +120,7 @@ def _train(local: bool) -> Callable[..., bool]:
     return run
 
 
-def _judge(local: bool) -> Callable[..., Place]:
+def _judge(local: bool) -> Callable[..., Campaign]:
     if local:
         from raymaml.evaluation.campaign import judge_locally as run
     else:

@@ -31,8 +31,8 @@ from raymaml.training.process import prepare_process
 from raymaml.training.run_folder import request_stop, stop_requested
 
 
-def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
-    """Judge all that is missing, a chunk a Tune trial, and write the report.
+def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Campaign:
+    """Judge all that is missing, a chunk per Tune trial, and return the finished campaign.
 
     A chunk's record file is all that is remembered: Tune's own state is thrown away, and a
     campaign goes on after any kill with the chunks that have no complete file.
@@ -47,7 +47,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
         with campaign.sole_judge() as require_held:
             if campaign.missing():  # another process may have judged them meanwhile
                 _judge(campaign, plan, cluster, echo, require_held)
-    return campaign.report()
+    return campaign.require_finished()
 
 
 def _judge(

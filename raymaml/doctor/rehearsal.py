@@ -17,7 +17,9 @@ from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, ClusterConfig, Config
 from raymaml.data.bank import ClassImages, write_bank
 from raymaml.doctor import Finding, until_failure
+from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.plan import plan_test
+from raymaml.report.write import write_test_report
 from raymaml.storage.files import make_folder, remove_folder, write_text
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import held, own_name, remove_dead
@@ -68,7 +70,7 @@ def rehearse(
     folder: Place,
     cluster: ClusterConfig,
     train: Callable[..., bool],
-    judge: Callable[..., Place],
+    judge: Callable[..., Campaign],
 ) -> Iterator[Finding]:
     """Make data, train, resume, compare and test; the first failure is the last finding.
 
@@ -151,6 +153,6 @@ def _compare(config: Config, alone: Config) -> str:
     )
 
 
-def _test(judge: Callable[..., Place], config: Config) -> str:
-    judge(partial(plan_test, config), config.cluster, lambda _line: None)
+def _test(judge: Callable[..., Campaign], config: Config) -> str:
+    write_test_report(judge(partial(plan_test, config), config.cluster, lambda _line: None))
     return f"{config.episodes.test.num_episodes} episodes and a report"

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,13 +21,27 @@ from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation.others import Predict
 from raymaml.evaluation.statistics import bounded_interval
-from raymaml.evaluation.verdict import AuditResult
 from raymaml.seeding import bit_stream, draw_without_replacement
 from raymaml.training.data import EpisodeSet
 from raymaml.types import Episode
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 """Up to so much logits may differ by rounding alone, in units of the largest, or of 1."""
+
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditResult:
+    """The outcome of one audit."""
+
+    name: str
+    title: str
+    outcome: Literal["passed", "flagged", "measured"]
+    sentence: str
+    """What was done and found."""
+    rows: list[dict[str, str | bool | Integer | float | None]]
+    """A table: dicts of equal keys."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,40 @@
-"""The audits of a run, kept beside its test for the report."""
+"""The audits of a run: their results lie beside the test, and its next report shows them."""
 
 from __future__ import annotations
 
-from raymaml.common.untrusted import json_text
+from pydantic import BaseModel, TypeAdapter, model_validator
+
+from raymaml.common.errors import UserError, reason_of
+from raymaml.common.untrusted import checked, json_text, parse_json
 from raymaml.config.schema import Config
-from raymaml.evaluation.audit import Subject, all_audits, as_json
-from raymaml.evaluation.campaign import Echo
+from raymaml.evaluation.audit import AuditResult, Subject, all_audits, as_json
+from raymaml.evaluation.campaign import Campaign, Echo
 from raymaml.evaluation.others import predictor
-from raymaml.evaluation.plan import AUDITS_FILE, plan_test
-from raymaml.storage.files import write_text
+from raymaml.evaluation.plan import plan_test
+from raymaml.storage.files import exists, read_bytes, write_text
 from raymaml.storage.place import Place
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
+
+AUDITS_FILE = "audits.json"
+
+
+class AuditsFile(BaseModel):
+    """What ``audits.json`` holds."""
+
+    identity: dict[str, str]
+    """Of what was audited."""
+    audits: tuple[AuditResult, ...]
+
+    @model_validator(mode="after")
+    def _rows_are_tables(self) -> AuditsFile:
+        for audit in self.audits:
+            if any(row.keys() != audit.rows[0].keys() for row in audit.rows):
+                raise ValueError(f"the rows of {audit.name} have different keys")
+        return self
+
+
+_AUDITS = TypeAdapter(AuditsFile)
 
 
 def audit_run(config: Config, echo: Echo) -> Place:
@@ -38,3 +61,19 @@ def audit_run(config: Config, echo: Echo) -> Place:
     content = {"identity": campaign.identity(arm), "audits": as_json(found)}
     write_text(path, json_text(content, indent=2) + "\n")
     return path
+
+
+def read_audits(campaign: Campaign) -> list[AuditResult]:
+    """Return the audits of what ``campaign`` judges first; those of anything else are left out."""
+    path = campaign.folder / AUDITS_FILE
+    if not exists(path):
+        return []
+    try:
+        content = checked(_AUDITS, parse_json(read_bytes(path)))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: is damaged ({reason_of(error)}); remove it, or run `raymaml audit` again"
+        ) from None
+    if content.identity != campaign.identity(campaign.arms[0]):
+        return []
+    return list(content.audits)

@@ -9,7 +9,6 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import torch
@@ -26,7 +25,7 @@ from raymaml.evaluation.examination import (
 )
 from raymaml.evaluation.identity import code_identity, reasons, settings_identity, was_edited
 from raymaml.evaluation.progress import Progress
-from raymaml.evaluation.provenance import OtherBank, other_bank
+from raymaml.evaluation.provenance import other_bank
 from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.records import (
     chunk_path,
@@ -38,9 +37,9 @@ from raymaml.evaluation.records import (
     recorded_accuracies,
     write_chunk,
 )
-from raymaml.evaluation.sequences import any_look_interval, first_look_within
+from raymaml.evaluation.results import ArmResult, protocol_of
+from raymaml.evaluation.sequences import Stopping, any_look_interval
 from raymaml.evaluation.statistics import bounded_interval
-from raymaml.evaluation.summary import LOOK, Stopping
 from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
 from raymaml.seeding import fold_in
@@ -55,9 +54,6 @@ from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 from raymaml.training.settings import judging_line
 from raymaml.training.state import build_learner, load_params
-
-if TYPE_CHECKING:  # it imports matplotlib, which no process that only judges needs
-    from raymaml.evaluation.report import ArmResult
 
 Echo = Callable[[str], None]
 Plan = Callable[[torch.device], "Campaign"]
@@ -105,10 +101,8 @@ class Campaign:
     device: torch.device
     chunk_size: int
     target_half_width: float | None
-    carried: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Identities of finished records to render, by arm, where they are not of the code at hand."""
-    write: Callable[[Campaign], Place] = field(repr=False)
-    """Writes the report and returns the path of ``summary.json``."""
+    carried: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    """Identities of records of other code to report, by arm."""
 
     def arm(self, name: str) -> Arm:
         """Return an arm by name."""
@@ -137,34 +131,34 @@ class Campaign:
         return {}
 
     def needed(self, arm: Arm) -> int:
-        """Return how many episodes of ``arm`` are to be judged, as far as is known by now.
+        """Return how many episodes of ``arm`` to judge, as far as the records show by now.
 
         With a target, judging stops at the first look at which a confidence sequence over the
-        accuracies so far is narrow enough: a function of the episodes, not of chunks or trials.
+        accuracies so far is narrow enough.
         """
-        if self.target_half_width is None:
+        stopping = self.stopping(arm)
+        if stopping is None:
             return arm.num_episodes
-        leading = leading_accuracies(self.records_of(arm), self.identity(arm))
-        looks = range(LOOK, min(len(leading), arm.num_episodes) + 1, LOOK)
-        found = first_look_within(leading, self.target_half_width, looks)
-        return arm.num_episodes if found is None else found
+        return stopping.needed(leading_accuracies(self.records_of(arm), self.identity(arm)))
 
     def stopping(self, arm: Arm) -> Stopping | None:
-        """Return how what is seen decides the number of episodes of ``arm``; None: it does not."""
+        """Return the rule that ends judging ``arm`` early; None: there is none."""
         if self.target_half_width is None:
             return None
         return Stopping(target_half_width=self.target_half_width, most_episodes=arm.num_episodes)
 
     def missing(self) -> list[Chunk]:
         """Return the work that no complete record file shows as done, all arms side by side."""
-        chunks = [
-            Chunk(arm=arm.name, first=episodes.start, count=len(episodes))
-            for arm in self._judged_arms()
-            for episodes in missing_chunks(
-                self.records_of(arm), self.needed(arm), self.chunk_size, self.identity(arm)
-            )
-        ]
+        chunks = [chunk for arm in self._judged_arms() for chunk in self.missing_of(arm)]
         return sorted(chunks, key=lambda chunk: chunk.first)
+
+    def missing_of(self, arm: Arm) -> list[Chunk]:
+        """Return the missing work of one arm."""
+        place, identity = self.records_of(arm), self.identity(arm)
+        return [
+            Chunk(arm=arm.name, first=episodes.start, count=len(episodes))
+            for episodes in missing_chunks(place, self.needed(arm), self.chunk_size, identity)
+        ]
 
     def settings_line(self, num_workers: int, device: torch.device) -> str:
         """Say in a line how what is missing is judged."""
@@ -239,11 +233,11 @@ class Campaign:
         some = self.episodes(arm).load(range(min(EPISODES, arm.num_episodes)))
         return examine_learner(self.learner(arm), some, arm.config.cluster.precision)
 
-    def require_finished(self) -> None:
-        """Check that nothing is missing.
+    def require_finished(self) -> Campaign:
+        """Return this campaign, whose records a report may show.
 
         Raises:
-            UserError: chunks are.
+            UserError: episodes are not judged yet.
         """
         if missing := self.missing():
             episodes = sum(chunk.count for chunk in missing)
@@ -251,15 +245,7 @@ class Campaign:
                 f"{self.folder}: {episodes} episodes in {len(missing)} chunks are not judged yet;"
                 " run the command that judges them (`raymaml test`, `raymaml study`) again"
             )
-
-    def report(self) -> Place:
-        """Write the report and return the path of ``summary.json``.
-
-        Raises:
-            UserError: not all chunks are done.
-        """
-        self.require_finished()
-        return self.write(self)
+        return self
 
     def records_of(self, arm: Arm) -> Place:
         """Return the folder of the records of ``arm``."""
@@ -327,40 +313,33 @@ class Campaign:
             )
         return table
 
-    def _other_bank(self, arm: Arm) -> OtherBank | None:
-        return None if arm.checkpoint is None else other_bank(arm.checkpoint, self.bank(arm))
-
     def results(self) -> list[ArmResult]:
-        """Return what a report is made of, of a finished campaign."""
-        from raymaml.evaluation.report import ArmResult, protocol_line
+        """Return the results of a finished campaign."""
+        return [self._result(arm) for arm in self.arms]
 
-        others = {arm.name: self._other_bank(arm) for arm in self.arms}
-        edited = {arm.name: was_edited(arm, self.identity(arm)) for arm in self.arms}
-        return [
-            ArmResult(
-                name=arm.name,
-                description=arm.description,
-                protocol=protocol_line(
-                    arm.config.episodes.test,
-                    arm.config.model,
-                    arm.config.test_inner.num_steps,
-                    read_examination(self.records_of(arm)),
-                )
-                + (f" | {other.text}" if (other := others[arm.name]) else "")
-                + (" | encoder edited after training" if edited[arm.name] else ""),
-                records=self._records(arm),
-                stopping=self.stopping(arm),
-                circumstances=read_circumstances(self.records_of(arm)),
-                identity={
-                    "checkpoint": arm.checkpoint.name if arm.checkpoint else "none",
-                    **self.identity(arm),
-                    "source": self.bank(arm).source,
-                    "licence": self.bank(arm).licence,
-                    **({"test_classes_trained_on": other.trained_on} if other else {}),
-                },
-            )
-            for arm in self.arms
-        ]
+    def _result(self, arm: Arm) -> ArmResult:
+        place, bank, identity = self.records_of(arm), self.bank(arm), self.identity(arm)
+        other = None if arm.checkpoint is None else other_bank(arm.checkpoint, bank)
+        remarks = [other.text] if other else []
+        if was_edited(arm, identity):
+            remarks.append("encoder edited after training")
+        spec, num_steps = arm.config.episodes.test, arm.config.test_inner.num_steps
+        examination = read_examination(place)
+        return ArmResult(
+            name=arm.name,
+            description=arm.description,
+            protocol=protocol_of(spec, arm.config.model, num_steps, examination, remarks),
+            records=self._records(arm),
+            stopping=self.stopping(arm),
+            circumstances=read_circumstances(place),
+            identity={
+                "checkpoint": arm.checkpoint.name if arm.checkpoint else "none",
+                **identity,
+                "source": bank.source,
+                "licence": bank.licence,
+                **({"test_classes_trained_on": other.trained_on} if other else {}),
+            },
+        )
 
 
 def _spec(arm: Arm) -> dict[str, int]:
@@ -368,8 +347,8 @@ def _spec(arm: Arm) -> dict[str, int]:
     return arm.config.episodes.test.model_dump(exclude={"num_episodes"})
 
 
-def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
-    """Judge all that is missing in this process, without Ray, and write the report.
+def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Campaign:
+    """Judge all that is missing in this process, without Ray, and return the finished campaign.
 
     Raises:
         UserError: the run cannot be judged, or another process judges it.
@@ -387,4 +366,4 @@ def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Place:
                     accuracies = campaign.judge(chunk)
                     require_held()
                     progress.add(chunk.arm, chunk.count, accuracies)
-    return campaign.report()
+    return campaign.require_finished()

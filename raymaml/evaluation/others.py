@@ -38,7 +38,7 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
 
     There is no inner step that could be seen: values by step are those of the outcome alone. To
     compare two models on the same episodes give their records to ``paired``; to keep or report
-    them, see ``raymaml.evaluation.records`` and ``raymaml.evaluation.report``.
+    them, see ``raymaml.evaluation.records`` and ``raymaml.report.write``.
 
     Args:
         predict: the model, called with gradients switched off (``torch.enable_grad`` switches them

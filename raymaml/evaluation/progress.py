@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 
 import numpy as np
+from rich.live import Live
 from rich.table import Table
 from typing_extensions import Self
 
-from raymaml.evaluation.live import LiveTable
 from raymaml.evaluation.statistics import IntervalOf, bounded_interval
 from raymaml.training.metrics import Show, duration
+
+
+class LiveTable(ABC):
+    """On a terminal, shows ``table()`` during a ``with`` block; elsewhere nothing."""
+
+    def __init__(self) -> None:
+        self._live = Live(auto_refresh=False) if sys.stdout.isatty() else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+            self.redraw()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def redraw(self) -> bool:
+        """Draw the table as it is now; False where there is no terminal."""
+        if self._live is not None:
+            self._live.update(self.table(), refresh=True)
+        return self._live is not None
+
+    @abstractmethod
+    def table(self) -> Table:
+        """Return the table as it is now."""
 
 
 class Progress(LiveTable):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,3 +91,38 @@ def first_look_within(
     means, low, high = _ends(values)
     reach = np.maximum(high - means, means - low)
     return next((look for look in looks if reach[look - 1] <= target_half_width), None)
+
+
+LOOK = 100
+"""Number of episodes between two looks at how precisely the accuracy of an arm is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """The rule that ends judging an arm, once its accuracy is known precisely enough."""
+
+    target_half_width: float
+    """Judging ends at the first look at which the accuracy is known to this, 0..1."""
+    most_episodes: int
+
+    def needed(self, accuracies: NDArray[np.float64]) -> int:
+        """Return how many episodes to judge, given the accuracies of the first ones: [n].
+
+        It is a function of the episodes, not of chunks or processes.
+        """
+        looks = range(LOOK, min(len(accuracies), self.most_episodes) + 1, LOOK)
+        found = first_look_within(accuracies, self.target_half_width, looks)
+        return self.most_episodes if found is None else found
+
+    def ending(self, count: int) -> dict[str, Any]:
+        """Return the rule, and where judging ended by it, after ``count`` episodes."""
+        early = count < self.most_episodes
+        look = f"look {-(-count // LOOK)} of at most {-(-self.most_episodes // LOOK)}"
+        rule = f"evaluation.target_half_width={self.target_half_width:g}"
+        return {
+            **asdict(self),
+            "stopped_early": early,
+            "text": f"judging stopped early, at {look}, by {rule}"
+            if early
+            else f"judging did not stop early: it ended at {look}",
+        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
 from raymaml.evaluation.provenance import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
+from raymaml.evaluation.verdicts import reach_verdicts
 from raymaml.seeding import fold_in
 from raymaml.storage.files import exists
 from raymaml.storage.place import Place
@@ -149,7 +150,7 @@ def run_study(
     study: Study,
     *,
     train: Callable[[Config, Echo], bool],
-    judge: Callable[..., Place],
+    judge: Callable[..., Campaign],
     echo: Echo,
 ) -> Place | None:
     """Import, sample and train what is missing, judge what is missing, and write the report.
@@ -171,7 +172,7 @@ def run_study(
         if not train(config, echo):
             return None
     plan: Plan = partial(plan_study, study)
-    return judge(plan, study.base.cluster, echo)
+    return write_study_report(study, judge(plan, study.base.cluster, echo))
 
 
 def _is_trained(config: Config) -> bool:
@@ -214,7 +215,6 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
         device=device,
         chunk_size=evaluation.chunk_size,
         target_half_width=evaluation.target_half_width,
-        write=partial(_write, study),
     )
     _of_each(arms, lambda arm: arm.name, campaign.learner)
     return campaign
@@ -308,28 +308,30 @@ def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
     return config
 
 
-def _write(study: Study, campaign: Campaign) -> Place:
-    from raymaml.evaluation.report import show_in_tensorboard, write_report
-    from raymaml.evaluation.verdicts import reach_verdicts
+def write_study_report(study: Study, campaign: Campaign) -> Place:
+    """Write the report of a study's finished campaign; return the path of ``summary.json``."""
+    # Here, since it imports matplotlib, which a process that only judges does not need.
+    from raymaml.report.write import show_in_tensorboard, write_report
 
     results = campaign.results()
     records = {result.name: record_arrays(result.records) for result in results}
     trainings: dict[str, dict[int, str]] = {}
     for arm in study.arms:
         trainings.setdefault(arm.of, {})[arm.config.seed] = arm.chosen.name
+    verdicts = reach_verdicts(
+        study.settings.checks,
+        {
+            arm: {seed: records[name] for seed, name in names.items()}
+            for arm, names in trainings.items()
+        },
+        stops_early=campaign.target_half_width is not None,
+    )
     path = write_report(
         campaign.folder,
         results,
         title=study.settings.title,
         identity={"study": study.settings.name},
-        verdicts=reach_verdicts(
-            study.settings.checks,
-            {
-                arm: {seed: records[name] for seed, name in names.items()}
-                for arm, names in trainings.items()
-            },
-            stops_early=campaign.target_half_width is not None,
-        ),
+        verdicts=[asdict(verdict) for verdict in verdicts],
         trainings=trainings,
         bank=campaign.bank(campaign.arms[0]),
     )

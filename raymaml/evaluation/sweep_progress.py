@@ -8,8 +8,8 @@ from rich.table import Table
 
 from raymaml.common.logs import plain
 from raymaml.evaluation.campaign import Echo
-from raymaml.evaluation.live import LiveTable
 from raymaml.evaluation.population import Exploit
+from raymaml.evaluation.progress import LiveTable
 from raymaml.evaluation.referee import Referee
 from raymaml.evaluation.sweep import Sweep
 from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows

@@ -12,23 +12,21 @@ from raymaml.common.errors import UserError
 from raymaml.common.untrusted import checked, json_text, parse_json
 from raymaml.config.load import dump_config
 from raymaml.evaluation.campaign import Echo
-from raymaml.evaluation.page import (
-    Block,
-    Bullets,
-    Code,
-    Heading,
-    Paragraph,
-    Picture,
-    Strong,
-    Table,
-    html,
-    markdown,
-)
 from raymaml.evaluation.parallel import plot_parallel
 from raymaml.evaluation.population import Exploit
 from raymaml.evaluation.referee import Referee, Report
 from raymaml.evaluation.sweep import Sweep, max_steps
 from raymaml.evaluation.sweep_table import TrialRow, accuracy_text, count_text, ranked, trial_rows
+from raymaml.report.document import (
+    bullets,
+    code,
+    heading,
+    paragraph,
+    picture,
+    strong,
+    table,
+    write_document,
+)
 from raymaml.storage.files import exists, new_folder, read_bytes, rename_folder, write_text
 from raymaml.storage.place import Place
 from raymaml.training.card import LINEAGE_FILE
@@ -64,8 +62,7 @@ def write_sweep_report(
     plot_parallel(sweep.folder / PICTURE, rows, sweep.settings.space)
     blocks = page_blocks(sweep, rows, best, exploits)
     title = sweep.settings.title
-    write_text(sweep.folder / "sweep.md", markdown(title, blocks))
-    write_text(sweep.folder / "sweep.html", html(title, blocks, sweep.folder))
+    write_document(sweep.folder, "sweep", title, blocks)
     path = sweep.folder / "sweep.json"
     content = _as_json(sweep, rows, best, exploits)
     write_text(path, json_text(content, indent=2) + "\n")
@@ -114,24 +111,23 @@ def _exported(folder: Place) -> Report | None:
 
 def page_blocks(
     sweep: Sweep, rows: Sequence[TrialRow], best: Report, exploits: Sequence[Exploit]
-) -> list[Block]:
+) -> list[str]:
     """Return what the pages show."""
     settings = sweep.settings
     options = settings.scheduler.model_dump(exclude_none=True)
-    keys = list(settings.space)
-    blocks: list[Block] = [
-        Paragraph(
-            Strong(
+    blocks: list[str] = [
+        paragraph(
+            strong(
                 f"{accuracy_text(best)} on the validation episodes by {best.run}"
                 f" before outer step {best.step}"
             )
         ),
-        Paragraph(
+        paragraph(
             "The interval (95%) is over the validation episodes of that one trial. The best of many"
             " trials looks better than it is: judge it on the test episodes."
         ),
-        Paragraph(Code(f"raymaml test {sweep.folder / BEST / 'config.yaml'}")),
-        Bullets(
+        paragraph(code(f"raymaml test {sweep.folder / BEST / 'config.yaml'}")),
+        bullets(
             [
                 ("scheduler", ", ".join(f"{key} {value}" for key, value in options.items())),
                 ("trials", count_text(rows)),
@@ -139,18 +135,14 @@ def page_blocks(
                 ("seed of the space", str(settings.seed)),
             ]
         ),
-        Heading("Trials"),
-        Table(
-            ["trial", "status", "steps", "best validation accuracy", *keys],
-            [_cells(row) for row in ranked(rows)],
-            left=2,
-        ),
-        Picture(PICTURE, "A line a trial, the better the darker; trials that ended early dashed"),
+        heading("Trials"),
+        table([_cells(row) for row in ranked(rows)], left=2),
+        picture(PICTURE, "A line a trial, the better the darker; trials that ended early dashed"),
     ]
     if failed := [(row.run, row.problem) for row in rows if row.problem]:
-        blocks += [Heading("Failed"), Bullets([(name, text or "") for name, text in failed])]
+        blocks += [heading("Failed"), bullets([(name, text or "") for name, text in failed])]
     if exploits:
-        blocks += [Heading("Lineage"), _lineage(exploits, keys)]
+        blocks += [heading("Lineage"), _lineage(exploits)]
     return blocks
 
 
@@ -159,35 +151,39 @@ def _saved(rows: Sequence[TrialRow], longest: int) -> str:
     return f"{taken:,} of {all_of_them:,} that all trials would have taken to their ends"
 
 
-def _lineage(exploits: Sequence[Exploit], keys: Sequence[str]) -> Table:
-    return Table(
-        ["trial", "goes on from", "before step", "had", "donor has", *keys],
+def _lineage(exploits: Sequence[Exploit]) -> str:
+    return table(
         [
-            [
-                str(each.trial),
-                each.donor_run,
-                str(each.step),
-                f"{100 * each.accuracy:.2f}%",
-                f"{100 * each.donor_accuracy:.2f}%",
-                *(str(each.values[key]) for key in keys),
-            ]
+            {
+                "trial": str(each.trial),
+                "goes on from": each.donor_run,
+                "before step": str(each.step),
+                "had": f"{100 * each.accuracy:.2f}%",
+                "donor has": f"{100 * each.donor_accuracy:.2f}%",
+                **{key: str(value) for key, value in each.values.items()},
+            }
             for each in exploits
         ],
         left=2,
     )
 
 
-def _cells(row: TrialRow) -> list[str]:
-    steps = f"{row.steps}/{row.num_steps}"
-    values = [str(value) for value in row.values.values()]
-    return [str(row.trial), row.status, steps, accuracy_text(row.best), *values]
+def _cells(row: TrialRow) -> dict[str, str]:
+    return {
+        "trial": str(row.trial),
+        "status": row.status,
+        "steps": f"{row.steps}/{row.num_steps}",
+        "best validation accuracy": accuracy_text(row.best),
+        **{key: str(value) for key, value in row.values.items()},
+    }
 
 
 def text_table(rows: Sequence[TrialRow]) -> list[str]:
     """Return the table as lines of text."""
-    header = ["trial", "status", "steps", "best", *(key for key in rows[0].values)]
-    cells = [header, *(_cells(row) for row in ranked(rows))]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    found = [_cells(row) for row in ranked(rows)]
+    cells = [["trial", "status", "steps", "best", *rows[0].values]]
+    cells += [[*each.values()] for each in found]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells

@@ -25,8 +25,9 @@ from raymaml.evaluation.statistics import (
     span,
     spanning_interval,
 )
-from raymaml.evaluation.verdict import UNDECIDED, Outcome, Verdict
 
+Outcome = Literal["supported", "not supported", "undecided at this size"]
+UNDECIDED: Literal["undecided at this size"] = "undecided at this size"
 LEVEL = 0.95
 _UNKNOWN = (-math.inf, math.inf)
 _STOPS_EARLY = (
@@ -39,6 +40,20 @@ Trainings = Mapping[int, RecordArrays]
 """The records of an arm for each training of its model, by seed."""
 Estimate = Callable[[float], tuple[float, float, float]]
 """Takes a level, and returns a number with the ends of its interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A claim, and whether the records support it."""
+
+    claim: str
+    outcome: Outcome
+    scope: str
+    """Whether the verdict is on a method, with the number of trainings, or on one trained model."""
+    numbers: str
+    """The numbers that decide it, a sentence."""
+    p: float
+    """Of the claim, by Holm over all claims of the study."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
 from raymaml.evaluation.study import plan_study, read_study, run_study
+from raymaml.report.write import write_test_report
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
@@ -43,11 +44,15 @@ def quiet(_line: str) -> None:
 
 
 def judge_locally(config: Config, echo: Callable[[str], None]) -> Path:
-    return in_process.judge_locally(partial(plan_test, config), config.cluster, echo)
+    return write_test_report(
+        in_process.judge_locally(partial(plan_test, config), config.cluster, echo)
+    )
 
 
 def judge_on_cluster(config: Config, echo: Callable[[str], None]) -> Path:
-    return on_cluster.judge_on_cluster(partial(plan_test, config), config.cluster, echo)
+    return write_test_report(
+        on_cluster.judge_on_cluster(partial(plan_test, config), config.cluster, echo)
+    )
 
 
 def trained(make_config, *overrides: str) -> Config:

@@ -22,6 +22,7 @@ from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.cluster.gauges import CAMPAIGN, TRAINING
 from raymaml.cluster.train import train_on_cluster
 from raymaml.evaluation.plan import plan_test
+from raymaml.report.write import write_test_report
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 from raymaml.training.worker import train_locally
 
@@ -92,7 +93,8 @@ def test_a_run_shows_its_metrics(cluster, make_config):
 def test_a_campaign_shows_its_arms(cluster, make_config):
     config = make_config("run", "name=judged")
     train_locally(config, lambda _line: None)
-    summary = judge_on_cluster(partial(plan_test, config), config.cluster, lambda _line: None)
+    campaign = judge_on_cluster(partial(plan_test, config), config.cluster, lambda _line: None)
+    summary = write_test_report(campaign)
     arms = json.loads(summary.read_text(encoding="utf-8"))["arms"]
     counts = {"model": 10, "untrained": 5, "no-adaptation": 5}
     assert arms.keys() == counts.keys()

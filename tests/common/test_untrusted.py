@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from raymaml.common.untrusted import json_text, parse_json
+from raymaml.common.untrusted import json_ready, json_text, parse_json
 from raymaml.evaluation.auditing import audit_run
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
+from raymaml.report.write import write_test_report
 from raymaml.training.metrics import METRICS_FILE, RunMetrics, read_metrics
 from raymaml.training.state import Validation
 from raymaml.training.supervised import answer_by_file, ask_by_file
@@ -46,8 +47,10 @@ def test_every_json_file_of_a_run_is_json(make_config, episodes: int) -> None:
         f"episodes.test.num_episodes={episodes}",
     )
     assert train_locally(config, lambda _: None)
-    judge_locally(lambda _: plan_test(config, torch.device("cpu")), config.cluster, lambda _: None)
+    cpu = torch.device("cpu")
+    campaign = judge_locally(lambda _: plan_test(config, cpu), config.cluster, lambda _: None)
     audit_run(config, lambda _: None)
+    write_test_report(campaign)
     files = [path for path in config.run_folder.rglob("*") if path.suffix in (".json", ".jsonl")]
     assert {"checkpoint.json", "metrics.jsonl", "summary.json", "audits.json", "run.json"} <= {
         path.name for path in files
@@ -85,3 +88,22 @@ def test_a_question_about_a_validation_of_before_is_json_and_keeps_its_number(
     monkeypatch.setattr("time.sleep", answer)
     assert ask_by_file(tmp_path, asked)
     assert heard == [replace(asked)]
+
+
+def test_plain_leaves_only_what_json_knows() -> None:
+    value = {
+        1: (np.float64(0.5), np.int64(2), np.bool_(True)),
+        "not finite": [math.nan, -math.inf, np.float32("nan")],
+        "array": np.array([[1.0, math.inf]]),
+        "path": Path("runs") / "a",
+        "none": None,
+    }
+    expected = {
+        "1": [0.5, 2, True],
+        "not finite": [None, None, None],
+        "array": [[1.0, None]],
+        "path": str(Path("runs/a")),
+        "none": None,
+    }
+    assert json_ready(value) == expected
+    assert json.loads(json.dumps(json_ready(value), allow_nan=False)) == expected

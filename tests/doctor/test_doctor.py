@@ -19,7 +19,7 @@ from raymaml.config.schema import ClusterConfig, Config
 from raymaml.doctor import Finding, attempt, failures
 from raymaml.doctor.command import config_findings, examine, show
 from raymaml.doctor.rehearsal import MARKER, rehearsal_folder, rehearse
-from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.storage.place import Place
 from raymaml.training.worker import train_locally
 
@@ -126,7 +126,7 @@ def test_a_rehearsal_ends_with_the_first_failure(tmp_path: Path) -> None:
         outer = config.outer.model_copy(update={"lr": 0.1})
         return train_locally(config.model_copy(update={"outer": outer}), echo)
 
-    def no_memory(*_: object) -> Place:
+    def no_memory(*_: object) -> Campaign:
         raise MemoryError("none left")
 
     cases: list[tuple[Any, Any, int, str]] = [

@@ -24,7 +24,6 @@ from raymaml.evaluation.statistics import (
     degrees_of_freedom,
     mean_interval,
 )
-from raymaml.evaluation.summary import running_mean
 
 LEAST = 0.95 - 4 * ERROR  # 93.05%: of 1,000 cells of exactly 95% not one is expected below
 
@@ -160,17 +159,6 @@ def test_the_interval_for_new_classes_covers_up_to_the_ceiling(
         hits += found.low <= 1 - wrong <= found.high
     # less 3 standard deviations of a binomial with 400 trials, (0.05 * 0.95 / 400)^0.5 = 1.1%
     assert hits / campaigns >= nominal - 3 * 0.011
-
-
-def test_running_intervals_are_those_of_the_first_values() -> None:
-    values = np.random.default_rng(1).binomial(15, 0.99, 300) / 15
-    values[:4] = 1.0
-    means, low, high = running_mean(values)
-    for count in (1, 2, 4, 5, 50, 300):
-        found = bounded_interval(values[:count])
-        expected = (found.mean, found.low, found.high)
-        at = count - 1
-        assert (means[at], low[at], high[at]) == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_loss_is_not_bounded_and_keeps_student_s_t() -> None:

@@ -19,6 +19,7 @@ from raymaml.evaluation import identity
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_report, plan_test
 from raymaml.models.source import encoder_source, source_files
+from raymaml.report.write import write_test_report
 from raymaml.training.checkpoint import checkpoint_path, read_card
 from raymaml.training.worker import train_locally
 
@@ -95,7 +96,8 @@ def run(make_config: Any, encoder: tuple[str, str]) -> Config:
 
 def judged(config: Config) -> tuple[Path, list[str]]:
     lines: list[str] = []
-    path = judge_locally(lambda device: plan_test(config, device), config.cluster, lines.append)
+    plan = lambda device: plan_test(config, device)  # noqa: E731
+    path = write_test_report(judge_locally(plan, config.cluster, lines.append))
     assert isinstance(path, Path)
     return path, lines
 
@@ -244,7 +246,7 @@ def test_finished_records_are_rendered_whatever_the_versions(
     before = json.loads(path.read_text())
     with_versions(monkeypatch, python="3.11.8", torch="2.9.1")
     path.unlink()
-    after = json.loads(plan_report(config).report().read_text())
+    after = json.loads(write_test_report(plan_report(config)).read_text())
     assert after["identity"]["versions"] == before["identity"]["versions"]
     assert after["accuracy"] == before["accuracy"]
 
@@ -252,7 +254,7 @@ def test_finished_records_are_rendered_whatever_the_versions(
     again = [line for line in lines if "judged again" in line]
     assert len(again) == 3  # model, untrained, no-adaptation
     assert "records are of python 3.11.7 (now 3.11.8), torch 2.9.0 (now 2.9.1)" in again[0]
-    newest = json.loads(plan_report(config).report().read_text())
+    newest = json.loads(write_test_report(plan_report(config)).read_text())
     assert "2.9.1" in newest["identity"]["versions"]
 
 
@@ -262,7 +264,7 @@ def test_an_encoder_that_is_gone_is_not_needed_for_the_report(
     path, _ = judged(run)
     edit(encoder[1], "raise ImportError('gone')\n")
     path.unlink()
-    assert plan_report(run).report() == path
+    assert write_test_report(plan_report(run)) == path
     with pytest.raises(UserError, match="cannot be imported"):
         plan_test(run, CPU)
 
@@ -271,4 +273,4 @@ def test_what_is_not_finished_is_not_rendered(make_config: Any) -> None:
     config = make_config("run", "outer.num_steps=1")
     assert train_locally(config, lambda _line: None)
     with pytest.raises(UserError, match="are not judged yet"):
-        plan_report(config).report()
+        plan_report(config)

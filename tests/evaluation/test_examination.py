@@ -28,7 +28,8 @@ from raymaml.evaluation.examination import (
 from raymaml.evaluation.others import Predict, examine_predictions, nearest_class_mean
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.replay import replay
-from raymaml.evaluation.report import protocol_line
+from raymaml.evaluation.results import protocol_of
+from raymaml.report.write import write_test_report
 from raymaml.training.data import open_episode_sets
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally
@@ -193,17 +194,17 @@ def test_a_model_that_needs_more_than_one_query_is_not_inductive(make_config, ti
     assert "more than 1 value per channel" in found.alone_error
     assert found.caution == "caution: it cannot predict one query alone"
     assert found.is_inductive is False
-    assert "transductive" in protocol_line(config.episodes.test, config.model, 2, found)
+    assert protocol_of(config.episodes.test, config.model, 2, found).is_transductive
 
 
 def test_the_label_of_an_own_norm_gives_way_to_the_measurement(make_config) -> None:
     config = make_config("context", "model.norm=context")
     numbers = {"rounding": 0, "chance": 0, "support_order": 0, "query_order": 0, "company": 0.5}
     found = Examination(episodes=3, finite=True, **numbers)
-    line = protocol_line(config.episodes.test, config.model, 2, found)
+    line = str(protocol_of(config.episodes.test, config.model, 2, found))
     assert line.split(" | ")[1] == "transductive, measured on 3 episodes (context)"
     same = found.model_copy(update={"company": 0.0})
-    line = protocol_line(config.episodes.test, config.model, 2, same)
+    line = str(protocol_of(config.episodes.test, config.model, 2, same))
     assert line.split(" | ")[1] == "inductive (context)"
 
 
@@ -275,7 +276,8 @@ def a_run(make_config, *overrides: str) -> tuple[Config, dict, str]:
         "tested", "outer.num_steps=1", "evaluation.baseline_episodes=0", *overrides
     )
     assert train_locally(config, quiet)
-    path = judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    campaign = judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    path = write_test_report(campaign)
     return config, json.loads(path.read_text()), (path.parent / "report.md").read_text("utf-8")
 
 
@@ -292,7 +294,7 @@ def test_a_run_is_examined_and_its_report_says_what_was_found(make_config) -> No
     again = plan_test(config, CPU)
     (found,) = again.folder.rglob(EXAMINATION_FILE)
     before = found.stat().st_mtime_ns
-    assert json.loads(again.report().read_text())["protocol"] == summary["protocol"]
+    assert json.loads(write_test_report(again).read_text())["protocol"] == summary["protocol"]
     assert found.stat().st_mtime_ns == before
 
 
@@ -335,7 +337,7 @@ def test_records_without_an_examination_say_so(make_config) -> None:
     campaign = plan_test(config, CPU)
     (found,) = campaign.folder.rglob(EXAMINATION_FILE)
     found.unlink()
-    protocol = json.loads(campaign.report().read_text())["protocol"]
+    protocol = json.loads(write_test_report(campaign).read_text())["protocol"]
     assert protocol.endswith("caution: not examined whether its logits follow their images")
 
 

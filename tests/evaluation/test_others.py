@@ -19,6 +19,7 @@ from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import record_arrays
 from raymaml.evaluation.replay import replay
+from raymaml.report.write import write_test_report
 from raymaml.training.data import open_episode_sets, sample_shards
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally
@@ -186,7 +187,8 @@ def test_fewer_test_episodes_than_were_sampled_are_the_first_ones(config) -> Non
     whole = record_arrays(plan_test(config, CPU).results()[0].records)
     fewer = with_test(config, num_episodes=4)
     lines: list[str] = []
-    path = judge_locally(lambda device: plan_test(fewer, device), config.cluster, lines.append)
+    campaign = judge_locally(lambda device: plan_test(fewer, device), config.cluster, lines.append)
+    path = write_test_report(campaign)
     assert json.loads(path.read_text())["num_episodes"] == 4
     assert not [line for line in lines if "CPU worker" in line]  # 4 of 10 are there
     some = record_arrays(plan_test(fewer, CPU).results()[0].records)

@@ -19,6 +19,7 @@ from raymaml.evaluation.auditing import audit_run
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.study import plan_study, read_study, run_study
+from raymaml.report.write import write_test_report
 from raymaml.training.data import sample_shards
 from raymaml.training.worker import train_locally
 from tests.conftest import tiny_classes
@@ -79,7 +80,8 @@ def test_another_bank_is_refused_with_the_number_of_classes_that_were_trained_on
 
 def test_another_bank_that_is_asked_for_is_said(run: Config, tmp_path: Path) -> None:
     other = under(run, dealt(tmp_path / "dealt", {}), allowed=True)
-    path = judge_locally(lambda device: plan_test(other, device), other.cluster, quiet)
+    campaign = judge_locally(lambda device: plan_test(other, device), other.cluster, quiet)
+    path = write_test_report(campaign)
     summary = json.loads(path.read_text())
     said = "another bank than in training, trained on 2 of its 5 test classes"
     assert summary["protocol"].endswith(f" | {said}")
@@ -90,7 +92,8 @@ def test_another_bank_that_is_asked_for_is_said(run: Config, tmp_path: Path) -> 
 
 
 def test_the_bank_of_training_goes_on_and_nothing_is_said(run: Config) -> None:
-    path = judge_locally(lambda device: plan_test(run, device), run.cluster, quiet)
+    campaign = judge_locally(lambda device: plan_test(run, device), run.cluster, quiet)
+    path = write_test_report(campaign)
     assert "another bank" not in path.with_name("report.md").read_text(encoding="utf-8")
 
 
@@ -145,5 +148,5 @@ def test_an_arm_of_a_study_says_that_its_bank_is_another(
     path.write_text(text.replace("data.bank", "evaluation.other_bank: true, data.bank"))
     run_study(read_study(path), train=train_locally, judge=judge_locally, echo=quiet)
     named = {arm.name: arm for arm in plan_study(read_study(path), CPU).results()}
-    assert "trained on 2 of its 5 test classes" in named["b"].protocol
-    assert "another bank" not in named["a"].protocol
+    assert "trained on 2 of its 5 test classes" in str(named["b"].protocol)
+    assert "another bank" not in str(named["a"].protocol)

@@ -16,10 +16,10 @@ from raymaml.common.errors import UserError
 from raymaml.data.sampling import by_label
 from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.evaluation.plan import plan_test
-from raymaml.evaluation.report import headline_of
 from raymaml.evaluation.sequences import any_look_interval
 from raymaml.evaluation.statistics import bounded_interval
 from raymaml.evaluation.study import plan_study, read_study, run_study
+from raymaml.report.write import headline_of, write_test_report
 from raymaml.training.worker import train_locally
 
 CPU = torch.device("cpu")
@@ -278,7 +278,8 @@ def test_judging_stops_at_the_first_look_that_is_precise_enough(make_config) -> 
         evaluation = config.evaluation.model_copy(update=changes)
         return partial(plan_test, config.model_copy(update={"evaluation": evaluation}))
 
-    stopped_line = headline_of(judge_locally(planned(0.08, 70), config.cluster, quiet))
+    stopped = judge_locally(planned(0.08, 70), config.cluster, quiet)
+    stopped_line = headline_of(write_test_report(stopped))
     campaign = planned(0.08, 70)(CPU)
     report = json.loads((campaign.folder / "summary.json").read_text())
     page = (campaign.folder / "report.md").read_text()

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,8 +24,8 @@ from hypothesis import strategies as st
 
 from raymaml.common.untrusted import json_ready
 from raymaml.config.schema import Config
+from raymaml.evaluation.auditing import read_audits
 from raymaml.evaluation.campaign import Campaign
-from raymaml.evaluation.plan import read_audits
 from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.records import (
     EpisodeRecord,
@@ -35,7 +36,10 @@ from raymaml.evaluation.records import (
     record_arrays,
     write_chunk,
 )
-from raymaml.evaluation.summary import summarize_arm, worst_episodes
+from raymaml.evaluation.results import ArmResult, Protocol
+from raymaml.report.content import audits
+from raymaml.report.summary import summarize_arm
+from raymaml.report.write import worst_episodes
 from raymaml.training.checkpoint import (
     CheckpointStore,
     check_last,
@@ -378,7 +382,11 @@ def test_records(fuzz: Fuzz, chunk: bytes) -> None:
         found = read_records(fuzz.place, 5, IDENTITY)
         arrays = record_arrays(found)
         are_of_bank(vars(arrays), 5, 20)
-        summarize_arm("model", "judged", "protocol", arrays)
+        protocol = Protocol(episodes="", norm="none", num_steps=1, head="zero")
+        summarize_arm(
+            ArmResult(name="m", description="", protocol=protocol, records=found, identity={}),
+            arrays,
+        )
         worst_episodes(arrays, 3)
 
     path.write_bytes(chunk)
@@ -409,10 +417,7 @@ def test_audits(fuzz: Fuzz) -> None:
     trees = changed_tree(content, hostile_values(fuzz.root)).map(lambda t: json.dumps(t).encode())
 
     def read(_: object) -> None:
-        from raymaml.evaluation.page import markdown
-        from raymaml.evaluation.sections import audits
-
-        markdown("title", list(audits(read_audits(campaign))))
+        list(audits([asdict(each) for each in read_audits(campaign)]))
 
     path.write_bytes(text)
     read(None)

@@ -21,6 +21,7 @@ from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
 from raymaml.evaluation.replay import replay_locally
 from raymaml.evaluation.study import provide_data
+from raymaml.report.write import write_test_report
 from raymaml.storage import cache
 from raymaml.storage.files import upload
 from raymaml.storage.place import Place
@@ -64,7 +65,7 @@ def test_a_run_and_its_test_have_the_bits_of_those_on_disk(
     here, there = make_config("here"), remote()
     for config in (here, there):
         assert train_locally(config, silent)
-        judge_locally(partial(plan_test, config), config.cluster, silent)
+        write_test_report(judge_locally(partial(plan_test, config), config.cluster, silent))
     assert there.run_folder != here.run_folder
     expected, found = weights(here.run_folder), weights(there.run_folder)
     assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from helpers_evaluation import record
 
+from raymaml.evaluation.audit import AuditResult
 from raymaml.evaluation.records import read_records, write_chunk
-from raymaml.evaluation.report import ArmResult, write_report
-from raymaml.evaluation.verdict import AuditResult, Verdict
+from raymaml.evaluation.results import ArmResult, Protocol
+from raymaml.report.write import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TABLES_OUTSIDE = """
-return [...document.querySelectorAll(".table")].filter(box =>
+return [...document.querySelectorAll("table")].filter(box =>
   box.getBoundingClientRect().right > document.documentElement.clientWidth + 1
   || (box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX != "auto")).length
 """
@@ -53,7 +54,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = [record(i, accuracy_by_step=tuple(row)) for i, row in enumerate(steps.tolist())]
         write_chunk(folder / f"{name}.parquet", records, {})
         table = read_records([folder / f"{name}.parquet"])
-        protocol = "5-way 1-shot 3-query | inductive (context) | 5 steps | head zero | single model"
+        protocol = Protocol(
+            episodes="5-way 1-shot 3-query", norm="inductive (context)", num_steps=5, head="zero"
+        )
         identity = {"weights": "0123456789abcdef" * 4, "model": "x" * 300}
         arms.append(
             ArmResult(
@@ -61,13 +64,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         )
     numbers = "numbers " * 20
-    verdict = Verdict(
-        claim="a claim " * 9, outcome="supported", scope="3 trainings", numbers=numbers, p=0.01
-    )
+    verdict = {"claim": "a claim " * 9, "outcome": "supported", "scope": "x", "numbers": numbers}
     audit = AuditResult(
         name="x", title="Audit", outcome="passed", sentence="s", rows=[{"a": 1, "b": "c" * 50}]
     )
-    write_report(folder, arms, identity={}, verdicts=[verdict], audits=[audit], title="Report")
+    write_report(folder, arms, verdicts=[verdict], audits=[audit], title="Report")
     return folder / "report.html"
 
 

@@ -1,0 +1,315 @@
+"""The text of a report: the numbers of ``summary.json`` in tables and words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from raymaml.evaluation.paired import FEWEST_EPISODES
+from raymaml.evaluation.results import ArmResult
+from raymaml.evaluation.statistics import FIRST_EPISODES, span
+from raymaml.report.document import bullets, code, heading, paragraph, strong, table
+from raymaml.report.summary import PLUS_MINUS, Numbers, margin, percent
+
+_INTERVALS = {
+    "over episodes": "Clopper and Pearson's interval at the effective number of trials (Korn and"
+    " Graubard 1998), as wide as Student's t far from 0 and 100%; after the mean stands the larger"
+    " of the distances to its ends. The episodes are resampled from the same test classes and"
+    " images, so it says how well this many episodes pin down the accuracy on these classes; it is"
+    " not an interval for new classes.",
+    "at any look": "confidence sequence (Waudby-Smith and Ramdas 2024): as over episodes, and valid"
+    " also where the number of episodes was decided while judging, as evaluation.target_half_width"
+    " does.",
+    "for new classes": "class-cluster bootstrap: how far the accuracy would move with other test"
+    " classes drawn from where these come from. More episodes do not make it narrower; more classes"
+    " do.",
+    "image-disjoint tasks": "as over episodes, over those that share no image with one another"
+    " (sampling without replacement; Lafargue et al. 2024): for other images of these classes.",
+}
+_STOPPING = (
+    "The number of episodes was decided while judging. So the intervals of accuracies over episodes"
+    " are those at any look, and so are those of a study's verdicts on differences. A study's"
+    " claims of other kinds stay undecided. The table of compared arms, and its p-values, are not"
+    " corrected."
+)
+_TRANSDUCTIVE = (
+    "A norm is transductive: the query batch is normalised by its own moments, so the accuracy"
+    " depends on the number of queries per episode and on how they spread over the classes. It"
+    " compares only with results on as many queries."
+)
+_TRAININGS = (
+    "The trainings of an arm differ in their seed (weights, order of the episodes, dropout,"
+    " augmentation) and are judged on the same test episodes. Student's t interval over them covers"
+    " other trainings of the method. The interval over episodes says how well the episodes pin down"
+    " the accuracy of one trained model."
+)
+_COMPARISONS = (
+    "Mean difference with its 95% intervals, over episodes and for new classes; two-sided sign test"
+    " and Wilcoxon signed-rank test, both over episodes; the last column adjusts Wilcoxon's p for"
+    f" all rows (Holm 1979). Fewer than {FEWEST_EPISODES} episodes are too few to call arms"
+    " different."
+)
+
+
+def content(arms: Sequence[ArmResult], summary: Numbers, pictures: Iterable[str]) -> Iterator[str]:
+    """Yield the blocks of a report.
+
+    Args:
+        arms: the results, of which the protocols are shown.
+        summary: what ``summary.json`` holds.
+        pictures: blocks that show them.
+    """
+    numbers = summary["arms"]
+    yield from _opening(arms, summary)
+    yield from _results(arms, numbers)
+    yield from _trainings(summary["trainings"])
+    yield from _comparisons(summary["comparisons"])
+    yield heading("Pictures")
+    yield from pictures
+    yield from audits(summary["audits"])
+    yield from _details(numbers)
+    identity = [
+        {"key": key, "value": code(value if isinstance(value, str) else json.dumps(value))}
+        for key, value in _identity(numbers, summary["circumstances"])
+    ]
+    if identity:
+        yield heading("Identity")
+        yield table(identity, left=2)
+
+
+def _opening(arms: Sequence[ArmResult], summary: Numbers) -> Iterator[str]:
+    """Yield the headline or the verdicts, the protocols and their cautions."""
+    if summary["verdicts"]:
+        yield heading("Verdicts")
+        yield table(
+            [
+                {
+                    "claim": each["claim"],
+                    "verdict": strong(f"{each['outcome']} ({each['scope']})"),
+                    "numbers": each["numbers"],
+                }
+                for each in summary["verdicts"]
+            ],
+            left=3,
+        )
+    else:
+        yield paragraph(strong(summary["headline"]))
+    lines = {arm.name: code(str(arm.protocol)) for arm in arms}
+    if len(set(lines.values())) == 1:
+        yield paragraph(lines[arms[0].name])
+    else:
+        yield bullets(lines.items())
+    for arm in arms:
+        if arm.protocol.caution:
+            yield paragraph(strong(f"{arm.name}: {arm.protocol.caution}."))
+    steps = [numbers["accuracy_by_step"] for numbers in summary["arms"].values()]
+    if arms[0].protocol.starts_equal and all(len(each) > 1 for each in steps):
+        yield paragraph(
+            "The head starts with equal rows, which give all classes equal logits. Without"
+            f" adaptation the accuracy is {steps[0][0]['mean']:.2%} by construction, and no arm"
+            " shows it."
+        )
+
+
+def _results(arms: Sequence[ArmResult], numbers: Mapping[str, Numbers]) -> Iterator[str]:
+    """Yield the tables of accuracies, with the meaning of their intervals."""
+    yield heading("Results")
+    yield _accuracies(numbers)
+    yield bullets((arm.name, arm.description) for arm in arms)
+    yield heading("Four intervals of the mean accuracy")
+    over_episodes, any_look, new_classes, disjoint_tasks = _INTERVALS
+    yield table(
+        [
+            {
+                "arm": name,
+                over_episodes: percent(found),
+                any_look: percent(found["any_look"]),
+                new_classes: percent(found["new_classes"]),
+                "classes": f"{found['new_classes']['num_classes']:,}",
+                disjoint_tasks: percent(found["image_disjoint_tasks"]),
+                "tasks": f"{found['image_disjoint_tasks']['num_episodes']:,}",
+            }
+            for name, found in ((name, each["accuracy"]) for name, each in numbers.items())
+        ]
+    )
+    yield bullets(_INTERVALS.items())
+    ends = {name: each["stopping"]["text"] for name, each in numbers.items() if each["stopping"]}
+    if ends:
+        yield paragraph(_STOPPING)
+        yield bullets(ends.items())
+    if any(arm.protocol.is_transductive for arm in arms):
+        yield paragraph(_TRANSDUCTIVE)
+    yield heading("Spread and calibration")
+    yield table(
+        [
+            {
+                "arm": name,
+                "skew": _number(each["accuracy"]["skew"], "+.2f"),
+                "worst 1%": _number(each["accuracy"]["worst_1%"], ".1%"),
+                "calibration error": _number(each["calibration"]["error"], ".2%"),
+                "Brier score": _number(each["brier"]["mean"], ".4f"),
+            }
+            for name, each in numbers.items()
+        ]
+    )
+
+
+def _accuracies(numbers: Mapping[str, Numbers]) -> str:
+    rows: list[dict[str, str]] = []
+    for name, each in numbers.items():
+        accuracy, first = each["accuracy"], each["accuracy"]["first_600"]
+        quantiles = [(p, _number(value, ".1%")) for p, value in accuracy["quantiles"].items()]
+        row = {
+            "arm": name,
+            "episodes": f"{each['num_episodes']:,}",
+            "accuracy": percent(accuracy),
+            "first 600": percent(first) if first["num_episodes"] == FIRST_EPISODES else "fewer",
+            f"quantile {quantiles[0][0]}": quantiles[0][1],
+            **dict(quantiles[1:]),
+            "loss": _loss(each["loss"]),
+        }
+        if not rows:  # the model stands out
+            row |= {key: strong(row[key]) for key in ("arm", "accuracy")}
+        rows.append(row)
+    return table(rows)
+
+
+def _trainings(found: Mapping[str, Numbers]) -> Iterator[str]:
+    """Yield the spread over trainings of the models that were trained more than once."""
+    if not found:
+        return
+    yield heading("Over trainings")
+    yield table(
+        [
+            {
+                "arm": name,
+                "trainings": f"{each['accuracy']['num_trainings']:,}",
+                "mean accuracy": percent(each["accuracy"]) + _ends(each["accuracy"]),
+                "standard deviation over trainings": _number(each["accuracy"]["std"], ".2%"),
+                f"over episodes, one training ({PLUS_MINUS})": _number(
+                    each["ci95_over_episodes"], ".2%"
+                ),
+            }
+            for name, each in found.items()
+        ]
+    )
+    yield paragraph(_TRAININGS)
+    if not all(math.isfinite(each["accuracy"]["ci95"]) for each in found.values()):
+        yield paragraph(
+            "Where all trainings of an arm came out alike, how far another one would be from them"
+            " is unknown."
+        )
+
+
+def _comparisons(found: Sequence[Numbers]) -> Iterator[str]:
+    """Yield the paired differences of the arms."""
+    if not found:
+        return
+    yield heading("Compared on the same episodes")
+    if rows := [_comparison(each) for each in found if "refusal" not in each]:
+        yield table(rows)
+        yield paragraph(_COMPARISONS)
+    if refused := [each for each in found if "refusal" in each]:
+        yield bullets((f"{each['arm']} minus {each['minus']}", each["refusal"]) for each in refused)
+
+
+def _comparison(each: Numbers) -> dict[str, str]:
+    mean = each["difference"]
+    p_values = {
+        name: f"{each[key]:.2g}" if each["allows_a_verdict"] else "too few"
+        for name, key in (
+            ("p (sign)", "sign_p"),
+            ("p (Wilcoxon)", "wilcoxon_p"),
+            ("p (Holm)", "holm_p"),
+        )
+    }
+    return {
+        "difference": f"{each['arm']} minus {each['minus']}",
+        "episodes": f"{mean['num_episodes']:,}",
+        "mean": f"{100 * mean['mean']:+.2f}% ({span(*mean['interval95'])})",
+        "for new classes": span(*each["new_classes"]["interval95"]),
+        "better / equal / worse": f"{each['wins']:,} / {each['ties']:,} / {each['losses']:,}",
+        **p_values,
+    }
+
+
+def audits(found: Sequence[Numbers]) -> Iterator[str]:
+    """Yield the outcomes of audits, each the fields of an ``AuditResult``."""
+    for audit in found:
+        yield heading(f"Audit: {audit['title']}")
+        yield paragraph(strong(audit["outcome"]))
+        yield paragraph(audit["sentence"])
+        if audit["rows"]:
+            yield table(
+                [{key: _cell(value) for key, value in row.items()} for row in audit["rows"]]
+            )
+
+
+def _details(numbers: Mapping[str, Numbers]) -> Iterator[str]:
+    """Yield accuracy by step, and cost."""
+    yield heading("Accuracy by inner step")
+    steps = {
+        name: [percent(found) for found in each["accuracy_by_step"]]
+        for name, each in numbers.items()
+    }
+    yield table(
+        [
+            {"inner steps": str(at)}
+            | {name: each[at] if at < len(each) else "" for name, each in steps.items()}
+            for at in range(max(map(len, steps.values())))
+        ]
+    )
+    yield heading("Cost")
+    yield table(
+        [
+            {
+                "arm": name,
+                "episodes": f"{each['num_episodes']:,}",
+                "median seconds per episode": f"{each['seconds']['median']:.4f}",
+                "seconds in all": f"{each['seconds']['total']:,.1f}",
+            }
+            for name, each in numbers.items()
+        ]
+    )
+
+
+def _identity(
+    numbers: Mapping[str, Numbers], circumstances: Mapping[str, Sequence[Mapping[str, str]]]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the identity of the model, then how other arms differ, then hardware and such."""
+    main, *others = numbers
+    yield from (identity := numbers[main]["identity"]).items()
+    for name in others:
+        for key, value in numbers[name]["identity"].items():
+            if identity.get(key) != value:
+                yield f"{name}: {key}", value
+    yield from sorted(
+        {
+            (key if key == "hardware" else f"{name}: {key}", value)
+            for name, chunks in circumstances.items()
+            for chunk in chunks
+            for key, value in chunk.items()
+        }
+    )
+
+
+def _ends(interval: Numbers) -> str:
+    """Write the ends of an accuracy; nothing where they are unknown."""
+    low, high = interval["interval95"]
+    return f" ({low:.2%} to {high:.2%})" if math.isfinite(interval["ci95"]) else ""
+
+
+def _loss(loss: Numbers) -> str:
+    if loss["num_nonfinite"]:
+        return f"not finite in {loss['num_nonfinite']:,} episodes"
+    return f"{loss['mean']:.4f} {PLUS_MINUS} {margin(loss, '.4f')}"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "undefined"
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
