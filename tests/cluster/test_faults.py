@@ -30,16 +30,9 @@ def signal_worker(number: int) -> None:
 
 @pytest.mark.fault("worker slow")
 @pytest.mark.fault("worker killed")
-@pytest.mark.fault("worker hangs")
-def test_workers_that_leave_stand_still_die_and_hang_leave_no_trace(
-    cluster, make_config, same_as_alone, monkeypatch
-):
-    """One run of two workers: SIGTERM, three seconds of SIGSTOP, SIGKILL, SIGSTOP for ever.
-
-    The hanging one is waited for in a collective, by the other worker.
-    """
-    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "30")
-    steps = ("outer.num_steps=600", "outer.validate_every=25", "cluster.timeout=30")
+def test_workers_that_leave_stand_still_and_die_leave_no_trace(cluster, make_config, same_as_alone):
+    """One run of two workers: SIGTERM, three seconds of SIGSTOP, SIGKILL."""
+    steps = ("outer.num_steps=400", "outer.validate_every=25")
     config = make_config("run", "name=disturbed", *steps, "cluster.num_workers=2")
     folder, lines = config.run_folder, []
 
@@ -51,9 +44,8 @@ def test_workers_that_leave_stand_still_die_and_hang_leave_no_trace(
     def disturb() -> None:
         signal_worker(signal.SIGTERM)
         after(15, attempt=2)
-        done = [
-            line.split()[1] for line in list(lines) if "  loss " in line and "valid" not in line
-        ]
+        rows = [line for line in lines if "  loss " in line and "validation" not in line]
+        done = [row.split()[1] for row in rows]
         assert len(done) == len(set(done)) >= 15  # the run was saved first: no step is done twice
 
         worker = pids("RayTrainWorker")[-1]
@@ -65,29 +57,29 @@ def test_workers_that_leave_stand_still_die_and_hang_leave_no_trace(
         after(before, attempt=2)
         assert attempts(folder) == 2  # it was waited for
 
-        before = trained_steps(folder)
         signal_worker(signal.SIGKILL)
-        after(before, attempt=3)
-        signal_worker(signal.SIGSTOP)
 
     with at_step(folder, 15, disturb):
         assert train_on_cluster(config, lines.append)
 
-    assert attempts(folder) >= 4  # a new worker, still importing, can take 30 s too
+    assert attempts(folder) == 3
     same_as_alone(config, *steps)
 
 
 @pytest.mark.fault("worker hangs")
-def test_a_lone_worker_that_hangs_is_replaced(cluster, make_config, same_as_alone, monkeypatch):
-    """The controller gets no answer from it."""
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_worker_that_hangs_is_replaced(
+    cluster, make_config, same_as_alone, monkeypatch, num_workers
+):
+    """Two: the other waits for it in a collective. One: the controller gets no answer."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "15")
     steps = (*LONG[:2], "cluster.timeout=15")
-    hung = make_config("run", "name=hung", *steps)
+    hung = make_config("run", "name=hung", *steps, f"cluster.num_workers={num_workers}")
 
     with at_step(hung.run_folder, 15, lambda: signal_worker(signal.SIGSTOP)):
         assert train_on_cluster(hung, quiet)
 
-    assert attempts(hung.run_folder) >= 2
+    assert attempts(hung.run_folder) >= 2  # a new one, still importing, can take that long too
     same_as_alone(hung, *steps)
 
 
