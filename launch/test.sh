@@ -4,7 +4,7 @@
 #
 #   bash launch/test.sh [pytest arguments]
 #
-# The tests marked "ray" pass on the oldest and on the newest Ray of the range in setup.cfg:
+# Run the tests marked "ray" on the oldest and on the newest Ray of the range in setup.cfg:
 #
 #   RAYMAML_RAY=2.56.0 RAYMAML_VENV=.venv-oldest bash launch/test.sh -m ray
 #   RAYMAML_RAY=2.60.0 bash launch/test.sh -m ray
