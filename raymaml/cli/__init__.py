@@ -1,4 +1,4 @@
-"""The command ``raymaml``; its parts parse, and call."""
+"""The command ``raymaml``: its parts parse arguments and call the package."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from raymaml.cli.tools import bench, convert, doctor
 
 
 class _Commands(click.Group):
-    """The commands; an option that is none gets the remedy that newcomers need."""
+    """The commands, with a remedy for an unknown option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Say that options of a command stand behind its name."""
+        """Parse the options before the name of a command."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -28,7 +28,7 @@ class _Commands(click.Group):
             ) from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Say that overrides have no dashes."""
+        """Run a command; an override with dashes is an error that shows the right form."""
         try:
             return super().invoke(ctx)
         except click.NoSuchOption as error:

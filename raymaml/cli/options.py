@@ -1,4 +1,4 @@
-"""What the commands share: arguments, and how they end."""
+"""Arguments and endings that the commands share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raymaml.storage.place import Place, at_home, is_remote, to_place
 
 
 def _place(value: str) -> Place:
-    """Return the path or URI that a text names; of a URI ``click.Path`` would leave one slash."""
+    """Return the path or URI that a text names; ``click.Path`` would drop a slash of a URI."""
     if re.match(r"[a-z][a-z_.]*=", value) and not _exists(Path(value)):
         raise click.BadParameter(f"{value}: it is an override; they stand behind CONFIG")
     try:
@@ -37,12 +37,12 @@ def _exists(path: Path) -> bool:
 
 
 def say(text: object) -> None:
-    """Print lines on the terminal, which they cannot command; see ``plain``."""
+    """Print lines without control characters; see ``plain``."""
     click.echo(plain_lines(str(text)))
 
 
 def say_line(text: object, *, err: bool = False) -> None:
-    """Do as ``say`` for what is one line: line breaks in it are of names."""
+    """Print one line as ``say`` does; a line break in a name becomes an escape."""
     click.echo(plain(str(text)), err=err)
 
 
@@ -61,14 +61,14 @@ class UserPath(click.Path):
 
 
 def load(path: Place, overrides: Sequence[str]) -> Config:
-    """Do as ``load_config``, for a command; see ``require_kept``."""
+    """Return the config of a command; see ``load_config`` and ``require_kept``."""
     config = load_config(path, overrides)
     require_kept(config)
     return config
 
 
 def require_kept(config: Config) -> None:
-    """Check that what a command writes is there when it has ended.
+    """Check that the output of a command outlives its process.
 
     Raises:
         UserError: naming each place in the memory of the process.
@@ -93,8 +93,8 @@ OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a ``UserError``, Ctrl-C or SIGTERM as one message without a traceback; and nothing of
-    other libraries, unless --verbose asks for it."""
+    """Print a ``UserError``, Ctrl-C or SIGTERM as one message without a traceback, and messages of
+    other libraries only with --verbose."""
 
     @click.option(
         "--verbose",
@@ -137,7 +137,7 @@ def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def takes_plan(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the file ``name``, which makes configs, KEY=VALUE..., --config and --local."""
+    """Give a command the file ``name``, KEY=VALUE..., --config and --local."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         file = click.argument("plan_path", metavar=name, type=_place)

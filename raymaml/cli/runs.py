@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @takes_config
 @LOCAL
 def train(config: Config, local: bool) -> None:
-    """Train, or go on with, the run that CONFIG names."""
+    """Train the run that CONFIG names, or resume it."""
     if not _train(local)(config, say):
         sys.exit(stop_code())
 
@@ -57,12 +57,12 @@ def report(config: Config) -> None:
 @takes_config
 @LOCAL
 def audit(config: Config, local: bool) -> None:
-    """Look at what the accuracy hides: other queries, labels and support sets.
+    """Judge with other queries, labels and support sets, which the accuracy hides.
 
-    The next report of the run (`raymaml test` or `raymaml report`) shows what was found. Audits
-    run in this process, without Ray, with --local and without.
+    The next report of the run (`raymaml test` or `raymaml report`) shows the results. Audits always
+    run in this process, without Ray.
     """
-    del local  # there is one way, and scripts give the option to all commands alike
+    del local  # scripts give the option to all commands alike
     from raymaml.evaluation.auditing import audit_run
 
     say(audit_run(config, say))
@@ -71,10 +71,10 @@ def audit(config: Config, local: bool) -> None:
 @click.command()
 @takes_plan("STUDY")
 def study(plan_path: Place, overrides: tuple[str, ...], config: Place | None, local: bool) -> None:
-    """Train what STUDY needs, judge its arms on the same episodes, and write the report.
+    """Train the models of STUDY, judge its arms on the same episodes, and write the report.
 
-    The overrides change the config of all its models and arms. What is done already is not
-    repeated, so that arms and episodes can be added later.
+    The overrides change the config of all its models and arms. Finished parts are not repeated, so
+    that arms and episodes can be added later.
     """
     from raymaml.evaluation.study import read_study, run_study
 

@@ -340,6 +340,20 @@ def test_momentum_of_null_is_a_plain_average_and_refused(tmp_path: Path) -> None
     assert f"{BN}.momentum is null, which YAML reads as no value; it should" in outcome.output
 
 
+def test_a_test_configuration_alone_describes_no_learner() -> None:
+    with pytest.raises(UserError, match="names no model; give the checkpoint as well"):
+        from_reference(TEST, None)
+
+
+def test_settings_of_a_checkpoint_are_plain_values(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    saved = torch.load(path, weights_only=True)
+    saved["encoder_args"] = {"bn_args": {"momentum": torch.zeros(3)}}
+    torch.save(saved, path)
+    with pytest.raises(UserError, match=r"max-va\.pth: encoder_args\.dict\.bn_args"):
+        from_reference(TEST, path)
+
+
 def test_nothing_to_convert_is_a_message(tmp_path: Path) -> None:
     outcome = convert("--out", tmp_path / "o")
     assert outcome.exit_code == 2
