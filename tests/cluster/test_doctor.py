@@ -23,7 +23,6 @@ from raymaml.config.schema import ClusterConfig
 from raymaml.doctor.machine import own_versions
 from raymaml.doctor.nodes import cluster_findings, problems_of_node
 from raymaml.doctor.rehearsal import rehearsal_folder
-from raymaml.training.process import MALLOC_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,7 +94,6 @@ class Two:
     """A cluster of two nodes; the second sees other files in ``hidden``, if the kernel lets it."""
 
     address: str
-    environment: dict[str, str]
     hidden: Path
     is_hidden: bool
 
@@ -105,8 +103,7 @@ def two(tmp_path_factory, short_folder) -> Iterator[Two]:
     home = tmp_path_factory.mktemp("home")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment = {**inherited, "HOME": str(home), "RAY_AUTH_MODE": "disabled"}
-    for name in ("PYTHONPATH", *MALLOC_ENVIRONMENT):
-        environment.pop(name, None)
+    environment.pop("PYTHONPATH", None)
     hidden = Path(tempfile.mkdtemp(prefix="raymaml-hidden-"))
     options = ("--num-cpus=1", "--object-store-memory=100000000")
     unshare = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
@@ -124,7 +121,7 @@ def two(tmp_path_factory, short_folder) -> Iterator[Two]:
         join = f"--address={address}"
         within = away if is_hidden else ()
         nodes.append(start_node(home / "other.txt", environment, *options, join, within=within))
-        yield Two(address, environment, hidden, is_hidden)
+        yield Two(address, hidden, is_hidden)
     finally:
         for node in reversed(nodes):
             kill_with_children(node)
