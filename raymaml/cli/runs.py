@@ -93,14 +93,17 @@ def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
 
     The overrides change the config of all trials. Run again, it goes on from where it was.
     """
-    from raymaml.cluster.sweep import scheduler_of, tune_runner
-    from raymaml.evaluation.legs import local_runner
+    from raymaml.cluster.search import decisions, proposals
     from raymaml.evaluation.sweep import read_sweep, run_sweep
 
+    if local:
+        from raymaml.evaluation.local_trials import run_in_order as runner
+    else:
+        from raymaml.cluster.sweep import run_on_tune as runner
     found = read_sweep(plan_path, overrides, config)
     require_kept(found.base)
-    runner = local_runner if local else tune_runner
-    say(run_sweep(found, runner=runner, decide=scheduler_of, echo=say))
+    propose = proposals(found.settings)
+    say(run_sweep(found, runner=runner, decide=decisions(found), propose=propose, echo=say))
 
 
 def _show_report(campaign: Campaign) -> None:

@@ -18,12 +18,28 @@ from raymaml.storage.place import Place, is_remote
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.run_folder import watch_stop
+from raymaml.training.session import Ask, EndedEarly, goes_on
 
 
 class RaySession:
-    """The ``Session`` of one of Ray Train's workers; collectives by gloo or NCCL."""
+    """The ``Session`` of one of Ray Train's workers; collectives by gloo or NCCL.
 
-    def __init__(self, folder: Place, data: TrainingData, num_steps: int, timeout: float) -> None:
+    Args:
+        stop_folder: the folder in which a stop is asked for.
+        data: the training data.
+        num_steps: number of outer steps.
+        timeout: seconds to wait for data.
+        ask: for a trial of a sweep: rank 0 calls it with each validation of this process.
+    """
+
+    def __init__(
+        self,
+        stop_folder: Place,
+        data: TrainingData,
+        num_steps: int,
+        timeout: float,
+        ask: Ask | None = None,
+    ) -> None:
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
@@ -31,7 +47,8 @@ class RaySession:
         self._data = data
         self._num_steps = num_steps
         self._timeout = timeout
-        self._stop_asked_for = watch_stop(folder)
+        self._stop_asked_for = watch_stop(stop_folder)
+        self._ask = ask
 
     def meta_batches(self, first_step: int) -> MetaBatches:
         """Stream this worker's share through Ray Data."""
@@ -92,10 +109,13 @@ class RaySession:
         return self.rank == 0 and self._stop_asked_for()
 
     def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
-        """Report to Ray Train a checkpoint that is in place already.
+        """Report a checkpoint that is in place already to Ray Train; ask whether a trial goes on.
 
         Asynchronous: a synchronous report waits for the controller, up to 2 s when the one before
         it was less than that ago.
+
+        Raises:
+            EndedEarly: on all workers, if the answer is no.
         """
         ray.train.report(
             metrics,
@@ -105,6 +125,10 @@ class RaySession:
             checkpoint_upload_fn=_already_in_place,
             delete_local_checkpoint_after_upload=False,
         )
+        if self._ask is not None:
+            answer = self.rank != 0 or goes_on(self._ask, checkpoint)
+            if not self.from_rank_zero(answer):
+                raise EndedEarly
 
 
 def _already_in_place(checkpoint: Checkpoint, _name: str) -> Checkpoint:

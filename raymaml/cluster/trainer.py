@@ -6,8 +6,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,36 +16,27 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.queue import Queue
 
-from raymaml.cluster.explain import StopAtUserErrors, explain_failure
+from raymaml.cluster.explain import StopAtUserErrors, explain_failure, is_recoverable
 from raymaml.cluster.gauges import TRAINING, Gauges
 from raymaml.cluster.internals import at_worker_start, is_draining
 from raymaml.cluster.runtime import call_in_thread, in_background
 from raymaml.cluster.session import RaySession, as_arrow
 from raymaml.cluster.workers import worker_resources
-from raymaml.common.errors import StorageError
 from raymaml.common.logs import is_verbose
 from raymaml.config.schema import Config
 from raymaml.storage.files import make_folder, remove
 from raymaml.storage.place import Place
 from raymaml.training.run import open_run
-from raymaml.training.run_folder import STOP, request_stop
-from raymaml.training.session import Session
-from raymaml.training.supervised import (
-    ANSWER,
-    QUESTION,
-    Ask,
-    EndedEarly,
-    SupervisedSession,
-    answer_by_file,
-    ask_by_file,
-)
+from raymaml.training.run_folder import request_stop
+from raymaml.training.session import Ask, EndedEarly
+from raymaml.training.state import Validation
 from raymaml.training.worker import train_worker
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 STARTED = ".started"
 """A file in the run folder once workers are running."""
-_ANSWER_EVERY = 0.1  # seconds
 _DRAIN_SECONDS = 2.0
 """Between two looks whether a worker's node is to leave."""
 _START_ATTEMPTS = 10
@@ -73,54 +64,53 @@ def run_crew(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> 
     call_in_thread(trainer.fit)
 
 
-def train_supervised(
-    config: Config, num_workers: int, use_gpu: bool, ask: Ask, stop: Callable[[], bool]
-) -> None:
-    """Train with Ray Train's workers as a trial of a sweep, from the last checkpoint on.
+def train_trial(config: Config, num_workers: int, use_gpu: bool, ask: Ask, stop: Place) -> None:
+    """Train a trial of a sweep with Ray Train's workers, from the last checkpoint on.
 
     Args:
         config: the trial's.
-        num_workers: so many.
+        num_workers: number of workers.
         use_gpu: a GPU each.
-        ask: called here with each validation; tells whether the run goes on. What it raises
-            ends the workers first.
-        stop: looked at now and then; the workers stop at an outer step and save when it is true.
+        ask: called here with each validation: whether the run goes on. What it raises ends the
+            workers first.
+        stop: the folder in which a stop is asked for.
 
     Raises:
-        UserError: the workers met a mistake of the user's, or failed too often.
+        UserError: the workers met a mistake of the user's, or the cluster failed.
+        Exception: Ray Train's own, where workers failed; Ray Tune tries the trial again.
     """
     folder = config.run_folder
+    questions, answers = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
     make_folder(folder, "run_dir")
     _forget_ray_snapshot(folder)
-    for name in (STOP, QUESTION, ANSWER):
-        remove(folder / name)
-    failures = {
-        "max_failures": config.cluster.max_failures,
-        "controller_failure_limit": _START_ATTEMPTS,
-    }
     trainer = _build_trainer(
-        config, folder, num_workers, use_gpu, failures=failures, supervised=True
+        config,
+        folder,
+        num_workers,
+        use_gpu,
+        failures={"max_failures": 0, "controller_failure_limit": _START_ATTEMPTS},
+        ask=partial(_ask_by_queue, questions, answers),
+        stop=stop,
     )
     with ThreadPoolExecutor(1) as executor:
-        fit = executor.submit(_fit, trainer, folder)
-        answered: str | None = None
-        while not fit.done():
-            # A storage that is away for a moment is asked again; where it stays away the workers
-            # find that themselves.
-            with contextlib.suppress(StorageError):
-                if stop():
-                    request_stop(folder)
-                answered = answer_by_file(folder, ask, answered)
-            wait([fit], timeout=_ANSWER_EVERY)
-        fit.result()
-
-
-def _fit(trainer: Any, folder: Place) -> None:
-    """Let Ray Train run the workers; what ends the run is told as one message."""
-    try:
-        call_in_thread(trainer.fit)
-    except Exception as error:
+        fit = executor.submit(call_in_thread, trainer.fit)
+        fit.add_done_callback(lambda _: questions.put(None))
+        while (validation := questions.get()) is not None:
+            goes_on = False
+            try:
+                goes_on = ask(validation)
+            finally:
+                answers.put(goes_on)
+    if (error := fit.exception()) is not None:
+        if not isinstance(error, Exception) or is_recoverable(error):
+            raise error
         raise explain_failure(error, folder) from error
+
+
+def _ask_by_queue(questions: Queue, answers: Queue, validation: Validation) -> bool:
+    """Ask the process that started the workers whether the run goes on."""
+    questions.put(validation)
+    return bool(answers.get())
 
 
 def _build_trainer(
@@ -131,7 +121,8 @@ def _build_trainer(
     *,
     failures: dict[str, int],
     callbacks: list[Any] | None = None,
-    supervised: bool = False,
+    ask: Ask | None = None,
+    stop: Place | None = None,
 ) -> Any:
     path, filesystem = as_arrow(folder.parent)
     return TorchTrainer(
@@ -140,7 +131,8 @@ def _build_trainer(
             "config": config,
             "folder": folder.absolute(),
             "directory": str(Path.cwd()),
-            "supervised": supervised,
+            "ask": ask,
+            "stop": folder.absolute() if stop is None else stop.absolute(),
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,
@@ -167,17 +159,15 @@ def _run_worker(job: dict[str, Any]) -> None:
     folder: Place = job["folder"]
     os.chdir(job["directory"])
     run = open_run(config, get_device())
-    session: Session = RaySession(folder, run.data, config.outer.num_steps, config.cluster.timeout)
+    steps, timeout = config.outer.num_steps, config.cluster.timeout
+    session = RaySession(job["stop"], run.data, steps, timeout, job["ask"])
     gauges, workers = Gauges(TRAINING, config.name), {"workers": session.world_size}
 
     def show(row: Mapping[str, Any]) -> None:
         gauges({**workers, **row})
 
-    if job["supervised"]:
-        ask = partial(ask_by_file, folder)
-        session = SupervisedSession(session, ask, session.stop_requested)
-        leaving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    else:
+    leaving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if job["ask"] is None:
         (folder / STARTED).touch()
         leaving = in_background(partial(_stop_when_drained, folder))
     with leaving, contextlib.suppress(EndedEarly):

@@ -13,7 +13,6 @@ from raymaml.common.untrusted import checked, parse_json, shortened
 from raymaml.config.base import Count
 from raymaml.config.load import check_config
 from raymaml.config.schema import Config
-from raymaml.config.sweep import PERTURBED, is_in
 from raymaml.data.bank_format import ImageShape
 from raymaml.storage.files import exists, reaching, read_bytes
 from raymaml.storage.place import Place, is_remote
@@ -32,7 +31,6 @@ from raymaml.training.state import Validation
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)
 CARD = "checkpoint.json"
-LINEAGE_FILE = "lineage.json"
 CheckpointFile = Literal["params.pt", "optimizer.pt"]
 _NAME = re.compile(r"checkpoint_(\d{8,})")
 
@@ -47,8 +45,6 @@ class CheckpointCard(BaseModel):
     step: Count
     validation: Validation | None
     best: Validation | None
-    inherited_from: str | None = None
-    """Name of the run that it was copied from, to go on with other rates (in a sweep)."""
     files: dict[CheckpointFile, Annotated[str, Field(min_length=64)]]
     """sha256 by file name; no other file can be named, least of all a path."""
     image_shape: ImageShape
@@ -63,15 +59,7 @@ class CheckpointCard(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
 
-class _Lineage(BaseModel):
-    """What ``lineage.json`` says of the checkpoints that a population's trial took over."""
-
-    donor_run: str
-    step: Count
-
-
 _CARD = TypeAdapter(CheckpointCard)
-_LINEAGE = TypeAdapter(_Lineage)
 
 
 def checkpoint_path(folder: Place, step: int) -> Place:
@@ -144,6 +132,7 @@ def read_card(path: Place) -> CheckpointCard:
                 f"{path / CARD}: has schema_version {shortened(found)}, this raymaml reads"
                 f" {' and '.join(map(str, _READABLE))}; use the raymaml that wrote it"
             )
+        content.pop("inherited_from", None)  # earlier versions had population-based training
         card = checked(_CARD, content)
         if "params.pt" not in card.files:
             raise ValueError("it names no params.pt")
@@ -212,7 +201,7 @@ def _require_same_validation(path: Place, config: Config) -> None:
         f" {value!r}, and the best of both would not be one of either; give the old value to go"
         " on, and give the new one to `raymaml test` alone, or choose another name"
         for key, value in now.items()
-        if before[key] != value and not _may_differ(path, card, key)
+        if before[key] != value
     ]
     if problems:
         raise UserError(*problems)
@@ -269,16 +258,14 @@ def _strange(
     """Return what differs from what is ``wanted``: by key, what the card says and what it should.
 
     Converted weights know no bank, and lie in no run. A run of the first schema does not know its
-    source. A checkpoint that another run of a sweep left may be of other rates.
+    source.
     """
     converted = knows_no_bank(path, card)
     sourceless = schema_of_run(path.parent) == 1
     return {
         key: (has, should)
         for key, (should, has) in differences(wanted, says).items()
-        if not (key == "encoder_source" and sourceless)
-        and not (key == "bank_hash" and converted)
-        and not _may_differ(path, card, key)
+        if not (key == "encoder_source" and sourceless) and not (key == "bank_hash" and converted)
     }
 
 
@@ -321,28 +308,6 @@ def require_of_today(folder: Place, num_steps: int, *, though_done: bool = False
         f"{folder}: was started by an earlier raymaml, whose images stood in another order",
         remedy=f"{remedy}choose another name; `raymaml test` judges what it has",
     )
-
-
-def _may_differ(path: Place, card: CheckpointCard, key: str) -> bool:
-    return is_in(key, PERTURBED) and _is_inherited(path, card)
-
-
-def _is_inherited(path: Place, card: CheckpointCard) -> bool:
-    """Tell whether ``lineage.json`` beside a checkpoint names the run that its card names.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    place = path.parent / LINEAGE_FILE
-    if card.inherited_from is None or not exists(place):
-        return False
-    try:
-        lineage = checked(_LINEAGE, parse_json(read_bytes(place)))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{place}: is damaged ({reason_of(error)}); restore it from a copy"
-        ) from None
-    return lineage.donor_run == card.inherited_from and card.step <= lineage.step
 
 
 def trained_config(path: Place, own: Config) -> Config:

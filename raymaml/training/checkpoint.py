@@ -21,7 +21,6 @@ from raymaml.common.logs import LOG
 from raymaml.common.untrusted import shortened
 from raymaml.config.schema import Config
 from raymaml.storage.files import (
-    exists,
     new_folder,
     read_bytes,
     remove_folder,
@@ -53,8 +52,6 @@ __all__ = [
     "adopt_converted",
     "check_last",
     "checkpoint_path",
-    "copy_checkpoint",
-    "copy_for_going_on",
     "find_checkpoint",
     "list_steps",
     "load_tensors",
@@ -279,34 +276,3 @@ def adopt_converted(folder: Place, bank_hash: str) -> None:
         if card.bank_hash == "":
             card = card.model_copy(update={"bank_hash": bank_hash})
             write_text(checkpoint_path(folder, step) / CARD, card.as_text())
-
-
-def copy_checkpoint(path: Place, folder: Place, inherited_from: str | None = None) -> Place:
-    """Copy a checkpoint into another run folder, whole or not at all, unless it is there.
-
-    ``inherited_from`` names the run that it is of, where the other goes on with other rates.
-    """
-    copy = folder / path.name
-    if not exists(copy / CARD):
-        card = read_card(path)
-        origin = inherited_from or card.inherited_from
-        card = card.model_copy(update={"inherited_from": origin})
-        with new_folder(copy, CARD) as partial:
-            for name in card.files:
-                (partial / name).write_bytes(read_bytes(path / name))
-            (partial / CARD).write_text(card.as_text(), encoding="utf-8")
-    return copy
-
-
-def copy_for_going_on(source: Place, folder: Place, step: int) -> None:
-    """Have the run ``folder`` go on from what the run ``source`` had before outer step ``step``.
-
-    Its best checkpoint comes along, and first: where the last one is, both are. A run that has gone
-    on already stays as it is.
-    """
-    if any(found >= step for found in list_steps(folder)):
-        return
-    last = checkpoint_path(source, step)
-    best = read_card(last).best
-    for each in sorted({step} | ({best.step} if best else set())):
-        copy_checkpoint(checkpoint_path(source, each), folder, source.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +12,18 @@ from torch import Tensor
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
 from raymaml.storage.place import Place
+from raymaml.training.card import read_card
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
+from raymaml.training.state import Validation
 from raymaml.types import Params
+
+Ask = Callable[[Validation], bool]
+"""Takes a validation, whose checkpoint is in place, and returns whether the run goes on."""
+
+
+class EndedEarly(Exception):  # noqa: N818  (not an error)
+    """A trial of a sweep ends before its last outer step; its checkpoint is in place."""
 
 
 class Session(Protocol):
@@ -47,7 +56,11 @@ class Session(Protocol):
         """Tell whether somebody asked for a stop; workers need not agree."""
 
     def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
-        """Make a complete checkpoint known to whoever supervises the workers; must not block."""
+        """Report a complete checkpoint.
+
+        Raises:
+            EndedEarly: on all workers, where the run is a trial of a sweep and ends here.
+        """
 
 
 def gather_by_name(
@@ -76,15 +89,30 @@ def gather_by_name(
 
 
 class LocalSession:
-    """One process, no Ray: for debugging, for notebooks, and the measure of Ray's overhead."""
+    """One process, no Ray: for debugging, for notebooks, and the measure of Ray's overhead.
+
+    Args:
+        data: the training data.
+        device: the device to learn on.
+        ask: for a trial of a sweep: called with each validation of this process.
+        stop: called at each outer step, beside the event ``stop``: whether to stop there.
+    """
 
     rank = 0
     world_size = 1
 
-    def __init__(self, data: TrainingData, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: TrainingData,
+        device: torch.device,
+        ask: Ask | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.device = device
         self.stop = threading.Event()
         self._data = data
+        self._ask = ask
+        self._stop = stop
 
     def meta_batches(self, first_step: int) -> MetaBatches:
         """Read the shards by memory map, two meta-batches ahead."""
@@ -105,11 +133,21 @@ class LocalSession:
         return value
 
     def stop_requested(self) -> bool:
-        """Tell whether ``stop`` was set (by a signal handler)."""
-        return self.stop.is_set()
+        """Return whether a signal handler has set ``stop``, or the caller's ``stop`` is true."""
+        return self.stop.is_set() or self._stop()
 
     def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
-        """Do nothing: nobody supervises."""
+        """Ask whether a trial of a sweep goes on."""
+        if self._ask is not None and not goes_on(self._ask, checkpoint):
+            raise EndedEarly
+
+
+def goes_on(ask: Ask, checkpoint: Place) -> bool:
+    """Ask about the validation of a checkpoint; one without its own goes on."""
+    card = read_card(checkpoint)
+    if card.validation is None or card.validation.step != card.step:
+        return True
+    return ask(card.validation)
 
 
 def local_device(cluster: ClusterConfig) -> torch.device:

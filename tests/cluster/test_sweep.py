@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -13,12 +14,15 @@ from typing import Any
 import pytest
 from helpers_cluster import assert_same_bits, attempts, pids, wait_until
 
-from raymaml.cluster.asha import asha_decisions
-from raymaml.cluster.sweep import scheduler_of, tune_runner
+from raymaml.cluster.search import asha_decisions, decisions, proposals
+from raymaml.cluster.sweep import run_on_tune
 from raymaml.common.errors import UserError
-from raymaml.evaluation.legs import local_runner
-from raymaml.evaluation.referee import STATE_FILE
+from raymaml.config.sweep import SweepConfig
+from raymaml.evaluation.journal import STATE_FILE, Journal
+from raymaml.evaluation.local_trials import run_in_order
+from raymaml.evaluation.search_space import draw_values
 from raymaml.evaluation.sweep import Runner, Sweep, read_sweep, run_sweep
+from raymaml.training.state import Validation
 from raymaml.training.worker import train_locally
 
 SPACE = """\
@@ -51,7 +55,8 @@ def make_sweep(make_config, tmp_path: Path) -> Callable[..., Sweep]:
 
 
 def run(sweep: Sweep, runner: Runner) -> dict[str, Any]:
-    path = run_sweep(sweep, runner=runner, decide=scheduler_of, echo=quiet)
+    propose = proposals(sweep.settings)
+    path = run_sweep(sweep, runner=runner, decide=decisions(sweep), propose=propose, echo=quiet)
     return json.loads(path.read_text("utf-8"))
 
 
@@ -74,14 +79,59 @@ def test_asha_ends_what_is_not_among_the_best_so_far() -> None:
 
 def test_asha_asked_again_in_the_same_order_decides_the_same() -> None:
     asked = [(trial, step, ((7 * trial + step) % 11) / 11) for step in (2, 4) for trial in range(9)]
-    options = {"first_rung": 2, "reduction_factor": 2, "max_steps": 8}
-    first, second = asha_decisions(**options), asha_decisions(**options)
+    first, second, other = (asha_decisions(2, 2, 8) for _ in range(3))
     answers = [first(*each) for each in asked]
     assert [second(*each) for each in asked] == answers
     assert len(set(answers)) == 2
-    other = asha_decisions(**options)
     backwards = [other(*each) for each in reversed(asked)][::-1]
     assert backwards != answers  # the order matters, which is why it is remembered
+
+
+def test_optuna_proposes_by_seed_trial_and_the_accuracies_known(tmp_path: Path) -> None:
+    """Of 20 known trials the better ones have the larger rates in one journal, the smaller ones in
+    the other; the mean of 10 proposals follows."""
+    pytest.importorskip("optuna")
+    space = {
+        "outer.lr": {"log_uniform": [1e-4, 1.0]},
+        "inner.num_steps": {"integer": [1, 3]},
+        "inner.frozen": {"choice": [["a"], ["b"]]},
+    }
+    known = {"name": "s", "title": "T", "config": "c", "space": space, "search": "optuna"}
+    settings = SweepConfig.model_validate(known | {"num_trials": 20})
+    propose = proposals(settings)
+    means = {}
+    for better in ("larger", "smaller"):
+        journal = Journal(tmp_path / better, {}, lambda *_: True)
+        for trial in range(20):
+            values = draw_values(settings, trial)
+            journal.begin(trial, values)
+            share = 1 + math.log10(values["outer.lr"]) / 4  # 0 at 1e-4, 1 at 1
+            accuracy = share if better == "larger" else 1 - share
+            journal.report(trial, Validation(step=3, accuracy=accuracy, ci95=0.1, loss=1.0))
+        found = [propose(trial, journal) for trial in range(20, 30)]
+        again = Journal(tmp_path / better, {}, lambda *_: True)  # as after a kill
+        assert [propose(trial, again) for trial in range(20, 30)] == found
+        assert all(1e-4 <= values["outer.lr"] <= 1 for values in found)
+        assert {values["inner.num_steps"] for values in found} <= {1, 2, 3}
+        assert all(values["inner.frozen"] in (["a"], ["b"]) for values in found)
+        means[better] = sum(math.log10(values["outer.lr"]) for values in found) / 10
+    assert means["smaller"] < -2 < means["larger"]
+
+
+@pytest.mark.ray
+def test_a_search_by_optuna_goes_on_through_a_kill(joining, make_sweep, start):
+    """One trial at a time: then each proposal knows the same trials, killed or not."""
+    pytest.importorskip("optuna")
+    text = ASHA.replace("grid:", "choice:") + "search: optuna\n"
+    lone, killed = make_sweep(text, "lone"), make_sweep(text, "killed")
+    expected = run(lone, run_in_order)
+    command = start("sweep", killed.origin, **joining)
+    command.wait_until(lambda: len(reports(killed)) >= 4, "at the fourth report")
+    command.kill()
+    command.clean_up()
+    content = run(killed, run_on_tune)
+    assert reports(killed) == reports(lone)
+    assert content["trials"] == expected["trials"]
 
 
 @pytest.mark.ray
@@ -90,7 +140,7 @@ def test_a_killed_sweep_goes_on_to_the_table_of_an_undisturbed_one(
 ):
     """One trial at a time: then the order of the reports is that of the trials."""
     lone, killed = make_sweep(ASHA, "lone"), make_sweep(ASHA, "killed")
-    expected = run(lone, local_runner)
+    expected = run(lone, run_in_order)
     statuses = [trial["status"] for trial in expected["trials"]]
     assert {"done", "stopped"} == set(statuses)  # else nothing was decided
 
@@ -100,11 +150,11 @@ def test_a_killed_sweep_goes_on_to_the_table_of_an_undisturbed_one(
     command.clean_up()
     known = len(reports(killed))
     assert 4 <= known < len(reports(lone))
-    content = run(killed, tune_runner)
+    content = run(killed, run_on_tune)
 
     assert reports(killed) == reports(lone)
     assert content["trials"] == expected["trials"]
-    for one, other in zip(killed.trials, lone.trials, strict=True):
+    for one, other in zip(killed.checked, lone.checked, strict=True):
         found, wanted = weights(one.config.run_folder), weights(other.config.run_folder)
         assert_same_bits(found, wanted)
 
@@ -125,29 +175,12 @@ def test_trials_with_workers_of_their_own_end_in_the_bits_of_a_lone_process(
     command = start("sweep", together.origin, **joining)
     assert command.finish() == 0, command.errors
     content = json.loads((together.folder / "sweep.json").read_text("utf-8"))
-    expected = run(lone, local_runner)
+    expected = run(lone, run_in_order)
 
     assert reports(together) == reports(lone)
     assert content["trials"] == expected["trials"]
-    for one, other in zip(together.trials, lone.trials, strict=True):
+    for one, other in zip(together.checked, lone.checked, strict=True):
         found, wanted = weights(one.config.run_folder), weights(other.config.run_folder)
-        assert_same_bits(found, wanted)
-
-
-@pytest.mark.ray
-def test_a_population_is_the_same_for_any_number_of_trials_at_once(cluster, make_sweep, weights):
-    text = (
-        f"{SPACE}num_trials: 4\n"
-        "scheduler: {kind: pbt, perturb_every: 3, quantile: 0.5}\n"  # of 6 outer steps
-    )
-    together, lone = make_sweep(text, "together"), make_sweep(text, "lone")
-    content = run(together, tune_runner)
-    expected = run(lone, local_runner)
-    assert len(content["lineage"]) == 2
-    assert content["lineage"] == expected["lineage"]
-    assert content["trials"] == expected["trials"]
-    for exploit in content["lineage"]:
-        found, wanted = (weights(sweep.folder / exploit["run"]) for sweep in (together, lone))
         assert_same_bits(found, wanted)
 
 
@@ -161,12 +194,13 @@ space: {inner.lr: {grid: [0.1, 1.0e+30, 0.2]}}
 scheduler: none
 """
     sweep = make_sweep(text, "run")
-    content = run(sweep, tune_runner)
-    assert [trial["status"] for trial in content["trials"]] == ["done", "failed", "done"]
-    assert "not finite" in content["trials"][1]["problem"]
-    alone = sweep.trials[2].config.model_copy(update={"name": "alone"})
+    content = run(sweep, run_on_tune)
+    problems = {trial["trial"]: trial["problem"] for trial in content["trials"]}
+    assert (problems[0], problems[2]) == (None, None)
+    assert "not finite" in problems[1]
+    alone = sweep.checked[2].config.model_copy(update={"name": "alone"})
     assert train_locally(alone, quiet)
-    assert_same_bits(weights(sweep.trials[2].config.run_folder), weights(alone.run_folder))
+    assert_same_bits(weights(sweep.checked[2].config.run_folder), weights(alone.run_folder))
 
 
 @pytest.mark.ray
@@ -176,7 +210,7 @@ def test_a_trial_whose_process_is_killed_is_tried_again_and_is_no_failure(
 ):
     text = f"{SPACE}scheduler: none\nset: {{outer.num_steps: 120}}\nmax_concurrent_trials: 1\n"
     sweep = make_sweep(text.replace("[transductive, context]", "[context]"), "run")
-    (trial,) = sweep.trials
+    (trial,) = sweep.checked
 
     def kill_it() -> None:
         wait_until(lambda: len(reports(sweep)) >= 5, "at the fifth report")
@@ -184,7 +218,7 @@ def test_a_trial_whose_process_is_killed_is_tried_again_and_is_no_failure(
 
     killer = threading.Thread(target=kill_it)
     killer.start()
-    content = run(sweep, tune_runner)
+    content = run(sweep, run_on_tune)
     killer.join()
 
     assert attempts(trial.config.run_folder) == 2
@@ -199,7 +233,7 @@ def test_a_full_disk_ends_the_sweep_and_is_no_failing_of_a_trial(cluster, make_s
     space = SPACE.replace("[transductive, context]", "[none]")
     sweep = make_sweep(f"{space}scheduler: none\n", "run", FULL)
     with pytest.raises(UserError, match=r"scratch: cannot be read or written .* make room"):
-        run(sweep, tune_runner)
+        run(sweep, run_on_tune)
     assert reports(sweep) == []
 
 
@@ -207,4 +241,4 @@ def test_a_full_disk_ends_the_sweep_and_is_no_failing_of_a_trial(cluster, make_s
 def test_more_workers_a_trial_than_the_cluster_has_room_for(cluster, make_sweep):
     sweep = make_sweep(f"{SPACE}workers_per_trial: 5\n", "run")
     with pytest.raises(UserError, match="workers_per_trial is 5 but the Ray cluster has room for"):
-        run(sweep, tune_runner)
+        run(sweep, run_on_tune)

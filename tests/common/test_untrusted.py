@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from raymaml.evaluation.plan import plan_test
 from raymaml.report.write import write_test_report
 from raymaml.training.metrics import METRICS_FILE, RunMetrics, read_metrics
 from raymaml.training.state import Validation
-from raymaml.training.supervised import answer_by_file, ask_by_file
 from raymaml.training.worker import train_locally
 
 
@@ -73,21 +71,6 @@ def test_metrics_of_before_are_read_and_written_as_json(make_config, tmp_path: P
     assert rows == read_metrics(path)
     assert rows[0] == row
     assert rows[1]["val_ci95"] is None
-
-
-def test_a_question_about_a_validation_of_before_is_json_and_keeps_its_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = Validation(step=3, accuracy=0.5, ci95=math.inf, loss=1.0)
-    heard: list[Validation] = []
-
-    def answer(_seconds: float) -> None:  # another process does so, while this one waits
-        no_constants((tmp_path / ".question.json").read_text())
-        answer_by_file(tmp_path, lambda validation: not heard.append(validation), None)
-
-    monkeypatch.setattr("time.sleep", answer)
-    assert ask_by_file(tmp_path, asked)
-    assert heard == [replace(asked)]
 
 
 def test_plain_leaves_only_what_json_knows() -> None:

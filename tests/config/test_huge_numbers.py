@@ -15,8 +15,6 @@ from raymaml.common.errors import UserError
 from raymaml.config.explain import _models_in
 from raymaml.config.load import load_config, load_study
 from raymaml.config.schema import SPLITS, Config
-from raymaml.config.sweep import Pbt
-from raymaml.evaluation.population import comparisons
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "glyphs" / "quickstart.yaml"
 FREE = {
@@ -93,9 +91,3 @@ def test_crossed_values_of_a_study_are_counted_before_they_are_made(tmp_path: Pa
     with pytest.raises(UserError) as caught:
         load_study(path)
     assert "cross: it makes 1,000,000,000 arms, and a study has 1,000 at most" in str(caught.value)
-
-
-def test_comparisons_of_a_population_are_made_one_by_one() -> None:
-    found = comparisons(Pbt(kind="pbt", perturb_every=2), 10**18)
-    assert [next(found), next(found)] == [2, 4]
-    assert list(comparisons(Pbt(kind="pbt", perturb_every=2), 5)) == [2, 4, 5]

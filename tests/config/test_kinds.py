@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = {
     "config": CONFIGS / "glyphs" / "quickstart.yaml",
     "study": CONFIGS / "studies" / "tasknorm.yaml",
-    "sweep": CONFIGS / "sweeps" / "glyphs-pbt.yaml",
+    "sweep": CONFIGS / "sweeps" / "glyphs-asha.yaml",
 }
 NEEDS = {
     "data import": "config",

@@ -8,7 +8,7 @@ import pytest
 
 from raymaml.common.errors import UserError
 from raymaml.config.load import load_sweep
-from raymaml.config.sweep import Asha, Pbt, SweepConfig, Unsupervised
+from raymaml.config.sweep import Asha, NoScheduler, SweepConfig
 
 SMALLEST = """\
 name: s
@@ -27,10 +27,7 @@ def read(tmp_path: Path, text: str) -> SweepConfig:
 
 def test_asha_is_the_default_and_a_name_alone_will_do(tmp_path: Path) -> None:
     assert read(tmp_path, TWELVE).scheduler == Asha(kind="asha")
-    assert read(tmp_path, f"{TWELVE}scheduler: none\n").scheduler == Unsupervised(kind="none")
-    found = read(tmp_path, f"{TWELVE}scheduler: {{kind: pbt, perturb_every: 5}}\n").scheduler
-    assert isinstance(found, Pbt)
-    assert (found.perturb_every, found.quantile) == (5, 0.25)
+    assert read(tmp_path, f"{TWELVE}scheduler: none\n").scheduler == NoScheduler(kind="none")
 
 
 def test_grids_have_a_number_of_trials_themselves(tmp_path: Path) -> None:
@@ -85,26 +82,23 @@ def test_grids_have_a_number_of_trials_themselves(tmp_path: Path) -> None:
         ),
         (
             f"{TWELVE}scheduler: hyperband\n",
-            "s.yaml:6: scheduler.kind is 'hyperband'; it should be one of 'asha', 'pbt', 'none'",
+            "s.yaml:6: scheduler.kind is 'hyperband'; it should be one of 'asha', 'none'",
         ),
-        (f"{TWELVE}scheduler: pbt\n", "s.yaml:6: scheduler.perturb_every is missing"),
+        (
+            f"{TWELVE}search: optuna\nspace: {{inner.lr: {{grid: [1]}}}}\n".replace(LR, ""),
+            "s.yaml: space: optuna searches no grid; use choice, or search: random",
+        ),
+        *(
+            (
+                f"{TWELVE}scheduler: {text}\n",
+                "s.yaml:6: scheduler is pbt: raymaml has no population-based training any more;"
+                " use asha or none",
+            )
+            for text in ("pbt", "{kind: pbt, perturb_every: 5, quantile: 0.25}")
+        ),
         (
             f"{TWELVE}scheduler: {{kind: asha, reduction_factor: 1}}\n",
             "reduction_factor is 1; it should be greater than or equal to 2",
-        ),
-        (
-            f"{LR}num_trials: 3\nscheduler: {{kind: pbt, perturb_every: 5}}\n",
-            "scheduler.quantile is 0.25: of 3 trials that is none; give more of either",
-        ),
-        (
-            "num_trials: 4\nspace: {outer.num_steps: {choice: [1, 2]}, inner.lr: {choice: [1]}}\n"
-            "scheduler: {kind: pbt, perturb_every: 5}\n",
-            "space: outer.num_steps must be equal for all trials of pbt",
-        ),
-        (
-            "num_trials: 4\nspace: {outer.weight_decay: {uniform: [0, 1]}}\n"
-            "scheduler: {kind: pbt, perturb_every: 5}\n",
-            "space: pbt perturbs inner, evaluation.inner, data.augment.train, outer.lr,",
         ),
     ],
 )
@@ -119,17 +113,3 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read(tmp_path, text)
     assert len(caught.value.problems) == 3
-
-
-def test_what_weights_depend_on_in_the_optimizer_is_not_perturbed(tmp_path: Path) -> None:
-    text = """\
-num_trials: 4
-scheduler: {kind: pbt, perturb_every: 5}
-space:
-  outer.lr: {uniform: [0, 1]}
-  outer.weight_decay: {uniform: [0, 1]}
-  outer.meta_batch_size: {choice: [2, 4]}
-  inner.lr: {uniform: [0, 1]}
-  model.norm: {choice: [context]}
-"""
-    assert read(tmp_path, text).perturbed == ["outer.lr", "inner.lr"]

@@ -6,13 +6,9 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import pytest
 
-from raymaml.config.sweep import Dimension, Pbt, SweepConfig
-from raymaml.evaluation.population import comparisons, donors
-from raymaml.evaluation.search_space import draw, draw_values, move, perturb, to_position
-
-PBT = Pbt(kind="pbt", perturb_every=5, factors=(0.5, 2.0))
+from raymaml.config.sweep import Dimension, SweepConfig
+from raymaml.evaluation.search_space import draw, draw_values, edges
 
 
 def sweep(space: dict[str, Any], **more: Any) -> SweepConfig:
@@ -69,67 +65,10 @@ def test_grids_are_crossed_and_go_round() -> None:
     assert found[6] == found[0]
 
 
-@pytest.mark.parametrize(
-    ("dimension", "value", "down", "up"),
-    [
-        (Dimension(uniform=(0, 10)), 3.0, 1.5, 6.0),
-        (Dimension(uniform=(2, 5)), 3.0, 2.0, 5.0),
-        (Dimension(log_uniform=(1e-3, 1)), 0.1, 0.05, 0.2),
-        (Dimension(integer=(1, 20)), 8, 4, 16),
-        (Dimension(integer=(1, 3)), 1, 1, 2),  # 0.5 rounds to 0; at least 1
-        (Dimension(choice=("a", "b", "c")), "b", "a", "c"),
-        (Dimension(choice=("a", "b")), "a", "a", "b"),
-    ],
-)
-def test_a_perturbed_value_is_a_neighbour(
-    dimension: Dimension, value: Any, down: Any, up: Any
-) -> None:
-    assert move(dimension, value, (0.5, 2.0), up=False) == down
-    assert move(dimension, value, (0.5, 2.0), up=True) == up
-
-
-def test_a_perturbation_is_a_function_of_trial_and_step_and_spares_the_model() -> None:
-    settings = sweep(SPACE, scheduler=PBT)
-    values = draw_values(settings, 0)
-    found = [
-        perturb(settings, PBT, values, trial=trial, step=step)
-        for trial in range(8)
-        for step in (5, 10)
-    ]
-    again = perturb(settings, PBT, values, trial=7, step=10)
-    assert found[-1] == again
-    assert {each["model.norm"] for each in found} == {values["model.norm"]}
-    assert len({each["outer.lr"] for each in found}) > 2  # redrawn, or half, or double
-    assert all(1e-4 <= each["outer.lr"] <= 1e-1 for each in found)
-    moved = [values["outer.lr"] * factor for factor in PBT.factors]
-    near = [any(each["outer.lr"] == pytest.approx(m, rel=1e-5) for m in moved) for each in found]
-    assert 0 < sum(near) < len(found)
-
-
-def test_positions_on_an_axis() -> None:
-    assert to_position(Dimension(log_uniform=(1e-4, 1)), 1e-2) == pytest.approx(0.5)
-    assert to_position(Dimension(integer=(1, 5)), 2) == 0.25
-    assert to_position(Dimension(choice=("a", "b", "c")), "c") == 1.0
-    assert to_position(Dimension(grid=("a",)), "a") == 0.5
-
-
-def test_the_worst_go_on_from_the_best() -> None:
-    pbt = Pbt(kind="pbt", perturb_every=5, quantile=0.4)
-    accuracies = {0: 0.5, 1: 0.9, 2: 0.7, 3: 0.9, 4: 0.1}  # int(5 * 0.4) = 2
-    found = donors(accuracies, pbt, seed=0, step=5)
-    assert sorted(found) == [0, 4]
-    assert set(found.values()) <= {1, 3}
-    assert found == donors(dict(reversed(accuracies.items())), pbt, seed=0, step=5)
-    many = [donors(accuracies, pbt, seed=0, step=step)[4] for step in range(40)]
-    assert set(many) == {1, 3}
-
-
-def test_of_equal_trials_the_one_with_the_larger_number_is_replaced() -> None:
-    pbt = Pbt(kind="pbt", perturb_every=5, quantile=0.25)
-    assert donors(dict.fromkeys(range(4), 0.5), pbt, seed=0, step=5) == {3: 0}
-    assert donors({1: 0.5, 2: 0.4, 3: 0.3}, pbt, seed=0, step=5) == {}  # int(0.75): one failed
-
-
-def test_trials_are_compared_up_to_the_end() -> None:
-    assert list(comparisons(PBT, 15)) == [5, 10, 15]
-    assert list(comparisons(PBT, 17)) == [5, 10, 15, 17]
+def test_the_edges_are_each_bound_and_each_value_of_a_list() -> None:
+    settings = sweep(SPACE)
+    first = draw_values(settings, 0)
+    found = list(edges(settings))
+    assert len(found) == 4 * 2  # two bounds, or a list of two, for each of four keys
+    assert found[0] == first | {"outer.lr": 1e-4}
+    assert found[-1] == first | {"model.norm": "instance"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from raymaml.common.errors import UserError
 from raymaml.config.load import dump_config, load_config, load_study
-from raymaml.evaluation.referee import STATE_FILE, Referee, always
+from raymaml.evaluation.journal import STATE_FILE, Journal
 from raymaml.evaluation.study import read_study
 from raymaml.evaluation.sweep import read_sweep
 from raymaml.storage.place import to_place
@@ -140,22 +140,20 @@ def test_a_sweep(fuzz: Fuzz) -> None:
 def test_the_state_of_a_sweep(fuzz: Fuzz) -> None:
     identity = {"seed": 1, "space": {"outer.lr": {"uniform": [0, 1]}}}
     reports = [
-        {"trial": trial, "run": f"trial-{trial:05d}", "step": 50 * step}
-        | {"accuracy": 0.5, "ci95": 0.01, "goes_on": step < 2}
+        {"trial": trial, "step": 50 * step, "accuracy": 0.5, "ci95": 0.01, "goes_on": step < 2}
         for trial in range(2)
         for step in range(3)
     ]
-    state = {"schema_version": 1, "identity": identity, "reports": reports}
-    tree = changed_tree(state | {"failures": {"1": "no"}}, hostile_values(fuzz.root))
+    values = {str(trial): {"outer.lr": 0.5} for trial in range(2)}
+    state = {"schema_version": 2, "identity": identity, "values": values, "reports": reports}
+    tree = changed_tree(state, hostile_values(fuzz.root))
     cases = st.one_of(
         tree.map(lambda one: json.dumps(one).encode()),
         changed_bytes(json.dumps(state).encode()),
     )
 
     def read(_: bytes) -> None:
-        referee = Referee(to_place(str(fuzz.place)), identity, always)
-        for report in referee.reports:
-            assert report.run.startswith("trial-")
-            assert "/" not in report.run
+        journal = Journal(to_place(str(fuzz.place)), identity, lambda *_: True)
+        assert all(report.trial >= 0 for report in journal.reports)
 
     fuzz(cases, (fuzz.place / STATE_FILE).write_bytes, read)

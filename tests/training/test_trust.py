@@ -19,7 +19,6 @@ from raymaml.evaluation.auditing import audit_run
 from raymaml.evaluation.plan import plan_test
 from raymaml.training.checkpoint import (
     checkpoint_path,
-    copy_checkpoint,
     find_checkpoint,
     read_card,
 )
@@ -271,50 +270,6 @@ def test_converted_weights_are_of_no_bank_until_a_run_goes_on_from_them(run: Con
         write_card(path, card_of(path) | {"bank_hash": card.bank_hash})
 
 
-def test_a_card_alone_cannot_say_that_it_was_inherited(run: Config) -> None:
-    path = checkpoint_path(run.run_folder, 6)
-    card = card_of(path) | {"inherited_from": "trial-00001"}
-    set_key(card, "config.outer.lr", 0.5)
-    write_card(path, card)
-    for reader in READERS.values():
-        assert "outer.lr is 0.5" in refused(reader, run)
-
-
-@pytest.mark.parametrize(
-    ("lineage", "trusted"),
-    [
-        ({"donor_run": "trial-00001", "step": 6}, True),
-        ({"donor_run": "trial-00002", "step": 6}, False),
-        ({"donor_run": "trial-00001", "step": 5}, False),
-    ],
-)
-def test_the_lineage_says_what_was_inherited(
-    run: Config, lineage: dict[str, Any], trusted: bool
-) -> None:
-    path = checkpoint_path(run.run_folder, 6)
-    card = card_of(path) | {"inherited_from": "trial-00001"}
-    set_key(card, "config.outer.lr", 0.5)
-    write_card(path, card)
-    (run.run_folder / "lineage.json").write_text(json.dumps(lineage))
-    if trusted:
-        assert plan_test(run, CPU).arms
-        assert train_locally(longer(run), quiet)
-    else:
-        for reader in READERS.values():
-            assert "outer.lr is 0.5" in refused(reader, run)
-
-
-def test_a_damaged_lineage_is_named(run: Config) -> None:
-    path = checkpoint_path(run.run_folder, 6)
-    write_card(path, card_of(path) | {"inherited_from": "x"})
-    card = card_of(path)
-    set_key(card, "config.outer.lr", 0.5)
-    write_card(path, card)
-    (run.run_folder / "lineage.json").write_text("[]")
-    for reader in READERS.values():
-        assert f"{run.run_folder / 'lineage.json'}: is damaged" in refused(reader, run)
-
-
 def test_the_schema_of_a_card_hides_no_edited_encoder(run: Config) -> None:
     path = checkpoint_path(run.run_folder, 6)
     place = run.run_folder / "run.json"
@@ -380,19 +335,3 @@ def test_a_finished_run_of_another_order_of_images_has_nothing_left_to_do(run: C
     assert len(lines) == 1
     assert ": done; best validation accuracy" in lines[0]
     assert plan_test(run, CPU).arms
-
-
-def test_a_copy_of_a_checkpoint_is_of_the_schema_of_the_original(
-    run: Config, tmp_path: Path
-) -> None:
-    of_an_earlier_version(run)
-    copy = copy_checkpoint(checkpoint_path(run.run_folder, 6), tmp_path / "copy")
-    assert read_card(copy).schema_version == 1
-
-
-def test_a_copy_names_the_run_that_it_is_copied_from(run: Config, tmp_path: Path) -> None:
-    path = checkpoint_path(run.run_folder, 6)
-    for name in ("a", "b"):
-        path = copy_checkpoint(path, tmp_path / f"of-{name}", name)
-        assert read_card(path).inherited_from == name
-    assert read_card(copy_checkpoint(path, tmp_path / "export")).inherited_from == "b"
