@@ -82,8 +82,8 @@ def read_yaml(path: Place) -> tuple[dict[str, Any], Origins]:
     if not isinstance(tree, dict):
         found = "but a list" if isinstance(tree, list) else "but one value"
         raise UserError(
-            f"{path}: holds no mapping ({'it is empty' if tree is None else found}); expected keys"
-            " such as name, data, outer"
+            f"{path}: holds no mapping ({'it is empty' if tree is None else found})",
+            remedy="expected keys such as name, data, outer",
         )
     return tree, origins
 

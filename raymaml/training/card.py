@@ -140,7 +140,7 @@ def read_card(path: Place) -> CheckpointCard:
         raise damaged(path, CARD, reason_of(error)) from None
     match = _NAME.fullmatch(path.name)
     if problems := _contradictions(card, int(match[1]) if match else None):
-        raise UserError(*(f"{path / CARD}: {each}; {_remedy(path)}" for each in problems))
+        raise UserError(*(f"{path / CARD}: {each}" for each in problems), remedy=_remedy(path))
     return card
 
 
@@ -225,12 +225,12 @@ def require_agreement(path: Place, own: Config, wanted: Mapping[str, Any], whose
         key: value for key, value in others.items() if key in wanted
     }
     problems = [
-        f"{path / CARD}: {key} is {shortened(has)}, {whose} {shortened(should)}; {_remedy(path)}"
+        f"{path / CARD}: {key} is {shortened(has)}, {whose} {shortened(should)}"
         for key, (has, should) in _strange(path, card, says, wanted).items()
     ]
     problems += _not_measured(path, card)
     if problems:
-        raise UserError(*problems)
+        raise UserError(*problems, remedy=_remedy(path))
 
 
 def _not_measured(path: Place, card: CheckpointCard) -> Iterator[str]:
@@ -244,7 +244,7 @@ def _not_measured(path: Place, card: CheckpointCard) -> Iterator[str]:
         if found is not None and measured and found.accuracy not in measured:
             yield (
                 f"{path / CARD}: {name}.accuracy is {found.accuracy}, {METRICS_FILE} says"
-                f" {measured[-1]} of step {step}; {_remedy(path)}"
+                f" {measured[-1]} of step {step}"
             )
 
 
