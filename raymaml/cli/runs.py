@@ -76,7 +76,7 @@ def study(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     The overrides change the config of all its models and arms. Finished parts are not repeated, so
     that arms and episodes can be added later.
     """
-    from raymaml.evaluation.study import read_study, run_study
+    from raymaml.experiments.study import read_study, run_study
 
     found = read_study(plan_path, overrides, config)
     require_kept(found.base)
@@ -94,10 +94,10 @@ def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     The overrides change the config of all trials. Run again, it goes on from where it was.
     """
     from raymaml.cluster.search import decisions, proposals
-    from raymaml.evaluation.sweep import read_sweep, run_sweep
+    from raymaml.experiments.sweep import read_sweep, run_sweep
 
     if local:
-        from raymaml.evaluation.local_trials import run_in_order as runner
+        from raymaml.experiments.local_trials import run_in_order as runner
     else:
         from raymaml.cluster.sweep import run_on_tune as runner
     found = read_sweep(plan_path, overrides, config)

@@ -9,9 +9,9 @@ from typing import Any
 
 from raymaml.common.errors import UserError
 from raymaml.config.sweep import Asha, Dimension, SweepConfig
-from raymaml.evaluation.journal import Decide, Journal
-from raymaml.evaluation.search_space import draw_values
-from raymaml.evaluation.sweep import Propose, Sweep
+from raymaml.experiments.journal import Decide, Journal
+from raymaml.experiments.search_space import draw_values
+from raymaml.experiments.sweep import Propose, Sweep
 from raymaml.seeding import fold_in
 
 

@@ -20,9 +20,9 @@ from raymaml.cluster.trainer import train_trial
 from raymaml.cluster.workers import slots_of_cluster
 from raymaml.common.errors import StorageError, UserError, last_line
 from raymaml.common.stopping import on_interrupt, stopped
-from raymaml.evaluation.journal import Journal
-from raymaml.evaluation.local_trials import train_alone
-from raymaml.evaluation.sweep import Sweep, Trial
+from raymaml.experiments.journal import Journal
+from raymaml.experiments.local_trials import train_alone
+from raymaml.experiments.sweep import Sweep, Trial
 from raymaml.storage.place import Place
 from raymaml.training.run_folder import request_stop, stop_requested, watch_stop, withdraw_stop
 from raymaml.training.state import Validation

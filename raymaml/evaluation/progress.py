@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
@@ -17,39 +16,7 @@ from raymaml.evaluation.statistics import IntervalOf, bounded_interval
 from raymaml.training.metrics import Show, duration
 
 
-class LiveTable(ABC):
-    """On a terminal, shows ``table()`` during a ``with`` block; elsewhere nothing."""
-
-    def __init__(self) -> None:
-        self._live = Live(auto_refresh=False) if sys.stdout.isatty() else None
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-            self.redraw()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def redraw(self) -> bool:
-        """Draw the table as it is now; False where there is no terminal."""
-        if self._live is not None:
-            self._live.update(self.table(), refresh=True)
-        return self._live is not None
-
-    @abstractmethod
-    def table(self) -> Table:
-        """Return the table as it is now."""
-
-
-class Progress(LiveTable):
+class Progress:
     """Running means with their intervals, over all records there are; rate and time left, by those
     of this session.
 
@@ -70,7 +37,7 @@ class Progress(LiveTable):
         *,
         interval: IntervalOf = bounded_interval,
     ) -> None:
-        super().__init__()
+        self._live = Live(auto_refresh=False) if sys.stdout.isatty() else None
         self._todo = dict(todo)
         self._accuracies = {arm: list(recorded[arm]) for arm in todo}
         self._before = self._judged()
@@ -83,7 +50,19 @@ class Progress(LiveTable):
     def __enter__(self) -> Self:
         for arm in self._todo:
             self._show(self._row(arm))
-        return super().__enter__()
+        if self._live is not None:
+            self._live.start()
+            self._live.update(self.table(), refresh=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
 
     def add(self, arm: str, count: int, accuracies: Sequence[float]) -> None:
         """Take note of a finished chunk of ``count`` episodes.
@@ -95,7 +74,8 @@ class Progress(LiveTable):
         here = self._judged() - self._before
         self._rate = here / (time.perf_counter() - self._started)
         self._show(self._row(arm))
-        if self.redraw():
+        if self._live is not None:
+            self._live.update(self.table(), refresh=True)
             return
         todo = sum(self._todo.values())
         self._echo(

@@ -24,7 +24,7 @@ from raymaml.evaluation import campaign as in_process
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
-from raymaml.evaluation.study import plan_study, read_study, run_study
+from raymaml.experiments.study import plan_study, read_study, run_study
 from raymaml.report.write import write_test_report
 from raymaml.training.worker import train_locally
 

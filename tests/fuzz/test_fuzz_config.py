@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from raymaml.common.errors import UserError
 from raymaml.config.load import dump_config, load_config, load_study
-from raymaml.evaluation.journal import STATE_FILE, Journal
-from raymaml.evaluation.study import read_study
-from raymaml.evaluation.sweep import read_sweep
+from raymaml.experiments.journal import STATE_FILE, Journal
+from raymaml.experiments.study import read_study
+from raymaml.experiments.sweep import read_sweep
 from raymaml.storage.place import to_place
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

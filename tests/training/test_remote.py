@@ -20,7 +20,7 @@ from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
 from raymaml.evaluation.replay import replay_locally
-from raymaml.evaluation.study import provide_data
+from raymaml.experiments.study import provide_data
 from raymaml.report.write import write_test_report
 from raymaml.storage import cache
 from raymaml.storage.files import upload

@@ -18,7 +18,7 @@ from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.sequences import any_look_interval
 from raymaml.evaluation.statistics import bounded_interval
-from raymaml.evaluation.study import plan_study, read_study, run_study
+from raymaml.experiments.study import plan_study, read_study, run_study
 from raymaml.report.write import headline_of, write_test_report
 from raymaml.training.worker import train_locally
 

@@ -12,8 +12,8 @@ import torch
 from raymaml.common.errors import StorageError, UserError
 from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import Config
-from raymaml.evaluation.journal import Journal
-from raymaml.evaluation.sweep import Sweep, Trial
+from raymaml.experiments.journal import Journal
+from raymaml.experiments.sweep import Sweep, Trial
 from raymaml.storage.files import make_folder
 from raymaml.training.run import open_run
 from raymaml.training.session import Ask, EndedEarly, LocalSession, local_device

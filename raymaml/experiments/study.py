@@ -23,7 +23,7 @@ from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
 from raymaml.evaluation.provenance import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
-from raymaml.evaluation.verdicts import reach_verdicts
+from raymaml.experiments.verdicts import reach_verdicts
 from raymaml.seeding import fold_in
 from raymaml.storage.files import exists
 from raymaml.storage.place import Place

@@ -15,7 +15,7 @@ from raymaml.config.study import Comparison, FirstTrials, Precision
 from raymaml.evaluation.paired import FEWEST_EPISODES
 from raymaml.evaluation.records import RecordArrays
 from raymaml.evaluation.statistics import bounded_interval
-from raymaml.evaluation.verdicts import (
+from raymaml.experiments.verdicts import (
     Trainings,
     evidence_of,
     half_width_interval,

@@ -13,11 +13,11 @@ import torch
 
 from raymaml.common.errors import StorageError, UserError
 from raymaml.config.load import load_config
-from raymaml.evaluation.journal import STATE_FILE, Decide, Journal
-from raymaml.evaluation.local_trials import run_in_order
 from raymaml.evaluation.plan import plan_test
-from raymaml.evaluation.search_space import draw_values
-from raymaml.evaluation.sweep import Propose, Runner, Sweep, Trial, read_sweep, run_sweep
+from raymaml.experiments.journal import STATE_FILE, Decide, Journal
+from raymaml.experiments.local_trials import run_in_order
+from raymaml.experiments.search_space import draw_values
+from raymaml.experiments.sweep import Propose, Runner, Sweep, Trial, read_sweep, run_sweep
 from raymaml.storage.files import write_text
 from raymaml.training.checkpoint import find_checkpoint, read_card
 from raymaml.training.state import Validation

@@ -13,8 +13,8 @@ from raymaml.common.errors import UserError
 from raymaml.common.untrusted import checked, json_text, parse_json
 from raymaml.config.load import dump_config
 from raymaml.evaluation.campaign import Echo
-from raymaml.evaluation.journal import Journal, Report, Status
-from raymaml.evaluation.sweep import Sweep, run_name
+from raymaml.experiments.journal import Journal, Report, Status
+from raymaml.experiments.sweep import Sweep, run_name
 from raymaml.report.document import (
     bullets,
     code,

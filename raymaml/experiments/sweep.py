@@ -14,9 +14,9 @@ from raymaml.config.load import Changes, load_config, load_sweep, named_config
 from raymaml.config.schema import Config
 from raymaml.config.sweep import Asha, SweepConfig
 from raymaml.evaluation.campaign import Echo
-from raymaml.evaluation.journal import Decide, Journal
-from raymaml.evaluation.search_space import draw_values, edges
-from raymaml.evaluation.study import provide_data
+from raymaml.experiments.journal import Decide, Journal
+from raymaml.experiments.search_space import draw_values, edges
+from raymaml.experiments.study import provide_data
 from raymaml.storage.files import make_folder
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
@@ -166,7 +166,7 @@ def run_sweep(
         UserError: another process runs the sweep, or data or models do not fit.
         KeyboardInterrupt: Ctrl-C; all finished work is kept.
     """
-    from raymaml.evaluation.sweep_report import write_sweep_report
+    from raymaml.experiments.sweep_report import write_sweep_report
 
     provide_data(sweep.base, echo)
     make_folder(sweep.folder, "run_dir")
