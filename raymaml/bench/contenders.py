@@ -27,6 +27,7 @@ from raymaml.types import Episode, EpisodeBatch, Params
 EXACT_METHODS = tuple(name for name in METHODS if name not in {"auto", "first_order"})
 """The values of ``inner.gradient`` that compute one and the same number."""
 Adapted = Iterator[Callable[[Tensor], Tensor]]
+"""Yields the adapted model once, as a function of images."""
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ class Contestant:
 
     def __init__(self, row: Row, config: Config, device: torch.device, stack: ExitStack) -> None:
         context = get_context("spawn")
-        begin = worker.begin, (context.Barrier(row.processes),)
+        begin = worker.begin, (context.Barrier(row.processes), device)
         self._pool = stack.enter_context(ProcessPoolExecutor(row.processes, context, *begin))
         self._config, self._device = config, device
         adapt = replace(row, phase="evaluation", inner_steps=config.test_inner.num_steps)

@@ -32,17 +32,17 @@ Results = list[NDArray[Any]]
 """The meta-gradient, [P], or the logits, [N*Q * N], in float32 and in float64."""
 
 
-def begin(together: Barrier) -> None:
+def begin(together: Barrier, device: torch.device) -> None:
     """Prepare a process; all that are timed at the same time wait for each other at ``together``.
 
-    On Linux PyTorch then refuses more memory than the machine has.
+    On the CPUs of Linux PyTorch then refuses more memory than the machine has.
     """
     global _together  # noqa: PLW0603 - set once, when the process starts
     _together = together
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     # PyTorch's timer loads this, which warns of CUDA without a GPU
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and device.type == "cpu":
         import resource
 
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -107,6 +109,9 @@ def test_a_contender_that_fails_or_is_killed_is_left_out_with_the_reason() -> No
 
         def act(each: Contestant) -> None:
             if each.row.method == "unrolled":
+                limit = each._pool.submit(resource.getrlimit, resource.RLIMIT_DATA).result()
+                pages = os.sysconf("SC_PHYS_PAGES")
+                assert limit[0] == pages * os.sysconf("SC_PAGE_SIZE")  # the machine's memory
                 each._pool.submit(signal.raise_signal, signal.SIGKILL).result()
             each.measure("training", 1, "speed")
 
