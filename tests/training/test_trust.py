@@ -303,7 +303,7 @@ def of_an_earlier_version(config: Config) -> None:
     for path in config.run_folder.glob("checkpoint_*"):
         card = card_of(path)
         del card["encoder_source"]
-        write_card(path, card | {"schema_version": 1})
+        write_card(path, card | {"schema_version": 1, "inherited_from": None})
     place = config.run_folder / "run.json"
     tree = json.loads(place.read_text())
     for key in ("schema_version", "encoder_source", "classes"):
