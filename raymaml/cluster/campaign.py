@@ -135,8 +135,8 @@ def _run(tuner: tune.Tuner, folder: Place, scratch: Path, problems: list[str]) -
     if results.errors:
         raise UserError(
             f"{folder}: {len(results.errors)} chunks failed more often than cluster.max_failures"
-            f" allows, the first with: {last_line(results.errors[0])}; finished chunks are kept:"
-            " run the same command to go on"
+            f" allows, the first with: {last_line(results.errors[0])}",
+            remedy="finished chunks are kept: run the same command to go on",
         )
 
 

@@ -72,7 +72,8 @@ def read_audits(campaign: Campaign) -> list[AuditResult]:
         content = checked(_AUDITS, parse_json(read_bytes(path)))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: is damaged ({reason_of(error)}); remove it, or run `raymaml audit` again"
+            f"{path}: is damaged ({reason_of(error)})",
+            remedy="remove it, or run `raymaml audit` again",
         ) from None
     if content.identity != campaign.identity(campaign.arms[0]):
         return []

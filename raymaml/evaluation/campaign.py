@@ -242,8 +242,8 @@ class Campaign:
         if missing := self.missing():
             episodes = sum(chunk.count for chunk in missing)
             raise UserError(
-                f"{self.folder}: {episodes} episodes in {len(missing)} chunks are not judged yet;"
-                " run the command that judges them (`raymaml test`, `raymaml study`) again"
+                f"{self.folder}: {episodes} episodes in {len(missing)} chunks are not judged yet",
+                remedy="run the command that judges them (`raymaml test`, `raymaml study`) again",
             )
         return self
 
@@ -308,8 +308,8 @@ class Campaign:
         table = read_records(place, self.needed(arm), self.identity(arm))
         if not are_of_bank(vars(record_arrays(table)), len(bank.classes), bank.num_images):
             raise UserError(
-                f"{place}: its records name images that the bank {bank.folder} does not hold; move"
-                " it away and run `raymaml test` again"
+                f"{place}: its records name images that the bank {bank.folder} does not hold",
+                remedy="move it away and run `raymaml test` again",
             )
         return table
 

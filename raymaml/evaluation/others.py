@@ -63,7 +63,8 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
     count = available if num_episodes is None else num_episodes
     if not 0 < count <= available:
         raise UserError(
-            f"num_episodes is {count}; {config.data.shards} holds {available} test episodes"
+            f"num_episodes is {count}",
+            remedy=f"{config.data.shards} holds {available} test episodes",
         )
     some = episodes.load(range(min(EPISODES, count)))
     examination = _examined(predict, some, config.cluster.precision)
@@ -136,8 +137,9 @@ def _required(logits: object, episode: Episode, which: str) -> Tensor:
             else type(logits).__name__
         )
         raise UserError(
-            f"predict: returned {found} for {which}; it must return floating-point logits"
-            f" of shape {list(shape)}, a row a query image, a column a label"
+            f"predict: returned {found} for {which}",
+            remedy=f"it must return floating-point logits of shape {list(shape)}, a row a query"
+            " image, a column a label",
         )
     return logits.detach().to(episode.query_y.device)
 

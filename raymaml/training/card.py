@@ -89,7 +89,7 @@ def find_checkpoint(folder: Place, which: Literal["best", "last"]) -> Place:
     """
     steps = list_steps(folder)
     if not steps:
-        raise UserError(f"{folder}: holds no checkpoint; run `raymaml train CONFIG` first")
+        raise UserError(f"{folder}: holds no checkpoint", remedy="run `raymaml train CONFIG` first")
     last = checkpoint_path(folder, steps[-1])
     return last if which == "last" else _best(last)
 
@@ -106,13 +106,13 @@ def _best(last: Place) -> Place:
     path = checkpoint_path(last.parent, best.step)
     if not exists(path):
         raise UserError(
-            f"{last / CARD}: best.step is {best.step}, but {path} is not there; restore it from a"
-            f" copy, or judge {last.name} by evaluation.checkpoint=last"
+            f"{last / CARD}: best.step is {best.step}, but {path} is not there",
+            remedy=f"restore it from a copy, or judge {last.name} by evaluation.checkpoint=last",
         )
     if (found := read_card(path).validation) != best:
         raise UserError(
-            f"{path / CARD}: validation is {found}, but best of {last / CARD} is {best};"
-            f" {_remedy(last)}"
+            f"{path / CARD}: validation is {found}, but best of {last / CARD} is {best}",
+            remedy=f"{_remedy(last)}",
         )
     return path
 
@@ -130,7 +130,8 @@ def read_card(path: Place) -> CheckpointCard:
         if found not in _READABLE:
             raise UserError(
                 f"{path / CARD}: has schema_version {shortened(found)}, this raymaml reads"
-                f" {' and '.join(map(str, _READABLE))}; use the raymaml that wrote it"
+                f" {' and '.join(map(str, _READABLE))}",
+                remedy="use the raymaml that wrote it",
             )
         content.pop("inherited_from", None)  # earlier versions had population-based training
         card = checked(_CARD, content)
@@ -333,7 +334,7 @@ def _config_of(path: Place, card: CheckpointCard, own: Config) -> Config:
 
 def damaged(path: Place, name: str, reason: str) -> UserError:
     """Return what to say of a file of the checkpoint ``path`` that cannot be used."""
-    return UserError(f"{path / name}: is damaged ({reason}); {_remedy(path)}")
+    return UserError(f"{path / name}: is damaged ({reason})", remedy=f"{_remedy(path)}")
 
 
 def _remedy(path: Place) -> str:

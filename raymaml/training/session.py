@@ -159,7 +159,8 @@ def local_device(cluster: ClusterConfig) -> torch.device:
     available = torch.cuda.is_available()
     if cluster.device == "cuda" and not available:
         raise UserError(
-            "cluster.device is cuda but this process sees no GPU; set cluster.device to cpu or auto"
+            "cluster.device is cuda but this process sees no GPU",
+            remedy="set cluster.device to cpu or auto",
         )
     use_gpu = available and cluster.device != "cpu"
     require_precision(cluster, use_gpu)
@@ -174,6 +175,6 @@ def require_precision(cluster: ClusterConfig, use_gpu: bool) -> None:
     """
     if cluster.precision == "tf32" and not use_gpu:
         raise UserError(
-            "cluster.precision is tf32, which GPUs alone have, and there is none to be used; use"
-            " float32 or bf16"
+            "cluster.precision is tf32, which GPUs alone have, and there is none to be used",
+            remedy="use float32 or bf16",
         )
