@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.common.logs import plain
 from raymaml.config.load import Changes, load_config, load_study, named_config
 from raymaml.config.schema import SPLITS, Config, learning_fingerprint
@@ -229,14 +229,10 @@ def _of_each(
         UserError: with the problems of all arms, each with the name of its arm.
     """
     found: list[Found] = []
-    problems: list[str] = []
-    for arm in arms:
-        try:
-            found.append(do(arm))
-        except UserError as error:
-            problems.extend(f"{name(arm)}: {problem}" for problem in error.problems)
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for arm in arms:
+            with mistakes.kept(name(arm)):
+                found.append(do(arm))
     return found
 
 
