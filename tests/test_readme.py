@@ -1,4 +1,4 @@
-"""What the README and the configs tell people to run: it parses, and the Python runs."""
+"""What the pages and the configs tell people to run: it parses, and the Python runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from raymaml.config.load import load_config, load_study, load_sweep
 from raymaml.training.worker import train_locally
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOP = ("raymaml", "configs", "launch", "tests")
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for top in TOP for page in (ROOT / top).rglob("README.md")),
+]
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
@@ -28,16 +33,16 @@ def blocks(text: str) -> list[str]:
 
 
 def python_blocks() -> list[str]:
-    return [block for block in blocks(README) if block.startswith("import ")]
+    return [block for block in blocks(TEXT) if block.startswith("import ")]
 
 
 def commands() -> Iterator[str]:
     """Yield each command line of raymaml, without ``raymaml``."""
-    for block in blocks(README):
+    for block in blocks(TEXT):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("raymaml "):
                 yield line.removeprefix("raymaml ").split("#")[0]
-    spans = re.findall(r"`raymaml ([^`]*)`", README.replace("\n", " "))
+    spans = re.findall(r"`raymaml ([^`]*)`", TEXT.replace("\n", " "))
     comments = "\n".join(path.read_text(encoding="utf-8") for path in CONFIGS)
     lines = re.findall(r"^#\s+raymaml (.*)$", comments.replace("\\\n#", " "), flags=re.M)
     yield from dict.fromkeys([*spans, *lines])
@@ -58,7 +63,7 @@ def parsed(words: list[str]) -> click.Context:
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(python_blocks()) == 2
+    assert len(python_blocks()) == 3
     assert len(list(commands())) >= 25
 
 
@@ -77,32 +82,51 @@ def test_each_command_parses_and_its_config_is_there(line: str) -> None:
 
 
 def test_scripts_and_extras_that_are_named_are_there() -> None:
-    for script in re.findall(r"(?:bash|python) ((?:launch|tests)/[\w./-]+)", README):
+    for script in re.findall(r"(?:bash|python) ((?:launch|tests)/[\w./-]+)", TEXT):
         assert (ROOT / script).exists(), script
     setup = (ROOT / "setup.cfg").read_text(encoding="utf-8").split("[options.extras_require]")[1]
-    for extra in re.findall(r"raymaml\[(\w+)\]", README):
+    for extra in re.findall(r"raymaml\[(\w+)\]", TEXT):
         assert f"\n{extra} =" in setup, extra
 
 
 def test_the_yaml_is_understood(tmp_path: Path) -> None:
-    data = next(block for block in blocks(README) if block.startswith("data:"))
+    data = next(block for block in blocks(TEXT) if block.startswith("data:"))
     (tmp_path / "c.yaml").write_text(
         f"name: a\n{data}\nepisodes: {{train: {{num_episodes: 1}}, val: {{num_episodes: 1}},"
         " test: {num_episodes: 1}}\nouter: {num_steps: 1}\n"
     )
     assert load_config(tmp_path / "c.yaml").data.image_size == 84
-    space = next(block for block in blocks(README) if block.startswith("space:"))
+    space = next(block for block in blocks(TEXT) if block.startswith("space:"))
     (tmp_path / "s.yaml").write_text(f"name: s\ntitle: T\nconfig: c.yaml\n{space}\n")
     assert load_sweep(tmp_path / "s.yaml").count == 12
 
 
 def test_a_loop_of_your_own_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     """At 16x16 instead of 84x84, so that it is quick."""
-    code = next(block for block in python_blocks() if "MetaLearner" in block)
+    code = next(block for block in python_blocks() if "my_episodes" in block)
     names: dict[str, Any] = {}
     exec(compile(code.replace("84", "16"), "README.md", "exec"), names)
     assert names["logits"].shape == (4, 75, 5)
     assert names["loss"].isfinite().all()
+
+
+def test_the_first_ten_lines_of_python_run_as_written() -> None:
+    """At 16x16 instead of 84x84."""
+    code = next(block for block in python_blocks() if "images, labels =" in block)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("84", "16"), "README.md", "exec"), names)
+    assert names["logits"].shape == (4, 75, 5)
+    assert names["grads"].keys() == names["learner"].params.keys()
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_readme_is_one_sitting() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
 
 
 def test_models_of_others_are_judged_as_written(

@@ -48,8 +48,8 @@ class ModelConfig(Section):
         Annotated[NormPolicy, Tag("policy")] | Annotated[NormByPattern, Tag("by pattern")],
         Discriminator(lambda value: "by pattern" if isinstance(value, dict) else "policy"),
     ] = "transductive"
-    """Norm policy: whose moments the query pass uses (table in the README). Or policies by name
-    pattern, of which the first match counts: {"encoder.conv[13]": episodic, "*": running}."""
+    """Norm policy: whose moments the query pass uses (table in raymaml/models/README.md). Or
+    policies by name pattern, the first match counts: {"encoder.conv[13]": running, "*": none}."""
     norm_momentum: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Weight of the newest batch in accumulated moments."""
     norm_eps: PositiveRate = 1e-5
@@ -131,7 +131,7 @@ class InnerConfig(Section):
     """unrolled: exact second-order meta-gradient by the plain graph; checkpointed: the same with
     the memory of one inner step, by computing each step twice; mixed_mode: the same with that
     memory and in less time, by Hessian-vector products; first_order: FOMAML. auto: the exact
-    method that was measured to be best for such a model (table in the README)."""
+    method that was measured to be best for such a model (table in raymaml/meta/README.md)."""
 
 
 class InnerOverride(Section):

@@ -1,4 +1,4 @@
-"""Norm policies: whose moments normalise which pass (the table in the README).
+"""Norm policies: whose moments normalise which pass (the table in README.md beside this file).
 
 Every layer takes ``[B, C, H, W]``, and max-pools what it has normalised by ``window x window`` (1:
 not at all): the two go together, since the norm is needed at the maxima alone. What a layer carries

@@ -1,6 +1,7 @@
-"""Simulated coverage of intervals over episodes; run as a script, it draws README's picture::
+"""Simulated coverage of intervals over episodes; run as a script, it draws the picture of
+raymaml/evaluation/README.md::
 
-PYTHONPATH=. python tests/evaluation/helpers_coverage.py launch/pictures/coverage.png
+PYTHONPATH=. python tests/evaluation/helpers_coverage.py raymaml/evaluation/coverage.png
 """
 
 from __future__ import annotations

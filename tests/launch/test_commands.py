@@ -18,7 +18,7 @@ from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 
 SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh"))
-FILES = sorted(path.name for path in LAUNCH.iterdir() if path.is_file())
+FILES = sorted(path.name for path in LAUNCH.iterdir() if path.is_file() and path.suffix != ".md")
 WITH_COMMANDS = ["aws.yaml", "gcp.yaml", "quickstart.sh", "rayjob.yaml", "slurm.sh", "submit.sh"]
 
 
