@@ -23,7 +23,6 @@ from raymaml.common.logs import is_verbose
 from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import ClusterConfig
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
-from raymaml.evaluation.identity import reasons
 from raymaml.evaluation.progress import Progress
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import temporary_folder
@@ -62,7 +61,7 @@ def _judge(
         if cluster.num_workers != "auto":
             slots = min(slots, cluster.num_workers)
         device = torch.device("cuda" if use_gpu else "cpu")
-        for line in (*reasons(campaign), campaign.settings_line(slots, device)):
+        for line in campaign.announcement(slots, device):
             echo(line)
         problems: list[str] = []
         with (

@@ -48,9 +48,9 @@ def audit_run(config: Config, echo: Echo) -> Place:
     campaign = plan_test(config, device)
     arm = campaign.arms[0]
     subject = Subject(
-        predict=predictor(campaign.learner(arm)),
-        episodes=campaign.episodes(arm),
-        bank=campaign.bank(arm),
+        predict=predictor(arm.build()),
+        episodes=arm.episodes,
+        bank=arm.bank,
         seed=config.episodes.seed,
     )
     found = []
@@ -58,7 +58,7 @@ def audit_run(config: Config, echo: Echo) -> Place:
         found.append(audit(subject))
         echo(f"{name}: {found[-1].outcome}. {found[-1].sentence}")
     path = campaign.folder / AUDITS_FILE
-    content = {"identity": campaign.identity(arm), "audits": as_json(found)}
+    content = {"identity": arm.identity, "audits": as_json(found)}
     write_text(path, json_text(content, indent=2) + "\n")
     return path
 
@@ -75,6 +75,6 @@ def read_audits(campaign: Campaign) -> list[AuditResult]:
             f"{path}: is damaged ({reason_of(error)})",
             remedy="remove it, or run `raymaml audit` again",
         ) from None
-    if content.identity != campaign.identity(campaign.arms[0]):
+    if content.identity != campaign.arms[0].identity:
         return []
     return list(content.audits)

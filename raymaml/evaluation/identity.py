@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from raymaml.common.errors import UserError
+from raymaml.config.model import ModelConfig
 from raymaml.config.schema import Config
 from raymaml.data.shard_format import SCHEMA_VERSION as ORDER
 from raymaml.evaluation.records import identity_of, read_chunk
 from raymaml.models.source import encoder_source, source_files
 from raymaml.storage.files import reaching
 from raymaml.storage.place import Place
-from raymaml.training.checkpoint import read_card, versions
+from raymaml.training.card import CheckpointCard
+from raymaml.training.checkpoint import versions
 
 if TYPE_CHECKING:
-    from raymaml.evaluation.campaign import Arm, Campaign
+    from raymaml.evaluation.arm import Arm
 
 CODE = ("versions", "encoder_source")
 """The keys of an identity that are of the code; to render finished records it does not matter."""
 
 
-def settings_identity(config: Config, checkpoint: Place | None, bank_hash: str) -> dict[str, str]:
-    """Return what decides a record beside the code."""
-    weights = (
-        f"initial, seed {config.seed}"
-        if checkpoint is None
-        else read_card(checkpoint).files["params.pt"]
-    )
+def settings_identity(
+    config: Config, card: CheckpointCard | None, bank_hash: str
+) -> dict[str, str]:
+    """Return what decides a record beside the code; ``card`` is of the checkpoint, if any."""
+    weights = f"initial, seed {config.seed}" if card is None else card.files["params.pt"]
     spec = config.episodes.test.model_dump(exclude={"num_episodes"})
     return {
         "weights": weights,
@@ -45,9 +45,9 @@ def settings_identity(config: Config, checkpoint: Place | None, bank_hash: str) 
     }
 
 
-def code_identity(config: Config) -> dict[str, str]:
+def code_identity(model: ModelConfig) -> dict[str, str]:
     """Return what code decides a record: versions, and the files of an encoder of one's own."""
-    source = encoder_source(config.model)
+    source = encoder_source(model)
     own = {} if source is None else {"encoder_source": source}
     return {"versions": json.dumps(versions(), sort_keys=True), **own}
 
@@ -70,34 +70,26 @@ def of_any_code(place: Place, settings: Mapping[str, str]) -> list[dict[str, str
     return found
 
 
-def reasons(campaign: Campaign) -> Iterator[str]:
+def reasons(arms: Iterable[Arm], folder: Place) -> Iterator[str]:
     """Name the arms that have records of other code, and the encoders that were edited."""
-    for arm in campaign.arms:
-        now = campaign.identity(arm)
-        settings = {key: value for key, value in now.items() if key not in CODE}
-        earlier = of_any_code(campaign.place_of(arm), settings)
-        if earlier and now not in earlier:
-            changed = ", ".join(_changes(earlier[0], now, arm))
-            yield f"{campaign.folder}: {arm.name}: judged again, since records are of {changed}"
-        if was_edited(arm, now):
-            files = ", ".join(map(str, source_files(arm.config.model).values()))
+    for arm in arms:
+        settings = {key: value for key, value in arm.identity.items() if key not in CODE}
+        earlier = of_any_code(arm.folder, settings)
+        if earlier and arm.identity not in earlier:
+            changed = ", ".join(_changes(earlier[0], arm))
+            yield f"{folder}: {arm.name}: judged again, since records are of {changed}"
+        if arm.was_edited:
+            files = ", ".join(map(str, source_files(arm.model).values()))
             yield (
-                f"{campaign.folder}: {arm.name}: model.encoder {arm.config.model.encoder} was"
-                f" edited after training ({files}); it is judged as it is now"
+                f"{folder}: {arm.name}: model.encoder {arm.model.encoder} was edited after"
+                f" training ({files}); it is judged as it is now"
             )
 
 
-def was_edited(arm: Arm, identity: Mapping[str, str]) -> bool:
-    """Tell whether an encoder of one's own is judged as other code than it was trained as."""
-    if arm.checkpoint is None:
-        return False
-    return read_card(arm.checkpoint).encoder_source not in (None, identity.get("encoder_source"))
-
-
-def _changes(before: Mapping[str, str], now: Mapping[str, str], arm: Arm) -> Iterator[str]:
-    had, has = (json.loads(each.get("versions", "{}")) for each in (before, now))
+def _changes(before: Mapping[str, str], arm: Arm) -> Iterator[str]:
+    had, has = (json.loads(each.get("versions", "{}")) for each in (before, arm.identity))
     for name, version in has.items():
         if had.get(name) != version:
             yield f"{name} {had.get(name)} (now {version})"
-    if before.get("encoder_source") != now.get("encoder_source"):
-        yield f"another source of model.encoder {arm.config.model.encoder}"
+    if before.get("encoder_source") != arm.identity.get("encoder_source"):
+        yield f"another source of model.encoder {arm.model.encoder}"

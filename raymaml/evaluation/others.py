@@ -151,7 +151,7 @@ def load_learner(config: Config) -> MetaLearner:
         UserError: as `raymaml test`.
     """
     campaign = plan_test(config, local_device(config.cluster))
-    return campaign.learner(campaign.arm("model"))
+    return campaign.arm("model").build()
 
 
 def predictor(learner: MetaLearner) -> Predict:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from raymaml.config.schema import Config
-from raymaml.evaluation.campaign import Arm, Campaign
+from raymaml.evaluation.arm import Arm, Resolver, Setting
+from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.identity import of_any_code
 from raymaml.evaluation.provenance import require_bank
+from raymaml.storage.place import Place
 from raymaml.training.checkpoint import find_checkpoint, require_same_model
 from raymaml.training.run_folder import require_of_its_run
 
@@ -18,13 +22,14 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
     Raises:
         UserError: the run has no checkpoint, or test episodes are missing or do not fit.
     """
-    campaign = _plan(config, device)
-    model = campaign.arms[0]
-    # all that is wrong is said now, before any work
-    if model.checkpoint is not None:
-        require_same_model(model.checkpoint, config, campaign.bank(model).image_shape)
-    campaign.learner(model)
-    return campaign
+    settings = _settings(config)
+    arms = tuple(map(Resolver(device), settings))
+    _require_bank(arms[0], config)
+    # all that is wrong is reported now, before any work
+    if (checkpoint := settings[0].checkpoint) is not None:
+        require_same_model(checkpoint, config, arms[0].bank.image_shape)
+    arms[0].build()
+    return _campaign(config, arms)
 
 
 def plan_report(config: Config) -> Campaign:
@@ -35,52 +40,69 @@ def plan_report(config: Config) -> Campaign:
     Raises:
         UserError: as ``plan_test``; or episodes are not judged yet.
     """
-    campaign = _plan(config, torch.device("cpu"))
-    for arm in campaign.arms:
-        found = of_any_code(campaign.place_of(arm), campaign.settings(arm))
-        for identity in (*found, *found[:1]):  # the newest, where none is finished
-            campaign.carried[arm.name] = identity
-            if not campaign.missing_of(arm):
-                break
-    return campaign.require_finished()
+    resolve = Resolver(torch.device("cpu"))
+    arms = [resolve(setting, with_code=False) for setting in _settings(config)]
+    _require_bank(arms[0], config)
+    chunk_size = config.evaluation.chunk_size
+    found = [_as_recorded(arm, chunk_size) for arm in arms]
+    return _campaign(config, tuple(found)).require_finished()
 
 
-def _plan(config: Config, device: torch.device) -> Campaign:
-    checkpoint = find_checkpoint(config.run_folder, config.evaluation.checkpoint)
-    require_of_its_run(checkpoint, config)
-    few = min(config.evaluation.baseline_episodes, config.episodes.test.num_episodes)
-    model = Arm(
-        name="model",
-        description=f"{config.evaluation.checkpoint} checkpoint, adapted",
-        config=config,
-        checkpoint=checkpoint,
-        num_episodes=config.episodes.test.num_episodes,
-    )
-    untrained = Arm(
-        name="untrained",
-        description="initial weights, adapted alike",
-        config=config,
-        checkpoint=None,
-        num_episodes=few,
-    )
-    unadapted = Arm(
-        name="no-adaptation",
-        description="trained weights, no inner step",
-        config=_without_steps(config),
-        checkpoint=checkpoint,
-        num_episodes=few,
-    )
-    baselines = (untrained, unadapted) if _tells_without_steps(config) else (untrained,)
-    campaign = Campaign(
+def _as_recorded(arm: Arm, chunk_size: int) -> Arm:
+    """Return ``arm`` with the code of its newest finished records, or else of its newest ones."""
+    recorded = [
+        replace(arm, identity=identity) for identity in of_any_code(arm.folder, arm.identity)
+    ]
+    finished = [each for each in recorded if not each.missing(chunk_size)]
+    return next(iter([*finished, *recorded]), arm)
+
+
+def _campaign(config: Config, arms: tuple[Arm, ...]) -> Campaign:
+    folder = config.run_folder / "test"
+    return Campaign(
         name=config.name,
-        folder=config.run_folder / "test",
-        arms=(model, *baselines) if few else (model,),
-        device=device,
+        folder=folder,
+        records=folder,
+        arms=arms,
         chunk_size=config.evaluation.chunk_size,
-        target_half_width=config.evaluation.target_half_width,
     )
-    require_bank(checkpoint, config, campaign.bank(model))
-    return campaign
+
+
+def _require_bank(model: Arm, config: Config) -> None:
+    if model.checkpoint is not None:
+        asked = config.evaluation.other_bank
+        require_bank(model.checkpoint, model.bank, other_bank_asked=asked)
+
+
+def _settings(config: Config) -> list[Setting]:
+    """Return what a test judges: the model, and the baselines that show what it learned."""
+    evaluation, count = config.evaluation, config.episodes.test.num_episodes
+    checkpoint = find_checkpoint(config.run_folder, evaluation.checkpoint)
+    require_of_its_run(checkpoint, config)
+    few = min(evaluation.baseline_episodes, count)
+
+    def setting(
+        name: str, description: str, judged: Config, checkpoint: Place | None, count: int
+    ) -> Setting:
+        return Setting(
+            name=name,
+            description=description,
+            config=judged,
+            checkpoint=checkpoint,
+            num_episodes=count,
+            target_half_width=evaluation.target_half_width,
+            folder=config.run_folder / "test" / name,
+        )
+
+    best = f"{evaluation.checkpoint} checkpoint, adapted"
+    found = [setting("model", best, config, checkpoint, count)]
+    if few:
+        alike = "initial weights, adapted alike"
+        found.append(setting("untrained", alike, config, None, few))
+    if few and _tells_without_steps(config):
+        still, judged = "trained weights, no inner step", _without_steps(config)
+        found.append(setting("no-adaptation", still, judged, checkpoint, few))
+    return found
 
 
 def _tells_without_steps(config: Config) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.storage.place import Place
 from raymaml.training.card import CARD, knows_no_bank, read_card
@@ -62,14 +61,14 @@ def other_bank(checkpoint: Place, bank: ImageBank) -> OtherBank | None:
     )
 
 
-def require_bank(checkpoint: Place, config: Config, bank: ImageBank) -> None:
+def require_bank(checkpoint: Place, bank: ImageBank, *, other_bank_asked: bool) -> None:
     """Check that the model was trained on ``bank``, or that another one is asked for.
 
     Raises:
         UserError: neither is so.
     """
     found = other_bank(checkpoint, bank)
-    if found is not None and not config.evaluation.other_bank:
+    if found is not None and not other_bank_asked:
         raise UserError(
             f"{checkpoint / CARD}: bank_hash is {read_card(checkpoint).bank_hash[:12]}, that of"
             f" {bank.folder} is {bank.hash[:12]}: {found.text}",

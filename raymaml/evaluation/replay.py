@@ -54,7 +54,7 @@ def replay(campaign: Campaign, echo: Echo) -> int:
     for result in campaign.results():
         arm = campaign.arm(result.name)
         columns = vars(record_arrays(result.records))
-        again = judge(campaign.learner(arm), campaign.episodes(arm), range(len(result.records)))
+        again = judge(arm.build(), arm.episodes, range(len(result.records)))
         found = next(filter(None, (_compared(arm.name, columns, each) for each in again)), None)
         if found is not None:
             differences.append(found)

@@ -20,7 +20,8 @@ from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.episodes import check_spec, write_shards
 from raymaml.data.importers import import_bank
 from raymaml.data.shard_format import MANIFEST_FILE
-from raymaml.evaluation.campaign import Arm, Campaign, Echo, Plan
+from raymaml.evaluation.arm import Resolver, Setting
+from raymaml.evaluation.campaign import Campaign, Echo, Plan
 from raymaml.evaluation.provenance import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
 from raymaml.experiments.verdicts import reach_verdicts
@@ -205,19 +206,18 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
     Raises:
         UserError: naming all that is wrong with any arm.
     """
-    arms = _of_each(study.arms, lambda arm: arm.chosen.name, lambda arm: _arm(study, arm))
-    evaluation = study.base.evaluation
-    campaign = Campaign(
+    resolve = Resolver(device)
+    arms = _of_each(
+        study.arms, lambda arm: arm.chosen.name, lambda arm: resolve(_setting(study, arm))
+    )
+    _of_each(arms, lambda arm: arm.name, lambda arm: arm.build())
+    return Campaign(
         name=f"{study.base.name}/{study.settings.name}",
         folder=study.folder,
         records=study.folder.parent / "records",
         arms=tuple(arms),
-        device=device,
-        chunk_size=evaluation.chunk_size,
-        target_half_width=evaluation.target_half_width,
+        chunk_size=study.base.evaluation.chunk_size,
     )
-    _of_each(arms, lambda arm: arm.name, campaign.learner)
-    return campaign
 
 
 def _of_each(
@@ -260,20 +260,22 @@ def _require_judgeable(arm: TrainedArm) -> None:
         )
 
 
-def _arm(study: Study, arm: TrainedArm) -> Arm:
+def _setting(study: Study, arm: TrainedArm) -> Setting:
     chosen, model, config = arm.chosen, arm.model, arm.config
     bank = open_bank(config.data)
     checkpoint = _checkpoint(chosen.checkpoint, model)
     if checkpoint is not None:
-        require_bank(checkpoint, config, bank)
+        require_bank(checkpoint, bank, other_bank_asked=config.evaluation.other_bank)
     changes = ", ".join(f"{key} {value}" for key, value in chosen.set.items())
-    return Arm(
+    return Setting(
         name=chosen.name,
         description=f"{model.name}, {'initial weights' if checkpoint is None else checkpoint.name}"
         + (f", {changes}" if changes else ""),
         config=_with_episodes(study, bank, config),
         checkpoint=checkpoint,
         num_episodes=config.episodes.test.num_episodes,
+        target_half_width=study.base.evaluation.target_half_width,
+        folder=study.folder.parent / "records",
     )
 
 
@@ -320,7 +322,7 @@ def write_study_report(study: Study, campaign: Campaign) -> Place:
             arm: {seed: records[name] for seed, name in names.items()}
             for arm, names in trainings.items()
         },
-        stops_early=campaign.target_half_width is not None,
+        stops_early=study.base.evaluation.target_half_width is not None,
     )
     path = write_report(
         campaign.folder,
@@ -329,7 +331,7 @@ def write_study_report(study: Study, campaign: Campaign) -> Place:
         identity={"study": study.settings.name},
         verdicts=[asdict(verdict) for verdict in verdicts],
         trainings=trainings,
-        bank=campaign.bank(campaign.arms[0]),
+        bank=campaign.arms[0].bank,
     )
     show_in_tensorboard(path)
     return path

@@ -35,14 +35,14 @@ _WORST = ("worst", "second worst", "third worst")
 def write_test_report(campaign: Campaign) -> Place:
     """Write the report of a run's finished test; return the path of ``summary.json``."""
     main = campaign.arms[0]
-    curve = read_metrics(main.config.run_folder / METRICS_FILE)
+    curve = read_metrics(main.run_folder / METRICS_FILE)
     path = write_report(
         campaign.folder,
         campaign.results(),
         title=f"{campaign.name}: test report",
         curve=[row for row in curve if "val_accuracy" in row],
         audits=read_audits(campaign),
-        bank=campaign.bank(main),
+        bank=main.bank,
     )
     show_in_tensorboard(path)
     return path

@@ -35,7 +35,7 @@ def gradient_method(config: Config, image_shape: tuple[int, int, int], device: t
     if inner.gradient != "auto":
         return inner.gradient
     known = model.encoder in ENCODERS and set(model.norm_by_pattern.values()) <= BY_THE_BATCH
-    if not known or device.type != "cpu" or image_layout(config, device) != "channels_last":
+    if not known or device.type != "cpu" or image_layout(config.cluster, device) != "channels_last":
         return "unrolled" if inner.num_steps <= 1 else "checkpointed"  # one step: nothing to save
     _, height, width = image_shape
     support = train.num_ways * train.num_shots
@@ -44,10 +44,10 @@ def gradient_method(config: Config, image_shape: tuple[int, int, int], device: t
     return "mixed_mode" if worth_it or inner.num_steps > FEW_STEPS else "unrolled"
 
 
-def image_layout(config: Config, device: torch.device) -> str:
+def image_layout(cluster: ClusterConfig, device: torch.device) -> str:
     """Return the memory layout of images: ``channels_last`` or ``contiguous``."""
-    if config.cluster.memory_format != "auto":
-        return config.cluster.memory_format
+    if cluster.memory_format != "auto":
+        return cluster.memory_format
     return "channels_last" if device.type == "cpu" else "contiguous"
 
 
@@ -59,17 +59,17 @@ def settings_line(
     chosen = " (auto)" if config.inner.gradient == "auto" else ""
     words = [
         *_process_words(config.cluster, device, num_workers),
-        *_episode_words([config], device),
+        *_episode_words([config.cluster], device),
     ]
     if config.cluster.episodes_per_chunk > 1:
         words.append(f"{config.cluster.episodes_per_chunk} episodes at once")
     return f"{config.run_folder}: {', '.join(words)}; meta-gradient by {method}{chosen}"
 
 
-def judging_line(configs: Sequence[Config], device: torch.device, num_workers: int) -> str:
-    """Say in a line how the arms of these configs are judged, processes as the first says."""
-    words = _process_words(configs[0].cluster, device, num_workers)
-    return ", ".join(words + _episode_words(configs, device))
+def judging_line(clusters: Sequence[ClusterConfig], device: torch.device, num_workers: int) -> str:
+    """Say in a line how arms with these settings are judged, in processes as the first says."""
+    words = _process_words(clusters[0], device, num_workers)
+    return ", ".join(words + _episode_words(clusters, device))
 
 
 def _process_words(cluster: ClusterConfig, device: torch.device, num_workers: int) -> list[str]:
@@ -81,7 +81,7 @@ def _process_words(cluster: ClusterConfig, device: torch.device, num_workers: in
     ]
 
 
-def _episode_words(configs: Sequence[Config], device: torch.device) -> list[str]:
-    layouts = dict.fromkeys(image_layout(config, device) for config in configs)
-    precisions = dict.fromkeys(config.cluster.precision for config in configs)
+def _episode_words(clusters: Sequence[ClusterConfig], device: torch.device) -> list[str]:
+    layouts = dict.fromkeys(image_layout(cluster, device) for cluster in clusters)
+    precisions = dict.fromkeys(cluster.precision for cluster in clusters)
     return [" and ".join(layouts), " and ".join(precisions)]

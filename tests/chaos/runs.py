@@ -77,9 +77,7 @@ def records_of(job: Job) -> dict[str, pa.Table]:
     """Return the records of each arm with their identity: all columns but the seconds."""
     campaign = plan_test(job.config, torch.device("cpu"))
     return {
-        arm.name: read_records(
-            campaign.records_of(arm), campaign.needed(arm), campaign.identity(arm)
-        ).drop(["seconds"])
+        arm.name: read_records(arm.records, arm.needed(), arm.identity).drop(["seconds"])
         for arm in campaign.arms
     }
 

@@ -63,7 +63,7 @@ def test_training_and_campaign_at_a_uri_are_killed_and_go_on(
     assert again.errors == ""
     assert again.lines[-1] == f"{folder}/test/summary.json"
     tables = [
-        read_records(campaign.records_of(campaign.arms[0]), 240).drop_columns("seconds")
+        read_records(campaign.arms[0].records, 240).drop_columns("seconds")
         for campaign in (plan_test(config, CPU), plan_test(lone, CPU))
     ]
     assert tables[0].equals(tables[1], check_metadata=True)

@@ -317,7 +317,7 @@ def test_dropout_at_test_is_repeated_whatever_the_chunks_and_the_past(make_confi
     )
     whole = plan_test(config, CPU)
     (records,) = (result.records for result in whole.results())
-    rmtree(whole.records_of(whole.arms[0]))
+    rmtree(whole.arms[0].records)
     judge_locally(lambda device: plan_test(one_by_one, device), config.cluster, quiet)
     (again,) = (result.records for result in plan_test(one_by_one, CPU).results())
     assert again.drop(["seconds"]).equals(records.drop(["seconds"]))

@@ -70,7 +70,7 @@ def test_a_run_and_its_test_have_the_bits_of_those_on_disk(
     expected, found = weights(here.run_folder), weights(there.run_folder)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     records = [
-        read_records(plan.records_of(plan.arms[0])).drop_columns("seconds")
+        read_records(plan.arms[0].records).drop_columns("seconds")
         for plan in (plan_test(here, CPU), plan_test(there, CPU))
     ]
     assert records[0].equals(records[1], check_metadata=True)

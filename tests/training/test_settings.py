@@ -49,8 +49,10 @@ def test_auto_picks_what_was_measured(overrides, shape, method: str) -> None:
 
 def test_what_was_not_measured_gets_what_is_always_right() -> None:
     assert gradient_method(config(), COLOUR, CUDA) == "checkpointed"
-    assert image_layout(config(), CUDA) == "contiguous"
-    assert image_layout(config("cluster.memory_format=channels_last"), CUDA) == "channels_last"
+    assert image_layout(config().cluster, CUDA) == "contiguous"
+    assert (
+        image_layout(config("cluster.memory_format=channels_last").cluster, CUDA) == "channels_last"
+    )
 
 
 def test_the_learner_is_built_so() -> None:
@@ -82,10 +84,13 @@ def test_the_line_says_all() -> None:
 
 def test_the_line_of_judging_says_what_its_arms_are_judged_with() -> None:
     one, other = config(), config("cluster.precision=bf16", "cluster.num_workers=3")
-    assert judging_line([one, one], CPU, 2) == (
+    assert judging_line([one.cluster, one.cluster], CPU, 2) == (
         "2 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last, float32"
     )
-    assert judging_line([one, other], CUDA, 4) == "4 GPU worker(s), contiguous, float32 and bf16"
+    assert (
+        judging_line([one.cluster, other.cluster], CUDA, 4)
+        == "4 GPU worker(s), contiguous, float32 and bf16"
+    )
 
 
 @pytest.mark.parametrize(
