@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raymaml.common.errors import UserError
     from raymaml.config.load import load_config
     from raymaml.config.model import InnerConfig, ModelConfig
-    from raymaml.evaluation.others import (
+    from raymaml.evaluation.external import (
         features,
         judge,
         load_learner,
@@ -66,13 +66,13 @@ _HOMES = {
     "apply_policies": "raymaml.models.policies",
     "build_model": "raymaml.models",
     "check_gradient": "raymaml.meta.agreement",
-    "features": "raymaml.evaluation.others",
-    "judge": "raymaml.evaluation.others",
+    "features": "raymaml.evaluation.external",
+    "judge": "raymaml.evaluation.external",
     "load_config": "raymaml.config.load",
-    "load_learner": "raymaml.evaluation.others",
-    "nearest_class_mean": "raymaml.evaluation.others",
+    "load_learner": "raymaml.evaluation.external",
+    "nearest_class_mean": "raymaml.evaluation.external",
     "paired": "raymaml.evaluation.paired",
-    "predictor": "raymaml.evaluation.others",
+    "predictor": "raymaml.evaluation.external",
 }
 
 

@@ -33,7 +33,7 @@ def train(config: Config, local: bool) -> None:
 @click.option("--replay", is_flag=True, help="Judge all records again, here, and compare them.")
 def test(config: Config, local: bool, replay: bool) -> None:
     """Judge the run that CONFIG names on its test episodes, and write the report."""
-    from raymaml.evaluation.plan import plan_test
+    from raymaml.evaluation.run_test import plan_test
 
     if replay:
         from raymaml.evaluation.replay import replay_locally
@@ -48,7 +48,7 @@ def test(config: Config, local: bool, replay: bool) -> None:
 @takes_config
 def report(config: Config) -> None:
     """Write the report of a finished campaign again."""
-    from raymaml.evaluation.plan import plan_report
+    from raymaml.evaluation.run_test import plan_report
 
     _show_report(plan_report(config))
 

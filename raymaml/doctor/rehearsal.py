@@ -18,7 +18,7 @@ from raymaml.config.schema import SPLITS, ClusterConfig, Config
 from raymaml.data.bank import ClassImages, write_bank
 from raymaml.doctor import Finding, until_failure
 from raymaml.evaluation.campaign import Campaign
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.run_test import plan_test
 from raymaml.report.write import write_test_report
 from raymaml.storage.files import make_folder, remove_folder, write_text
 from raymaml.storage.place import Place, is_remote

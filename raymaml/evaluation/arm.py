@@ -23,6 +23,7 @@ from raymaml.evaluation.examination import (
     write_examination,
 )
 from raymaml.evaluation.identity import code_identity, settings_identity
+from raymaml.evaluation.judge import judge
 from raymaml.evaluation.provenance import other_bank
 from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.records import (
@@ -36,10 +37,9 @@ from raymaml.evaluation.records import (
     write_chunk,
 )
 from raymaml.evaluation.results import ArmResult, protocol_of
-from raymaml.evaluation.sequences import Stopping
-from raymaml.evaluation.trial import judge
 from raymaml.meta.learner import MetaLearner
 from raymaml.seeding import fold_in
+from raymaml.statistics.confidence_sequence import Stopping
 from raymaml.storage.place import Place
 from raymaml.training.card import CheckpointCard
 from raymaml.training.checkpoint import load_tensors, read_card, require_fitting

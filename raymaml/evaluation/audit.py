@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
-from raymaml.evaluation.others import Predict
-from raymaml.evaluation.statistics import bounded_interval
+from raymaml.evaluation.external import Predict
 from raymaml.seeding import bit_stream, draw_without_replacement
+from raymaml.statistics.intervals import bounded_interval
 from raymaml.training.data import EpisodeSet
 from raymaml.types import Episode
 

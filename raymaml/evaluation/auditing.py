@@ -9,8 +9,8 @@ from raymaml.common.untrusted import checked, json_text, parse_json
 from raymaml.config.schema import Config
 from raymaml.evaluation.audit import AuditResult, Subject, all_audits, as_json
 from raymaml.evaluation.campaign import Campaign, Echo
-from raymaml.evaluation.others import predictor
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.external import predictor
+from raymaml.evaluation.run_test import plan_test
 from raymaml.storage.files import exists, read_bytes, write_text
 from raymaml.storage.place import Place
 from raymaml.training.process import prepare_process

@@ -14,8 +14,8 @@ from raymaml.evaluation.arm import Arm
 from raymaml.evaluation.identity import reasons
 from raymaml.evaluation.progress import Progress
 from raymaml.evaluation.results import ArmResult
-from raymaml.evaluation.sequences import any_look_interval
-from raymaml.evaluation.statistics import bounded_interval
+from raymaml.statistics.confidence_sequence import any_look_interval
+from raymaml.statistics.intervals import bounded_interval
 from raymaml.storage.files import make_folder
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from raymaml.common.errors import UserError
 from raymaml.data.sampling import by_label
-from raymaml.evaluation.generalisation import new_classes_interval
 from raymaml.evaluation.records import RecordArrays
-from raymaml.evaluation.statistics import Interval, bounded_interval
+from raymaml.statistics.intervals import Interval, bounded_interval
+from raymaml.statistics.new_classes import new_classes_interval
+from raymaml.statistics.significance import signed_rank_p
 
 FEWEST_EPISODES = 60
 """No verdict rests on fewer. An event of one episode in 20 is missing from all of 59 episodes
 in 5% of campaigns (0.95**59). Then neither an interval nor a p-value shows it."""
-MOST_EXACT = 200
-"""Number of differences other than 0 up to which Wilcoxon's p-value is exact. It takes 0.03 s."""
 _PARTS = 1000
 """Of a query: what an accuracy is rounded to."""
 
@@ -83,27 +82,6 @@ def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
     )
 
 
-def signed_rank_p(differences: NDArray[np.int64]) -> float:
-    """Return the two-sided p-value of Wilcoxon's signed-rank test; 1 where all are 0.
-
-    Differences of 0 are left out, and sizes that are equal have their average rank. Up to
-    ``MOST_EXACT`` others the p-value is exact, with equal sizes too: the share of all choices of
-    signs whose sum of ranks is as far from its mean, or further. Of more it is that of a normal
-    distribution with the variance that equal sizes leave (``scipy.stats.wilcoxon``).
-    """
-    from scipy import stats
-
-    others = differences[differences != 0]
-    if len(others) > MOST_EXACT:
-        return float(stats.wilcoxon(others, method="asymptotic").pvalue)
-    ranks = np.rint(2 * stats.rankdata(np.abs(others))).astype(np.int64)  # whole: average ranks x 2
-    chances = np.ones(1)  # of each sum of the ranks above 0
-    for rank in ranks:
-        chances = (np.pad(chances, (rank, 0)) + np.pad(chances, (0, rank))) / 2
-    from_mean = np.abs(2 * np.arange(len(chances)) - ranks.sum())
-    return float(chances[from_mean >= from_mean[ranks[others > 0].sum()]].sum())
-
-
 def _counts(arm: RecordArrays, at: NDArray[np.int64], unit: int) -> NDArray[np.int64]:
     """Return the right queries of episodes in thousandths, as if each had ``unit`` queries.
 
@@ -112,19 +90,6 @@ def _counts(arm: RecordArrays, at: NDArray[np.int64], unit: int) -> NDArray[np.i
     queries = arm.query_rows.shape[1]
     right = np.rint(arm.accuracy[at] * queries * _PARTS)
     return np.asarray(right * (unit // queries), dtype=np.int64)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm 1979): what is below 5% then is so for all at once.
-
-    The i-th smallest of m, counted from 1, is multiplied by ``m - i + 1``; none is less than one
-    before it, and none is above 1.
-    """
-    found = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(found, kind="stable")
-    scaled = found[order] * np.arange(len(found), 0, -1)
-    adjusted = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return [float(p) for p in adjusted[np.argsort(order)]]
 
 
 Match = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]

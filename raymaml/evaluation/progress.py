@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from typing_extensions import Self
 
-from raymaml.evaluation.statistics import IntervalOf, bounded_interval
+from raymaml.statistics.intervals import IntervalOf, bounded_interval
 from raymaml.training.metrics import Show, duration
 
 

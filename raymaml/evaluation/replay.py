@@ -10,8 +10,8 @@ import numpy as np
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
 from raymaml.evaluation.campaign import Campaign, Echo, Plan
+from raymaml.evaluation.judge import judge
 from raymaml.evaluation.records import EpisodeRecord, record_arrays
-from raymaml.evaluation.trial import judge
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.config.schema import EpisodesConfig
 from raymaml.evaluation.examination import Examination
-from raymaml.evaluation.sequences import Stopping
+from raymaml.statistics.confidence_sequence import Stopping
 
 NOT_EXAMINED = "caution: not examined whether its logits follow their images"
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.config.study import Check, Comparison, FirstTrials
-from raymaml.evaluation.paired import FEWEST_EPISODES, holm, paired
+from raymaml.evaluation.paired import FEWEST_EPISODES, paired
 from raymaml.evaluation.records import RecordArrays
-from raymaml.evaluation.sequences import any_look_interval
-from raymaml.evaluation.statistics import (
+from raymaml.statistics.confidence_sequence import any_look_interval
+from raymaml.statistics.intervals import (
     NO_WIDTH,
     Interval,
     alike,
@@ -25,6 +25,7 @@ from raymaml.evaluation.statistics import (
     span,
     spanning_interval,
 )
+from raymaml.statistics.significance import holm
 
 Outcome = Literal["supported", "not supported", "undecided at this size"]
 UNDECIDED: Literal["undecided at this size"] = "undecided at this size"

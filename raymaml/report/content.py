@@ -9,9 +9,9 @@ from typing import Any
 
 from raymaml.evaluation.paired import FEWEST_EPISODES
 from raymaml.evaluation.results import ArmResult
-from raymaml.evaluation.statistics import FIRST_EPISODES, span
 from raymaml.report.document import bullets, code, heading, paragraph, strong, table
 from raymaml.report.summary import PLUS_MINUS, Numbers, margin, percent
+from raymaml.statistics.intervals import FIRST_EPISODES, span
 
 _INTERVALS = {
     "over episodes": "Clopper and Pearson's interval at the effective number of trials (Korn and"

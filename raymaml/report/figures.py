@@ -19,8 +19,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from raymaml.evaluation.statistics import FIRST_EPISODES, bounded_interval
 from raymaml.report.summary import Numbers, percent
+from raymaml.statistics.intervals import FIRST_EPISODES, bounded_interval
 from raymaml.storage.files import replacing
 
 Arm = TypeVar("Arm")

@@ -14,12 +14,11 @@ from scipy import stats
 
 from raymaml.common.errors import UserError
 from raymaml.common.untrusted import json_ready
-from raymaml.evaluation.generalisation import disjoint_tasks_interval, new_classes_interval
-from raymaml.evaluation.paired import holm, paired
+from raymaml.evaluation.paired import paired
 from raymaml.evaluation.records import RecordArrays
 from raymaml.evaluation.results import ArmResult
-from raymaml.evaluation.sequences import any_look_interval
-from raymaml.evaluation.statistics import (
+from raymaml.statistics.confidence_sequence import any_look_interval
+from raymaml.statistics.intervals import (
     Interval,
     IntervalOf,
     bounded_interval,
@@ -28,6 +27,8 @@ from raymaml.evaluation.statistics import (
     summarize,
     widened,
 )
+from raymaml.statistics.new_classes import disjoint_tasks_interval, new_classes_interval
+from raymaml.statistics.significance import holm
 
 SCHEMA_VERSION = 3
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from raymaml.common.logs import LOG
-from raymaml.evaluation.statistics import bounded_interval
+from raymaml.statistics.intervals import bounded_interval
 from raymaml.training.data import TrainingData
 from raymaml.training.finite import require_finite
 from raymaml.training.reduction import share, share_sizes

@@ -11,8 +11,8 @@ import torch
 
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
+from raymaml.evaluation.run_test import plan_test
 from raymaml.training.checkpoint import find_checkpoint
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 from raymaml.types import Params

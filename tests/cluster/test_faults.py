@@ -14,7 +14,7 @@ from helpers_faults import quiet, stands_whole
 from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.cluster.train import train_on_cluster
 from raymaml.common.errors import UserError
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.run_test import plan_test
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
 

@@ -16,7 +16,7 @@ from machinery import HERE as CHAOS
 from machinery import ROOT, Command, Nodes
 
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.run_test import plan_test
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
 

@@ -9,8 +9,8 @@ import torch
 from helpers_cluster import assert_same_bits, trained_steps, wait_until
 
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
+from raymaml.evaluation.run_test import plan_test
 from raymaml.storage.files import read_text, upload
 from raymaml.training.checkpoint import find_checkpoint, list_steps, load_tensors, read_card
 from raymaml.training.worker import train_locally

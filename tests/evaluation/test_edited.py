@@ -17,7 +17,7 @@ from raymaml.config.model import ModelConfig
 from raymaml.config.schema import Config
 from raymaml.evaluation import identity
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.evaluation.plan import plan_report, plan_test
+from raymaml.evaluation.run_test import plan_report, plan_test
 from raymaml.models.source import encoder_source, source_files
 from raymaml.report.write import write_test_report
 from raymaml.training.checkpoint import checkpoint_path, read_card

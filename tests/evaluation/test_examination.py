@@ -25,10 +25,10 @@ from raymaml.evaluation.examination import (
     read_examination,
     write_examination,
 )
-from raymaml.evaluation.others import Predict, examine_predictions, nearest_class_mean
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.external import Predict, examine_predictions, nearest_class_mean
 from raymaml.evaluation.replay import replay
 from raymaml.evaluation.results import protocol_of
+from raymaml.evaluation.run_test import plan_test
 from raymaml.report.write import write_test_report
 from raymaml.training.data import open_episode_sets
 from raymaml.training.state import build_learner

@@ -12,9 +12,10 @@ from helpers_evaluation import record
 from scipy import stats
 
 from raymaml.common.errors import UserError
-from raymaml.evaluation.paired import holm, paired, signed_rank_p
+from raymaml.evaluation.paired import paired
 from raymaml.evaluation.records import RecordArrays, read_records, record_arrays, write_chunk
-from raymaml.evaluation.statistics import bounded_interval
+from raymaml.statistics.intervals import bounded_interval
+from raymaml.statistics.significance import holm, signed_rank_p
 
 NAMES = ("one", "other")
 

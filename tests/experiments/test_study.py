@@ -15,11 +15,11 @@ from pyarrow import parquet
 from raymaml.common.errors import UserError
 from raymaml.data.sampling import by_label
 from raymaml.evaluation.campaign import Campaign, judge_locally
-from raymaml.evaluation.plan import plan_test
-from raymaml.evaluation.sequences import any_look_interval
-from raymaml.evaluation.statistics import bounded_interval
+from raymaml.evaluation.run_test import plan_test
 from raymaml.experiments.study import plan_study, read_study, run_study
 from raymaml.report.write import headline_of, write_test_report
+from raymaml.statistics.confidence_sequence import any_look_interval
+from raymaml.statistics.intervals import bounded_interval
 from raymaml.training.worker import train_locally
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import torch
 
 from raymaml.common.errors import StorageError, UserError
 from raymaml.config.load import load_config
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.run_test import plan_test
 from raymaml.experiments.journal import STATE_FILE, Decide, Journal
 from raymaml.experiments.local_trials import run_in_order
 from raymaml.experiments.search_space import draw_values

@@ -14,7 +14,6 @@ from scipy.stats import ttest_ind
 from raymaml.config.study import Comparison, FirstTrials, Precision
 from raymaml.evaluation.paired import FEWEST_EPISODES
 from raymaml.evaluation.records import RecordArrays
-from raymaml.evaluation.statistics import bounded_interval
 from raymaml.experiments.verdicts import (
     Trainings,
     evidence_of,
@@ -22,6 +21,7 @@ from raymaml.experiments.verdicts import (
     outcome,
     reach_verdicts,
 )
+from raymaml.statistics.intervals import bounded_interval
 
 UNDECIDED = "undecided at this size"
 

@@ -14,7 +14,7 @@ from raymaml.common.errors import UserError
 from raymaml.data.bank import ImageBank
 from raymaml.data.watch import Watch
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.run_test import plan_test
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
 

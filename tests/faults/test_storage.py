@@ -18,7 +18,7 @@ from helpers_faults import bits, command, copied, quiet, stands_whole
 
 from raymaml.common.errors import StorageError, storage_error
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.run_test import plan_test
 from raymaml.storage.files import new_folder, replacing
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.metrics import RunMetrics, read_metrics

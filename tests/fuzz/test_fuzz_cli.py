@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from raymaml.cli import main
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.run_test import plan_test
 from raymaml.training.worker import train_locally
 
 MakeConfig = Callable[..., Config]

@@ -17,9 +17,9 @@ from raymaml.config.schema import Config
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
 from raymaml.data.episodes import EpisodeShards
 from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally
-from raymaml.evaluation.plan import plan_test
 from raymaml.evaluation.records import read_records
 from raymaml.evaluation.replay import replay_locally
+from raymaml.evaluation.run_test import plan_test
 from raymaml.experiments.study import provide_data
 from raymaml.report.write import write_test_report
 from raymaml.storage import cache

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raymaml.evaluation.statistics import (
+from raymaml.statistics.intervals import (
     bounded_interval,
     interval_by_step,
     mean_interval,

@@ -10,18 +10,18 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from raymaml.evaluation.generalisation import (
+from raymaml.statistics.confidence_sequence import (
+    any_look_interval,
+    confidence_sequence,
+    first_look_within,
+)
+from raymaml.statistics.intervals import Interval, bounded_interval, mean_interval
+from raymaml.statistics.new_classes import (
     _noise,
     disjoint_tasks,
     disjoint_tasks_interval,
     new_classes_interval,
 )
-from raymaml.evaluation.sequences import (
-    any_look_interval,
-    confidence_sequence,
-    first_look_within,
-)
-from raymaml.evaluation.statistics import Interval, bounded_interval, mean_interval
 
 CAMPAIGNS = 1_000
 TRUTH = 0.6

@@ -17,13 +17,13 @@ from helpers_coverage import (
     difference_cell,
 )
 
-from raymaml.evaluation.generalisation import new_classes_interval
-from raymaml.evaluation.statistics import (
+from raymaml.statistics.intervals import (
     bounded_ends,
     bounded_interval,
     degrees_of_freedom,
     mean_interval,
 )
+from raymaml.statistics.new_classes import new_classes_interval
 
 LEAST = 0.95 - 4 * ERROR  # 93.05%: of 1,000 cells of exactly 95% not one is expected below
 

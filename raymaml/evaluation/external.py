@@ -18,9 +18,9 @@ from raymaml.evaluation.examination import (
     examine,
     one_query,
 )
-from raymaml.evaluation.plan import plan_test
+from raymaml.evaluation.judge import read_episodes, record_of, seconds_after_all
 from raymaml.evaluation.records import EpisodeRecord, RecordArrays, record_arrays, records_table
-from raymaml.evaluation.trial import read_episodes, record_of, seconds_after_all
+from raymaml.evaluation.run_test import plan_test
 from raymaml.meta.calls import alone
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets

@@ -1,7 +1,7 @@
 """Simulated coverage of intervals over episodes; run as a script, it draws the picture of
 raymaml/evaluation/README.md::
 
-PYTHONPATH=. python tests/evaluation/helpers_coverage.py raymaml/evaluation/coverage.png
+PYTHONPATH=. python tests/statistics/helpers_coverage.py raymaml/evaluation/coverage.png
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from raymaml.evaluation.statistics import bounded_ends, degrees_of_freedom
+from raymaml.statistics.intervals import bounded_ends, degrees_of_freedom
 
 ACCURACIES = (0.5, 0.8, 0.95, 0.98, 0.99, 0.998, 0.999, 0.9999)
 QUERIES = (5, 15, 75)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import linalg
 
-from raymaml.evaluation.statistics import (
+from raymaml.statistics.intervals import (
     Interval,
     bounded_interval,
     degrees_of_freedom,

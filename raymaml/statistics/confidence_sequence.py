@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.evaluation.statistics import Interval, spanning_interval
+from raymaml.statistics.intervals import Interval, spanning_interval
 
 
 def confidence_sequence(

@@ -1,0 +1,1 @@
+"""Intervals and tests: numbers in, numbers out, by numpy and scipy alone."""
