@@ -18,16 +18,11 @@ from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import Config
 from raymaml.storage.files import exists, read_text, remove
 from raymaml.storage.place import Place, is_remote
+from raymaml.training.checkpoint import saved_step
 from raymaml.training.data import verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run import Run, open_run
-from raymaml.training.run_folder import (
-    claim,
-    is_done,
-    request_stop,
-    saved_step,
-    withdraw_stop,
-)
+from raymaml.training.run_folder import claim, is_done, request_stop, withdraw_stop
 from raymaml.training.worker import Echo, conclude
 
 

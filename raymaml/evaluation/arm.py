@@ -41,11 +41,10 @@ from raymaml.meta.learner import MetaLearner
 from raymaml.seeding import fold_in
 from raymaml.statistics.confidence_sequence import Stopping
 from raymaml.storage.place import Place
-from raymaml.training.card import CheckpointCard
-from raymaml.training.checkpoint import load_tensors, read_card, require_fitting
+from raymaml.training.checkpoint import CheckpointCard, load_tensors, read_card
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.explain import explained
-from raymaml.training.state import build_learner, load_params
+from raymaml.training.state import build_learner, load_params, require_fitting
 
 
 @dataclass(frozen=True, kw_only=True)

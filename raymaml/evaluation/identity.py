@@ -15,8 +15,7 @@ from raymaml.evaluation.records import identity_of, read_chunk
 from raymaml.models.source import encoder_source, source_files
 from raymaml.storage.files import reaching
 from raymaml.storage.place import Place
-from raymaml.training.card import CheckpointCard
-from raymaml.training.checkpoint import versions
+from raymaml.training.checkpoint import CheckpointCard, versions
 
 if TYPE_CHECKING:
     from raymaml.evaluation.arm import Arm

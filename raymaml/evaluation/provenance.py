@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from raymaml.common.errors import UserError
 from raymaml.data.bank import ImageBank
 from raymaml.storage.place import Place
-from raymaml.training.card import CARD, knows_no_bank, read_card
-from raymaml.training.run_folder import read_classes
+from raymaml.training.checkpoint import CARD, read_card
+from raymaml.training.identity import read_run_file
+from raymaml.training.trust import knows_no_bank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +44,14 @@ def other_bank(checkpoint: Place, bank: ImageBank) -> OtherBank | None:
     if card.bank_hash == bank.hash or knows_no_bank(checkpoint, card):
         return None
     test = {bank.classes[i].name: bank.class_digest(i) for i in bank.class_ids("test").tolist()}
-    then = read_classes(checkpoint.parent)
-    if then is None:
+    run = read_run_file(checkpoint.parent)
+    if run is None or run.classes is None:
         return OtherBank(num_classes=len(test), trained_on=None)
     seen = {
         split: {
             name
             for name, digest in test.items()
-            if name in then.get(split, {}) or digest in then.get(split, {}).values()
+            if name in run.classes.get(split, {}) or digest in run.classes.get(split, {}).values()
         }
         for split in ("train", "val")
     }

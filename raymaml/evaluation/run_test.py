@@ -12,8 +12,8 @@ from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.identity import of_any_code
 from raymaml.evaluation.provenance import require_bank
 from raymaml.storage.place import Place
-from raymaml.training.checkpoint import find_checkpoint, require_same_model
-from raymaml.training.run_folder import require_of_its_run
+from raymaml.training.checkpoint import find_checkpoint
+from raymaml.training.trust import require_of_its_run, require_same_model
 
 
 def plan_test(config: Config, device: torch.device) -> Campaign:

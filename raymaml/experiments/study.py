@@ -28,15 +28,11 @@ from raymaml.experiments.verdicts import reach_verdicts
 from raymaml.seeding import fold_in
 from raymaml.storage.files import exists
 from raymaml.storage.place import Place
-from raymaml.training.card import require_of_today
-from raymaml.training.checkpoint import find_checkpoint, read_card, require_fitting
+from raymaml.training.checkpoint import find_checkpoint, read_card
 from raymaml.training.data import open_bank, sample_shards
-from raymaml.training.run_folder import (
-    is_done,
-    require_of_its_run,
-    require_trained_by,
-)
-from raymaml.training.state import build_learner
+from raymaml.training.run_folder import is_done
+from raymaml.training.state import build_learner, require_fitting
+from raymaml.training.trust import require_of_its_run, require_of_today, require_trained_by
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")

@@ -26,9 +26,10 @@ from raymaml.report.document import (
 )
 from raymaml.storage.files import exists, new_folder, read_bytes, rename_folder, write_text
 from raymaml.storage.place import Place
-from raymaml.training.card import CARD, checkpoint_path, read_card, trained_config
+from raymaml.training.checkpoint import CARD, checkpoint_path, read_card
 from raymaml.training.identity import IDENTITY
 from raymaml.training.metrics import METRICS_FILE
+from raymaml.training.trust import trained_config
 
 SCHEMA_VERSION = 2
 BEST = "best"

@@ -1,8 +1,8 @@
-"""Checkpoints: folders that a person can read, whole or absent, the last and the best kept.
+"""Checkpoints: folders that a person can read, whole or absent.
 
 ``checkpoint_00000500/`` holds the state before outer step 500: ``params.pt`` (meta-parameters and
 running moments, all that evaluation needs), ``optimizer.pt`` (what else training needs), and
-``checkpoint.json``.
+``checkpoint.json``, its card.
 """
 
 from __future__ import annotations
@@ -10,127 +10,169 @@ from __future__ import annotations
 import hashlib
 import io
 import platform
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 import raymaml
-from raymaml.common.errors import UserError, gathered
-from raymaml.common.logs import LOG
-from raymaml.common.untrusted import shortened
-from raymaml.config.schema import Config
-from raymaml.storage.files import (
-    new_folder,
-    read_bytes,
-    remove_folder,
-    sha256_of_file,
-    write_text,
-)
-from raymaml.storage.place import Place
-from raymaml.training.card import (
-    CARD,
-    SCHEMA_VERSION,
-    CheckpointCard,
-    CheckpointFile,
-    checkpoint_path,
-    damaged,
-    find_checkpoint,
-    list_steps,
-    read_card,
-    require_of_run,
-    trained_config,
-)
+from raymaml.common.errors import UserError, gathered, reason_of
+from raymaml.common.untrusted import checked, parse_json, shortened
+from raymaml.config.base import Count
+from raymaml.data.bank_format import ImageShape
+from raymaml.storage.files import exists, new_folder, reaching, read_bytes, sha256_of_file
+from raymaml.storage.place import Place, is_remote
 from raymaml.training.identity import Identity
-from raymaml.training.session import Session
-from raymaml.training.state import TrainState, load_params
-from raymaml.training.tensor_file import is_plain, load_optimizer, read_tensors
-from raymaml.types import Params
+from raymaml.training.state import TrainState, Validation
+from raymaml.training.tensor_file import read_tensors
 
-__all__ = [
-    "CheckpointStore",
-    "adopt_converted",
-    "check_last",
-    "checkpoint_path",
-    "find_checkpoint",
-    "list_steps",
-    "load_tensors",
-    "read_card",
-    "require_fitting",
-    "require_same_model",
-    "trained_config",
-    "versions",
-    "write_checkpoint",
-]
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)
+CARD = "checkpoint.json"
+CheckpointFile = Literal["params.pt", "optimizer.pt"]
+_NAME = re.compile(r"checkpoint_(\d{8,})")
 
 
-class CheckpointStore:
-    """The checkpoints of one run folder, written by rank 0 and read by all workers."""
+class CheckpointCard(BaseModel):
+    """The readable part of a checkpoint."""
 
-    def __init__(self, folder: Place, identity: Identity) -> None:
-        self.folder = folder
-        self._identity = identity
-        self._required: list[Callable[[], None]] = []
+    # JSON knows no infinity; a card of an earlier version may hold one as a string.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    def require(self, check: Callable[[], None]) -> None:
-        """Have ``check`` called before a state is kept; it raises where one must not be."""
-        self._required.append(check)
+    schema_version: int
+    step: Count
+    validation: Validation | None
+    best: Validation | None
+    files: dict[CheckpointFile, Annotated[str, Field(min_length=64)]]
+    """sha256 by file name; no other file can be named, least of all a path."""
+    image_shape: ImageShape
+    bank_hash: str
+    encoder_source: str | None = None
+    """Of an encoder of one's own, see ``raymaml.models.source``."""
+    versions: dict[str, str]
+    config: dict[str, Any]
 
-    def restore(self, state: TrainState, session: Session) -> None:
-        """Load the newest checkpoint into ``state``; leave it as it is where there is none.
+    def as_text(self) -> str:
+        """Return what the file holds."""
+        return self.model_dump_json(indent=2) + "\n"
 
-        All workers load what rank 0 finds.
 
-        Raises:
-            UserError: the checkpoint is damaged, or of another run.
-        """
-        step = session.from_rank_zero(max(list_steps(self.folder), default=-1))
-        if step < 0:
-            LOG.info("begins with the initial weights", extra={"state": state})
-            return
-        path = checkpoint_path(self.folder, step)
-        require_of_run(path, self._identity)
-        card = read_card(path)
-        params = load_tensors(path, card, "params.pt", session.device)
-        require_fitting(path, params, state.params | state.learner.moments)
-        optimizer = load_tensors(path, card, "optimizer.pt", session.device)
-        try:
-            load_optimizer(state.optimizer, optimizer)
-        except ValueError as error:
-            raise damaged(path, "optimizer.pt", str(error)) from None
-        load_params(state.learner, params)
-        state.step, state.validation, state.best = card.step, card.validation, card.best
-        LOG.info("goes on from %s", path.name, extra={"state": state})
+_CARD = TypeAdapter(CheckpointCard)
 
-    def save(self, state: TrainState, session: Session) -> None:
-        """Write a checkpoint, drop the ones no longer needed, and report it.
 
-        Raises:
-            UserError: the data were altered, another process writes here, or the storage refuses.
-            RuntimeError: the workers' weights differ (a defect, or broken hardware).
-        """
-        for check in self._required:
-            check()
-        _require_equal_replicas(state, session)
-        path = checkpoint_path(self.folder, state.step)
-        if session.rank == 0:
-            self._write(path, state)
-            keep = {state.step} | ({state.best.step} if state.best else set())
-            for step in set(list_steps(self.folder)) - keep:
-                remove_folder(checkpoint_path(self.folder, step), CARD)
-        metrics = {} if state.validation is None else {"val_accuracy": state.validation.accuracy}
-        session.report({"step": state.step, **metrics}, path)
-        LOG.info("checkpoint %s", path.name, extra={"state": state})
+def checkpoint_path(folder: Place, step: int) -> Place:
+    """Return the folder of the checkpoint before outer step ``step``."""
+    return folder / f"checkpoint_{step:08d}"
 
-    def _write(self, path: Place, state: TrainState) -> None:
-        if state.step in list_steps(self.folder):
-            # Written before by a run that was then stopped; only its validation can differ.
-            card = read_card(path)
-            if card.validation != state.validation:
-                judged = {"validation": state.validation, "best": state.best}
-                write_text(path / CARD, card.model_copy(update=judged).as_text())
-            return
-        write_checkpoint(path, state, self._identity)
+
+def list_steps(folder: Place) -> list[int]:
+    """Return the steps of all checkpoints, ascending.
+
+    On disk a checkpoint without its card is a damaged one; at a URI it never became whole.
+    """
+    if is_remote(folder):
+        with reaching(folder):
+            names = [card.parent.name for card in folder.glob(f"checkpoint_*/{CARD}")]
+    else:
+        names = [path.name for path in folder.glob("checkpoint_*")]
+    matches = (_NAME.fullmatch(name) for name in names)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def saved_step(folder: Place) -> int:
+    """Return the step of the newest checkpoint, -1 if there is none."""
+    return max(list_steps(folder), default=-1)
+
+
+def find_checkpoint(folder: Place, which: Literal["best", "last"]) -> Place:
+    """Return the newest checkpoint of a run, or the one with the best validation accuracy.
+
+    Raises:
+        UserError: there is none, or the best one is not what the newest says.
+    """
+    steps = list_steps(folder)
+    if not steps:
+        raise UserError(f"{folder}: holds no checkpoint", remedy="run `raymaml train CONFIG` first")
+    last = checkpoint_path(folder, steps[-1])
+    return last if which == "last" else best_checkpoint(last)
+
+
+def best_checkpoint(last: Place) -> Place:
+    """Return the best checkpoint of the run whose newest is ``last``.
+
+    Raises:
+        UserError: it is not there, or was judged otherwise than ``last`` says.
+    """
+    best = read_card(last).best
+    if best is None:
+        return last
+    path = checkpoint_path(last.parent, best.step)
+    if not exists(path):
+        raise UserError(
+            f"{last / CARD}: best.step is {best.step}, but {path} is not there",
+            remedy=f"restore it from a copy, or judge {last.name} by evaluation.checkpoint=last",
+        )
+    if (found := read_card(path).validation) != best:
+        raise UserError(
+            f"{path / CARD}: validation is {found}, but best of {last / CARD} is {best}",
+            remedy=move_away(last),
+        )
+    return path
+
+
+def read_card(path: Place) -> CheckpointCard:
+    """Read the readable part of a checkpoint.
+
+    Raises:
+        UserError: it is missing, damaged, of another schema version, or contradicts itself or the
+            name of its folder.
+    """
+    try:
+        content = parse_json(read_bytes(path / CARD))
+        found = content.get("schema_version") if isinstance(content, dict) else None
+        if found not in _READABLE:
+            raise UserError(
+                f"{path / CARD}: has schema_version {shortened(found)}, this raymaml reads"
+                f" {' and '.join(map(str, _READABLE))}",
+                remedy="use the raymaml that wrote it",
+            )
+        content.pop("inherited_from", None)  # earlier versions had population-based training
+        card = checked(_CARD, content)
+        if "params.pt" not in card.files:
+            raise ValueError("it names no params.pt")
+    except (OSError, ValueError) as error:
+        raise damaged(path, CARD, reason_of(error)) from None
+    match = _NAME.fullmatch(path.name)
+    with gathered() as mistakes:
+        for problem in _contradictions(card, int(match[1]) if match else None):
+            mistakes.add(f"{path / CARD}: {problem}", move_away(path))
+    return card
+
+
+def _contradictions(card: CheckpointCard, number: int | None) -> Iterator[str]:
+    """Say in what a card disagrees with the ``number`` in its folder's name, and with itself.
+
+    A run may stop between two validations, so that the newest one is of an earlier step.
+    """
+    if number is not None and number != card.step:
+        yield f"step is {card.step}, the folder's name says {number}"
+    last, best = card.validation, card.best
+    if last is None or best is None:
+        if best is not None:
+            yield f"validation is absent, best is of step {best.step}"
+        if last is not None:
+            yield f"best is absent, validation is of step {last.step}"
+        return
+    if last.step > card.step:
+        yield f"validation.step is {last.step}, step is {card.step}"
+    if best.step > last.step:
+        yield f"best.step is {best.step}, validation.step is {last.step}"
+    elif best.accuracy < last.accuracy:
+        yield f"best.accuracy is {best.accuracy}, validation.accuracy is {last.accuracy}"
+    elif best.step == last.step and best != last:
+        yield f"best and validation differ, both of step {best.step}"
 
 
 def write_checkpoint(path: Place, state: TrainState, identity: Identity) -> None:
@@ -188,91 +230,11 @@ def load_tensors(
     return tensors
 
 
-def check_last(folder: Place, identity: Identity) -> None:
-    """Check that the checkpoint that a run would go on from, if any, is whole, and is of the run.
-
-    Raises:
-        UserError: it is damaged, or it or the best one is of another run.
-    """
-    while steps := list_steps(folder):
-        path = checkpoint_path(folder, steps[-1])
-        try:
-            card = read_card(path)
-            for name in card.files:
-                load_tensors(path, card, name, torch.device("cpu"))
-            require_of_run(path, identity)
-            return
-        except UserError:
-            if list_steps(folder) == steps:
-                raise
-            # A worker that outlives its killed driver has just dropped one for a newer one.
+def damaged(path: Place, name: str, reason: str) -> UserError:
+    """Return what to say of a file of the checkpoint ``path`` that cannot be used."""
+    return UserError(f"{path / name}: is damaged ({reason})", remedy=move_away(path))
 
 
-def require_same_model(path: Place, config: Config, image_shape: tuple[int, int, int]) -> None:
-    """Check that the weights of a checkpoint fit the model that ``config`` and images ask for.
-
-    Raises:
-        UserError: naming everything that differs.
-    """
-    card, trained = read_card(path), trained_config(path, config)
-    model = trained.model.model_dump(mode="json")
-    pairs: dict[str, tuple[Any, Any]] = {
-        f"model.{key}": (model[key], value)
-        for key, value in config.model.model_dump(mode="json").items()
-    }
-    pairs["the image shape (C, H, W)"] = (card.image_shape, image_shape)
-    if config.model.head == "learned":
-        ways = trained.episodes.train.num_ways
-        pairs["num_ways"] = (ways, config.episodes.test.num_ways)
-    with gathered() as mistakes:
-        for key, (had, has) in pairs.items():
-            if had != has:
-                mistakes.add(
-                    f"{path}: was trained with {key} = {shortened(had)}, config and bank now say"
-                    f" {has!r}",
-                    remedy="give the old value, or train under another name",
-                )
-
-
-def require_fitting(path: Place, params: Params, wanted: Params) -> None:
-    """Check that the weights from the checkpoint ``path`` are all that are ``wanted``.
-
-    Others are allowed beside them: the running moments of a model that is judged by another norm.
-
-    Raises:
-        UserError: naming what is missing, or of another shape.
-    """
-    problems = []
-    if missing := [name for name in wanted if not _is_number(params.get(name))]:
-        problems.append(f"{path}: holds no {', '.join(missing)}, which the model needs")
-    problems += [
-        f"{path}: {name} has the shape {list(params[name].shape)}, the model needs"
-        f" {list(value.shape)}"
-        for name, value in wanted.items()
-        if name not in missing and params[name].shape != value.shape
-    ]
-    if problems:
-        raise UserError(*problems, remedy="judge it as it was trained")
-
-
-def _is_number(value: object) -> bool:
-    return is_plain(value) and torch.is_floating_point(value)  # type: ignore[arg-type]
-
-
-def _require_equal_replicas(state: TrainState, session: Session) -> None:
-    digest = torch.tensor([[state.digest()]], device=session.device)
-    digests = session.gather(digest, [1] * session.world_size)
-    if (digests != digest).any():
-        raise RuntimeError(
-            f"outer step {state.step}: the workers' weights differ ({digests[:, 0].tolist()});"
-            " nothing was saved"
-        )
-
-
-def adopt_converted(folder: Place, bank_hash: str) -> None:
-    """Have converted weights, if a run goes on from such, be of the bank of that run."""
-    for step in list_steps(folder):
-        card = read_card(checkpoint_path(folder, step))
-        if card.bank_hash == "":
-            card = card.model_copy(update={"bank_hash": bank_hash})
-            write_text(checkpoint_path(folder, step) / CARD, card.as_text())
+def move_away(path: Place) -> str:
+    """Return the remedy for a checkpoint that cannot be used."""
+    return f"move {path} away to go on from the checkpoint before it, or restore it from a copy"

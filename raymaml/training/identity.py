@@ -7,18 +7,19 @@ exist when it was written: it stands for its default of then, which is the defau
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from raymaml.common.errors import UserError
-from raymaml.common.untrusted import parse_json, shortened
+from raymaml.common.errors import UserError, gathered
+from raymaml.common.untrusted import checked, parse_json, shortened
 from raymaml.config.schema import Config, learning_fingerprint
 from raymaml.data.bank_format import ImageShape
 from raymaml.models.source import encoder_source
-from raymaml.storage.files import read_bytes
+from raymaml.storage.files import exists, read_bytes
 from raymaml.storage.place import Place
 
 IDENTITY = "run.json"
@@ -27,15 +28,20 @@ SCHEMA_VERSION = 2
 ABSENT = "absent"
 _VALUES = {"data.normalize", "model.norm", "model.encoder_args"}
 """Mappings that are values, not sections."""
+Classes = dict[str, dict[str, str]]
+"""Digests of classes, by split and name."""
+_CLASSES = TypeAdapter(Classes | None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What decides the weights of a run, and is written into its checkpoints."""
+    """What decides the weights of a run, and is written into ``run.json`` and its checkpoints."""
 
     config: Config
     image_shape: ImageShape
     bank_hash: str
+    train_manifest: str
+    """Hash of the training episodes; empty for converted weights, which saw none."""
     encoder_source: str | None
     """Of an encoder of one's own, as this process has imported it."""
 
@@ -48,53 +54,66 @@ class Identity:
             "encoder_source": self.encoder_source,
         }
 
-    def of_run(self, train_manifest: str) -> dict[str, Any]:
-        """Return the content of ``run.json``, given the hash of the training episodes."""
+    def of_run(self) -> dict[str, Any]:
+        """Return what ``run.json`` says of learning, in sections as the config."""
         return {
             **learning_fingerprint(self.config),
             "bank_hash": self.bank_hash,
-            "train_manifest": train_manifest,
+            "train_manifest": self.train_manifest,
             "encoder_source": self.encoder_source,
         }
 
 
-def identity_of(config: Config, image_shape: ImageShape, bank_hash: str) -> Identity:
+def identity_of(
+    config: Config, image_shape: ImageShape, bank_hash: str, train_manifest: str = ""
+) -> Identity:
     """Return the identity of the run of ``config``, reading the source of its encoder."""
     return Identity(
         config=config,
         image_shape=image_shape,
         bank_hash=bank_hash,
+        train_manifest=train_manifest,
         encoder_source=encoder_source(config.model),
     )
 
 
-def read_identity(path: Place) -> tuple[int, dict[str, Any]]:
-    """Return the schema version of a ``run.json``, and what it says by dotted key.
+class RunFile(NamedTuple):
+    """The content of a ``run.json``."""
+
+    version: int
+    facts: dict[str, Any]
+    """``Identity.of_run``, by dotted key."""
+    classes: Classes | None
+    """Those that the run learned from; None in older versions, or where the bank was away."""
+
+
+def read_run_file(folder: Place) -> RunFile | None:
+    """Return what the ``run.json`` of a run says; None where there is none.
 
     Raises:
         UserError: it is damaged, or of a later version.
     """
+    path = folder / IDENTITY
+    if not exists(path):
+        return None
     try:
-        identity = parse_json(read_bytes(path))
-        if not isinstance(identity, dict):
+        tree = parse_json(read_bytes(path))
+        if not isinstance(tree, dict):
             raise ValueError("it holds no keys")
-        version = identity.pop("schema_version", 1)
-        identity.pop("classes", None)
-        identity = {"encoder_source": None, **flat(as_meant(identity))}
+        version = tree.pop("schema_version", 1)
+        classes = checked(_CLASSES, tree.pop("classes", None))
+        facts = {"encoder_source": None, **flat(as_meant(tree))}
     except (OSError, ValueError, TypeError, AttributeError):
-        raise damaged_identity(path) from None
+        raise UserError(
+            f"{path}: is damaged", remedy="restore it from a copy, or choose another name"
+        ) from None
     if version not in (1, SCHEMA_VERSION):
         raise UserError(
             f"{path}: has schema_version {shortened(version)}, this raymaml reads 1 and"
             f" {SCHEMA_VERSION}",
             remedy="use the raymaml that wrote it, or choose another name",
         )
-    return version, identity
-
-
-def damaged_identity(path: Place) -> UserError:
-    """Return what to say of a ``run.json`` that cannot be used."""
-    return UserError(f"{path}: is damaged", remedy="restore it from a copy, or choose another name")
+    return RunFile(version, facts, classes)
 
 
 def as_meant(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +159,37 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
         if had != has and (had, has) != (ABSENT, None):
             found[key] = had, has
     return found
+
+
+def require_equal(
+    place: Place,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    sentence: str,
+    remedy: str,
+    *,
+    remedies: Mapping[str, str] | None = None,
+    ignored: Collection[str] = (),
+) -> None:
+    """Check that two flat identities are equal.
+
+    Args:
+        place: the file or folder that the message is about.
+        before: one identity.
+        now: the other one.
+        sentence: about a key that differs, with the fields ``key``, ``had`` and ``has``.
+        remedy: for every key...
+        remedies: ...but these.
+        ignored: keys that may differ.
+
+    Raises:
+        UserError: naming every key that differs.
+    """
+    with gathered() as mistakes:
+        for key, (had, has) in differences(before, now).items():
+            if key not in ignored:
+                text = sentence.format(key=key, had=shortened(had), has=shortened(has))
+                mistakes.add(f"{place}: {text}", (remedies or {}).get(key, remedy))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

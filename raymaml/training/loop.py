@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from raymaml.seeding import fold_in
-from raymaml.training.checkpoint import CheckpointStore
 from raymaml.training.data import TrainingData
 from raymaml.training.explain import require_exact
 from raymaml.training.finite import NotFiniteError, require_finite
@@ -18,6 +17,7 @@ from raymaml.training.reduction import flatten, mean_in_order, share, share_size
 from raymaml.training.run import Run
 from raymaml.training.session import Session, gather_by_name
 from raymaml.training.state import TrainState, initial_state
+from raymaml.training.store import CheckpointStore
 from raymaml.training.validation import validate
 from raymaml.types import EpisodeBatch
 

@@ -9,12 +9,12 @@ import torch
 from raymaml.config.schema import Config
 from raymaml.meta.learner import MetaLearner
 from raymaml.storage.place import Place
-from raymaml.training.card import require_of_today
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import explained
 from raymaml.training.identity import Identity, identity_of
 from raymaml.training.settings import gradient_method, settings_line
 from raymaml.training.state import build_learner
+from raymaml.training.trust import require_of_today
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,8 @@ def open_run(config: Config, device: torch.device) -> Run:
     require_of_today(config.run_folder, config.outer.num_steps)
     data = open_training_data(config, device)
     method = gradient_method(config, data.image_shape, device)
-    identity = identity_of(config, data.image_shape, data.train.shards.bank_hash)
+    shards = data.train.shards
+    identity = identity_of(config, data.image_shape, shards.bank_hash, shards.manifest_hash)
     with explained(config.run_folder, config.cluster, method):
         learner = build_learner(config, data.image_shape, config.episodes.train.num_ways, device)
     return Run(

@@ -12,7 +12,7 @@ from torch import Tensor
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
 from raymaml.storage.place import Place
-from raymaml.training.card import read_card
+from raymaml.training.checkpoint import read_card
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.state import Validation

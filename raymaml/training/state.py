@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.config.base import Count
 from raymaml.config.model import InnerConfig
 from raymaml.config.outer import OuterConfig
@@ -16,8 +16,10 @@ from raymaml.config.schema import Config
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.seeding import fold_in
+from raymaml.storage.place import Place
 from raymaml.training.optimizer import build_optimizer
 from raymaml.training.settings import gradient_method, image_layout
+from raymaml.training.tensor_file import is_plain
 from raymaml.types import Params
 
 
@@ -130,3 +132,28 @@ def load_params(learner: MetaLearner, params: Params) -> None:
     """Copy into the learner's meta-parameters and moments; names and shapes must agree."""
     for name, value in (learner.params | learner.moments).items():
         value.copy_(params[name])
+
+
+def require_fitting(path: Place, params: Params, wanted: Params) -> None:
+    """Check that the weights from the checkpoint ``path`` are all that are ``wanted``.
+
+    Others are allowed beside them: the running moments of a model that is judged by another norm.
+
+    Raises:
+        UserError: naming what is missing, or of another shape.
+    """
+    with gathered() as mistakes:
+        remedy = "judge it as it was trained"
+        missing = [name for name in wanted if not _is_number(params.get(name))]
+        if missing:
+            mistakes.add(f"{path}: holds no {', '.join(missing)}, which the model needs", remedy)
+        for name, value in wanted.items():
+            if name not in missing and params[name].shape != value.shape:
+                has, needed = list(params[name].shape), list(value.shape)
+                mistakes.add(
+                    f"{path}: {name} has the shape {has}, the model needs {needed}", remedy
+                )
+
+
+def _is_number(value: object) -> bool:
+    return is_plain(value) and torch.is_floating_point(value)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from raymaml.common.logs import LOG
 from raymaml.common.stopping import on_interrupt
 from raymaml.config.schema import Config
 from raymaml.storage.place import Place
-from raymaml.training.checkpoint import CheckpointStore, find_checkpoint, read_card
+from raymaml.training.checkpoint import find_checkpoint, read_card
 from raymaml.training.data import verify_images
 from raymaml.training.explain import explained
 from raymaml.training.loop import meta_train
@@ -19,6 +19,7 @@ from raymaml.training.run_folder import claim, is_done, sole_writer, write_ident
 from raymaml.training.run_log import run_log
 from raymaml.training.session import LocalSession, Session, local_device
 from raymaml.training.state import TrainState
+from raymaml.training.store import CheckpointStore
 
 Echo = Callable[[str], None]
 

@@ -40,20 +40,15 @@ from raymaml.evaluation.results import ArmResult, Protocol
 from raymaml.report.content import audits
 from raymaml.report.summary import summarize_arm
 from raymaml.report.write import worst_episodes
-from raymaml.training.checkpoint import (
-    CheckpointStore,
-    check_last,
-    checkpoint_path,
-    find_checkpoint,
-    require_same_model,
-    write_checkpoint,
-)
+from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, write_checkpoint
 from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics
 from raymaml.training.run import open_run
-from raymaml.training.run_folder import claim, require_trained_by, write_identity
+from raymaml.training.run_folder import claim, write_identity
 from raymaml.training.session import LocalSession
 from raymaml.training.state import TrainState, Validation, build_state
+from raymaml.training.store import CheckpointStore, check_last
+from raymaml.training.trust import require_same_model, require_trained_by
 
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., Config]

@@ -62,20 +62,13 @@ from raymaml.evaluation.records import (
     write_chunk,
 )
 from raymaml.storage.place import to_place
-from raymaml.training.checkpoint import (
-    CheckpointStore,
-    check_last,
-    checkpoint_path,
-    load_tensors,
-    read_card,
-    require_same_model,
-    write_checkpoint,
-)
+from raymaml.training.checkpoint import checkpoint_path, load_tensors, read_card, write_checkpoint
 from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics
-from raymaml.training.run_folder import require_trained_by
 from raymaml.training.session import LocalSession
 from raymaml.training.state import build_state
+from raymaml.training.store import CheckpointStore, check_last
+from raymaml.training.trust import require_same_model, require_trained_by
 
 CPU = torch.device("cpu")
 SHAPE = (1, 16, 16)

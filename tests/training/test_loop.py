@@ -24,13 +24,7 @@ from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.training.checkpoint import (
-    CheckpointStore,
-    checkpoint_path,
-    find_checkpoint,
-    list_steps,
-    read_card,
-)
+from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, list_steps, read_card
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import require_exact
 from raymaml.training.loop import meta_train
@@ -39,6 +33,7 @@ from raymaml.training.reduction import mean_in_order
 from raymaml.training.run import open_run
 from raymaml.training.session import LocalSession, Session
 from raymaml.training.state import build_learner, build_state
+from raymaml.training.store import CheckpointStore
 from raymaml.training.worker import train_locally, train_worker
 from raymaml.types import EpisodeBatch
 
