@@ -2,7 +2,10 @@
 # Makes an environment and runs all tests, file by file, by two processes, each with a Ray cluster.
 # Arguments go to pytest: -m "not ray and not slow" runs the fast ones.
 #
-#   bash launch/test.sh [pytest arguments]
+#   bash launch/test.sh [--nightly] [pytest arguments]
+#
+# --nightly adds a hundred random kills, thousands of random hostile inputs (those that failed
+# before come first, from .hypothesis/nightly), and what stands in for Slurm, EC2 and Google.
 #
 # Run the tests marked "ray" on the oldest and on the newest Ray of the range in setup.cfg:
 #

@@ -55,6 +55,15 @@ cluster: {{num_workers: 1, device: cpu}}
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Here and not in ``tests/fuzz``: options are read before its folder is looked at."""
     parser.addoption("--fuzz-inputs", type=int, help="Hostile inputs of each reader in tests/fuzz.")
+    parser.addoption("--nightly", action="store_true", help="Run the tests marked nightly as well.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked nightly, unless they are asked for."""
+    if not config.getoption("--nightly"):
+        left_out = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def tiny_classes() -> list[ClassImages]:

@@ -178,16 +178,26 @@ def test_the_objects_of_a_lost_node_are_made_again(nodes, tmp_path, make_config)
     assert "lost objects by resubmitting their tasks" in said
 
 
-def test_a_handful_of_random_kills(short_folder):
-    """What ``python tests/chaos --kills 100`` does, three times."""
-    arguments = ["--kills", "3", "--steps", "60", "--episodes", "30", "--folder", str(short_folder)]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--kills 3 --steps 60 --episodes 30",
+        pytest.param("--kills 100", marks=[pytest.mark.nightly, pytest.mark.timeout(7200)]),
+    ],
+)
+def test_random_kills_change_no_bit(short_folder, arguments):
     ended = subprocess.run(
-        [sys.executable, str(CHAOS), *arguments],
+        [
+            sys.executable,
+            str(CHAOS),
+            *arguments.split(),
+            "--folder",
+            str(short_folder / arguments.split()[1]),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "all weights and records are those of the undisturbed run" in ended.stdout

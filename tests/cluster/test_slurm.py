@@ -22,7 +22,7 @@ from machinery import ROOT, kill
 
 from raymaml.training.checkpoint import list_steps
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 SRUN = """\
 #!/usr/bin/env bash

@@ -1,5 +1,7 @@
-"""How many inputs each reader gets: a few always, some hundreds in the slow tier, or as many as
-``--fuzz-inputs`` says."""
+"""How many inputs each reader gets: a few fixed ones always, or as many as ``--fuzz-inputs`` says.
+
+With ``--nightly`` there are hundreds more, other ones each time.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_fuzz import Fuzz, make_root
+from helpers_fuzz import Fuzz, inputs_of, make_root
 
 FEW, MANY = 15, 300
 
@@ -16,7 +18,7 @@ FEW, MANY = 15, 300
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "fuzz" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("--fuzz-inputs")
-        tiers = [FEW, pytest.param(MANY, marks=pytest.mark.slow)] if wanted is None else [wanted]
+        tiers = [FEW, pytest.param(MANY, marks=pytest.mark.nightly)] if wanted is None else [wanted]
         metafunc.parametrize("fuzz", tiers, indirect=True)
 
 
@@ -26,7 +28,7 @@ def fuzz(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fuzz]:
     there = Path.cwd()
     root = make_root(tmp_path)
     os.chdir(root)
-    one = Fuzz(root, request.param)
+    one = Fuzz(root, request.param, **inputs_of(request))
     yield one
     os.chdir(there)
     if request.config.getoption("--fuzz-inputs") is not None:

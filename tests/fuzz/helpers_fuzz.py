@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
 from raymaml.common.errors import UserError
 from raymaml.storage.place import to_place
@@ -94,6 +96,18 @@ class TooLongError(BaseException):
     """Not an ``Exception``: no reader may catch it."""
 
 
+def inputs_of(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return where the inputs of a test come from, as settings of Hypothesis.
+
+    The same ones wherever and whenever it runs; with ``--nightly`` random ones, and those first
+    that failed before, by the test's own database.
+    """
+    if not request.config.getoption("--nightly"):
+        return {"derandomize": True, "database": None}
+    folder = request.config.rootpath / ".hypothesis" / "nightly" / request.node.originalname
+    return {"derandomize": False, "database": DirectoryBasedExampleDatabase(folder)}
+
+
 @dataclass
 class Fuzz:
     """Feeds a reader with hostile inputs, each judged; ``inputs`` is how many."""
@@ -101,6 +115,8 @@ class Fuzz:
     root: Path
     """Holds the sentinels, the readers' folder ``place`` and the current folder of the process."""
     inputs: int
+    derandomize: bool
+    database: ExampleDatabase | None
     outcomes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -122,8 +138,8 @@ class Fuzz:
         names = names or str(self.place)
         profile = settings(
             max_examples=self.inputs,
-            derandomize=True,  # the same inputs wherever and whenever this runs
-            database=None,
+            derandomize=self.derandomize,
+            database=self.database,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             # To explain a failure every line is traced, which takes longer than the judge allows.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers_fuzz import changed_bytes, changed_tree, hostile_values, make_root
+from helpers_fuzz import changed_bytes, changed_tree, hostile_values, inputs_of, make_root
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +41,7 @@ COMMANDS = {
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = metafunc.config.getoption("--fuzz-inputs")
     tiers = (
-        [FEWEST, pytest.param(FEW, marks=pytest.mark.slow)]
+        [FEWEST, pytest.param(FEW, marks=pytest.mark.nightly)]
         if wanted is None
         else [min(wanted, MOST)]
     )
@@ -100,7 +100,11 @@ def signed(path: Path, place: Path) -> dict[Path, bytes]:
 
 
 def test_commands(
-    place: Path, tmp_path: Path, inputs: int, monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    tmp_path: Path,
+    inputs: int,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     root = make_root(tmp_path / "root") if (tmp_path / "root").mkdir() is None else tmp_path
     monkeypatch.chdir(root)
@@ -123,8 +127,7 @@ def test_commands(
 
     @settings(
         max_examples=inputs,
-        derandomize=True,
-        database=None,
+        **inputs_of(request),
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -126,11 +126,17 @@ def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / METRICS_FILE) == []
 
 
-def test_no_metrics_writes_nothing() -> None:
-    metrics = NoMetrics()
-    metrics.start(0)
-    metrics.training(1, Means())
-    metrics.validation(validation(1))
+def test_of_several_workers_rank_zero_alone_writes_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for make in (NoMetrics, lambda: writer(tmp_path / "run")):
+        assert list(tmp_path.iterdir()) == []
+        metrics = make()
+        metrics.start(0)
+        metrics.training(1, Means())
+        metrics.validation(validation(1))
+    assert len(read_metrics(tmp_path / "run" / METRICS_FILE)) == 2  # the calls do write elsewhere
 
 
 @pytest.mark.parametrize(
