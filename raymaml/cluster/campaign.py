@@ -33,8 +33,8 @@ from raymaml.training.run_folder import request_stop, stop_requested
 def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Campaign:
     """Judge all that is missing, a chunk per Tune trial, and return the finished campaign.
 
-    A chunk's record file is all that is remembered: Tune's own state is thrown away, and a
-    campaign goes on after any kill with the chunks that have no complete file.
+    Record files are the only memory; Tune's own state is thrown away. After any kill a campaign
+    judges the chunks that have no complete file.
 
     Raises:
         UserError: the run cannot be judged, another process judges it, or some chunks failed.
@@ -116,11 +116,7 @@ def _trial(plan: Plan, cluster: ClusterConfig, use_gpu: bool) -> Any:
 
 
 def _run(tuner: tune.Tuner, folder: Place, scratch: Path, problems: list[str]) -> None:
-    """Run all trials.
-
-    Raises:
-        UserError: a trial reported problems or failed too often, or the cluster failed.
-    """
+    """Run all trials; problems that they report, and a cluster that fails, are ``UserError``s."""
     try:
         results = call_in_thread(tuner.fit)
     except Exception as error:
@@ -148,10 +144,7 @@ def _judge_chunk(
     directory: str,
     use_gpu: bool,
 ) -> None:
-    """Judge one chunk; the process, with its opened data, serves many trials.
-
-    A mistake of the user is reported, not raised: Tune would try it ``max_failures`` times.
-    """
+    """Judge one chunk; the process, with its opened data, serves many trials."""
     os.chdir(directory)
     try:
         if key not in _planned:
@@ -160,7 +153,7 @@ def _judge_chunk(
             _planned.clear()
             _planned[key] = plan(device)
         accuracies = _planned[key].judge(Chunk(**trial["chunk"]))
-    except UserError as error:
+    except UserError as error:  # raised, Tune would try it ``max_failures`` times
         tune.report({"problems": list(error.problems), "accuracies": []})
     else:
         tune.report({"problems": [], "accuracies": accuracies})
@@ -191,7 +184,7 @@ class _CountTrials(tune.Callback):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles its callbacks, to continue after a kill. Records serve for that here, and
-        # a live table, which belongs to this process and its terminal, has no pickle.
+        # a live table belongs to this process.
         return tune.Callback, ()
 
 
@@ -212,7 +205,7 @@ class StopAtProblems(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Tell whether all trials end."""
+        """Return whether all trials end."""
         return bool(self._problems) or self._stop()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,9 +1,9 @@
-"""The crew of a run: the workers that train together, as many as the cluster has room for now.
+"""Elastic training: a crew of workers, as many as the cluster has room for now.
 
-The scheduler itself is asked for room, by a placement group for each worker. A table of nodes would
-not do: it lags some 15 s behind a node that dies, does not show what else uses the cluster, and
-counts nodes that drain. A group is there only once its node has answered; and one that waits shows
-an autoscaler what is needed.
+Each worker asks the scheduler for room by a placement group. A table of nodes would not do: it lags
+some 15 s behind a node that dies, does not show other users of the cluster, and counts nodes that
+drain. A group exists only once its node has answered; a group that waits shows an autoscaler the
+demand.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def plan_crew(config: Config, resources: Mapping[str, float]) -> Crew:
 
 
 class Rest:
-    """Tells when a number that changes has come to rest: nodes join one after the other."""
+    """Finds when a number that changes has come to rest: nodes join one after the other."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._last: tuple[int, float] | None = None  # the number, and since when it is that
 
     def reached(self, number: int, now: float) -> bool:
-        """Note the number at time ``now``; tell whether it has not changed for those seconds."""
+        """Note the number at time ``now``; return whether it has not changed for those seconds."""
         if self._last is None or self._last[0] != number:
             self._last = (number, now)
         return now - self._last[1] >= self._seconds
@@ -88,7 +88,7 @@ class Patience:
         self._step = -1
 
     def ends(self, step: int) -> bool:
-        """Note a failure; tell whether it was one too many.
+        """Note a failure; return whether it was one too many.
 
         Args:
             step: of the last checkpoint.

@@ -1,4 +1,4 @@
-"""What ends the workers of Ray Train: which errors are tried again, and what the user reads."""
+"""Errors that end the workers of Ray Train: which are tried again, and the user's message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def is_recoverable(error: Exception) -> bool:
-    """Tell whether workers were lost, or not started, so that others may do better."""
+    """Return whether workers were lost, or not started, so that others may do better."""
     if isinstance(error, ControllerError):
         return user_error(error.controller_failure) is None
     return isinstance(error, WorkerGroupError)

@@ -69,7 +69,7 @@ def token_mode() -> Iterator[None]:
 
 
 def is_draining(node: str) -> bool:
-    """Tell whether the node with this id is to leave the cluster.
+    """Return whether the node with this id is to leave the cluster.
 
     Without it a worker notices nothing before its node is gone: the run continues from its last
     checkpoint.

@@ -138,7 +138,7 @@ def _prefix() -> str:
 
 
 def _clear(base: Path) -> None:
-    """Remove the folders in ``base`` whose drivers are dead, and kill what is left of their Rays.
+    """Remove the folders in ``base`` whose drivers are dead, and kill the rest of their Rays.
 
     A folder is this user's own, and nobody else can write into it. Its driver holds a lock on it
     for as long as it lives. An empty folder may be one that is about to be locked.
@@ -165,7 +165,7 @@ def _kill_users(folder: Path) -> None:
 
 
 def has_token() -> bool:
-    """Tell whether the user has a token for Ray clusters, and let no other user read its file.
+    """Return whether the user has a token for Ray clusters, and let no other user read its file.
 
     Ray itself makes that file readable by all.
     """

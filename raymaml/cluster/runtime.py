@@ -119,11 +119,7 @@ def _set_levels(levels: Mapping[str, int]) -> None:
 
 
 def _connect(arguments: dict[str, Any]) -> None:
-    """Call ``ray.init``.
-
-    Raises:
-        UserError: Ray does not start, or does not answer.
-    """
+    """Call ``ray.init``; its errors are ``UserError``s."""
     try:
         with _own_sigterm(), own_sessions():
             ray.init(
@@ -150,11 +146,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _require_answer(address: str) -> None:
-    """Check that a process listens at ``host:port``: Ray itself tries for minutes, loudly.
-
-    Raises:
-        UserError: none does.
-    """
+    """Check that a process listens at ``host:port``: Ray itself tries for minutes, loudly."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():  # of "auto" and "local" Ray knows at once
         return

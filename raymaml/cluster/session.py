@@ -18,7 +18,8 @@ from raymaml.storage.place import Place, is_remote
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.run_folder import watch_stop
-from raymaml.training.session import Ask, EndedEarly, goes_on
+from raymaml.training.session import Ask, EndedEarly
+from raymaml.training.state import Validation
 
 
 class RaySession:
@@ -75,7 +76,7 @@ class RaySession:
         return torch.cat([s[:count] for s, count in zip(shares, counts, strict=True)])
 
     def mean(self, rows: Tensor, counts: list[int]) -> Tensor:
-        """Have each worker average a slice of all rows, and bring the slices together.
+        """Each worker averages a slice of all rows; then all gather the slices.
 
         The bits are those of one worker that adds all rows up: entries do not meet. Each worker
         sends its rows once: of W workers with a row each, as much as an all-reduce.
@@ -108,7 +109,7 @@ class RaySession:
         """Look for the stop file; rank 0 does it for all, and the reduction spreads its answer."""
         return self.rank == 0 and self._stop_asked_for()
 
-    def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
+    def report(self, step: int, validation: Validation | None, checkpoint: Place) -> None:
         """Report a checkpoint that is in place already to Ray Train; ask whether a trial goes on.
 
         Asynchronous: a synchronous report waits for the controller, up to 2 s when the one before
@@ -117,8 +118,9 @@ class RaySession:
         Raises:
             EndedEarly: on all workers, if the answer is no.
         """
+        metrics = {} if validation is None else {"val_accuracy": validation.accuracy}
         ray.train.report(
-            metrics,
+            {"step": step, **metrics},
             checkpoint=Checkpoint(*as_arrow(checkpoint)) if self.rank == 0 else None,
             checkpoint_dir_name=checkpoint.name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
@@ -126,7 +128,7 @@ class RaySession:
             delete_local_checkpoint_after_upload=False,
         )
         if self._ask is not None:
-            answer = self.rank != 0 or goes_on(self._ask, checkpoint)
+            answer = self.rank != 0 or validation is None or self._ask(validation)
             if not self.from_rank_zero(answer):
                 raise EndedEarly
 

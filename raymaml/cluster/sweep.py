@@ -76,10 +76,8 @@ def run_on_tune(sweep: Sweep, trials: Iterator[Trial], journal: Journal) -> None
 
 
 def _room(sweep: Sweep) -> tuple[int, bool]:
-    """Return the number of trials at once, and whether they use GPUs.
-
-    Tune and Train do not share out resources between them, and would wait for ever.
-    """
+    """Return the number of trials at once, and whether they use GPUs."""
+    # Tune and Train do not share out resources between them, and would wait for ever.
     workers, limit = sweep.settings.workers_per_trial, sweep.settings.max_concurrent_trials
     slots, use_gpu = slots_of_cluster(sweep.base.cluster)
     if slots < workers:

@@ -47,7 +47,7 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
 
 
 def _train(run: Run, echo: Echo) -> None:
-    """Let one crew of workers after the other train, each as large as the cluster has room for."""
+    """Train with one crew after the other, each as large as the cluster has room for."""
     config, folder = run.config, run.folder
     crew = plan_crew(config, ray.cluster_resources())
     asked = threading.Event()
@@ -96,13 +96,9 @@ def _train(run: Run, echo: Echo) -> None:
 def _let_train(
     config: Config, folder: Place, crew: Crew, workers: int, asked: threading.Event
 ) -> Exception | None:
-    """Let ``workers`` train until they end; return what made them fail, if anything did.
+    """Train with ``workers`` until they end; return the error of those that failed.
 
-    Where a stop was ``asked`` for, that may be the cluster: the signal may have ended it as well.
-
-    Raises:
-        UserError: a worker raised one, or the cluster itself failed: other workers would not do
-            better.
+    An error that other workers would meet as well is raised.
     """
     started = folder / STARTED
     remove(started)
@@ -110,6 +106,7 @@ def _let_train(
         try:
             run_crew(config, folder, workers, crew.use_gpu)
         except Exception as error:
+            # The signal that asked for a stop may have ended the cluster as well.
             if is_recoverable(error) or (asked.is_set() and user_error(error) is None):
                 return error
             raise explain_failure(error, folder) from error

@@ -44,7 +44,7 @@ _START_ATTEMPTS = 10
 
 
 def run_crew(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> None:
-    """Let ``num_workers`` train until they end; a failure is not tried again.
+    """Train with ``num_workers`` until they end; a failure is not tried again.
 
     They end when all is done and when the run is asked to stop, as it is by a worker whose process
     or node is asked to leave; they have saved where they stand then.
@@ -58,7 +58,7 @@ def run_crew(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> 
         folder,
         num_workers,
         use_gpu,
-        failures={"max_failures": 0, "controller_failure_limit": 1},
+        start_attempts=1,
         callbacks=at_worker_start(partial(_stop_at_sigterm, folder.absolute())),
     )
     call_in_thread(trainer.fit)
@@ -88,7 +88,7 @@ def train_trial(config: Config, num_workers: int, use_gpu: bool, ask: Ask, stop:
         folder,
         num_workers,
         use_gpu,
-        failures={"max_failures": 0, "controller_failure_limit": _START_ATTEMPTS},
+        start_attempts=_START_ATTEMPTS,
         ask=partial(_ask_by_queue, questions, answers),
         stop=stop,
     )
@@ -119,7 +119,7 @@ def _build_trainer(
     num_workers: int,
     use_gpu: bool,
     *,
-    failures: dict[str, int],
+    start_attempts: int,
     callbacks: list[Any] | None = None,
     ask: Ask | None = None,
     stop: Place | None = None,
@@ -147,7 +147,7 @@ def _build_trainer(
             storage_path=path,
             storage_filesystem=filesystem,
             callbacks=[StopAtUserErrors(), *(callbacks or [])],
-            failure_config=FailureConfig(**failures),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=start_attempts),
             logging_config=LoggingConfig(log_level="INFO" if is_verbose() else "ERROR"),
         ),
     )
@@ -175,16 +175,14 @@ def _run_worker(job: dict[str, Any]) -> None:
 
 
 def _forget_ray_snapshot(folder: Place) -> None:
-    """Let Ray Train start without its own memory of earlier checkpoints.
-
-    Ray writes that file in place: a kill can tear it, and then no later run starts; and it names
-    checkpoints that we have dropped since. Ours are found by their folders.
-    """
+    """Remove Ray Train's own memory of earlier checkpoints; ours are found by their folders."""
+    # Ray writes it in place: a kill can tear it, and then no later run starts. It also names
+    # checkpoints that are dropped since.
     remove(folder / RAY_SNAPSHOT)
 
 
 def _stop_at_sigterm(folder: Place) -> None:
-    """Have this worker ask for a stop at SIGTERM; a second one ends it as usual."""
+    """At SIGTERM this worker asks for a stop; a second one ends it as usual."""
     usual = signal.getsignal(signal.SIGTERM)
 
     def handle(number: int, _frame: FrameType | None) -> None:

@@ -59,7 +59,7 @@ def worker_resources(use_gpu: bool) -> dict[str, float]:
 
 
 def wants_gpu(cluster: ClusterConfig, resources: Mapping[str, float]) -> bool:
-    """Tell whether workers use GPUs.
+    """Return whether workers use GPUs.
 
     Raises:
         UserError: the workers would lack the precision.

@@ -55,7 +55,7 @@ class CheckpointCard(BaseModel):
     config: dict[str, Any]
 
     def as_text(self) -> str:
-        """Return what the file holds."""
+        """Return the content of the file."""
         return self.model_dump_json(indent=2) + "\n"
 
 
@@ -90,7 +90,7 @@ def find_checkpoint(folder: Place, which: Literal["best", "last"]) -> Place:
     """Return the newest checkpoint of a run, or the one with the best validation accuracy.
 
     Raises:
-        UserError: there is none, or the best one is not what the newest says.
+        UserError: there is none, or the best one differs from what the newest one says.
     """
     steps = list_steps(folder)
     if not steps:
@@ -152,7 +152,7 @@ def read_card(path: Place) -> CheckpointCard:
 
 
 def _contradictions(card: CheckpointCard, number: int | None) -> Iterator[str]:
-    """Say in what a card disagrees with the ``number`` in its folder's name, and with itself.
+    """Yield where a card contradicts itself, or the ``number`` in the name of its folder.
 
     A run may stop between two validations, so that the newest one is of an earlier step.
     """

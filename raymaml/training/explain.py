@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -15,11 +15,12 @@ from raymaml.meta.learner import MetaLearner
 from raymaml.storage.place import Place
 from raymaml.training.session import Session
 from raymaml.training.settings import METHODS_OF_LITTLE_MEMORY
+from raymaml.types import Params
 
 _NO_MEMORY = ("DefaultCPUAllocator", "allocate memory", "not enough memory", "out of memory")
-"""What PyTorch's allocators say, in a ``RuntimeError`` on CPU."""
+"""Messages of PyTorch's allocators, in a ``RuntimeError`` on CPU."""
 _NO_MEMORY_FOR_CODE = "could not create a primitive"
-"""What oneDNN says, and no more, where it gets no memory for a kernel."""
+"""The whole message of oneDNN where it gets no memory for a kernel."""
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def explained(
     """Turn errors of memory and storage that the block raises into messages for the user.
 
     Such an error would come again, so it is not retried. A process that the kernel or Ray kills for
-    its memory is another matter: its neighbours may have taken the memory.
+    its memory is retried: its neighbours may have taken the memory.
 
     Args:
         folder: of the run.
@@ -66,7 +67,7 @@ def require_exact(
 ) -> None:
     """Check that the method of the meta-gradient is right for an own encoder.
 
-    The workers share their results, so that none goes on, or waits, alone.
+    The workers share their results, so that none continues or waits alone.
 
     Raises:
         UserError: it disagrees with ``unrolled``, or the encoder lacks a derivative, on any worker.
@@ -93,7 +94,7 @@ def require_exact(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an allocation failed, on CPU or GPU."""
+    """Return whether an allocation failed, on CPU or GPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
@@ -103,25 +104,58 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _memory_problem(folder: Place, cluster: ClusterConfig, error: Exception, method: str) -> str:
-    """Say that memory did not suffice, and what would take less of it."""
+    """Return the message: memory did not suffice, and these changes take less of it."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no memory")
-    again, anew = _remedies(cluster, method)
+    to_resume, other_run = _remedies(cluster, method)
     return (
         f"{folder}: out of memory ({reason.rstrip('.')}); what is finished is kept;"
-        f" {' or '.join(again)} and run the same command; or, under another name, {', '.join(anew)}"
+        f" {' or '.join(to_resume)} and run the same command; or, under another name,"
+        f" {', '.join(other_run)}"
     )
 
 
 def _remedies(cluster: ClusterConfig, method: str) -> tuple[list[str], list[str]]:
     """Return what lets this run go on, and what makes it another run."""
-    again = ["take a machine with more memory"]
+    to_resume = ["take a machine with more memory"]
     if cluster.num_workers != 1:
-        again.insert(0, "set a smaller cluster.num_workers")
+        to_resume.insert(0, "set a smaller cluster.num_workers")
     if not method:
-        anew = ["fewer episodes.test.num_queries"]
+        other_run = ["fewer episodes.test.num_queries"]
     else:
-        anew = [] if method in METHODS_OF_LITTLE_MEMORY else ["inner.gradient: checkpointed"]
+        other_run = [] if method in METHODS_OF_LITTLE_MEMORY else ["inner.gradient: checkpointed"]
         if cluster.episodes_per_chunk > 1:
-            anew.append("a smaller cluster.episodes_per_chunk")
-        anew.append("fewer episodes.train.num_queries")
-    return again, [*anew, "a smaller model or data.image_size"]
+            other_run.append("a smaller cluster.episodes_per_chunk")
+        other_run.append("fewer episodes.train.num_queries")
+    return to_resume, [*other_run, "a smaller model or data.image_size"]
+
+
+class NotFiniteError(UserError):
+    """A loss or gradient is not finite: learning cannot go on."""
+
+
+def require_finite(outcomes: Params, what: str, *, step: int, kind: str, of: Sequence[int]) -> None:
+    """Check the outcomes of episodes, which all workers have alike.
+
+    Args:
+        outcomes: by name, ``[E, ...]``.
+        what: name of the numbers, such as "a loss or gradient".
+        step: of the outer loop.
+        kind: of the episodes, "training" or "validation".
+        of: indices of the episodes.
+
+    Raises:
+        NotFiniteError: naming the first episode with an outcome that is not finite.
+    """
+    finite = torch.stack(
+        [
+            each.flatten(1).isfinite().all(1) if each.ndim > 1 else each.isfinite()
+            for each in outcomes.values()
+        ]
+    ).all(0)
+    if not finite.all():
+        raise NotFiniteError(
+            f"outer step {step}: {kind} episode {of[int((~finite).nonzero()[0, 0])]} gave {what}"
+            " that is not finite",
+            remedy="the last checkpoint is kept; lower inner.lr or outer.lr, or set"
+            " outer.clip_norm, under another name",
+        )

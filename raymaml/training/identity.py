@@ -1,4 +1,4 @@
-"""What decides the weights of a run, by dotted key, in files of this version and of earlier ones.
+"""The identity of a run: all that decides its weights, by dotted key, in files of all versions.
 
 ``run.json`` and the cards of checkpoints carry it. A key that such a file does not know did not
 exist when it was written: it stands for its default of then, which is the default of now, or what
@@ -35,7 +35,7 @@ _CLASSES = TypeAdapter(Classes | None)
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What decides the weights of a run, and is written into ``run.json`` and its checkpoints."""
+    """All that decides the weights of a run; ``run.json`` and its checkpoints hold it."""
 
     config: Config
     image_shape: ImageShape
@@ -88,7 +88,7 @@ class RunFile(NamedTuple):
 
 
 def read_run_file(folder: Place) -> RunFile | None:
-    """Return what the ``run.json`` of a run says; None where there is none.
+    """Return the content of the ``run.json`` of a run; None where there is none.
 
     Raises:
         UserError: it is damaged, or of a later version.

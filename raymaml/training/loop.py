@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
 
 import torch
 
 from raymaml.seeding import fold_in
 from raymaml.training.data import TrainingData
-from raymaml.training.explain import require_exact
-from raymaml.training.finite import NotFiniteError, require_finite
-from raymaml.training.metrics import MetricsWriter
+from raymaml.training.explain import NotFiniteError, require_exact, require_finite
+from raymaml.training.metrics import MetricsWriter, StepMetrics
 from raymaml.training.optimizer import update
 from raymaml.training.reduction import flatten, mean_in_order, share, share_sizes, unflatten
 from raymaml.training.run import Run
@@ -62,19 +60,10 @@ def meta_train(
     return state
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """Means over the episodes of one outer step."""
-
-    loss: float
-    accuracy: float
-    grad_norm: float
-
-
 def meta_step(
     state: TrainState, episodes: EpisodeBatch, run: Run, session: Session
 ) -> tuple[StepMetrics, bool]:
-    """Take one outer step; also tell whether any worker was asked to stop."""
+    """Take one outer step; also return whether any worker was asked to stop."""
     outer, learner, at_once = run.config.outer, state.learner, run.data.episodes_per_chunk
     moments = learner.running_moments
     stop = torch.tensor(float(session.stop_requested()), device=session.device)

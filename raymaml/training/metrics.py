@@ -6,8 +6,9 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import TypeAdapter
 from tensorboardX.event_file_writer import EventsWriter
@@ -29,42 +30,28 @@ Show = Callable[[Mapping[str, Any]], None]
 _ROW = TypeAdapter(dict[str, Count | float | None])
 
 
-class TrainingMetrics(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
     """Means over the episodes of one outer step."""
 
-    @property
-    def loss(self) -> float:
-        """Mean query cross-entropy."""
-
-    @property
-    def accuracy(self) -> float:
-        """Mean query accuracy."""
-
-    @property
-    def grad_norm(self) -> float:
-        """Euclidean norm of the meta-gradient, before clipping."""
-
-
-class MetricsWriter(Protocol):
-    """Receives what the loop measures."""
-
-    def start(self, step: int) -> None:
-        """Forget what was written after ``step``: the run goes on from there."""
-
-    def training(self, step: int, metrics: TrainingMetrics) -> None:
-        """Take the metrics of the outer step that led to ``step``."""
-
-    def validation(self, validation: Validation) -> None:
-        """Take a validation."""
+    loss: float
+    """Query cross-entropy."""
+    accuracy: float
+    """Query accuracy, 0..1."""
+    grad_norm: float
+    """Euclidean norm of the meta-gradient, before clipping."""
 
 
 class NoMetrics:
-    """Writes nothing: for all workers but rank 0, since metrics are equal on all."""
+    """Writes nothing: for all workers but rank 0, since metrics are equal on all.
+
+    Its methods are those of ``RunMetrics``.
+    """
 
     def start(self, step: int) -> None:
         """Do nothing."""
 
-    def training(self, step: int, metrics: TrainingMetrics) -> None:
+    def training(self, step: int, metrics: StepMetrics) -> None:
         """Do nothing."""
 
     def validation(self, validation: Validation) -> None:
@@ -74,14 +61,14 @@ class NoMetrics:
 class RunMetrics:
     """Writes ``metrics.jsonl`` and ``tensorboard/`` into a run folder.
 
-    At a URI, where nothing can be appended, both are written anew with each row.
+    At a URI, where nothing can be appended, both are written again with each row.
 
     Args:
         folder: the run folder.
         outer: for rate and time left.
         echo: called with each progress line.
         show: called with each row that is written.
-        workers: how many train together; told beside their rate.
+        workers: number of workers that train together, written beside their rate.
     """
 
     def __init__(
@@ -117,7 +104,7 @@ class RunMetrics:
             self._tensorboard = _EventFile(self._events, purge_step=step + 1)
         self._clock = (step, time.perf_counter())
 
-    def training(self, step: int, metrics: TrainingMetrics) -> None:
+    def training(self, step: int, metrics: StepMetrics) -> None:
         """Write loss, accuracy, gradient norm and rate."""
         now = time.perf_counter()
         steps_per_second = (step - self._clock[0]) / (now - self._clock[1])
@@ -163,11 +150,14 @@ class RunMetrics:
         self._echo(progress_line(row, self._outer.num_steps))
 
 
+MetricsWriter = RunMetrics | NoMetrics
+
+
 class _EventFile:
     """A new file of TensorBoard events, written by the thread that adds them.
 
-    tensorboardX's own writer has a thread for it, which a full disk ends with a traceback; whoever
-    adds the next dozen values then waits for ever.
+    tensorboardX's own writer has a thread for it. A full disk ends that with a traceback, and the
+    thread that adds the next dozen values then waits for ever.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -191,7 +181,7 @@ class _EventFile:
 
 
 def _close(writer: Any) -> None:
-    with contextlib.suppress(OSError):  # of a full disk, which was told when it was written to
+    with contextlib.suppress(OSError):  # of a full disk, which the last write reported
         writer.close()
 
 

@@ -19,9 +19,9 @@ from raymaml.training.trust import require_of_today
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a process needs to train. Training changes ``learner``: a run is opened to train once.
+    """All that a process needs to train. Training changes ``learner``: open a run to train once.
 
-    ``config`` is kept for what writes it down or compares it; what learns takes the parts.
+    ``config`` is for code that writes it down or compares it; the loop takes the parts.
     """
 
     config: Config
@@ -32,11 +32,11 @@ class Run:
 
     @property
     def adaptation_table(self) -> str:
-        """What adapts in the inner loop, a line a module, and how many parameters it has."""
+        """A line a module: whether it adapts in the inner loop, and its number of parameters."""
         return f"{self.folder}: the inner loop adapts\n{self.learner.adaptation_table()}"
 
     def settings_line(self, device: torch.device, num_workers: int) -> str:
-        """Say in a line how workers on ``device`` train."""
+        """Return a line that says how workers on ``device`` train."""
         return settings_line(self.config, self.data.image_shape, device, num_workers)
 
 

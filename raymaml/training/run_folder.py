@@ -1,4 +1,4 @@
-"""The run folder: whose it is, who may write it, and what it was started with."""
+"""The run folder: one owner, one writer, and the config that it was started with."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def withdraw_stop(folder: Place) -> None:
 
 
 def stop_requested(folder: Place) -> bool:
-    """Tell whether a stop was asked for."""
+    """Return whether a stop was asked for."""
     return exists(folder / STOP)
 
 
 def watch_stop(folder: Place) -> Callable[[], bool]:
-    """Return what tells whether a stop was asked for, to be asked at every outer step."""
+    """Return a function for every outer step: whether a stop was asked for."""
     next_look = 0.0
 
     def asked() -> bool:
@@ -102,7 +102,7 @@ def watch_stop(folder: Place) -> Callable[[], bool]:
 
 
 def write_identity(run: Run) -> None:
-    """Write what the run is started, or gone on, with; the sole writer does it."""
+    """Write the config and, in a new run, its identity. The sole writer does it."""
     folder = run.folder
     if not exists(folder / IDENTITY):
         adopt_converted(folder, run.identity.bank_hash)
@@ -116,7 +116,7 @@ def write_identity(run: Run) -> None:
 
 
 def is_done(config: Config) -> bool:
-    """Tell whether no outer step of the run of ``config`` is left to do."""
+    """Return whether no outer step of the run of ``config`` is left to do."""
     return saved_step(config.run_folder) >= config.outer.num_steps
 
 

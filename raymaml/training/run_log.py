@@ -1,4 +1,4 @@
-"""What each worker notes about its run: ``<run folder>/logs/rank-<r>.log``."""
+"""The log of each worker: ``<run folder>/logs/rank-<r>.log``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RunLog(logging.Handler):
 
 @contextlib.contextmanager
 def run_log(folder: Place, run: str, session: Session) -> Iterator[None]:
-    """Write down what the block, which is one worker's run, notes, and the error that ends it."""
+    """Log the records of the block, which is one worker's run, and the error that ends it."""
     handler = RunLog(folder / LOGS / f"rank-{session.rank}.log", run, session.rank)
     LOG.addHandler(handler)
     try:

@@ -1,10 +1,10 @@
-"""What the training loop needs of the world around it."""
+"""The session: the view that the training loop has of the other workers and of its data."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from torch import Tensor
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
 from raymaml.storage.place import Place
-from raymaml.training.checkpoint import read_card
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.state import Validation
@@ -53,10 +52,10 @@ class Session(Protocol):
         """Return rank 0's ``value`` on every worker."""
 
     def stop_requested(self) -> bool:
-        """Tell whether somebody asked for a stop; workers need not agree."""
+        """Return whether somebody asked for a stop; workers need not agree."""
 
-    def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
-        """Report a complete checkpoint.
+    def report(self, step: int, validation: Validation | None, checkpoint: Place) -> None:
+        """Report a complete checkpoint, and the validation of its weights, if there is one.
 
         Raises:
             EndedEarly: on all workers, where the run is a trial of a sweep and ends here.
@@ -136,18 +135,10 @@ class LocalSession:
         """Return whether a signal handler has set ``stop``, or the caller's ``stop`` is true."""
         return self.stop.is_set() or self._stop()
 
-    def report(self, metrics: dict[str, Any], checkpoint: Place) -> None:
+    def report(self, step: int, validation: Validation | None, checkpoint: Place) -> None:
         """Ask whether a trial of a sweep goes on."""
-        if self._ask is not None and not goes_on(self._ask, checkpoint):
+        if self._ask is not None and validation is not None and not self._ask(validation):
             raise EndedEarly
-
-
-def goes_on(ask: Ask, checkpoint: Place) -> bool:
-    """Ask about the validation of a checkpoint; one without its own goes on."""
-    card = read_card(checkpoint)
-    if card.validation is None or card.validation.step != card.step:
-        return True
-    return ask(card.validation)
 
 
 def local_device(cluster: ClusterConfig) -> torch.device:

@@ -1,4 +1,4 @@
-"""What a run decides for itself: how a meta-gradient is computed, and in which memory layout."""
+"""Settings that a run chooses itself: the method of the meta-gradient and the memory layout."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ BY_THE_BATCH = {
 }
 """Norm policies that normalise the support set by its batch, for which there are closed rules."""
 WORTH_IT = {"convnet4": 150_000}
-"""From so many activations of the first layer on, over a support set, mixed_mode is faster..."""
+"""Activations of the first layer, over a support set, from which on mixed_mode is faster..."""
 WORTH_IT_ELSEWHERE = 1_000_000
-"""...also in resnets; for less, PyTorch's time goes into calls, of which it has more."""
+"""...also in resnets. Below, PyTorch spends its time in calls, and mixed_mode makes more."""
 METHODS_OF_LITTLE_MEMORY = {"checkpointed", "mixed_mode", "first_order"}
 """They keep one inner step."""
 FEW_STEPS = 10
-"""Up to so many inner steps the graph of such small images is small as well."""
+"""Inner steps up to which the graph of such small images is small as well."""
 
 
 def gradient_method(config: Config, image_shape: tuple[int, int, int], device: torch.device) -> str:
-    """Return the method of the meta-gradient: the config's, or what was measured to be best.
+    """Return the method of the meta-gradient: the config's, or the fastest one measured.
 
     On CPU: ``mixed_mode`` for encoders of raymaml with norms that have closed rules, unless images
     are so few and small that the plain graph is faster. ``checkpointed``, which needs no rules but
@@ -54,7 +54,7 @@ def image_layout(cluster: ClusterConfig, device: torch.device) -> str:
 def settings_line(
     config: Config, image_shape: tuple[int, int, int], device: torch.device, num_workers: int
 ) -> str:
-    """Say in a line what was decided, and what was asked for."""
+    """Return a line that lists the settings, chosen and asked for."""
     method = gradient_method(config, image_shape, device)
     chosen = " (auto)" if config.inner.gradient == "auto" else ""
     words = [
@@ -67,7 +67,7 @@ def settings_line(
 
 
 def judging_line(clusters: Sequence[ClusterConfig], device: torch.device, num_workers: int) -> str:
-    """Say in a line how arms with these settings are judged, in processes as the first says."""
+    """Return a line on how arms with these settings are judged; the first decides on processes."""
     words = _process_words(clusters[0], device, num_workers)
     return ", ".join(words + _episode_words(clusters, device))
 

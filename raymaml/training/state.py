@@ -1,4 +1,4 @@
-"""What an outer loop carries from step to step: all that a checkpoint must hold."""
+"""The state of the outer loop: all that a checkpoint must hold."""
 
 from __future__ import annotations
 

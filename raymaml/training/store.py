@@ -36,7 +36,7 @@ class CheckpointStore:
         self._required: list[Callable[[], None]] = []
 
     def require(self, check: Callable[[], None]) -> None:
-        """Have ``check`` called before a state is kept; it raises where one must not be."""
+        """Call ``check`` before each save; it raises where nothing may be saved."""
         self._required.append(check)
 
     def restore(self, state: TrainState, session: Session) -> None:
@@ -81,8 +81,8 @@ class CheckpointStore:
             keep = {state.step} | ({state.best.step} if state.best else set())
             for step in set(list_steps(self.folder)) - keep:
                 remove_folder(checkpoint_path(self.folder, step), CARD)
-        metrics = {} if state.validation is None else {"val_accuracy": state.validation.accuracy}
-        session.report({"step": state.step, **metrics}, path)
+        found = state.validation
+        session.report(state.step, found if found and found.step == state.step else None, path)
         LOG.info("checkpoint %s", path.name, extra={"state": state})
 
     def _write(self, path: Place, state: TrainState) -> None:
@@ -127,7 +127,7 @@ def _require_equal_replicas(state: TrainState, session: Session) -> None:
 
 
 def adopt_converted(folder: Place, bank_hash: str) -> None:
-    """Have converted weights, if a run goes on from such, be of the bank of that run."""
+    """Write the bank of a run that continues from converted weights into their cards."""
     for step in list_steps(folder):
         card = read_card(checkpoint_path(folder, step))
         if card.bank_hash == "":

@@ -1,4 +1,4 @@
-"""What a checkpoint says of how it came about, compared with its run and with the config."""
+"""The origin that a checkpoint claims, compared with its run and with the config."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _require_agreement(
 
 
 def _not_measured(path: Place, card: CheckpointCard) -> Iterator[str]:
-    """Say which validation of a card is not what ``metrics.jsonl`` has for its step, if any."""
+    """Yield each validation of a card that differs from ``metrics.jsonl`` at its step."""
     from raymaml.training.metrics import METRICS_FILE, read_metrics  # loads tensorboardX
 
     measured: dict[int, list[float]] = {}
@@ -188,7 +188,7 @@ def require_same_model(path: Place, config: Config, image_shape: tuple[int, int,
 
 
 def knows_no_bank(path: Place, card: CheckpointCard) -> bool:
-    """Tell whether the weights of a checkpoint were converted: its run, if any, has no bank."""
+    """Return whether the weights of a checkpoint were converted: its run, if any, has no bank."""
     if card.bank_hash != "":
         return False
     run = read_run_file(path.parent)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from raymaml.common.logs import LOG
 from raymaml.statistics.intervals import bounded_interval
 from raymaml.training.data import TrainingData
-from raymaml.training.finite import require_finite
+from raymaml.training.explain import require_finite
 from raymaml.training.reduction import share, share_sizes
 from raymaml.training.session import Session, gather_by_name
 from raymaml.training.state import TrainState, Validation

@@ -73,7 +73,7 @@ def train_worker(
 
 
 def conclude(folder: Place, num_steps: int, echo: Echo) -> bool:
-    """Say where the run stands, and how to go on; tell whether all outer steps are done."""
+    """Print where the run stands, and how to resume; return whether all outer steps are done."""
     card = read_card(find_checkpoint(folder, "last"))
     if card.step < num_steps:
         echo(

@@ -74,9 +74,12 @@ class Nodes:
         for cpus in others:
             self.join(cpus=cpus)
 
-    def join(self, *, cpus: int = 1, gpus: int = 0) -> subprocess.Popen[bytes]:
-        """Add a node; its GPUs are in name only."""
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+    def join(
+        self, *, cpus: int = 1, gpus: int = 0, within: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Add a node; its GPUs are in name only. ``within`` is as for ``start_node``."""
+        options = f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"
+        return self._start(*options, within=within)
 
     def command(self, *arguments: str, **more: str) -> Command:
         """Start ``raymaml`` on the cluster."""
@@ -108,11 +111,13 @@ class Nodes:
             return process.environ().get(MARK) == str(self._folder)
         return False
 
-    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+    def _start(self, *options: str, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         output = self._folder / f"node-{len(self._nodes)}.txt"
         environment = {**self.environment, MARK: str(self._folder)}
         memory = "--object-store-memory=100000000"
-        self._nodes.append(start_node(output, environment, memory, *options, python=self._python))
+        self._nodes.append(
+            start_node(output, environment, memory, *options, python=self._python, within=within)
+        )
         return self._nodes[-1]
 
 

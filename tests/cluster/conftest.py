@@ -10,19 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from helpers_cluster import assert_same_bits
+from helpers_faults import assert_same_bits, quiet
 from machinery import Command
-from torch import Tensor
 
 from raymaml.cluster.own_ray import set_where_unset
 from raymaml.cluster.runtime import environment
 from raymaml.config.schema import ClusterConfig, Config
-from raymaml.training.checkpoint import find_checkpoint
 from raymaml.training.worker import train_locally
 
 FAULTS = Path(__file__).resolve().parents[1] / "faults"
-Weights = Callable[[Path], dict[str, Tensor]]
 
 
 @pytest.fixture(scope="session")
@@ -64,26 +60,14 @@ def joining(cluster: None) -> dict[str, str]:
     return {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
 
 
-@pytest.fixture
-def weights() -> Weights:
-    """Return the meta-parameters in the last checkpoint of a run folder."""
-
-    def read(folder: Path) -> dict[str, Tensor]:
-        path = find_checkpoint(folder, "last") / "params.pt"
-        tensors: dict[str, Tensor] = torch.load(path, weights_only=True)
-        return tensors
-
-    return read
-
-
 @pytest.fixture(scope="session")
-def trained_alone() -> dict[tuple[str, ...], dict[str, Tensor]]:
-    """The weights of runs that were not disturbed, by their overrides."""
+def trained_alone() -> dict[tuple[str, ...], Config]:
+    """The runs that were not disturbed, by their overrides."""
     return {}
 
 
 @pytest.fixture
-def same_as_alone(make_config, weights: Weights, trained_alone) -> Callable[..., None]:
+def same_as_alone(make_config, tmp_path_factory, trained_alone) -> Callable[..., None]:
     """``same_as_alone(config, "key.path=value", ...)`` compares the bits of weights.
 
     A run must end in those of one process without Ray, undisturbed, that is given the overrides.
@@ -91,10 +75,9 @@ def same_as_alone(make_config, weights: Weights, trained_alone) -> Callable[...,
 
     def compare(config: Config, *overrides: str) -> None:
         if overrides not in trained_alone:
-            lone = make_config("lone", *overrides)
-            assert train_locally(lone, lambda _line: None)
-            trained_alone[overrides] = weights(lone.run_folder)
-        assert_same_bits(weights(config.run_folder), trained_alone[overrides])
+            trained_alone[overrides] = make_config(tmp_path_factory.mktemp("lone"), *overrides)
+            assert train_locally(trained_alone[overrides], quiet)
+        assert_same_bits(config, trained_alone[overrides])
 
     return compare
 

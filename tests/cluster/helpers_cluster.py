@@ -1,21 +1,17 @@
-"""Waiting for a condition, looking at runs and weights, and commands in processes of their own."""
+"""Looking at runs, weights and processes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
 import psutil
-import torch
-from machinery import Command, kill_with_children, start_node, title, wait_until
-from torch import Tensor
+from machinery import title, wait_until
 
 from raymaml.training.metrics import METRICS_FILE, read_metrics
-
-__all__ = ["Command", "kill_with_children", "start_node", "wait_until"]
 
 RATE = r"\d+\.\d episodes/s  (\d+h\d\dm|\d+m\d\ds) left"
 """How every progress line ends, as a regular expression."""
@@ -49,13 +45,6 @@ def trained_steps(folder: Path) -> int:
 def attempts(folder: Path) -> int:
     """Return how often rank 0 began to train: each time it opens an event file of its own."""
     return len(list((folder / "tensorboard").iterdir()))
-
-
-def assert_same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Fail unless both hold the same tensors under the same names, bit by bit."""
-    assert found.keys() == expected.keys()
-    different = [name for name in expected if not torch.equal(found[name], expected[name])]
-    assert different == []
 
 
 def pids(name: str) -> list[int]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from filelock import FileLock
 from helpers_cluster import RATE
+from helpers_faults import quiet
 
 from raymaml.cluster import campaign as on_cluster
 from raymaml.common.errors import UserError
@@ -37,10 +37,6 @@ SETTINGS = (
 LINE = re.compile(
     rf" *\d+/310 episodes  [0-3]/3 arms done  [a-z-]+ \d+\.\d\d( \+- \d+\.\d\d)?% over \d+  {RATE}"
 )
-
-
-def quiet(_line: str) -> None:
-    pass
 
 
 def judge_locally(config: Config, echo: Callable[[str], None]) -> Path:
@@ -153,16 +149,6 @@ def test_only_lost_chunks_are_judged_again(cluster, make_config):
     judge_on_cluster(config, lines.append)  # nothing is left to do
     assert chunk_files(config) == after
     assert lines == []
-
-
-def test_a_campaign_has_one_driver(make_config):
-    config = trained(make_config)
-    (config.run_folder / "test").mkdir()
-    with (
-        FileLock(config.run_folder / "test" / ".lock"),
-        pytest.raises(UserError, match="another process is judging here"),
-    ):
-        judge_on_cluster(config, quiet)
 
 
 def test_a_campaign_that_lost_its_lease_ends(joining, make_config, monkeypatch):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers_cluster import Command, kill_with_children, start_node
+from machinery import Command, Nodes
 
 from raymaml.cluster import nodes
 from raymaml.cluster.nodes import on_every_node
@@ -89,46 +87,27 @@ def test_nodes_that_cannot_run_raymaml_or_do_not_answer(cluster, monkeypatch):
     assert "Get timed out" in str(answer)
 
 
-@dataclass(frozen=True)
-class Two:
-    """A cluster of two nodes; the second sees other files in ``hidden``, if the kernel lets it."""
-
-    address: str
-    hidden: Path
-    is_hidden: bool
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory, short_folder) -> Iterator[Two]:
-    home = tmp_path_factory.mktemp("home")
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment = {**inherited, "HOME": str(home), "RAY_AUTH_MODE": "disabled"}
-    environment.pop("PYTHONPATH", None)
-    hidden = Path(tempfile.mkdtemp(prefix="raymaml-hidden-"))
-    options = ("--num-cpus=1", "--object-store-memory=100000000")
-    unshare = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
-    away = [*unshare, str(hidden)]
-    is_hidden = shutil.which("unshare") is not None and not (
-        subprocess.run([*away, "true"], capture_output=True, check=False).returncode
-    )
-    nodes: list[subprocess.Popen] = []
-    try:
-        head = ("--head", "--port=0", "--include-dashboard=false")
-        temp_dir = f"--temp-dir={short_folder / 'two'}"
-        nodes.append(start_node(home / "head.txt", environment, *options, *head, temp_dir))
-        session = short_folder / "two" / "ray_current_cluster"
-        address = session.read_text(encoding="utf-8").strip()
-        join = f"--address={address}"
-        within = away if is_hidden else ()
-        nodes.append(start_node(home / "other.txt", environment, *options, join, within=within))
-        yield Two(address, hidden, is_hidden)
-    finally:
-        for node in reversed(nodes):
-            kill_with_children(node)
-        shutil.rmtree(hidden)
+@pytest.fixture
+def two(short_folder) -> Iterator[Nodes]:
+    """A head of one CPU; a second node joins in each test."""
+    cluster = Nodes(short_folder / "two", 1)
+    yield cluster
+    cluster.close()
 
 
-def run_doctor(start, two: Two, *arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
+@pytest.fixture
+def hidden() -> Iterator[tuple[Path, list[str]]]:
+    """A folder, and the command in front of another from which that sees other files there."""
+    folder = Path(tempfile.mkdtemp(prefix="raymaml-hidden-"))
+    elsewhere = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
+    within = [*elsewhere, str(folder)]
+    if shutil.which("unshare") is None or subprocess.run([*within, "true"], check=False).returncode:
+        pytest.skip("another view of files needs root, and a container that allows it")
+    yield folder, within
+    shutil.rmtree(folder)
+
+
+def run_doctor(start, two: Nodes, *arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
     """Run ``raymaml doctor --json`` on the two nodes; nothing else is on stdout or stderr."""
     command = start(
         *("doctor", "--json", *arguments),
@@ -148,6 +127,7 @@ def findings(command: Command) -> list[dict[str, str]]:
 
 @pytest.mark.ray
 def test_two_nodes(two, start):
+    two.join()
     code, found = run_doctor(start, two)
     assert code == 0, [each for each in found.values() if each["status"] == "fail"]
     assert {what[:7] for what in found if what.startswith("node ")} == {"node 1 ", "node 2 "}
@@ -156,14 +136,12 @@ def test_two_nodes(two, start):
 
 
 @pytest.mark.ray
-def test_a_run_dir_that_is_not_the_same_folder_on_both(two, start, tmp_path, make_config):
-    if not two.is_hidden:
-        pytest.skip(
-            "another view of files for a process needs root, and a container that allows it"
-        )
+def test_a_run_dir_that_is_not_the_same_folder_on_both(two, hidden, start, tmp_path, make_config):
+    folder, within = hidden
+    two.join(within=within)
     make_config("run")
     path = str(tmp_path / "run" / "config.yaml")
-    code, found = run_doctor(start, two, path, f"run_dir={two.hidden / 'runs'}")
+    code, found = run_doctor(start, two, path, f"run_dir={folder / 'runs'}")
     assert code == 1
     # the driver's own node sees its folder
     (finding,) = [each for each in found.values() if each["status"] == "fail"]
@@ -172,4 +150,4 @@ def test_a_run_dir_that_is_not_the_same_folder_on_both(two, start, tmp_path, mak
     assert re.fullmatch(differ, finding["found"])
     assert finding["remedy"].startswith("set it to a disk that all nodes share")
     assert not any(what.startswith("rehearsal") for what in found)
-    assert list(two.hidden.iterdir()) == []
+    assert list(folder.iterdir()) == []

@@ -8,8 +8,9 @@ import threading
 from functools import partial
 
 import pytest
-from helpers_cluster import at_step, attempts, pids, trained_steps, wait_until
+from helpers_cluster import at_step, attempts, pids, trained_steps
 from helpers_faults import quiet, stands_whole
+from machinery import wait_until
 
 from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.cluster.train import train_on_cluster

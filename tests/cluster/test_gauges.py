@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from helpers_cluster import wait_until
+from machinery import wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 

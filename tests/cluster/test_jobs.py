@@ -17,13 +17,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers_cluster import (
-    SETTINGS,
-    not_of_training,
-    trained_steps,
-    wait_until,
-)
-from machinery import ROOT, Nodes
+from helpers_cluster import SETTINGS, not_of_training, trained_steps
+from machinery import ROOT, Nodes, wait_until
 
 from raymaml.training.checkpoint import list_steps
 

@@ -9,7 +9,8 @@ import re
 
 import psutil
 import pytest
-from helpers_cluster import trained_steps, wait_until
+from helpers_cluster import trained_steps
+from machinery import wait_until
 
 pytestmark = pytest.mark.ray
 

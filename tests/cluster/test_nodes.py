@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_cluster import attempts, trained_steps, wait_until
+from helpers_cluster import attempts, trained_steps
 from helpers_faults import copied, quiet
 from machinery import HERE as CHAOS
-from machinery import ROOT, Command, Nodes
+from machinery import ROOT, Command, Nodes, wait_until
 
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.run_test import plan_test

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers_cluster import SETTINGS, not_of_training, trained_steps, wait_until
-from machinery import kill
+from helpers_cluster import SETTINGS, not_of_training, trained_steps
+from machinery import kill, wait_until
 
 from raymaml.cluster import own_ray as module
 from raymaml.cluster.own_ray import has_token, own_ray

@@ -7,14 +7,8 @@ import socket
 
 import psutil
 import pytest
-from helpers_cluster import (
-    SETTINGS,
-    Command,
-    not_of_training,
-    trained_steps,
-    wait_until,
-)
-from machinery import title
+from helpers_cluster import SETTINGS, not_of_training, trained_steps
+from machinery import Command, title, wait_until
 
 from raymaml.training.checkpoint import list_steps
 

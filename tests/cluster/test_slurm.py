@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers_cluster import SETTINGS, trained_steps, wait_until
-from machinery import ROOT, kill
+from helpers_cluster import SETTINGS, trained_steps
+from machinery import ROOT, kill, wait_until
 
 from raymaml.training.checkpoint import list_steps
 

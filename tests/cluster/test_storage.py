@@ -6,13 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from helpers_cluster import assert_same_bits, trained_steps, wait_until
+from helpers_cluster import trained_steps
+from helpers_faults import bits
+from machinery import wait_until
 
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.records import read_records
 from raymaml.evaluation.run_test import plan_test
 from raymaml.storage.files import read_text, upload
-from raymaml.training.checkpoint import find_checkpoint, list_steps, load_tensors, read_card
+from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
@@ -51,7 +53,7 @@ def test_training_and_campaign_at_a_uri_are_killed_and_go_on(
     assert again.errors == ""
     assert again.lines[-1].startswith(f"{folder}: done; best validation accuracy")
     for which in ("last", "best"):
-        assert_same_bits(*(weights(each.run_folder, which) for each in (config, lone)))
+        assert bits(folder, which) == bits(lone.run_folder, which)
 
     judged = start("test", path, **s3_server)
     records = folder / "test" / "model"
@@ -106,8 +108,3 @@ def test_a_sweep_at_a_uri_is_stopped_and_goes_on_and_its_best_is_judged(
     judged = started("test", path, "--local")
     assert judged.finish() == 0, judged.errors
     assert judged.lines[-1] == f"{folder}/best/test/summary.json"
-
-
-def weights(folder, which):
-    path = find_checkpoint(folder, which)
-    return load_tensors(path, read_card(path), "params.pt", CPU)

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from helpers_cluster import attempts, trained_steps
+from helpers_faults import quiet
 
 from raymaml.cluster.train import train_on_cluster
 from raymaml.cluster.trainer import RAY_SNAPSHOT
@@ -15,10 +15,6 @@ from raymaml.common.errors import UserError
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
-
-
-def quiet(_line: str) -> None:
-    pass
 
 
 EVERYTHING = (  # that is drawn, accumulated or kept from step to step
@@ -94,16 +90,6 @@ def test_a_torn_ray_snapshot_does_not_matter_and_a_finished_run_stays_as_it_is(
 
     assert contents(whole.run_folder) == before
     assert [line for line in lines if line.startswith("step")] == []
-
-
-def test_a_run_folder_has_one_driver(make_config):
-    config = make_config()
-    config.run_folder.mkdir(parents=True)
-    with (
-        FileLock(config.run_folder / ".lock"),
-        pytest.raises(UserError, match="another process is writing this run"),
-    ):
-        train_on_cluster(config, quiet)
 
 
 @pytest.mark.fault("NaN: training")

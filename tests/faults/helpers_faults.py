@@ -9,24 +9,39 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from raymaml.config.schema import Config
 from raymaml.storage.files import sha256_of_file
-from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, list_steps, read_card
+from raymaml.storage.place import Place
+from raymaml.training.checkpoint import (
+    checkpoint_path,
+    find_checkpoint,
+    list_steps,
+    load_tensors,
+    read_card,
+)
 
 
 def quiet(_line: str) -> None:
     pass
 
 
-def bits(folder: Path) -> dict[str, bytes]:
-    """Return the bits of the last weights and running moments of a run."""
-    path = find_checkpoint(folder, "last") / "params.pt"
-    params = torch.load(path, weights_only=True)
+def bits(folder: Place, which: Literal["best", "last"] = "last") -> dict[str, bytes]:
+    """Return the bits of the weights and running moments in a checkpoint of a run."""
+    path = find_checkpoint(folder, which)
+    params = load_tensors(path, read_card(path), "params.pt", torch.device("cpu"))
     return {name: value.numpy().tobytes() for name, value in params.items()}
+
+
+def assert_same_bits(one: Config, other: Config) -> None:
+    """Fail unless two runs end in the same tensors, bit by bit, naming those that differ."""
+    found, expected = bits(one.run_folder), bits(other.run_folder)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
 
 
 def stands_whole(folder: Path) -> None:

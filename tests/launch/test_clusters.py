@@ -22,6 +22,7 @@ from raymaml.training.process import MALLOC_ENVIRONMENT
 CLUSTERS = ["aws.yaml", "gcp.yaml"]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_ray_prepares_a_cluster_file_and_finds_it_valid(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -95,7 +96,7 @@ def amazon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         yield boto3.client("ec2", region_name="us-west-2")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ray_sets_up_the_network_and_a_spot_worker_of_aws_yaml(amazon: Any) -> None:
     from ray.autoscaler._private.commands import _bootstrap_config
     from ray.autoscaler._private.providers import _get_node_provider
@@ -129,6 +130,7 @@ def open_ports(amazon: Any) -> list[tuple[int, int]]:
     ]
 
 
+@pytest.mark.nightly
 def test_the_machines_of_gcp_yaml_are_what_googles_interface_describes() -> None:
     from googleapiclient.discovery_cache import get_static_doc
 

@@ -23,6 +23,7 @@ from raymaml.training.trust import require_same_model
 
 CPU = torch.device("cpu")
 SHAPE = (1, 16, 16)
+ALONE = LocalSession(None, CPU)  # type: ignore[arg-type]  # no episode is read here
 
 
 @pytest.fixture
@@ -33,11 +34,6 @@ def config(make_config: Any) -> Config:
 @pytest.fixture
 def store(tmp_path: Path, config: Config) -> CheckpointStore:
     return CheckpointStore(tmp_path / "run", identity_of(config, SHAPE, "b" * 64))
-
-
-@pytest.fixture
-def session() -> LocalSession:
-    return LocalSession(None, CPU)  # type: ignore[arg-type]  # no episode is read here
 
 
 def state_at(config: Config, step: int, shift: float = 0.0) -> TrainState:
@@ -60,15 +56,13 @@ def moments(state: TrainState) -> list[Any]:
     return [value for entry in saved.values() for value in entry.values()]
 
 
-def test_restoring_gives_back_every_bit(
-    config: Config, store: CheckpointStore, session: LocalSession
-) -> None:
+def test_restoring_gives_back_every_bit(config: Config, store: CheckpointStore) -> None:
     state = state_at(config, 4)
     state.record(judged(4, 0.25))
-    store.save(state, session)
+    store.save(state, ALONE)
     other = build_state(config, SHAPE, CPU)
     assert other.digest() != state.digest()
-    store.restore(other, session)
+    store.restore(other, ALONE)
     assert other.digest() == state.digest()
     assert (other.step, other.validation, other.best) == (4, state.validation, state.best)
     assert len(moments(state)) == 3 * len(state.params)  # Adam: step and two moments
@@ -76,20 +70,18 @@ def test_restoring_gives_back_every_bit(
 
 
 def test_without_a_checkpoint_the_state_stays_as_it_is(
-    config: Config, store: CheckpointStore, session: LocalSession
+    config: Config, store: CheckpointStore
 ) -> None:
     state = build_state(config, SHAPE, CPU)
     digest = state.digest()
-    store.restore(state, session)
+    store.restore(state, ALONE)
     assert (state.step, state.digest()) == (0, digest)
 
 
-def test_a_person_can_read_a_checkpoint(
-    config: Config, store: CheckpointStore, session: LocalSession
-) -> None:
+def test_a_person_can_read_a_checkpoint(config: Config, store: CheckpointStore) -> None:
     state = state_at(config, 7)
     state.record(judged(7, 0.5))
-    store.save(state, session)
+    store.save(state, ALONE)
     folder = checkpoint_path(store.folder, 7)
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.json",
@@ -110,15 +102,15 @@ def test_a_person_can_read_a_checkpoint(
 
 
 def test_a_validation_of_one_episode_has_an_infinite_interval_and_survives(
-    config: Config, store: CheckpointStore, session: LocalSession
+    config: Config, store: CheckpointStore
 ) -> None:
     state = state_at(config, 1)
     state.record(Validation(step=1, accuracy=0.5, ci95=math.inf, loss=2.0))
-    store.save(state, session)
+    store.save(state, ALONE)
     text = (checkpoint_path(store.folder, 1) / "checkpoint.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     other = build_state(config, SHAPE, CPU)
-    store.restore(other, session)
+    store.restore(other, ALONE)
     assert other.validation == state.validation
 
 
@@ -126,11 +118,10 @@ def test_a_validation_of_one_episode_has_an_infinite_interval_and_survives(
 def test_an_interrupted_write_leaves_nothing_new(
     config: Config,
     store: CheckpointStore,
-    session: LocalSession,
     monkeypatch: pytest.MonkeyPatch,
     failing_call: int,
 ) -> None:
-    store.save(state_at(config, 1), session)
+    store.save(state_at(config, 1), ALONE)
     real_save, calls = torch.save, []
 
     def save(tensors: Any, file: Any) -> None:
@@ -141,22 +132,20 @@ def test_an_interrupted_write_leaves_nothing_new(
 
     monkeypatch.setattr(checkpoint.torch, "save", save)
     with pytest.raises(StorageError, match=r"checkpoint_00000002: .*No space left"):
-        store.save(state_at(config, 2), session)
+        store.save(state_at(config, 2), ALONE)
     assert [path.name for path in store.folder.iterdir()] == ["checkpoint_00000001"]
     monkeypatch.undo()
     other = build_state(config, SHAPE, CPU)
-    store.restore(other, session)
+    store.restore(other, ALONE)
     assert other.step == 1
 
 
-def test_the_last_and_the_best_are_kept(
-    config: Config, store: CheckpointStore, session: LocalSession
-) -> None:
+def test_the_last_and_the_best_are_kept(config: Config, store: CheckpointStore) -> None:
     state, kept = state_at(config, 0), []
     for step, accuracy in enumerate([0.3, 0.5, 0.4, 0.5, 0.6, 0.1]):
         state.step = step
         state.record(judged(step, accuracy))
-        store.save(state, session)
+        store.save(state, ALONE)
         kept.append(list_steps(store.folder))
     # 0.5 of step 3 is not better than 0.5 of step 1: the older one stays
     assert kept == [[0], [1], [1, 2], [1, 3], [4], [4, 5]]
@@ -165,10 +154,8 @@ def test_the_last_and_the_best_are_kept(
     assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]
 
 
-def test_without_validation_the_newest_is_the_best(
-    config: Config, store: CheckpointStore, session: LocalSession
-) -> None:
-    store.save(state_at(config, 3), session)
+def test_without_validation_the_newest_is_the_best(config: Config, store: CheckpointStore) -> None:
+    store.save(state_at(config, 3), ALONE)
     assert find_checkpoint(store.folder, "best") == checkpoint_path(store.folder, 3)
 
 
@@ -202,15 +189,15 @@ def damage_remove(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove])
 @pytest.mark.parametrize("name", ["params.pt", "optimizer.pt"])
 def test_a_damaged_file_is_named_with_the_remedy(
-    config: Config, store: CheckpointStore, session: LocalSession, damage: Any, name: str
+    config: Config, store: CheckpointStore, damage: Any, name: str
 ) -> None:
-    store.save(state_at(config, 2), session)
+    store.save(state_at(config, 2), ALONE)
     folder = checkpoint_path(store.folder, 2)
     damage(folder, name)
     state = build_state(config, SHAPE, CPU)
     digest = state.digest()
     with pytest.raises(UserError) as caught:
-        store.restore(state, session)
+        store.restore(state, ALONE)
     (problem,) = caught.value.problems
     assert problem.startswith(f"{folder / name}: is damaged (")
     assert f"move {folder} away" in problem
@@ -247,9 +234,9 @@ class Bomb:
 
 
 def test_a_pickle_is_never_run_even_with_the_right_hash(
-    tmp_path: Path, config: Config, store: CheckpointStore, session: LocalSession
+    tmp_path: Path, config: Config, store: CheckpointStore
 ) -> None:
-    store.save(state_at(config, 2), session)
+    store.save(state_at(config, 2), ALONE)
     folder, mark = checkpoint_path(store.folder, 2), tmp_path / "it-was-run"
     torch.save({"encoder.conv1.conv.weight": Bomb(mark)}, folder / "params.pt")
     card = json.loads((folder / "checkpoint.json").read_text())
@@ -257,36 +244,36 @@ def test_a_pickle_is_never_run_even_with_the_right_hash(
     card["files"]["params.pt"] = sha256
     (folder / "checkpoint.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match=r"params\.pt: is damaged \(it holds more than tensors"):
-        store.restore(build_state(config, SHAPE, CPU), session)
+        store.restore(build_state(config, SHAPE, CPU), ALONE)
     assert not mark.exists()
     torch.load(folder / "params.pt", weights_only=False)  # the bomb is a live one
     assert mark.exists()
 
 
 def test_weights_that_differ_between_workers_are_not_saved(
-    config: Config, store: CheckpointStore, session: LocalSession, monkeypatch: pytest.MonkeyPatch
+    config: Config, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gather(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
         return torch.cat([rows, rows + 1])
 
-    monkeypatch.setattr(session, "gather", gather)
+    monkeypatch.setattr(ALONE, "gather", gather)
     with pytest.raises(RuntimeError, match="outer step 3: the workers' weights differ"):
-        store.save(state_at(config, 3), session)
+        store.save(state_at(config, 3), ALONE)
     assert list_steps(store.folder) == []
 
 
 def test_the_same_step_saved_again_takes_the_validation_along(
-    config: Config, store: CheckpointStore, session: LocalSession
+    config: Config, store: CheckpointStore
 ) -> None:
     """A run stopped before a validation step writes a checkpoint; its continuation judges it."""
     state = state_at(config, 3)
-    store.save(state, session)
+    store.save(state, ALONE)
     before = (checkpoint_path(store.folder, 3) / "checkpoint.json").stat().st_ino
-    store.save(state, session)
+    store.save(state, ALONE)
     assert (checkpoint_path(store.folder, 3) / "checkpoint.json").stat().st_ino == before
     state.record(judged(3, 0.5))
     weights = (checkpoint_path(store.folder, 3) / "params.pt").stat()
-    store.save(state, session)
+    store.save(state, ALONE)
     card = read_card(checkpoint_path(store.folder, 3))
     assert card.validation == card.best == judged(3, 0.5)
     # the only checkpoint there is: it is never away, not even for a moment
@@ -294,9 +281,9 @@ def test_the_same_step_saved_again_takes_the_validation_along(
 
 
 def test_all_that_keeps_weights_from_fitting_a_model_is_named(
-    config: Config, store: CheckpointStore, session: LocalSession, make_config: Any
+    config: Config, store: CheckpointStore, make_config: Any
 ) -> None:
-    store.save(state_at(config, 3), session)
+    store.save(state_at(config, 3), ALONE)
     path = checkpoint_path(store.folder, 3)
     require_same_model(path, config, SHAPE)
     episodes = [f"episodes.{split}.num_ways=4" for split in ("train", "val", "test")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
@@ -24,15 +23,15 @@ from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, list_steps, read_card
+from raymaml.training.checkpoint import find_checkpoint, list_steps, read_card, saved_step
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import require_exact
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import METRICS_FILE, NoMetrics, RunMetrics, read_metrics
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.run import open_run
-from raymaml.training.session import LocalSession, Session
-from raymaml.training.state import build_learner, build_state
+from raymaml.training.session import LocalSession
+from raymaml.training.state import Validation, build_learner, build_state
 from raymaml.training.store import CheckpointStore
 from raymaml.training.worker import train_locally, train_worker
 from raymaml.types import EpisodeBatch
@@ -45,41 +44,52 @@ class Killed(BaseException):
     """Stands for kill -9: nothing that runs in the process may catch it."""
 
 
-class StoppingSession(LocalSession):
-    """A lone process that is asked to stop during outer step ``during``."""
+class Disturbed(LocalSession):
+    """A lone process to which something happens.
 
-    def __init__(self, data: TrainingData, during: int) -> None:
+    Args:
+        data: the training data.
+        stop_during: outer step during which it is asked to stop.
+        die_before: outer step before which it is killed.
+        die_at_report: number of the report at which it is killed, from 1.
+        change: what outer step 2 learns from instead of its meta-batch.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        *,
+        stop_during: int = -1,
+        die_before: int = -1,
+        die_at_report: int = -1,
+        change: Callable[[EpisodeBatch], EpisodeBatch] = lambda batch: batch,
+    ) -> None:
         super().__init__(data, CPU)
-        self.during = during
-        self.step = -1
+        self.stop_during, self.die_before, self.reports = stop_during, die_before, die_at_report
+        self.change, self.step = change, -1
 
     def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
         for step, batch in enumerate(super().meta_batches(first_step), first_step):
+            if step == self.die_before:
+                raise Killed
             self.step = step
-            yield batch
+            yield self.change(batch) if step == 2 else batch
 
     def stop_requested(self) -> bool:
         # asked before the step's work, after its episodes were fetched
-        return self.step == self.during
+        return self.step == self.stop_during
 
-
-class DyingSession(LocalSession):
-    """A lone process that is killed before outer step ``before``, or at a report."""
-
-    def __init__(self, data: TrainingData, before: int = -1, reports: int = -1) -> None:
-        super().__init__(data, CPU)
-        self.before, self.reports = before, reports
-
-    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
-        for step, batch in enumerate(super().meta_batches(first_step), first_step):
-            if step == self.before:
-                raise Killed
-            yield batch
-
-    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+    def report(self, step: int, validation: Validation | None, checkpoint: Path) -> None:
         self.reports -= 1
         if self.reports == 0:
             raise Killed
+
+
+def poisoned(batch: EpisodeBatch) -> EpisodeBatch:
+    """The second episode has a query image that is not a number."""
+    query = batch.query_x.clone()
+    query[1, 0, 0, 0, 0] = float("nan")
+    return replace(batch, query_x=query)
 
 
 class ThreadSession:
@@ -107,7 +117,7 @@ class ThreadSession:
     def stop_requested(self) -> bool:
         return False
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+    def report(self, step: int, validation: Validation | None, checkpoint: Path) -> None:
         # Ray Train's report is a barrier too: all workers must come by equally often
         self._group.exchange(self.rank, None)
 
@@ -147,11 +157,10 @@ def opened(config: Config) -> TrainingData:
     return open_training_data(config, CPU)
 
 
-def run(config: Config, make: Callable[[TrainingData], Session] | None = None) -> Path:
-    """Train in this process in the run folder of ``config``, with a session of one's own."""
+def run(config: Config, kind: Callable[..., LocalSession] = Disturbed, **disturbance: Any) -> Path:
+    """Train in this process in the run folder of ``config``, by default undisturbed."""
     opened_run = open_run(config, CPU)
-    data = opened_run.data
-    session = LocalSession(data, CPU) if make is None else make(data)
+    session = kind(opened_run.data, **disturbance)
     config.run_folder.mkdir(parents=True, exist_ok=True)
     train_worker(opened_run, session, lambda _line: None)
     return config.run_folder
@@ -232,31 +241,23 @@ def test_weights_and_metrics_change_with_every_step(config: Config) -> None:
     assert len(set(losses)) == STEPS
 
 
-@pytest.mark.parametrize("during", [0, 1, 2, 3, 5])
-def test_a_stopped_run_goes_on_to_the_same_bits(config: Config, fresh: Config, during: int) -> None:
-    # stopped during step 2, its checkpoint is the one before step 3, a step that validates
-    run(fresh, lambda data: StoppingSession(data, during))
-    card = read_card(find_checkpoint(fresh.run_folder, "last"))
-    assert card.step == during + 1
-    run(fresh)
-    assert result(fresh.run_folder) == result(config.run_folder)
-
-
 def test_a_run_may_stop_after_every_step(config: Config, fresh: Config) -> None:
     for step in range(STEPS):
-        run(fresh, lambda data, step=step: StoppingSession(data, step))
+        run(fresh, stop_during=step)
+        assert saved_step(fresh.run_folder) == step + 1
+    run(fresh)
     assert result(fresh.run_folder) == result(config.run_folder)
 
 
 @pytest.mark.fault("driver killed")
 @pytest.mark.parametrize(
-    "kill", [{"before": 0}, {"before": 2}, {"before": 5}, {"reports": 1}, {"reports": 2}]
+    "kill", [{"die_before": 0}, {"die_before": 5}, {"die_at_report": 1}, {"die_at_report": 2}]
 )
 def test_a_killed_run_goes_on_to_the_same_bits(
     config: Config, fresh: Config, kill: dict[str, int]
 ) -> None:
     with pytest.raises(Killed):
-        run(fresh, lambda data: DyingSession(data, **kill))
+        run(fresh, **kill)
     run(fresh)
     assert result(fresh.run_folder) == result(config.run_folder)
 
@@ -264,7 +265,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 @pytest.mark.fault("checkpoint torn")
 def test_what_a_kill_tore_is_mended(config: Config, fresh: Config) -> None:
     with pytest.raises(Killed):
-        run(fresh, lambda data: DyingSession(data, before=5))
+        run(fresh, die_before=5)
     folder = fresh.run_folder
     with (folder / METRICS_FILE).open("a") as file:
         file.write('{"step": 5, "query_lo')
@@ -280,8 +281,8 @@ def test_checkpoints_between_validations_save_work(config: Config, fresh: Config
     outer = fresh.outer.model_copy(update={"checkpoint_every": 2})
     often = fresh.model_copy(update={"outer": outer})
     with pytest.raises(Killed):
-        run(often, lambda data: DyingSession(data, before=5))
-    assert read_card(find_checkpoint(often.run_folder, "last")).step == 4
+        run(often, die_before=5)
+    assert saved_step(often.run_folder) == 4
     run(often)
     assert result(often.run_folder) == result(config.run_folder)
 
@@ -328,7 +329,7 @@ def test_chunks_of_episodes_are_the_same_for_any_number_of_workers(
 
 
 def test_a_run_may_go_on_with_another_number_of_workers(config: Config, fresh: Config) -> None:
-    run(fresh, lambda data: StoppingSession(data, 1))
+    run(fresh, stop_during=1)
     run_with_workers(fresh, 2)
     assert result(fresh.run_folder) == result(config.run_folder)
 
@@ -367,21 +368,10 @@ def test_other_episodes_are_asked_for_by_their_own_seed(make_config: Any) -> Non
         opened(config.model_copy(update={"episodes": episodes}))
 
 
-class PoisonedSession(LocalSession):
-    """Outer step 2 learns from an image that is not a number."""
-
-    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
-        for step, batch in enumerate(super().meta_batches(first_step), first_step):
-            query = batch.query_x.clone()
-            if step == 2:
-                query[1, 0, 0, 0, 0] = float("nan")
-            yield replace(batch, query_x=query)
-
-
 @pytest.mark.fault("NaN: training")
 def test_a_loss_that_is_not_finite_names_step_and_episode(fresh: Config) -> None:
     with pytest.raises(UserError) as caught:
-        run(fresh, lambda data: PoisonedSession(data, CPU))
+        run(fresh, change=poisoned)
     (problem,) = caught.value.problems
     # 24 episodes, 3 a step, the first is fold_in(3, "order") % 24 = 5: the second of step 2 is 12
     assert problem.startswith("outer step 2: training episode 12 gave a loss or gradient that is")
@@ -390,20 +380,20 @@ def test_a_loss_that_is_not_finite_names_step_and_episode(fresh: Config) -> None
 
 
 WAYS_OUT = {
-    "done": (lambda data: LocalSession(data, CPU), None),
-    "stopped": (lambda data: StoppingSession(data, 2), None),
-    "killed while it learns": (lambda data: DyingSession(data, before=2), Killed),
-    "killed while it saves": (lambda data: DyingSession(data, reports=2), Killed),
-    "a loss that is not finite": (lambda data: PoisonedSession(data, CPU), UserError),
+    "done": ({}, None),
+    "stopped": ({"stop_during": 2}, None),
+    "killed while it learns": ({"die_before": 2}, Killed),
+    "killed while it saves": ({"die_at_report": 2}, Killed),
+    "a loss that is not finite": ({"change": poisoned}, UserError),
 }
 
 
 @pytest.mark.parametrize("way", WAYS_OUT)
 def test_no_thread_outlives_the_loop(fresh: Config, way: str) -> None:
-    make, error = WAYS_OUT[way]
+    disturbance, error = WAYS_OUT[way]
     before = threading.enumerate()  # fsspec keeps one, if another test has needed it
     with pytest.raises(error) if error else contextlib.nullcontext() as caught:
-        run(fresh, make)
+        run(fresh, **disturbance)
     assert (caught is None) == (error is None)  # it is held, and with it the frames of the loop
     assert [thread for thread in threading.enumerate() if thread not in before] == []
 
@@ -475,14 +465,7 @@ def test_ctrl_c_stops_after_the_step_and_says_how_to_go_on(config: Config, fresh
     assert result(fresh.run_folder) == result(config.run_folder)
 
 
-def test_the_checkpoint_says_with_what_it_was_made(config: Config) -> None:
-    folder = checkpoint_path(config.run_folder, STEPS)
-    card = json.loads((folder / "checkpoint.json").read_text())
-    assert card["config"]["seed"] == 3
-    assert card["image_shape"] == [1, 16, 16]
-
-
-class PoisonedValidation(LocalSession):
+class PoisonedValidation(Disturbed):
     """Every row of validation, a loss and an accuracy, has lost its loss in the second episode."""
 
     def gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -495,7 +478,7 @@ class PoisonedValidation(LocalSession):
 @pytest.mark.fault("NaN: validation")
 def test_a_validation_loss_that_is_not_finite_stops_the_run(fresh: Config) -> None:
     with pytest.raises(UserError) as caught:
-        run(fresh, lambda data: PoisonedValidation(data, CPU))
+        run(fresh, PoisonedValidation)
     (problem,) = caught.value.problems
     assert problem.startswith("outer step 0: validation episode 1 gave a loss that is not finite")
     assert list_steps(fresh.run_folder) == []
@@ -515,7 +498,7 @@ def test_the_comparison_of_methods_changes_no_bit(
     way = f"inner.gradient={method}"
     checked = run(with_encoder(make_config, "checked", "Smooth", way))
     stopped = with_encoder(make_config, "stopped", "Smooth", way)
-    run(stopped, lambda data: StoppingSession(data, 3))
+    run(stopped, stop_during=3)
     run(stopped)
     monkeypatch.setattr("raymaml.training.loop.require_exact", lambda *_: None)
     unchecked = run(with_encoder(make_config, "unchecked", "Smooth", way))
@@ -560,7 +543,7 @@ def test_a_resumed_run_compares_the_methods_again(
     config = with_encoder(make_config, "run", "Scales", "inner.gradient=mixed_mode")
     with monkeypatch.context() as earlier:
         earlier.setattr(Scales, "left_out", False)
-        run(config, lambda data: StoppingSession(data, 3))
+        run(config, stop_during=3)
     before = result(config.run_folder)
     with pytest.raises(UserError, match=r"mixed_mode gives a meta-gradient of length .* unrolled"):
         run(config)

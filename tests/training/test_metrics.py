@@ -6,7 +6,7 @@ import json
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,14 @@ from raymaml.training.metrics import (
     METRICS_FILE,
     NoMetrics,
     RunMetrics,
+    StepMetrics,
     duration,
     progress_line,
     read_metrics,
 )
 from raymaml.training.state import Validation
 
-
-@dataclass(frozen=True)
-class Means:
-    loss: float = 1.5
-    accuracy: float = 0.25
-    grad_norm: float = 2.0
+MEANS = StepMetrics(loss=1.5, accuracy=0.25, grad_norm=2.0)
 
 
 def writer(folder: Path, lines: list[str] | None = None) -> RunMetrics:
@@ -46,7 +42,7 @@ def test_rows_hold_what_was_measured(tmp_path: Path) -> None:
     lines: list[str] = []
     metrics = writer(tmp_path, lines)
     metrics.start(0)
-    metrics.training(2, Means())
+    metrics.training(2, MEANS)
     metrics.validation(validation(2))
     train, val = read_metrics(tmp_path / METRICS_FILE)
     assert val == {"step": 2, "val_accuracy": 0.75, "val_ci95": 0.125, "val_loss": 0.5}
@@ -81,7 +77,7 @@ def test_tensorboard_shows_the_rows(tmp_path: Path) -> None:
     rows: list[Mapping[str, Any]] = []
     metrics = RunMetrics(tmp_path, OuterConfig(num_steps=10), lambda _line: None, rows.append)
     metrics.start(0)
-    metrics.training(2, Means())
+    metrics.training(2, MEANS)
     metrics.validation(validation(2))
     assert rows == read_metrics(tmp_path / METRICS_FILE)
     expected = {
@@ -100,12 +96,12 @@ def test_rows_after_the_step_to_go_on_from_are_dropped(tmp_path: Path) -> None:
     first = writer(tmp_path)
     first.start(0)
     for step in (1, 2, 3):
-        first.training(step, Means())
+        first.training(step, MEANS)
     first.validation(validation(3))
     second = writer(tmp_path)
     second.start(2)
     assert [row["step"] for row in read_metrics(tmp_path / METRICS_FILE)] == [1, 2]
-    second.training(3, Means(loss=7.0))
+    second.training(3, replace(MEANS, loss=7.0))
     rows = read_metrics(tmp_path / METRICS_FILE)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[-1]["query_loss"] == 7.0
@@ -134,7 +130,7 @@ def test_of_several_workers_rank_zero_alone_writes_metrics(
         assert list(tmp_path.iterdir()) == []
         metrics = make()
         metrics.start(0)
-        metrics.training(1, Means())
+        metrics.training(1, MEANS)
         metrics.validation(validation(1))
     assert len(read_metrics(tmp_path / "run" / METRICS_FILE)) == 2  # the calls do write elsewhere
 

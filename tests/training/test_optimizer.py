@@ -27,34 +27,61 @@ def after(config: OuterConfig, *gradients: list[float], first_step: int = 0) -> 
     return places
 
 
-def test_sgd_goes_down_the_gradient() -> None:
-    assert after(outer(optimizer="sgd"), [1.0, -2.0]) == [[0.5, 2.0]]
-
-
-def test_momentum_adds_to_the_velocity() -> None:
-    # v1 = 1, v2 = 0.9 * 1 + 1 = 1.9: 1 - 0.5 * 1 = 0.5, 0.5 - 0.5 * 1.9 = -0.45
-    first, second = after(outer(optimizer="sgd", momentum=0.9), [1.0, 0.0], [1.0, 0.0])
-    assert first == [0.5, 1.0]
-    assert second == pytest.approx([-0.45, 1.0])
-
-
-def test_adams_first_step_is_the_rate_whatever_the_gradient() -> None:
-    # m / sqrt(v) = g / |g|
-    ((left, right),) = after(outer(), [1e-3, -100.0])
-    assert (left, right) == pytest.approx((0.5, 1.5), rel=1e-4)
-
-
-def test_adams_second_step_by_hand() -> None:
+BY_HAND = {
+    "sgd goes down the gradient": ({"optimizer": "sgd"}, [[1.0, -2.0]], [0.5, 2.0]),
+    # v1 = 1, v2 = 0.9 * 1 + 1 = 1.9: 0.5 - 0.5 * 1.9 = -0.45
+    "momentum adds to the velocity": (
+        {"optimizer": "sgd", "momentum": 0.9},
+        [[1.0, 0.0], [1.0, 0.0]],
+        [-0.45, 1.0],
+    ),
     # g = 1, then 2: m = (0.9 * 0.1 + 0.1 * 2) / (1 - 0.81) = 0.29 / 0.19 = 1.526316,
     # v = (0.999 * 0.001 + 0.001 * 4) / (1 - 0.998001) = 0.004999 / 0.001999 = 2.500750,
     # 0.5 - 0.5 * 1.526316 / sqrt(2.500750) = 0.5 - 0.482591 = 0.017409
-    _, (second, _) = after(outer(), [1.0, 1.0], [2.0, 2.0])
-    assert second == pytest.approx(0.017409, abs=2e-6)
+    "adam": ({}, [[1.0, 1.0], [2.0, 2.0]], [0.017409, 0.017409]),
+    # 1 - 0.5 * (2 + 0.1 * 1) = -0.05
+    "decay is added to the gradient": (
+        {"optimizer": "sgd", "weight_decay": 0.1},
+        [[2.0, 0.0]],
+        [-0.05, 0.95],
+    ),
+    # decay first, 1 - 0.5 * 0.1 * 1 = 0.95; then the first step of Adam, the rate
+    "adamw decays apart from the gradient": (
+        {"optimizer": "adamw", "weight_decay": 0.1},
+        [[100.0, 1.0]],
+        [0.45, 0.45],
+    ),
+    # v = 0.01 * g^2: the first step is 0.5 * g / (0.1 * |g|) = 5; the second, with momentum 0.9,
+    # v = 0.99 * 0.01 + 0.01 = 0.0199: 0.9 * 10 + 1 / 0.141067 = 16.088763 times 0.5
+    "rmsprop": (
+        {"optimizer": "rmsprop", "momentum": 0.9},
+        [[1.0, -1.0], [1.0, -1.0]],
+        [1 - 5 - 8.0443815, 1 + 5 + 8.0443815],
+    ),
+    "each entry is clipped": (
+        {"optimizer": "sgd", "clip_value": 0.25},
+        [[-5.0, 0.125]],
+        [1.125, 0.9375],
+    ),
+    # (30, 4) -> entries at most 3 -> (3, 3) -> length 1: 3 / sqrt(18) = 0.707107
+    "then the whole gradient is scaled down": (
+        {"optimizer": "sgd", "lr": 1.0, "clip_value": 3.0, "clip_norm": 1.0},
+        [[30.0, 4.0]],
+        [1 - 0.707107, 1 - 0.707107],
+    ),
+    "unless it is short enough": (
+        {"optimizer": "sgd", "lr": 1.0, "clip_value": 3.0, "clip_norm": 1.0},
+        [[0.25, 0.5]],
+        [0.75, 0.5],
+    ),
+}
 
 
-def test_each_entry_of_the_gradient_is_clipped() -> None:
-    config = outer(optimizer="sgd", clip_value=0.25)
-    assert after(config, [-5.0, 0.125]) == [[1.125, 0.9375]]
+@pytest.mark.parametrize(("keys", "gradients", "place"), BY_HAND.values(), ids=BY_HAND)
+def test_updates_by_hand(
+    keys: dict[str, Any], gradients: list[list[float]], place: list[float]
+) -> None:
+    assert after(outer(**keys), *gradients)[-1] == pytest.approx(place, rel=1e-4, abs=2e-6)
 
 
 def test_the_cosine_falls_from_the_rate_to_zero() -> None:
@@ -71,34 +98,6 @@ def test_an_update_uses_the_rate_of_its_step() -> None:
     config = outer(optimizer="sgd", schedule="cosine")
     ((middle, _),) = after(config, [1.0, 0.0], first_step=5)
     assert middle == pytest.approx(1 - 0.25)
-
-
-def test_decay_is_added_to_the_gradient() -> None:
-    # 1 - 0.5 * (2 + 0.1 * 1) = -0.05
-    ((left, _),) = after(outer(optimizer="sgd", weight_decay=0.1), [2.0, 0.0])
-    assert left == pytest.approx(-0.05)
-
-
-def test_adamw_decays_apart_from_the_gradient() -> None:
-    # decay first, 1 - 0.5 * 0.1 * 1 = 0.95; then the first step of Adam, the rate
-    ((left, _),) = after(outer(optimizer="adamw", weight_decay=0.1), [100.0, 1.0])
-    assert left == pytest.approx(0.45, rel=1e-4)
-
-
-def test_rmsprop_divides_by_the_root_of_the_mean_square() -> None:
-    # v = 0.01 * g^2: the first step is 0.5 * g / (0.1 * |g|) = 5; the second, with momentum 0.9,
-    # v = 0.99 * 0.01 + 0.01 = 0.0199: 0.9 * 10 + 1 / 0.141067 = 16.088763 times 0.5
-    first, second = after(outer(optimizer="rmsprop", momentum=0.9), [1.0, -1.0], [1.0, -1.0])
-    assert first == pytest.approx([1 - 5, 1 + 5], rel=1e-5)
-    assert second[0] == pytest.approx(1 - 5 - 8.0443815, rel=1e-5)
-
-
-def test_the_whole_gradient_is_scaled_down_after_its_entries_are_clipped() -> None:
-    # (30, 4) -> entries at most 3 -> (3, 3) -> length 1: 3 / sqrt(18) = 0.707107
-    config = outer(optimizer="sgd", lr=1.0, clip_value=3.0, clip_norm=1.0)
-    ((left, right),) = after(config, [30.0, 4.0])
-    assert (left, right) == pytest.approx((1 - 0.707107, 1 - 0.707107), abs=1e-5)
-    assert after(config, [0.25, 0.5]) == [pytest.approx([0.75, 0.5])]  # short enough as it is
 
 
 def test_the_rate_falls_at_each_milestone() -> None:

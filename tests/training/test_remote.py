@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers_faults import assert_same_bits, quiet
 
 from raymaml.common.errors import StorageError, UserError
 from raymaml.config.schema import Config
@@ -26,22 +27,12 @@ from raymaml.storage import cache
 from raymaml.storage.files import upload
 from raymaml.storage.place import Place
 from raymaml.storage.temporary import own_name, partial_name
-from raymaml.training.checkpoint import (
-    checkpoint_path,
-    find_checkpoint,
-    list_steps,
-    load_tensors,
-    read_card,
-)
+from raymaml.training.checkpoint import checkpoint_path, list_steps
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 from raymaml.training.worker import train_locally
 
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., Config]
-
-
-def silent(_line: str) -> None:
-    pass
 
 
 @pytest.fixture
@@ -54,21 +45,15 @@ def remote(make_config: MakeConfig, tiny_bank: ImageBank, s3: Place, tmp_path: P
     return lambda *more: make_config("remote", *overrides, *more)
 
 
-def weights(folder: Place) -> dict[str, torch.Tensor]:
-    path = find_checkpoint(folder, "last")
-    return load_tensors(path, read_card(path), "params.pt", CPU)
-
-
 def test_a_run_and_its_test_have_the_bits_of_those_on_disk(
     make_config: MakeConfig, remote: MakeConfig
 ) -> None:
     here, there = make_config("here"), remote()
     for config in (here, there):
-        assert train_locally(config, silent)
-        write_test_report(judge_locally(partial(plan_test, config), config.cluster, silent))
+        assert train_locally(config, quiet)
+        write_test_report(judge_locally(partial(plan_test, config), config.cluster, quiet))
     assert there.run_folder != here.run_folder
-    expected, found = weights(here.run_folder), weights(there.run_folder)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_same_bits(there, here)
     records = [
         read_records(plan.arms[0].records).drop_columns("seconds")
         for plan in (plan_test(here, CPU), plan_test(there, CPU))
@@ -80,7 +65,7 @@ def test_a_run_and_its_test_have_the_bits_of_those_on_disk(
     losses = [[row.get("query_loss") for row in rows] for rows in metrics]
     assert losses[0] == losses[1]
     assert list((there.run_folder / "tensorboard").glob("events.*"))
-    assert replay_locally(partial(plan_test, there), there.cluster, silent) == 20
+    assert replay_locally(partial(plan_test, there), there.cluster, quiet) == 20
 
 
 def test_a_campaign_that_lost_its_lease_ends(
@@ -88,7 +73,7 @@ def test_a_campaign_that_lost_its_lease_ends(
 ) -> None:
     """Another process takes over during the second of five chunks: two are there, no report."""
     config = remote("evaluation.chunk_size=2", "evaluation.baseline_episodes=0")
-    train_locally(config, silent)
+    train_locally(config, quiet)
     campaign, judge, judged = plan_test(config, CPU), Campaign.judge, []
 
     def overtaken(self: Campaign, chunk: Chunk) -> list[float]:
@@ -99,7 +84,7 @@ def test_a_campaign_that_lost_its_lease_ends(
 
     monkeypatch.setattr(Campaign, "judge", overtaken)
     with pytest.raises(UserError, match="another process has taken over"):
-        judge_locally(partial(plan_test, config), config.cluster, silent)
+        judge_locally(partial(plan_test, config), config.cluster, quiet)
     assert judged == [0, 2]
     assert [chunk.first for chunk in campaign.missing()] == [4, 6, 8]
     assert not (campaign.folder / "summary.json").exists()
@@ -109,14 +94,13 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint_at_the_uri(
     make_config: MakeConfig, remote: MakeConfig
 ) -> None:
     here, there = make_config("here"), remote()
-    train_locally(here, silent)
-    train_locally(remote("outer.num_steps=3"), silent)
+    train_locally(here, quiet)
+    train_locally(remote("outer.num_steps=3"), quiet)
     (checkpoint_path(there.run_folder, 4) / "params.pt").write_bytes(b"half")
     assert max(list_steps(there.run_folder)) == 3
-    assert train_locally(there, silent)
+    assert train_locally(there, quiet)
     assert max(list_steps(there.run_folder)) == 6
-    expected, found = weights(here.run_folder), weights(there.run_folder)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_same_bits(there, here)
 
 
 def test_the_copy_is_made_once_of_whole_data_and_shared(
@@ -213,4 +197,4 @@ def test_data_that_cannot_be_reached_are_one_message(
 
     monkeypatch.setattr(type(config.data.bank), "exists", no_credentials)
     with pytest.raises(UserError, match=r"bank\.json: cannot be reached \(Unable to locate cred"):
-        provide_data(config, silent)
+        provide_data(config, quiet)

@@ -117,13 +117,6 @@ def test_a_run_from_before_episodes_had_a_seed_was_of_its_seed(make_config: Any)
     assert "was started with seed = 3, the config now says 4" in problem
 
 
-def test_a_damaged_identity_is_named(make_config: Any) -> None:
-    config = make_config()
-    (claimed(config) / IDENTITY).write_text("{")
-    (problem,) = refused(config)
-    assert problem.startswith(f"{config.run_folder / IDENTITY}: is damaged")
-
-
 def test_a_run_dir_that_is_a_file_is_refused(make_config: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (problem,) = refused(make_config("tiny", f"run_dir={tmp_path / 'file'}"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_faults import quiet
 
 import raymaml
 from raymaml.common.errors import UserError
@@ -26,10 +27,6 @@ from raymaml.training.worker import train_locally
 
 CPU = torch.device("cpu")
 Reader = Callable[[Config], Any]
-
-
-def quiet(_line: str) -> None:
-    pass
 
 
 def longer(config: Config, steps: int = 9) -> Config:
