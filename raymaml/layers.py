@@ -10,17 +10,19 @@ from typing import Any, Literal
 from torch import nn
 
 LOCK = threading.RLock()
-"""Every call of any learner in the process holds it, and the building of a model does. A pass puts
-other tensors into the model, two models may share layers, and random numbers and forward
-derivatives belong to the whole process."""
+"""Held by every call of any learner in the process, and while a model is built. A pass puts other
+tensors into the model, two models may share layers, and random numbers and forward derivatives
+belong to the whole process."""
 
 TRACKING = nn.modules.batchnorm._NormBase
-"""The base of PyTorch's batch and instance norms, and of norms that others derive from them: they
-may keep moments, which would leak from episode to episode."""
-
+"""The base of PyTorch's batch and instance norms and their subclasses, which may keep moments."""
 
 CONTAINERS = (list, tuple, set, frozenset, deque)
 """Containers that are searched for modules and tensors, as dictionaries are."""
+ATOMS = {bool, int, float, str, type(None)}
+"""Types that hold neither."""
+BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
+"""Hooks and flags of every module: a pass leaves them alone, since to copy them takes long."""
 
 
 def tracking_norms(model: nn.Module) -> list[str]:
@@ -48,7 +50,7 @@ def reachable_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def plain_places(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that plain attributes and containers hold, by place: submodules too."""
+    """Return the modules that plain attributes and containers hold, by place; also submodules."""
     return {
         place: other
         for name, module in reachable_modules(model).items()
@@ -89,13 +91,13 @@ derivatives along the direction alone."""
 
 
 class OwnRules(nn.Module):
-    """A layer with derivatives of its own; the code that runs a pass sets the kind it needs."""
+    """A layer with derivatives of its own; the code that runs a pass sets ``rules``."""
 
     rules: Rules = "torch"
 
 
 class PassAware(OwnRules):
-    """A layer that behaves differently in each pass; the code that runs a pass sets which it is.
+    """A layer that behaves differently in each pass; the code that runs a pass sets it.
 
     ``training`` keeps PyTorch's meaning: meta-training, or evaluation.
     """
@@ -104,6 +106,6 @@ class PassAware(OwnRules):
     accumulates: bool = False
     """The layer's buffers change in the support passes and are read in the query pass."""
     reads_context: bool = False
-    """The query pass reads what a context pass has written into the layer's buffers."""
+    """The query pass reads buffers that a context pass has written."""
     outlives_episodes: bool = False
-    """The moments are kept from one meta-batch to the next; otherwise each episode resets them."""
+    """The moments stay from one meta-batch to the next; otherwise each episode resets them."""

@@ -17,10 +17,9 @@ from raymaml.bench.cases import PHASES, Phase, image_shape, made_up_episode
 from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
 from raymaml.layers import PassAware
-from raymaml.meta.freezing import frozen_params
 from raymaml.meta.inner_loop import leaves
-from raymaml.meta.methods import METHODS
-from raymaml.meta.rules import learning_rate
+from raymaml.meta.learner import METHODS
+from raymaml.meta.rules import frozen_params, learning_rate
 from raymaml.training.state import build_learner
 from raymaml.types import Episode, EpisodeBatch, Params
 

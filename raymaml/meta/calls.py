@@ -15,23 +15,22 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Class = TypeVar("Class")
 
-_FORWARD = ("forward AD", "forward mode AD", "support AD")
-_TWICE = ("derivative for ", "double backward", "once_differentiable", "differentiate twice")
 _AT_ONCE = ("vmap", "functorch", "Batching rule", "batched tensor", "broadcast shape")
-_AGAIN = ("torch.utils.checkpoint",)
-_REMEDIES = {
-    _AGAIN: "model: runs again in the backward pass ({reason}), where it has other weights than in"
-    " the forward pass; take torch.utils.checkpoint out of it: inner.gradient: checkpointed saves"
-    " the memory",
-    _FORWARD: "inner.gradient: mixed_mode needs forward derivatives, and an operation of the model"
-    " has none ({reason}); set inner.gradient: checkpointed or unrolled",
+_MESSAGES = {
+    ("torch.utils.checkpoint",): "model: runs again in the backward pass ({reason}), where it has"
+    " other weights than in the forward pass; take torch.utils.checkpoint out of it:"
+    " inner.gradient: checkpointed saves the memory",
+    ("forward AD", "forward mode AD", "support AD"): "inner.gradient: mixed_mode needs forward"
+    " derivatives, and an operation of the model has none ({reason}); set inner.gradient:"
+    " checkpointed or unrolled",
     _AT_ONCE: "cluster.episodes_per_chunk: an operation of the model cannot take several episodes"
     " at once ({reason}); set cluster.episodes_per_chunk: 1",
-    _TWICE: "inner.gradient: an operation of the model has no second derivative ({reason}); set"
-    " inner.gradient: first_order, or, where it is attention, let the encoder call it within"
+    ("derivative for ", "double backward", "once_differentiable", "differentiate twice"): "inner"
+    ".gradient: an operation of the model has no second derivative ({reason}); set inner.gradient:"
+    " first_order, or, where it is attention, let the encoder call it within"
     " torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
 }
-"""By what PyTorch says of an operation that has not the derivatives that a method needs."""
+"""By words of PyTorch about an operation that lacks the derivatives that a method needs."""
 
 
 @contextmanager
@@ -48,9 +47,9 @@ def derivatives_in_words(*, several: bool = False) -> Iterator[None]:
         yield
     except RuntimeError as error:  # NotImplementedError is one
         reason = reason_of(error).partition(". ")[0].removesuffix(".")
-        for words, remedy in _REMEDIES.items():
+        for words, message in _MESSAGES.items():
             if (several or words != _AT_ONCE) and any(each in reason for each in words):
-                raise UserError(remedy.format(reason=reason)) from error
+                raise UserError(message.format(reason=reason)) from error
         raise
 
 

@@ -15,7 +15,7 @@ from raymaml.meta.inner_loop import Fast, SupportLoss, step, unroll
 from raymaml.types import Params
 
 Generators = tuple[Tensor, dict[torch.device, Tensor]]
-"""States of torch's generators: that of the CPU, and those of the GPUs that weights lie on."""
+"""States of torch's generators: of the CPU, and of the GPUs that hold weights."""
 
 
 def checkpointed(
@@ -23,7 +23,7 @@ def checkpointed(
 ) -> EpisodeGradient:
     """Compute the exact second-order gradient with the memory of one inner step.
 
-    Adaptation runs without a graph and keeps what each step starts from, 1 or 2 copies of the
+    Adaptation runs without a graph and keeps the start of each step, 1 or 2 copies of the
     parameters. Backward, each step runs again, with a graph, and its vector-Jacobian product takes
     the adjoint (the derivative of the query loss) from after the step to before it. (Chen et al.
     2016, arXiv 1604.06174, with the inner steps as the segments.)
@@ -38,9 +38,10 @@ def checkpointed(
     for state, generator in reversed(states):
         with drawing_as(generator):
             after = step(losses.support, state, inner, create_graph=True)
-        grads = differentiate(_outputs(after), _inputs(state) | frozen, adjoint)
+        before, outputs = _differentiable(state), list(_differentiable(after).values())
+        grads = differentiate(outputs, before | frozen, adjoint)
         total = {name: value + grads[name] for name, value in total.items()}
-        adjoint = [grads[name] for name in _inputs(state)]
+        adjoint = [grads[name] for name in before]
     return outcome(loss, logits, total | dict(zip(names, adjoint, strict=False)), fast)
 
 
@@ -49,12 +50,12 @@ def trajectory(
 ) -> tuple[list[tuple[Fast, Generators]], Fast]:
     """Adapt without a graph.
 
-    What is kept is copied into memory that is taken at once: small tensors that stay among large
-    ones that go leave holes in the heap, which grew by a third over 50 steps.
+    The copies lie in memory that is taken at once: small tensors that stay among large ones that
+    go leave holes in the heap, which grew by a third over 50 steps.
 
     Returns:
-        What each inner step starts from with torch's generators (a step draws from them, if there
-        is dropout), no steps if nothing adapts; and the adapted weights.
+        The start of each inner step, with the states of torch's generators there (dropout draws
+        from them), no steps if nothing adapts; and the adapted weights.
     """
     steps = inner.num_steps if start.params else 0
     params, velocity = _rows(start.params, steps), _rows(start.velocity, steps)
@@ -85,7 +86,7 @@ def _generators(fast: Fast) -> Generators:
 
 @contextmanager
 def drawing_as(generators: Generators) -> Iterator[None]:
-    """Draw random numbers from states of torch's generators, and leave the present ones alone."""
+    """Draw random numbers from these states in the block; the present ones stay."""
     cpu, others = generators
     with torch.random.fork_rng(devices=list(others)):
         torch.set_rng_state(cpu)
@@ -94,10 +95,6 @@ def drawing_as(generators: Generators) -> Iterator[None]:
         yield
 
 
-def _inputs(fast: Fast) -> Params:
-    """What one inner step is differentiable in, velocities under names of their own."""
+def _differentiable(fast: Fast) -> Params:
+    """Return all that an inner step is differentiable in, velocities under names of their own."""
     return fast.params | {f"velocity of {name}": v for name, v in fast.velocity.items()}
-
-
-def _outputs(fast: Fast) -> list[Tensor]:
-    return [*fast.params.values(), *fast.velocity.values()]

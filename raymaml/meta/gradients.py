@@ -1,8 +1,8 @@
-"""The meta-gradient of one episode, by each method of ``inner.gradient``.
+"""The meta-gradient of one episode, by the methods of ``inner.gradient``.
 
-A method takes the two losses of an episode as functions of what adapts, and the leaves on which
-they depend beside that. It returns the query loss after adaptation, the query logits, and the
-gradient of that loss in all parameters, those that adapt and those that do not.
+A method takes the two losses of an episode as functions of the parameters that adapt, and the
+frozen parameters as leaves, on which the losses depend too. It returns the query loss after
+adaptation, the query logits, and the gradient of that loss in the parameters of both kinds.
 """
 
 from __future__ import annotations
@@ -20,19 +20,12 @@ from raymaml.types import Buffers, Params
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeLosses:
-    """What the meta-gradient of one episode is made of."""
+    """The two losses of an episode, as functions of the parameters that adapt."""
 
     support: SupportLoss
     """Mean cross-entropy on the support set, and the moments after the pass."""
     query: Callable[[Params, Buffers], tuple[Tensor, Tensor]]
     """Mean cross-entropy on the query set, and the logits ``[N*Q, N]``."""
-
-    def with_frozen(self, frozen: Params) -> EpisodeLosses:
-        """Return the same losses as functions of the other parameters."""
-        return EpisodeLosses(
-            support=lambda params, buffers: self.support(frozen | params, buffers),
-            query=lambda params, buffers: self.query(frozen | params, buffers),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +36,11 @@ class EpisodeGradient:
     logits: Tensor  # [N*Q, N]
     grads: Params
     buffers: Buffers
-    """Moments after the last support pass; of a learner, the running ones alone."""
+    """Moments after the last support pass; from a learner, the running ones alone."""
 
 
 Method = Callable[[EpisodeLosses, Params, Fast, InnerConfig], EpisodeGradient]
-"""(losses, leaves that do not adapt, start of those that do, inner loop) -> meta-gradient."""
+"""(losses, frozen parameters, start of those that adapt, inner loop) -> meta-gradient."""
 
 
 def unrolled(
@@ -64,7 +57,7 @@ def unrolled(
 def first_order(
     losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
 ) -> EpisodeGradient:
-    """Take the query gradient at the adapted weights for the meta-gradient (FOMAML)."""
+    """Take the query gradient at the adapted weights as the meta-gradient (FOMAML)."""
     *_, fast = unroll(losses.support, start, inner, create_graph=False)
     loss, logits = losses.query(fast.params, fast.buffers)
     return outcome(loss, logits, differentiate([loss], frozen | fast.params), fast)
@@ -73,7 +66,7 @@ def first_order(
 def differentiate(
     outputs: list[Tensor], inputs: Params, weights: list[Tensor] | None = None
 ) -> Params:
-    """Differentiate; where an output does not depend on an input there are zeros."""
+    """Differentiate; the gradient is zero in an input that no output depends on."""
     grads = torch.autograd.grad(
         outputs, list(inputs.values()), weights, allow_unused=True, materialize_grads=True
     )
@@ -81,7 +74,7 @@ def differentiate(
 
 
 def outcome(loss: Tensor, logits: Tensor, grads: Params, fast: Fast) -> EpisodeGradient:
-    """Detach what a method has computed."""
+    """Return the results of a method, detached."""
     return EpisodeGradient(
         loss=loss.detach(), logits=logits.detach(), grads=grads, buffers=fast.buffers
     )

@@ -18,12 +18,12 @@ SupportLoss = Callable[[Params, Buffers], tuple[Tensor, Buffers]]
 
 @dataclass(frozen=True, kw_only=True)
 class Fast:
-    """What the inner loop carries from step to step."""
+    """The state that the inner loop carries from step to step."""
 
     params: Params
     """The adapted parameters, theta'."""
     velocity: Params
-    """Of the momentum, by the same names; empty without."""
+    """Velocities of the momentum, by the same names; empty without momentum."""
     buffers: Buffers
     """Moments that norm layers accumulate; never differentiated through."""
 
@@ -70,16 +70,14 @@ def step(support_loss: SupportLoss, fast: Fast, inner: InnerConfig, *, create_gr
     loss, buffers = support_loss(fast.params, fast.buffers)
     if not fast.params:  # all is frozen, and autograd refuses to have nothing to do
         return Fast(params={}, velocity={}, buffers=buffers)
-    names = list(fast.params)
-    grads = torch.autograd.grad(
+    found = torch.autograd.grad(
         loss, list(fast.params.values()), create_graph=create_graph, allow_unused=True
     )
-    params, velocity = rules.sgd(
-        fast.params, fast.velocity, dict(zip(names, grads, strict=True)), inner
-    )
+    grads = dict(zip(fast.params, found, strict=True))
+    params, velocity = rules.sgd(fast.params, fast.velocity, grads, inner)
     return Fast(params=params, velocity=velocity, buffers=buffers)
 
 
 def leaves(params: Params) -> Params:
-    """Return detached copies that gradients can be taken in."""
+    """Return the same values as leaves: detached, and differentiable."""
     return {name: value.detach().requires_grad_() for name, value in params.items()}

@@ -12,16 +12,26 @@ from torch import Tensor, nn
 from raymaml.config.model import InnerConfig
 from raymaml.layers import Rules
 from raymaml.meta.calls import derivatives_in_words, one_at_a_time
-from raymaml.meta.chunks import apart
-from raymaml.meta.freezing import adaptation_table, frozen_params
-from raymaml.meta.gradients import EpisodeGradient
+from raymaml.meta.checkpointing import checkpointed
+from raymaml.meta.fitting import Head, require_fitting
+from raymaml.meta.forward import Passes
+from raymaml.meta.gradients import EpisodeGradient, Method, first_order, unrolled
 from raymaml.meta.inner_loop import Fast, leaves, unroll
-from raymaml.meta.methods import METHODS, SINGLE_BACKWARD
-from raymaml.meta.moments import absorb, lasting_buffers, restored
-from raymaml.meta.passes import Passes
-from raymaml.meta.rules import HEAD
-from raymaml.meta.start import Head, begin, of_parameter, require_fitting
+from raymaml.meta.mixed_mode import mixed_mode
+from raymaml.meta.rules import HEAD, adaptation_table, frozen_params
+from raymaml.meta.start import absorb, apart, begin, in_parameters, restored, running_moments
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
+
+METHODS: dict[str, Method] = {
+    "auto": checkpointed,  # right for any module; training chooses by model and images
+    "unrolled": unrolled,
+    "checkpointed": checkpointed,
+    "mixed_mode": mixed_mode,
+    "first_order": first_order,
+}
+"""The methods of ``inner.gradient`` by name."""
+SINGLE_BACKWARD = {"mixed_mode", "first_order"}
+"""Methods that differentiate each pass backward once, at most, and maybe forward over that."""
 
 
 @one_at_a_time
@@ -37,10 +47,10 @@ class MetaLearner:
             meta-parameters; ``shared`` at the one row of the model's head, repeated for each way.
             None is the model's own ``head_start``, which ``build_model`` sets, or ``learned``.
         test_inner: the inner loop of ``predict`` and ``logits_by_step``; that of training if None.
-        channels_last: lay images out so, except for a gradient by a second backward pass
-            (``unrolled``, ``checkpointed``), which takes longer in that layout and loses a digit to
+        channels_last: layout of the images, except for a gradient by a second backward pass
+            (``unrolled``, ``checkpointed``), which takes longer in it and loses a digit to
             PyTorch's channels-last norm. On CPU 1.3 to 4 times faster than the plain layout, and
-            rounded otherwise.
+            rounded differently.
         half_precision: autocast convolutions and products to this type; weights, gradients, sums
             and losses stay as they are.
 
@@ -86,8 +96,8 @@ class MetaLearner:
 
     @property
     def running_moments(self) -> Buffers:
-        """What an episode gives beside gradients: its running moments, by name."""
-        return lasting_buffers(self.model, dict(self.model.named_buffers()))
+        """The running moments by name, which an episode gives beside gradients."""
+        return running_moments(self.model, dict(self.model.named_buffers()))
 
     def episode_gradient(self, episode: Episode) -> EpisodeGradient:
         """Return query loss, query logits, meta-gradient and running moments of one episode."""
@@ -98,7 +108,7 @@ class MetaLearner:
     def chunk_gradients(self, episodes: EpisodeBatch) -> list[EpisodeGradient]:
         """Return ``episode_gradient`` of each episode, all at once by vmap: equal to rounding.
 
-        A model that draws random numbers (dropout) draws others.
+        A model with dropout draws other random numbers than one episode at a time.
         """
         if len(episodes) == 1:
             return [self.episode_gradient(episodes[0])]
@@ -109,19 +119,16 @@ class MetaLearner:
     @torch.enable_grad()
     def _gradient(self, episode: Episode | EpisodeBatch, rules: Rules) -> EpisodeGradient:
         passes = Passes(self.model, self.half_precision, rules=rules)
-        losses = passes.losses(episode)
         frozen, start = begin(self.model, self.head, episode, self._frozen, self.inner)
-        if self.inner.num_steps == 0:
-            start = passes.observed(start, losses.with_frozen(frozen))
         frozen = leaves(frozen)
-        method = METHODS[self.inner.gradient]
-        result = method(losses.with_frozen(frozen), frozen, start, self.inner)
-        names = [name for name, _ in self.model.named_parameters()]
-        return EpisodeGradient(
-            loss=result.loss,
-            logits=result.logits,
-            grads={name: of_parameter(self.head, name, result.grads[name]) for name in names},
-            buffers=lasting_buffers(self.model, result.buffers),
+        losses = passes.losses(episode, frozen)
+        if self.inner.num_steps == 0:
+            start = passes.observed(start, losses)
+        result = METHODS[self.inner.gradient](losses, frozen, start, self.inner)
+        return replace(
+            result,
+            grads=in_parameters(self.model, self.head, result.grads),
+            buffers=running_moments(self.model, result.buffers),
         )
 
     def meta_gradient(
@@ -134,9 +141,9 @@ class MetaLearner:
 
         Args:
             episodes: of one shape.
-            update_moments: leave the running moments (norm policy ``running``) as the episodes,
-                each starting from those of the one before, have moved them: once in each outer
-                step. Otherwise the model is not changed.
+            update_moments: keep the running moments (norm policy ``running``) as the episodes have
+                moved them, each from those of the one before: once an outer step. Otherwise the
+                model does not change.
         """
         results = []
         with nullcontext() if update_moments else restored(self.model):
@@ -151,7 +158,7 @@ class MetaLearner:
         return loss, torch.stack([result.logits for result in results]), grads
 
     def absorb(self, buffers: Sequence[Buffers]) -> None:
-        """Let running moments go on by what episodes that started from them did, in order."""
+        """Move the running moments by episodes that started from them, in order."""
         absorb(self.model, buffers)
 
     def adapt(self, episode: Episode) -> Iterator[Fast]:
@@ -173,7 +180,7 @@ class MetaLearner:
 
     def adaptation_table(self) -> str:
         """Lay out what adapts in training, with how many parameters."""
-        return adaptation_table(dict(self.model.named_parameters()), self._frozen)
+        return adaptation_table(self.model, self._frozen)
 
     def query_logits(self, fast: Fast, episode: Episode) -> Tensor:
         """Return the query logits ``[N*Q, N]`` at fast weights that ``adapt`` yielded."""
@@ -186,7 +193,7 @@ class MetaLearner:
     def _adapted(self, passes: Passes, episode: Episode) -> Iterator[Fast]:
         inner = self.test_inner
         frozen, start = begin(self.model, self.head, episode, self._test_frozen, inner)
-        losses = passes.losses(episode).with_frozen(frozen)
+        losses = passes.losses(episode, frozen)
         for number, state in enumerate(unroll(losses.support, start, inner, create_graph=False)):
             fast = state if number else passes.observed(state, losses)
             yield replace(fast, params=frozen | fast.params)

@@ -5,18 +5,17 @@ An inner step with gradient ``g(theta) = d L / d theta``, L the support loss, is
     v[t+1] = momentum * v[t] + g(theta[t]) + decay * theta[t]
     theta[t+1] = theta[t] - lr * v[t+1]
 
-Going backward with the derivatives of the query loss in what follows a step, ``lam`` in theta[t+1]
-and ``nu`` in v[t+1], the chain rule gives those in what comes before it:
+Going backward with the derivatives of the query loss after a step, ``lam`` in theta[t+1] and ``nu``
+in v[t+1], the chain rule gives those before it:
 
     u = nu - lr * lam                               the derivative in v[t+1], by both ways
     lam <- lam + decay * u + H(theta[t]) u          H the Hessian of L, which is symmetric
     nu <- momentum * u
 
-and parameters phi that do not adapt gather ``d (g u) / d phi``. Both products are the directional
-derivative of one gradient, that of L in (theta, phi) at (theta[t], phi) along (u, 0): a forward
-derivative of a reverse one. So there is no graph through the inner loop; what is kept is the
-trajectory theta[0..T], and the activations of one step at a time (Pearlmutter 1994; Kemaev et al.
-2025, arXiv 2505.00793).
+and frozen parameters phi gather ``d (g u) / d phi``. Both products are the directional derivative
+of one gradient, that of L in (theta, phi) at (theta[t], phi) along (u, 0): a forward derivative of
+a reverse one. So there is no graph through the inner loop; memory holds the trajectory theta[0..T]
+and the activations of one step (Pearlmutter 1994; Kemaev et al. 2025, arXiv 2505.00793).
 """
 
 from __future__ import annotations
@@ -65,12 +64,12 @@ def mixed_mode(
 def gradient_along(
     support_loss: SupportLoss, state: Fast, frozen: Params, direction: Params
 ) -> dict[str, Tensor]:
-    """Differentiate the gradient of the support loss along a direction of what adapts.
+    """Differentiate the gradient of the support loss at ``state`` along a direction.
 
     Args:
-        support_loss: of the parameters that adapt, at the ``frozen`` ones.
-        state: where.
-        frozen: leaves that the loss depends on as well.
+        support_loss: of the parameters that adapt.
+        state: parameters and buffers before an inner step.
+        frozen: leaves on which the loss depends too.
         direction: by the names of ``state.params``.
 
     Returns:
@@ -95,7 +94,7 @@ def gradient_along(
 
 @cache
 def make_forward_mode_ready() -> None:
-    """Let PyTorch load what it needs, which warns of a function that it deprecates itself."""
+    """Let PyTorch load its rules, which warns of a function that it deprecates itself."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", FutureWarning)
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))

@@ -1,26 +1,23 @@
-"""Where an episode starts, and the way back from there to the parameters."""
+"""Where an episode starts, and the way back from there: gradients in theta, running moments."""
 
 from __future__ import annotations
 
-from collections.abc import Set
-from typing import Literal
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.parameter import is_lazy
+from torch.nn import functional as F
 
 from raymaml.common.errors import UserError
 from raymaml.config.model import InnerConfig
-from raymaml.layers import tracking_norms
-from raymaml.meta.chunks import repeated
+from raymaml.layers import PassAware
+from raymaml.meta.fitting import Head
+from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.inner_loop import Fast
 from raymaml.meta.rules import HEAD
-from raymaml.meta.stand_ins import out_of_reach
-from raymaml.types import Episode, EpisodeBatch, Params
-
-Head = Literal["learned", "zero", "shared"]
-"""``model.head``: where the head starts in each episode."""
+from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 
 def begin(
@@ -30,7 +27,7 @@ def begin(
     frozen: Set[str],
     inner: InnerConfig,
 ) -> tuple[Params, Fast]:
-    """Return the parameters that stay, and those that adapt, at rest; a copy for each episode.
+    """Return the frozen parameters, and those that adapt, at rest; of a batch a copy an episode.
 
     Raises:
         UserError: gradients cannot be computed here, or the head does not fit the labels.
@@ -41,10 +38,10 @@ def begin(
         name: _head_start(head, value, episode) if name.startswith(HEAD) else value
         for name, value in model.named_parameters()
     }
-    # cloned: a layer of somebody else's may change its buffers in place
+    # cloned: a layer of the user may change its buffers in place
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     if isinstance(episode, EpisodeBatch):
-        params, buffers = repeated(params, len(episode)), repeated(buffers, len(episode))
+        params, buffers = _repeated(params, len(episode)), _repeated(buffers, len(episode))
     adapting = {name: value for name, value in params.items() if name not in frozen}
     fixed = {name: value.detach() for name, value in params.items() if name in frozen}
     return fixed, Fast.at(adapting, buffers, inner)
@@ -67,7 +64,7 @@ def _require_gradients(episode: Episode | EpisodeBatch) -> None:
 
 def _require_rows(model: nn.Module, head: Head, episode: Episode | EpisodeBatch) -> None:
     labels = episode.support_y
-    # Only where it costs nothing: a GPU would be waited for in each step of training.
+    # Only where it costs nothing: each step of training would wait for a GPU.
     if head != "learned" or labels.device.type != "cpu" or isinstance(labels, FakeTensor):
         return
     rows, ways = len(model.get_parameter(f"{HEAD}weight")), int(labels.max()) + 1
@@ -80,91 +77,94 @@ def _require_rows(model: nn.Module, head: Head, episode: Episode | EpisodeBatch)
 
 
 def _head_start(head: Head, value: Tensor, episode: Episode | EpisodeBatch) -> Tensor:
-    """Where a parameter of the head, [rows, ...], starts in the episode."""
+    """Return where a parameter of the head, [rows, ...], starts in the episode."""
     if head == "learned":
         return value
-    shape = (int(episode.support_y.max()) + 1, *value.shape[1:])  # N rows
-    return (
-        value.new_zeros(shape)
-        if head == "zero"
-        else value.repeat(shape[0], *([1] * (value.ndim - 1)))
-    )
+    ways = int(episode.support_y.max()) + 1
+    if head == "zero":
+        return value.new_zeros(ways, *value.shape[1:])
+    return value.repeat(ways, *([1] * (value.ndim - 1)))
 
 
-def of_parameter(head: Head, name: str, grad: Tensor) -> Tensor:
-    """Take the gradient in where an episode starts to that in the parameter ``name``."""
-    if head == "shared" and name.startswith(HEAD):
-        rows = -2 if name.endswith("weight") else -1  # of [E, N, features] or [E, N]
-        return grad.sum(rows, keepdim=True)
-    return grad
+def _repeated(values: Params, count: int) -> Params:
+    """Copy each tensor ``count`` times along a leading axis E."""
+    return {name: value.repeat(count, *([1] * value.dim())) for name, value in values.items()}
 
 
-def require_fitting(model: nn.Module, head: Head) -> None:
-    """Check that episodes can start at the model.
+def in_parameters(model: nn.Module, head: Head, grads: Params) -> Params:
+    """Turn gradients in the start of an episode into gradients in the model's parameters."""
 
-    Raises:
-        UserError: parameters have no shape yet, a part is TorchScript, a norm keeps moments from
-            episode to episode, a tensor was made in inference mode or lies where no pass reaches
-            it, the head's parameters are elsewhere in the model too, there is no
-            head, or a shared head has not one row.
+    def of(name: str) -> Tensor:
+        if head == "shared" and name.startswith(HEAD):
+            rows = -2 if name.endswith("weight") else -1  # of [E, N, features] or [E, N]
+            return grads[name].sum(rows, keepdim=True)
+        return grads[name]
+
+    return {name: of(name) for name, _ in model.named_parameters()}
+
+
+def apart(batch: EpisodeGradient, labels: Tensor) -> list[EpisodeGradient]:
+    """Take the results of a batch apart, an episode each.
+
+    Args:
+        batch: each tensor with a leading axis E; its loss is the sum.
+        labels: ``[E, N*Q]``, by which each episode has its own loss.
     """
-    _require_tensors(model)
-    scripted = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
-    if scripted:
-        raise UserError(
-            f"model: {', '.join(scripted)} is TorchScript, which takes no weights but its own, so"
-            " that it would neither adapt nor learn",
-            remedy="give the nn.Module that it was made of",
+    return [
+        EpisodeGradient(
+            loss=F.cross_entropy(batch.logits[number], labels[number]),
+            logits=batch.logits[number],
+            grads={name: value[number] for name, value in batch.grads.items()},
+            buffers={name: value[number] for name, value in batch.buffers.items()},
         )
-    if names := tracking_norms(model):
-        raise UserError(
-            f"model: {', '.join(names)} keep moments from episode to episode",
-            remedy="raymaml.apply_policies gives them a norm policy",
-        )
-    if hidden := out_of_reach(model):
-        raise UserError(
-            f"model: {', '.join(hidden)} hold modules, parameters or buffers in an object, where"
-            " they would neither adapt nor learn",
-            remedy="hold modules as submodules, and tensors in modules",
-        )
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    held = [model.get_parameter(name) for name in names if name.startswith(HEAD)]
-    elsewhere = [
-        name
-        for name in names
-        if not name.startswith(HEAD) and any(model.get_parameter(name) is p for p in held)
+        for number in range(len(labels))
     ]
-    if elsewhere:
-        raise UserError(
-            f"head: its parameters are {', '.join(elsewhere)} too, so that it cannot start or"
-            " learn apart from the encoder",
-            remedy="give the model a head that is nowhere else in it",
-        )
-    if f"{HEAD}weight" not in dict(model.named_parameters()):
-        linear = [name for name, each in model.named_modules() if isinstance(each, nn.Linear)]
-        found = f"its linear layers are {', '.join(linear)}" if linear else "it has no linear layer"
-        raise UserError(
-            f"model: has no linear layer named head ({found})",
-            remedy="name the classifier so, as in self.head = nn.Linear(features, num_ways)",
-        )
-    rows = len(model.get_parameter(f"{HEAD}weight"))
-    if (head == "shared") != (rows == 1):
-        raise UserError(
-            f"head: is {head}, and head.weight has {rows} row(s)", remedy="a shared head has one"
-        )
 
 
-def _require_tensors(model: nn.Module) -> None:
-    """Check that parameters have shapes, and that all can take part in gradients."""
-    if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
-        raise UserError(
-            f"model: {', '.join(lazy)} have no shape before the first pass",
-            remedy="call the model once on images",
-        )
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if made := [name for name, value in own.items() if value.is_inference()]:
-        raise UserError(
-            f"model: {', '.join(made)} were made in torch.inference_mode, and PyTorch keeps such"
-            " tensors out of gradients",
-            remedy="build the model outside of it",
-        )
+def running_layers(model: nn.Module) -> dict[str, PassAware]:
+    """Return the layers by name whose moments outlive episodes (norm policy ``running``)."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PassAware) and module.outlives_episodes
+    }
+
+
+def running_moments(model: nn.Module, buffers: Buffers) -> Buffers:
+    """Pick the running moments out of all buffers."""
+    layers = running_layers(model)
+    return {name: value for name, value in buffers.items() if name.rpartition(".")[0] in layers}
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Put the running moments back, after the block, to their values before it."""
+    moments = running_moments(model, dict(model.named_buffers()))
+    before = {name: value.clone() for name, value in moments.items()}
+    try:
+        yield
+    finally:
+        for name, value in moments.items():
+            value.copy_(before[name])
+
+
+@torch.no_grad()
+def absorb(model: nn.Module, episodes: Sequence[Buffers]) -> None:
+    """Move the running moments as if the episodes had moved them one after the other.
+
+    An exponential average is linear in its start: an episode takes the moments ``m`` to
+    ``kept * m + b``, where ``b`` depends on its own images alone. So episodes that all started
+    from the model's moments can follow one another, in their order, on any worker.
+
+    Args:
+        model: changed in place.
+        episodes: ``mean``, ``var`` and ``kept`` of each layer after each episode.
+    """
+    for layer_name, layer in running_layers(model).items():
+        for name in ("mean", "var"):
+            before = getattr(layer, name)
+            now = before.clone()
+            for buffers in episodes:
+                kept, after = buffers[f"{layer_name}.kept"], buffers[f"{layer_name}.{name}"]
+                now = kept * now + (after - kept * before)
+            before.copy_(now)

@@ -25,7 +25,7 @@ def build_model(
     Args:
         model: its section of the configuration.
         image_shape: (C, H, W) of the images.
-        num_ways: rows of the head (N); a shared head has one whatever this is.
+        num_ways: rows of the head (N); a shared head has one in any case.
         seed: seed of the initial weights.
 
     Raises:
@@ -36,36 +36,25 @@ def build_model(
     # an own encoder may draw its weights from torch's random numbers, which all threads share
     with LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _build(model, image_shape, num_ways, seed)
-
-
-def _build(
-    model: ModelConfig, image_shape: tuple[int, int, int], num_ways: int, seed: int
-) -> Classifier:
-    encoder = _build_encoder(model, image_shape[0])
-    num_features = _count_features(encoder, model, image_shape)
-    classifier = Classifier(
-        encoder,
-        num_features,
-        1 if model.head == "shared" else num_ways,
-        temperature=model.temperature,
-        learn_temperature=model.learn_temperature,
-    )
-    apply_policies(
-        classifier, model.norm_by_pattern, eps=model.norm_eps, momentum=model.norm_momentum
-    )
-    classifier.head_start = model.head
-    own = model.encoder not in ENCODERS
-    _initialize(classifier.head if own else classifier, torch.Generator().manual_seed(seed))
+        encoder = _build_encoder(model, image_shape[0])
+        classifier = Classifier(
+            encoder,
+            _count_features(encoder, model, image_shape),
+            1 if model.head == "shared" else num_ways,
+            temperature=model.temperature,
+            learn_temperature=model.learn_temperature,
+        )
+        apply_policies(
+            classifier, model.norm_by_pattern, eps=model.norm_eps, momentum=model.norm_momentum
+        )
+        classifier.head_start = model.head
+        own = model.encoder not in ENCODERS
+        _initialize(classifier.head if own else classifier, torch.Generator().manual_seed(seed))
     return classifier
 
 
 def check_image_size(model: ModelConfig, image_shape: tuple[int, int, int]) -> None:
-    """Check that images of ``image_shape`` (C, H, W) are large enough for the encoder.
-
-    Raises:
-        UserError: they are not.
-    """
+    """Raise a ``UserError`` if images of shape (C, H, W) are too small for the encoder."""
     size = image_shape[1]
     halvings = ENCODERS.get(model.encoder, 0)
     if size >> halvings == 0:
@@ -103,7 +92,7 @@ def _own_encoder(model: ModelConfig) -> nn.Module:
 
 
 def _count_features(encoder: nn.Module, model: ModelConfig, image_shape: Sequence[int]) -> int:
-    """Return how many features an encoder gives, by a pass in evaluation mode."""
+    """Count the features that an encoder gives, by a pass in evaluation mode."""
     training = encoder.training
     try:
         with torch.no_grad():
@@ -124,7 +113,7 @@ def _count_features(encoder: nn.Module, model: ModelConfig, image_shape: Sequenc
 
 
 def _initialize(model: nn.Module, generator: torch.Generator) -> None:
-    """He-normal convolutions (He et al. 2015), small normal head, zero biases."""
+    """Draw He-normal convolutions (He et al. 2015) and a small normal head; biases are zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)

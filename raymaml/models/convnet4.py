@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymaml.layers import PassAware
-from raymaml.models.duals import Conv2d, max_pool
+from raymaml.models.closed_rules.duals import Conv2d, max_pool
 
 
 class ConvBlock(nn.Module):

@@ -11,19 +11,19 @@ from raymaml.common.errors import UserError
 class Classifier(nn.Module):
     """An encoder and a linear head: images ``[B, C, H, W]`` -> logits ``[B, N]``.
 
-    The two parts are told apart by their names: everything under ``head.`` is the head.
+    Everything under ``head.`` is the head.
 
     Args:
         encoder: images -> features ``[B, num_features]``.
         num_features: length of a feature vector.
-        num_rows: rows of the head, N (or the one that a shared head repeats).
-        temperature: what logits are multiplied by.
-        learn_temperature: make it a meta-parameter, ``temperature``; it is never adapted.
+        num_rows: rows of the head: N, or 1 for a shared head.
+        temperature: factor of the logits.
+        learn_temperature: make it a meta-parameter, ``temperature``, that never adapts.
     """
 
     temperature: Tensor | float
     head_start: str = "learned"
-    """Where the head starts in each episode, as ``model.head`` of the configuration says it."""
+    """``model.head`` of the configuration: where the head starts in each episode."""
 
     def __init__(
         self,
@@ -58,7 +58,9 @@ class Classifier(nn.Module):
             found = f"a {type(features).__name__}"
         elif list(features.shape) != wanted:
             found = f"a tensor of shape {list(features.shape)}"
-        elif features.dtype != self.head.weight.dtype and not _is_autocast(features):
+        elif features.dtype != self.head.weight.dtype and not (  # autocast brings both to one type
+            features.is_floating_point() and torch.is_autocast_enabled(features.device.type)
+        ):
             found = f"features of type {features.dtype}"
         else:
             return
@@ -69,8 +71,3 @@ class Classifier(nn.Module):
             remedy=f"it must give a tensor of shape {wanted} and type {self.head.weight.dtype},"
             " images first, in both modes",
         )
-
-
-def _is_autocast(x: Tensor) -> bool:
-    """Tell whether the head brings its input to a type of its own choice."""
-    return x.is_floating_point() and torch.is_autocast_enabled(x.device.type)

@@ -3,7 +3,7 @@
 Every layer takes ``[B, C, H, W]``, and max-pools what it has normalised by ``window x window`` (1:
 not at all): the two go together, since the norm is needed at the maxima alone. What a layer carries
 from the support passes to the query pass lies in buffers that it replaces and never changes in
-place. ``raymaml.meta.stand_ins.standing_in`` gives each pass the buffers of its own episode, so
+place. ``raymaml.meta.forward`` gives each pass the buffers of its own episode, so
 episodes stay apart.
 """
 
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymaml.layers import PassAware
-from raymaml.models.batch_norm import batch_norm
-from raymaml.models.duals import max_pool
+from raymaml.models.closed_rules.batch_norm import batch_norm
+from raymaml.models.closed_rules.duals import max_pool
 
 
 class ScaledNorm2d(PassAware):
     """Scale and shift by channel, which every policy but ``none`` has.
+
+    A layer that accumulates moments or reads a context has buffers for them, with the reset values
+    mean 0 and variance 1.
 
     Args:
         num_channels: C of the input.
@@ -30,6 +33,7 @@ class ScaledNorm2d(PassAware):
     mean: Tensor
     var: Tensor
     kept: Tensor
+    """Weight that the starting moments still have: (1 - momentum) ** batches."""
 
     def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
@@ -37,6 +41,11 @@ class ScaledNorm2d(PassAware):
         self.momentum = momentum
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
+        if self.accumulates or self.reads_context:
+            lasting = self.outlives_episodes
+            self.register_buffer("mean", torch.zeros(num_channels), persistent=lasting)
+            self.register_buffer("var", torch.ones(num_channels), persistent=lasting)
+            self.register_buffer("kept", torch.ones(()), persistent=False)
 
     def _by_batch(self, x: Tensor, window: int) -> Tensor:
         """Normalise by the moments of the batch over B, H and W."""
@@ -53,28 +62,21 @@ class ScaledNorm2d(PassAware):
         return max_pool(x, window, self.rules)
 
     def _goes_by_own_rules(self, x: Tensor) -> bool:
-        """Whether to keep clear of PyTorch's channels-last kernels, which lose two digits."""
+        """Whether to avoid PyTorch's channels-last kernels, which lose two digits."""
         return self.rules == "closed" and x.is_contiguous(memory_format=torch.channels_last)
 
     def _by(self, x: Tensor, mean: Tensor, var: Tensor, window: int) -> Tensor:
         """Normalise by given moments, [C] or [B, C], differentiable in them as well."""
         scale = self.weight * torch.rsqrt(var + self.eps)
-        # Where nothing is turned over, the maximum can go first: a quarter is left to scale.
+        # Where no weight is negative, the maximum can go first: a quarter is left to scale.
         first = window > 1 and self.rules == "closed" and bool((self.weight > 0).all())
         x = max_pool(x, window, self.rules) if first else x
         x = x * scale[..., None, None] + (self.bias - mean * scale)[..., None, None]
         return x if first else max_pool(x, window, self.rules)
 
-    def _add_moments(self, num_channels: int, *, outlive_episodes: bool = False) -> None:
-        """Register accumulated moments at their reset values, mean 0 and variance 1."""
-        self.register_buffer("mean", torch.zeros(num_channels), persistent=outlive_episodes)
-        self.register_buffer("var", torch.ones(num_channels), persistent=outlive_episodes)
-        # The weight that the starting moments still have: (1 - momentum) ** batches.
-        self.register_buffer("kept", torch.ones(()), persistent=False)
-
     def _accumulate(self, x: Tensor, window: int) -> Tensor:
         """Normalise by the batch, and move the moments toward it (the variance by n - 1)."""
-        if self.current_pass == "context":  # another layer's look at the support set
+        if self.current_pass == "context":  # which another layer asks for
             return self._by_batch(x, window)
         mean, var = self.mean.clone(), self.var.clone()
         self.kept = self.kept * (1 - self.momentum)
@@ -92,7 +94,7 @@ class ScaledNorm2d(PassAware):
 
 
 class TransductiveNorm2d(ScaledNorm2d):
-    """Each pass by its own batch, as the MAML paper: predictions depend on the other queries."""
+    """Each pass by its own batch, as in the MAML paper: predictions depend on the other queries."""
 
     def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
@@ -108,10 +110,6 @@ class RunningNorm2d(ScaledNorm2d):
     accumulates = True
     outlives_episodes = True
 
-    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__(num_channels, eps, momentum)
-        self._add_moments(num_channels, outlive_episodes=True)
-
     def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
         if self.training and self.current_pass == "support":
@@ -122,19 +120,12 @@ class RunningNorm2d(ScaledNorm2d):
 class EpisodicNorm2d(ScaledNorm2d):
     """Moments of the episode alone, accumulated over its support passes.
 
-    ``biased``: as they stand, starting from mean 0 and variance 1, which still weigh
-    (1 - momentum)^T after T inner steps (59% after 5): the reference's estimate. Otherwise without
-    the share of these starting values, as Adam corrects its averages (Kingma and Ba 2015).
+    Without the share of the starting values, mean 0 and variance 1, as Adam corrects its averages
+    (Kingma and Ba 2015).
     """
 
     accumulates = True
-
-    def __init__(
-        self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, *, biased: bool = False
-    ) -> None:
-        super().__init__(num_channels, eps, momentum)
-        self.biased = biased
-        self._add_moments(num_channels)
+    biased = False
 
     def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
@@ -147,14 +138,16 @@ class EpisodicNorm2d(ScaledNorm2d):
         return self._by_constants(x, mean, var, window)
 
 
+class BiasedEpisodicNorm2d(EpisodicNorm2d):
+    """With that share, (1 - momentum)^T after T inner steps (59% after 5), as the reference."""
+
+    biased = True
+
+
 class ContextNorm2d(ScaledNorm2d):
     """Queries by the moments of the support set at the adapted weights, in the graph (MetaBN)."""
 
     reads_context = True
-
-    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__(num_channels, eps, momentum)
-        self._add_moments(num_channels)
 
     def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
@@ -171,28 +164,17 @@ class TaskNorm2d(ScaledNorm2d):
     Both passes use ``alpha * context + (1 - alpha) * own``, pooled, with
     ``alpha = sigmoid(alpha_scale * |context| + alpha_offset)`` meta-learned and not adapted; the
     context is the support set at the weights of the pass.
-
-    Args:
-        num_channels, eps, momentum: as above.
-        own_dims: axes of an image's own moments: (2, 3) for TaskNorm-I, (1, 2, 3) for TaskNorm-L.
     """
 
     reads_context = True
+    own_dims: tuple[int, ...] = (2, 3)
+    """Axes of an image's own moments: those of TaskNorm-I."""
     size: Tensor
 
-    def __init__(
-        self,
-        num_channels: int,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        *,
-        own_dims: tuple[int, ...] = (2, 3),
-    ) -> None:
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(num_channels, eps, momentum)
-        self.own_dims = own_dims
         self.alpha_scale = nn.Parameter(torch.zeros(()))
         self.alpha_offset = nn.Parameter(torch.zeros(()))
-        self._add_moments(num_channels)
         self.register_buffer("size", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor, window: int = 1) -> Tensor:
@@ -214,6 +196,12 @@ class TaskNorm2d(ScaledNorm2d):
         within = alpha * var + (1 - alpha) * own_var
         var = within + alpha * (1 - alpha) * (mean - own_mean) ** 2
         return self._by(x, mixed, var, window)
+
+
+class LayerTaskNorm2d(TaskNorm2d):
+    """TaskNorm-L: an image's own moments are those of all its channels."""
+
+    own_dims = (1, 2, 3)
 
 
 class ReferenceTaskNorm2d(TaskNorm2d):
@@ -245,30 +233,32 @@ def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return (mean[0], var[0]) if 0 in dims else (mean, var)
 
 
-class GroupedNorm2d(ScaledNorm2d):
-    """Each image by its own moments: of each channel (instance) or of all channels (layer)."""
+class InstanceNorm2d(ScaledNorm2d):
+    """Each image by its own moments, a channel at a time."""
 
-    def __init__(
-        self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, *, per_channel: bool
-    ) -> None:
-        super().__init__(num_channels, eps, momentum)
-        self.num_groups = num_channels if per_channel else 1
-        self.own_dims = (2, 3) if per_channel else (1, 2, 3)
+    own_dims: tuple[int, ...] = (2, 3)
 
     def forward(self, x: Tensor, window: int = 1) -> Tensor:
         """Normalise."""
         if self.rules != "torch":  # group_norm has no forward derivative of its gradient
             return self._by(x, *_moments(x, self.own_dims), window)
-        x = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        groups = 1 if 1 in self.own_dims else x.shape[1]
+        x = F.group_norm(x, groups, self.weight, self.bias, self.eps)
         return max_pool(x, window, self.rules)
 
 
+class LayerNorm2d(InstanceNorm2d):
+    """Each image by its own moments, over all channels."""
+
+    own_dims = (1, 2, 3)
+
+
 class NoNorm2d(PassAware):
-    """Nothing."""
+    """No norm."""
 
     def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
 
     def forward(self, x: Tensor, window: int = 1) -> Tensor:
-        """Return the input."""
+        """Max-pool alone."""
         return max_pool(x, window, self.rules)

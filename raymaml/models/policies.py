@@ -1,64 +1,50 @@
-"""The norm policies by name, and how a model comes to have them."""
+"""The norm policies by name, and how a model gets them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import partial
 
 from torch import nn
 
 from raymaml.common.errors import UserError
 from raymaml.common.patterns import choose
 from raymaml.layers import PassAware, plain_places, tracking_norms
-from raymaml.models.norm import (
-    ContextNorm2d,
-    EpisodicNorm2d,
-    GroupedNorm2d,
-    NoNorm2d,
-    ReferenceTaskNorm2d,
-    RunningNorm2d,
-    ScaledNorm2d,
-    TaskNorm2d,
-    TransductiveNorm2d,
-)
+from raymaml.models import norm as norms
 
 POLICIES: Mapping[str, Callable[[int, float, float], PassAware]] = {
-    "transductive": TransductiveNorm2d,
-    "running": RunningNorm2d,
-    "episodic": EpisodicNorm2d,
-    "episodic_biased": partial(EpisodicNorm2d, biased=True),
-    "context": ContextNorm2d,
-    "tasknorm_i": TaskNorm2d,
-    "tasknorm_l": partial(TaskNorm2d, own_dims=(1, 2, 3)),
-    "tasknorm_reference": ReferenceTaskNorm2d,
-    "instance": partial(GroupedNorm2d, per_channel=True),
-    "layer": partial(GroupedNorm2d, per_channel=False),
-    "none": NoNorm2d,
+    "transductive": norms.TransductiveNorm2d,
+    "running": norms.RunningNorm2d,
+    "episodic": norms.EpisodicNorm2d,
+    "episodic_biased": norms.BiasedEpisodicNorm2d,
+    "context": norms.ContextNorm2d,
+    "tasknorm_i": norms.TaskNorm2d,
+    "tasknorm_l": norms.LayerTaskNorm2d,
+    "tasknorm_reference": norms.ReferenceTaskNorm2d,
+    "instance": norms.InstanceNorm2d,
+    "layer": norms.LayerNorm2d,
+    "none": norms.NoNorm2d,
 }
 """The policies of ``model.norm`` by name: (channels, eps, momentum) -> layer."""
-
-
 _OF_BATCH_NORM = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
 def apply_policies(
     model: nn.Module, norm: Mapping[str, str], *, eps: float, momentum: float
 ) -> None:
-    """Put a norm of the chosen policy in the place of every ``nn.BatchNorm2d``.
-
-    Weights, biases and running moments go over to the new layers.
+    """Replace every ``nn.BatchNorm2d`` by a norm of the chosen policy, which takes its weights.
 
     Args:
         model: changed in place.
         norm: policy by name pattern; the first that matches a layer counts.
-        eps, momentum: of all layers.
+        eps: added to the variance, in all layers.
+        momentum: weight of the newest batch in accumulated moments, in all layers.
 
     Raises:
         UserError: ``norm`` is no mapping from patterns to policies, a pattern matches no norm
-            layer, a layer has no policy, a layer does more than ``nn.BatchNorm2d`` or is held in a
-            plain attribute or container, there is nothing to replace though ``norm`` is not
-            ``none``, or other norms keep moments, which would leak from episode to episode.
+            layer, a layer has no policy, does more than ``nn.BatchNorm2d`` or is held in a plain
+            attribute or container, there is nothing to replace though ``norm`` is not ``none``, or
+            other norms keep moments, which would leak from episode to episode.
     """
     _require_policies(norm)
     named = dict(model.named_modules(remove_duplicate=False))
@@ -108,17 +94,16 @@ def _require_policies(norm: object) -> None:
 
 
 def _more_than(name: str, layer: nn.BatchNorm2d) -> str:
-    """Say what a layer does beside batch norm, which a policy in its place would not do."""
-    own = [
+    """Name the additions of a layer to batch norm, which a policy in its place would lose."""
+    held = [*layer._parameters, *layer._buffers, *layer._modules]
+    own = [key for key in held if key not in _OF_BATCH_NORM]
+    own += [
         key
         for key, value in vars(layer).items()
         if callable(value) or (key.endswith("_hooks") and value)
     ]
-    held = [*layer._parameters, *layer._buffers, *layer._modules]
-    own += [key for key in held if key not in _OF_BATCH_NORM]
-    cls = type(layer)
-    if cls is not nn.BatchNorm2d:
-        own = [f"{cls.__module__}.{cls.__qualname__}"]
+    if type(layer) is not nn.BatchNorm2d:
+        own = [f"{type(layer).__module__}.{type(layer).__qualname__}"]
     if not own:
         return ""
     return (
@@ -135,14 +120,12 @@ def _converted(
     momentum: float,
 ) -> PassAware:
     new = policy(layer.num_features, eps, momentum)
-    if isinstance(new, ScaledNorm2d):
+    if isinstance(new, norms.ScaledNorm2d):
         for name in ("weight", "bias"):
             if (own := getattr(layer, name)) is not None:
                 setattr(new, name, own)
-            else:  # the layer stays without: a 1 or 0 that neither adapts nor learns
+            else:  # a constant 1 or 0, which neither adapts nor learns
                 getattr(new, name).requires_grad_(False)
-    if layer.track_running_stats and isinstance(new, RunningNorm2d):
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        new.mean, new.var = layer.running_mean, layer.running_var
+    if layer.track_running_stats and isinstance(new, norms.RunningNorm2d):
+        new.mean, new.var = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
     return new

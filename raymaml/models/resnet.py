@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymaml.models.duals import Conv2d, MaxPool2d
+from raymaml.models.closed_rules.duals import Conv2d, MaxPool2d
 
 SLOPE = 0.1
 """Slope of LeakyReLU below zero."""
@@ -18,9 +18,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, size: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = Conv2d(
-            in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False
-        )
+        self.conv = Conv2d(in_channels, out_channels, size, stride, size // 2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the code of an encoder of one's own is, as a digest of its files."""
+"""The code of a user's own encoder, as a digest of its files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _INSTALLED = tuple(
 
 
 def encoder_source(model: ModelConfig) -> str | None:
-    """Return the SHA-256 of an own encoder's ``source_files``; None for raymaml's encoders.
+    """Return the SHA-256 of an own encoder's ``source_files``.
 
-    Those are named by the version of raymaml.
+    None for raymaml's encoders, which the version of raymaml names.
 
     Raises:
         UserError: the encoder's module cannot be imported.
@@ -42,18 +42,23 @@ def encoder_source(model: ModelConfig) -> str | None:
 
 
 def source_files(model: ModelConfig) -> dict[str, Path]:
-    """Return the files of the modules that an own encoder is made of, by name of the module.
+    """Return the files of an own encoder by the name of their module.
 
     They are the encoder's module, its parent packages, and every module that an import statement
     in one of these names, if it belongs to the same top-level package or is not installed
-    (standard library, site-packages, raymaml). Data files, and modules that are imported by a
-    computed name, are not among them.
+    (standard library, site-packages, raymaml). Data files, and modules imported by a computed name,
+    do not count.
 
     Raises:
         UserError: the encoder's module cannot be imported.
     """
     module = model.encoder.partition(":")[0]
-    import_module(model)
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # of any kind, from a user's module
+        raise UserError(
+            f"model.encoder: {model.encoder} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
     package, found, waiting = module.partition(".")[0], dict[str, Path](), [module]
     while waiting:
         name = waiting.pop()
@@ -65,20 +70,6 @@ def source_files(model: ModelConfig) -> dict[str, Path]:
     return found
 
 
-def import_module(model: ModelConfig) -> object:
-    """Import the module of an own encoder.
-
-    Raises:
-        UserError: it cannot be imported.
-    """
-    try:
-        return importlib.import_module(model.encoder.partition(":")[0])
-    except Exception as error:  # whatever a user's module raises
-        raise UserError(
-            f"model.encoder: {model.encoder} cannot be imported ({type(error).__name__}: {error})"
-        ) from error
-
-
 def _is_own(top: str, package: str) -> bool:
     if top in ("", "raymaml", package):
         return top == package
@@ -87,9 +78,9 @@ def _is_own(top: str, package: str) -> bool:
 
 
 def _file(name: str) -> Path | None:
-    """Return the file of a module, None where the name is of no module or of one without a file.
+    """Return the file of a module; None if there is no such module, or it has no file.
 
-    Nothing is imported: a module that only a function imports may be a script.
+    Imports nothing: a module that only a function imports may be a script.
     """
     top, *parts = name.split(".")
     with contextlib.suppress(ImportError, ValueError, AttributeError, KeyError):
@@ -105,9 +96,9 @@ def _file(name: str) -> Path | None:
 
 
 def _imported(name: str, file: Path) -> Iterator[str]:
-    """Yield the names that the import statements of a module may name modules by.
+    """Yield every name in the import statements of a module that may be a module.
 
-    A file that Python cannot read has none: the encoder was imported without it.
+    A file that Python cannot parse has none: the encoder was imported without it.
     """
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     with contextlib.suppress(SyntaxError, ValueError, ImportError):

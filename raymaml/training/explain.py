@@ -10,7 +10,7 @@ import torch
 from raymaml.common.errors import UserError, storage_error
 from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.config.schema import ClusterConfig
-from raymaml.meta.agreement import compare, made_up_episode
+from raymaml.meta.agreement import check_gradient, made_up_episode
 from raymaml.meta.learner import MetaLearner
 from raymaml.storage.place import Place
 from raymaml.training.session import Session
@@ -76,9 +76,7 @@ def require_exact(
         return
     problem: Exception | None = None
     try:
-        comparison = compare(learner, made_up_episode(image_shape, num_ways, session.device))
-        if not comparison.agrees:
-            problem = UserError(comparison.problem())
+        check_gradient(learner, made_up_episode(image_shape, num_ways, session.device))
     except Exception as error:  # raised once the others know
         problem = error
     flag = torch.full((1, 1), float(problem is not None), device=session.device)

@@ -19,8 +19,8 @@ from raymaml.config.model import InnerConfig
 from raymaml.meta.calls import one_at_a_time
 from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.learner import MetaLearner
-from raymaml.meta.moments import restored
 from raymaml.meta.rules import learning_rate
+from raymaml.meta.start import restored
 from raymaml.models.norm import RunningNorm2d
 from raymaml.types import Episode, EpisodeBatch, Params
 

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from helpers_meta import build, episodes, flat, relative_error
+from helpers_meta import METHODS, build, episodes, flat, relative_error
 
 from raymaml.meta.learner import MetaLearner
-from raymaml.types import EpisodeBatch
-
-METHODS = ["unrolled", "checkpointed", "mixed_mode", "first_order"]
-
-
-def float32(batch: EpisodeBatch) -> EpisodeBatch:
-    return replace(batch, support_x=batch.support_x.float(), query_x=batch.query_x.float())
 
 
 def learner(half: torch.dtype | None, gradient: str, norm: str, layout: bool) -> MetaLearner:
-    built = build("convnet4", norm, "learned", gradient=gradient)
+    built = build(norm=norm, gradient=gradient)
     model = built.model.float()
     return MetaLearner(model, built.inner, channels_last=layout, half_precision=half)
 
@@ -28,32 +19,29 @@ def learner(half: torch.dtype | None, gradient: str, norm: str, layout: bool) ->
 @pytest.mark.parametrize("norm", ["transductive", "context", "running", "tasknorm_i", "layer"])
 @pytest.mark.parametrize("layout", [False, True])
 def test_only_convolutions_and_products_lose_digits(gradient, norm, layout: bool) -> None:
-    batch = float32(episodes(2))
+    batch = episodes(2, dtype=torch.float32)
     exact = learner(None, gradient, norm, layout).episode_gradient(batch[0])
     half = learner(torch.bfloat16, gradient, norm, layout)
     result = half.episode_gradient(batch[0])
     tensors = [result.loss, result.logits, *result.grads.values(), *result.buffers.values()]
+    tensors += [half.predict(batch), half.logits_by_step(batch[0])]
     assert {value.dtype for value in tensors} == {torch.float32}
     # 8 bits of mantissa; a step moves maxima and kinks, so a gradient may lose a digit more
     torch.testing.assert_close(result.logits, exact.logits, rtol=0.1, atol=0.1)
     assert 1e-4 < relative_error(flat(result.grads), flat(exact.grads)) < 0.7
-    assert {value.dtype for value in (half.predict(batch), half.logits_by_step(batch[0]))} == {
-        torch.float32
-    }
     (chunked, _) = half.chunk_gradients(batch)
     assert torch.isfinite(flat(chunked.grads)).all()
 
 
 def test_convolutions_see_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen = set()
     convolve = torch.nn.functional.conv2d
 
     def spy(x, *args):
-        seen.append(x.dtype)
+        seen.add(x.dtype)
         return convolve(x, *args)
 
     half = learner(torch.bfloat16, "mixed_mode", "transductive", True)
-    monkeypatch.setattr("raymaml.models.duals.F.conv2d", spy)
-    half.episode_gradient(float32(episodes())[0])
-    assert seen
-    assert set(seen) == {torch.bfloat16}
+    monkeypatch.setattr("raymaml.models.closed_rules.duals.F.conv2d", spy)
+    half.episode_gradient(episodes(dtype=torch.float32)[0])
+    assert seen == {torch.bfloat16}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,16 +20,16 @@ THREADS, ROUNDS = 4, 2
 
 def learners(gradient: str) -> list[MetaLearner]:
     """Two over one model, one over another model with the same encoder, one apart."""
-    first = build("convnet4", "context", "learned", gradient=gradient)
+    first = build(norm="context", gradient=gradient)
     torch.manual_seed(3)
     other = Classifier(first.model.encoder, 2, WAYS).double()
-    apart = build("convnet4", "running", "zero", gradient=gradient)
     more = [MetaLearner(model, InnerConfig(num_steps=1, lr=0.2)) for model in (first.model, other)]
-    return [first, *more, apart]
+    return [first, *more, build(norm="running", head="zero", gradient=gradient)]
 
 
-def results(maml: MetaLearner, seed: int) -> list[Tensor]:
-    """What every kind of call returns, in one row of tensors."""
+def results(job: tuple[MetaLearner, int]) -> Tensor:
+    """The tensors that every kind of call returns, in one."""
+    maml, seed = job
     batch = episodes(2, seed=seed)
     loss, logits, grads = maml.meta_gradient(batch)
     *_, fast = maml.adapt(batch[0])
@@ -39,7 +38,7 @@ def results(maml: MetaLearner, seed: int) -> list[Tensor]:
     found = [loss, logits, flat(grads), flat(fast.params), *embedded]
     found += [maml.predict(batch), maml.logits_by_step(first), flat(maml.params)]
     found += [flat(result.grads) for result in maml.chunk_gradients(batch)]
-    return [value.detach().clone() for value in found]
+    return torch.cat([value.detach().flatten() for value in found])
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "mixed_mode"])
@@ -47,18 +46,16 @@ def test_threads_get_what_serial_calls_get_and_the_model_stays(gradient: str) ->
     every = learners(gradient)
     before = [flat(maml.model.state_dict()).clone() for maml in every]
     jobs = [(maml, seed) for seed in range(ROUNDS) for maml in every]
-    wanted = [results(*job) for job in jobs]
-    call: Callable[[tuple[MetaLearner, int]], list[Tensor]] = lambda job: results(*job)  # noqa: E731
+    wanted = [results(job) for job in jobs]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(call, jobs))
-    for one, other in zip(found, wanted, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    for maml, state in zip(every, before, strict=True):
-        assert torch.equal(flat(maml.model.state_dict()), state)
+        assert all(map(torch.equal, pool.map(results, jobs), wanted))
+    assert all(
+        torch.equal(flat(m.model.state_dict()), b) for m, b in zip(every, before, strict=True)
+    )
 
 
 def test_a_step_that_waits_for_its_caller_keeps_no_other_thread_waiting() -> None:
-    maml, batch = build("convnet4", "context", "learned"), episodes()
+    maml, batch = build(norm="context"), episodes()
     wanted = maml.predict(batch)
     steps = maml.adapt(batch[0])
     next(steps)
@@ -77,5 +74,4 @@ def test_models_that_threads_build_have_the_weights_of_their_seed() -> None:
 
     wanted = [weights(seed) for seed in range(50)]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(weights, range(50)))
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+        assert all(map(torch.equal, pool.map(weights, range(50)), wanted))

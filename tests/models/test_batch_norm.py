@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from raymaml.meta.mixed_mode import make_forward_mode_ready
-from raymaml.models.batch_norm import batch_norm
+from raymaml.models.closed_rules.batch_norm import batch_norm
 
 EPS = 1e-5
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

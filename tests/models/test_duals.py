@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from raymaml.meta.mixed_mode import make_forward_mode_ready
-from raymaml.models.duals import Conv2d, max_pool
+from raymaml.models.closed_rules.duals import Conv2d, max_pool
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 

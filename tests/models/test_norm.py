@@ -176,7 +176,7 @@ def test_policies_go_to_layers_by_the_first_pattern_that_matches() -> None:
         "encoder.conv3.norm": "EpisodicNorm2d",
         "encoder.conv4.norm": "ContextNorm2d",
     }
-    assert set(norms(encoder="resnet12", norm="layer").values()) == {"GroupedNorm2d"}
+    assert set(norms(encoder="resnet12", norm="layer").values()) == {"LayerNorm2d"}
 
 
 @pytest.mark.parametrize(

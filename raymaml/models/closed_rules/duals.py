@@ -2,9 +2,9 @@
 
 In a pass along a direction every tensor that moves has a tangent beside it (PyTorch's dual
 numbers), in the backward pass as well. PyTorch's rules for them are right, and slow in two places:
-a convolution is done once more for the tangent of images that do not move, and in each gradient for
-a value that nobody asked for; and max-pool picks tangents element by element. These layers take the
-pairs apart, calculate both, and put them together again.
+it convolves once more for the tangent of images that do not move, and in each gradient for a value
+that nothing uses; and max-pool picks tangents element by element. These layers take the pairs
+apart, compute both, and put them together again.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ def joined(primal: Tensor, tangent: Tensor | None) -> Tensor:
     return primal if tangent is None else forward_ad.make_dual(primal, tangent)
 
 
-def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Add what there is."""
+def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
 
 
 class Conv2d(OwnRules, nn.Conv2d):
-    """``nn.Conv2d``; by closed rules it convolves nothing that is not needed."""
+    """``nn.Conv2d``; its closed rules leave out every convolution that is not needed."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
@@ -71,7 +70,7 @@ class _Convolution(Function):
             tangent = F.conv2d(x_tangent, weight, None, *ctx.geometry)
         if weight_tangent is not None:
             along = F.conv2d(x, weight_tangent, bias_tangent, *ctx.geometry)
-            tangent = added(tangent, along)
+            tangent = _added(tangent, along)
         if tangent is not None:
             ctx.mark_non_differentiable(tangent)
         return F.conv2d(x, weight, bias, *ctx.geometry), tangent
@@ -92,8 +91,8 @@ class _Convolution(Function):
         by_grad = _gradients(ctx, grad_tangent, x, weight, needs_x, needs_weight)
         by_weight = _gradients(ctx, grad, x, weight_tangent, needs_x, False)
         by_x = _gradients(ctx, grad, x_tangent, weight, False, needs_weight)
-        x_grad = x_grad if x_grad is None else joined(x_grad, added(by_grad[0], by_weight[0]))
-        weight_grad = _only(added(by_grad[1], by_x[1]))
+        x_grad = x_grad if x_grad is None else joined(x_grad, _added(by_grad[0], by_weight[0]))
+        weight_grad = _only(_added(by_grad[1], by_x[1]))
         bias_grad = _only(grad_tangent.sum((0, 2, 3))) if needs_bias else None
         return x_grad, weight_grad, bias_grad, None, None, None, None
 
@@ -101,7 +100,7 @@ class _Convolution(Function):
 def _gradients(
     ctx: Any, grad: Tensor, x: Tensor | None, weight: Tensor | None, *needed: bool
 ) -> list[Tensor | None]:
-    """Return the gradients in images and weights that are needed; None where a factor is zero."""
+    """Return the needed gradients in images and weights; None where a factor is zero."""
     if x is None or weight is None or not any(needed):
         return [None, None]
     stride, padding, dilation, groups = ctx.geometry
@@ -113,7 +112,7 @@ def _gradients(
 
 
 def _only(tangent: Tensor | None) -> Tensor | None:
-    """A gradient of which the tangent alone is asked for; the value is left out."""
+    """Return a gradient with its tangent alone: nothing uses the value, which is nan."""
     if tangent is None:
         return None
     return joined(torch.full_like(tangent, torch.nan), tangent)
@@ -172,12 +171,12 @@ def pooled(x: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def pick(x: Tensor, where: Tensor) -> Tensor:
-    """Return what stands in the memory of ``x`` at the positions ``where``."""
+    """Return the values in the memory of ``x`` at the positions ``where``."""
     return _memory(x).index_select(0, _memory(where)).as_strided(where.shape, where.stride())
 
 
 def spread(x: Tensor, where: Tensor, values: Tensor) -> Tensor:
-    """Add ``values`` in place to what stands in the memory of ``x`` at ``where``."""
+    """Add ``values`` in place to the memory of ``x`` at the positions ``where``."""
     _memory(x).scatter_add_(0, _memory(where), _memory(laid_out_as(where, values.to(x.dtype))))
     return x
 
@@ -188,5 +187,5 @@ def laid_out_as(like: Tensor, x: Tensor) -> Tensor:
 
 
 def _memory(x: Tensor) -> Tensor:
-    """A dense tensor as the vector that lies in memory."""
+    """Return a dense tensor as the vector in its memory."""
     return x.as_strided((x.numel(),), (1,))

@@ -2,8 +2,8 @@
 
 PyTorch has no rule for the forward derivative of batch norm's backward pass and spells it out in
 dozens of passes over the images; and its kernel for the channels-last layout adds up in one float32
-(measured: 30 to 80 times the rounding of the plain layout). Here each rule is written down, as few
-multiply-adds with coefficients by channel, and sums are torch's, which are pairwise.
+(measured: 30 to 80 times the rounding of the plain layout). Here each rule is a few multiply-adds
+with coefficients by channel, and sums are torch's, which are pairwise.
 
 With ``d = x - mean``, ``r = 1 / sqrt(var + eps)``, ``s = weight * r`` and ``<a>`` the mean of ``a``
 over B, H and W of a channel, which has n entries:
@@ -18,8 +18,8 @@ and the derivatives of these lines along tangents ``x'``, ``weight'``, ``bias'``
     out'    = s d' + s' d + bias'
     grad_x' = s (g' - <g'>) + s' (g - <g>) - (s r^2 <g d>)' d - s r^2 <g d> d'
 
-Behind a max-pool only the maxima are needed of ``out`` and ``out'``, and ``g`` and ``g'`` are zero
-elsewhere: what is left to do with whole images are the moments and one sum a gradient.
+Behind a max-pool ``out`` and ``out'`` are needed at the maxima alone, and ``g`` and ``g'`` are zero
+elsewhere: whole images take part in the moments and in one sum a gradient.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from raymaml.models.duals import joined, laid_out_as, pair, pick, pooled, spread
+from raymaml.models.closed_rules.duals import joined, laid_out_as, pair, pick, pooled, spread
 
 
 def batch_norm(
@@ -140,7 +140,7 @@ _NO_GRADS = (None,) * 5  # in the tangents, which are constants, in eps and in w
 
 
 def _add(x: Tensor, where: Tensor | None, grad: Tensor, scale: Tensor) -> Tensor:
-    """Add ``scale * grad`` in place, at the positions that the gradient is of."""
+    """Add ``scale * grad`` in place, at the positions of the gradient."""
     if where is None:
         return x.addcmul_(grad, _by_channel(scale))
     return spread(x, where, grad * _by_channel(scale))

@@ -1,8 +1,19 @@
-"""The passes of episodes through a model, as functions of weights and moments."""
+"""The passes of episodes through a model, as functions of weights and moments.
+
+``torch.func.functional_call`` exchanges tensors by name: twice in a layer that has two names, and
+afterwards it puts the tensors of the pass in the place of the parameters. Here each module gets
+another dictionary of attributes for the pass, and its own again afterwards, so whatever a pass
+assigns (a buffer, a flag, an attribute of any kind) is gone with it, after an error too.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +21,28 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from raymaml.common.errors import UserError
-from raymaml.layers import OwnRules, Pass, PassAware, Rules, reachable_modules
+from raymaml.layers import (
+    ATOMS,
+    BOOKKEEPING,
+    OwnRules,
+    Pass,
+    PassAware,
+    Rules,
+    reachable_modules,
+)
 from raymaml.meta.gradients import EpisodeLosses
 from raymaml.meta.inner_loop import Fast
-from raymaml.meta.stand_ins import standing_in
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 
 class Passes:
-    """Calls a model without changing it.
-
-    To make one looks through the whole model, which takes as long as a small pass.
+    """Calls a model without changing it; to make one takes as long as a small pass.
 
     Args:
         model: images ``[B, C, H, W]`` -> logits ``[B, N]``.
         half_precision: type that convolutions and products are autocast to, if any.
         training: whether passes are those of training, or of evaluation.
-        rules: derivatives that layers with rules of their own take.
+        rules: the derivatives that layers with rules of their own give.
     """
 
     def __init__(
@@ -50,14 +66,14 @@ class Passes:
     def _modes_of(self, training: bool) -> list[bool]:
         """Return the mode of each module in training or evaluation, as the model itself sets it."""
         own = [*self._params.values(), *self._buffers.values()]
-        with standing_in(self._modules, {id(value): value for value in own}):
+        with _standing_in(self._modules, {id(value): value for value in own}):
             self._model.train(training)
             return [module.training for module in self._modules]
 
-    def losses(self, episode: Episode | EpisodeBatch) -> EpisodeLosses:
-        """Return the losses that the meta-gradient is made of.
+    def losses(self, episode: Episode | EpisodeBatch, frozen: Params) -> EpisodeLosses:
+        """Return the losses of an episode as functions of the parameters that are not ``frozen``.
 
-        Of several episodes the losses are sums, and every weight, moment and logit has a leading
+        For several episodes the losses are sums, and every weight, moment and logit has a leading
         axis E: no episode's loss depends on another's weights. Moments after a support pass are
         constants.
         """
@@ -67,12 +83,12 @@ class Passes:
             return count * F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
         def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:
-            logits, buffers = self._run("support", params, buffers, episode.support_x)
+            logits, buffers = self._run("support", frozen | params, buffers, episode.support_x)
             buffers = {name: value.detach() for name, value in buffers.items()}
             return loss_of(logits, episode.support_y), buffers
 
         def query(params: Params, buffers: Buffers) -> tuple[Tensor, Tensor]:
-            logits = self.query_logits(params, buffers, episode)
+            logits = self.query_logits(frozen | params, buffers, episode)
             return loss_of(logits, episode.query_y), logits
 
         return EpisodeLosses(support=support, query=query)
@@ -80,7 +96,7 @@ class Passes:
     def query_logits(
         self, params: Params, buffers: Buffers, episode: Episode | EpisodeBatch
     ) -> Tensor:
-        """Pass the query set through, after a look at the support set where a norm needs it."""
+        """Return the query logits, after a context pass if a norm reads one."""
         if any(layer.reads_context for layer in self._layers):
             _, buffers = self._run("context", params, buffers, episode.support_x)
         logits, _ = self._run("query", params, buffers, episode.query_x)
@@ -92,7 +108,7 @@ class Passes:
         return self.query_logits(fast.params, fast.buffers, episode)
 
     def observed(self, fast: Fast, losses: EpisodeLosses) -> Fast:
-        """Give norms that accumulate one look at the support set, where no inner step has."""
+        """Pass the support set once where no inner step does, if a norm accumulates moments."""
         if not any(layer.accumulates and not layer.outlives_episodes for layer in self._layers):
             return fast
         with torch.no_grad():
@@ -114,10 +130,10 @@ class Passes:
     def _call(
         self, current: Pass, params: Params, buffers: Buffers, x: Tensor
     ) -> tuple[Tensor, Buffers]:
-        # Buffers are cloned: a layer may change them in place, and the pass may be run again.
+        # Buffers are cloned: a layer may change them in place, and the pass may run again.
         stand_ins = {id(self._params[name]): value for name, value in params.items()}
         stand_ins |= {id(self._buffers[name]): value.clone() for name, value in buffers.items()}
-        with standing_in(self._modules, stand_ins):
+        with _standing_in(self._modules, stand_ins):
             for module, mode in zip(self._modules, self._modes, strict=True):
                 module.training = mode
                 if isinstance(module, OwnRules):
@@ -161,3 +177,56 @@ def _places(model: nn.Module, buffers: Buffers) -> dict[str, list[tuple[nn.Modul
         for key, value in module.named_buffers(recurse=False, remove_duplicate=False):
             places[names[id(value)]].append((module, key))
     return places
+
+
+_StandIns = dict[int, Tensor]
+"""By ``id`` of the tensor that it replaces: one tensor under many names stays one tensor."""
+
+
+@contextmanager
+def _standing_in(modules: Sequence[nn.Module], stand_ins: _StandIns) -> Iterator[None]:
+    """Let ``modules``, all that the pass reaches, work on copies of their attributes in the block.
+
+    ``stand_ins`` replace parameters and buffers; every other tensor is copied.
+    """
+    before = [(module, vars(module)) for module in modules]
+    stand_ins = dict(stand_ins)
+    try:
+        for module, attributes in before:
+            new = {
+                key: value if key in BOOKKEEPING else _copied(value, stand_ins)
+                for key, value in attributes.items()
+            }
+            # past __setattr__, which a user's module may define
+            object.__setattr__(module, "__dict__", new)
+        yield
+    finally:
+        for module, attributes in before:
+            object.__setattr__(module, "__dict__", attributes)
+
+
+def _copied(value: Any, stand_ins: _StandIns) -> Any:
+    """Copy containers, replace tensors, and keep all else."""
+    if type(value) in ATOMS:
+        return value
+    if isinstance(value, Tensor):
+        if id(value) not in stand_ins:
+            stand_ins[id(value)] = value.clone()
+        return stand_ins[id(value)]
+    if isinstance(value, tuple | frozenset):
+        items = [_copied(item, stand_ins) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return getattr(type(value), "_make", type(value))(items)  # _make: of a namedtuple
+    if not isinstance(value, dict | list | set | deque):
+        return value
+    new = copy.copy(value)  # keeps a class that derives from these
+    if isinstance(new, dict):
+        new.update({key: _copied(item, stand_ins) for key, item in new.items()})
+    elif isinstance(new, list):
+        new[:] = [_copied(item, stand_ins) for item in new]
+    else:
+        items = [_copied(item, stand_ins) for item in new]
+        new.clear()
+        new.update(items) if isinstance(new, set) else new.extend(items)
+    return new

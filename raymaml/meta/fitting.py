@@ -1,0 +1,148 @@
+"""Whether episodes can start at a model, and adapt and learn all that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from functools import partial
+from logging import Logger
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from raymaml.common.errors import UserError
+from raymaml.layers import ATOMS, BOOKKEEPING, CONTAINERS, reachable_modules, tracking_norms
+from raymaml.meta.rules import HEAD
+
+Head = Literal["learned", "zero", "shared"]
+"""``model.head``: where the head starts in each episode."""
+
+
+def require_fitting(model: nn.Module, head: Head) -> None:
+    """Check that episodes can start at the model.
+
+    Raises:
+        UserError: parameters have no shape yet, a part is TorchScript, a norm keeps moments from
+            episode to episode, a tensor was made in inference mode or lies where no pass reaches
+            it, the head's parameters are elsewhere in the model too, there is no head, or a shared
+            head has not one row.
+    """
+    params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    _refuse(
+        [name for name, value in params.items() if is_lazy(value)],
+        "have no shape before the first pass",
+        "call the model once on images",
+    )
+    _refuse(
+        [name for name, value in (params | buffers).items() if value.is_inference()],
+        "were made in torch.inference_mode, and PyTorch keeps such tensors out of gradients",
+        "build the model outside of it",
+    )
+    _refuse(
+        [n for n, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)],
+        "is TorchScript, which takes no weights but its own, so that it would neither adapt nor"
+        " learn",
+        "give the nn.Module that it was made of",
+    )
+    _refuse(
+        tracking_norms(model),
+        "keep moments from episode to episode",
+        "raymaml.apply_policies gives them a norm policy",
+    )
+    _refuse(
+        _out_of_reach(model),
+        "hold modules, parameters or buffers in an object, where they would neither adapt nor"
+        " learn",
+        "hold modules as submodules, and tensors in modules",
+    )
+    _require_head(model, head)
+
+
+def _refuse(names: Sequence[str], problem: str, remedy: str) -> None:
+    if names:
+        raise UserError(f"model: {', '.join(names)} {problem}", remedy=remedy)
+
+
+def _require_head(model: nn.Module, head: Head) -> None:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    held = {id(value) for name, value in named.items() if name.startswith(HEAD)}
+    elsewhere = [n for n, value in named.items() if not n.startswith(HEAD) and id(value) in held]
+    if elsewhere:
+        raise UserError(
+            f"head: its parameters are {', '.join(elsewhere)} too, so that it cannot start or"
+            " learn apart from the encoder",
+            remedy="give the model a head that is nowhere else in it",
+        )
+    if f"{HEAD}weight" not in named:
+        linear = [name for name, each in model.named_modules() if isinstance(each, nn.Linear)]
+        found = f"its linear layers are {', '.join(linear)}" if linear else "it has no linear layer"
+        raise UserError(
+            f"model: has no linear layer named head ({found})",
+            remedy="name the classifier so, as in self.head = nn.Linear(features, num_ways)",
+        )
+    rows = len(named[f"{HEAD}weight"])
+    if (head == "shared") != (rows == 1):
+        raise UserError(
+            f"head: is {head}, and head.weight has {rows} row(s)", remedy="a shared head has one"
+        )
+
+
+def _out_of_reach(model: nn.Module) -> list[str]:
+    """Name the attributes that lead to weights by an object that a pass does not look into.
+
+    A pass replaces neither the model's tensors in there, nor modules that are held nowhere else.
+    """
+    modules = reachable_modules(model)
+    known = set(map(id, modules.values()))
+    tensors = {id(value) for value in (*model.parameters(), *model.buffers())}
+    return [
+        f"{name}.{key}".lstrip(".")
+        for name, module in modules.items()
+        for key, value in vars(module).items()
+        if key not in BOOKKEEPING and _leads_out(value, known, tensors)
+    ]
+
+
+def _leads_out(value: Any, modules: Set[int], tensors: Set[int]) -> bool:
+    waiting, seen = [(value, False)], set()  # with whether it lies in an object
+    while waiting:
+        each, within = waiting.pop()
+        if type(each) in ATOMS or (id(each), within) in seen:
+            continue
+        seen.add((id(each), within))
+        if isinstance(each, nn.Module):
+            if id(each) not in modules:
+                return True
+        elif isinstance(each, Tensor):
+            if within and id(each) in tensors:
+                return True
+        elif isinstance(each, dict):
+            waiting += [(item, within) for item in each.values()]
+        elif isinstance(each, CONTAINERS):
+            waiting += [(item, within) for item in each]
+        else:
+            waiting += [(item, True) for item in _contents(each)]
+    return False
+
+
+def _contents(value: Any) -> list[Any]:
+    """Return what an object or function holds, as far as Python code can see it."""
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return [*cells, value.__defaults__, value.__kwdefaults__]
+    if isinstance(value, type | ModuleType | Logger):
+        return []
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # of a variable that was never assigned
+        return False

@@ -1,0 +1,1 @@
+"""Fast derivatives of convolution, batch norm and max-pool, forward over reverse."""
