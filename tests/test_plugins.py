@@ -12,9 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_a_benchmark_plugin_does_not_end_the_suite(tmp_path: Path) -> None:
     """pytest-benchmark warns, once it sees xdist, before any test: warnings are errors here."""
-    (tmp_path / "stand_in.py").write_text(
-        "import warnings\ndef pytest_configure():\n    warnings.warn('disabled by xdist')\n"
-    )
+    warns = "import warnings\ndef pytest_configure():\n    warnings.warn('disabled by xdist')\n"
+    (tmp_path / "stand_in.py").write_text(warns)
     metadata = tmp_path / "stand_in-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: stand-in\nVersion: 1.0\n")

@@ -19,8 +19,8 @@ def test_a_path_gives_this_very_seed_for_ever() -> None:
 
 def test_seeds_have_63_bits() -> None:
     seeds = [fold_in(0, index) for index in range(256)]
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert max(seeds) >= 2**62  # the highest bit is used
+    assert min(seeds) >= 0
+    assert 2**62 <= max(seeds) < 2**63  # the highest bit is used
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,6 @@ def test_seeds_have_63_bits() -> None:
 )
 def test_different_paths_give_different_seeds(one: tuple[int, str], other: tuple[int, str]) -> None:
     assert fold_in(*one) != fold_in(*other)
-
-
-def test_a_stream_does_not_depend_on_other_streams() -> None:
-    alone = bit_stream(1, "a").random_raw(4).tolist()
-    bit_stream(1, "b").random_raw(100)
-    np.random.default_rng().random(3)
-    assert bit_stream(1, "a").random_raw(4).tolist() == alone
 
 
 @pytest.mark.parametrize(("population", "count"), [(1, 1), (7, 7), (100, 5), (100, 60), (9, 0)])

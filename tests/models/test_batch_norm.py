@@ -11,14 +11,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from raymaml.meta.mixed_mode import make_forward_mode_ready
 from raymaml.models.closed_rules.batch_norm import batch_norm
 
 EPS = 1e-5
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 MOVING = [moving for moving in product([True, False], repeat=3) if any(moving)]
-
-
 WINDOWS = [1, 2]
 """Without, and with a max-pool behind the norm, which leaves out the last of 7 rows."""
 
@@ -46,11 +43,6 @@ def ours(x: Tensor, weight: Tensor, bias: Tensor, window: int = 1) -> Tensor:
 def theirs(x: Tensor, weight: Tensor, bias: Tensor, window: int = 1) -> Tensor:
     x = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
     return F.max_pool2d(x, window)
-
-
-@pytest.fixture(autouse=True)
-def _forward_mode() -> None:
-    make_forward_mode_ready()
 
 
 def derivatives(norm, values, moving, curved: bool) -> list[Tensor]:
@@ -106,11 +98,6 @@ def test_the_gradient_along_a_direction_is_a_central_difference(layout, window: 
         torch.testing.assert_close(tangent, (after - before) / (2 * step), rtol=1e-6, atol=1e-6)
 
 
-def test_torchs_own_check_passes() -> None:
-    values = [value.detach().requires_grad_() for value in inputs(LAYOUTS[0])]
-    assert torch.autograd.gradcheck(ours, values)
-
-
 def test_a_second_backward_pass_is_refused_rather_than_wrong() -> None:
     x, weight, bias = inputs(LAYOUTS[1])
     (grad,) = torch.autograd.grad(ours(x, weight, bias).sin().sum(), x, create_graph=True)
@@ -118,11 +105,10 @@ def test_a_second_backward_pass_is_refused_rather_than_wrong() -> None:
         grad.square().sum().backward()
 
 
-def test_nothing_is_computed_for_images_that_need_no_gradient() -> None:
-    x, weight, bias = inputs(LAYOUTS[0])
-    x = x.detach()
-    wanted = torch.autograd.grad(theirs(x, weight, bias).sin().sum(), [weight, bias])
-    found = torch.autograd.grad(ours(x, weight, bias).sin().sum(), [weight, bias])
+def test_images_may_need_no_gradient() -> None:
+    x, *own = inputs(LAYOUTS[0])
+    wanted = torch.autograd.grad(theirs(x.detach(), *own).sin().sum(), own)
+    found = torch.autograd.grad(ours(x.detach(), *own).sin().sum(), own)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 

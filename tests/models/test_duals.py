@@ -12,15 +12,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from raymaml.meta.mixed_mode import make_forward_mode_ready
 from raymaml.models.closed_rules.duals import Conv2d, max_pool
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-
-
-@pytest.fixture(autouse=True)
-def _forward_mode() -> None:
-    make_forward_mode_ready()
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
@@ -43,8 +37,8 @@ def tangents_of_gradients(function, values: dict[str, Tensor], moving: set[str])
         return [found[0].primal, *(zero if f.tangent is None else f.tangent for f in found)]
 
 
-def convolution(seed: int = 0, **options) -> Conv2d:
-    torch.manual_seed(seed)
+def convolution(**options) -> Conv2d:
+    torch.manual_seed(0)
     return Conv2d(4, 6, 3, **options).double()
 
 

@@ -9,7 +9,6 @@ from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier
-from raymaml.models.norm import TransductiveNorm2d
 
 
 def build(size: int = 16, channels: int = 1, width: int = 4, seed: int = 0) -> Classifier:
@@ -52,19 +51,6 @@ def test_the_head_starts_small_and_biases_at_zero() -> None:
     biases = [value for name, value in weights.items() if name.endswith("bias")]
     assert len(biases) == 9
     assert all(not value.any() for value in biases)
-
-
-def test_transductive_norm_uses_the_moments_of_its_batch() -> None:
-    norm = TransductiveNorm2d(2, eps=1e-12)
-    x = torch.tensor([1.0, 3.0, 5.0, 7.0]).view(2, 1, 1, 2).repeat(1, 2, 1, 1)
-    # mean 4, variance (9 + 1 + 1 + 9) / 4 = 5
-    wanted = (x - 4) / 5**0.5
-    torch.testing.assert_close(norm(x), wanted)
-    with torch.no_grad():
-        norm.weight.copy_(torch.tensor([2.0, 1.0]))
-        norm.bias.copy_(torch.tensor([0.0, 3.0]))
-    torch.testing.assert_close(norm(x)[:, 0], 2 * wanted[:, 0])
-    torch.testing.assert_close(norm(x)[:, 1], wanted[:, 1] + 3)
 
 
 def test_nothing_is_accumulated() -> None:
