@@ -1,10 +1,10 @@
 """raymaml: train and judge MAML on one CPU, one GPU or a Ray cluster.
 
-For people who write their own loop, these names are stable: ``MetaLearner``, ``EpisodeBatch``,
-``Episode``, ``InnerConfig``, ``ModelConfig``, ``build_model``, ``apply_policies``,
-``check_gradient``, ``UserError``, and the module ``raymaml.convert``; for people who judge models
-of their own: ``judge``, ``paired``, ``load_config``, ``load_learner``, ``predictor``, ``features``,
-``nearest_class_mean``. They are imported when first asked for, so that ``import raymaml`` is quick.
+These names are stable. For a loop of your own: ``MetaLearner``, ``EpisodeBatch``, ``Episode``,
+``InnerConfig``, ``ModelConfig``, ``build_model``, ``apply_policies``, ``check_gradient``,
+``UserError``, and the module ``raymaml.convert``. To judge a model of your own: ``judge``,
+``paired``, ``load_config``, ``load_learner``, ``predictor``, ``features``, ``nearest_class_mean``.
+Each is imported at its first use, so that ``import raymaml`` is quick.
 """
 
 import importlib
@@ -57,29 +57,30 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Episode": "raymaml.types",
-    "EpisodeBatch": "raymaml.types",
-    "InnerConfig": "raymaml.config.model",
-    "MetaLearner": "raymaml.meta.learner",
-    "ModelConfig": "raymaml.config.model",
-    "UserError": "raymaml.common.errors",
-    "apply_policies": "raymaml.models.policies",
-    "build_model": "raymaml.models",
-    "check_gradient": "raymaml.meta.agreement",
-    "features": "raymaml.evaluation.external",
-    "judge": "raymaml.evaluation.external",
-    "load_config": "raymaml.config.load",
-    "load_learner": "raymaml.evaluation.external",
-    "nearest_class_mean": "raymaml.evaluation.external",
-    "paired": "raymaml.evaluation.paired",
-    "predictor": "raymaml.evaluation.external",
+    "raymaml.common.errors": {"UserError"},
+    "raymaml.config.load": {"load_config"},
+    "raymaml.config.model": {"InnerConfig", "ModelConfig"},
+    "raymaml.evaluation.external": {
+        "features",
+        "judge",
+        "load_learner",
+        "nearest_class_mean",
+        "predictor",
+    },
+    "raymaml.evaluation.paired": {"paired"},
+    "raymaml.meta.agreement": {"check_gradient"},
+    "raymaml.meta.learner": {"MetaLearner"},
+    "raymaml.models": {"build_model"},
+    "raymaml.models.policies": {"apply_policies"},
+    "raymaml.types": {"Episode", "EpisodeBatch"},
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for (PEP 562)."""
+    """Import a public name when it is first used (PEP 562)."""
     if name == "convert":
         return importlib.import_module("raymaml.convert")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'raymaml' has no attribute {name!r}")
