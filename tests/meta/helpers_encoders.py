@@ -9,20 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Smooth(nn.Module):
-    """With dropout, and a buffer that counts in place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(256, 4)
-        self.register_buffer("passes", torch.zeros(()))
-
-    def forward(self, images: Tensor) -> Any:
-        self.passes.add_(1)
-        features = torch.tanh(self.linear(images.flatten(1))) * (1 + 1 / self.passes)
-        return F.dropout(features, 0.2, self.training)
-
-
 class Plain(nn.Module):
     """Without random numbers."""
 
@@ -32,6 +18,18 @@ class Plain(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return torch.tanh(self.linear(images.flatten(1)))
+
+
+class Smooth(Plain):
+    """With dropout, and a buffer that counts in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Any:
+        self.passes.add_(1)
+        return F.dropout(super().forward(images) * (1 + 1 / self.passes), 0.2, self.training)
 
 
 class Scales(Plain):

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers_meta import METHODS, WAYS, Graph, episodes, flat, relative_error
+from helpers_meta import METHODS, Graph, episodes, flat, relative_error
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -322,83 +320,6 @@ def test_gradient_mode_stays_the_callers_between_steps() -> None:
         assert [torch.is_grad_enabled() for _ in maml.adapt(episodes(size=4)[0])] == [False] * 3
 
 
-class HeadInTheBody(TwoAttributes):
-    def hang(self) -> None:
-        super().hang()
-        self.net.append(self.head)
-
-
-def test_a_head_that_is_elsewhere_too_is_refused() -> None:
-    with pytest.raises(UserError, match=r"head: .* net\.4\.weight, net\.4\.bias too"):
-        learner(built(HeadInTheBody), "unrolled")
-
-
-def test_a_model_without_shapes_is_refused() -> None:
-    model = Graph()
-    model.a = nn.LazyLinear(3)
-    with pytest.raises(UserError, match=r"a\.weight, a\.bias have no shape .* call the model once"):
-        learner(model, "unrolled")
-
-
-@pytest.mark.parametrize(
-    "compiled", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(3))]
-)
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
-def test_a_part_in_torchscript_is_refused(compiled: Callable[[nn.Module], nn.Module]) -> None:
-    model = Graph()
-    model.b = compiled(nn.Linear(3, 3))
-    with pytest.raises(UserError, match=r"model: b is TorchScript, .* give the nn\.Module"):
-        learner(model, "unrolled")
-
-
-def bound(weight: Tensor, x: Tensor) -> Tensor:
-    return x @ weight
-
-
-def closed_over(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: x @ weight
-
-
-HOLDERS: dict[str, Callable[[Graph], Any]] = {
-    "a module of its own": lambda _: SimpleNamespace(norm=nn.Linear(3, 3)),
-    "a parameter": lambda model: SimpleNamespace(weight=model.b.weight),
-    "a list of objects": lambda model: [{"x": SimpleNamespace(deep=[model.b.weight])}],
-    "a function": lambda model: closed_over(model.b.weight),
-    "a partial": lambda model: partial(bound, model.b.weight),
-    "a buffer": lambda model: SimpleNamespace(seen=model.get_buffer("count")),
-}
-
-
-@pytest.mark.parametrize("holder", HOLDERS)
-def test_weights_in_an_object_are_refused_by_name(holder: str) -> None:
-    model = built(Graph)
-    model.register_buffer("count", torch.zeros(()))
-    model.a.holds = HOLDERS[holder](model)
-    with pytest.raises(UserError, match=r"model: a\.holds hold modules, parameters or buffers in"):
-        learner(model, "unrolled")
-
-
-def test_objects_that_lead_to_submodules_alone_are_none_of_that() -> None:
-    """A pass gives its tensors to the module itself, whoever holds it."""
-    model = built(Graph)
-    model.options = SimpleNamespace(width=3, owner=model, layer=model.b, values=[torch.ones(3)])
-    model.call, model.short = model.b.forward, lambda x: model.b(x) + 1
-    assert learner(model, "unrolled").predict(episodes(size=4)).shape == (1, 9, WAYS)
-
-
-def test_a_model_of_inference_mode_is_refused() -> None:
-    with torch.inference_mode():
-        model = built(Graph)
-    with pytest.raises(UserError, match=r"model: a\.weight, .* build the model outside of it"):
-        learner(model, "unrolled")
-    model = built(Graph)
-    with torch.inference_mode():
-        model.register_buffer("count", torch.zeros(()))
-    with pytest.raises(UserError, match=r"model: count were made in torch\.inference_mode"):
-        learner(model, "unrolled")
-
-
 class Misfit(Graph):
     def encode(self, x: Tensor) -> Any:
         return super().encode(x).detach().sum(0).add_(x[:, :3])
@@ -408,10 +329,3 @@ def test_a_mistake_of_one_episode_is_not_blamed_on_several() -> None:
     with pytest.raises(RuntimeError, match="broadcast shape") as caught:
         learner(built(Misfit), "unrolled").episode_gradient(episodes(size=4)[0])
     assert not isinstance(caught.value, UserError)
-
-
-def test_a_norm_in_a_plain_list_is_refused() -> None:
-    model = built(Graph)
-    model.stages = [(model.a, nn.BatchNorm1d(3))]
-    with pytest.raises(UserError, match=r"model: stages\.0\.1 keep moments"):
-        learner(model, "unrolled")
