@@ -134,15 +134,9 @@ def _contents(value: Any) -> list[Any]:
     if isinstance(value, MethodType):
         return [value.__self__]
     if isinstance(value, FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        return [*cells, value.__defaults__, value.__kwdefaults__]
+        filled = [cell for cell in value.__closure__ or () if cell != CellType()]
+        held = [cell.cell_contents for cell in filled]
+        return [*held, value.__defaults__, value.__kwdefaults__]
     if isinstance(value, type | ModuleType | Logger):
         return []
     return list(getattr(value, "__dict__", {}).values())
-
-
-def _is_filled(cell: CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # of a variable that was never assigned
-        return False

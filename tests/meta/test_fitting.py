@@ -41,6 +41,11 @@ def with_part(name: str, part: Callable[[Graph], Any]) -> Callable[[], Graph]:
     return lambda: changed(lambda model: setattr(model, name, part(model)))
 
 
+def inferred(make: Callable[[], Any]) -> Any:
+    with torch.inference_mode():
+        return make()
+
+
 IN_AN_OBJECT = r"model: a\.holds hold modules, parameters or buffers in an object"
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a module of its own": (
@@ -76,14 +81,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"model: stages\.0\.1 keep moments",
     ),
     "inference mode": (
-        torch.inference_mode()(Graph),
+        lambda: inferred(Graph),
         r"model: a\.weight, .* were made in torch\.inference_mode.* build the model outside of it",
     ),
     "a buffer of inference mode": (
-        lambda: changed(
-            lambda m: m.register_buffer("count", torch.inference_mode()(torch.zeros)(1))
-        ),
-        r"model: count were made in torch\.inference_mode",
+        with_part("seen", lambda _: inferred(lambda: torch.zeros(()))),
+        r"model: seen were made in torch\.inference_mode",
     ),
 }
 

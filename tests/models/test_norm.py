@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raymaml.common.errors import UserError
-from raymaml.config.model import ModelConfig
 from raymaml.layers import Pass, PassAware
-from raymaml.models import build_model
-from raymaml.models.norm import ContextNorm2d, TaskNorm2d
-from raymaml.models.policies import POLICIES, apply_policies
+from raymaml.models.norm import TaskNorm2d
+from raymaml.models.policies import POLICIES
 
 C, EPS, MOMENTUM = 3, 1e-3, 0.2
 
@@ -159,80 +154,6 @@ def test_instance_and_layer_take_each_image_by_itself_and_none_does_nothing() ->
     assert run(layer("none"), "query", QUERY) is QUERY
 
 
-def apply(model: nn.Module, policy: str) -> nn.Module:
-    apply_policies(model, {"*": policy}, eps=EPS, momentum=MOMENTUM)
-    return model
-
-
-def norms(**model: object) -> dict[str, str]:
-    built = build_model(ModelConfig(width=2, **model), image_shape=(1, 16, 16), num_ways=3, seed=0)
-    return {n: type(m).__name__ for n, m in built.named_modules() if isinstance(m, PassAware)}
-
-
-def test_policies_go_to_layers_by_the_first_pattern_that_matches() -> None:
-    found = norms(norm={"encoder.conv[13]": "episodic", "*.norm": "context"})
-    assert found == {
-        "encoder.conv1.norm": "EpisodicNorm2d",
-        "encoder.conv2.norm": "ContextNorm2d",
-        "encoder.conv3.norm": "EpisodicNorm2d",
-        "encoder.conv4.norm": "ContextNorm2d",
-    }
-    assert set(norms(encoder="resnet12", norm="layer").values()) == {"LayerNorm2d"}
-
-
-@pytest.mark.parametrize(
-    ("norm", "says"),
-    [
-        ({"encoder.conv5": "layer", "*": "none"}, "model.norm: 'encoder.conv5' matches nothing"),
-        ({"encoder.conv1": "layer"}, r"encoder.conv2.norm, .* match none of the patterns"),
-    ],
-)
-def test_a_pattern_that_fits_nothing_and_a_layer_that_fits_none_are_refused(
-    norm: dict[str, str], says: str
-) -> None:
-    with pytest.raises(UserError, match=says):
-        norms(norm=norm)
-
-
-def test_the_weights_and_moments_of_a_pretrained_batch_norm_go_over() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(C))
-    with torch.no_grad():
-        model[0].weight.fill_(3)
-        model[0].running_var.fill_(5)
-    state = apply(model, "running").state_dict()
-    assert state["0.weight"].tolist() == [3, 3, 3]
-    assert state["0.var"].tolist() == [5, 5, 5]
-
-
-@pytest.mark.parametrize("tracks", [True, False])
-def test_a_batch_norm_in_a_plain_container_is_refused_before_anything_changes(tracks: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C, track_running_stats=tracks))
-    model.stages = [(model[0], model[1])]
-    with pytest.raises(UserError, match=r"model\.encoder: stages\.0\.1 are norms in a plain attr"):
-        apply(model, "transductive")
-    assert type(model[1]) is nn.BatchNorm2d
-
-
-def test_a_block_in_a_plain_list_takes_the_policy_of_its_norm() -> None:
-    model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(C)))
-    model.blocks = [model[0]]
-    apply(model, "context")
-    assert isinstance(model.blocks[0][0], ContextNorm2d)
-
-
-def test_a_norm_that_stands_at_two_places_is_one_layer_at_both() -> None:
-    norm = nn.BatchNorm2d(C)
-    model = apply(nn.Sequential(norm, nn.ReLU(), norm), "context")
-    assert model[0] is model[2]
-    assert isinstance(model[0], ContextNorm2d)
-
-
-def test_a_policy_without_a_norm_to_replace_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no nn.BatchNorm2d .* set it to none"):
-        apply(nn.Sequential(nn.GroupNorm(1, C)), "transductive")
-    apply(nn.Sequential(nn.GroupNorm(1, C)), "none")
-
-
 def test_another_layers_context_pass_adds_nothing_to_accumulated_moments() -> None:
     made = layer("episodic")
     run(made, "support", SUPPORT)
@@ -240,119 +161,3 @@ def test_another_layers_context_pass_adds_nothing_to_accumulated_moments() -> No
     run(made, "context", SECOND)
     assert made.mean is mean
     assert made.kept is kept
-
-
-class WithActivation(nn.BatchNorm2d):
-    """As in many published encoders: the norm and what follows it in one layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(super().forward(x))
-
-
-class OfTheBase(nn.modules.batchnorm._BatchNorm):
-    """A user's norm of its own dimensions."""
-
-
-def with_hook() -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(C)
-    norm.register_forward_hook(lambda _norm, _inputs, out: torch.relu(out))
-    return norm
-
-
-def with_forward() -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(C)
-    norm.forward = torch.relu
-    return norm
-
-
-def with_gain() -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(C)
-    norm.gain = nn.Parameter(torch.ones(C))
-    return norm
-
-
-def parametrized() -> nn.BatchNorm2d:
-    return nn.utils.parametrize.register_parametrization(nn.BatchNorm2d(C), "weight", nn.ReLU())
-
-
-@pytest.mark.parametrize(
-    ("norm", "says"),
-    [
-        (WithActivation(C), "test_norm.WithActivation"),
-        (with_hook(), "_forward_hooks"),
-        (with_forward(), "forward"),
-        (with_gain(), "gain"),
-        (parametrized(), "ParametrizedBatchNorm2d"),
-    ],
-)
-@pytest.mark.parametrize("policy", ["context", "none"])
-def test_a_batch_norm_that_does_more_is_refused_by_name(
-    norm: nn.Module, says: str, policy: str
-) -> None:
-    model = nn.Sequential(nn.Sequential(norm), nn.BatchNorm2d(C))
-    with pytest.raises(UserError, match=rf"0\.0 is an nn\.BatchNorm2d that does more \(.*{says}\)"):
-        apply(model, policy)
-    assert model[0][0] is norm  # nothing is replaced
-
-
-def test_a_plain_batch_norm_with_a_mark_of_its_user_is_no_more() -> None:
-    model = nn.Sequential(nn.LazyBatchNorm2d())
-    model(torch.rand(2, C, 4, 4))  # now it is an nn.BatchNorm2d
-    model[0].note = "the first"
-    assert isinstance(apply(model, "context")[0], ContextNorm2d)
-
-
-@pytest.mark.parametrize(
-    "norm",
-    [
-        nn.BatchNorm1d(C),
-        OfTheBase(C, 1e-5, 0.1, True, True),
-        nn.SyncBatchNorm(C),
-        nn.LazyBatchNorm2d(),
-        nn.InstanceNorm2d(C, track_running_stats=True),
-    ],
-)
-def test_every_norm_that_keeps_moments_is_refused(norm: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"model\.encoder: 0 keep moments"):
-        apply(nn.Sequential(norm), "context")
-
-
-def test_norms_without_moments_stay_as_they_are() -> None:
-    class Mine(nn.InstanceNorm2d):
-        pass
-
-    model = nn.Sequential(Mine(C), nn.GroupNorm(1, C), nn.BatchNorm2d(C))
-    kept = list(model)[:2]
-    assert list(apply(model, "context"))[:2] == kept
-
-
-@pytest.mark.parametrize(
-    ("norm", "learned"),
-    [
-        (nn.BatchNorm2d(C), ["weight", "bias"]),
-        (nn.BatchNorm2d(C, affine=False), []),
-        (nn.BatchNorm2d(C, bias=False), ["weight"]),
-    ],
-)
-def test_a_batch_norm_without_scale_or_shift_stays_without(
-    norm: nn.BatchNorm2d, learned: list[str]
-) -> None:
-    model = nn.Sequential(norm)
-    before = model(SUPPORT.float())
-    apply_policies(model, {"*": "transductive"}, eps=norm.eps, momentum=MOMENTUM)
-    torch.testing.assert_close(model(SUPPORT.float()), before)
-    assert [n for n, p in model[0].named_parameters() if p.requires_grad] == learned
-
-
-@pytest.mark.parametrize(
-    ("norm", "says"),
-    [
-        ("context", r"model\.norm: 'context' is no mapping .* give \{'\*': 'context'\}"),
-        (None, r"model\.norm: None is no mapping"),
-        ({"*": "contxt"}, r"model\.norm: 'contxt' is no policy; .* did you mean context\?"),
-        ({"*": 3}, r"model\.norm: 3 is no policy"),
-    ],
-)
-def test_policies_that_are_none_are_refused(norm: Any, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        apply_policies(nn.Sequential(nn.BatchNorm2d(C)), norm, eps=EPS, momentum=MOMENTUM)
