@@ -1,7 +1,7 @@
 """Randomness as a function of names, never of history (contract 4).
 
 A stream is named by a seed and a path (``"train", 17``). Nothing is kept between draws, so no
-order of calls, no number of workers and no restart can change what an episode contains. Only
+order of calls, no number of workers and no restart can change an episode. Only
 NumPy's raw bit streams are used: they are stable across NumPy releases, its distributions are not.
 """
 

@@ -23,7 +23,7 @@ Buffers = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One support set and one query set of a task; a ``UserError`` names all that is wrong."""
+    """One support set and one query set of a task; a ``UserError`` names every mistake in them."""
 
     support_x: Tensor  # [N*K, C, H, W]
     support_y: Tensor  # [N*K], int64 in 0..N-1
@@ -42,7 +42,7 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeBatch:
-    """Episodes of one shape, stacked: what a worker learns from in one outer step."""
+    """Episodes of one shape, stacked: a worker learns from one batch in an outer step."""
 
     support_x: Tensor  # [E, N*K, C, H, W]
     support_y: Tensor  # [E, N*K]
@@ -64,8 +64,8 @@ class EpisodeBatch:
     def chunks(self, size: int) -> Iterator[EpisodeBatch]:
         """Yield runs of ``size`` consecutive episodes; the last may be shorter."""
         for first in range(0, len(self), size):
-            some = slice(first, first + size)
-            yield unchecked(EpisodeBatch, {name: all_[some] for name, all_ in vars(self).items()})
+            rows = slice(first, first + size)
+            yield unchecked(EpisodeBatch, {name: value[rows] for name, value in vars(self).items()})
 
     def to(self, device: torch.device) -> EpisodeBatch:
         """Return the same episodes on ``device``."""

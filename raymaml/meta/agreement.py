@@ -95,7 +95,7 @@ def _compared(twin: MetaLearner, episode: Episode) -> str | None:
 
 
 def difference(method: str, found: Tensor, exact: Tensor, tolerance: float) -> str | None:
-    """Say by how much a gradient and that by ``unrolled`` differ; None if little enough.
+    """Return by how much a gradient and that by ``unrolled`` differ; None if little enough.
 
     Nothing is said where ``unrolled`` is not finite: the first step of a training reports that.
     """

@@ -128,7 +128,7 @@ def _leads_out(value: Any, modules: Set[int], tensors: Set[int]) -> bool:
 
 
 def _contents(value: Any) -> list[Any]:
-    """Return what an object or function holds, as far as Python code can see it."""
+    """Return the values inside an object or function, as far as Python code can see them."""
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, MethodType):

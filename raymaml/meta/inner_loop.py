@@ -50,11 +50,11 @@ def unroll(
     and evaluation alike.
 
     Args:
-        support_loss: what each step descends.
+        support_loss: the loss that each step descends.
         start: where adaptation starts.
         inner: number of steps, rates, momentum and weight decay.
-        create_graph: keep what yields differentiable in ``start`` (second order). Without it
-            every yield is a set of fresh leaves, and no step outlives its use.
+        create_graph: keep the weights differentiable in ``start`` (second order). Without it they
+            are fresh leaves after each step, and no step outlives its use.
     """
     fast = start if create_graph else start.detached()
     yield fast

@@ -179,7 +179,7 @@ class MetaLearner:
         return torch.stack(logits)
 
     def adaptation_table(self) -> str:
-        """Lay out what adapts in training, with how many parameters."""
+        """Lay out which modules adapt in training, with their numbers of parameters."""
         return adaptation_table(self.model, self._frozen)
 
     def query_logits(self, fast: Fast, episode: Episode) -> Tensor:

@@ -1,10 +1,9 @@
 """Norm policies: whose moments normalise which pass (the table in README.md beside this file).
 
-Every layer takes ``[B, C, H, W]``, and max-pools what it has normalised by ``window x window`` (1:
-not at all): the two go together, since the norm is needed at the maxima alone. What a layer carries
-from the support passes to the query pass lies in buffers that it replaces and never changes in
-place. ``raymaml.meta.forward`` gives each pass the buffers of its own episode, so
-episodes stay apart.
+Every layer takes ``[B, C, H, W]``, normalises, and max-pools by ``window x window`` (1: not at
+all): the two go together, since the norm is needed at the maxima alone. Buffers carry moments from
+the support passes to the query pass; a layer replaces them and never changes them in place.
+``raymaml.meta.forward`` gives each pass the buffers of its own episode, so episodes stay apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Encoders of one's own, by import path: 16x16 images -> 4 features."""
+"""A user's own encoders, by import path: 16x16 images -> 4 features."""
 
 from __future__ import annotations
 

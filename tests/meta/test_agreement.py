@@ -1,5 +1,5 @@
 # ruff: noqa: NPY002 (the numbers that a user's module may draw from)
-"""The method of the meta-gradient is compared with ``unrolled`` on a model of one's own."""
+"""The method of the meta-gradient is compared with ``unrolled`` on a user's own model."""
 
 from __future__ import annotations
 

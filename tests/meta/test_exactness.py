@@ -135,7 +135,7 @@ def test_an_episode_changes_nothing_and_leaves_nothing(norm: str, gradient: str)
 def test_running_moments_go_on_as_if_episodes_came_one_after_the_other() -> None:
     batch = episodes(3)
     one, other = (build("resnet10", "running", "zero") for _ in range(2))
-    one.meta_gradient(batch, update_moments=True)  # each from what the one before has left
+    one.meta_gradient(batch, update_moments=True)  # each from the moments of the one before
     other.absorb([other.episode_gradient(episode).buffers for episode in batch])  # all from theta's
     assert len(one.running_moments) == 3 * 12  # stem, 8 convolutions, 3 shortcuts
     for name, value in one.running_moments.items():

@@ -1,4 +1,4 @@
-"""Autocast in bfloat16: what is in half precision, and what is not."""
+"""Autocast in bfloat16: convolutions and products alone are in half precision."""
 
 from __future__ import annotations
 

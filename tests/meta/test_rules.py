@@ -1,4 +1,4 @@
-"""What adapts: anchored patterns, the table, and errors."""
+"""The parameters that adapt: anchored patterns, the table, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls from several threads give what calls one after the other give, bit by bit."""
+"""Calls from several threads give the bits of calls one after the other."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def batch_norm(
         window: side of the max-pool behind the norm; 1 is none.
 
     Returns:
-        What ``F.batch_norm`` gives, pooled, and the batch's mean and (biased) variance, which are
-        not differentiated.
+        The result of ``F.batch_norm``, pooled, and the batch's mean and (biased) variance, which
+        are not differentiated.
     """
     primals, (x_tangent, *own) = zip(pair(x), pair(weight), pair(bias), strict=True)
     if any(tangent is not None for tangent in (x_tangent, *own)):
