@@ -82,7 +82,7 @@ def _train(run: Run, echo: Echo) -> None:
             if asked.is_set():  # also if it came just before the stop was withdrawn
                 break
             announce(workers, before)
-            failure = _let_train(config, folder, crew, workers, asked)
+            failure = _let_train(config, crew, workers, asked)
             if failure is None:
                 withdraw_stop(folder)
             if asked.is_set():
@@ -94,17 +94,18 @@ def _train(run: Run, echo: Echo) -> None:
 
 
 def _let_train(
-    config: Config, folder: Place, crew: Crew, workers: int, asked: threading.Event
+    config: Config, crew: Crew, workers: int, asked: threading.Event
 ) -> Exception | None:
     """Train with ``workers`` until they end; return the error of those that failed.
 
     An error that other workers would meet as well is raised.
     """
+    folder = config.run_folder
     started = folder / STARTED
     remove(started)
     with growing(crew, workers, partial(exists, started), lambda: request_stop(folder)):
         try:
-            run_crew(config, folder, workers, crew.use_gpu)
+            run_crew(config, workers, crew.use_gpu)
         except Exception as error:
             # The signal that asked for a stop may have ended the cluster as well.
             if is_recoverable(error) or (asked.is_set() and user_error(error) is None):

@@ -43,7 +43,7 @@ _START_ATTEMPTS = 10
 """Minutes that a trial of a sweep waits for room for its workers; Ray's default is for ever."""
 
 
-def run_crew(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> None:
+def run_crew(config: Config, num_workers: int, use_gpu: bool) -> None:
     """Train with ``num_workers`` until they end; a failure is not tried again.
 
     They end when all is done and when the run is asked to stop, as it is by a worker whose process
@@ -52,10 +52,10 @@ def run_crew(config: Config, folder: Place, num_workers: int, use_gpu: bool) -> 
     Raises:
         Exception: Ray Train's own, where workers or the cluster failed.
     """
+    folder = config.run_folder
     _forget_ray_snapshot(folder)
     trainer = _build_trainer(
         config,
-        folder,
         num_workers,
         use_gpu,
         start_attempts=1,
@@ -85,7 +85,6 @@ def train_trial(config: Config, num_workers: int, use_gpu: bool, ask: Ask, stop:
     _forget_ray_snapshot(folder)
     trainer = _build_trainer(
         config,
-        folder,
         num_workers,
         use_gpu,
         start_attempts=_START_ATTEMPTS,
@@ -115,7 +114,6 @@ def _ask_by_queue(questions: Queue, answers: Queue, validation: Validation) -> b
 
 def _build_trainer(
     config: Config,
-    folder: Place,
     num_workers: int,
     use_gpu: bool,
     *,
@@ -124,15 +122,14 @@ def _build_trainer(
     ask: Ask | None = None,
     stop: Place | None = None,
 ) -> Any:
-    path, filesystem = as_arrow(folder.parent)
+    path, filesystem = as_arrow(config.run_folder.parent)
     return TorchTrainer(
         _run_worker,
         train_loop_config={
             "config": config,
-            "folder": folder.absolute(),
             "directory": str(Path.cwd()),
             "ask": ask,
-            "stop": folder.absolute() if stop is None else stop.absolute(),
+            "stop": (stop or config.run_folder).absolute(),
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,
@@ -156,7 +153,6 @@ def _build_trainer(
 def _run_worker(job: dict[str, Any]) -> None:
     """Run one worker of Ray Train."""
     config: Config = job["config"]
-    folder: Place = job["folder"]
     os.chdir(job["directory"])
     run = open_run(config, get_device())
     steps, timeout = config.outer.num_steps, config.cluster.timeout
@@ -168,8 +164,8 @@ def _run_worker(job: dict[str, Any]) -> None:
 
     leaving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if job["ask"] is None:
-        (folder / STARTED).touch()
-        leaving = in_background(partial(_stop_when_drained, folder))
+        (run.folder / STARTED).touch()
+        leaving = in_background(partial(_stop_when_drained, run.folder))
     with leaving, contextlib.suppress(EndedEarly):
         train_worker(run, session, lambda _line: None, show=show)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,24 +209,22 @@ def read_metrics(path: Place) -> list[dict[str, Any]]:
     Raises:
         UserError: another line is no row.
     """
-    return list(_complete_rows(path)) if exists(path) else []
-
-
-def _complete_rows(path: Place) -> Iterator[dict[str, Any]]:
-    lines = read_bytes(path).splitlines()
+    rows = []
+    lines = read_bytes(path).splitlines() if exists(path) else []
     for number, line in enumerate(lines, 1):
         try:
             row = checked(_ROW, parse_json(line))
-            if "step" not in row or not isinstance(row["step"], int):
+            if not isinstance(row.get("step"), int):
                 raise ValueError("it has no step")
         except ValueError as error:
             if number == len(lines):
-                return
+                break
             raise UserError(
                 f"{path}:{number}: is no row of metrics ({reason_of(error)})",
                 remedy="mend or remove the line",
             ) from None
-        yield json_ready(row)  # older files hold Infinity
+        rows.append(json_ready(row))  # older files hold Infinity
+    return rows
 
 
 def progress_line(row: dict[str, Any], num_steps: int) -> str:

@@ -6,8 +6,8 @@ Trains a small run on glyphs and judges it, once undisturbed and without Ray, th
 on the cluster, while worker processes, nodes, the train controller, the driver and the head (with
 all nodes) are killed by SIGKILL at random moments; whenever the command ends before it is done, the
 same command is run again. At the end weights and records (all columns but the seconds) must be
-those of the undisturbed run, bit by bit. Prints who was killed when; exits with 0 only if all is
-equal, nothing hung, and no command printed a traceback.
+those of the undisturbed run, bit by bit. Prints each kill; exits with 0 only if all is equal,
+nothing hung, and no command printed a traceback.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BLIND = 0.5
 
 @dataclass
 class Kill:
-    """One line of the table."""
+    """A kill, and the outcome of it."""
 
     number: int
     seconds: float
@@ -43,12 +43,9 @@ class Kill:
     progress: int
     outcome: str = "killed again before it went on"
 
-    def line(self) -> str:
-        """Return it as a row."""
-        return (
-            f"| {self.number} | {self.seconds:.0f} s | {self.job} | {self.victim} |"
-            f" {self.progress} | {self.outcome} |"
-        )
+    def __str__(self) -> str:
+        where = f"{self.seconds:.0f} s, {self.job} at {self.progress}"
+        return f"kill {self.number} ({where}): {self.victim}; {self.outcome}"
 
 
 class Chaos:
@@ -131,7 +128,7 @@ class Chaos:
     def _outcome(self, outcome: str) -> None:
         if self.kills and self.kills[-1].outcome.startswith("killed again"):
             self.kills[-1].outcome = outcome
-            print(self.kills[-1].line(), flush=True)  # noqa: T201
+            print(self.kills[-1], flush=True)  # noqa: T201
 
 
 def prepare(job: Job) -> None:
@@ -180,13 +177,9 @@ def main() -> int:
 
 
 def report(chaos: Chaos, rounds: int, problems: list[str], digest: str) -> None:
-    """Print the table and the verdict."""
-    head = "| kill | at | command | killed | steps or chunks | outcome |"
-    lines = [head, "|" + " --- |" * 6]
-    lines += [kill.line() for kill in chaos.kills]
+    """Print the verdict; each kill was printed when its outcome was known."""
     counts = Counter(kill.victim.split()[0] for kill in chaos.kills)
-    lines += [
-        "",
+    lines = [
         f"{len(chaos.kills)} kills ({', '.join(f'{n} {who}' for who, n in counts.most_common())})"
         f" over {rounds} runs and campaigns",
         f"weights of the undisturbed run: sha256 {digest}",

@@ -18,7 +18,9 @@ def test_shares_cover_the_range_once_in_order(count: int, world_size: int, chunk
     assert all(part.start % chunk == 0 for part in shares if part)
     sizes = [len(part) for part in shares]
     assert share_sizes(count, world_size, chunk) == sizes
-    assert max(sizes) - min(sizes) <= chunk
+    chunks = [-(-size // chunk) for size in sizes]
+    assert chunks == sorted(chunks, reverse=True)  # the first ones get the excess
+    assert chunks[0] - chunks[-1] <= 1
 
 
 def test_shares_by_hand() -> None:
