@@ -21,7 +21,8 @@ import raymaml
 from raymaml.cli import main
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.evaluation.records import read_records, record_arrays
+from raymaml.evaluation.record_files import read_records
+from raymaml.evaluation.records import record_arrays
 from raymaml.training.checkpoint import list_steps
 
 COMMANDS = [

@@ -63,7 +63,7 @@ def audit(config: Config, local: bool) -> None:
     run in this process, without Ray.
     """
     del local  # scripts give the option to all commands alike
-    from raymaml.evaluation.auditing import audit_run
+    from raymaml.evaluation.run_audit import audit_run
 
     say(audit_run(config, say))
 
@@ -76,7 +76,8 @@ def study(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     The overrides change the config of all its models and arms. Finished parts are not repeated, so
     that arms and episodes can be added later.
     """
-    from raymaml.experiments.study import read_study, run_study
+    from raymaml.experiments.study import run_study
+    from raymaml.experiments.study_file import read_study
 
     found = read_study(plan_path, overrides, config)
     require_kept(found.base)

@@ -24,18 +24,18 @@ from raymaml.evaluation.examination import (
 )
 from raymaml.evaluation.identity import code_identity, settings_identity
 from raymaml.evaluation.judge import judge
-from raymaml.evaluation.provenance import other_bank
+from raymaml.evaluation.other_bank import other_bank
 from raymaml.evaluation.record_checks import are_of_bank
-from raymaml.evaluation.records import (
+from raymaml.evaluation.record_files import (
     chunk_path,
     leading_accuracies,
     missing_chunks,
     read_circumstances,
     read_records,
-    record_arrays,
     recorded_accuracies,
     write_chunk,
 )
+from raymaml.evaluation.records import record_arrays
 from raymaml.evaluation.results import ArmResult, protocol_of
 from raymaml.meta.learner import MetaLearner
 from raymaml.seeding import fold_in

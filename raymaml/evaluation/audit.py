@@ -1,6 +1,6 @@
-"""What an accuracy hides: looks at the queries, at the labels, at the support set.
+"""Audits: how far does an accuracy depend on the queries, the labels and the support set?
 
-Each audit takes any model as ``others.Predict`` and says what it found as an ``AuditResult``.
+Each audit takes any model as an ``external.Predict`` and returns an ``AuditResult``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from raymaml.training.data import EpisodeSet
 from raymaml.types import Episode
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-"""Up to so much logits may differ by rounding alone, in units of the largest, or of 1."""
+"""Largest difference of logits by rounding alone, in units of the largest logit, or of 1."""
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -39,20 +40,20 @@ class AuditResult:
     title: str
     outcome: Literal["passed", "flagged", "measured"]
     sentence: str
-    """What was done and found."""
+    """The method and the finding."""
     rows: list[dict[str, str | bool | Integer | float | None]]
     """A table: dicts of equal keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is audited: a model, and the episodes that it is audited on."""
+    """A model, and the episodes that it is audited on."""
 
     predict: Predict
     episodes: EpisodeSet
     bank: ImageBank
     seed: int = 0
-    """Of what an audit draws."""
+    """Of the draws of an audit."""
 
     def at_most(self, count: int) -> int:
         """Return ``count``, or how many episodes there are."""
@@ -72,8 +73,8 @@ class Subject:
 def audit_transduction(subject: Subject, *, inductive: bool, count: int = 10) -> AuditResult:
     """Predict all queries at once, one at a time, and one class at a time: is it the same?
 
-    An inductive model predicts each query from the support set and the query alone. One that is
-    said to be ``inductive`` and does not is flagged.
+    An inductive model predicts each query from the support set and the query alone. A model that is
+    labelled ``inductive`` and does not is flagged.
     """
     count = subject.at_most(count)
     accuracies: dict[str, list[float]] = {"all at once": []}
@@ -85,11 +86,8 @@ def audit_transduction(subject: Subject, *, inductive: bool, count: int = 10) ->
         scale = max(1.0, float(together.nan_to_num().abs().max()))
         accuracies["all at once"].append(_accuracy(together, episode.query_y))
         places = torch.arange(len(episode.query_y), device=episode.query_y.device)
-        classes = [torch.where(episode.query_y == way)[0] for way in episode.query_y.unique()]
-        for name, parts in (
-            ("one at a time", list(places.split(1))),
-            ("one class at a time", classes),
-        ):
+        classes = [places[episode.query_y == way] for way in episode.query_y.unique()]
+        for name, parts in (("one at a time", places.split(1)), ("one class at a time", classes)):
             apart = torch.empty_like(together)
             for part in parts:
                 apart[part] = subject.logits(_of_queries(episode, part))
@@ -120,10 +118,10 @@ def audit_transduction(subject: Subject, *, inductive: bool, count: int = 10) ->
 
 
 def audit_labels(subject: Subject, *, count: int = 20, permutations: int = 20) -> AuditResult:
-    """Name the classes of an episode otherwise: how much does that alone change?
+    """Number the classes of an episode in another order: how much does that alone change?
 
-    A head that starts at meta-learned weights has a row of its own for each label; one that starts
-    at zero, or at one row for all, is symmetric, and its spread is rounding.
+    A head that starts at meta-learned weights has a row of its own for each label. A head that
+    starts at zero, or at one row for all, is symmetric, and its spread is rounding.
     """
     count = subject.at_most(count)
     table = np.empty((count, permutations))
@@ -203,7 +201,7 @@ def audit_queries(subject: Subject, *, count: int = 100) -> AuditResult:
 
 
 def _query_sets(labels: Tensor) -> Iterator[tuple[tuple[str, str], Tensor]]:
-    """Yield ((what it is, number of queries), places) of query sets, from labels ``[N*Q]``."""
+    """Yield ((name, number of queries), places) of query sets, from labels ``[N*Q]``."""
     ways = int(labels.max()) + 1
     by_class = [torch.where(labels == way)[0] for way in range(ways)]
     each = min(len(places) for places in by_class)
@@ -277,18 +275,9 @@ Audit = Callable[[Subject], AuditResult]
 
 def all_audits(*, inductive: bool) -> dict[str, Audit]:
     """Return the audits by name, with their usual numbers of episodes."""
-
-    def transduction(subject: Subject) -> AuditResult:
-        return audit_transduction(subject, inductive=inductive)
-
     return {
-        "transduction": transduction,
+        "transduction": partial(audit_transduction, inductive=inductive),
         "queries": audit_queries,
         "labels": audit_labels,
         "support": audit_support,
     }
-
-
-def as_json(found: Sequence[AuditResult]) -> list[dict[str, Any]]:
-    """Return results as plain values."""
-    return [dict(vars(result)) for result in found]

@@ -11,9 +11,10 @@ import torch
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
 from raymaml.evaluation.arm import Arm
-from raymaml.evaluation.identity import reasons
+from raymaml.evaluation.identity import code_changes, of_any_code, without_code
 from raymaml.evaluation.progress import Progress
 from raymaml.evaluation.results import ArmResult
+from raymaml.models.source import source_files
 from raymaml.statistics.confidence_sequence import any_look_interval
 from raymaml.statistics.intervals import bounded_interval
 from raymaml.storage.files import make_folder
@@ -26,7 +27,7 @@ from raymaml.training.settings import judging_line
 
 Echo = Callable[[str], None]
 Plan = Callable[[torch.device], "Campaign"]
-"""What plans one and the same campaign, for the device that judges, in any process."""
+"""Plans the campaign for the device that judges; any process gets the same one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,10 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """All that judging needs, planned from configs and run folders alone.
+    """Arms to judge, planned from configs and run folders alone.
 
-    Records lie in a folder by their identity: other weights, episodes or inner loops are another
-    folder, so that nothing is overwritten and nothing is mixed.
+    The identity of records names their folder: other weights, episodes or inner loops have another
+    folder, so that nothing is overwritten or mixed.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Campaign:
         return next(arm for arm in self.arms if arm.name == name)
 
     def missing(self) -> list[Chunk]:
-        """Return the work that no complete record file shows as done, all arms side by side."""
+        """Return the chunks without a complete record file; all arms go on side by side."""
         chunks = [
             Chunk(arm=arm.name, first=episodes.start, count=len(episodes))
             for arm in self._judged_arms()
@@ -69,20 +70,30 @@ class Campaign:
         return sorted(chunks, key=lambda chunk: chunk.first)
 
     def _judged_arms(self) -> list[Arm]:
-        """Return the arms without those whose records are among those of another."""
+        """Return one arm for each folder of records: the one with the most episodes."""
         longest: dict[str, Arm] = {}
         for arm in sorted(self.arms, key=lambda arm: arm.needed(), reverse=True):
             longest.setdefault(str(arm.records), arm)
         return [arm for arm in self.arms if arm in longest.values()]
 
     def announcement(self, num_workers: int, device: torch.device) -> Iterator[str]:
-        """Yield the lines that say why and how what is missing is judged."""
-        yield from reasons(self.arms, self.folder)
+        """Yield why records of other code do not count, and how the missing ones are judged."""
+        for arm in self.arms:
+            earlier = of_any_code(arm.folder, without_code(arm.identity))
+            if earlier and arm.identity not in earlier:
+                changed = ", ".join(code_changes(earlier[0], arm.identity))
+                yield f"{self.folder}: {arm.name}: judged again, since records are of {changed}"
+            if arm.was_edited:
+                files = ", ".join(map(str, source_files(arm.model).values()))
+                yield (
+                    f"{self.folder}: {arm.name}: model.encoder {arm.model.encoder} was edited after"
+                    f" training ({files}); it is judged as it is now"
+                )
         how = judging_line([arm.cluster for arm in self.arms], device, num_workers)
         yield f"{self.folder}: {how}; chunks of up to {self.chunk_size} episodes"
 
     def progress(self, echo: Echo, show: Show = lambda _row: None) -> Progress:
-        """Return what shows how far the arms are, the records that are there included."""
+        """Return the display of progress, which counts the records that are there already."""
         arms = self._judged_arms()
         needed = {arm.name: arm.needed() for arm in arms}
         recorded = {arm.name: arm.recorded() for arm in arms}
@@ -91,7 +102,7 @@ class Campaign:
         return Progress(needed, recorded, echo, show, interval=interval)
 
     def verify_images(self) -> None:
-        """Read every image of every arm once: opening a bank compares no more than sizes.
+        """Read every image of every arm once; opening a bank compares only sizes.
 
         Raises:
             UserError: a bank was altered.
@@ -116,7 +127,7 @@ class Campaign:
     def judge(self, chunk: Chunk) -> list[float]:
         """Judge a chunk, write its records, and return its accuracies.
 
-        A chunk behind the point where its arm was found precise enough is left out: no accuracies.
+        A chunk that its arm no longer needs, since it is known precisely enough, has none.
         """
         arm = self.arm(chunk.arm)
         if chunk.first >= arm.needed():
@@ -124,7 +135,7 @@ class Campaign:
         return arm.judge(range(chunk.first, chunk.first + chunk.count))
 
     def require_finished(self) -> Campaign:
-        """Return this campaign, whose records a report may show.
+        """Return this campaign, after a check that all its records are there.
 
         Raises:
             UserError: episodes are not judged yet.
@@ -143,7 +154,7 @@ class Campaign:
 
 
 def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Campaign:
-    """Judge all that is missing in this process, without Ray, and return the finished campaign.
+    """Judge the missing chunks in this process, without Ray, and return the finished campaign.
 
     Raises:
         UserError: the run cannot be judged, or another process judges it.

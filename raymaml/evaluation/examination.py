@@ -1,7 +1,7 @@
-"""What every accuracy rests on, checked on a few episodes: logits belong to their images.
+"""The examination of a model on a few episodes: do logits belong to their images?
 
-Images are shown in another order, and one query at a time. A model that looks at the place of an
-image in its batch, or at the other queries, is found out, whatever its name says.
+It shows the images in another order, and one query at a time. That detects a model that looks at
+the place of an image in its batch, or at the other queries.
 """
 
 from __future__ import annotations
@@ -34,25 +34,28 @@ Company = Callable[[Episode], Iterator[Tensor]]
 
 _ORDER_TOLERANCE: dict[Precision, float] = {"float32": 0.01, "tf32": 0.1, "bf16": 0.3}
 """Parts of the spread of the logits over the queries. A place that moves the logits by less than 1%
-of what tells the queries apart decides next to no prediction."""
+of that spread decides next to no prediction."""
 _ROUNDING: dict[Precision, float] = {"float32": 2.0**-20, "tf32": 2.0**-12, "bf16": 2.0**-9}
 """A few units in the last place: sums in another order differ by less, relatively."""
 _COMPANY_TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "tf32": 0.01, "bf16": 0.05}
-"""Parts of the largest logit, or of 1 where that is less: what inductive norms keep."""
+"""Parts of the largest logit, or of 1 where that is less; inductive norms keep to them."""
+
+
+_UNCHECKED = "so it could not be checked whether they follow their images"
 
 
 class Examination(BaseModel):
-    """What was measured; each number is the largest over the episodes.
+    """The measurements; each number is the largest over the episodes.
 
-    Inner steps may enlarge rounding a millionfold. Of the steps of an episode only those count at
-    which the logits stay where they are when the images are changed by a rounding.
+    Inner steps may enlarge rounding a millionfold. Only those steps of an episode count at which a
+    rounding of the images leaves the logits where they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     episodes: int
     precision: Precision = "float32"
-    """That of the model; the less, the more it rounds."""
+    """Of the model."""
     finite: bool
     """Whether all logits are finite numbers."""
     rounding: float
@@ -78,19 +81,13 @@ class Examination(BaseModel):
 
     @property
     def caution(self) -> str:
-        """What a reader of the accuracy needs to know; empty where nothing is wrong."""
+        """A warning to readers of the accuracy; empty where nothing is wrong."""
         if not self.finite:
             return "caution: its logits are not finite numbers"
         if self.rounding > self._tolerance / 10:
-            return (
-                "caution: rounding alone moves its logits, so it could not be checked whether they"
-                " follow their images"
-            )
+            return f"caution: rounding alone moves its logits, {_UNCHECKED}"
         if self.chance > self._tolerance:
-            return (
-                "caution: its predictions are random at test, so it could not be checked whether"
-                " they follow their images"
-            )
+            return f"caution: its predictions are random at test, {_UNCHECKED}"
         if max(self.support_order, self.query_order) > self._tolerance:
             which = "support" if self.support_order > self.query_order else "query"
             return (
@@ -188,7 +185,7 @@ def one_query(episode: Episode, place: int) -> Episode:
 
 
 def _rounded(episode: Episode, share: float) -> Episode:
-    """Change every pixel by up to this share of itself, always the same way."""
+    """Change every pixel by up to this share of its value, always the same way."""
     generator = torch.Generator().manual_seed(0)
 
     def changed(x: Tensor) -> Tensor:
@@ -203,7 +200,7 @@ def _company_difference(logits: Iterator[Tensor]) -> tuple[float, str]:
     together = next(logits)
     try:
         alone = torch.cat(list(logits))
-    except Exception as error:  # whatever a user's module says to a batch of one
+    except Exception as error:  # of a user's module, which may refuse a batch of one
         return math.inf, reason_of(error)
     difference = (together - alone).abs().nan_to_num(nan=math.inf, posinf=math.inf)
     return float(difference.max()) / max(1.0, float(together.nan_to_num().abs().max())), ""
@@ -220,23 +217,29 @@ _FILE = TypeAdapter(Examination)
 
 
 def write_examination(folder: Place, examination: Examination) -> None:
-    """Keep what was found beside the records of the same model."""
+    """Write the examination beside the records of the same model."""
     write_text(folder / EXAMINATION_FILE, examination.model_dump_json(indent=2) + "\n")
 
 
 def read_examination(folder: Place) -> Examination | None:
-    """Return what was found of the model whose records lie in ``folder``; None: nothing is there.
+    """Return the examination of the model whose records lie in ``folder``; None: there is none.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = folder / EXAMINATION_FILE
+    remedy = f"move {folder} away and run `raymaml test` again"
+    return read_json(folder / EXAMINATION_FILE, _FILE, remedy)
+
+
+def read_json(path: Place, kind: TypeAdapter[Found], remedy: str) -> Found | None:
+    """Return the content of a JSON file of raymaml; None: there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not exists(path):
         return None
     try:
-        return checked(_FILE, parse_json(read_bytes(path)))
+        return checked(kind, parse_json(read_bytes(path)))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: is damaged ({reason_of(error)})",
-            remedy=f"move {folder} away and run `raymaml test` again",
-        ) from None
+        raise UserError(f"{path}: is damaged ({reason_of(error)})", remedy=remedy) from None

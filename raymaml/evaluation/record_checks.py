@@ -1,8 +1,8 @@
-"""Whether files of records hold what judging could have written."""
+"""Checks of files of records: could judging have written them?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raymaml.evaluation.records import COLUMNS, LISTS, record_schema
 from raymaml.storage.place import Place
 
 _UNPACKED, _PACKED_AT_MOST = 64 << 20, 200
@@ -29,8 +30,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 def require_reasonable(file: pq.ParquetFile, length: int) -> None:
     """Check that a file does not claim to unpack to far more than it is.
 
-    Rows and columns alone are asked for: on some damaged files pyarrow does not raise, but ends the
-    process, when it is asked for the metadata of their parts.
+    Only rows and columns are read: on some damaged files pyarrow ends the process, and raises
+    nothing, when it reads the metadata of their parts.
 
     Raises:
         ValueError: it does.
@@ -42,49 +43,36 @@ def require_reasonable(file: pq.ParquetFile, length: int) -> None:
         raise ValueError(f"{length} bytes that unpack to {unpacked}")
 
 
-def record_schema(columns: Mapping[str, pa.DataType], lengths: Mapping[str, int]) -> pa.Schema:
-    """Return the columns of records, those that ``lengths`` names as lists of these lengths."""
-    # Lists of fixed size: the type itself says that all episodes have equal steps and ways.
-    return pa.schema(
-        [
-            (name, pa.list_(kind, lengths[name]) if name in lengths else kind)
-            for name, kind in columns.items()
-        ]
-    )
-
-
-def column_problem(
-    found: pa.Schema, columns: Mapping[str, pa.DataType], lists: Set[str]
-) -> str | None:
-    """Say in what the columns of a file differ from those of records.
+def column_problem(found: pa.Schema) -> str | None:
+    """Return how the columns of a file differ from those of records; None if they do not.
 
     Raises:
         KeyError: a list is missing.
     """
-    if columns.keys() - set(found.names) == _LABELS:
+    if COLUMNS.keys() - set(found.names) == _LABELS:
         return (
             "is of an older raymaml, which showed images in the order of their labels, so that"
             " their place gave the label away; sample again with `raymaml data sample`"
         )
-    expected = record_schema(columns, {name: found.field(name).type.list_size for name in lists})
+    expected = record_schema({name: found.field(name).type.list_size for name in LISTS})
     if not found.equals(expected, check_metadata=False):
         return "has other columns than a file of records"
     return None
 
 
 def gaps(table: pa.Table) -> str | None:
-    """Say which columns, or lists in them, lack values."""
-    return _named("gaps in", [name for name in table.column_names if _has_gaps(table.column(name))])
+    """Name the columns that lack values, or whose lists do; None if there are none."""
 
+    def has_gaps(name: str) -> bool:
+        values = table.column(name).combine_chunks()
+        inner = values.flatten() if name in LISTS else values
+        return bool(values.null_count or inner.null_count)
 
-def _has_gaps(column: pa.ChunkedArray) -> bool:
-    values = column.combine_chunks()
-    inner = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
-    return bool(values.null_count or inner.null_count)
+    return _named("gaps in", [*filter(has_gaps, table.column_names)])
 
 
 def impossible(columns: Mapping[str, NDArray[Any]]) -> str | None:
-    """Say what of records no judgement gives; losses may be infinite or NaN."""
+    """Name the columns with values that no judgement gives; losses may be infinite or NaN."""
     episodes = columns["episode"]
     if not len(episodes) or not np.array_equal(episodes, np.arange(len(episodes)) + episodes[0]):
         return "its episodes are not consecutive"
@@ -129,7 +117,7 @@ def overlaps(chunks: Mapping[Place, pa.Table]) -> list[str]:
 
 
 def difference(schema: pa.Schema, reference: pa.Schema) -> str:
-    """Say in what records differ from those that are wanted: columns, or identity."""
+    """Return how records differ from those that are wanted: in columns, or in identity."""
     if not schema.equals(reference, check_metadata=False):
         return "has another number of inner steps or ways than the chunks beside it"
     found, wanted = schema.metadata or {}, reference.metadata or {}

@@ -1,55 +1,20 @@
-"""What a campaign keeps: one record an episode, one Parquet file a chunk.
-
-A chunk is a run of consecutive episodes; its file carries the identity of what was judged (which
-weights, which episodes, which settings) in its schema metadata. Files appear whole or not at all,
-so a campaign that is killed goes on with the chunks that have none. How the episodes were cut
-into chunks leaves no trace in the records.
-"""
+"""A record: the result of one episode. Many of them are a table, or arrays column by column."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
-from raymaml.common.errors import StorageError, UserError, gathered, storage_error
-from raymaml.common.untrusted import checked, parse_json
-from raymaml.evaluation.record_checks import (
-    column_problem,
-    difference,
-    episodes_of,
-    gaps,
-    impossible,
-    overlaps,
-    record_schema,
-    require_reasonable,
-)
-from raymaml.storage.files import reaching, read_bytes, replacing
-from raymaml.storage.place import Place
-
-if TYPE_CHECKING:
-    from raymaml.evaluation.examination import Examination
+from raymaml.evaluation.examination import Examination
 
 BINS = 15
 """Of the confidence, equally wide in 0..1."""
-
-_CIRCUMSTANCES = b"circumstances"
-_LISTS = {
-    *("accuracy_by_step", "loss_by_step", "class_accuracy", "class_ids", "support_rows"),
-    *("support_labels", "query_rows", "query_labels", "bin_count", "bin_confidence", "bin_correct"),
-}
-_TEXTS = TypeAdapter(dict[str, str])
-_REMEDY = "move it away and run `raymaml test` again, which judges only what is missing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,21 +62,21 @@ class EpisodeRecord:
     def __post_init__(self) -> None:
         for name in ("accuracy", "loss"):
             value, steps = getattr(self, name), getattr(self, f"{name}_by_step")
-            if not steps or not _same(steps[-1], value):
+            both_nan = bool(steps) and math.isnan(steps[-1]) and math.isnan(value)
+            if not steps or (steps[-1] != value and not both_nan):
                 raise ValueError(
                     f"episode {self.episode}: {name} is {value} but {name}_by_step ends in"
                     f" {steps[-1:]}"
                 )
 
 
-_INTEGERS = {
-    *("episode", "class_ids", "support_rows", "support_labels", "query_rows", "query_labels"),
-    *("bin_count", "bin_correct"),
-}
-_COLUMNS = {
-    field.name: pa.int64() if field.name in _INTEGERS else pa.float64()
+COLUMNS = {
+    field.name: pa.int64() if "int" in str(field.type) else pa.float64()
     for field in fields(EpisodeRecord)
 }
+"""The type of each column, or of the entries of its lists."""
+LISTS = {field.name for field in fields(EpisodeRecord) if "tuple" in str(field.type)}
+"""The columns that hold lists."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,36 +105,17 @@ class RecordArrays:
     """Of the model; None where it was not examined with these records."""
 
 
-def _same(a: float, b: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b))
+def record_schema(lengths: Mapping[str, int]) -> pa.Schema:
+    """Return the columns of records, with lists of these lengths.
 
-
-def chunk_path(folder: Place, first: int, count: int) -> Place:
-    """Name the file of episodes ``first`` to ``first + count - 1``."""
-    return folder / f"episodes-{first:08d}-{first + count - 1:08d}.parquet"
-
-
-def write_chunk(
-    path: Place,
-    records: Sequence[EpisodeRecord],
-    identity: Mapping[str, str],
-    circumstances: Mapping[str, str] | None = None,
-) -> None:
-    """Write the records of one chunk to ``path``, atomically.
-
-    ``identity`` goes with them and is compared whenever they are read; so do ``circumstances``,
-    such as the hardware, in which chunks of one campaign may differ.
-
-    Raises:
-        ValueError: when there are no records, their episodes are not consecutive, or they differ
-            in the number of inner steps or ways.
+    Lists have a fixed size: the type itself says that all episodes have equal steps and ways.
     """
-    about = json.dumps(dict(circumstances or {}), sort_keys=True)
-    table = records_table(records).replace_schema_metadata(
-        {**identity, _CIRCUMSTANCES.decode(): about}
+    return pa.schema(
+        [
+            (name, pa.list_(kind, lengths[name]) if name in LISTS else kind)
+            for name, kind in COLUMNS.items()
+        ]
     )
-    with replacing(path) as file:
-        pq.write_table(table, file, write_page_checksum=True)
 
 
 def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
@@ -184,64 +130,29 @@ def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
     episodes = [record.episode for record in records]
     if episodes != list(range(episodes[0], episodes[0] + len(episodes))):
         raise ValueError(f"the episodes of a chunk are consecutive; got {episodes}")
-    schema = record_schema(_COLUMNS, {name: len(getattr(records[0], name)) for name in _LISTS})
+    schema = record_schema({name: len(getattr(records[0], name)) for name in LISTS})
     columns = {name: [getattr(record, name) for record in records] for name in schema.names}
     # pa.ArrowInvalid is a ValueError: raised where a list has another length than the first.
     return pa.table(columns, schema=schema)
 
 
-def missing_chunks(
-    folder: Place, num_episodes: int, chunk_size: int, identity: Mapping[str, str]
-) -> list[range]:
-    """Cut the episodes that no complete chunk in ``folder`` holds into chunks.
-
-    The chunks found may be of any size: what is left is cut anew, so that a campaign can go on
-    with another ``chunk_size`` or more episodes.
-    """
-    judged, _ = _judged(folder, identity)
-    missing = np.setdiff1d(np.arange(num_episodes), judged)
-    return [
-        range(start, min(start + chunk_size, hole.stop))
-        for hole in _runs(missing)
-        for start in range(hole.start, hole.stop, chunk_size)
-    ]
+def record_arrays(table: pa.Table) -> RecordArrays:
+    """Return the columns of ``table`` as numpy arrays."""
+    bank = identity_of(table).get("bank", "")
+    return RecordArrays(bank=bank, examination=None, **columns_of(table))
 
 
-def read_records(
-    source: Place | Sequence[Place],
-    num_episodes: int | None = None,
-    identity: Mapping[str, str] | None = None,
-) -> pa.Table:
-    """Read the chunks of a folder, or those listed, as one table sorted by episode.
+def columns_of(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Return the columns of ``table`` as numpy arrays, by name."""
 
-    Given ``num_episodes``, the table holds exactly episodes 0 to ``num_episodes - 1`` (later ones
-    are left out); given ``identity``, every chunk must carry it. The table's own identity is
-    ``identity_of(table)``.
+    def column(name: str) -> NDArray[Any]:
+        values = table.column(name).combine_chunks()
+        if pa.types.is_fixed_size_list(values.type):
+            flat = values.flatten().to_numpy(zero_copy_only=False)
+            return np.asarray(flat).reshape(len(table), values.type.list_size)
+        return np.asarray(values.to_numpy(zero_copy_only=False))
 
-    Raises:
-        UserError: when there is no chunk, and for every chunk that cannot be read, has another
-            identity or overlaps another, and for every hole.
-    """
-    if isinstance(source, Sequence):
-        paths, place = list(source), source[0].parent if source else Path()
-    else:
-        paths, place = _chunk_files(source), source
-    if not paths:
-        raise UserError(f"{place}: holds no record files", remedy="run `raymaml test` first")
-    chunks = _read_all(paths)
-    reference = next(iter(chunks.values())).schema
-    if identity is not None:
-        reference = reference.with_metadata(dict(identity))
-    with gathered() as mistakes:
-        for path, table in chunks.items():
-            if not table.schema.equals(reference, check_metadata=True):
-                mistakes.add(f"{path}: {difference(table.schema, reference)}", remedy=_REMEDY)
-        for problem in overlaps(chunks):
-            mistakes.add(problem, remedy=_REMEDY)
-        if num_episodes is not None:
-            mistakes.extend(_holes(place, chunks, num_episodes))
-    table = pa.concat_tables(chunks.values()).combine_chunks()
-    return table if num_episodes is None else table.slice(0, num_episodes)
+    return {name: column(name) for name in COLUMNS}
 
 
 def identity_of(table: pa.Table) -> dict[str, str]:
@@ -251,134 +162,3 @@ def identity_of(table: pa.Table) -> dict[str, str]:
         key.decode(errors="replace"): value.decode(errors="replace")
         for key, value in metadata.items()
     }
-
-
-def read_circumstances(folder: Place) -> list[dict[str, str]]:
-    """Return the different circumstances in which the whole chunks of a folder were judged."""
-    texts: set[bytes] = set()
-    for path in _chunk_files(folder):
-        with suppress(OSError, ValueError, pa.ArrowException):
-            source = pa.BufferReader(read_bytes(path))
-            texts.add((pq.read_schema(source).metadata or {}).get(_CIRCUMSTANCES, b"{}"))
-    found = []
-    for text in sorted(texts):
-        with suppress(ValueError):  # a line about hardware is nothing to refuse records for
-            found.append(checked(_TEXTS, parse_json(text)))
-    return found
-
-
-def recorded_accuracies(
-    folder: Place, num_episodes: int, identity: Mapping[str, str]
-) -> NDArray[np.float64]:
-    """Return the accuracies of those of episodes 0 to ``num_episodes - 1`` that have a record.
-
-    Files that are torn, or of another identity, count as missing.
-    """
-    episodes, accuracies = _judged(folder, identity)
-    return accuracies[episodes < num_episodes]
-
-
-def leading_accuracies(folder: Place, identity: Mapping[str, str]) -> NDArray[np.float64]:
-    """Return the accuracies of episodes 0, 1, .. up to the first that has no record: [n].
-
-    Files that are torn, or of another identity, count as missing.
-    """
-    episodes, accuracies = _judged(folder, identity)
-    return accuracies[: np.count_nonzero(episodes == np.arange(len(episodes)))]
-
-
-def _judged(
-    folder: Place, identity: Mapping[str, str]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the episodes of all complete chunks of this identity, sorted, and their accuracies."""
-    episodes, accuracies = [np.empty(0, np.int64)], [np.empty(0)]
-    for path in _chunk_files(folder):
-        try:
-            table = read_chunk(path)
-        except StorageError:  # it may be whole, and is not judged again
-            raise
-        except UserError:
-            continue
-        if identity_of(table) == dict(identity):
-            episodes.append(episodes_of(table))
-            accuracies.append(table.column("accuracy").to_numpy())
-    found, first = np.unique(np.concatenate(episodes), return_index=True)
-    return found, np.concatenate(accuracies)[first]
-
-
-def record_arrays(table: pa.Table) -> RecordArrays:
-    """Return the columns of ``table`` as numpy arrays."""
-    bank = identity_of(table).get("bank", "")
-    return RecordArrays(bank=bank, examination=None, **_columns(table))
-
-
-def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    def column(name: str) -> NDArray[Any]:
-        values = table.column(name).combine_chunks()
-        if pa.types.is_fixed_size_list(values.type):
-            flat = values.flatten().to_numpy(zero_copy_only=False)
-            return np.asarray(flat).reshape(len(table), values.type.list_size)
-        return np.asarray(values.to_numpy(zero_copy_only=False))
-
-    return {name: column(name) for name in _COLUMNS}
-
-
-def _chunk_files(folder: Place) -> list[Place]:
-    with reaching(folder):
-        return sorted(folder.glob("*.parquet"), key=str)
-
-
-def read_chunk(path: Place) -> pa.Table:
-    """Read one file; the metadata of the table is the identity alone.
-
-    Raises:
-        UserError: it is not a whole chunk of records.
-    """
-    try:
-        source = pa.BufferReader(read_bytes(path))
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            problem = column_problem(file.schema_arrow, _COLUMNS, _LISTS)
-            if problem is None:
-                require_reasonable(file, source.size())
-                table = file.read(use_threads=False)
-                table.validate(full=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: does not exist") from None
-    except StorageError:
-        raise
-    except Exception as error:  # pyarrow has no list of what it raises on damage
-        refused = storage_error(error, path) if isinstance(error, OSError) else None
-        raise refused or UserError(
-            f"{path}: is torn or no file of records", remedy=_REMEDY
-        ) from None
-    problem = problem or gaps(table) or impossible(_columns(table))
-    if problem:
-        raise UserError(f"{path}: {problem}", remedy=_REMEDY)
-    metadata = dict(table.schema.metadata or {})
-    metadata.pop(_CIRCUMSTANCES, None)
-    return table.replace_schema_metadata(metadata)
-
-
-def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
-    """Read every chunk, in the order of their episodes; one UserError for all bad files."""
-    tables: dict[Place, pa.Table] = {}
-    with gathered() as mistakes:
-        for path in paths:
-            with mistakes.kept():
-                tables[path] = read_chunk(path)
-    return dict(sorted(tables.items(), key=lambda item: int(episodes_of(item[1])[0])))
-
-
-def _holes(place: Place, chunks: Mapping[Place, pa.Table], num_episodes: int) -> list[str]:
-    present = np.concatenate([episodes_of(table) for table in chunks.values()])
-    return [
-        f"{place}: no record of episodes {hole.start} to {hole.stop - 1}; run `raymaml test`"
-        " again, which judges only what is missing"
-        for hole in _runs(np.setdiff1d(np.arange(num_episodes), present))
-    ]
-
-
-def _runs(numbers: NDArray[np.int64]) -> list[range]:
-    """Group sorted numbers into runs of consecutive ones."""
-    groups = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
-    return [range(int(group[0]), int(group[-1]) + 1) for group in groups if len(group)]

@@ -10,7 +10,7 @@ from raymaml.config.schema import Config
 from raymaml.evaluation.arm import Arm, Resolver, Setting
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.identity import of_any_code
-from raymaml.evaluation.provenance import require_bank
+from raymaml.evaluation.other_bank import require_bank
 from raymaml.storage.place import Place
 from raymaml.training.checkpoint import find_checkpoint
 from raymaml.training.trust import require_of_its_run, require_same_model

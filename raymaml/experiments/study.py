@@ -1,20 +1,17 @@
-"""A study: models that are trained where they are not yet, arms that are judged, verdicts."""
+"""A study: train its models where they are not trained yet, judge its arms, reach verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.common.logs import plain
-from raymaml.config.load import Changes, load_config, load_study, named_config
-from raymaml.config.schema import SPLITS, Config, learning_fingerprint
-from raymaml.config.study import StudyArm, StudyConfig, Which, with_seed_in_name
+from raymaml.config.schema import SPLITS, Config
+from raymaml.config.study import Which
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.episodes import check_spec, write_shards
@@ -22,9 +19,9 @@ from raymaml.data.importers import import_bank
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.evaluation.arm import Resolver, Setting
 from raymaml.evaluation.campaign import Campaign, Echo, Plan
-from raymaml.evaluation.provenance import REMEDY, require_bank
+from raymaml.evaluation.other_bank import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
-from raymaml.experiments.verdicts import reach_verdicts
+from raymaml.experiments.study_file import Study, TrainedArm
 from raymaml.seeding import fold_in
 from raymaml.storage.files import exists
 from raymaml.storage.place import Place
@@ -33,114 +30,6 @@ from raymaml.training.data import open_bank, sample_shards
 from raymaml.training.run_folder import is_done
 from raymaml.training.state import build_learner, require_fitting
 from raymaml.training.trust import require_of_its_run, require_of_today, require_trained_by
-
-Item = TypeVar("Item")
-Found = TypeVar("Found")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedArm:
-    """An arm of a study, with one training of its model."""
-
-    of: str
-    """The arm's name in the study."""
-    chosen: StudyArm
-    """Named so that no other training has the name."""
-    model: Config
-    """What is trained."""
-    config: Config
-    """As it is judged."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A study file with the configs that it makes."""
-
-    settings: StudyConfig
-    base: Config
-    models: dict[str, tuple[Config, ...]]
-    """What is trained, by name of the model: a config for each training."""
-    arms: tuple[TrainedArm, ...]
-
-    @property
-    def folder(self) -> Place:
-        """Where the report is written; episodes and records lie beside it, for all studies."""
-        return self.base.run_dir / "studies" / self.base.name / self.settings.name
-
-
-def read_study(
-    path: Place, overrides: Sequence[str] = (), config_path: Place | None = None
-) -> Study:
-    """Read a study file and every config that it makes.
-
-    Args:
-        path: the study file.
-        overrides: change the config of all models and arms, after the file's own ``set``.
-        config_path: what all start from instead of the config that the file names.
-
-    Raises:
-        UserError: with every problem of any of them.
-    """
-    settings, problems = load_study(path)
-    if config_path is None and settings.config == Path():  # the file names none, as is said above
-        raise UserError(*problems)
-    place = named_config(path, settings.config) if config_path is None else config_path
-
-    def config(*layers: Changes) -> Config | None:
-        try:
-            return load_config(place, Changes(f"{path}: set", settings.set), overrides, *layers)
-        except UserError as error:
-            problems.extend(error.problems)
-            return None
-
-    base = config()
-    name = "study" if base is None else base.name
-    layers = {model: _of_model(path, name, model, settings) for model in settings.model_names}
-    models = {model: [config(layer) for layer in each] for model, each in layers.items()}
-    arms = []
-    for own in settings.arms:
-        changed = Changes(f"{path}: arms: {own.name}", own.set)
-        for arm in settings.crossed(own):
-            crossed = Changes(f"{path}: cross", {key: arm.set[key] for key in settings.cross})
-            model = arm.model or settings.model_names[0]
-            trainings = settings.trainings_of(arm).values()
-            if model not in layers:  # as is said above; what else is wrong is said as well
-                config(changed, crossed)
-                continue
-            for at, chosen in enumerate(trainings):
-                trained, judged = models[model][at], config(layers[model][at], changed, crossed)
-                if trained is not None and judged is not None:
-                    arms.append(
-                        TrainedArm(of=arm.name, chosen=chosen, model=trained, config=judged)
-                    )
-    understood = {
-        model: tuple(made for made in each if made is not None) for model, each in models.items()
-    }
-    of_run: dict[str, Config] = {}
-    for model, made in ((model, made) for model, each in understood.items() for made in each):
-        if not _learn_alike(made, of_run.setdefault(made.name, made)):
-            problems.append(
-                f"{path}: models: {model}: is the run {made.name}, as is a model that learns"
-                " otherwise; give one of them another name"
-            )
-    if base is None or problems:
-        raise UserError(*dict.fromkeys(problems))  # a mistake of a model is one of its arms too
-    return Study(settings=settings, base=base, models=understood, arms=tuple(arms))
-
-
-def _learn_alike(one: Config, other: Config) -> bool:
-    same = learning_fingerprint(one) == learning_fingerprint(other)
-    return same and one.outer.num_steps == other.outer.num_steps
-
-
-def _of_model(path: Place, base: str, model: str, settings: StudyConfig) -> list[Changes]:
-    """Return the changes that make a model of the base config, for each of its trainings."""
-    seeds, changes = settings.seeds_of(model), dict(settings.models.get(model, {}))
-    changes.pop("seeds", None)
-    named = {"name": f"{base}-{model}", **changes} if changes else {}
-    name = named.get("name", base)
-    trainings = [{**named, "name": with_seed_in_name(name, seed), "seed": seed} for seed in seeds]
-    return [Changes(f"{path}: models: {model}", each) for each in trainings or [named]]
 
 
 def run_study(
@@ -158,13 +47,15 @@ def run_study(
     Raises:
         UserError: what any of these steps finds wrong; of arms, before any training.
     """
-    trainings = (config for each in study.models.values() for config in each)
-    configs = {config.name: config for config in trainings}.values()
+    configs = {config.name: config for config in study.trainings}.values()
     untrained = [config for config in configs if not _is_trained(config)]
     for config in untrained:
         provide_data(config, echo)
     if untrained:
-        _of_each(study.arms, lambda arm: arm.chosen.name, _require_judgeable)
+        with gathered() as mistakes:
+            for arm in study.arms:
+                with mistakes.kept(arm.chosen.name):
+                    _require_judgeable(arm)
     for config in untrained:
         if not train(config, echo):
             return None
@@ -173,7 +64,7 @@ def run_study(
 
 
 def _is_trained(config: Config) -> bool:
-    """Tell whether the run is done.
+    """Return whether the run is done.
 
     Raises:
         UserError: it is of another config, or an earlier raymaml started it.
@@ -202,11 +93,12 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
     Raises:
         UserError: naming all that is wrong with any arm.
     """
-    resolve = Resolver(device)
-    arms = _of_each(
-        study.arms, lambda arm: arm.chosen.name, lambda arm: resolve(_setting(study, arm))
-    )
-    _of_each(arms, lambda arm: arm.name, lambda arm: arm.build())
+    resolve, arms = Resolver(device), []
+    with gathered() as mistakes:
+        for arm in study.arms:
+            with mistakes.kept(arm.chosen.name):
+                arms.append(resolve(_setting(study, arm)))
+                arms[-1].build()
     return Campaign(
         name=f"{study.base.name}/{study.settings.name}",
         folder=study.folder,
@@ -214,22 +106,6 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
         arms=tuple(arms),
         chunk_size=study.base.evaluation.chunk_size,
     )
-
-
-def _of_each(
-    arms: Iterable[Item], name: Callable[[Item], str], do: Callable[[Item], Found]
-) -> list[Found]:
-    """Return what ``do`` gives for each arm.
-
-    Raises:
-        UserError: with the problems of all arms, each with the name of its arm.
-    """
-    found: list[Found] = []
-    with gathered() as mistakes:
-        for arm in arms:
-            with mistakes.kept(name(arm)):
-                found.append(do(arm))
-    return found
 
 
 def _require_judgeable(arm: TrainedArm) -> None:
@@ -286,25 +162,18 @@ def _checkpoint(which: Place | Which, model: Config) -> Place | None:
 def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
     """Sample the test episodes of an arm; arms of one seed and shape share the folder."""
     spec = config.episodes.test
-    digest = fold_in(config.episodes.seed, bank.hash, spec.model_dump_json())
-    place = config.data.model_copy(
-        update={"shards": study.folder.parent / "episodes" / f"{digest:016x}"}
-    )
-    config = config.model_copy(update={"data": place})
-    write_shards(
-        bank,
-        spec,
-        seed=config.episodes.seed,
-        split="test",
-        folder=place.shards / "test",
-        cache=place.cache,
-    )
-    return config
+    seed, cache = config.episodes.seed, config.data.cache
+    digest = fold_in(seed, bank.hash, spec.model_dump_json())
+    shards = study.folder.parent / "episodes" / f"{digest:016x}"
+    write_shards(bank, spec, seed=seed, split="test", folder=shards / "test", cache=cache)
+    data = config.data.model_copy(update={"shards": shards})
+    return config.model_copy(update={"data": data})
 
 
 def write_study_report(study: Study, campaign: Campaign) -> Place:
     """Write the report of a study's finished campaign; return the path of ``summary.json``."""
-    # Here, since it imports matplotlib, which a process that only judges does not need.
+    # they import matplotlib and scipy.stats, which a process that only judges does not need
+    from raymaml.experiments.verdicts import reach_verdicts
     from raymaml.report.write import show_in_tensorboard, write_report
 
     results = campaign.results()
@@ -312,14 +181,12 @@ def write_study_report(study: Study, campaign: Campaign) -> Place:
     trainings: dict[str, dict[int, str]] = {}
     for arm in study.arms:
         trainings.setdefault(arm.of, {})[arm.config.seed] = arm.chosen.name
-    verdicts = reach_verdicts(
-        study.settings.checks,
-        {
-            arm: {seed: records[name] for seed, name in names.items()}
-            for arm, names in trainings.items()
-        },
-        stops_early=study.base.evaluation.target_half_width is not None,
-    )
+    judged = {
+        arm: {seed: records[name] for seed, name in names.items()}
+        for arm, names in trainings.items()
+    }
+    stops_early = study.base.evaluation.target_half_width is not None
+    verdicts = reach_verdicts(study.settings.checks, judged, stops_early=stops_early)
     path = write_report(
         campaign.folder,
         results,

@@ -19,12 +19,13 @@ from raymaml.evaluation.records import RecordArrays
 from raymaml.evaluation.results import ArmResult
 from raymaml.statistics.confidence_sequence import any_look_interval
 from raymaml.statistics.intervals import (
+    FIRST_EPISODES,
     Interval,
     IntervalOf,
     bounded_interval,
     mean_interval,
     over_trainings,
-    summarize,
+    quantiles,
     widened,
 )
 from raymaml.statistics.new_classes import disjoint_tasks_interval, new_classes_interval
@@ -202,12 +203,11 @@ def _comparison(arm: str, minus: str, arms: Mapping[str, RecordArrays]) -> Numbe
 
 
 def _quantity(values: NDArray[np.float64], interval: IntervalOf) -> Numbers:
-    found = summarize(values, interval=interval)
     return {
-        **_interval(found.overall),
-        "first_600": _interval(found.first),
-        "quantiles": {f"{p:.0%}": value for p, value in found.quantiles.items()},
-        "num_nonfinite": found.num_nonfinite,
+        **_interval(interval(values)),
+        "first_600": _interval(interval(values[:FIRST_EPISODES])),
+        "quantiles": {f"{p:.0%}": value for p, value in quantiles(values).items()},
+        "num_nonfinite": int(np.count_nonzero(~np.isfinite(values))),
     }
 
 

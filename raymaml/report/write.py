@@ -16,10 +16,10 @@ from raymaml.data.bank import ImageBank
 from raymaml.data.contact_sheet import episode_sheet
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation.audit import AuditResult
-from raymaml.evaluation.auditing import read_audits
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.records import RecordArrays, record_arrays
 from raymaml.evaluation.results import ArmResult
+from raymaml.evaluation.run_audit import read_audits
 from raymaml.report import figures
 from raymaml.report.content import content
 from raymaml.report.document import picture, write_document

@@ -65,10 +65,17 @@ def any_look_interval(values: NDArray[np.float64], level: float = 0.95) -> Inter
     return spanning_interval(mean, low, high, std, len(values))
 
 
-Ends = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+def any_look_difference(differences: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """Return the same for differences in -1..1."""
+    found = any_look_interval((differences + 1) / 2, level)
+    return spanning_interval(
+        2 * found.mean - 1, 2 * found.low - 1, 2 * found.high - 1, 2 * found.std, found.count
+    )
 
 
-def _ends(values: NDArray[np.float64], level: float = 0.95) -> Ends:
+def _ends(
+    values: NDArray[np.float64], level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return mean, low and high after each value: [n] each."""
     centre, half_width = confidence_sequence(values, level)
     means = np.cumsum(values) / np.arange(1, len(values) + 1)

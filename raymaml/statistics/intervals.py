@@ -44,17 +44,7 @@ class Interval:
     """Of the values, which are episodes; of classes in an interval for new ones."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """One quantity over the episodes of an arm."""
-
-    overall: Interval
-    first: Interval
-    """Of the first ``FIRST_EPISODES`` episodes, or of all where there are fewer."""
-    quantiles: dict[float, float]
-    """Value at each of ``PROBABILITIES``."""
-    num_nonfinite: int
-    """Episodes whose value is infinite or not a number."""
+IntervalOf = Callable[[NDArray[np.float64]], Interval]
 
 
 def mean_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
@@ -76,7 +66,7 @@ def mean_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
         return symmetric_interval(math.nan, math.nan, math.nan, count)
     if count == 1:
         return symmetric_interval(float(values[0]), math.inf, math.nan, count)
-    # Said apart: the rounded mean of equal values may differ from them in the last bit.
+    # the rounded mean of equal values may differ from them in the last bit
     if np.all(values == values[0]):
         return symmetric_interval(float(values[0]), 0.0, 0.0, count)
     std = float(np.std(values, ddof=1))
@@ -205,10 +195,10 @@ def degrees_of_freedom(
 def over_trainings(
     values: Sequence[float], level: float = 0.95, *, lowest: float = 0.0
 ) -> Interval:
-    """Return the mean of one number a training and its t interval, within ``lowest..1``.
+    """Return the mean of one number per training and its t interval, within ``lowest..1``.
 
-    Trainings that came out alike do not tell how far others would be from them: the ends are then
-    infinite. So are those of one training.
+    The ends are infinite for one training, and for trainings with equal results: these do not show
+    how far another training would be from them.
     """
     found = mean_interval(np.asarray(values), level)
     if alike(values):
@@ -221,10 +211,8 @@ def alike(values: Sequence[float] | NDArray[np.float64]) -> bool:
     return bool(np.ptp(values) < NO_WIDTH)
 
 
-def quantiles(
-    values: NDArray[np.float64], probabilities: Sequence[float] = PROBABILITIES
-) -> dict[float, float]:
-    """Return the quantile of ``values`` [n] at each probability.
+def quantiles(values: NDArray[np.float64]) -> dict[float, float]:
+    """Return the quantile of ``values`` [n] at each of ``PROBABILITIES``.
 
     Linear between order statistics: at ``p`` the value at position ``p * (n - 1)`` of the sorted
     values, counted from 0 (type 7 of Hyndman and Fan 1996). All are nan if any value is not
@@ -235,44 +223,9 @@ def quantiles(
     """
     _checked_count(values)
     if not np.all(np.isfinite(values)):
-        return dict.fromkeys(probabilities, math.nan)
-    found = np.quantile(values, probabilities, method="linear")
-    return {p: float(value) for p, value in zip(probabilities, found, strict=True)}
-
-
-IntervalOf = Callable[[NDArray[np.float64]], Interval]
-
-
-def summarize(
-    values: NDArray[np.float64],
-    first: int = FIRST_EPISODES,
-    interval: IntervalOf = bounded_interval,
-) -> Summary:
-    """Summarise ``values`` [n], which are in the order of the episodes.
-
-    ``interval`` is ``bounded_interval`` for accuracies, ``mean_interval`` for losses.
-
-    Raises:
-        ValueError: when there are no values.
-    """
-    return Summary(
-        overall=interval(values),
-        first=interval(values[:first]),
-        quantiles=quantiles(values),
-        num_nonfinite=int(np.count_nonzero(~np.isfinite(values))),
-    )
-
-
-def interval_by_step(
-    by_step: NDArray[np.float64], interval: IntervalOf = bounded_interval
-) -> list[Interval]:
-    """Return the interval of each column of ``by_step`` [E, T+1]; ``interval`` as above."""
-    return [interval(column) for column in by_step.T]
-
-
-def bounds(interval: Interval) -> str:
-    """Write where a difference lies, in per cent."""
-    return span(interval.low, interval.high)
+        return dict.fromkeys(PROBABILITIES, math.nan)
+    found = np.quantile(values, PROBABILITIES, method="linear")
+    return {p: float(value) for p, value in zip(PROBABILITIES, found, strict=True)}
 
 
 def span(low: float, high: float) -> str:
@@ -290,14 +243,8 @@ def _checked_count(values: NDArray[np.float64]) -> int:
 
 def spanning_interval(mean: float, low: float, high: float, std: float, count: int) -> Interval:
     """Return ``mean`` between two ends, which may be at different distances from it."""
-    return Interval(
-        mean=mean,
-        low=low,
-        high=high,
-        half_width=max(high - mean, mean - low),
-        std=std,
-        count=count,
-    )
+    reach = max(high - mean, mean - low)
+    return Interval(mean=mean, low=low, high=high, half_width=reach, std=std, count=count)
 
 
 def widened(interval: Interval, other: Interval) -> Interval:
@@ -308,11 +255,5 @@ def widened(interval: Interval, other: Interval) -> Interval:
 
 def symmetric_interval(mean: float, half_width: float, std: float, count: int) -> Interval:
     """Return ``mean +- half_width``."""
-    return Interval(
-        mean=mean,
-        low=mean - half_width,
-        high=mean + half_width,
-        half_width=half_width,
-        std=std,
-        count=count,
-    )
+    low, high = mean - half_width, mean + half_width
+    return Interval(mean=mean, low=low, high=high, half_width=half_width, std=std, count=count)

@@ -11,7 +11,7 @@ import torch
 
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.evaluation.records import read_records
+from raymaml.evaluation.record_files import read_records
 from raymaml.evaluation.run_test import plan_test
 from raymaml.training.checkpoint import find_checkpoint
 from raymaml.training.metrics import METRICS_FILE, read_metrics

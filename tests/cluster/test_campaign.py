@@ -22,9 +22,10 @@ from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.evaluation import campaign as in_process
 from raymaml.evaluation.campaign import Campaign
-from raymaml.evaluation.records import read_records
+from raymaml.evaluation.record_files import read_records
 from raymaml.evaluation.run_test import plan_test
-from raymaml.experiments.study import plan_study, read_study, run_study
+from raymaml.experiments.study import plan_study, run_study
+from raymaml.experiments.study_file import read_study
 from raymaml.report.write import write_test_report
 from raymaml.training.worker import train_locally
 

@@ -11,7 +11,7 @@ from helpers_faults import bits
 from machinery import wait_until
 
 from raymaml.evaluation.campaign import judge_locally
-from raymaml.evaluation.records import read_records
+from raymaml.evaluation.record_files import read_records
 from raymaml.evaluation.run_test import plan_test
 from raymaml.storage.files import read_text, upload
 from raymaml.training.checkpoint import list_steps

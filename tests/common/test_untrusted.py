@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from raymaml.common.untrusted import json_ready, json_text, parse_json
-from raymaml.evaluation.auditing import audit_run
 from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.run_audit import audit_run
 from raymaml.evaluation.run_test import plan_test
 from raymaml.report.write import write_test_report
 from raymaml.training.metrics import METRICS_FILE, RunMetrics, read_metrics

@@ -13,7 +13,8 @@ from scipy import stats
 
 from raymaml.common.errors import UserError
 from raymaml.evaluation.paired import paired
-from raymaml.evaluation.records import RecordArrays, read_records, record_arrays, write_chunk
+from raymaml.evaluation.record_files import read_records, write_chunk
+from raymaml.evaluation.records import RecordArrays, record_arrays
 from raymaml.statistics.intervals import bounded_interval
 from raymaml.statistics.significance import holm, signed_rank_p
 
@@ -21,10 +22,10 @@ NAMES = ("one", "other")
 
 
 def arm(folder: Path, name: str, accuracy: list[float]) -> RecordArrays:
-    path = folder / f"{name}.parquet"
+    path = folder / name / "chunk.parquet"
     records = [record(i, accuracy_by_step=(value,)) for i, value in enumerate(accuracy)]
     write_chunk(path, records, {})
-    return record_arrays(read_records([path]))
+    return record_arrays(read_records(path.parent))
 
 
 def test_differences_by_hand(tmp_path: Path) -> None:

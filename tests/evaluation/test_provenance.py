@@ -15,10 +15,11 @@ import raymaml
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank, write_bank
-from raymaml.evaluation.auditing import audit_run
 from raymaml.evaluation.campaign import judge_locally
+from raymaml.evaluation.run_audit import audit_run
 from raymaml.evaluation.run_test import plan_test
-from raymaml.experiments.study import plan_study, read_study, run_study
+from raymaml.experiments.study import plan_study, run_study
+from raymaml.experiments.study_file import read_study
 from raymaml.report.write import write_test_report
 from raymaml.training.data import sample_shards
 from raymaml.training.worker import train_locally

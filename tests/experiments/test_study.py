@@ -16,7 +16,8 @@ from raymaml.common.errors import UserError
 from raymaml.data.sampling import by_label
 from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.evaluation.run_test import plan_test
-from raymaml.experiments.study import plan_study, read_study, run_study
+from raymaml.experiments.study import plan_study, run_study
+from raymaml.experiments.study_file import read_study
 from raymaml.report.write import headline_of, write_test_report
 from raymaml.statistics.confidence_sequence import any_look_interval
 from raymaml.statistics.intervals import bounded_interval
@@ -312,7 +313,7 @@ def test_judging_stops_at_the_first_look_that_is_precise_enough(make_config) -> 
 def test_two_models_cannot_be_one_run_unless_they_learn_alike(make_config, tmp_path) -> None:
     make_config("st")
     one = STUDY.replace("two: {inner.lr: 0.2}", "two: {name: tiny}")
-    assert len(read_study(write(tmp_path / "st", one)).models) == 2
+    assert len(read_study(write(tmp_path / "st", one)).trainings) == 2
     other = STUDY.replace("two: {inner.lr: 0.2}", "two: {name: tiny, inner.lr: 0.2}")
     with pytest.raises(UserError, match="models: two: is the run tiny, as is a model that learns"):
         read_study(write(tmp_path / "st", other))

@@ -14,13 +14,8 @@ from scipy.stats import ttest_ind
 from raymaml.config.study import Comparison, FirstTrials, Precision
 from raymaml.evaluation.paired import FEWEST_EPISODES
 from raymaml.evaluation.records import RecordArrays
-from raymaml.experiments.verdicts import (
-    Trainings,
-    evidence_of,
-    half_width_interval,
-    outcome,
-    reach_verdicts,
-)
+from raymaml.experiments.verdicts import Trainings, evidence_of, outcome, reach_verdicts
+from raymaml.statistics.differences import half_width_interval
 from raymaml.statistics.intervals import bounded_interval
 
 UNDECIDED = "undecided at this size"
@@ -52,10 +47,10 @@ def test_a_claim_is_decided_by_the_whole_interval(low, high, expect, margin, exp
 
 def test_the_half_width_of_fewer_trials_has_the_spread_of_all() -> None:
     values = np.tile([0.0, 1.0], 5000)  # s = 0.5 up to the divisor, m4 = s^4: no error of s
-    half, low, high = half_width_interval(values, 600)
+    found = half_width_interval(values, 600)
     # t(599, 0.975) = 1.96393
-    assert half == pytest.approx(1.96393 * 0.5 / math.sqrt(600), rel=1e-4)
-    assert (low, high) == pytest.approx((half, half), rel=1e-3)
+    assert found.mean == pytest.approx(1.96393 * 0.5 / math.sqrt(600), rel=1e-4)
+    assert (found.low, found.high) == pytest.approx((found.mean, found.mean), rel=1e-3)
 
 
 def test_the_interval_of_a_half_width_covers() -> None:
@@ -64,15 +59,15 @@ def test_the_interval_of_a_half_width_covers() -> None:
     truth = 1.96393 / math.sqrt(600)
     hits = 0
     for _ in range(400):
-        _, low, high = half_width_interval(generator.exponential(size=3000), 600)
-        hits += low <= truth <= high
+        found = half_width_interval(generator.exponential(size=3000), 600)
+        hits += found.low <= truth <= found.high
     assert 0.90 <= hits / 400 <= 0.97  # measured 0.93; an interval for normal values has 0.6
 
 
 def test_of_one_value_nothing_is_decided() -> None:
     for values, count in ((np.array([0.5]), 600), (np.array([0.5, 0.75]), 1)):
-        _, low, high = half_width_interval(values, count)
-        assert outcome(low, high, "more than", 0.01) == UNDECIDED
+        found = half_width_interval(values, count)
+        assert outcome(found.low, found.high, "more than", 0.01) == UNDECIDED
 
 
 def arrays(accuracy: NDArray[np.float64]) -> RecordArrays:
@@ -192,11 +187,11 @@ def test_the_first_trials_and_the_others_must_both_be_enough(count: int, decided
 def test_the_interval_of_the_first_trials_squares_and_adds_two_intervals() -> None:
     accuracy = np.concatenate([np.tile([0.5, 1.0], 50), np.tile([0.25, 0.75], 250)])
     one, other = bounded_interval(accuracy[:100]), bounded_interval(accuracy[100:])
-    mean, low, high = evidence_of(first(100), {"a": {0: arrays(accuracy)}}).over_episodes(0.95)
-    assert mean == pytest.approx(0.25)  # 0.75 - 0.5
+    found = evidence_of(first(100), {"a": {0: arrays(accuracy)}}).over_episodes(0.95)
+    assert found.mean == pytest.approx(0.25)  # 0.75 - 0.5
     below, above = one.mean - one.low, one.high - one.mean
-    assert low == pytest.approx(0.25 - math.sqrt(below**2 + (other.high - other.mean) ** 2))
-    assert high == pytest.approx(0.25 + math.sqrt(above**2 + (other.mean - other.low) ** 2))
+    assert found.low == pytest.approx(0.25 - math.sqrt(below**2 + (other.high - other.mean) ** 2))
+    assert found.high == pytest.approx(0.25 + math.sqrt(above**2 + (other.mean - other.low) ** 2))
 
 
 def test_first_trials_that_are_like_the_others_are_seldom_called_different() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raymaml.common.errors import UserError
 from raymaml.config.load import dump_config, load_config, load_study
 from raymaml.experiments.journal import STATE_FILE, Journal
-from raymaml.experiments.study import read_study
+from raymaml.experiments.study_file import read_study
 from raymaml.experiments.sweep import read_sweep
 from raymaml.storage.place import to_place
 

@@ -24,19 +24,18 @@ from hypothesis import strategies as st
 
 from raymaml.common.untrusted import json_ready
 from raymaml.config.schema import Config
-from raymaml.evaluation.auditing import read_audits
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.record_checks import are_of_bank
-from raymaml.evaluation.records import (
-    EpisodeRecord,
+from raymaml.evaluation.record_files import (
     leading_accuracies,
     missing_chunks,
     read_circumstances,
     read_records,
-    record_arrays,
     write_chunk,
 )
+from raymaml.evaluation.records import EpisodeRecord, record_arrays
 from raymaml.evaluation.results import ArmResult, Protocol
+from raymaml.evaluation.run_audit import read_audits
 from raymaml.report.content import audits
 from raymaml.report.summary import summarize_arm
 from raymaml.report.write import worst_episodes

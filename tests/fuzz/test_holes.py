@@ -55,12 +55,8 @@ from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.evaluation.record_checks import are_of_bank
-from raymaml.evaluation.records import (
-    read_circumstances,
-    read_records,
-    record_arrays,
-    write_chunk,
-)
+from raymaml.evaluation.record_files import read_circumstances, read_records, write_chunk
+from raymaml.evaluation.records import record_arrays
 from raymaml.storage.place import to_place
 from raymaml.training.checkpoint import checkpoint_path, load_tensors, read_card, write_checkpoint
 from raymaml.training.identity import identity_of

@@ -12,7 +12,7 @@ import pytest
 from helpers_evaluation import record
 
 from raymaml.evaluation.audit import AuditResult
-from raymaml.evaluation.records import read_records, write_chunk
+from raymaml.evaluation.records import records_table
 from raymaml.evaluation.results import ArmResult, Protocol
 from raymaml.report.write import write_report
 
@@ -52,8 +52,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a-model-with-a-long-name-that-does-not-break", "another=one-queries=15"):
         steps = generator.integers(0, 16, (700, 6)) / 15
         records = [record(i, accuracy_by_step=tuple(row)) for i, row in enumerate(steps.tolist())]
-        write_chunk(folder / f"{name}.parquet", records, {})
-        table = read_records([folder / f"{name}.parquet"])
+        table = records_table(records)
         protocol = Protocol(
             episodes="5-way 1-shot 3-query", norm="inductive (context)", num_steps=5, head="zero"
         )

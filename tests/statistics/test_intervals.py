@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from raymaml.statistics.intervals import (
-    bounded_interval,
-    interval_by_step,
-    mean_interval,
-    quantiles,
-    summarize,
-)
+from raymaml.statistics.intervals import mean_interval, quantiles
 
 
 def test_interval_of_four_numbers_by_hand() -> None:
@@ -39,7 +32,7 @@ def test_interval_agrees_with_scipy(level: float) -> None:
 
 def test_interval_covers_as_often_as_it_says() -> None:
     values = np.random.default_rng(0).normal(loc=5.0, size=(1000, 8))
-    found = interval_by_step(values.T, mean_interval)
+    found = [mean_interval(row) for row in values]
     covered = sum(abs(each.mean - 5) <= each.half_width for each in found)
     # Binomial(1000, 0.95) has standard deviation 6.9: 930..970 is 3 of them on either side.
     assert 930 <= covered <= 970
@@ -62,15 +55,13 @@ def test_one_value_has_an_infinite_interval() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_leaves_nothing_defined(bad: float) -> None:
-    found = summarize(np.array([1.0, bad, 2.0]))
-    numbers = dataclasses.asdict(found.overall)
-    assert numbers.pop("count") == 3
-    assert all(math.isnan(number) for number in numbers.values())
-    assert all(math.isnan(number) for number in found.quantiles.values())
-    assert found.num_nonfinite == 1
+    values = np.array([1.0, bad, 2.0])
+    numbers = vars(mean_interval(values))
+    assert {name for name, number in numbers.items() if not math.isnan(number)} == {"count"}
+    assert all(map(math.isnan, quantiles(values).values()))
 
 
-@pytest.mark.parametrize("function", [mean_interval, quantiles, summarize])
+@pytest.mark.parametrize("function", [mean_interval, quantiles])
 @pytest.mark.parametrize("values", [np.array([]), np.zeros((2, 2))])
 def test_only_a_row_of_values_is_taken(function: object, values: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected values of shape"):
@@ -88,26 +79,3 @@ def test_quantiles_lie_on_the_line_between_order_statistics() -> None:
     found = quantiles(np.array([40.0, 0.0, 30.0, 10.0, 20.0]))
     assert list(found) == [0.05, 0.25, 0.5, 0.75, 0.95]
     assert list(found.values()) == pytest.approx([2, 10, 20, 30, 38], rel=1e-12)
-
-
-def test_the_first_episodes_are_summed_up_beside_all() -> None:
-    values = np.concatenate([np.zeros(300), np.ones(300), np.ones(400)])
-    found = summarize(values)
-    assert (found.first.mean, found.first.count) == (0.5, 600)  # 300 of 600
-    assert (found.overall.mean, found.overall.count) == (0.7, 1000)  # 700 of 1,000
-    few = summarize(values[:50])
-    assert few.first == few.overall
-
-
-def test_intervals_by_step_are_those_of_the_columns() -> None:
-    accuracy = np.random.default_rng(5).integers(0, 76, size=(700, 3)) / 75
-    found = interval_by_step(accuracy)
-    assert found == [bounded_interval(accuracy[:, step].copy()) for step in range(3)]
-
-
-def test_numbers_are_plain_floats() -> None:
-    found = summarize(np.array([0.5, 0.25, 1.0]))
-    numbers = [*dataclasses.astuple(found.overall)[:-1], *found.quantiles.values()]
-    assert {type(number) for number in numbers} == {float}
-    assert type(found.overall.count) is int
-    assert type(found.num_nonfinite) is int

@@ -18,7 +18,7 @@ from raymaml.config.schema import Config
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
 from raymaml.data.episodes import EpisodeShards
 from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally
-from raymaml.evaluation.records import read_records
+from raymaml.evaluation.record_files import read_records
 from raymaml.evaluation.replay import replay_locally
 from raymaml.evaluation.run_test import plan_test
 from raymaml.experiments.study import provide_data

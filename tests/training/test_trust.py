@@ -16,7 +16,7 @@ from helpers_faults import quiet
 import raymaml
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.evaluation.auditing import audit_run
+from raymaml.evaluation.run_audit import audit_run
 from raymaml.evaluation.run_test import plan_test
 from raymaml.training.checkpoint import (
     checkpoint_path,

@@ -1,17 +1,19 @@
-"""The audits of a run: their results lie beside the test, and its next report shows them."""
+"""The audits of a run; their results lie beside its test, and its next report shows them."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from pydantic import BaseModel, TypeAdapter, model_validator
 
-from raymaml.common.errors import UserError, reason_of
-from raymaml.common.untrusted import checked, json_text, parse_json
+from raymaml.common.untrusted import json_text
 from raymaml.config.schema import Config
-from raymaml.evaluation.audit import AuditResult, Subject, all_audits, as_json
+from raymaml.evaluation.audit import AuditResult, Subject, all_audits
 from raymaml.evaluation.campaign import Campaign, Echo
+from raymaml.evaluation.examination import read_json
 from raymaml.evaluation.external import predictor
 from raymaml.evaluation.run_test import plan_test
-from raymaml.storage.files import exists, read_bytes, write_text
+from raymaml.storage.files import write_text
 from raymaml.storage.place import Place
 from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
@@ -20,7 +22,7 @@ AUDITS_FILE = "audits.json"
 
 
 class AuditsFile(BaseModel):
-    """What ``audits.json`` holds."""
+    """The content of ``audits.json``."""
 
     identity: dict[str, str]
     """Of what was audited."""
@@ -58,23 +60,15 @@ def audit_run(config: Config, echo: Echo) -> Place:
         found.append(audit(subject))
         echo(f"{name}: {found[-1].outcome}. {found[-1].sentence}")
     path = campaign.folder / AUDITS_FILE
-    content = {"identity": arm.identity, "audits": as_json(found)}
+    content = {"identity": arm.identity, "audits": [asdict(each) for each in found]}
     write_text(path, json_text(content, indent=2) + "\n")
     return path
 
 
 def read_audits(campaign: Campaign) -> list[AuditResult]:
     """Return the audits of what ``campaign`` judges first; those of anything else are left out."""
-    path = campaign.folder / AUDITS_FILE
-    if not exists(path):
-        return []
-    try:
-        content = checked(_AUDITS, parse_json(read_bytes(path)))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: is damaged ({reason_of(error)})",
-            remedy="remove it, or run `raymaml audit` again",
-        ) from None
-    if content.identity != campaign.arms[0].identity:
+    remedy = "remove it, or run `raymaml audit` again"
+    content = read_json(campaign.folder / AUDITS_FILE, _AUDITS, remedy)
+    if content is None or content.identity != campaign.arms[0].identity:
         return []
     return list(content.audits)
