@@ -49,7 +49,7 @@ from raymaml.training.state import build_learner, load_params, require_fitting
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a campaign judges, as configs and run folders name it."""
+    """One setting of a campaign, as configs and run folders name it."""
 
     name: str
     description: str
@@ -66,7 +66,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arm:
-    """One setting of a campaign with what judging it needs, opened and checked."""
+    """One setting of a campaign with everything that judging needs, opened and checked."""
 
     name: str
     description: str
@@ -86,9 +86,9 @@ class Arm:
     episodes: EpisodeSet
     """The test episodes."""
     identity: Mapping[str, str]
-    """What decides a record."""
+    """The values that decide a record."""
     circumstances: Mapping[str, str]
-    """What is noted of records beside their identity, and may differ between chunks."""
+    """Notes beside the identity, which may differ between chunks."""
     build: Callable[[], MetaLearner] = field(repr=False)
     """Builds the learner with the weights to judge."""
 
@@ -105,7 +105,7 @@ class Arm:
         return trained not in (None, self.identity.get("encoder_source"))
 
     def needed(self) -> int:
-        """Return the number of episodes to judge, as far as the records decide it by now."""
+        """Return the number of episodes to judge, given the records that are there."""
         if self.stopping is None:
             return self.num_episodes
         return self.stopping.needed(leading_accuracies(self.records, self.identity))
@@ -137,7 +137,7 @@ class Arm:
         return [record.accuracy for record in records]
 
     def result(self) -> ArmResult:
-        """Return the records of a finished arm, and what a report says beside them.
+        """Return the records of a finished arm, as a report shows them.
 
         Raises:
             UserError: records are missing or damaged, or name images that the bank does not hold.
@@ -177,7 +177,7 @@ class Arm:
 
 
 class Resolver:
-    """Turns settings into arms for one device; what several arms share is opened once."""
+    """Turns settings into arms for one device; arms share what they have in common."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -185,11 +185,11 @@ class Resolver:
         self._codes: dict[str, dict[str, str]] = {}
 
     def __call__(self, setting: Setting, *, with_code: bool = True) -> Arm:
-        """Open what ``setting`` names.
+        """Open and check the parts of a setting.
 
         Args:
             setting: to resolve.
-            with_code: let the identity name the code as well, which imports an own encoder.
+            with_code: whether the identity names the code, which imports an encoder of one's own.
 
         Raises:
             UserError: bank, episodes or checkpoint are missing, damaged, or do not fit.

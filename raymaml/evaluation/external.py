@@ -1,4 +1,4 @@
-"""Models of other people's, judged on the same episodes with the same records."""
+"""Any other model, judged on the same episodes with the same records."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) -> RecordArrays:
     """Judge any model on the test episodes of ``config``, as `raymaml test` judges its own.
 
-    There is no inner step that could be seen: values by step are those of the outcome alone. To
-    compare two models on the same episodes give their records to ``paired``; to keep or report
-    them, see ``raymaml.evaluation.records`` and ``raymaml.report.write``.
+    Inner steps are not visible: values by step have one entry, the result. To compare two models on
+    the same episodes, give their records to ``paired``; to keep or report them, see
+    ``raymaml.evaluation.record_files`` and ``raymaml.report.write``.
 
     Args:
         predict: the model, called with gradients switched off (``torch.enable_grad`` switches them
             on). First it is examined on a few episodes: with the images in another order, and one
-            query at a time. ``examination`` of what is returned says whether it is inductive, and a
-            warning what is wrong; None where the examination fails. Then ``predict`` is called once
-            an episode, in order.
+            query at a time. The ``examination`` of the result shows whether it is inductive, and a
+            warning names what is wrong; None where the examination fails. Then ``predict`` is
+            called once per episode, in order.
         config: names bank, shards, normalisation and precision, which the process keeps; its model
-            and its run are not looked at.
-        num_episodes: the first so many; None is all.
+            and its run do not matter.
+        num_episodes: number of the first episodes to judge; None: all.
 
     Raises:
         UserError: bank or shards are missing or do not fit, there are fewer episodes, or what
@@ -76,7 +76,7 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
 def _examined(predict: Predict, episodes: EpisodeBatch, precision: Precision) -> Examination | None:
     try:
         found = examine_predictions(predict, episodes, precision)
-    except Exception as error:  # of somebody's model: its records do not hang on this
+    except Exception as error:  # of any model; its records do not depend on this
         LOG.warning("predict: could not be examined (%s)", reason_of(error))
         return None
     if found.caution:
@@ -114,18 +114,14 @@ def judge_predictions(
     records = []
     for index, rows, episode in read_episodes(episodes, indices):
         torch.manual_seed(episodes.seed_of(index))
-        records.append(record_of(*timed_logits(predict, episode, index), rows, index))
+        device = episode.query_y.device
+        started = seconds_after_all(device)
+        with torch.no_grad():
+            logits = predict(episode.support_x, episode.support_y, episode.query_x)
+        seconds = seconds_after_all(device) - started
+        logits = _required(logits, episode, f"episode {index}")[None]  # [1, N*Q, N]
+        records.append(record_of(logits, episode.query_y, seconds, rows, index))
     return records
-
-
-def timed_logits(predict: Predict, episode: Episode, index: int) -> tuple[Tensor, Tensor, float]:
-    """Return logits ``[1, N*Q, N]``, the labels, and the seconds that they took."""
-    device = episode.query_y.device
-    started = seconds_after_all(device)
-    with torch.no_grad():
-        logits = predict(episode.support_x, episode.support_y, episode.query_x)
-    seconds = seconds_after_all(device) - started
-    return _required(logits, episode, f"episode {index}")[None], episode.query_y, seconds
 
 
 def _required(logits: object, episode: Episode, which: str) -> Tensor:
@@ -171,10 +167,10 @@ def predictor(learner: MetaLearner) -> Predict:
 
 
 def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return what gives the encoder's features of support and query images: ``[B, F]`` each.
+    """Return a callable for the encoder's features of support and query images: ``[B, F]`` each.
 
-    Nothing is adapted. They are float32, computed in the learner's precision. Images pass as query
-    images do, by the moments that the norm policy says.
+    It adapts nothing. The features are float32, computed in the learner's precision. Images pass as
+    query images do, by the moments of the norm policy.
     """
     inner = learner.test_inner.model_copy(update={"num_steps": 0})
     still = MetaLearner(

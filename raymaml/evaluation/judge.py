@@ -30,7 +30,7 @@ def judge(learner: MetaLearner, episodes: EpisodeSet, indices: range) -> Iterato
 
 
 def seconds_after_all(device: torch.device) -> float:
-    """Read a clock once the device has done all that it was given: a GPU is only given work."""
+    """Return the time in seconds, after a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -49,7 +49,7 @@ def read_episodes(
 def record_of(
     logits: Tensor, labels: Tensor, seconds: float, rows: EpisodeRows, index: int
 ) -> EpisodeRecord:
-    """Return what is kept of the query logits ``[T+1, N*Q, N]`` after each inner step."""
+    """Return the record of query logits ``[T+1, N*Q, N]``, one row per inner step."""
     losses = torch.stack([F.cross_entropy(scores, labels) for scores in logits]).double().tolist()
     # argmax takes what is not a number for the largest: no image is right by that
     right = (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)  # [T+1, N*Q]

@@ -1,4 +1,4 @@
-"""Whether a model is judged on the bank that it was trained on, and if not, what it has seen."""
+"""A bank that is not the one of training: how many of its test classes has the model seen?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from raymaml.storage.place import Place
 from raymaml.training.checkpoint import CARD, read_card
 from raymaml.training.identity import read_run_file
 from raymaml.training.trust import knows_no_bank
+
+REMEDY = (
+    "give the data.bank of training, or set evaluation.other_bank: true to judge on this one,"
+    " which the report then says"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,7 @@ class OtherBank:
 
     @property
     def text(self) -> str:
-        """What reports say."""
+        """The remark in reports."""
         if self.trained_on is None:
             return "another bank than in training, whose classes are not known"
         seen = f"trained on {self.trained_on} of its {self.num_classes} test classes"
@@ -34,7 +39,7 @@ class OtherBank:
 
 
 def other_bank(checkpoint: Place, bank: ImageBank) -> OtherBank | None:
-    """Say what of ``bank`` the model has seen; None where it is the bank of training.
+    """Return which classes of ``bank`` the model has seen; None where it is the bank of training.
 
     The hash of a bank covers names, splits and images of all its classes. A class is one of
     training if it has the name, or the number of images and the first, middle and last image, of
@@ -63,10 +68,10 @@ def other_bank(checkpoint: Place, bank: ImageBank) -> OtherBank | None:
 
 
 def require_bank(checkpoint: Place, bank: ImageBank, *, other_bank_asked: bool) -> None:
-    """Check that the model was trained on ``bank``, or that another one is asked for.
+    """Check that the model was trained on ``bank``, or that the config allows another one.
 
     Raises:
-        UserError: neither is so.
+        UserError: neither holds.
     """
     found = other_bank(checkpoint, bank)
     if found is not None and not other_bank_asked:
@@ -75,9 +80,3 @@ def require_bank(checkpoint: Place, bank: ImageBank, *, other_bank_asked: bool) 
             f" {bank.folder} is {bank.hash[:12]}: {found.text}",
             remedy=REMEDY,
         )
-
-
-REMEDY = (
-    "give the data.bank of training, or set evaluation.other_bank: true to judge on this one,"
-    " which the report then says"
-)

@@ -20,7 +20,7 @@ FEWEST_EPISODES = 60
 """No verdict rests on fewer. An event of one episode in 20 is missing from all of 59 episodes
 in 5% of campaigns (0.95**59). Then neither an interval nor a p-value shows it."""
 _PARTS = 1000
-"""Of a query: what an accuracy is rounded to."""
+"""Accuracies are rounded to this part of a query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Paired:
     difference: Interval
     """Mean difference in accuracy and its ``bounded_interval`` over episodes."""
     new_classes: Interval
-    """The same difference and its interval for classes drawn anew."""
+    """The same difference and its interval for other classes."""
     wins: int
     """Episodes in which the first arm is better..."""
     ties: int
@@ -51,16 +51,16 @@ class Paired:
 def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
     """Compare two arms on the episodes that both were judged on.
 
-    Differences are counted in whole queries, so that equal ones are ties: as numbers of 0..1 they
-    differ by rounding. Where the arms have different numbers of queries, the counts are those of
-    their least common multiple.
+    Differences are counted in whole queries, so that equal ones are ties; as numbers in 0..1 they
+    differ by rounding. Where the arms have different numbers of queries, both are counted in their
+    least common multiple.
 
     The sign test is exact (binomial, ties left out). Wilcoxon's test is that of
     ``signed_rank_p``.
 
     Raises:
         UserError: the episodes of one number are not the same in both: images of other banks, other
-            classes or support images, or query images of which neither set begins with the other.
+            classes or support images, or query images whose sets do not begin alike.
     """
     from scipy import stats
 
@@ -125,7 +125,7 @@ def _require_same_episodes(
 def _shown(
     a: RecordArrays, b: RecordArrays, in_a: NDArray[np.int64], in_b: NDArray[np.int64]
 ) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield what must be equal in the episodes of both, each only where the one before is."""
+    """Yield the columns that must be equal; a later one may need the earlier ones to be."""
     yield "classes", a.class_ids[in_a], b.class_ids[in_b]
     yield "support images", a.support_rows[in_a], b.support_rows[in_b]
     yield "support labels", a.support_labels[in_a], b.support_labels[in_b]

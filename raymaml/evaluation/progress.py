@@ -1,11 +1,10 @@
-"""How far a campaign is: a live table on a terminal, elsewhere a line a chunk."""
+"""The progress of a campaign: a live table on a terminal, elsewhere one line per chunk."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 
 import numpy as np
 from rich.live import Live
@@ -17,8 +16,8 @@ from raymaml.training.metrics import Show, duration
 
 
 class Progress:
-    """Running means with their intervals, over all records there are; rate and time left, by those
-    of this session.
+    """Running means with their intervals, over all records; rate and time left, over the records of
+    this session.
 
     Args:
         todo: episodes in all, by arm.
@@ -55,19 +54,14 @@ class Progress:
             self._live.update(self.table(), refresh=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self._live is not None:
             self._live.stop()
 
     def add(self, arm: str, count: int, accuracies: Sequence[float]) -> None:
-        """Take note of a finished chunk of ``count`` episodes.
+        """Note a finished chunk of ``count`` episodes.
 
-        A chunk that was left out has no accuracies: its episodes are no longer to be judged.
+        A chunk without accuracies was left out: its episodes need no judging.
         """
         self._accuracies[arm].extend(accuracies)
         self._todo[arm] -= count - len(accuracies)
@@ -98,7 +92,6 @@ class Progress:
         return f"{finished}/{len(self._todo)} arms done"
 
     def _row(self, arm: str) -> dict[str, str | float]:
-        """Return the numbers that an arm stands at."""
         judged = self._accuracies[arm]
         row: dict[str, str | float] = {"arm": arm, "episodes": len(judged)}
         row["episodes_per_second"] = self._rate
@@ -111,8 +104,7 @@ class Progress:
         if not self._accuracies[arm]:
             return "-"
         found = self._interval(np.asarray(self._accuracies[arm]))
-        margin = f" +- {100 * found.half_width:.2f}"
-        return f"{100 * found.mean:.2f}{margin}%"
+        return f"{100 * found.mean:.2f} +- {100 * found.half_width:.2f}%"
 
     def _speed(self) -> str:
         left = sum(self._todo.values()) - self._judged()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import gathered
 from raymaml.config.schema import ClusterConfig
 from raymaml.evaluation.campaign import Campaign, Echo, Plan
 from raymaml.evaluation.judge import judge
@@ -16,17 +16,6 @@ from raymaml.training.process import prepare_process
 from raymaml.training.session import local_device
 
 NOT_REPEATED = {"seconds"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A value that another judgement did not repeat."""
-
-    arm: str
-    episode: int
-    column: str
-    recorded: Any
-    replayed: Any
 
 
 def replay_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> int:
@@ -49,42 +38,30 @@ def replay(campaign: Campaign, echo: Echo) -> int:
         UserError: the campaign is not finished, or a value differs; the first of each arm is named.
     """
     campaign.require_finished()
-    differences: list[Difference] = []
     count = 0
-    for result in campaign.results():
-        arm = campaign.arm(result.name)
-        columns = vars(record_arrays(result.records))
-        again = judge(arm.build(), arm.episodes, range(len(result.records)))
-        found = next(filter(None, (_compared(arm.name, columns, each) for each in again)), None)
-        if found is not None:
-            differences.append(found)
-            continue
-        count += len(result.records)
-        echo(f"{arm.name}: {len(result.records)} records repeated bit for bit")
-    if differences:
-        raise UserError(
-            *(
-                f"{each.arm}: episode {each.episode} was recorded with {each.column}"
-                f" {each.recorded}, and comes out as {each.replayed}; the record, or what was"
-                " judged, is not what it was"
-                for each in differences
-            )
-        )
+    with gathered() as mistakes:
+        for result in campaign.results():
+            arm = campaign.arm(result.name)
+            columns = vars(record_arrays(result.records))
+            again = judge(arm.build(), arm.episodes, range(len(result.records)))
+            found = next(filter(None, (_difference(columns, each) for each in again)), None)
+            if found is not None:
+                mistakes.add(f"{arm.name}: {found}", "the record, or its model, was altered")
+                continue
+            count += len(result.records)
+            echo(f"{arm.name}: {len(result.records)} records repeated bit for bit")
     return count
 
 
-def _compared(arm: str, columns: dict[str, Any], again: EpisodeRecord) -> Difference | None:
-    """Return the first value that differs from the record of the same episode."""
+def _difference(columns: dict[str, Any], again: EpisodeRecord) -> str | None:
+    """Return the first value that differs from the record of the same episode, in words."""
     for field in fields(EpisodeRecord):
         recorded = columns[field.name][again.episode]
         replayed = np.asarray(getattr(again, field.name))
         equal = np.array_equal(recorded, replayed, equal_nan=replayed.dtype.kind == "f")
         if field.name not in NOT_REPEATED and not equal:
-            return Difference(
-                arm=arm,
-                episode=again.episode,
-                column=field.name,
-                recorded=np.asarray(recorded).tolist(),
-                replayed=replayed.tolist(),
+            return (
+                f"episode {again.episode} was recorded with {field.name}"
+                f" {np.asarray(recorded).tolist()}, and comes out as {replayed.tolist()}"
             )
     return None

@@ -1,4 +1,4 @@
-"""What a finished campaign hands to a report, arm by arm."""
+"""The results of a finished campaign, arm by arm, as a report shows them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_EXAMINED = "caution: not examined whether its logits follow their images"
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What decides an accuracy, beside the weights."""
+    """The conditions of an accuracy, beside the weights."""
 
     episodes: str
     """Their shape, such as ``5-way 1-shot 15-query``."""
@@ -29,7 +29,7 @@ class Protocol:
     head: str
     """Where the head starts, as ``model.head`` says."""
     caution: str = ""
-    """What is wrong with the model, as far as its examination shows; empty: nothing."""
+    """The warning of the model's examination; empty: there is none."""
     remarks: Sequence[str] = ()
     """Such as: the bank is not the one of training, or the encoder was edited."""
 
@@ -56,16 +56,16 @@ class ArmResult:
 
     name: str
     description: str
-    """What was judged, one sentence."""
+    """Of the arm, one sentence."""
     protocol: Protocol
     records: pa.Table
-    """As ``records.read_records`` returns them."""
+    """As ``record_files.read_records`` returns them."""
     identity: Mapping[str, Any]
-    """What decides the records: weights, model, episodes, versions, ..."""
+    """The values that decide the records: weights, model, episodes, versions, ..."""
     stopping: Stopping | None = None
-    """How the number of episodes was decided while judging; None: it was fixed beforehand."""
+    """The rule that may have ended judging early; None: there was none."""
     circumstances: Sequence[Mapping[str, str]] = ()
-    """Of the chunks, as ``records.read_circumstances`` returns them: hardware, hashes, ..."""
+    """Of the chunks, as ``record_files.read_circumstances`` returns them: hardware, hashes, ..."""
 
 
 def protocol_of(
@@ -75,13 +75,13 @@ def protocol_of(
     examination: Examination | None,
     remarks: Sequence[str] = (),
 ) -> Protocol:
-    """Return what decides the accuracy of a model on episodes of this shape.
+    """Return the protocol of a model on episodes of this shape.
 
     Args:
         spec: shape of the episodes.
         model: norm and head.
         num_steps: inner steps at test.
-        examination: what was found out about the model; None: it was not examined.
+        examination: of the model; None: it was not examined.
         remarks: further parts of the line.
     """
     return Protocol(

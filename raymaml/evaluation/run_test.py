@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -11,7 +12,6 @@ from raymaml.evaluation.arm import Arm, Resolver, Setting
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.identity import of_any_code
 from raymaml.evaluation.other_bank import require_bank
-from raymaml.storage.place import Place
 from raymaml.training.checkpoint import find_checkpoint
 from raymaml.training.trust import require_of_its_run, require_same_model
 
@@ -25,7 +25,7 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
     settings = _settings(config)
     arms = tuple(map(Resolver(device), settings))
     _require_bank(arms[0], config)
-    # all that is wrong is reported now, before any work
+    # every mistake is reported now, before any work
     if (checkpoint := settings[0].checkpoint) is not None:
         require_same_model(checkpoint, config, arms[0].bank.image_shape)
     arms[0].build()
@@ -33,9 +33,9 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
 
 
 def plan_report(config: Config) -> Campaign:
-    """Plan to report finished records, whatever versions and source of the encoder they are of.
+    """Plan to report finished records of any versions and any source of the encoder.
 
-    No model is built, and no encoder imported.
+    It builds no model and imports no encoder.
 
     Raises:
         UserError: as ``plan_test``; or episodes are not judged yet.
@@ -75,42 +75,32 @@ def _require_bank(model: Arm, config: Config) -> None:
 
 
 def _settings(config: Config) -> list[Setting]:
-    """Return what a test judges: the model, and the baselines that show what it learned."""
+    """Return the settings of a test: the model, and the baselines that show what it learned."""
     evaluation, count = config.evaluation, config.episodes.test.num_episodes
     checkpoint = find_checkpoint(config.run_folder, evaluation.checkpoint)
     require_of_its_run(checkpoint, config)
-    few = min(evaluation.baseline_episodes, count)
+    model = Setting(
+        name="model",
+        description=f"{evaluation.checkpoint} checkpoint, adapted",
+        config=config,
+        checkpoint=checkpoint,
+        num_episodes=count,
+        target_half_width=evaluation.target_half_width,
+        folder=config.run_folder / "test" / "model",
+    )
 
-    def setting(
-        name: str, description: str, judged: Config, checkpoint: Place | None, count: int
-    ) -> Setting:
-        return Setting(
-            name=name,
-            description=description,
-            config=judged,
-            checkpoint=checkpoint,
-            num_episodes=count,
-            target_half_width=evaluation.target_half_width,
-            folder=config.run_folder / "test" / name,
-        )
+    def baseline(name: str, description: str, **changes: Any) -> Setting:
+        few, folder = min(evaluation.baseline_episodes, count), model.folder.with_name(name)
+        own = {"name": name, "description": description, "num_episodes": few, "folder": folder}
+        return replace(model, **own, **changes)
 
-    best = f"{evaluation.checkpoint} checkpoint, adapted"
-    found = [setting("model", best, config, checkpoint, count)]
-    if few:
-        alike = "initial weights, adapted alike"
-        found.append(setting("untrained", alike, config, None, few))
-    if few and _tells_without_steps(config):
-        still, judged = "trained weights, no inner step", _without_steps(config)
-        found.append(setting("no-adaptation", still, judged, checkpoint, few))
+    found = [model]
+    if evaluation.baseline_episodes:
+        found.append(baseline("untrained", "initial weights, adapted alike", checkpoint=None))
+    # other heads are at chance without a step, and a model without steps is judged already
+    if found[1:] and config.model.head == "learned" and config.test_inner.num_steps > 0:
+        inner = evaluation.inner.model_copy(update={"num_steps": 0})
+        update = {"evaluation": evaluation.model_copy(update={"inner": inner})}
+        still = config.model_copy(update=update)
+        found.append(baseline("no-adaptation", "trained weights, no inner step", config=still))
     return found
-
-
-def _tells_without_steps(config: Config) -> bool:
-    """Whether an arm without adaptation says more than chance, or than the model itself."""
-    return config.model.head == "learned" and config.test_inner.num_steps > 0
-
-
-def _without_steps(config: Config) -> Config:
-    inner = config.evaluation.inner.model_copy(update={"num_steps": 0})
-    evaluation = config.evaluation.model_copy(update={"inner": inner})
-    return config.model_copy(update={"evaluation": evaluation})

@@ -45,7 +45,7 @@ def run_study(
         The path of ``summary.json``; None where training was interrupted.
 
     Raises:
-        UserError: what any of these steps finds wrong; of arms, before any training.
+        UserError: any of these steps finds a mistake; mistakes of arms are found before training.
     """
     configs = {config.name: config for config in study.trainings}.values()
     untrained = [config for config in configs if not _is_trained(config)]

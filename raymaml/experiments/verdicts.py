@@ -136,7 +136,7 @@ def reach_verdicts(
 
     Args:
         checks: the claims.
-        arms: what was judged.
+        arms: the records, by name of the arm.
         stops_early: judging may have stopped early. Differences then have the interval over
             episodes that holds at any look.
 

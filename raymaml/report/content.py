@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from raymaml.evaluation.paired import FEWEST_EPISODES
 from raymaml.evaluation.results import ArmResult
@@ -45,6 +44,7 @@ _TRAININGS = (
     " other trainings of the method. The interval over episodes says how well the episodes pin down"
     " the accuracy of one trained model."
 )
+_ALIKE = "Where all trainings of an arm came out alike, the distance of another one is unknown."
 _COMPARISONS = (
     "Mean difference with its 95% intervals, over episodes and for new classes; two-sided sign test"
     " and Wilcoxon signed-rank test, both over episodes; the last column adjusts Wilcoxon's p for"
@@ -57,8 +57,8 @@ def content(arms: Sequence[ArmResult], summary: Numbers, pictures: Iterable[str]
     """Yield the blocks of a report.
 
     Args:
-        arms: the results, of which the protocols are shown.
-        summary: what ``summary.json`` holds.
+        arms: the results.
+        summary: the content of ``summary.json``.
         pictures: blocks that show them.
     """
     numbers = summary["arms"]
@@ -70,13 +70,9 @@ def content(arms: Sequence[ArmResult], summary: Numbers, pictures: Iterable[str]
     yield from pictures
     yield from audits(summary["audits"])
     yield from _details(numbers)
-    identity = [
-        {"key": key, "value": code(value if isinstance(value, str) else json.dumps(value))}
-        for key, value in _identity(numbers, summary["circumstances"])
-    ]
-    if identity:
+    if identity := [*_identity(numbers, summary["circumstances"])]:
         yield heading("Identity")
-        yield table(identity, left=2)
+        yield table([{"key": key, "value": code(value)} for key, value in identity], left=2)
 
 
 def _opening(arms: Sequence[ArmResult], summary: Numbers) -> Iterator[str]:
@@ -97,10 +93,7 @@ def _opening(arms: Sequence[ArmResult], summary: Numbers) -> Iterator[str]:
     else:
         yield paragraph(strong(summary["headline"]))
     lines = {arm.name: code(str(arm.protocol)) for arm in arms}
-    if len(set(lines.values())) == 1:
-        yield paragraph(lines[arms[0].name])
-    else:
-        yield bullets(lines.items())
+    yield bullets(lines.items()) if len({*lines.values()}) > 1 else paragraph(lines[arms[0].name])
     for arm in arms:
         if arm.protocol.caution:
             yield paragraph(strong(f"{arm.name}: {arm.protocol.caution}."))
@@ -197,10 +190,7 @@ def _trainings(found: Mapping[str, Numbers]) -> Iterator[str]:
     )
     yield paragraph(_TRAININGS)
     if not all(math.isfinite(each["accuracy"]["ci95"]) for each in found.values()):
-        yield paragraph(
-            "Where all trainings of an arm came out alike, how far another one would be from them"
-            " is unknown."
-        )
+        yield paragraph(_ALIKE)
 
 
 def _comparisons(found: Sequence[Numbers]) -> Iterator[str]:
@@ -217,21 +207,18 @@ def _comparisons(found: Sequence[Numbers]) -> Iterator[str]:
 
 def _comparison(each: Numbers) -> dict[str, str]:
     mean = each["difference"]
-    p_values = {
-        name: f"{each[key]:.2g}" if each["allows_a_verdict"] else "too few"
-        for name, key in (
-            ("p (sign)", "sign_p"),
-            ("p (Wilcoxon)", "wilcoxon_p"),
-            ("p (Holm)", "holm_p"),
-        )
-    }
     return {
         "difference": f"{each['arm']} minus {each['minus']}",
         "episodes": f"{mean['num_episodes']:,}",
         "mean": f"{100 * mean['mean']:+.2f}% ({span(*mean['interval95'])})",
         "for new classes": span(*each["new_classes"]["interval95"]),
         "better / equal / worse": f"{each['wins']:,} / {each['ties']:,} / {each['losses']:,}",
-        **p_values,
+        **{
+            f"p ({test})": f"{each[f'{test.lower()}_p']:.2g}"
+            if each["allows_a_verdict"]
+            else "too few"
+            for test in ("sign", "Wilcoxon", "Holm")
+        },
     }
 
 
@@ -242,18 +229,13 @@ def audits(found: Sequence[Numbers]) -> Iterator[str]:
         yield paragraph(strong(audit["outcome"]))
         yield paragraph(audit["sentence"])
         if audit["rows"]:
-            yield table(
-                [{key: _cell(value) for key, value in row.items()} for row in audit["rows"]]
-            )
+            yield table([{key: _cell(each) for key, each in row.items()} for row in audit["rows"]])
 
 
 def _details(numbers: Mapping[str, Numbers]) -> Iterator[str]:
     """Yield accuracy by step, and cost."""
     yield heading("Accuracy by inner step")
-    steps = {
-        name: [percent(found) for found in each["accuracy_by_step"]]
-        for name, each in numbers.items()
-    }
+    steps = {arm: [*map(percent, each["accuracy_by_step"])] for arm, each in numbers.items()}
     yield table(
         [
             {"inner steps": str(at)}
@@ -277,14 +259,15 @@ def _details(numbers: Mapping[str, Numbers]) -> Iterator[str]:
 
 def _identity(
     numbers: Mapping[str, Numbers], circumstances: Mapping[str, Sequence[Mapping[str, str]]]
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, str]]:
     """Yield the identity of the model, then how other arms differ, then hardware and such."""
-    main, *others = numbers
-    yield from (identity := numbers[main]["identity"]).items()
-    for name in others:
-        for key, value in numbers[name]["identity"].items():
-            if identity.get(key) != value:
-                yield f"{name}: {key}", value
+    main, *_ = numbers
+    identity = numbers[main]["identity"]
+    for name, arm in numbers.items():
+        for key, value in arm["identity"].items():
+            if name == main or identity.get(key) != value:
+                text = value if isinstance(value, str) else json.dumps(value)
+                yield key if name == main else f"{name}: {key}", text
     yield from sorted(
         {
             (key if key == "hardware" else f"{name}: {key}", value)
@@ -296,7 +279,7 @@ def _identity(
 
 
 def _ends(interval: Numbers) -> str:
-    """Write the ends of an accuracy; nothing where they are unknown."""
+    """Write the ends of an accuracy where they are known."""
     low, high = interval["interval95"]
     return f" ({low:.2%} to {high:.2%})" if math.isfinite(interval["ci95"]) else ""
 

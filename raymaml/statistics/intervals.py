@@ -22,7 +22,7 @@ PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles shown in a summary."""
 
 _ROUNDING = 1e-3
-"""What a sum of rounded numbers may be outside of its range."""
+"""A sum of rounded numbers may be outside its range by this."""
 NO_WIDTH = 1e-9
 """Numbers in 0..1 that differ by less are alike: they differ by the rounding of sums."""
 _MOST_TRIALS = 1e12
@@ -37,7 +37,7 @@ class Interval:
     low: float
     high: float
     half_width: float
-    """The larger of ``high - mean`` and ``mean - low``: what stands after ``+-``."""
+    """The larger of ``high - mean`` and ``mean - low``: the number after ``+-``."""
     std: float
     """Sample standard deviation, divisor ``count - 1``; nan where there is none."""
     count: int
@@ -143,7 +143,7 @@ def bounded_ends(
         low = quantile of Beta(N m, N (1 - m) + 1) at (1 - level) / 2
         high = quantile of Beta(N m + 1, N (1 - m)) at (1 + level) / 2
 
-    Equal values have no error. What differs from them then has a probability of at most ``1 - c``
+    Equal values have no error. Any other value then has a probability of at most ``1 - c``
     with ``c = ((1 - level) / 2)**(1 / count)``, else it would have shown; the rest may lie anywhere
     in 0..1, so the ends are ``m c`` and ``m c + 1 - c``.
 

@@ -1,8 +1,8 @@
 """How far a mean over episodes carries: to new classes, and to tasks without common images.
 
 Thousands of episodes are drawn from a few test classes and their images again and again. An
-interval over episodes says how well so many episodes pin down the mean *over these*; it shrinks to
-nothing while what is known of other classes does not (Lafargue et al. 2024, arXiv 2409.02850).
+interval over episodes says how well they pin down the mean *over these* classes. With more episodes
+it shrinks to nothing, and other classes stay as unknown (Lafargue et al. 2024, arXiv 2409.02850).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def new_classes_interval(
     *,
     lowest: float = 0.0,
 ) -> Interval:
-    """Return the mean accuracy and its interval for classes drawn anew: a class-cluster bootstrap.
+    """Return the mean accuracy and its interval for other classes: a class-cluster bootstrap.
 
     The mean over all episodes is a U-statistic of degree N in the M classes (Hoeffding 1948). Each
     resample draws M classes with replacement, class c ``w_c`` times, and weighs an episode by the
@@ -42,7 +42,7 @@ def new_classes_interval(
     mean by ``sum_c (w_c - 1) moved_c``, where ``moved_c`` is the sum over the episodes with class c
     of ``accuracy - mean``, over E. The ``w_c`` are multinomial and the ``moved_c`` add up to 0, so
     over all resamples this has the variance ``sum_c moved_c**2``: none need be drawn. Three
-    corrections make it that of the mean over classes drawn anew:
+    corrections make it that of the mean over other classes:
 
     - times ``M / (M - 1)``, as for any bootstrap of M things;
     - times ``((M - 1) / (M - N))**2``: an episode with class c has the others that much less often,

@@ -33,7 +33,7 @@ def signed_rank_p(differences: NDArray[np.int64]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm 1979): what is below 5% then is so for all at once.
+    """Adjust p-values for their number (Holm 1979): below 5%, all hold at once.
 
     The i-th smallest of m, counted from 1, is multiplied by ``m - i + 1``; none is less than one
     before it, and none is above 1.

@@ -104,11 +104,6 @@ def test_every_norm_follows_its_images(make_config, tiny_bank, norm: str) -> Non
     assert found.is_inductive is (norm != "transductive")
 
 
-@pytest.mark.parametrize("head", ["zero", "shared"])
-def test_every_head_follows_its_images(make_config, tiny_bank, head: str) -> None:
-    assert examined(make_config, tiny_bank, f"model.head={head}").caution == ""
-
-
 @pytest.mark.parametrize(
     ("encoder", "caution", "inductive"),
     [
@@ -168,19 +163,6 @@ def test_other_peoples_models(
     assert caution in found.caution
     assert bool(found.caution) == bool(caution)
     assert found.is_inductive is inductive
-
-
-def test_judge_says_so(make_config, tiny_bank, caplog: pytest.LogCaptureFixture) -> None:
-    config = make_config("others")
-    found = raymaml.judge(by_place, config, num_episodes=4).examination
-    assert found is not None
-    assert not found.is_inductive
-    assert "predict: caution: its logits do not follow their images" in caplog.text
-    caplog.clear()
-    found = raymaml.judge(raymaml.nearest_class_mean(), config, num_episodes=4).examination
-    assert found is not None
-    assert found.is_inductive
-    assert not caplog.text
 
 
 def test_a_model_that_needs_more_than_one_query_is_not_inductive(make_config, tiny_bank) -> None:

@@ -1,8 +1,7 @@
-"""Models of other people's: the same episodes, the same records."""
+"""Any other model: the same episodes, the same records."""
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import numpy as np
@@ -14,14 +13,13 @@ from torch.nn import functional as F
 import raymaml
 from raymaml.common.errors import UserError
 from raymaml.data.bank import ImageBank
-from raymaml.evaluation import external
 from raymaml.evaluation import judge as judging
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.records import record_arrays
 from raymaml.evaluation.replay import replay
 from raymaml.evaluation.run_test import plan_test
 from raymaml.report.write import write_test_report
-from raymaml.training.data import open_episode_sets, sample_shards
+from raymaml.training.data import sample_shards
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally
 
@@ -95,19 +93,6 @@ def test_the_clock_waits_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not calls
     judging.seconds_after_all(torch.device("cuda", 1))
     assert calls == [torch.device("cuda", 1)]
-
-
-def test_seconds_are_read_by_the_clock_that_waits(
-    make_config, tiny_bank, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ticks = itertools.count()
-    for module in (judging, external):
-        monkeypatch.setattr(module, "seconds_after_all", lambda _device: float(next(ticks)))
-    config = make_config("clock")
-    learner = build_learner(config, tiny_bank.image_shape, 3, CPU)
-    episodes = open_episode_sets(config.data, config.episodes, tiny_bank, ("test",), CPU)["test"]
-    assert [each.seconds for each in judging.judge(learner, episodes, range(2))] == [1, 1]
-    assert raymaml.judge(raymaml.nearest_class_mean(), config).seconds.tolist() == [1] * 10
 
 
 def test_features_are_what_the_head_sees(config) -> None:

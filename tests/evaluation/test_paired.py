@@ -40,19 +40,6 @@ def test_differences_by_hand(tmp_path: Path) -> None:
     assert found.wilcoxon_p == pytest.approx(2 / 2**3)  # all three ranks are on one side
 
 
-def test_the_paired_interval_covers() -> None:
-    generator = np.random.default_rng(4)
-    hits = 0
-    rows = np.zeros((600, 5), dtype=np.int64)
-    for _ in range(1_000):
-        hard = generator.normal(0, 0.2, 600)
-        values = [0.6 + hard + generator.normal(shift, 0.1, 600) for shift in (0.02, 0.0)]
-        a, b = (arrays(value, rows) for value in values)
-        found = paired(a, b, NAMES).difference
-        hits += found.low <= 0.02 <= found.high
-    assert 0.93 <= hits / 1_000 <= 0.97
-
-
 QUERY = ("query_rows", "query_labels")
 
 
@@ -66,7 +53,7 @@ def arrays(accuracy: np.ndarray, rows: np.ndarray) -> RecordArrays:
     return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))
 
 
-@pytest.mark.parametrize(("queries", "episodes"), [(5, 12), (5, 40), (15, 200), (75, 600)])
+@pytest.mark.parametrize(("queries", "episodes"), [(5, 40), (75, 600)])
 def test_p_values_are_those_of_whole_queries(queries: int, episodes: int) -> None:
     # As floats, 3/5 - 2/5 and 2/5 - 1/5 are two numbers, and no tie.
     generator = np.random.default_rng([queries, episodes])
@@ -83,30 +70,11 @@ def test_p_values_are_those_of_whole_queries(queries: int, episodes: int) -> Non
         assert found.difference.mean == pytest.approx(counts.mean() / queries, abs=1e-12)
 
 
-def test_the_p_value_of_few_episodes_is_exact() -> None:
-    # 1, 1, 2, 2, 2, -1 (and a 0): ranks 2, 2, 5, 5, 5, and 2 below 0. Of 2^6 choices of signs the
-    # ranks below 0 add up to 2 or less in 4: none, or one of three; and as many above 0.
-    right = np.array([[4, 3, 5, 4, 3, 2, 5], [3, 2, 3, 2, 1, 3, 5]])
-    rows = np.zeros((7, 5), dtype=np.int64)
-    found = paired(*(arrays(count / 5, rows) for count in right), NAMES)
-    assert found.wilcoxon_p == pytest.approx(8 / 64)
-    assert (found.wins, found.ties, found.losses) == (5, 1, 1)
-
-
 def of_counts(differences: list[int]) -> float:
     """Return Wilcoxon's p-value of these differences, in right queries of 9."""
     right = np.array([np.maximum(differences, 0), np.maximum(np.negative(differences), 0)])
     rows = np.zeros((len(differences), 9), dtype=np.int64)
     return paired(*(arrays(count / 9, rows) for count in right), NAMES).wilcoxon_p
-
-
-@pytest.mark.parametrize("wins", [1, 5, 6, 13, 14, 40])
-def test_ties_leave_wilcoxons_p_exact(wins: int) -> None:
-    # all ranks are on one side in 2 of 2^n choices of signs: 5 wins 0.0625, 6 wins 0.03125
-    assert of_counts([1] * wins + [0] * 55) == pytest.approx(2 / 2**wins)
-    # with one size the test is the sign test
-    binomial = stats.binomtest(wins, wins + 4).pvalue
-    assert of_counts([2] * wins + [-2] * 4 + [0] * 55) == pytest.approx(binomial)
 
 
 @pytest.mark.parametrize("size", [3, 8, 14])

@@ -24,7 +24,6 @@ from raymaml.evaluation.record_files import (
     write_chunk,
 )
 from raymaml.evaluation.records import EpisodeRecord, identity_of, record_arrays
-from raymaml.storage.files import replacing
 
 IDENTITY = {"checkpoint": "c0ffee", "episodes": "feed"}
 
@@ -128,23 +127,6 @@ def test_an_altered_chunk_is_not_complete_unless_its_records_are_untouched(tmp_p
     assert refused > 100  # of about 220 flips; the others hit what no record depends on
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "made" / "file.txt"
-    with replacing(path) as file:
-        file.write(b"old")
-        assert not path.exists()
-
-    def fail() -> None:
-        with replacing(path) as file:
-            file.write(b"half of the n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert path.read_bytes() == b"old"
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_a_killed_writer_s_hidden_file_is_not_read(tmp_path: Path) -> None:
     path = write(tmp_path, 0, 2)
     (tmp_path / f".{path.name}.0123.tmp").write_bytes(b"PAR1")
@@ -212,12 +194,6 @@ def test_every_hole_is_named(tmp_path: Path) -> None:
         f"{tmp_path}: no record of episodes 8 to 9",
     ]
     assert len(read_records(tmp_path)) == 5  # no count was expected
-
-
-def test_episodes_past_the_expected_count_are_left_out(tmp_path: Path) -> None:
-    write(tmp_path, 0, 4)
-    write(tmp_path, 4, 4)
-    assert read_records(tmp_path, 6).column("episode").to_pylist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_every_overlap_is_named_even_of_chunks_that_are_not_neighbours(tmp_path: Path) -> None:

@@ -328,12 +328,6 @@ def test_studies_that_share_records_are_judged_one_at_a_time(make_config, tmp_pa
     assert run(write(tmp_path / "st"))[1] == 3 * 10
 
 
-def test_a_name_that_no_folder_could_have_is_refused(make_config, tmp_path) -> None:
-    make_config("st")
-    with pytest.raises(UserError, match=r"arms\.0\.name is 'xxx.* at most 100 characters"):
-        read_study(write(tmp_path / "st", STUDY.replace("name: a,", f"name: {'x' * 300},")))
-
-
 def test_of_very_many_mistakes_the_first_are_told(make_config, tmp_path) -> None:
     make_config("st")
     frozen = f"two: {{inner.frozen: {[0] * 2000}}}"

@@ -311,16 +311,6 @@ def test_the_page_says_what_the_protocol_means() -> None:
     assert "by construction" not in page
 
 
-def test_one_episode_has_a_mean_and_an_interval_that_says_little() -> None:
-    summary, page = words(arm("model", [[0.8]]))
-    assert summary["accuracy"]["mean"] == 0.8
-    # what other episodes give has a share of up to 97.5%, and may be 0% or 100%
-    assert summary["accuracy"]["ci95"] == pytest.approx(0.975 * 0.8)
-    assert summary["accuracy"]["interval95"] == pytest.approx([0.02, 0.02 + 0.975])
-    assert summary["accuracy"]["std"] is None
-    assert tables(page)[0][2][2] == f"**80.00% {PLUS_MINUS} 78.00%**"
-
-
 @pytest.mark.fault("NaN: evaluation")
 def test_losses_that_are_not_finite_are_counted_not_averaged() -> None:
     losses = [1.0, math.nan, math.inf, 1.0]

@@ -30,14 +30,6 @@ def test_interval_agrees_with_scipy(level: float) -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
-def test_interval_covers_as_often_as_it_says() -> None:
-    values = np.random.default_rng(0).normal(loc=5.0, size=(1000, 8))
-    found = [mean_interval(row) for row in values]
-    covered = sum(abs(each.mean - 5) <= each.half_width for each in found)
-    # Binomial(1000, 0.95) has standard deviation 6.9: 930..970 is 3 of them on either side.
-    assert 930 <= covered <= 970
-
-
 def test_equal_values_have_no_width() -> None:
     values = np.full(3, 0.1)
     assert np.mean(values) != 0.1  # which is why it is a case of its own

@@ -44,7 +44,7 @@ def campaign(
     return TRUTH + (own + others)[ids].sum(1) + noise, ids
 
 
-@pytest.mark.parametrize(("classes", "ways"), [(20, 5), (24, 5), (20, 2)])
+@pytest.mark.parametrize(("classes", "ways"), [(20, 5), (20, 2)])
 def test_the_interval_for_new_classes_covers_and_that_over_episodes_does_not(classes, ways) -> None:
     generator = np.random.default_rng(5)
     hits = naive = 0
@@ -137,6 +137,8 @@ def test_the_first_look_is_the_one_whose_shown_interval_is_narrow_enough() -> No
     found = first_look_within(values, 0.05, looks)
     shown = {look: any_look_interval(values[:look]).half_width for look in looks}
     assert found == next(look for look in looks if shown[look] <= 0.05)
+    assert first_look_within(values, 1e-9, looks) is None
+    assert first_look_within(values[:50], 0.05, range(100, 51, 100)) is None
 
 
 def test_at_any_look_ends_stay_between_0_and_1() -> None:
@@ -144,16 +146,6 @@ def test_at_any_look_ends_stay_between_0_and_1() -> None:
     assert (found.mean, found.high) == (1.0, 1.0)
     assert 0 < found.low < bounded_interval(np.ones(40)).low
     assert any_look_interval(np.zeros(1)).high == 1.0
-
-
-def test_the_first_look_that_is_narrow_enough() -> None:
-    values = np.full(5000, 0.5)
-    _, half_width = confidence_sequence(values)
-    found = first_look_within(values, 0.02, range(100, 5001, 100))  # the centre is the mean
-    assert found is not None
-    assert half_width[found - 1] <= 0.02 < half_width[found - 101]
-    assert first_look_within(values, 1e-9, range(100, 5001, 100)) is None
-    assert first_look_within(values[:50], 0.02, range(100, 51, 100)) is None
 
 
 @pytest.mark.parametrize("values", [[1.1], [-0.1], [math.nan]])
@@ -200,7 +192,7 @@ def test_the_interval_for_new_classes_is_that_of_resampled_classes() -> None:
 
 @pytest.mark.parametrize(
     ("episodes", "classes", "ways"),
-    [(600, 20, 5), (6000, 423, 20), (2000, 423, 5), (40, 30, 2), (30, 40, 2), (600, 1000, 5)],
+    [(600, 20, 5), (30, 40, 2), (600, 1000, 5)],
 )
 def test_the_noise_is_that_of_dense_least_squares(episodes: int, classes: int, ways: int) -> None:
     generator = np.random.default_rng([episodes, classes])
