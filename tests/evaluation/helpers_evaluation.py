@@ -1,10 +1,24 @@
-"""Records for tests."""
+"""Records, and judged runs, for tests."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from raymaml.config.schema import Config
+from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.evaluation.records import EpisodeRecord
+from raymaml.evaluation.run_test import plan_test
+
+
+def quiet(_line: str) -> None:
+    """Print nothing."""
+
+
+def judge_run(config: Config, echo: Callable[[str], None] = quiet) -> Campaign:
+    """Do as `raymaml test --local`, without the report."""
+    return judge_locally(partial(plan_test, config), config.cluster, echo)
 
 
 def record(episode: int, **values: Any) -> EpisodeRecord:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_evaluation import judge_run, quiet
 
 from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import Config
 from raymaml.evaluation import identity
-from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.run_test import plan_report, plan_test
 from raymaml.models.source import encoder_source, source_files
 from raymaml.report.write import write_test_report
@@ -90,14 +90,13 @@ def encoder(edit: Edit, request: pytest.FixtureRequest) -> tuple[str, str]:
 def run(make_config: Any, encoder: tuple[str, str]) -> Config:
     settings = f"model={{encoder: '{encoder[0]}', norm: none}}"
     config: Config = make_config("run", "outer.num_steps=1", settings)
-    assert train_locally(config, lambda _line: None)
+    assert train_locally(config, quiet)
     return config
 
 
 def judged(config: Config) -> tuple[Path, list[str]]:
     lines: list[str] = []
-    plan = lambda device: plan_test(config, device)  # noqa: E731
-    path = write_test_report(judge_locally(plan, config.cluster, lines.append))
+    path = write_test_report(judge_run(config, lines.append))
     assert isinstance(path, Path)
     return path, lines
 
@@ -188,14 +187,14 @@ def test_a_training_with_an_edited_encoder_does_not_go_on(
 ) -> None:
     edit(encoder[1], "SCALE = 5.0\n")
     with pytest.raises(UserError) as caught:
-        train_locally(longer(run), lambda _line: None)
+        train_locally(longer(run), quiet)
     (problem,) = caught.value.problems
     assert (
         f"the source of model.encoder {encoder[0]} was edited after the run was started" in problem
     )
     assert f"{encoder[1].rpartition('.')[2]}.py" in problem
     edit(encoder[1], "SCALE = 1.0\n")
-    assert train_locally(longer(run), lambda _line: None)
+    assert train_locally(longer(run), quiet)
 
 
 def test_a_finished_run_that_does_not_know_its_source_is_judged(run: Config) -> None:
@@ -207,7 +206,7 @@ def test_a_finished_run_that_does_not_know_its_source_is_judged(run: Config) -> 
         file.write_text(json.dumps(tree | {"schema_version": 1}))
     tree = json.loads(path.read_text())
     path.write_text(json.dumps(tree | {"train_manifest": "e" * 64}))  # of another order
-    assert train_locally(run, lambda _line: None)  # nothing is left to do
+    assert train_locally(run, quiet)  # nothing is left to do
     assert plan_test(run, CPU).arms
 
 
@@ -216,7 +215,7 @@ def test_the_schema_of_a_card_alone_hides_no_source(run: Config) -> None:
         tree = json.loads(card.read_text())
         del tree["encoder_source"]
         card.write_text(json.dumps(tree | {"schema_version": 1}))
-    for reader in (lambda: plan_test(run, CPU), lambda: train_locally(run, lambda _line: None)):
+    for reader in (lambda: plan_test(run, CPU), lambda: train_locally(run, quiet)):
         with pytest.raises(UserError, match="encoder_source is None"):
             reader()
 
@@ -238,7 +237,7 @@ def test_finished_records_are_rendered_whatever_the_versions(
     make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config("run", "outer.num_steps=1")
-    assert train_locally(config, lambda _line: None)
+    assert train_locally(config, quiet)
     with_versions(monkeypatch)
     path, _ = judged(config)
     before = json.loads(path.read_text())
@@ -269,6 +268,6 @@ def test_an_encoder_that_is_gone_is_not_needed_for_the_report(
 
 def test_what_is_not_finished_is_not_rendered(make_config: Any) -> None:
     config = make_config("run", "outer.num_steps=1")
-    assert train_locally(config, lambda _line: None)
+    assert train_locally(config, quiet)
     with pytest.raises(UserError, match="are not judged yet"):
         plan_report(config)

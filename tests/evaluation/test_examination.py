@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 import torch
+from helpers_evaluation import judge_run, quiet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,6 @@ import raymaml
 from raymaml.common.errors import UserError
 from raymaml.config.model import NormPolicy
 from raymaml.config.schema import Config
-from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.examination import (
     EXAMINATION_FILE,
     Examination,
@@ -36,10 +36,7 @@ from raymaml.training.worker import train_locally
 from raymaml.types import EpisodeBatch
 
 CPU = torch.device("cpu")
-
-
-def quiet(_line: str) -> None:
-    pass
+NUMBERS = dict.fromkeys(("rounding", "chance", "support_order", "query_order", "company"), 0)
 
 
 class Flat(nn.Module):
@@ -181,8 +178,7 @@ def test_a_model_that_needs_more_than_one_query_is_not_inductive(make_config, ti
 
 def test_the_label_of_an_own_norm_gives_way_to_the_measurement(make_config) -> None:
     config = make_config("context", "model.norm=context")
-    numbers = {"rounding": 0, "chance": 0, "support_order": 0, "query_order": 0, "company": 0.5}
-    found = Examination(episodes=3, finite=True, **numbers)
+    found = Examination(episodes=3, finite=True, **(NUMBERS | {"company": 0.5}))
     line = str(protocol_of(config.episodes.test, config.model, 2, found))
     assert line.split(" | ")[1] == "transductive, measured on 3 episodes (context)"
     same = found.model_copy(update={"company": 0.0})
@@ -198,12 +194,8 @@ def test_a_predictor_that_needs_all_queries_keeps_its_records(
         return nearest_class_mean()(support_x, support_y, rows)
 
     found = raymaml.judge(balanced, make_config("balanced"), num_episodes=4)
-    assert (
-        found.accuracy.tolist()
-        == raymaml.judge(
-            nearest_class_mean(), make_config("balanced"), num_episodes=4
-        ).accuracy.tolist()
-    )
+    usual = raymaml.judge(nearest_class_mean(), make_config("usual"), num_episodes=4)
+    assert found.accuracy.tolist() == usual.accuracy.tolist()
     assert found.examination is not None
     assert found.examination.is_inductive is False
     assert "predict: caution: it cannot predict one query alone" in caplog.text
@@ -258,7 +250,7 @@ def a_run(make_config, *overrides: str) -> tuple[Config, dict, str]:
         "tested", "outer.num_steps=1", "evaluation.baseline_episodes=0", *overrides
     )
     assert train_locally(config, quiet)
-    campaign = judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    campaign = judge_run(config)
     path = write_test_report(campaign)
     return config, json.loads(path.read_text()), (path.parent / "report.md").read_text("utf-8")
 
@@ -300,7 +292,7 @@ def test_dropout_at_test_is_repeated_whatever_the_chunks_and_the_past(make_confi
     whole = plan_test(config, CPU)
     (records,) = (result.records for result in whole.results())
     rmtree(whole.arms[0].records)
-    judge_locally(lambda device: plan_test(one_by_one, device), config.cluster, quiet)
+    judge_run(one_by_one)
     (again,) = (result.records for result in plan_test(one_by_one, CPU).results())
     assert again.drop(["seconds"]).equals(records.drop(["seconds"]))
 
@@ -324,15 +316,7 @@ def test_records_without_an_examination_say_so(make_config) -> None:
 
 
 def test_a_damaged_examination_is_refused(tmp_path: Path) -> None:
-    found = Examination(
-        episodes=3,
-        finite=False,
-        rounding=float("inf"),
-        chance=0,
-        support_order=0,
-        query_order=0,
-        company=0,
-    )
+    found = Examination(episodes=3, finite=False, **(NUMBERS | {"rounding": float("inf")}))
     write_examination(tmp_path, found)
     assert read_examination(tmp_path) == found
     (tmp_path / EXAMINATION_FILE).write_text("{")

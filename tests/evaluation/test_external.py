@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers_evaluation import judge_run, quiet
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +15,6 @@ import raymaml
 from raymaml.common.errors import UserError
 from raymaml.data.bank import ImageBank
 from raymaml.evaluation import judge as judging
-from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.records import record_arrays
 from raymaml.evaluation.replay import replay
 from raymaml.evaluation.run_test import plan_test
@@ -26,10 +26,6 @@ from raymaml.training.worker import train_locally
 CPU = torch.device("cpu")
 
 
-def quiet(_line: str) -> None:
-    pass
-
-
 @pytest.fixture
 def config(make_config):
     """A run of one outer step."""
@@ -39,7 +35,7 @@ def config(make_config):
 
 
 def test_a_run_judged_as_somebody_elses_model_has_the_same_records(config) -> None:
-    judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    judge_run(config)
     campaign = plan_test(config, CPU)
     own = record_arrays(campaign.results()[0].records)
     others = raymaml.judge(raymaml.predictor(raymaml.load_learner(config)), config)
@@ -140,14 +136,14 @@ def test_logits_that_are_not_numbers_are_records_all_the_same(make_config) -> No
 def test_every_record_repeats(config) -> None:
     with pytest.raises(UserError, match="20 episodes in 7 chunks are not judged yet"):
         replay(plan_test(config, CPU), quiet)
-    judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    judge_run(config)
     lines: list[str] = []
     assert replay(plan_test(config, CPU), lines.append) == 20
     assert lines[0] == "model: 10 records repeated bit for bit"
 
 
 def test_an_altered_record_does_not_repeat(config, monkeypatch) -> None:
-    judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    judge_run(config)
     campaign = plan_test(config, CPU)
     results = campaign.results()
     table = results[0].records
@@ -169,11 +165,11 @@ def with_test(config, **changes):
 
 
 def test_fewer_test_episodes_than_were_sampled_are_the_first_ones(config) -> None:
-    judge_locally(lambda device: plan_test(config, device), config.cluster, quiet)
+    judge_run(config)
     whole = record_arrays(plan_test(config, CPU).results()[0].records)
     fewer = with_test(config, num_episodes=4)
     lines: list[str] = []
-    campaign = judge_locally(lambda device: plan_test(fewer, device), config.cluster, lines.append)
+    campaign = judge_run(fewer, lines.append)
     path = write_test_report(campaign)
     assert json.loads(path.read_text())["num_episodes"] == 4
     assert not [line for line in lines if "CPU worker" in line]  # 4 of 10 are there

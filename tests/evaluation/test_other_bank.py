@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_evaluation import judge_run, quiet
 
 import raymaml
 from raymaml.common.errors import UserError
@@ -27,10 +28,6 @@ from tests.conftest import tiny_classes
 
 CPU = torch.device("cpu")
 SWAPPED = {"train-0": "test", "train-1": "test", "test-0": "train", "test-1": "train"}
-
-
-def quiet(_line: str) -> None:
-    pass
 
 
 @pytest.fixture
@@ -81,7 +78,7 @@ def test_another_bank_is_refused_with_the_number_of_classes_that_were_trained_on
 
 def test_another_bank_that_is_asked_for_is_said(run: Config, tmp_path: Path) -> None:
     other = under(run, dealt(tmp_path / "dealt", {}), allowed=True)
-    campaign = judge_locally(lambda device: plan_test(other, device), other.cluster, quiet)
+    campaign = judge_run(other)
     path = write_test_report(campaign)
     summary = json.loads(path.read_text())
     said = "another bank than in training, trained on 2 of its 5 test classes"
@@ -90,12 +87,6 @@ def test_another_bank_that_is_asked_for_is_said(run: Config, tmp_path: Path) -> 
     for page in ("report.md", "report.html"):
         assert said in path.with_name(page).read_text(encoding="utf-8")
     assert raymaml.load_learner(other) is not None
-
-
-def test_the_bank_of_training_goes_on_and_nothing_is_said(run: Config) -> None:
-    campaign = judge_locally(lambda device: plan_test(run, device), run.cluster, quiet)
-    path = write_test_report(campaign)
-    assert "another bank" not in path.with_name("report.md").read_text(encoding="utf-8")
 
 
 def test_classes_of_validation_count_by_themselves(run: Config, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from helpers_evaluation import quiet
 from pyarrow import parquet
 
 from raymaml.common.errors import UserError
@@ -39,10 +40,6 @@ arms:
 checks:
   - {kind: difference, claim: c, arm: a, minus: b, expect: within, margin: 1}
 """
-
-
-def quiet(_line: str) -> None:
-    pass
 
 
 def write(folder: Path, text: str = STUDY) -> Path:

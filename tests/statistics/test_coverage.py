@@ -134,9 +134,7 @@ def test_the_interval_for_new_classes_has_a_width_at_the_ceiling() -> None:
     [
         (0.4, 10, 600, 0.95),
         (0.4, 100, 600, 0.92),  # classes differ by a standard deviation of 5%, episodes by 13%
-        (0.1, 20, 600, 0.95),
         (0.02, 20, 600, 0.95),
-        (0.02, 20, 6000, 0.95),
     ],
 )
 def test_the_interval_for_new_classes_covers_up_to_the_ceiling(
