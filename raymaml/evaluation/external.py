@@ -90,20 +90,19 @@ def examine_predictions(
     """Examine a model on ``episodes``; logits of a half type are never better than bf16."""
 
     @torch.no_grad()
-    def own(episode: Episode) -> Tensor:
+    def logits_of(episode: Episode) -> Tensor:
         logits = predict(episode.support_x, episode.support_y, episode.query_x)
         return _required(logits, episode, "an episode of its examination")
 
-    def at_once(episode: Episode) -> Tensor:
-        return own(episode).float()
+    def by_step(episode: Episode) -> Tensor:
+        return logits_of(episode).float()[None]
 
     def company(episode: Episode) -> Iterator[Tensor]:
-        yield at_once(episode)
+        yield logits_of(episode).float()
         for place in range(len(episode.query_y)):
-            yield at_once(one_query(episode, place))
+            yield logits_of(one_query(episode, place)).float()
 
-    half = own(episodes[0]).dtype in (torch.bfloat16, torch.float16)
-    by_step = lambda episode: at_once(episode)[None]  # noqa: E731
+    half = logits_of(episodes[0]).dtype in (torch.bfloat16, torch.float16)
     return examine(by_step, company, episodes, "bf16" if half else precision)
 
 

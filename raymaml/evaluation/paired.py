@@ -21,6 +21,7 @@ FEWEST_EPISODES = 60
 in 5% of campaigns (0.95**59). Then neither an interval nor a p-value shows it."""
 _PARTS = 1000
 """Accuracies are rounded to this part of a query."""
+_REMEDY = "judge both on the same episodes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +65,17 @@ def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
     """
     from scipy import stats
 
-    both, in_a, in_b = np.intersect1d(a.episode, b.episode, assume_unique=True, return_indices=True)
-    _require_same_episodes(a, b, (both, in_a, in_b), names)
+    _, in_a, in_b = np.intersect1d(a.episode, b.episode, assume_unique=True, return_indices=True)
+    a, b = a.take(in_a), b.take(in_b)
+    _require_same_episodes(a, b, names)
     unit = math.lcm(a.query_rows.shape[1], b.query_rows.shape[1])
-    counts = _counts(a, in_a, unit) - _counts(b, in_b, unit)
+    counts = _counts(a, unit) - _counts(b, unit)
     differences = counts / (unit * _PARTS)
     wins, losses = int((counts > 0).sum()), int((counts < 0).sum())
     decided = wins + losses
     return Paired(
         difference=bounded_interval(differences, lowest=-1.0),
-        new_classes=new_classes_interval(differences, a.class_ids[in_a], lowest=-1.0),
+        new_classes=new_classes_interval(differences, a.class_ids, lowest=-1.0),
         wins=wins,
         ties=len(differences) - decided,
         losses=losses,
@@ -82,57 +84,48 @@ def paired(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> Paired:
     )
 
 
-def _counts(arm: RecordArrays, at: NDArray[np.int64], unit: int) -> NDArray[np.int64]:
+def _counts(arm: RecordArrays, unit: int) -> NDArray[np.int64]:
     """Return the right queries of episodes in thousandths, as if each had ``unit`` queries.
 
     Thousandths are whole queries for all that raymaml judges, in float32 too.
     """
     queries = arm.query_rows.shape[1]
-    right = np.rint(arm.accuracy[at] * queries * _PARTS)
+    right = np.rint(arm.accuracy * queries * _PARTS)
     return np.asarray(right * (unit // queries), dtype=np.int64)
 
 
-Match = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-"""Numbers of the common episodes, and their places in either arm."""
-
-
-def _require_same_episodes(
-    a: RecordArrays, b: RecordArrays, match: Match, names: tuple[str, str]
-) -> None:
-    both, in_a, in_b = match
-    one, other = names
+def _require_same_episodes(a: RecordArrays, b: RecordArrays, names: tuple[str, str]) -> None:
+    """Check that the records are of the same episodes; they have the same numbers."""
+    arms = " and ".join(names)
     if a.bank != b.bank:
         raise UserError(
-            f"{one} and {other}: were judged on images of different banks ({a.bank[:12]} and"
-            f" {b.bank[:12]}), so their difference says nothing",
-            remedy="judge both on the same episodes",
+            f"{arms}: were judged on images of different banks ({a.bank[:12]} and {b.bank[:12]}),"
+            " so their difference says nothing",
+            remedy=_REMEDY,
         )
-    if not len(both):
-        raise UserError(
-            f"{one} and {other}: have no episode in common", remedy="judge the same ones"
-        )
-    for what, ours, theirs in _shown(a, b, in_a, in_b):
+    if not len(a.episode):
+        raise UserError(f"{arms}: have no episode in common", remedy=_REMEDY)
+    for what, ours, theirs in _shown(a, b):
         if ours.shape == theirs.shape and np.array_equal(ours, theirs):
             continue
         wrong = (ours != theirs).any(1) if ours.shape == theirs.shape else [True]
         raise UserError(
-            f"{one} and {other}: episode {both[np.argmax(wrong)]} has other {what} in one than in"
-            " the other, so their difference says nothing",
-            remedy="judge both on the same episodes",
+            f"{arms}: episode {a.episode[np.argmax(wrong)]} has other {what} in one than in the"
+            " other, so their difference says nothing",
+            remedy=_REMEDY,
         )
 
 
 def _shown(
-    a: RecordArrays, b: RecordArrays, in_a: NDArray[np.int64], in_b: NDArray[np.int64]
+    a: RecordArrays, b: RecordArrays
 ) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
     """Yield the columns that must be equal; a later one may need the earlier ones to be."""
-    yield "classes", a.class_ids[in_a], b.class_ids[in_b]
-    yield "support images", a.support_rows[in_a], b.support_rows[in_b]
-    yield "support labels", a.support_labels[in_a], b.support_labels[in_b]
+    yield "classes", a.class_ids, b.class_ids
+    yield "support images", a.support_rows, b.support_rows
+    yield "support labels", a.support_labels, b.support_labels
     # of fewer queries a class: the first ones
     ours, theirs = (
-        by_label(arm.query_rows[at], arm.query_labels[at], arm.class_ids.shape[1])
-        for arm, at in ((a, in_a), (b, in_b))
+        by_label(arm.query_rows, arm.query_labels, arm.class_ids.shape[1]) for arm in (a, b)
     )
     fewer = min(ours.shape[2], theirs.shape[2])
     leading = [queries[..., :fewer].reshape(len(queries), -1) for queries in (ours, theirs)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,14 @@ class RecordArrays:
     seconds: NDArray[np.float64]  # [E]
     examination: Examination | None = None
     """Of the model; None where it was not examined with these records."""
+
+    def take(self, places: NDArray[Any]) -> RecordArrays:
+        """Return the records at these places, or where a mask is true: [E] -> [n]."""
+        own = vars(self).items()
+        columns: dict[str, Any] = {
+            n: each[places] for n, each in own if isinstance(each, np.ndarray)
+        }
+        return replace(self, **columns)
 
 
 def record_schema(lengths: Mapping[str, int]) -> pa.Schema:

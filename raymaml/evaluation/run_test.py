@@ -90,9 +90,14 @@ def _settings(config: Config) -> list[Setting]:
     )
 
     def baseline(name: str, description: str, **changes: Any) -> Setting:
-        few, folder = min(evaluation.baseline_episodes, count), model.folder.with_name(name)
-        own = {"name": name, "description": description, "num_episodes": few, "folder": folder}
-        return replace(model, **own, **changes)
+        return replace(
+            model,
+            name=name,
+            description=description,
+            num_episodes=min(evaluation.baseline_episodes, count),
+            folder=model.folder.with_name(name),
+            **changes,
+        )
 
     found = [model]
     if evaluation.baseline_episodes:

@@ -17,7 +17,7 @@ from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.episodes import check_spec, write_shards
 from raymaml.data.importers import import_bank
 from raymaml.data.shard_format import MANIFEST_FILE
-from raymaml.evaluation.arm import Resolver, Setting
+from raymaml.evaluation.arm import Arm, Resolver, Setting
 from raymaml.evaluation.campaign import Campaign, Echo, Plan
 from raymaml.evaluation.other_bank import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
@@ -93,7 +93,8 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
     Raises:
         UserError: naming all that is wrong with any arm.
     """
-    resolve, arms = Resolver(device), []
+    resolve = Resolver(device)
+    arms: list[Arm] = []
     with gathered() as mistakes:
         for arm in study.arms:
             with mistakes.kept(arm.chosen.name):

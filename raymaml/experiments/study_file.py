@@ -69,7 +69,7 @@ def read_study(
         name = base[0].name if base else "study"
         changes = {model: _trainings(path, name, model, settings) for model in settings.model_names}
         models = {model: [load(each) for each in found] for model, found in changes.items()}
-        arms = []
+        arms: list[TrainedArm] = []
         for own in settings.arms:
             changed = Changes(f"{path}: arms: {own.name}", own.set)
             for arm in settings.crossed(own):
@@ -92,7 +92,7 @@ def read_study(
 
 def _load(mistakes: Mistakes, place: Place, *layers: Sequence[str] | Changes) -> list[Config]:
     """Return a config; an empty list, and its mistakes noted, where there are any."""
-    found = []
+    found: list[Config] = []
     with mistakes.kept():
         found.append(load_config(place, *layers))
     return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -234,10 +234,8 @@ def mean_over_trainings(arm: Trainings) -> RecordArrays:
     first, *_ = arm.values()
     common = reduce(np.intersect1d, (records.episode for records in arm.values()))
     accuracies = [each.accuracy[np.isin(each.episode, common)] for each in arm.values()]
-    at = np.isin(first.episode, common)
-    own = vars(first).items()
-    columns: dict[str, Any] = {n: value[at] for n, value in own if isinstance(value, np.ndarray)}
-    return replace(first, **(columns | {"accuracy": np.mean(accuracies, axis=0)}))
+    shared = first.take(np.isin(first.episode, common))
+    return replace(shared, accuracy=np.mean(accuracies, axis=0))
 
 
 def _compared_trainings(
