@@ -60,14 +60,14 @@ _STATE = TypeAdapter(_State)
 
 
 class Journal:
-    """Takes all reports, decides, and has them on disk before the answer is given.
+    """Takes all reports, decides, and writes each decision to disk before it answers.
 
     Args:
         folder: of the sweep.
         identity: the settings that decide the trials, by dotted key; they may not change.
         decide: the scheduler, which has seen nothing yet.
         echo: receives a line for each validation and each failure.
-        require: raises where this process may not write any more.
+        require: raises an error if this process may no longer write.
 
     Raises:
         UserError: ``state.json`` is damaged, or of another identity.
@@ -89,7 +89,7 @@ class Journal:
         self.reports: list[Report] = []
         """All reports, in their order."""
         self.failures: dict[int, str] = {}
-        """Messages by trial; they are not kept, so that a failed trial is tried again."""
+        """Messages by trial; they are not on disk, so that a failed trial is tried again."""
         if exists(self._path):
             state = _read(self._path, self._identity)
             self.values, self.reports = state.values, state.reports
@@ -105,7 +105,7 @@ class Journal:
     def report(self, trial: int, validation: Validation) -> bool:
         """Write down a validation, and return whether the trial goes on.
 
-        The answer to a known one, of a trial that was killed after it, is the same.
+        A trial that was killed reports a validation again, and gets the same answer.
         """
         step, accuracy = validation.step, validation.accuracy
         for known in self.of(trial):
@@ -120,7 +120,7 @@ class Journal:
         return goes_on
 
     def fail(self, trial: int, problem: str) -> None:
-        """Take note that a trial cannot go on, and why."""
+        """Note that a trial cannot go on, and why."""
         self.failures[trial] = problem
         self._echo(f"trial {trial}  failed: {problem}")
 

@@ -113,13 +113,13 @@ def test_features_are_what_the_head_sees(config) -> None:
         ([0, 1], "list"),
     ],
 )
-def test_what_are_no_logits_is_refused(make_config, returned, found) -> None:
+def test_other_results_than_logits_are_refused(make_config, returned, found) -> None:
     with pytest.raises(UserError, match=f"predict: returned {found} for episode 0; it must"):
         raymaml.judge(lambda *_: returned, make_config("run"))
 
 
 @pytest.mark.parametrize("count", [0, 11])
-def test_there_are_so_many_episodes(make_config, count) -> None:
+def test_the_number_of_episodes_has_bounds(make_config, count) -> None:
     with pytest.raises(UserError, match=f"num_episodes is {count}; .* holds 10 test episodes"):
         raymaml.judge(raymaml.nearest_class_mean(), make_config("run"), num_episodes=count)
 

@@ -76,7 +76,7 @@ def test_another_bank_is_refused_with_the_number_of_classes_that_were_trained_on
         assert "evaluation.other_bank: true" in problem
 
 
-def test_another_bank_that_is_asked_for_is_said(run: Config, tmp_path: Path) -> None:
+def test_another_bank_that_is_allowed_is_reported(run: Config, tmp_path: Path) -> None:
     other = under(run, dealt(tmp_path / "dealt", {}), allowed=True)
     campaign = judge_run(other)
     path = write_test_report(campaign)

@@ -12,7 +12,7 @@ import pytest
 from raymaml.evaluation.progress import Progress
 
 
-def test_lines_tell_arms_means_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_hold_arms_means_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([100.0, 102.0, 104.0, 106.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     lines: list[str] = []
@@ -29,7 +29,7 @@ def test_lines_tell_arms_means_and_time(monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
-def test_what_is_left_out_is_neither_judged_nor_to_be_judged() -> None:
+def test_episodes_that_are_left_out_count_as_neither_judged_nor_missing() -> None:
     """4 recorded episodes showed an arm to be precise enough: 996 are left out, none judged."""
     lines: list[str] = []
     rows: list[Mapping[str, Any]] = []
@@ -41,7 +41,7 @@ def test_what_is_left_out_is_neither_judged_nor_to_be_judged() -> None:
     assert [row["episodes_per_second"] for row in rows] == [0.0, 0.0, 0.0]
 
 
-def test_what_is_recorded_counts_but_not_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_episodes_count_but_not_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([100.0, 102.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     lines: list[str] = []

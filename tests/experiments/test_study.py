@@ -325,7 +325,7 @@ def test_studies_that_share_records_are_judged_one_at_a_time(make_config, tmp_pa
     assert run(write(tmp_path / "st"))[1] == 3 * 10
 
 
-def test_of_very_many_mistakes_the_first_are_told(make_config, tmp_path) -> None:
+def test_of_very_many_mistakes_the_first_are_reported(make_config, tmp_path) -> None:
     make_config("st")
     frozen = f"two: {{inner.frozen: {[0] * 2000}}}"
     with pytest.raises(UserError) as caught:

@@ -149,7 +149,7 @@ def test_what_is_over_is_not_run_again_and_more_trials_leave_the_rest(make_sweep
     assert in_brief(after)[3][1] == "done"
 
 
-def test_a_trial_that_is_told_to_end_stays_ended(make_sweep):
+def test_a_stopped_trial_stays_stopped(make_sweep):
     sweep = make_sweep()
 
     def decide(trial: int, step: int, _accuracy: float) -> bool:
@@ -162,7 +162,7 @@ def test_a_trial_that_is_told_to_end_stays_ended(make_sweep):
     assert in_brief(again) == in_brief(content)
 
 
-def test_a_trial_that_fails_is_told_so_and_the_others_go_on(make_sweep):
+def test_a_trial_that_fails_is_reported_and_the_others_go_on(make_sweep):
     text = ALL.replace("{uniform: [0.05, 0.3]}", "{choice: [0.1, 1e30]}") + "seed: 2\n"
     sweep = make_sweep(text.replace("num_trials: 3", "num_trials: 4"))
     rates = [trial.values["inner.lr"] for trial in sweep.checked]
@@ -205,7 +205,7 @@ def test_the_best_checkpoint_can_be_judged_and_an_older_export_is_kept(make_swee
 
 
 @pytest.mark.slow
-def test_an_export_that_a_kill_left_half_at_a_uri_is_made_anew(make_sweep, s3):
+def test_an_export_that_a_kill_left_half_at_a_uri_is_made_again(make_sweep, s3):
     sweep = make_sweep(ALL.replace("num_trials: 3", "num_trials: 1"), "run", f"run_dir={s3}/runs")
     run(sweep)
     for name in ("from.json", "config.yaml"):  # from.json is written last
@@ -233,7 +233,7 @@ def test_a_sweep_goes_on_by_its_settings_alone(make_sweep, tmp_path, low, change
     assert "give the old value" in problem
 
 
-def test_all_mistakes_of_drawn_configs_are_told_before_anything_starts(make_sweep):
+def test_all_mistakes_of_drawn_configs_are_reported_before_anything_starts(make_sweep):
     text = """\
 name: s
 title: T
@@ -257,7 +257,7 @@ def test_a_comparison_at_the_end_is_none(make_sweep):
         make_sweep(f"{SPACE}scheduler: {{kind: asha, grace_steps: 6}}\n")
 
 
-def test_a_model_that_cannot_be_built_is_told_before_anything_starts(make_sweep):
+def test_a_model_that_cannot_be_built_is_reported_before_anything_starts(make_sweep):
     text = ALL.replace("inner.lr: {uniform: [0.05, 0.3]}", "inner.frozen: {choice: [[nothing]]}")
     sweep = make_sweep(text)
     with pytest.raises(UserError, match=r"trial-00002: inner\.frozen: 'nothing' matches nothing"):
@@ -304,7 +304,7 @@ def test_more_trials_than_anybody_means_are_a_message(make_sweep, count):
         make_sweep(ALL.replace("num_trials: 3", f"num_trials: {count}"))
 
 
-def test_a_mistake_of_every_trial_is_told_for_some(make_sweep):
+def test_a_mistake_of_every_trial_is_reported_for_some(make_sweep):
     text = ALL.replace("num_trials: 3", "num_trials: 500").replace("[0.05, 0.3]", "[-2, -1]")
     with pytest.raises(UserError) as caught:
         make_sweep(text)
@@ -326,7 +326,7 @@ def test_the_report_lists_the_trials_by_accuracy(make_sweep):
     assert "outer.lr" in (sweep.folder / "sweep.html").read_text("utf-8")
 
 
-def test_lines_tell_what_was_decided(tmp_path):
+def test_lines_report_each_decision(tmp_path):
     lines: list[str] = []
     journal = Journal(tmp_path, {}, lambda trial, _step, _accuracy: trial == 0, lines.append)
     journal.report(0, Validation(step=3, accuracy=0.5, ci95=0.25, loss=1))
