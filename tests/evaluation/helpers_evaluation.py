@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import Campaign, judge_locally
-from raymaml.evaluation.records import EpisodeRecord
+from raymaml.evaluation.records import EpisodeRecord, RecordArrays
 from raymaml.evaluation.run_test import plan_test
 
 
@@ -45,3 +47,14 @@ def record(episode: int, **values: Any) -> EpisodeRecord:
         each = images // num_ways
         found.setdefault(f"{which}_labels", tuple(at // each for at in range(images)))
     return EpisodeRecord(episode=episode, **found)
+
+
+def arrays(accuracy: np.ndarray, rows: np.ndarray) -> RecordArrays:
+    """Records of these accuracies [E]; classes and images are ``rows`` [E, n], one per label."""
+    count = len(accuracy)
+    columns = dict.fromkeys(RecordArrays.__annotations__, np.zeros(count))
+    columns["bank"] = ""
+    labels = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
+    ids = {"class_ids": rows, "support_rows": rows, "query_rows": rows}
+    ids |= {"support_labels": labels, "query_labels": labels}
+    return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_evaluation import record
+from helpers_evaluation import arrays, record
 from scipy import stats
 
 from raymaml.common.errors import UserError
@@ -41,16 +41,6 @@ def test_differences_by_hand(tmp_path: Path) -> None:
 
 
 QUERY = ("query_rows", "query_labels")
-
-
-def arrays(accuracy: np.ndarray, rows: np.ndarray) -> RecordArrays:
-    count = len(accuracy)
-    columns = dict.fromkeys(RecordArrays.__annotations__, np.zeros(count))
-    columns["bank"] = ""
-    labels = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-    ids = {"class_ids": rows, "support_rows": rows, "query_rows": rows}
-    ids |= {"support_labels": labels, "query_labels": labels}
-    return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))
 
 
 @pytest.mark.parametrize(("queries", "episodes"), [(5, 40), (75, 600)])

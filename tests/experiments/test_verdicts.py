@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+import helpers_evaluation
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -63,12 +63,8 @@ def test_the_interval_of_a_half_width_covers() -> None:
 
 def arrays(accuracy: NDArray[np.float64]) -> RecordArrays:
     """Records of episodes of 12 classes, 3 in each, the same ones in every arm."""
-    count = len(accuracy)
-    rows = np.argsort(np.random.default_rng(0).random((count, 12)), 1)[:, :3]
-    columns: dict[str, Any] = dict.fromkeys(RecordArrays.__annotations__, np.zeros(count))
-    ids = {"class_ids": rows, "support_rows": rows, "query_rows": rows, "bank": ""}
-    ids |= dict.fromkeys(("support_labels", "query_labels"), np.tile(np.arange(3), (count, 1)))
-    return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))
+    rows = np.argsort(np.random.default_rng(0).random((len(accuracy), 12)), 1)[:, :3]
+    return helpers_evaluation.arrays(accuracy, rows)
 
 
 def shifted(*shifts: float, seeds: Sequence[int] | None = None, count: int = 600) -> Trainings:
