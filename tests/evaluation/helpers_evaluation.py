@@ -7,15 +7,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from helpers_faults import quiet
 
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.evaluation.records import EpisodeRecord, RecordArrays
 from raymaml.evaluation.run_test import plan_test
-
-
-def quiet(_line: str) -> None:
-    """Print nothing."""
 
 
 def judge_run(config: Config, echo: Callable[[str], None] = quiet) -> Campaign:

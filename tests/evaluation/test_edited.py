@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_evaluation import judge_run, quiet
+from helpers_evaluation import judge_run
+from helpers_faults import quiet
 
 from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig

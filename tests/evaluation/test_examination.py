@@ -10,7 +10,8 @@ from typing import get_args
 
 import pytest
 import torch
-from helpers_evaluation import judge_run, quiet
+from helpers_evaluation import judge_run
+from helpers_faults import quiet
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_evaluation import judge_run, quiet
+from helpers_evaluation import judge_run
+from helpers_faults import quiet
 
 import raymaml
 from raymaml.common.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from helpers_evaluation import quiet
+from helpers_faults import quiet
 from pyarrow import parquet
 
 from raymaml.common.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_evaluation import quiet
+from helpers_faults import quiet
 
 from raymaml.common.errors import StorageError, UserError
 from raymaml.config.load import load_config
