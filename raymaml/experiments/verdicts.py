@@ -188,8 +188,8 @@ def evidence_of(
     def over_episodes(level: float) -> Interval:
         # No narrower than the interval of the mean: the trainings share the episodes.
         found = [estimate(level) for estimate in estimates]
-        ends = np.mean([(each.mean, each.low, each.high) for each in found], 0).tolist()
-        return spanning_interval(*ends, math.nan, episodes)
+        mean, low, high = np.mean([(each.mean, each.low, each.high) for each in found], 0).tolist()
+        return spanning_interval(mean, low, high, math.nan, episodes)
 
     values = [estimate(LEVEL).mean for estimate in estimates]
     several = len(values) > 1
