@@ -48,7 +48,7 @@ def sample(config: Config) -> None:
 def show(config: Config, split: Split, episode: int | None, out: Path) -> None:
     """Draw a contact sheet (PNG) of the bank, or of one episode."""
     from raymaml.data.contact_sheet import bank_sheet, episode_sheet
-    from raymaml.data.episodes import check_spec, sample_episode
+    from raymaml.data.sampling import check_spec, sample_episode
     from raymaml.training.data import open_bank
 
     bank = open_bank(config.data)

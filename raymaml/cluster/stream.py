@@ -16,10 +16,10 @@ import ray.data
 
 from raymaml.cluster.internals import slow_down
 from raymaml.cluster.workers import READER_CPUS
-from raymaml.data.episodes import EpisodeShards, read_pixels, read_rows
+from raymaml.data.loader import EpisodeLoader
 from raymaml.data.prefetch import prefetch
-from raymaml.data.tables import cut
-from raymaml.data.transforms import EpisodeLoader
+from raymaml.data.shard_format import cut, read_pixels, read_rows
+from raymaml.data.shards import EpisodeShards
 from raymaml.storage.place import Place
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.types import EpisodeBatch

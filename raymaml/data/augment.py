@@ -45,11 +45,6 @@ class Augmenter:
     seed: int
     split: str
 
-    @property
-    def is_active(self) -> bool:
-        """Whether the augmenter changes any image."""
-        return self.pair != AugmentPair()
-
     def __call__(self, images: Tensor, which: Literal["support", "query"], index: int) -> Tensor:
         """Augment the support or query images, uint8 [n, C, H, W], of episode ``index``.
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from raymaml.common.errors import UserError
-from raymaml.common.untrusted import checked, parse_json, shortened
-from raymaml.data.arrow_file import ArrowFile
+from raymaml.common.errors import Mistake, UserError
+from raymaml.data.arrow_file import ArrowFile, read_header, require_size
 from raymaml.data.bank_format import (
     HEADER_FILE,
     IMAGES_FILE,
@@ -42,6 +42,7 @@ from raymaml.storage.place import Place, is_remote
 __all__ = ["BankClass", "ClassImages", "ClassStream", "ImageBank", "write_bank"]
 
 _REMEDY = "remove the folder, import it again with `raymaml data import CONFIG`"
+_MISSING = Mistake("there is no image bank here", "import one with `raymaml data import CONFIG`")
 _HEADER = TypeAdapter(BankHeader)
 
 
@@ -62,10 +63,13 @@ class ImageBank:
         self.classes = header.classes
         counts = [bank_class.count for bank_class in self.classes]
         self.first_row: NDArray[np.int64] = np.cumsum([0, *counts], dtype=np.int64)  # [classes + 1]
-        self._file = _open_images(folder / IMAGES_FILE, header)
         self._planes: dict[int, NDArray[np.uint8]] = {}
         splits = np.array([bank_class.split for bank_class in self.classes])
         self._ids_of_split = {split: np.flatnonzero(splits == split) for split in set(splits)}
+        require_size(self.images_file, header.images_bytes, _REMEDY)
+        self._file = ArrowFile(self.images_file, images_schema(self.image_shape), _REMEDY)
+        if self._file.num_batches != len(self.classes):
+            raise UserError(f"{self.images_file}: is not of this {HEADER_FILE}", remedy=_REMEDY)
 
     @classmethod
     def open(cls, place: Place, cache: Path = CACHE) -> ImageBank:
@@ -85,26 +89,8 @@ class ImageBank:
         )
         folder = local_copy(place, cache, copying)
         path = folder / HEADER_FILE
-        try:
-            header = parse_json(path.read_bytes())
-        except OSError as error:
-            raise UserError(
-                f"{path}: there is no image bank here ({error.strerror})",
-                remedy="import one with `raymaml data import CONFIG`",
-            ) from None
-        except ValueError:
-            raise UserError(f"{path}: is damaged (not JSON)", remedy=_REMEDY) from None
-        version = header.get("schema_version") if isinstance(header, dict) else None
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{path}: schema_version is {shortened(version)}, this program reads"
-                f" {SCHEMA_VERSION}",
-                remedy=_REMEDY,
-            )
-        try:
-            return cls(folder, checked(_HEADER, header))
-        except ValueError as error:
-            raise UserError(f"{path}: is damaged ({error})", remedy=_REMEDY) from None
+        header, _ = read_header(path, _HEADER, SCHEMA_VERSION, missing=_MISSING, remedy=_REMEDY)
+        return cls(folder, header)
 
     @property
     def images_file(self) -> Path:
@@ -142,15 +128,10 @@ class ImageBank:
 
     def _class_planes(self, class_id: int) -> NDArray[np.uint8]:
         """Return the images of a class as they lie in the file: [n, C, H, W]."""
-        planes = self._planes.get(class_id)
-        if planes is None:
-            try:
-                batch = self._file.batch(class_id, self.classes[class_id].count)
-            except ValueError as error:
-                path = self.folder / IMAGES_FILE
-                raise UserError(f"{path}: is damaged ({error})", remedy=_REMEDY) from None
-            planes = self._planes[class_id] = batch.column("image").to_numpy_ndarray()
-        return planes
+        if class_id not in self._planes:
+            batch = self._file.batch(class_id, self.classes[class_id].count)
+            self._planes[class_id] = batch.column("image").to_numpy_ndarray()
+        return self._planes[class_id]
 
     def class_digest(self, class_id: int) -> str:
         """Return 16 hex digits of the number, and the first, middle and last image, of a class."""
@@ -162,15 +143,16 @@ class ImageBank:
         """Read every pixel and compare the content hash.
 
         Raises:
-            UserError: the content is not what the header says.
+            UserError: the content does not match the header.
         """
         digest = ContentDigest(self.image_shape)
         for class_id, entry in enumerate(self.classes):
-            digest.add(entry, self._class_planes(class_id))
+            digest.begin(entry)
+            digest.update(self._class_planes(class_id))
         if digest.hexdigest() != self.hash:
             raise UserError(
-                f"{self.folder / IMAGES_FILE}: is altered (content hash {digest.hexdigest()},"
-                f" {HEADER_FILE} says {self.hash})",
+                f"{self.images_file}: is altered (content hash {digest.hexdigest()}, {HEADER_FILE}"
+                f" says {self.hash})",
                 remedy=_REMEDY,
             )
 
@@ -193,19 +175,17 @@ def write_bank(
         UserError: ``folder`` exists and is anything but a bank of this very content.
         ValueError: a class is empty, named twice, or its images have another shape.
     """
+    other = "remove it or set data.bank to another path"
     if not is_remote(folder) and folder.exists() and not (folder / HEADER_FILE).exists():
-        raise UserError(
-            f"{folder}: exists and is not an image bank",
-            remedy="remove it or set data.bank to another path",
-        )
+        raise UserError(f"{folder}: exists and is not an image bank", remedy=other)
+    header: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "source": source,
+        "licence": licence,
+    }
     try:
         with new_folder(folder, HEADER_FILE) as partial:
-            header = write_images(partial / IMAGES_FILE, classes, image_shape)
-            header = {
-                "schema_version": SCHEMA_VERSION,
-                "source": source,
-                "licence": licence,
-            } | header
+            header |= write_images(partial / IMAGES_FILE, classes, image_shape)
             (partial / HEADER_FILE).write_text(header_text(header), encoding="utf-8")
     except FileExistsError:
         bank = ImageBank.open(folder, cache)
@@ -214,25 +194,6 @@ def write_bank(
         raise UserError(
             f"{folder}: holds another image bank (hash {bank.hash[:12]}, the import gives"
             f" {header['hash'][:12]})",
-            remedy="remove it or set data.bank to another path",
+            remedy=other,
         ) from None
     return ImageBank.open(folder, cache)
-
-
-def _open_images(path: Path, header: BankHeader) -> ArrowFile:
-    """Memory-map the pixels after a check that the file is whole."""
-    size, expected = path.stat().st_size if path.is_file() else None, header.images_bytes
-    if size is None:
-        raise UserError(f"{path}: is missing", remedy=_REMEDY)
-    if size != expected:
-        raise UserError(
-            f"{path}: is truncated or altered ({size} bytes, {HEADER_FILE} says {expected})",
-            remedy=_REMEDY,
-        )
-    try:
-        file = ArrowFile(path, images_schema(header.image_shape))
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error})", remedy=_REMEDY) from None
-    if file.num_batches != len(header.classes):
-        raise UserError(f"{path}: is not of this {HEADER_FILE}", remedy=_REMEDY)
-    return file

@@ -17,18 +17,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from raymaml.config.base import Number, PositiveInt, PositiveRate, Section
-from raymaml.data.tables import tensor_column, tensor_type
+from raymaml.data.arrow_file import tensor_column, tensor_type
 
 SCHEMA_VERSION = 1
 HEADER_FILE = "bank.json"
 IMAGES_FILE = "images.arrow"
 _ALIGNED = 8  # bytes: Arrow fills the body of a record batch up to a multiple
 
-ImageShape = tuple[
-    Annotated[int, Field(ge=1, le=16, strict=True)],
-    Annotated[int, Field(ge=1, le=4096, strict=True)],
-    Annotated[int, Field(ge=1, le=4096, strict=True)],
-]
+_Side = Annotated[int, Field(ge=1, le=4096, strict=True)]
+ImageShape = tuple[Annotated[int, Field(ge=1, le=16, strict=True)], _Side, _Side]
 """(C, H, W)."""
 
 
@@ -42,7 +39,7 @@ class BankClass:
 
 
 class BankHeader(Section):
-    """What ``bank.json`` says."""
+    """The content of ``bank.json``."""
 
     schema_version: Literal[1]
     source: str
@@ -66,7 +63,7 @@ class BankHeader(Section):
             raise ValueError(f"mean and std have not {channels} entries, one a channel")
         if len({entry.name for entry in self.classes}) != len(self.classes):
             raise ValueError("a class is named twice")
-        # Pixels are never compressed, so that the file bounds what a reader can be made to hold.
+        # Pixels are never compressed, so that the file bounds the memory of a reader.
         pixels = sum(entry.count for entry in self.classes) * channels * height * width
         if pixels > self.images_bytes:
             raise ValueError(f"{self.images_bytes} bytes cannot hold {pixels} of pixels")
@@ -74,17 +71,8 @@ class BankHeader(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassImages:
-    """One class on its way into a bank."""
-
-    name: str
-    split: str
-    images: NDArray[np.uint8]  # [n, H, W, C]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ClassStream:
-    """As ``ClassImages``, for a class that need not fit into memory."""
+    """One class on its way into a bank; it need not fit into memory."""
 
     name: str
     split: str
@@ -93,24 +81,61 @@ class ClassStream:
     """[n, H, W, C] each, ``count`` images together."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassImages:
+    """As ``ClassStream``, for a class that is in memory."""
+
+    name: str
+    split: str
+    images: NDArray[np.uint8]  # [n, H, W, C]
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def batches(self) -> list[NDArray[np.uint8]]:
+        """All images in one."""
+        return [self.images]
+
+
 def write_images(
     path: Path, classes: Iterable[ClassImages | ClassStream], image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Stream the classes into ``path``; return what the header says about them."""
+    """Stream the classes into ``path``; return the entries of the header that describe them.
+
+    Arrow writes record batches whole. So each class is first a batch of zeros, which take no memory
+    as long as nobody writes to them, and then its images replace these in the file.
+
+    Raises:
+        ValueError: a class is empty, named twice, or its images have another shape or number.
+    """
     schema = images_schema(image_shape)
     digest = ContentDigest(image_shape)
     histogram = np.zeros((image_shape[0], 256), dtype=np.int64)
-    entries = []
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for entry, batches in _checked(classes, image_shape):
+    entries: dict[str, BankClass] = {}
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+        path.open("r+b") as pixels,
+    ):
+        for item in classes:
+            if item.count == 0 or item.name in entries:
+                raise ValueError(f"class {item.name}: is empty or given twice")
+            entry = BankClass(name=item.name, split=item.split, count=item.count)
+            entries[entry.name] = entry
             digest.begin(entry)
-            room = _Room(path, file, writer, entry.count, image_shape)
-            for planes in batches:
-                room.write(planes)
+            size = item.count * math.prod(image_shape)
+            zeros = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
+            empty = np.frombuffer(zeros, np.uint8).reshape(item.count, *image_shape)
+            writer.write_batch(pa.record_batch([tensor_column(empty)], schema=schema))
+            pixels.seek(file.tell() - size - -size % _ALIGNED)
+            for planes in _planes(item, image_shape):
+                pixels.write(planes.data)
                 digest.update(planes)
                 if entry.split == "train":
                     histogram += _histogram(planes)
-            entries.append(entry)
     mean, std = _moments(histogram)
     return {
         "hash": digest.hexdigest(),
@@ -118,42 +143,8 @@ def write_images(
         "mean": mean,
         "std": std,
         "images_bytes": path.stat().st_size,
-        "classes": [asdict(entry) for entry in entries],
+        "classes": [asdict(entry) for entry in entries.values()],
     }
-
-
-class _Room:
-    """The place of one class in the file: a record batch, written whole or in parts.
-
-    Arrow writes record batches whole. So it is given one of zeros, which are no memory as long as
-    nobody writes to them, and the parts take the place of its pixels.
-    """
-
-    def __init__(
-        self, path: Path, file: Any, writer: Any, count: int, image_shape: tuple[int, int, int]
-    ) -> None:
-        self._path, self._file, self._writer = path, file, writer
-        self._shape = (count, *image_shape)
-        self._place: int | None = None  # of the next part in the file
-
-    def write(self, planes: NDArray[np.uint8]) -> None:
-        """Write the next images [n, C, H, W] of the class."""
-        if self._place is None and len(planes) == self._shape[0]:
-            self._write_batch(planes)
-            return
-        if self._place is None:
-            size = math.prod(self._shape)
-            zeros = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
-            self._write_batch(np.frombuffer(zeros, np.uint8).reshape(self._shape))
-            self._place = self._file.tell() - size - -size % _ALIGNED
-        with self._path.open("r+b") as part:
-            part.seek(self._place)
-            part.write(planes.data)
-        self._place += planes.nbytes
-
-    def _write_batch(self, planes: NDArray[np.uint8]) -> None:
-        schema = images_schema(self._shape[1:])
-        self._writer.write_batch(pa.record_batch([tensor_column(planes)], schema=schema))
 
 
 def images_schema(image_shape: Sequence[int]) -> pa.Schema:
@@ -161,37 +152,24 @@ def images_schema(image_shape: Sequence[int]) -> pa.Schema:
     return pa.schema([pa.field("image", tensor_type(image_shape), nullable=False)])
 
 
-def _checked(
-    classes: Iterable[ClassImages | ClassStream], image_shape: tuple[int, int, int]
-) -> Iterator[tuple[BankClass, Iterator[NDArray[np.uint8]]]]:
-    """Yield each class with its images in planes, [n, C, H, W]."""
-    names: set[str] = set()
-    for item in classes:
-        count = len(item.images) if isinstance(item, ClassImages) else item.count
-        if count == 0 or item.name in names:
-            raise ValueError(f"class {item.name}: is empty or given twice")
-        names.add(item.name)
-        entry = BankClass(name=item.name, split=item.split, count=count)
-        yield entry, _planes(item, count, image_shape)
-
-
 def _planes(
-    item: ClassImages | ClassStream, count: int, image_shape: tuple[int, int, int]
+    item: ClassImages | ClassStream, image_shape: tuple[int, int, int]
 ) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of a class as they lie in the file, [n, C, H, W]."""
     channels, height, width = image_shape
     found = 0
-    for images in [item.images] if isinstance(item, ClassImages) else item.batches:
+    for images in item.batches:
         if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
             raise ValueError(
                 f"class {item.name}: images are {images.dtype} {images.shape}, must be uint8"
                 f" (n, {height}, {width}, {channels})"
             )
         found += len(images)
-        if found > count:
+        if found > item.count:
             break
         yield np.ascontiguousarray(np.moveaxis(images, -1, 1))
-    if found != count:
-        raise ValueError(f"class {item.name}: has other than {count} images")
+    if found != item.count:
+        raise ValueError(f"class {item.name}: has other than {item.count} images")
 
 
 class ContentDigest:
@@ -199,11 +177,6 @@ class ContentDigest:
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         self._digest = hashlib.sha256(json.dumps(list(image_shape)).encode())
-
-    def add(self, entry: BankClass, planes: NDArray[np.uint8]) -> None:
-        """Add a class; ``planes`` is [n, C, H, W]."""
-        self.begin(entry)
-        self.update(planes)
 
     def begin(self, entry: BankClass) -> None:
         """Add a class whose images come with ``update``, in their order."""
@@ -214,7 +187,7 @@ class ContentDigest:
         self._digest.update(planes.data)
 
     def hexdigest(self) -> str:
-        """Return the digest of what was added so far."""
+        """Return the digest of the content added so far."""
         return self._digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raymaml.common.errors import UserError
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.bank import ImageBank
 from raymaml.seeding import bit_stream, draw_without_replacement, fold_in
@@ -81,6 +82,17 @@ def by_label(values: NDArray[Any], labels: NDArray[np.int64], num_ways: int) -> 
     """Group values [..., N*n] by their labels: [..., N, n], the order within a label kept."""
     order = np.argsort(labels, axis=-1, kind="stable")
     return np.take_along_axis(values, order, -1).reshape(*labels.shape[:-1], num_ways, -1)
+
+
+def check_spec(bank: ImageBank, spec: EpisodesConfig, split: str) -> None:
+    """Check that the bank can give episodes of ``spec``.
+
+    Raises:
+        UserError: naming each class or split that is too small.
+    """
+    counts = {bank.classes[i].name: bank.classes[i].count for i in bank.class_ids(split).tolist()}
+    if problems := fit_problems(spec, split, counts):
+        raise UserError(*listed(problems))
 
 
 def fit_problems(

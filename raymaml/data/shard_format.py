@@ -1,6 +1,6 @@
 """How episodes lie in a folder of shards: the manifest and the columns of the Arrow files.
 
-``manifest.json`` says what was sampled; ``shard-00000.arrow``, ... are Arrow IPC files with the
+``manifest.json`` describes the sampling; ``shard-00000.arrow``, ... are Arrow IPC files with the
 columns ``index``, ``seed``, ``classes`` [N], ``support`` and ``support_labels`` [N*K], ``query``
 and ``query_labels`` [N*Q] and, when materialised, ``support_pixels`` and ``query_pixels`` (uint8
 [N*K, C, H, W] and [N*Q, C, H, W]; as in a bank, arrays of them have the axes [..., H, W, C]).
@@ -10,30 +10,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, StrictBool, TypeAdapter, ValidationError
+from pydantic import Field, StrictBool, TypeAdapter, model_validator
 
-from raymaml.common.errors import UserError
-from raymaml.common.untrusted import checked, first_problem, parse_json, shortened
-from raymaml.config.base import Count, PositiveInt
+from raymaml.common.errors import Mistake
+from raymaml.config.base import Count, PositiveInt, Section
 from raymaml.config.schema import EpisodesConfig
+from raymaml.data.arrow_file import read_header, tensor_column, tensor_type
+from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import ImageShape
 from raymaml.data.sampling import EpisodeRows
-from raymaml.data.tables import tensor_type
-from raymaml.storage.files import sha256_of_file
 
 SCHEMA_VERSION = 2
 """2: images stand in a random order, and their labels stand beside them."""
 MANIFEST_FILE = "manifest.json"
 REMEDY = "remove the folder and sample again with `raymaml data sample CONFIG`"
+_MISSING = Mistake(
+    "there are no episode shards here", "sample them with `raymaml data sample CONFIG`"
+)
+_MOST_IMAGES = 1 << 20
+"""Maximum number of images of an episode; a manifest with more is not believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +52,13 @@ class ShardFile:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a folder of shards holds and how it was sampled."""
+class Manifest(Section):
+    """The content of a folder of shards, and how it was sampled."""
 
-    schema_version: int
+    schema_version: Literal[2] = 2
     bank_hash: str
     split: str
-    spec: dict[str, Annotated[int, Field(strict=True)]]
+    spec: EpisodesConfig
     seed: Count
     count: PositiveInt
     materialized: StrictBool
@@ -63,16 +66,28 @@ class Manifest:
     episodes_per_batch: PositiveInt
     shards: Annotated[tuple[ShardFile, ...], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Manifest:
+        counts = [shard.count for shard in self.shards]
+        images = self.spec.num_ways * self.spec.images_per_class
+        if [shard.first for shard in self.shards] != [0, *accumulate(counts)][:-1]:
+            raise ValueError("its shards do not follow each other")
+        if not sum(counts) == self.count == self.spec.num_episodes:
+            raise ValueError(f"its shards hold {sum(counts)} episodes, not {self.count}")
+        if images > _MOST_IMAGES:
+            raise ValueError(f"an episode of {images} images")
+        # Rows are never compressed, so that the files bound the number that a reader counts.
+        if any(shard.count > shard.bytes for shard in self.shards):
+            raise ValueError("a shard holds more episodes than bytes")
+        return self
+
 
 _MANIFEST = TypeAdapter(Manifest)
-_LISTS = ("classes", "support", "support_labels", "query", "query_labels")
-_MOST_IMAGES = 1 << 20
-"""Of an episode that is believed."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a folder that is not in use yet."""
-    text = json.dumps(asdict(manifest), indent=2) + "\n"
+    text = json.dumps(manifest.model_dump(), indent=2) + "\n"
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
@@ -82,109 +97,53 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     Raises:
         UserError: the file is missing, damaged, or of another version.
     """
-    path = folder / MANIFEST_FILE
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path}: there are no episode shards here ({error.strerror})",
-            remedy="sample them with `raymaml data sample CONFIG`",
-        ) from None
-    try:
-        tree = parse_json(data)
-        version = tree.get("schema_version") if isinstance(tree, dict) else None
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{path}: schema_version is {shortened(version)}, this program reads"
-                f" {SCHEMA_VERSION}",
-                remedy=REMEDY,
-            )
-        manifest = checked(_MANIFEST, tree)
-        if reason := _contradiction(manifest):
-            raise ValueError(reason)
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error})", remedy=REMEDY) from None
+    manifest, data = read_header(
+        folder / MANIFEST_FILE, _MANIFEST, SCHEMA_VERSION, missing=_MISSING, remedy=REMEDY
+    )
     return manifest, hashlib.sha256(data).hexdigest()
-
-
-def _contradiction(manifest: Manifest) -> str | None:
-    """Say what a manifest says that cannot be."""
-    try:
-        spec = EpisodesConfig.model_validate(manifest.spec)
-    except ValidationError as error:
-        return f"spec: {first_problem(error)}"
-    counts = [shard.count for shard in manifest.shards]
-    firsts = [0, *accumulate(counts)][: len(counts)]
-    if [shard.first for shard in manifest.shards] != firsts:
-        return "its shards do not follow each other"
-    if not sum(counts) == manifest.count == spec.num_episodes:
-        return f"its shards hold {sum(counts)} episodes, not {manifest.count}"
-    if spec.num_ways * spec.images_per_class > _MOST_IMAGES:
-        return f"an episode of {spec.num_ways * spec.images_per_class} images"
-    # Rows are never compressed, so that the files bound what a reader can be made to count.
-    if any(shard.count > shard.bytes for shard in manifest.shards):
-        return "a shard holds more episodes than bytes"
-    return None
-
-
-def check_shard_file(path: Path, shard: ShardFile, *, verify: bool) -> None:
-    """Check that the file of a shard is whole; ``verify`` compares the checksum too.
-
-    Raises:
-        UserError: it is missing, truncated or altered.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: is missing", remedy=REMEDY)
-    if (size := path.stat().st_size) != shard.bytes:
-        problem = f"{path}: is truncated or altered ({size} bytes, not {shard.bytes})"
-        raise UserError(problem, remedy=REMEDY)
-    if verify and sha256_of_file(path) != shard.sha256:
-        raise UserError(f"{path}: is altered (its SHA-256 is not the manifest's)", remedy=REMEDY)
 
 
 def shard_schema(
     spec: EpisodesConfig, image_shape: tuple[int, int, int], *, materialized: bool
 ) -> pa.Schema:
     """Return the columns of the shards of ``spec``."""
-    lengths = {
-        "classes": spec.num_ways,
-        "support": spec.num_ways * spec.num_shots,
-        "query": spec.num_ways * spec.num_queries,
+    sizes = {"support": spec.num_ways * spec.num_shots, "query": spec.num_ways * spec.num_queries}
+    label = pa.uint8() if spec.num_ways <= 256 else pa.int32()
+    types: dict[str, Any] = {
+        "index": pa.int64(),
+        "seed": pa.int64(),
+        "classes": pa.list_(pa.int32(), spec.num_ways),
     }
-    types: dict[str, Any] = {"index": pa.int64(), "seed": pa.int64()}
-    types |= {name: pa.list_(pa.int32(), length) for name, length in lengths.items()}
-    label = label_type(spec.num_ways)
-    types |= {f"{name}_labels": pa.list_(label, lengths[name]) for name in ("support", "query")}
+    types |= {name: pa.list_(pa.int32(), size) for name, size in sizes.items()}
+    types |= {f"{name}_labels": pa.list_(label, size) for name, size in sizes.items()}
     if materialized:
-        for name in ("support", "query"):
-            types[f"{name}_pixels"] = tensor_type((lengths[name], *image_shape))
+        types |= {f"{name}_pixels": tensor_type((n, *image_shape)) for name, n in sizes.items()}
     return pa.schema(list(types.items()))
 
 
-def label_type(num_ways: int) -> pa.DataType:
-    """Return the type of the labels 0..N-1 in a shard."""
-    return pa.uint8() if num_ways <= 256 else pa.int32()
-
-
-def row_columns(episodes: Sequence[EpisodeRows]) -> list[pa.Array]:
-    """Return the columns of row numbers and labels, in the order of ``shard_schema``."""
-    label = label_type(len(episodes[0].classes))
-    return [
-        pa.array([episode.index for episode in episodes], pa.int64()),
-        pa.array([episode.seed for episode in episodes], pa.int64()),
-        _fixed_lists([episode.classes for episode in episodes]),
-        _fixed_lists([episode.support for episode in episodes]),
-        _fixed_lists([episode.query for episode in episodes]),
-        _fixed_lists([episode.support_labels for episode in episodes], label),
-        _fixed_lists([episode.query_labels for episode in episodes], label),
-    ]
+def episodes_table(
+    episodes: Sequence[EpisodeRows], schema: pa.Schema, bank: ImageBank
+) -> pa.RecordBatch:
+    """Return episodes as rows of a shard; pixels, where ``schema`` has them, are the bank's."""
+    columns = []
+    for field in schema:
+        values = [getattr(each, field.name.removesuffix("_pixels")) for each in episodes]
+        if field.name.endswith("_pixels"):
+            planes = np.moveaxis(bank.images(np.concatenate(values)), -1, 1)
+            columns.append(tensor_column(planes.reshape(len(values), -1, *bank.image_shape)))
+        elif pa.types.is_fixed_size_list(field.type):
+            flat = pa.array(np.concatenate(values), field.type.value_type)
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
+        else:
+            columns.append(pa.array(values, field.type))
+    return pa.record_batch(columns, schema=schema)
 
 
 def read_rows(table: pa.Table | pa.RecordBatch) -> list[EpisodeRows]:
     """Return the episodes that the rows of a shard's table hold."""
-    numbers = {name: table.column(name).to_pylist() for name in ("index", "seed")}
-    lists = {name: matrix(table, name) for name in _LISTS}
-    columns = numbers | lists
+    columns = {name: table.column(name).to_pylist() for name in ("index", "seed")}
+    lists = ("classes", "support", "support_labels", "query", "query_labels")
+    columns |= {name: matrix(table, name) for name in lists}
     return [
         EpisodeRows(**dict(zip(columns, values, strict=True)))
         for values in zip(*columns.values(), strict=True)
@@ -196,15 +155,11 @@ def read_pixels(table: pa.Table | pa.RecordBatch) -> tuple[NDArray[np.uint8], ND
 
     The arrays are read-only views where the table is one chunk.
     """
-    return (
-        np.moveaxis(_one_chunk(table, "support_pixels").to_numpy_ndarray(), -3, -1),
-        np.moveaxis(_one_chunk(table, "query_pixels").to_numpy_ndarray(), -3, -1),
+    support, query = (
+        np.moveaxis(_one_chunk(table, name).to_numpy_ndarray(), -3, -1)
+        for name in ("support_pixels", "query_pixels")
     )
-
-
-def _fixed_lists(arrays: list[NDArray[np.int64]], kind: pa.DataType | None = None) -> pa.Array:
-    values = pa.array(np.concatenate(arrays), kind or pa.int32())
-    return pa.FixedSizeListArray.from_arrays(values, len(arrays[0]))
+    return support, query
 
 
 def matrix(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.int64]:
@@ -219,3 +174,26 @@ def _one_chunk(table: pa.Table | pa.RecordBatch, name: str) -> Any:
     if not isinstance(column, pa.ChunkedArray):
         return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def cut(tables: Iterator[pa.Table], counts: Iterable[int]) -> Iterator[pa.Table | None]:
+    """Yield consecutive pieces of ``counts`` rows, across the tables; None for a count of 0.
+
+    Raises:
+        RuntimeError: the tables end before the counts do.
+    """
+    ahead: list[pa.Table] = []
+    rows = 0
+    for count in counts:
+        while rows < count:
+            table = next(tables, None)
+            if table is None:
+                raise RuntimeError(f"the stream ended with {rows} of {count} rows wanted")
+            ahead.append(table)
+            rows += len(table)
+        if count == 0:
+            yield None
+            continue
+        joined = ahead[0] if len(ahead) == 1 else pa.concat_tables(ahead)
+        yield joined.slice(0, count)
+        ahead, rows = [joined.slice(count)], rows - count

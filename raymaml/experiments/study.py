@@ -14,9 +14,10 @@ from raymaml.config.schema import SPLITS, Config
 from raymaml.config.study import Which
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
-from raymaml.data.episodes import check_spec, write_shards
 from raymaml.data.importers import import_bank
+from raymaml.data.sampling import check_spec
 from raymaml.data.shard_format import MANIFEST_FILE
+from raymaml.data.shards import write_shards
 from raymaml.evaluation.arm import Arm, Resolver, Setting
 from raymaml.evaluation.campaign import Campaign, Echo, Plan
 from raymaml.evaluation.other_bank import REMEDY, require_bank

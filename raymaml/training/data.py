@@ -18,16 +18,16 @@ from raymaml.config.schema import (
 )
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
-from raymaml.data.episodes import (
+from raymaml.data.loader import EpisodeLoader, Normalize
+from raymaml.data.prefetch import prefetch
+from raymaml.data.sampling import check_spec
+from raymaml.data.shard_format import MANIFEST_FILE
+from raymaml.data.shards import (
     EpisodeShards,
     check_sampling,
     check_shards,
-    check_spec,
     write_shards,
 )
-from raymaml.data.prefetch import prefetch
-from raymaml.data.shard_format import MANIFEST_FILE
-from raymaml.data.transforms import EpisodeLoader, Normalize
 from raymaml.data.watch import Watch
 from raymaml.models import check_image_size
 from raymaml.seeding import fold_in

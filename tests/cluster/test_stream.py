@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raymaml.cluster.workers import WORKER_CPUS
-from raymaml.data.episodes import write_shards
+from raymaml.data.shards import write_shards
 from raymaml.training.data import open_training_data
 from raymaml.types import EpisodeBatch
 

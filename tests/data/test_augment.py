@@ -14,8 +14,9 @@ from torchvision.transforms.v2 import functional as TF
 from raymaml.config.schema import Augmentation, AugmentPair
 from raymaml.data import augment
 from raymaml.data.augment import Augmenter
-from raymaml.data.episodes import sample_episode, write_shards
-from raymaml.data.transforms import EpisodeLoader, Normalize
+from raymaml.data.loader import EpisodeLoader, Normalize
+from raymaml.data.sampling import sample_episode
+from raymaml.data.shards import write_shards
 
 KINDS: list[Augmentation] = ["flip", "crop", "color", "resize", "enlarge"]
 SIZE = 21

@@ -11,7 +11,7 @@ from PIL import Image
 
 from raymaml.data.bank import ClassImages, write_bank
 from raymaml.data.contact_sheet import bank_sheet, episode_sheet
-from raymaml.data.episodes import sample_episode
+from raymaml.data.sampling import sample_episode
 
 COUNTS = {"train": [9] * 5, "val": [9] * 2, "test": [9] * 3}
 

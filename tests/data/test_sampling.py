@@ -71,7 +71,7 @@ def test_episodes_do_not_depend_on_history_or_process(bank: ImageBank) -> None:
         "import json, sys; from pathlib import Path\n"
         "from raymaml.config.schema import EpisodesConfig\n"
         "from raymaml.data.bank import ImageBank\n"
-        "from raymaml.data.episodes import sample_episode\n"
+        "from raymaml.data.sampling import sample_episode\n"
         "bank = ImageBank.open(Path(sys.argv[1]))\n"
         "spec = EpisodesConfig(num_ways=3, num_shots=2, num_queries=4, num_episodes=1)\n"
         "for index in (9, 3, 0):\n"

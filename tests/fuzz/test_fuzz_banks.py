@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from raymaml.data.bank import ImageBank
 from raymaml.data.contact_sheet import bank_sheet
-from raymaml.data.episodes import EpisodeShards, check_shards, read_pixels, write_shards
+from raymaml.data.shard_format import read_pixels
+from raymaml.data.shards import EpisodeShards, check_shards, write_shards
 
 COUNTS = {"train": [4, 3, 5], "val": [3, 3], "test": [3, 4]}
 SPEC = spec_of(2, 1, 2, 7)

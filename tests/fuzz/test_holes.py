@@ -43,7 +43,6 @@ from raymaml.config.sources import (
 from raymaml.convert.command import convert_files
 from raymaml.convert.learner import load_reference
 from raymaml.data.bank import ImageBank
-from raymaml.data.episodes import EpisodeShards, check_shards, write_shards
 from raymaml.data.formats import spool
 from raymaml.data.formats.archives import read_tar
 from raymaml.data.importers import import_bank
@@ -54,6 +53,7 @@ from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
+from raymaml.data.shards import EpisodeShards, check_shards, write_shards
 from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.record_files import read_circumstances, read_records, write_chunk
 from raymaml.evaluation.records import record_arrays

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers_data import FOLDER_CONFIG, make_bank, spec_of, write_class_folders
 
-from raymaml.data.episodes import write_shards
+from raymaml.data.shards import write_shards
 from raymaml.doctor.rehearsal import rehearsal_folder
 from raymaml.storage import temporary as module
 from raymaml.storage.cache import Copying, local_copy
@@ -25,12 +25,12 @@ from raymaml.storage.temporary import own_folder, temporary_folder, this_machine
 _KILLED = """
 import os, sys
 from raymaml.cli import main
-from raymaml.data import episodes
+from raymaml.data import shards
 from raymaml.data.importers.plan import PlannedClass
 def die(*_):
     os.kill(os.getpid(), 9)
 PlannedClass.parts = die
-episodes._Sampling.table = die
+shards._Sampling.table = die
 main(sys.argv[1:])
 """
 _HOLDS = """

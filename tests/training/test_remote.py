@@ -16,7 +16,7 @@ from helpers_faults import assert_same_bits, quiet
 from raymaml.common.errors import StorageError, UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ClassImages, ImageBank, write_bank
-from raymaml.data.episodes import EpisodeShards
+from raymaml.data.shards import EpisodeShards
 from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally
 from raymaml.evaluation.record_files import read_records
 from raymaml.evaluation.replay import replay_locally

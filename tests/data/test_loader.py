@@ -12,8 +12,9 @@ from helpers_data import make_bank, spec_of
 from raymaml.config.schema import AugmentPair
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
-from raymaml.data.episodes import sample_episode, write_shards
-from raymaml.data.transforms import EpisodeLoader, Normalize
+from raymaml.data.loader import EpisodeLoader, Normalize
+from raymaml.data.sampling import sample_episode
+from raymaml.data.shards import write_shards
 
 CPU = torch.device("cpu")
 NONE = Augmenter(pair=AugmentPair(), seed=0, split="train")

@@ -83,14 +83,18 @@ class EpisodeLoader:
     device: torch.device
 
     def load(self, rows: Sequence[EpisodeRows], indices: Sequence[int] | range) -> EpisodeBatch:
-        """Gather the images of ``rows`` from the bank; they are the episodes ``indices``."""
+        """Gather the images of ``rows`` from the bank; they are the episodes ``indices``.
+
+        A worker's share of a meta-batch may be empty.
+        """
         if self.bank is None:
             raise ValueError("a loader without bank loads pixels only")
-        support, query = _row_numbers(rows)
-        pixels = self._on_device(self.bank.images(np.concatenate([support, query])))
-        if not self.augment.is_active:  # one conversion is faster than two
-            return self._batch(rows, *self._divided(self.normalize(pixels), len(rows)))
-        return self._changed(rows, *self._divided(pixels, len(rows)), indices)
+        ways, images = self.spec.num_ways, []
+        for name, each in (("support", self.spec.num_shots), ("query", self.spec.num_queries)):
+            numbers = [np.empty(0, np.int64), *(getattr(episode, name) for episode in rows)]
+            pixels = self.bank.images(np.concatenate(numbers))
+            images.append(pixels.reshape(len(rows), ways * each, *pixels.shape[1:]))
+        return self.load_pixels(rows, *images, indices)
 
     def load_pixels(
         self,
@@ -103,70 +107,32 @@ class EpisodeLoader:
 
         ``rows`` gives their labels.
         """
-        return self._changed(rows, self._on_device(support), self._on_device(query), indices)
-
-    def _changed(
-        self,
-        rows: Sequence[EpisodeRows],
-        support: Tensor,
-        query: Tensor,
-        indices: Sequence[int] | range,
-    ) -> EpisodeBatch:
-        return self._batch(
-            rows,
-            self.normalize(self._augmented(support, "support", indices)),
-            self.normalize(self._augmented(query, "query", indices)),
-        )
-
-    def _batch(self, rows: Sequence[EpisodeRows], support: Tensor, query: Tensor) -> EpisodeBatch:
         # not checked: shards are when they are opened, and a check waits for a GPU
         tensors = {
-            "support_x": support,
+            "support_x": self._images(support, "support", indices),
             "support_y": self._labels([each.support_labels for each in rows], support),
-            "query_x": query,
+            "query_x": self._images(query, "query", indices),
             "query_y": self._labels([each.query_labels for each in rows], query),
         }
         return unchecked(EpisodeBatch, tensors)
 
-    def _divided(self, images: Tensor, episodes: int) -> tuple[Tensor, Tensor]:
-        """Cut [E*N*K + E*N*Q, ...] into [E, N*K, ...] and [E, N*Q, ...]."""
-        num_support, num_query = self._images_per_episode()
-        first, shape = episodes * num_support, images.shape[1:]
-        return (
-            images[:first].view(episodes, num_support, *shape),
-            images[first:].view(episodes, num_query, *shape),
-        )
-
-    def _augmented(
-        self, pixels: Tensor, which: Literal["support", "query"], indices: Sequence[int] | range
+    def _images(
+        self,
+        pixels: NDArray[np.uint8],
+        which: Literal["support", "query"],
+        indices: Sequence[int] | range,
     ) -> Tensor:
-        """Change pixels [E, n, H, W, C], episode by episode."""
-        if getattr(self.augment.pair, which) == "none" or not len(pixels):
-            return pixels
-        planes = pixels.movedim(-1, -3)  # [E, n, C, H, W]
-        changed = [
-            self.augment(images, which, index)
-            for images, index in zip(planes, indices, strict=True)
-        ]
-        return torch.stack(changed).movedim(-3, -1)
-
-    def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Augment pixels [E, n, H, W, C] episode by episode, and normalise them."""
         # torch wants memory that it may write to; views of mapped files are read-only
         owned = pixels if pixels.flags.writeable else pixels.copy(order="K")
-        return torch.from_numpy(owned).to(self.device)
+        images = torch.from_numpy(owned).to(self.device)
+        if len(images) and getattr(self.augment.pair, which) != "none":
+            episodes = zip(images.movedim(-1, -3), indices, strict=True)  # [n, C, H, W] each
+            changed = [self.augment(planes, which, index) for planes, index in episodes]
+            images = torch.stack(changed).movedim(-3, -1)
+        return self.normalize(images)
 
-    def _images_per_episode(self) -> tuple[int, int]:
-        spec = self.spec
-        return spec.num_ways * spec.num_shots, spec.num_ways * spec.num_queries
-
-    def _labels(self, labels: list[NDArray[np.int64]], images: Tensor) -> Tensor:
+    def _labels(self, labels: list[NDArray[np.int64]], images: NDArray[np.uint8]) -> Tensor:
         """Return the labels of images [E, n, ...] as [E, n]; E may be 0."""
         joined = np.concatenate([np.empty(0, dtype=np.int64), *labels])
         return torch.from_numpy(joined).view(images.shape[:2]).to(self.device)
-
-
-def _row_numbers(rows: Sequence[EpisodeRows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Join the support and the query rows; a worker's share of a meta-batch may be empty."""
-    none = np.empty(0, dtype=np.int64)
-    support = np.concatenate([none, *(episode.support for episode in rows)])
-    return support, np.concatenate([none, *(episode.query for episode in rows)])

@@ -1,17 +1,17 @@
 """Shards: the sampled episodes of one split in a folder of Arrow files.
 
 An episode is a function of the bank, the spec, the seed, the split and its index (contract 4);
-shards only store what ``sample_episode`` says, whatever their size and number.
+shards only store the result of ``sample_episode``, whatever their size and number.
 """
 
 from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import escape
-from itertools import starmap
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +21,26 @@ from numpy.typing import NDArray
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.config.schema import EpisodesConfig
-from raymaml.data.arrow_file import ArrowFile
+from raymaml.data.arrow_file import ArrowFile, require_size
 from raymaml.data.bank import ImageBank
 from raymaml.data.row_check import row_problem
-from raymaml.data.sampling import EpisodeRows, fit_problems, listed, sample_episode
+from raymaml.data.sampling import EpisodeRows, check_spec, sample_episode
 from raymaml.data.shard_format import (
     MANIFEST_FILE,
     REMEDY,
-    SCHEMA_VERSION,
     Manifest,
     ShardFile,
-    check_shard_file,
+    episodes_table,
     read_manifest,
     read_pixels,
     read_rows,
-    row_columns,
     shard_schema,
     write_manifest,
 )
-from raymaml.data.tables import tensor_column
 from raymaml.storage.cache import CACHE, Copying, local_copy
 from raymaml.storage.files import exists, new_folder, sha256_of_file
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import partial_name, remove_dead
-
-__all__ = [
-    "EpisodeRows",
-    "EpisodeShards",
-    "Manifest",
-    "ShardFile",
-    "check_sampling",
-    "check_shards",
-    "check_spec",
-    "read_pixels",
-    "read_rows",
-    "sample_episode",
-    "write_shards",
-]
 
 _ROWS_PER_SHARD, _ROWS_PER_BATCH = 20_000, 1_000
 # 16 episodes of 80 images at 84x84x3 are 27 MB: a block that Ray's object store takes easily
@@ -75,12 +58,11 @@ class EpisodeShards:
         self.folder = folder
         self.manifest = manifest
         self.manifest_hash = manifest_hash
-        self.spec = EpisodesConfig(**manifest.spec)
+        self.spec = manifest.spec
         self.count = manifest.count
         self.bank_hash = manifest.bank_hash
         self.materialized = manifest.materialized
         self.files = [(folder / s.file, s.first, s.count) for s in manifest.shards]
-        self._firsts = [shard.first for shard in manifest.shards]
         self._schema = shard_schema(
             self.spec, manifest.image_shape, materialized=manifest.materialized
         )
@@ -107,8 +89,12 @@ class EpisodeShards:
         manifest, manifest_hash = read_manifest(folder)
         with gathered() as mistakes:
             for shard in manifest.shards:
+                path = folder / shard.file
                 with mistakes.kept():
-                    check_shard_file(folder / shard.file, shard, verify=verify)
+                    require_size(path, shard.bytes, REMEDY)
+                    if verify and sha256_of_file(path) != shard.sha256:
+                        problem = f"{path}: is altered (its SHA-256 is not the manifest's)"
+                        raise UserError(problem, remedy=REMEDY)
         return cls(folder, manifest, manifest_hash, place, cache)
 
     def rows(self, indices: Sequence[int] | range) -> list[EpisodeRows]:
@@ -128,42 +114,31 @@ class EpisodeShards:
 
         Neighbours are one slice of the mapped file, without a copy.
         """
-        slices = list(starmap(pa.RecordBatch.slice, self._runs(indices)))
+        places = map(self._locate, indices)
+        slices = []
+        for (shard, batch, offset), run in groupby(
+            enumerate(places), lambda item: (item[1][0], item[1][1], item[1][2] - item[0])
+        ):
+            own = list(run)
+            slices.append(self._batch(shard, batch).slice(offset + own[0][0], len(own)))
         return pa.Table.from_batches(slices, self._schema).combine_chunks()
 
-    def _runs(self, indices: Sequence[int] | range) -> Iterator[tuple[pa.RecordBatch, int, int]]:
-        """Group indices that follow each other in one record batch: (batch, offset, length)."""
-        batch, offset, length = None, 0, 0
-        for index in indices:
-            next_batch, at = self._locate(index)
-            if next_batch is batch and at == offset + length:
-                length += 1
-                continue
-            if batch is not None:
-                yield batch, offset, length
-            batch, offset, length = next_batch, at, 1
-        if batch is not None:
-            yield batch, offset, length
-
-    def _locate(self, index: int) -> tuple[pa.RecordBatch, int]:
-        """Return the record batch that holds an episode, and its place there."""
+    def _locate(self, index: int) -> tuple[int, int, int]:
+        """Return the shard and the record batch that hold an episode, and its place there."""
         if not 0 <= index < self.count:
             raise IndexError(f"episode {index} is outside 0..{self.count - 1} of {self.folder}")
-        shard = bisect_right(self._firsts, index) - 1
-        batch, at = divmod(index - self._firsts[shard], self.manifest.episodes_per_batch)
-        return self._batch(shard, batch), at
+        shard = bisect_right(self.files, index, key=lambda file: file[1]) - 1
+        batch, at = divmod(index - self.files[shard][1], self.manifest.episodes_per_batch)
+        return shard, batch, at
 
     def _batch(self, shard: int, batch: int) -> pa.RecordBatch:
         path, _, count = self.files[shard]
         per_batch = self.manifest.episodes_per_batch
-        try:
-            if shard not in self._opened:
-                self._opened[shard] = ArrowFile(path, self._schema)
-            if (shard, batch) not in self._batches:
-                rows = min(per_batch, count - batch * per_batch)
-                self._batches[shard, batch] = self._opened[shard].batch(batch, rows)
-        except ValueError as error:
-            raise UserError(f"{path}: is damaged ({error})", remedy=REMEDY) from None
+        if shard not in self._opened:
+            self._opened[shard] = ArrowFile(path, self._schema, REMEDY)
+        if (shard, batch) not in self._batches:
+            rows = min(per_batch, count - batch * per_batch)
+            self._batches[shard, batch] = self._opened[shard].batch(batch, rows)
         return self._batches[shard, batch]
 
     def check_rows(self, bank: ImageBank) -> None:
@@ -205,21 +180,10 @@ def write_shards(
     if not _is_there(folder):
         sampling = _Sampling(bank=bank, spec=spec, seed=seed, split=split, materialize=materialize)
         with contextlib.suppress(FileExistsError), new_folder(folder, MANIFEST_FILE) as partial:
-            _write(partial, sampling, episodes_per_shard)
+            sampling.write(partial, episodes_per_shard)
     shards = EpisodeShards.open(folder, cache)
     check_shards(shards, bank, spec, seed, split, materialize=materialize)
     return shards
-
-
-def check_spec(bank: ImageBank, spec: EpisodesConfig, split: str) -> None:
-    """Check that the bank can give episodes of ``spec``.
-
-    Raises:
-        UserError: naming each class or split that is too small.
-    """
-    counts = {bank.classes[i].name: bank.classes[i].count for i in bank.class_ids(split).tolist()}
-    if problems := fit_problems(spec, split, counts):
-        raise UserError(*listed(problems))
 
 
 def check_sampling(
@@ -244,7 +208,7 @@ def check_sampling(
 
 
 def _is_there(folder: Place) -> bool:
-    # At a URI what a killed process left is no folder of shards, and is overwritten.
+    # A killed process may leave a folder without its manifest at a URI; that is overwritten.
     return exists(folder / MANIFEST_FILE if is_remote(folder) else folder)
 
 
@@ -272,8 +236,7 @@ def check_shards(
         "split": (found.split, split),
         "image_shape": (found.image_shape, bank.image_shape),
     }
-    for key, value in spec.model_dump().items():
-        pairs[f"spec.{key}"] = (found.spec.get(key), value)
+    pairs |= {f"spec.{key}": (getattr(found.spec, key), value) for key, value in spec}
     if split == "test" and shards.count > spec.num_episodes:
         del pairs["spec.num_episodes"]
     if materialize is not None:
@@ -291,7 +254,7 @@ def check_shards(
 
 @dataclass(frozen=True, kw_only=True)
 class _Sampling:
-    """What decides the episodes of a folder, and whether pixels go with them."""
+    """The arguments that decide the episodes of a folder, and whether it holds their pixels."""
 
     bank: ImageBank
     spec: EpisodesConfig
@@ -304,54 +267,44 @@ class _Sampling:
         episodes = [
             sample_episode(self.bank, self.spec, self.seed, self.split, index) for index in indices
         ]
-        columns = row_columns(episodes)
-        if self.materialize:
-            columns.append(self._pixels([episode.support for episode in episodes]))
-            columns.append(self._pixels([episode.query for episode in episodes]))
-        schema = shard_schema(self.spec, self.bank.image_shape, materialized=self.materialize)
-        return pa.record_batch(columns, schema=schema)
+        return episodes_table(episodes, self.schema, self.bank)
 
-    def _pixels(self, rows: list[NDArray[np.int64]]) -> pa.Array:
-        planes = np.moveaxis(self.bank.images(np.concatenate(rows)), -1, 1)
-        return tensor_column(planes.reshape(len(rows), -1, *self.bank.image_shape))
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of each shard."""
+        return shard_schema(self.spec, self.bank.image_shape, materialized=self.materialize)
 
-
-def _write(folder: Path, sampling: _Sampling, episodes_per_shard: int | None) -> None:
-    """Write all shards of a sampling, then its manifest."""
-    pixels, count = sampling.materialize, sampling.spec.num_episodes
-    per_shard = episodes_per_shard or (_PIXELS_PER_SHARD if pixels else _ROWS_PER_SHARD)
-    per_batch = min(per_shard, _PIXELS_PER_BATCH if pixels else _ROWS_PER_BATCH)
-    shards = []
-    for number, first in enumerate(range(0, count, per_shard)):
-        indices = range(first, min(first + per_shard, count))
-        path = folder / f"shard-{number:05d}.arrow"
-        shards.append(_write_shard(path, sampling, indices, per_batch))
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        bank_hash=sampling.bank.hash,
-        split=sampling.split,
-        spec=sampling.spec.model_dump(),
-        seed=sampling.seed,
-        count=count,
-        materialized=pixels,
-        image_shape=sampling.bank.image_shape,
-        episodes_per_batch=per_batch,
-        shards=tuple(shards),
-    )
-    write_manifest(folder, manifest)
-
-
-def _write_shard(path: Path, sampling: _Sampling, indices: range, per_batch: int) -> ShardFile:
-    batches = (indices[at : at + per_batch] for at in range(0, len(indices), per_batch))
-    first = sampling.table(next(batches))
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
-        writer.write_batch(first)
-        for batch in batches:
-            writer.write_batch(sampling.table(batch))
-    return ShardFile(
-        file=path.name,
-        first=indices.start,
-        count=len(indices),
-        bytes=path.stat().st_size,
-        sha256=sha256_of_file(path),
-    )
+    def write(self, folder: Path, episodes_per_shard: int | None) -> None:
+        """Write all shards, then the manifest."""
+        count = self.spec.num_episodes
+        per_shard = episodes_per_shard or (
+            _PIXELS_PER_SHARD if self.materialize else _ROWS_PER_SHARD
+        )
+        per_batch = min(per_shard, _PIXELS_PER_BATCH if self.materialize else _ROWS_PER_BATCH)
+        shards = []
+        for number, first in enumerate(range(0, count, per_shard)):
+            indices = range(first, min(first + per_shard, count))
+            path = folder / f"shard-{number:05d}.arrow"
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, self.schema) as writer:
+                for at in range(0, len(indices), per_batch):
+                    writer.write_batch(self.table(indices[at : at + per_batch]))
+            shard = ShardFile(
+                file=path.name,
+                first=first,
+                count=len(indices),
+                bytes=path.stat().st_size,
+                sha256=sha256_of_file(path),
+            )
+            shards.append(shard)
+        manifest = Manifest(
+            bank_hash=self.bank.hash,
+            split=self.split,
+            spec=self.spec,
+            seed=self.seed,
+            count=count,
+            materialized=self.materialize,
+            image_shape=self.bank.image_shape,
+            episodes_per_batch=per_batch,
+            shards=tuple(shards),
+        )
+        write_manifest(folder, manifest)

@@ -12,18 +12,15 @@ import pytest
 from helpers_data import as_lists, make_bank, spec_of
 
 from raymaml.common.errors import UserError
-from raymaml.data import episodes as module
+from raymaml.data import shards as module
 from raymaml.data.bank import ImageBank
-from raymaml.data.episodes import (
-    EpisodeRows,
+from raymaml.data.sampling import EpisodeRows, listed, sample_episode
+from raymaml.data.shard_format import read_pixels, read_rows
+from raymaml.data.shards import (
     EpisodeShards,
     check_shards,
-    read_pixels,
-    read_rows,
-    sample_episode,
     write_shards,
 )
-from raymaml.data.sampling import listed
 
 COUNTS = {"train": [20] * 12, "val": [20] * 5, "test": [20] * 6}
 
