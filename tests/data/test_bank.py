@@ -65,12 +65,6 @@ def test_moments_are_those_of_the_train_split(tmp_path: Path) -> None:
     assert bank.std == pytest.approx(((3 / 16) ** 0.5,))
 
 
-def test_a_channel_that_never_varies_is_not_scaled(tmp_path: Path) -> None:
-    bank = write(tmp_path / "bank", filled("a", "train", 51, 51))
-    assert bank.mean == pytest.approx((0.2,))
-    assert bank.std == (1.0,)
-
-
 def test_moments_are_by_channel(tmp_path: Path) -> None:
     images = np.zeros((2, 2, 2, 3), dtype=np.uint8)
     images[0, ..., 1] = 255

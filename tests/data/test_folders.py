@@ -84,11 +84,8 @@ def test_a_class_of_other_files_alone_says_what_it_holds(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "names",
     [
-        ("train", "val", "test"),
-        ("Train", "Val", "Test"),
         ("TRAIN", "VALID", "TEST"),
-        ("training", "validation", "testing"),
-        ("Training", "Validation", "Test"),
+        ("Training", "validation", "testing"),
         ("train", "dev", "test"),
     ],
 )
@@ -118,12 +115,6 @@ def test_files_beside_each_wrapper_are_named(tmp_path: Path) -> None:
     found = plan(tmp_path)
     assert {planned.name for planned in found.classes} == {"a", "b"}
     assert found.notes == ("left out: 3 pictures outside of any class folder, first 0.png",)
-
-
-def test_a_wrapper_around_class_folders(tmp_path: Path) -> None:
-    for name in "abcd":
-        save(tmp_path / "images" / name / "0.png")
-    assert sorted(planned.name for planned in plan(tmp_path).classes) == ["a", "b", "c", "d"]
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
@@ -189,9 +180,14 @@ def test_lists_in_other_codes_name_the_remedy(tmp_path: Path, code: str, says: s
         plan(tmp_path, csv=tmp_path / "list.csv")
 
 
-@pytest.mark.parametrize("mark", [",", ";", "\t"])
-@pytest.mark.parametrize("header", ["path,class,split", "Path, Class, Split"])
-@pytest.mark.parametrize("word", ["val", "Valid", "validation", "DEV"])
+@pytest.mark.parametrize(
+    ("mark", "header", "word"),
+    [
+        (",", "path,class,split", "validation"),
+        (";", "Path, Class, Split", "Valid"),
+        ("\t", "path,class,split", "DEV"),
+    ],
+)
 def test_lists_of_spreadsheets(tmp_path: Path, mark: str, header: str, word: str) -> None:
     save(tmp_path / "a" / "b" / "0.png")
     text = f"{header}\na\\b\\0.png,k,{word}\n".replace(",", mark)

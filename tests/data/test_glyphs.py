@@ -11,7 +11,6 @@ from PIL import Image
 
 from raymaml.config.sources import GlyphsSource
 from raymaml.data.importers.glyphs import (
-    distinct_fonts,
     frame,
     plan_glyphs,
     split_of,
@@ -137,11 +136,6 @@ def drawing(left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
     return frame(ink)
 
 
-def test_equal_drawings_count_once() -> None:
-    one, other = drawing(0, 0, 10, 10), drawing(0, 0, 10, 20)
-    assert distinct_fonts({"a": one, "b": one.copy(), "c": other}) == ["a", "c"]
-
-
 def test_a_double_looks_like_one_earlier_character_in_half_of_its_fonts() -> None:
     bar, block, rule = drawing(0, 0, 2, 20), drawing(0, 0, 20, 20), drawing(0, 0, 20, 2)
     drawings = {
@@ -151,11 +145,3 @@ def test_a_double_looks_like_one_earlier_character_in_half_of_its_fonts() -> Non
         "d": {"f1": block, "f2": rule},
     }
     assert without_doubles(drawings) == ["a", "c", "d"]
-
-
-def test_drawings_are_the_same_up_to_two_per_cent() -> None:
-    # one more column on 100 is 1% of the ink, three are 3%
-    base, near, far = (np.zeros(1000, dtype=np.uint8) for _ in range(3))
-    base[:100], near[:101], far[:103] = 255, 255, 255
-    assert without_doubles({"a": {"f": base}, "b": {"f": near}}) == ["a"]
-    assert without_doubles({"a": {"f": base}, "b": {"f": far}}) == ["a", "b"]

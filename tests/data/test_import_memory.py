@@ -101,8 +101,6 @@ def test_problems_of_all_parts_and_classes_are_told(
 
 
 SIDE = 4096
-SIXTEEN_BITS = {"RGB;16": 2, "RGBA;16": 6}
-"""Their number in a PNG; Pillow writes none of them."""
 _CHILD = """
 import json, sys
 from pathlib import Path
@@ -125,14 +123,9 @@ print(json.dumps([(after - before) * 1024, pixels[0, 0, 0].tolist()]))
     ("mode", "colour", "suffix", "expected"),
     [
         ("RGBA", (10, 20, 30, 0), "png", [255, 255, 255]),
-        ("RGB", (10, 20, 30), "png", [10, 20, 30]),
-        ("LA", (10, 0), "png", [255, 255, 255]),
         ("CMYK", (0, 255, 0, 0), "tif", [255, 0, 255]),
         ("I;16", 0x0FFF, "png", [255, 255, 255]),
-        ("I", 0x0FFF, "tif", [255, 255, 255]),
         ("F", 1.0, "tif", [255, 255, 255]),
-        # twelve bits: 0xFFF >> 4, 0x800 >> 4, 0x10 >> 4
-        ("RGB;16", (0x0FFF, 0x0800, 0x0010), "png", [255, 128, 1]),
         ("RGBA;16", (0x0FFF, 0x0800, 0x0010, 0), "png", [255, 255, 255]),
     ],
 )
@@ -144,9 +137,8 @@ def test_a_picture_takes_twelve_bytes_a_pixel_at_most(
         (tmp_path / name / "train" / "a").mkdir(parents=True)
         path = tmp_path / name / "train" / "a" / f"0.{suffix}"
         options = {"compress_level": 1} if suffix == "png" else {}
-        if mode in SIXTEEN_BITS:
-            values = np.full((side, side, len(colour)), colour, "u2")
-            path.write_bytes(png(values, SIXTEEN_BITS[mode]))
+        if mode == "RGBA;16":  # Pillow writes none
+            path.write_bytes(png(np.full((side, side, 4), colour, "u2"), 6))
         else:
             Image.new(mode, (side, side), colour).save(path, **options)
     script = [sys.executable, "-c", _CHILD, tmp_path / "small", tmp_path / "large"]

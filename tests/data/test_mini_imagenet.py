@@ -79,11 +79,9 @@ FULL = {"train": (64, 38_400), "val": (16, 9_600), "test": (20, 12_000)}
     "names",
     [
         {"train": GIDARIS.format("train_phase_train"), "val": GIDARIS.format("val")},
-        {"train": "train_phase_train.pickle", "val": "val.pickle"},  # the reference's
-        {"train": "mini_imagenet_train.pickle", "val": "mini_imagenet_val.pickle"},
         {"train": "b", "val": "train.pkl"},  # names do not matter
     ],
-    ids=["gidaris", "reference", "dpgn", "misleading"],
+    ids=["gidaris", "misleading"],
 )
 def test_pickles_of_data_and_labels_are_told_by_content(
     tmp_path: Path, dump: Dump, names: dict[str, str]

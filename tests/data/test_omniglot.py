@@ -83,23 +83,6 @@ def test_the_vinyals_split_divides_all_characters() -> None:
     assert [len(characters) for characters in gurmukhi] == [41, 0, 4]
 
 
-def test_archives_of_the_whole_layout_give_1028_172_423_classes(tmp_path: Path) -> None:
-    sizes: Counter[str] = Counter()
-    for characters in omniglot._vinyals_splits().values():
-        sizes.update(character.rsplit("/", 1)[0] for character in characters)
-    for name in ("images_background", "images_evaluation"):
-        own = {alphabet: count for alphabet, count in sizes.items() if alphabet.startswith(name)}
-        zip_to(tmp_path / f"{name}.zip", layout(own, {"1_1.png": b"", "1_2.png": b""}))
-    plan = plan_omniglot(source_of(tmp_path, split="vinyals", rotations=False), 28)
-    assert plan.problems == ()
-    assert Counter(planned.split for planned in plan.classes) == {
-        **{"train": 1028, "val": 172, "test": 423}
-    }
-    assert {planned.count for planned in plan.classes} == {2}
-    rotated = plan_omniglot(source_of(tmp_path, split="vinyals"), 28)
-    assert len(names(rotated, "train")) == 4 * 1028
-
-
 def test_background_evaluation_takes_val_from_the_last_background_alphabets(
     tmp_path: Path,
 ) -> None:

@@ -212,26 +212,3 @@ def test_sizes_that_the_file_cannot_have_are_damage(tmp_path: Path, data: bytes)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
-
-
-def test_whatever_is_altered_ends_in_data_or_one_message(tmp_path: Path) -> None:
-    """1,000 pickles with a byte or two changed: no other exception, no large allocation."""
-    generator = np.random.default_rng(1)
-    whole = [pickle.dumps(DATA | PLAIN, protocol=protocol) for protocol in (0, 2, 4, 5)]
-    whole.append(python2({"data": PIXELS[:1, :2], "labels": [1, 2], "n": {"a": np.arange(9)}}))
-    outcomes = {"data": 0, "message": 0}
-    tracemalloc.start()
-    try:
-        for number in range(1000):
-            data = bytearray(whole[number % len(whole)])
-            for place in generator.integers(0, len(data), 1 + number % 2):
-                data[place] = generator.integers(0, 256)
-            try:
-                read_bytes(tmp_path, bytes(data))
-                outcomes["data"] += 1
-            except UserError:
-                outcomes["message"] += 1
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
-    finally:
-        tracemalloc.stop()
-    assert min(outcomes.values()) > 100  # both do happen

@@ -15,7 +15,7 @@ from raymaml.common.errors import UserError
 from raymaml.data import shards as module
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows, listed, sample_episode
-from raymaml.data.shard_format import read_pixels, read_rows
+from raymaml.data.shard_format import read_pixels
 from raymaml.data.shards import (
     EpisodeShards,
     check_shards,
@@ -49,15 +49,6 @@ def test_shards_keep_what_is_sampled_whatever_their_size(
     scattered = [39, 0, 7, 7, 6, 8, 21, 22, 23]
     assert [rows.index for rows in shards.rows(scattered)] == scattered
     assert shards.rows([]) == []
-
-
-def test_files_of_shards_stream_all_episodes_in_order(bank: ImageBank, tmp_path: Path) -> None:
-    shards = write_shards(
-        bank, spec_of(2, 1, 1, 10), seed=0, split="val", folder=tmp_path / "v", episodes_per_shard=4
-    )
-    assert [(first, count) for _, first, count in shards.files] == [(0, 4), (4, 4), (8, 2)]
-    tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path, _, _ in shards.files]
-    assert [rows.index for rows in read_rows(pa.concat_tables(tables))] == list(range(10))
 
 
 @pytest.mark.parametrize("index", [-1, 10])
@@ -200,13 +191,6 @@ def test_equal_shards_are_reused_and_others_never_overwritten(
         write_shards(bank, spec_of(2, 1, 1, 9), seed=1, split="val", folder=tmp_path / "v")
     after = (tmp_path / "v" / "manifest.json").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-
-
-def test_damaged_shards_are_not_reused(bank: ImageBank, tmp_path: Path) -> None:
-    three_shards(bank, tmp_path / "v")
-    (tmp_path / "v" / "shard-00001.arrow").unlink()
-    with pytest.raises(UserError, match=r"shard-00001\.arrow: is missing"):
-        three_shards(bank, tmp_path / "v")
 
 
 def test_nothing_remains_of_an_interrupted_sampling(

@@ -489,10 +489,8 @@ def test_a_csv_of_images_of_ones_own(fuzz: Fuzz) -> None:
         [name, name[0], split] for name, split in zip(names, ("train", "train", "val"), strict=True)
     ]
 
-    def read(_: object) -> None:
-        load_all(plan_image_folder(source, SIZE))
-
-    fuzz(tables(fuzz.root, ["path", "class", "split"], rows), table.write_bytes, read)
+    cases = tables(fuzz.root, ["path", "class", "split"], rows)
+    fuzz(cases, table.write_bytes, lambda _: load_all(plan_image_folder(source, SIZE)))
 
 
 def test_csvs_of_mini_imagenet(fuzz: Fuzz) -> None:
@@ -507,10 +505,8 @@ def test_csvs_of_mini_imagenet(fuzz: Fuzz) -> None:
     table = fuzz.place / "train.csv"
     source = MiniImageNetSource(kind="mini-imagenet", path=fuzz.place, verify_counts=False)
 
-    def read(_: object) -> None:
-        load_all(plan_mini_imagenet(source, SIZE))
-
-    fuzz(tables(fuzz.root, ["filename", "label"], rows), table.write_bytes, read)
+    cases = tables(fuzz.root, ["filename", "label"], rows)
+    fuzz(cases, table.write_bytes, lambda _: load_all(plan_mini_imagenet(source, SIZE)))
 
 
 def test_csvs_of_inaturalist(fuzz: Fuzz) -> None:
@@ -522,10 +518,8 @@ def test_csvs_of_inaturalist(fuzz: Fuzz) -> None:
     (folder / "test.csv").write_text("a/3.png,7")
     source = INaturalist2017Source(kind="inaturalist-2017", path=fuzz.place, verify_counts=False)
 
-    def read(_: object) -> None:
-        load_all(plan_inaturalist(source, SIZE))
-
-    fuzz(tables(fuzz.root, [], rows[:3]), (folder / "train.csv").write_bytes, read)
+    cases, table = tables(fuzz.root, [], rows[:3]), folder / "train.csv"
+    fuzz(cases, table.write_bytes, lambda _: load_all(plan_inaturalist(source, SIZE)))
 
 
 def test_lists_of_cub(fuzz: Fuzz) -> None:

@@ -28,7 +28,7 @@ from raymaml.data.sampling import fit_problems, listed
 from raymaml.storage.place import is_remote
 
 Parts = Iterable[tuple[PlannedClass, Iterator[slice]]]
-"""Classes, each with the ranges of its images that are still to be read."""
+"""Classes, each with the ranges of its images that are not read yet."""
 
 
 def import_bank(

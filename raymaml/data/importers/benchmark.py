@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,8 +70,7 @@ def recognise(file: LabelledFile, benchmark: Benchmark) -> Split | None:
     """Return the split that the content of a file shows; None for none (train and val in one).
 
     The first of these that decides: names of its classes; a number of classes that only one split
-    has; labels that only one split has, unless they just count from 0; and, since content then
-    cannot tell, the file's name.
+    has; labels that only one split has, unless they just count from 0; and then the file's name.
     """
     numbers = np.unique(file.labels).tolist()
     names = {file.class_names[n] for n in numbers if n in file.class_names}
@@ -113,35 +111,31 @@ def choose(
     Raises:
         UserError: a split has no file, or several equally good ones.
     """
-    found: dict[Split | None, list[LabelledFile]] = defaultdict(list)
-    for file in files:
-        found[recognise(file, benchmark)].append(file)
+    split_of = [recognise(file, benchmark) for file in files]
+    there = "; ".join(
+        f"{file.name} ({len(np.unique(file.labels))} classes, {len(file.labels)} images)"
+        for file in files
+    )
     chosen: dict[Split, LabelledFile] = {}
     with gathered() as mistakes:
         for split in SPLITS:
-            best = _best(found[split], benchmark.images_of(split))
+            own = [file for file, its in zip(files, split_of, strict=True) if its == split]
+            sizes = [len(file.labels) for file in own]
+            published = benchmark.images_of(split)
+            wanted = published if published in sizes else max(sizes, default=0)
+            best = [file for file in own if len(file.labels) == wanted]
             if len(best) == 1:
                 chosen[split] = best[0]
             elif best:
                 names = " and ".join(file.name for file in best)
                 mistakes.append(f"{names}: each holds split {split} of {benchmark.title}; keep one")
             else:
-                there = "; ".join(map(_describe, files)) or "no images with labels"
                 mistakes.append(
                     f"data.source.path: {folder} holds no file of split {split} of"
-                    f" {benchmark.title} ({benchmark.num_classes[split]} classes); it holds {there}"
+                    f" {benchmark.title} ({benchmark.num_classes[split]} classes); it holds"
+                    f" {there or 'no images with labels'}"
                 )
     return chosen
-
-
-def _best(files: Sequence[LabelledFile], published: int | None) -> list[LabelledFile]:
-    exact = [file for file in files if len(file.labels) == published]
-    largest = max((len(file.labels) for file in files), default=0)
-    return exact or [file for file in files if len(file.labels) == largest]
-
-
-def _describe(file: LabelledFile) -> str:
-    return f"{file.name} ({len(np.unique(file.labels))} classes, {len(file.labels)} images)"
 
 
 def plan_files(

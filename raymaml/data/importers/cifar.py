@@ -105,19 +105,18 @@ def _from_cifar100(tree: Tree, splits: Mapping[str, Split]) -> list[LabelledFile
         raise UserError(f"{tree.name}/meta: does not name the 100 classes of CIFAR-100")
     parts = [_part(tree, part) for part in _PARTS]
     labels = np.concatenate([labels for _, labels in parts])
-    files = []
-    for split in SPLITS:
-        numbers = [number for number, name in enumerate(names) if splits[name] == split]
-        own = np.flatnonzero(np.isin(labels, numbers))
-        file = LabelledFile(
+    split_of_label = np.array([splits[name] for name in names])
+    rows = [np.flatnonzero(np.isin(labels, np.flatnonzero(split_of_label == s))) for s in SPLITS]
+    return [
+        LabelledFile(
             name=tree.name,
             labels=labels[own],
             load=partial(_load, parts, own),
             form=FORM,
             class_names=dict(enumerate(names)),
         )
-        files.append(file)
-    return files
+        for own in rows
+    ]
 
 
 def _part(tree: Tree, part: str) -> _Part:

@@ -79,7 +79,13 @@ def plan_cub(source: CubSource, size: int, bank: Path) -> ImportPlan:
     boxes = _boxes(tree, names) if source.crop_to_box else None
     classes = _classes(tree, names, boxes, source.split, size)
     if source.verify_counts:
-        _verify(tree, classes, source.split)
+        with gathered() as mistakes:
+            if len(names) != NUM_IMAGES:
+                mistakes.append(
+                    f"{tree.name}/images.txt: lists {len(names):,} images, CUB-200-2011 has"
+                    f" {NUM_IMAGES:,}; {KEEP_ANYWAY}"
+                )
+            verify(classes, BENCHMARKS[source.split], dict.fromkeys(SPLITS, tree.name))
     crop = "cut out by bounding box" if source.crop_to_box else "middle squares"
     return ImportPlan(
         source=f"CUB-200-2011 (Wah et al. 2011), split {source.split}, {crop}",
@@ -149,37 +155,21 @@ def _classes(
     )
 
 
-def _verify(tree: Tree, classes: tuple[PlannedClass, ...], split: str) -> None:
-    """Check classes a split and images over all, which the classes of a split decide."""
-    total = sum(planned.count for planned in classes)
-    with gathered() as mistakes:
-        if total != NUM_IMAGES:
-            mistakes.append(
-                f"{tree.name}/images.txt: lists {total:,} images, CUB-200-2011 has"
-                f" {NUM_IMAGES:,}; {KEEP_ANYWAY}"
-            )
-        verify(classes, BENCHMARKS[split], dict.fromkeys(SPLITS, tree.name))
-
-
 def _load(
     tree: Tree, names: list[str], boxes: Mapping[str, Box] | None, size: int, part: slice
 ) -> Images:
     return decode(
         (
             f"{tree.name}/images/{name}",
-            partial(_read, tree, f"images/{name}"),
+            lambda name=name: image_bytes(tree.blob(f"images/{name}")),
             squared(size) if boxes is None else _cut_out(boxes[name], size),
         )
         for name in names[part]
     )
 
 
-def _read(tree: Tree, file: str) -> bytes:
-    return image_bytes(tree.blob(file))
-
-
 def _cut_out(box: Box, size: int) -> Transform:
-    """Return a transform that cuts a box out and scales it to the square, whatever its aspect."""
+    """Return a transform that cuts a box out and scales it to the square, whatever its shape."""
     left, top, width, height = box
 
     def transform(image: Image.Image) -> Images:

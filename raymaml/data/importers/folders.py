@@ -33,7 +33,7 @@ Files = dict[tuple[str, str], list[Path]]
 
 
 def split_named(name: str) -> Split | None:
-    """Return the split that a folder, or a cell of a list, names."""
+    """Return the split of a name of a folder, or in a cell of a list."""
     return SPLIT_NAMES.get(name.strip().lower())
 
 

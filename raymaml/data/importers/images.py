@@ -72,16 +72,11 @@ def decode(files: Iterable[tuple[str, Read, Transform]], most_pixels: int | None
                     f" scale it down, or {larger}"
                 )
             except Exception as error:  # Pillow has no list of the exceptions that damage raises
-                mistakes.append(
-                    f"{name}: is not a readable image ({_reason(error)}); mend or remove it"
-                )
+                # Pillow's own message for this one names an object in memory
+                unknown = isinstance(error, UnidentifiedImageError)
+                reason = "unknown format" if unknown else reason_of(error)
+                mistakes.append(f"{name}: is not a readable image ({reason}); mend or remove it")
     return np.stack(images)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "unknown format"  # Pillow's message names an object in memory
-    return reason_of(error)
 
 
 def _decoded(data: bytes, transform: Transform, most_pixels: int) -> NDArray[np.uint8]:
@@ -108,7 +103,7 @@ def _limited(most_pixels: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unheard(kind: str | None) -> Iterator[None]:
-    """Drop what libtiff writes to standard error; the error itself comes as an exception."""
+    """Drop the lines that libtiff writes to standard error; an exception reports the error."""
     if kind != "TIFF":
         yield
         return
@@ -147,10 +142,12 @@ def read_whole(path: Path, most: int = MOST_IMAGE_BYTES) -> bytes:
     return path.read_bytes()
 
 
-def image_bytes(blob: Blob) -> bytes:
+def image_bytes(file: Blob | bytes) -> bytes:
     """Return the bytes of an image file inside another file; raises ``ValueError`` if too many."""
-    require_length(blob.length)
-    return blob.read()
+    if isinstance(file, bytes):
+        return file
+    require_length(file.length)
+    return file.read()
 
 
 def require_length(length: int, most: int = MOST_IMAGE_BYTES) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from raymaml.common.errors import UserError, gathered
+from raymaml.common.errors import UserError
 from raymaml.common.untrusted import stays_inside
 from raymaml.config.sources import OmniglotSource
 from raymaml.data.formats.spool import require_unpacked, whole
@@ -119,17 +119,13 @@ def _original_splits(drawings: Iterable[str]) -> dict[str, list[str]]:
     the test, asks for characters of alphabets that training has not seen.
     """
     background, test = (sorted(c for c in drawings if c.startswith(f"{s}/")) for s in SETS)
-    alphabets = sorted({_alphabet(character) for character in background})
-    val = set(alphabets[-NUM_VAL_ALPHABETS:])
+    alphabet_of = {character: character.rpartition("/")[0] for character in background}
+    val = sorted(set(alphabet_of.values()))[-NUM_VAL_ALPHABETS:]
     return {
-        "train": [character for character in background if _alphabet(character) not in val],
-        "val": [character for character in background if _alphabet(character) in val],
+        "train": [character for character in background if alphabet_of[character] not in val],
+        "val": [character for character in background if alphabet_of[character] in val],
         "test": test,
     }
-
-
-def _alphabet(character: str) -> str:
-    return character.rpartition("/")[0]
 
 
 def _find_drawings(folder: Path) -> Drawings:
@@ -143,13 +139,12 @@ def _find_drawings(folder: Path) -> Drawings:
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
     for files in (*map(_in_folder, folders), *map(_in_archive, sorted(folder.glob("*.zip")))):
         found = _by_set(files) | found
-    with gathered() as mistakes:
-        mistakes += [
-            f"data.source.path: {folder} holds no {name}.zip and no folder {name}; the archives"
-            " are at https://github.com/brendenlake/omniglot/tree/master/python"
-            for name in SETS
-            if name not in found
-        ]
+    if missing := [name for name in SETS if name not in found]:
+        remedy = "get it at https://github.com/brendenlake/omniglot/tree/master/python"
+        problems = (
+            f"data.source.path: {folder} holds no {m}.zip and no folder {m}" for m in missing
+        )
+        raise UserError(*problems, remedy=remedy)
     return found[SETS[0]] | found[SETS[1]]
 
 

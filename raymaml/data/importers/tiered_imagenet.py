@@ -20,11 +20,10 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import takewhile
+from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,8 +60,7 @@ NPZ = "npz files of BGR pixels (MetaOptNet)"
 PNGS = "pickles of PNG files (Ren et al.)"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pictures:
+class _Pictures(NamedTuple):
     """The images of one file, still without labels."""
 
     path: Path
@@ -71,8 +69,7 @@ class _Pictures:
     form: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Labels:
+class _Labels(NamedTuple):
     """The labels of one file, still without images."""
 
     path: Path
@@ -107,11 +104,11 @@ def _read(folder: Path, bank: Path) -> tuple[list[_Pictures], list[_Labels]]:
 def _npz(array: NpzArray, opened: Callable[[], StoredArray]) -> _Pictures:
     count = array.shape[0] if array.shape else 0
     require_pixels(str(array.path), StoredArray(b"", array.dtype, array.shape), count)
-    return _Pictures(path=array.path, count=count, load=partial(_load_npz, opened), form=NPZ)
 
+    def load(rows: NDArray[np.int64], size: int) -> Images:
+        return resized(opened().rows(rows)[..., ::-1], size)  # BGR -> RGB
 
-def _load_npz(opened: Callable[[], StoredArray], rows: NDArray[np.int64], size: int) -> Images:
-    return resized(opened().rows(rows)[..., ::-1], size)  # BGR -> RGB
+    return _Pictures(array.path, count, load, NPZ)
 
 
 def _pngs(path: Path, content: list[Any]) -> _Pictures:
@@ -121,20 +118,14 @@ def _pngs(path: Path, content: list[Any]) -> _Pictures:
         raise UserError(
             f"{path}: is a list of {type(wrong).__name__}, must be of PNG files as arrays of bytes"
         )
-    return _Pictures(path=path, count=len(files), load=partial(_load_pngs, path, files), form=PNGS)
 
+    def load(rows: NDArray[np.int64], size: int) -> Images:
+        return decode(
+            (f"{path}: image {row}", partial(image_bytes, files[row]), squashed(size))
+            for row in rows.tolist()
+        )
 
-def _load_pngs(
-    path: Path, files: Sequence[Blob | bytes], rows: NDArray[np.int64], size: int
-) -> Images:
-    return decode(
-        (f"{path}: image {row}", partial(_bytes, files[row]), squashed(size))
-        for row in rows.tolist()
-    )
-
-
-def _bytes(file: Blob | bytes) -> bytes:
-    return image_bytes(file) if isinstance(file, Blob) else file
+    return _Pictures(path, len(files), load, PNGS)
 
 
 def _labels(path: Path, content: dict[str, Any]) -> _Labels:
@@ -143,35 +134,27 @@ def _labels(path: Path, content: dict[str, Any]) -> _Labels:
     if values is None:
         raise UserError(f"{path}: its {key} are no whole numbers", remedy="get the file again")
     names = dict(enumerate(texts_of(content.get("label_specific_str"))))
-    return _Labels(path=path, values=values, names=names)
+    return _Labels(path, values, names)
 
 
 def _paired(pictures: Iterable[_Pictures], labels: Sequence[_Labels]) -> list[LabelledFile]:
     """Give each file of images the labels that are as many, of the most similar name."""
     paired = []
     with gathered() as mistakes:
-        for item in pictures:
-            own = [candidate for candidate in labels if len(candidate.values) == item.count]
-            if own:
-                best = max(own, key=partial(_likeness, item.path))
-                file = LabelledFile(
-                    name=str(item.path),
-                    labels=best.values,
-                    load=item.load,
-                    form=item.form,
-                    class_names=best.names,
-                )
-                paired.append(file)
-            else:
+        for path, count, load, form in pictures:
+            own = [candidate for candidate in labels if len(candidate.values) == count]
+            if not own:
                 there = ", ".join(f"{label.path.name} {len(label.values)}" for label in labels)
                 mistakes.append(
-                    f"{item.path}: holds {item.count} images, but no pickle holds as many labels"
-                    f" (there are {there or 'none'}); get both again"
+                    f"{path}: holds {count} images, but no pickle holds as many labels (there are"
+                    f" {there or 'none'}); get both again"
                 )
+                continue
+            # the labels whose name begins with most of the same letters
+            alike = [len(commonprefix([path.name, each.path.name])) for each in own]  # noqa: RUF071
+            best = own[alike.index(max(alike))]
+            file = LabelledFile(
+                name=str(path), labels=best.values, load=load, form=form, class_names=best.names
+            )
+            paired.append(file)
     return paired
-
-
-def _likeness(images: Path, labels: _Labels) -> int:
-    """Count the letters with which both names begin."""
-    letters = zip(images.name, labels.path.name, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], letters))
