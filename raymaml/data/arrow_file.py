@@ -62,8 +62,11 @@ def read_header(
     except OSError as error:
         problem = f"{path}: {missing.problem} ({error.strerror})"
         raise UserError(problem, remedy=missing.remedy) from None
-    with intact(path, remedy):
+    try:
         tree = parse_json(data)
+    except ValueError:
+        raise UserError(f"{path}: is damaged (not JSON)", remedy=remedy) from None
+    with intact(path, remedy):
         found = tree.get("schema_version") if isinstance(tree, dict) else None
         if found == version:
             return checked(kind, tree), data

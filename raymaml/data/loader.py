@@ -51,7 +51,7 @@ class Normalize:
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return what bytes are multiplied by and what is added then, [C, 1, 1] each."""
+    """Return the factor and the summand that turn bytes into normalised values, [C, 1, 1] each."""
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     return (

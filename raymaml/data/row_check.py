@@ -18,7 +18,7 @@ from raymaml.data.shard_format import matrix
 def row_problem(
     batch: pa.RecordBatch, first: int, bank: ImageBank, spec: EpisodesConfig, split: str
 ) -> str | None:
-    """Return what is wrong with a batch whose first episode is ``first``; None if it is right."""
+    """Return the problem of a batch that begins with episode ``first``; None if it is right."""
     count = len(batch)
     index = np.asarray(batch.column("index").to_numpy())
     if not np.array_equal(index, np.arange(first, first + count)):

@@ -98,7 +98,7 @@ def check_spec(bank: ImageBank, spec: EpisodesConfig, split: str) -> None:
 def fit_problems(
     spec: EpisodesConfig, split: str, counts: Mapping[str, int], share: str = ""
 ) -> list[str]:
-    """Say what keeps episodes of ``spec`` from being drawn from classes of these sizes.
+    """Return the reasons why classes of these sizes cannot give episodes of ``spec``.
 
     Args:
         spec: of the episodes.
@@ -115,21 +115,16 @@ def fit_problems(
         )
     small = {name: n for name, n in sorted(counts.items()) if n < spec.images_per_class}
     if small:
-        problems.append(_too_small(small, len(counts), spec, split))
+        least = min(small, key=lambda name: small[name])
+        queries = small[least] - spec.num_shots  # that would fit all classes
+        remedy = f"set episodes.{split}.num_queries to {queries}" if queries > 0 else "lower them"
+        problems.append(
+            f"split {split}: {len(small):,} of {len(counts):,} classes"
+            f" {'has' if len(small) == 1 else 'have'} fewer images than num_shots + num_queries ="
+            f" {spec.images_per_class} of episodes.{split}; the fewest are {small[least]}, of class"
+            f" {least}; add images, leave these classes out, or {remedy}"
+        )
     return problems
-
-
-def _too_small(small: Mapping[str, int], num_classes: int, spec: EpisodesConfig, split: str) -> str:
-    """Say which classes have too few images, and the number of images that would fit them all."""
-    least = min(small, key=lambda name: small[name])
-    queries = small[least] - spec.num_shots
-    remedy = f"set episodes.{split}.num_queries to {queries}" if queries > 0 else "lower them"
-    have = "has" if len(small) == 1 else "have"
-    return (
-        f"split {split}: {len(small):,} of {num_classes:,} classes {have} fewer images than"
-        f" num_shots + num_queries = {spec.images_per_class} of episodes.{split}; the fewest are"
-        f" {small[least]}, of class {least}; add images, leave these classes out, or {remedy}"
-    )
 
 
 def listed(problems: Sequence[str]) -> list[str]:

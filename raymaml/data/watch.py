@@ -36,9 +36,9 @@ class Watch:
             return
         for path, stamp in now.items():
             if stamp is None or stamp[0] != (self._stamps[path] or stamp)[0]:
-                what = "gone" if stamp is None else "of another size"
+                state = "gone" if stamp is None else "of another size"
                 raise UserError(
-                    f"{path}: is {what} while it is in use",
+                    f"{path}: is {state} while it is in use",
                     remedy="put it back as it was, then run the same command: nothing that came"
                     " from it since was kept",
                 )

@@ -51,25 +51,21 @@ def local_copy(place: Place, cache: Path, how: Copying) -> Path:
         ) from None
     try:
         copy = at_home(cache) / hashlib.sha256(content).hexdigest()
-    except ValueError as error:
-        raise _unusable(cache, f"it {error}") from None
-    if not copy.exists():
-        try:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(copy.with_suffix(".lock")).acquire()
-        except OSError as error:
-            raise _unusable(cache, error.strerror or reason_of(error)) from None
-        with lock:
-            if not copy.exists():
-                _copy(place, copy, content, how)
+        if copy.exists():
+            return copy
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(copy.with_suffix(".lock")).acquire()
+    except (OSError, ValueError) as error:
+        reason = f"it {error}" if isinstance(error, ValueError) else error.strerror
+        raise UserError(
+            f"data.cache: {cache}: copies of data at a URI cannot be kept there"
+            f" ({reason or reason_of(error)})",
+            remedy="set data.cache to a folder that this user can write",
+        ) from None
+    with lock:
+        if not copy.exists():
+            _copy(place, copy, content, how)
     return copy
-
-
-def _unusable(cache: Path, problem: str) -> UserError:
-    return UserError(
-        f"data.cache: {cache}: copies of data at a URI cannot be kept there ({problem})",
-        remedy="set data.cache to a folder that this user can write",
-    )
 
 
 def _copy(place: Place, copy: Path, marker: bytes, how: Copying) -> None:

@@ -3,6 +3,8 @@
 On disk an unfinished file or folder has a hidden name, and is renamed at the end. At a URI nothing
 can be renamed, but a file appears whole. So a folder there has a marker, a file that names all the
 others: it is written last, and a folder without its marker does not count.
+
+Each function raises ``StorageError`` where a URI cannot be reached.
 """
 
 from __future__ import annotations
@@ -91,7 +93,6 @@ def download(folder: Place, names: Iterable[str], target: Path) -> None:
 
     Raises:
         FileNotFoundError: a file is missing at the URI.
-        StorageError: the URI cannot be reached.
         OSError: the disk fails.
     """
     for name in names:
@@ -108,7 +109,7 @@ def download(folder: Place, names: Iterable[str], target: Path) -> None:
 
 @contextlib.contextmanager
 def reaching(place: Place, *expected: type[Exception]) -> Iterator[None]:
-    """Raise what fails in the block, which reads or writes a URI; on disk nothing changes.
+    """Explain errors of the block, which reads or writes a URI; on disk nothing changes.
 
     Raises:
         StorageError: in place of any other error than those ``expected``.
@@ -220,21 +221,13 @@ def make_folder(folder: Place, key: str) -> None:
 
 
 def exists(place: Place) -> bool:
-    """Return whether the file or folder exists.
-
-    Raises:
-        StorageError: the URI cannot be reached.
-    """
+    """Return whether the file or folder exists."""
     with reaching(place):
         return bool(place.exists())
 
 
 def remove(path: Place) -> None:
-    """Remove a file if it exists.
-
-    Raises:
-        StorageError: the URI cannot be reached.
-    """
+    """Remove a file if it exists."""
     with reaching(path):
         path.unlink(missing_ok=True)
 

@@ -96,7 +96,7 @@ def to_eight_bits(values: NDArray[Any], least: float, largest: float) -> NDArray
 
 
 def _rawmode(image: Image.Image) -> str:
-    """Return how the values lie in the file, as Pillow calls it; "" where it does not say."""
+    """Return how the values lie in the file, as Pillow calls it; "" if unknown."""
     tiles: Any = getattr(image, "tile", None)
     arguments = tiles[0].args if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments

@@ -4,7 +4,7 @@ A class is a character, an image of it a font and a small random affine distorti
 disjoint in script: Latin letters, digits and symbols train, Greek validates, and the other
 alphabets (with the default ``min_fonts``: Armenian, Cyrillic, Georgian) test.
 
-What keeps the task honest:
+These rules keep the task honest:
 
 - A font counts for a character when its own character map has it, the drawing is neither empty
   nor the font's box for missing characters, and differs from the drawings of the other fonts

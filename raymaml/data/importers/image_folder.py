@@ -102,10 +102,8 @@ def _deal(classes: dict[str, list[Path]], source: ImageFolderSource) -> Files:
 def _from_csv(table: Path, folder: Path, mistakes: Mistakes) -> Files:
     header, *rows = read_csv(table, f"data.source.csv: {table}", "give a CSV") or [["nothing"]]
     if [cell.strip().lower() for cell in header] != CSV_HEADER:
-        found = ",".join(header)
-        raise UserError(
-            f"{table}:1: the header is {found}", remedy=f"it must be {','.join(CSV_HEADER)}"
-        )
+        problem = f"{table}:1: the header is {','.join(header)}"
+        raise UserError(problem, remedy=f"it must be {','.join(CSV_HEADER)}")
     return by_class(table, rows, partial(_parse, folder), mistakes)
 
 
@@ -117,15 +115,8 @@ def _parse(folder: Path, row: Sequence[str]) -> tuple[tuple[str, str], Path]:
         )
     if (split := split_named(row[2])) is None:
         raise ValueError(f"split is {row[2]!r:.200}; it must be one of {', '.join(SPLITS)}")
-    return (split, row[1]), _path(row[0], folder)
-
-
-def _path(name: str, folder: Path) -> Path:
-    """Return the file that a path of the CSV names, or raise ``ValueError``.
-
-    Backslashes separate folders as slashes do.
-    """
-    inside = name.replace("\\", "/")
+    name = row[0]
+    inside = name.replace("\\", "/")  # of lists that were made on Windows
     if PureWindowsPath(name).drive or inside.startswith(("/", "~/")):
         raise ValueError(f"{name!r:.200} is not relative; write the path as it is below {folder}")
     if not stays_inside(inside):
@@ -133,7 +124,7 @@ def _path(name: str, folder: Path) -> Path:
     path = folder / inside
     if not is_file(path):
         raise ValueError(f"{path!s:.300} does not exist; mend the path")
-    return path
+    return (split, row[1]), path
 
 
 def _square(image: Image.Image, mode: str, size: int) -> Images:

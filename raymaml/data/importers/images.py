@@ -49,7 +49,7 @@ def formats() -> tuple[str, ...]:
 
 
 def decode(files: Iterable[tuple[str, Read, Transform]], most_pixels: int | None = None) -> Images:
-    """Decode files and stack what their transforms make of them.
+    """Decode files, apply their transforms and stack the results.
 
     Args:
         files: for each, its name for messages, a function that reads it, and its transform.

@@ -41,15 +41,18 @@ def plan_inaturalist(source: INaturalist2017Source, size: int) -> ImportPlan:
     tables = {path: _read(path) for path in _tables(source.path)}
     chosen = _choose(tables, source.path)
     _verify(chosen, tables, source.verify_counts)
+    val = _drawn(tables[chosen["train"]], source)
     classes = []
     for split, table in chosen.items():
-        val = _drawn(tables[table], source) if split == "train" else set()
         for label, names in tables[table].items():
             paths = [source.path / "images" / name for name in names]
+            # in the release the images of a class share a folder of its scientific name
+            folders = {PurePosixPath(name).parent.name for name in names}
+            common = folders.pop() if len(folders) == 1 else ""
             classes.append(
                 PlannedClass(
-                    name=f"{split}-{label:04d} {_folder(names)}".rstrip(),
-                    split="val" if label in val else split,
+                    name=f"{split}-{label:04d} {common}".rstrip(),
+                    split="val" if split == "train" and label in val else split,
                     count=len(paths),
                     read=partial(decode_files, paths, squared(size)),
                 )
@@ -133,9 +136,3 @@ def _drawn(classes: Classes, source: INaturalist2017Source) -> set[int]:
     count = max(1, round(source.val_fraction * len(labels)))
     bits = bit_stream(source.seed, "class-split")
     return {labels[place] for place in draw_without_replacement(bits, len(labels), count).tolist()}
-
-
-def _folder(names: Sequence[str]) -> str:
-    """Return the folder that all images of a class share: its scientific name, in the release."""
-    folders = {PurePosixPath(name).parent.name for name in names}
-    return folders.pop() if len(folders) == 1 else ""

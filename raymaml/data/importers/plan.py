@@ -17,7 +17,7 @@ PART_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedClass:
-    """A class to be, whose images are read in parts of a bounded size."""
+    """A class before its images are read, which happens in parts of a bounded size."""
 
     name: str
     split: str
@@ -54,4 +54,4 @@ class ImportPlan:
     notes: tuple[str, ...] = ()
     """The files that the import leaves out, a line for each reason."""
     share: str = ""
-    """The option that deals classes to splits, with its value; empty where the source says it."""
+    """The option that deals classes to splits, with its value; empty where the source decides."""
