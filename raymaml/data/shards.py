@@ -147,11 +147,10 @@ class EpisodeShards:
         Raises:
             UserError: one is not, or a shard is damaged.
         """
-        per_batch = self.manifest.episodes_per_batch
+        per_batch, split = self.manifest.episodes_per_batch, self.manifest.split
         for shard, (path, first, count) in enumerate(self.files):
-            for start in range(0, count, per_batch):
-                batch = self._batch(shard, start // per_batch)
-                split = self.manifest.split
+            for number, start in enumerate(range(0, count, per_batch)):
+                batch = self._batch(shard, number)
                 if problem := row_problem(batch, first + start, bank, self.spec, split):
                     raise UserError(f"{path}: {problem} in the bank {bank.folder}", remedy=REMEDY)
 
@@ -196,11 +195,7 @@ def check_sampling(
     materialize: bool = False,
     cache: Path = CACHE,
 ) -> None:
-    """Check that ``write_shards`` with these arguments can write, or keep, ``folder``.
-
-    Raises:
-        UserError: the bank cannot give such episodes, or ``folder`` holds something else.
-    """
+    """Raise the ``UserError`` that ``write_shards`` with these arguments would raise."""
     check_spec(bank, spec, split)
     if _is_there(folder):
         shards = EpisodeShards.open(folder, cache, verify=False)

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from helpers_data import spec_of
 
-from raymaml.config.schema import AllEpisodes, DataConfig
+from raymaml.common.errors import UserError
+from raymaml.config.schema import SPLITS, AllEpisodes, DataConfig
 from raymaml.config.sources import AnySource
 from raymaml.data.bank import ImageBank
 from raymaml.data.formats.pickles import load_pickle
 from raymaml.data.formats.spool import open_blob
 from raymaml.data.importers import import_bank
+from raymaml.data.importers.plan import ImportPlan
 
 
 def python2(value: Any) -> bytes:
@@ -75,6 +78,19 @@ def pack(path: Path, files: Mapping[str, bytes], mode: str = "w:gz") -> Path:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return path
+
+
+def counts(found: ImportPlan) -> list[tuple[int, int]]:
+    """Classes and images of each split."""
+    own = [[c.count for c in found.classes if c.split == split] for split in SPLITS]
+    return [(len(sizes), sum(sizes)) for sizes in own]
+
+
+def problems_of(plan: Callable[..., object], *arguments: Any, **changes: Any) -> list[str]:
+    """The mistakes that a plan reports."""
+    with pytest.raises(UserError) as caught:
+        plan(*arguments, **changes)
+    return list(caught.value.problems)
 
 
 def import_source(

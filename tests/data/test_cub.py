@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers_data import LISTS
-from helpers_imports import import_source, pack, unpack
+from helpers_imports import import_source, pack, problems_of, unpack
 from PIL import Image
 
 from raymaml.common.errors import UserError
+from raymaml.config.schema import SPLITS
 from raymaml.config.sources import CubSource
 from raymaml.data.importers.cub import plan_cub, split_of
 from raymaml.data.importers.plan import ImportPlan
 
-SPLITS = ("train", "val", "test")
 WIDTH, HEIGHT = 60, 40
 BOX = (10, 5, 20, 30)  # left, top, width, height
 
@@ -114,15 +114,9 @@ def test_a_box_is_cut_at_the_images_border(tmp_path: Path) -> None:
     assert np.abs(second[0, :, :15].astype(int) - 128).max() < 20  # the grey margin
 
 
-def problems_of(path: Path, **changes: Any) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        plan(path, **changes)
-    return list(caught.value.problems)
-
-
 def test_counts_are_verified(tmp_path: Path) -> None:
     unpack(tmp_path, release([1, 2, 4]))
-    problems = problems_of(tmp_path, verify_counts=True)
+    problems = problems_of(plan, tmp_path, verify_counts=True)
     assert len(problems) == 4
     assert "images.txt: lists 6 images, CUB-200-2011 has 11,788" in problems[0]
     assert "split train has 1 classes, CUB 100/50/50 has 100" in problems[1]
@@ -135,7 +129,7 @@ def test_counts_are_verified(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    assert "holds no images.txt of CUB-200-2011" in problems_of(tmp_path)[0]
+    assert "holds no images.txt of CUB-200-2011" in problems_of(plan, tmp_path)[0]
     root = unpack(tmp_path, release([1, 2, 4], each=1)) / "CUB_200_2011"
     (root / "images/002.Bird_2/Bird_2_0000.jpg").unlink()
     (root / "images/004.Bird_4/Bird_4_0000.jpg").write_bytes(b"no image")
@@ -145,15 +139,15 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Bird_4_0000\.jpg: is not a readable image"):
         third.load()
     (root / "bounding_boxes.txt").write_text("1 1 1 1 1\n")
-    boxes = problems_of(tmp_path, crop_to_box=True)
+    boxes = problems_of(plan, tmp_path, crop_to_box=True)
     assert len(boxes) == 2
     assert "bounding_boxes.txt: has no box of 002.Bird_2/Bird_2_0000.jpg" in boxes[0]
     (root / "bounding_boxes.txt").write_text("1 1 1 x 1\n")
-    assert "could not convert" in problems_of(tmp_path, crop_to_box=True)[0]
+    assert "could not convert" in problems_of(plan, tmp_path, crop_to_box=True)[0]
     (root / "images.txt").write_text("1 001.Bird_1/a.jpg\n2\n3 201.X/a.jpg\n4 ../../secret\n")
-    assert "images.txt:2: must hold 2 values" in problems_of(tmp_path)[0]
+    assert "images.txt:2: must hold 2 values" in problems_of(plan, tmp_path)[0]
     (root / "images.txt").write_text("1 001.Bird_1/a.jpg\n3 201.X/a.jpg\n4 ../../secret\n")
-    assert [problem.split(" is of no class")[0] for problem in problems_of(tmp_path)] == [
+    assert [problem.split(" is of no class")[0] for problem in problems_of(plan, tmp_path)] == [
         f"{root}/images.txt: {name}" for name in ("201.X/a.jpg", "../../secret")
     ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_imports import import_source
+from helpers_imports import counts, import_source, problems_of
 from PIL import Image
 
 from raymaml.common.errors import UserError
@@ -50,7 +50,7 @@ def test_csvs_are_told_by_their_number_of_classes(tmp_path: Path) -> None:
     write(tmp_path, {"test.csv": lines(0, 908), "train.csv": lines(0, 227, folder="Insecta")})
     found = plan(tmp_path)
     # 0.2 * 908 = 181.6 classes become val
-    assert [len(labels(found, split)) for split in ("train", "val", "test")] == [726, 182, 227]
+    assert counts(found) == [(726, 726), (182, 182), (227, 227)]
     assert "test-0007 Species 7" in labels(found, "test")
     assert "few-shot splits of test.csv and train.csv; val is 0.2 of" in found.source
     assert found.problems == ()
@@ -84,15 +84,9 @@ def test_an_import_makes_a_bank_of_middle_squares(tmp_path: Path) -> None:
     assert bank.class_images(0).min() > 230
 
 
-def problems_of(folder: Path, **changes: Any) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        plan(folder, **changes)
-    return list(caught.value.problems)
-
-
 def test_wrong_counts_and_shared_images_are_one_message(tmp_path: Path) -> None:
     write(tmp_path, {"train.csv": lines(0, 9), "test.csv": [*lines(9, 2), *lines(0, 1)]})
-    problems = problems_of(tmp_path)
+    problems = problems_of(plan, tmp_path)
     assert len(problems) == 3
     assert "train.csv: split train has 9 classes, meta-iNat has 908" in problems[0]
     assert "test.csv: split test has 3 classes, meta-iNat has 227" in problems[1]
@@ -104,14 +98,14 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
     bad = ["a.jpg,1", "b.jpg", "c.jpg,x", "../d.jpg,1", "/e.jpg,1", "a.jpg,2"]
     write(tmp_path, {"train.csv": bad, "test.csv": lines(0, 2)})
     table = tmp_path / "fs-splits" / "train.csv"
-    numbers = [problem.split(": ")[0] for problem in problems_of(tmp_path)]
+    numbers = [problem.split(": ")[0] for problem in problems_of(plan, tmp_path)]
     assert numbers == [f"{table}:{number}" for number in (2, 3, 4, 5, 6)]
 
 
 def test_a_missing_csv_is_named(tmp_path: Path) -> None:
-    assert "holds no fs-splits/train.csv and fs-splits/test.csv" in problems_of(tmp_path)[0]
+    assert "holds no fs-splits/train.csv and fs-splits/test.csv" in problems_of(plan, tmp_path)[0]
     write(tmp_path, {"train.csv": lines(0, 9), "other.csv": lines(9, 3)})
-    problems = problems_of(tmp_path, verify_counts=False)
+    problems = problems_of(plan, tmp_path, verify_counts=False)
     assert "train.csv (9 classes)" in problems[0]
     assert "call them train.csv and test.csv" in problems[0]
 
