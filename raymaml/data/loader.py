@@ -89,12 +89,12 @@ class EpisodeLoader:
         """
         if self.bank is None:
             raise ValueError("a loader without bank loads pixels only")
-        ways, images = self.spec.num_ways, []
+        images: dict[str, NDArray[np.uint8]] = {}
         for name, each in (("support", self.spec.num_shots), ("query", self.spec.num_queries)):
             numbers = [np.empty(0, np.int64), *(getattr(episode, name) for episode in rows)]
             pixels = self.bank.images(np.concatenate(numbers))
-            images.append(pixels.reshape(len(rows), ways * each, *pixels.shape[1:]))
-        return self.load_pixels(rows, *images, indices)
+            images[name] = pixels.reshape(len(rows), self.spec.num_ways * each, *pixels.shape[1:])
+        return self.load_pixels(rows, images["support"], images["query"], indices)
 
     def load_pixels(
         self,

@@ -161,11 +161,15 @@ def _load(
     return decode(
         (
             f"{tree.name}/images/{name}",
-            lambda name=name: image_bytes(tree.blob(f"images/{name}")),
+            partial(_read, tree, f"images/{name}"),
             squared(size) if boxes is None else _cut_out(boxes[name], size),
         )
         for name in names[part]
     )
+
+
+def _read(tree: Tree, file: str) -> bytes:
+    return image_bytes(tree.blob(file))
 
 
 def _cut_out(box: Box, size: int) -> Transform:

@@ -64,7 +64,7 @@ class _Pictures(NamedTuple):
     """The images of one file, still without labels."""
 
     path: Path
-    count: int
+    num_images: int
     load: Callable[[NDArray[np.int64], int], Images]
     form: str
 
