@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymaml.episode_checks import checked, unchecked
+from raymaml.common.episode_checks import checked, unchecked
 
 _IMAGES = ("support_x", "query_x")
 Params = dict[str, Tensor]

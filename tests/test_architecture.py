@@ -14,7 +14,6 @@ PACKAGE = ROOT / "raymaml"
 
 LAYERS = [
     {"common"},
-    {"episode_checks"},
     {"types", "seeding", "layers"},
     {"storage"},
     {"config"},

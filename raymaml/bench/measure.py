@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from raymaml.bench import worker
-from raymaml.bench.cases import PHASES, Phase, with_steps
+from raymaml.bench.cases import Phase, with_steps
 from raymaml.bench.contenders import EXACT_METHODS, OTHERS, Contender, why_not
 from raymaml.bench.report import Row, number_of_cores
 from raymaml.bench.worker import Detail, Results
-from raymaml.common.errors import UserError, reason_of
+from raymaml.common.errors import UserError, gathered, reason_of
 from raymaml.config.schema import Config
 from raymaml.training.session import local_device
 
@@ -46,22 +46,20 @@ def effort(names: str | None, steps: str, repeats: int, episodes: int) -> Effort
     """Read the options of the command; commas separate ``names`` and ``steps``.
 
     Raises:
-        UserError: A name is unknown, or a number is invalid.
+        UserError: a name is unknown, or a number is invalid.
     """
     known = (*EXACT_METHODS, *OTHERS)
     chosen = known if names is None else tuple(dict.fromkeys(names.split(",")))
     texts = steps.split(",") if steps else []
-    problems = [
-        f"--methods: {name!r} is unknown; give some of {','.join(known)}"
-        for name in chosen
-        if name not in known
-    ] + [
-        f"--steps: {text!r} is no number of inner steps; give numbers below 100,000, such as 1,5,10"
-        for text in texts
-        if not re.fullmatch("[0-9]{1,5}", text)
-    ]
-    if problems:
-        raise UserError(*problems)
+    with gathered() as mistakes:
+        for name in chosen:
+            if name not in known:
+                remedy = f"give some of {','.join(known)}"
+                mistakes.add(f"--methods: {name!r} is unknown", remedy)
+        for text in texts:
+            if not re.fullmatch("[0-9]{1,5}", text):
+                remedy = "give numbers below 100,000, such as 1,5,10"
+                mistakes.add(f"--steps: {text!r} is no number of inner steps", remedy)
     return Effort(names=chosen, repeats=repeats, episodes=episodes, steps=[*map(int, texts)])
 
 
@@ -73,29 +71,28 @@ class Contestant:
         begin = worker.begin, (context.Barrier(row.processes), device)
         self._pool = stack.enter_context(ProcessPoolExecutor(row.processes, context, *begin))
         self._config, self._device = config, device
-        adapt = replace(row, phase="evaluation", inner_steps=config.test_inner.num_steps)
-        self.rows: dict[Phase, Row] = {"training": row, "evaluation": adapt}
-        """What is known of it."""
-        self.speeds: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
+        self.row = row
+        self.speeds: list[float] = []
         """Episodes/s in each round."""
 
-    @property
-    def row(self) -> Row:
-        """Its row in training."""
-        return self.rows["training"]
-
-    @property
-    def ours(self) -> bool:
-        """Whether it is a method of raymaml."""
-        return self.row.library == "raymaml"
-
-    def measure(self, phase: Phase, episodes: int, detail: Detail) -> tuple[Row, Results]:
-        """Return what its slowest process measured."""
-        args = (self.rows[phase], self._config, self._device, episodes, detail)
+    def measure(self, episodes: int, detail: Detail) -> tuple[Row, Results]:
+        """Return the measurements of its slowest process."""
+        args = (self.row, self._config, self._device, episodes, detail)
         calls = [self._pool.submit(worker.measure, *args) for _ in range(self.row.processes)]
         return min(
             (call.result() for call in calls), key=lambda found: found[0].episodes_per_second
         )
+
+    def compare(self, first: Results) -> None:
+        """Measure all but its speed; an empty ``first`` takes its results, to compare others."""
+        row, results = self.measure(1, "results")
+        first[:] = first or results
+        float32, float64 = map(relative_difference, results, first)
+        self.row = replace(row, difference=float32, difference_float64=float64)
+
+    def take_turn(self, episodes: int) -> None:
+        """Measure its speed once more."""
+        self.speeds.append(self.measure(episodes, "speed")[0].episodes_per_second)
 
 
 def drop_failing(
@@ -118,38 +115,23 @@ def measure(config: Config, effort: Effort, echo: Echo) -> list[Row]:
     """Compare and time all contenders at ``config``, and follow some over the inner steps.
 
     Raises:
-        UserError: The model cannot be built, or no contender is left.
+        UserError: the model cannot be built, or no contender is left.
     """
     device = local_device(config.cluster)
-    rows = list(_contenders(config, effort.names, device, echo))
-    echo(f"{config.name}: one episode by each: {', '.join(row.name for row in rows)}")
-    with ExitStack() as stack:
-        everyone = [Contestant(row, config, device, stack) for row in rows]
-        first: dict[Phase, Results] = {}
-        drop_failing(everyone, lambda each: _compare(each, first), echo)
-        everyone.sort(key=lambda each: -each.row.episodes_per_second if each.ours else 0.0)
-        count = _whole_machine(config, device)
-        if everyone and everyone[0].ours and count > 1:
-            # raymaml's fastest method alone: each process that waits holds 0.4 GiB of libraries
-            row = replace(everyone[0].row, processes=count)
-            team = [Contestant(row, config, device, stack)]
-            drop_failing(team, lambda each: _compare(each, first), echo)
-            everyone[1:1] = team
-        for phase in PHASES:
-            _time_in_turn(everyone, phase, effort, echo)
-        rows = [
-            replace(
-                each.rows[phase],
-                method=each.row.method if phase == "training" else "adapt",
-                episodes_per_second=statistics.median(each.speeds[phase]),
-            )
-            for phase in PHASES
-            for each in everyone
-            if each.speeds[phase]
-        ]
-    if not rows:
+    contenders = list(_contenders(config, effort.names, device, echo))
+    echo(f"{config.name}: one episode by each: {', '.join(row.name for row in contenders)}")
+    trained = _race("training", contenders, config, effort, echo)
+    if not trained:
         raise UserError(f"{config.name}: no contender is left; the lines above say why")
-    return rows + _curve(config, rows, effort, device, echo)
+    fastest, num_steps = trained[0].method, config.test_inner.num_steps
+    adapting = [  # raymaml's methods adapt alike: the fastest one stands for them
+        replace(row, phase="evaluation", inner_steps=num_steps)
+        for row in trained
+        if row.processes == 1 and (row.library != "raymaml" or row.method == fastest)
+    ]
+    judged = _race("evaluation", adapting, config, effort, echo)
+    rows = trained + [replace(row, method="adapt") for row in judged]
+    return rows + _curve(config, trained, effort, device, echo)
 
 
 def _contenders(
@@ -178,12 +160,35 @@ def _contenders(
             )
 
 
-def _compare(each: Contestant, first: dict[Phase, Results]) -> None:
-    """Fill in its memory, operators, and differences from the results of the first contestant."""
-    for phase in PHASES:
-        row, results = each.measure(phase, 1, "results")
-        float32, float64 = map(relative_difference, results, first.setdefault(phase, results))
-        each.rows[phase] = replace(row, difference=float32, difference_float64=float64)
+def _race(
+    phase: Phase, rows: Sequence[Row], config: Config, effort: Effort, echo: Echo
+) -> list[Row]:
+    """Return the filled rows of one phase: raymaml's from the fastest on, then the others."""
+    device = local_device(config.cluster)
+    with ExitStack() as stack:
+        first: Results = []
+
+        def entered(row: Row) -> list[Contestant]:
+            alone = [Contestant(row, config, device, stack)]
+            drop_failing(alone, lambda each: each.compare(first), echo)
+            return alone
+
+        def speed_of_ours(each: Contestant) -> float:
+            return each.row.episodes_per_second if each.row.library == "raymaml" else 0.0
+
+        everyone = [each for row in rows for each in entered(row)]
+        everyone.sort(key=speed_of_ours, reverse=True)
+        count = _whole_machine(config, device)
+        if everyone and speed_of_ours(everyone[0]) and count > 1:
+            # its fastest method alone: each process that waits holds 0.4 GiB of libraries
+            everyone[1:1] = entered(replace(everyone[0].row, processes=count))
+        for number in range(effort.repeats):
+            echo(f"{phase}, round {number + 1} of {effort.repeats}")
+            drop_failing(everyone, lambda each: each.take_turn(effort.episodes), echo)
+        return [
+            replace(each.row, episodes_per_second=statistics.median(each.speeds))
+            for each in everyone
+        ]
 
 
 def relative_difference(value: NDArray[Any], reference: NDArray[Any]) -> float:
@@ -198,23 +203,6 @@ def _whole_machine(config: Config, device: torch.device) -> int:
     if config.cluster.num_workers != "auto":
         return config.cluster.num_workers
     return max(1, number_of_cores() // config.cluster.threads_per_worker)
-
-
-def _time_in_turn(everyone: list[Contestant], phase: Phase, effort: Effort, echo: Echo) -> None:
-    """Give each contender a turn in each round.
-
-    raymaml's methods adapt alike: in evaluation the fastest one stands for them.
-    """
-    fastest = [each.row.method for each in everyone[:1]]
-
-    def take_turn(each: Contestant) -> None:
-        if phase == "training" or not each.ours or each.row.method in fastest:
-            row, _ = each.measure(phase, effort.episodes, "speed")
-            each.speeds[phase].append(row.episodes_per_second)
-
-    for number in range(effort.repeats):
-        echo(f"{phase}, round {number + 1} of {effort.repeats}")
-        drop_failing(everyone, take_turn, echo)
 
 
 def _curve(
@@ -237,7 +225,7 @@ def _curve(
             ]
             drop_failing(
                 everyone,
-                lambda each: points.append(each.measure("training", effort.episodes, "memory")[0]),
+                lambda each: points.append(each.measure(effort.episodes, "memory")[0]),
                 echo,
             )
         names = [each.row.option for each in everyone]

@@ -11,9 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from raymaml.bench.cases import PHASES, Phase
 from raymaml.common.untrusted import json_text
@@ -140,9 +138,8 @@ def _version(name: str) -> str | None:
 
 def number_of_cores() -> int:
     """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    everywhere = os.cpu_count() or 1  # Linux alone has the other
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everywhere
 
 
 def _processor() -> str:
@@ -157,10 +154,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     A column a configuration: the methods of raymaml, and plain, in one process each.
     """
     configs = list(dict.fromkeys(row.config for row in rows))
-    figure = Figure(
-        figsize=(1 + 4.4 * len(configs), 7), dpi=130, facecolor="white", layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(1 + 4.4 * len(configs), 7), dpi=130, layout="constrained")
     grid = figure.subplots(2, len(configs), squeeze=False)
     for (times, memories), config in zip(grid.T, configs, strict=True):
         _draw_column(times, memories, curve(rows, config))
@@ -194,9 +188,8 @@ def _draw_column(times: Axes, memories: Axes, lines: dict[str, list[Row]]) -> No
     for axes, text in ((times, "seconds an episode"), (memories, "peak memory, MiB")):
         axes.set_ylabel(text, color=_INK)
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.set_xticks(ticks)
+        axes.yaxis.set_major_formatter("{x:,g}")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
         axes.grid(axis="y", color=_GRID)

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raymaml.common.episode_checks import unchecked
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
-from raymaml.episode_checks import unchecked
 from raymaml.types import EpisodeBatch
 
 _CACHED_ELEMENTS = 2**18

@@ -113,7 +113,7 @@ def test_a_contender_that_fails_or_is_killed_is_left_out_with_the_reason() -> No
                 pages = os.sysconf("SC_PHYS_PAGES")
                 assert limit[0] == pages * os.sysconf("SC_PAGE_SIZE")  # the machine's memory
                 each._pool.submit(signal.raise_signal, signal.SIGKILL).result()
-            each.measure("training", 1, "speed")
+            each.measure(1, "speed")
 
         drop_failing(everyone, act, said.append)
     assert everyone == []

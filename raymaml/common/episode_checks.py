@@ -30,27 +30,31 @@ def checked(tensors: Mapping[str, Any], *, batch: bool) -> dict[str, Tensor]:
     Raises:
         UserError: naming all that is wrong with them.
     """
-    what = "EpisodeBatch" if batch else "Episode"
-    strangers = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     problems = [
-        f"{what}.{name}: is of type {type(tensors[name]).__name__}; give a torch.Tensor"
-        for name in strangers
+        f"{name}: is of type {type(value).__name__}; give a torch.Tensor"
+        for name, value in tensors.items()
+        if not isinstance(value, Tensor)
     ]
-    if not problems:
-        problems = [f"{what}.{problem}" for problem in _form_problems(tensors, batch)]
-        problems = problems or [f"{what}.{problem}" for problem in _label_problems(tensors)]
+    problems = problems or _form_problems(tensors, batch) or _label_problems(tensors)
     if problems:
-        raise UserError(*problems)
+        kind = "EpisodeBatch" if batch else "Episode"
+        raise UserError(*(f"{kind}.{problem}" for problem in problems))
     return {name: y.long() if name.endswith("_y") else y for name, y in tensors.items()}
 
 
 def _form_problems(tensors: Mapping[str, Tensor], batch: bool) -> list[str]:
-    """Say what is wrong with types, shapes and devices."""
+    """Return what is wrong with types, shapes and devices."""
     axes = "E, n, C, H, W" if batch else "n, C, H, W"
     dims, problems = 4 + batch, []
     for name in _SETS:
         x, y = tensors[f"{name}_x"], tensors[f"{name}_y"]
-        problems += [f"{name}_x: {text}" for text in _image_problems(x)]
+        if x.dtype not in (torch.float32, torch.float64):
+            remedy = (
+                "half_precision of MetaLearner computes in bfloat16; give x.float()"
+                if x.is_floating_point()
+                else "give x.float() / 255, normalised as in training"
+            )
+            problems.append(f"{name}_x: holds {x.dtype}; images are float32 or float64: {remedy}")
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             problems.append(f"{name}_y: holds {y.dtype}; labels are whole numbers 0 to N-1")
         if x.dim() != dims:
@@ -80,30 +84,18 @@ def _form_problems(tensors: Mapping[str, Tensor], batch: bool) -> list[str]:
     return problems
 
 
-def _image_problems(x: Tensor) -> list[str]:
-    if x.dtype in (torch.float32, torch.float64):
-        return []
-    remedy = (
-        "half_precision of MetaLearner computes in bfloat16; give x.float()"
-        if x.is_floating_point()
-        else "give x.float() / 255, normalised as in training"
-    )
-    return [f"holds {x.dtype}; images are float32 or float64: {remedy}"]
-
-
 def _label_problems(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Say what is wrong with the labels, given that shapes and types fit."""
-    support, query = (
-        y.long().reshape(-1, y.shape[-1]) for y in (tensors[f"{name}_y"] for name in _SETS)
-    )  # [E, n]; one episode is [1, n]
-    low = {name: int(y.min()) for name, y in zip(_SETS, (support, query), strict=True)}
+    """Return what is wrong with the labels, given that shapes and types fit."""
+    labels = {name: tensors[f"{name}_y"].long() for name in _SETS}
     problems = [
-        f"{name}_y: holds the label {least}; labels are 0 to N-1, and none is left out of the loss"
-        for name, least in low.items()
-        if least < 0
+        f"{name}_y: holds the label {int(y.min())}; labels are 0 to N-1, and none is left out of"
+        " the loss"
+        for name, y in labels.items()
+        if int(y.min()) < 0
     ]
     if problems:
         return problems
+    support, query = (y.reshape(-1, y.shape[-1]) for y in labels.values())  # [E, n], or [1, n]
     ways = int(support.max()) + 1
     # compared, not counted: a label of 10^9 would make as many counters
     if ways > support.shape[1]:
