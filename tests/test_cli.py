@@ -21,18 +21,13 @@ import raymaml
 from raymaml.cli import main
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
+from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.record_files import read_records
 from raymaml.evaluation.records import record_arrays
+from raymaml.training import loop
 from raymaml.training.checkpoint import list_steps
 
-COMMANDS = [
-    ["data", "import"],
-    ["data", "sample"],
-    ["data", "show"],
-    ["train"],
-    ["test"],
-    ["report"],
-]
+COMMANDS = ["data import", "data sample", "data show", "train", "test", "report"]
 
 
 def raymaml_(*arguments: object, exit_code: int = 0) -> Result:
@@ -50,31 +45,35 @@ def draw_images(bank: ImageBank, folder: Path) -> None:
             Image.fromarray(image[:, :, 0].copy()).save(place / f"{number}.png")
 
 
-@pytest.mark.parametrize("command", [[], ["data"], *COMMANDS], ids=" ".join)
-def test_every_command_explains_itself(command: list[str]) -> None:
-    text = raymaml_(*command, "--help").output
-    assert text.startswith(f"Usage: main {' '.join(command)}".rstrip())
-    if command in COMMANDS:
-        assert "CONFIG [KEY=VALUE]..." in text
-        # the summary is a sentence of its own
-        assert any(line.strip().endswith(".") for line in text.splitlines()[1:4])
+def summary_of(outcome: Result) -> Any:
+    return json.loads(Path(outcome.output.splitlines()[-1]).read_text("utf-8"))
 
 
-def test_help_lists_the_commands() -> None:
-    text = raymaml_("--help").output
-    assert all(f"\n  {name} " in text for name in ("data", "train", "test", "report"))
-    text = raymaml_("data", "--help").output
-    assert all(f"\n  {name} " in text for name in ("import", "sample", "show"))
+@pytest.fixture
+def trained(make_config: Any, tmp_path: Path) -> Callable[..., tuple[Config, Path]]:
+    """``trained("key=value", ...)`` -> config and file of a run that has taken one step."""
+
+    def train(*overrides: str) -> tuple[Config, Path]:
+        config = make_config("trained", "outer.num_steps=1", *overrides)
+        raymaml_("train", "--local", tmp_path / "trained" / "config.yaml")
+        return config, tmp_path / "trained" / "config.yaml"
+
+    return train
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    text = raymaml_(*command.split(), "--help").output
+    assert text.startswith(f"Usage: main {command}")
+    assert "CONFIG [KEY=VALUE]..." in text
+    # the summary is a sentence of its own
+    assert any(line.strip().endswith(".") for line in text.splitlines()[1:4])
+    *groups, name = command.split()
+    assert f"\n  {name} " in raymaml_(*groups, "--help").output
 
 
 def test_version() -> None:
     assert raymaml.__version__ in raymaml_("--version").output
-
-
-def test_what_click_refuses_ends_with_2_too() -> None:
-    assert "No such command 'tain'" in raymaml_("tain", exit_code=2).output
-    assert "Missing argument 'CONFIG'" in raymaml_("train", exit_code=2).output
-    assert "No such option" in raymaml_("train", "--loca", "c.yaml", exit_code=2).output
 
 
 def test_the_module_runs_and_imports_nothing_heavy_for_help() -> None:
@@ -187,10 +186,8 @@ def check_summary(path: Path) -> None:
         assert (path.parent / f"{picture}.png").stat().st_size > 1000
 
 
-def test_a_campaign_goes_on_where_it_was_cut_off(make_config: Any, tmp_path: Path) -> None:
-    config: Config = make_config("cut", "outer.num_steps=1", "evaluation.baseline_episodes=0")
-    path = tmp_path / "cut" / "config.yaml"
-    raymaml_("train", "--local", path)
+def test_a_campaign_goes_on_where_it_was_cut_off(trained: Any) -> None:
+    config, path = trained("evaluation.baseline_episodes=0")
     raymaml_("test", "--local", path)
     (folder,) = (config.run_folder / "test" / "model").iterdir()
     whole = read_records(folder).drop(["seconds"])
@@ -203,46 +200,36 @@ def test_a_campaign_goes_on_where_it_was_cut_off(make_config: Any, tmp_path: Pat
     assert [line.split()[0] for line in lines[1:-2]] == ["8/10", "10/10"]  # 4..7 and 8..9
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)
     files[1].unlink()
-    # another chunk size cuts what is missing anew: 4..6 and 7
+    # another chunk size cuts what is missing differently: 4..6 and 7
     lines = raymaml_("test", "--local", path, "evaluation.chunk_size=3").output.splitlines()
     assert [line.split()[0] for line in lines[1:-2]] == ["9/10", "10/10"]
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)
     assert files[0].stat().st_mtime_ns == before
 
 
-def test_more_ways_at_test_than_in_training(make_config: Any, tmp_path: Path) -> None:
-    path = tmp_path / "ways" / "config.yaml"
-    make_config("ways", "model.head=zero", "episodes.test.num_ways=5", "outer.num_steps=1")
-    raymaml_("train", "--local", path)
-    summary = Path(raymaml_("test", "--local", path).output.splitlines()[-1])
-    assert "5-way" in json.loads(summary.read_text())["protocol"]
+def test_more_ways_at_test_than_in_training(trained: Any) -> None:
+    _, path = trained("model.head=zero", "episodes.test.num_ways=5")
+    assert "5-way" in summary_of(raymaml_("test", "--local", path))["protocol"]
 
 
 @pytest.mark.parametrize("head", ["zero", "shared"])
-def test_a_head_of_equal_rows_is_not_judged_without_adaptation(
-    make_config: Any, tmp_path: Path, head: str
-) -> None:
-    path = tmp_path / "equal" / "config.yaml"
-    make_config("equal", f"model.head={head}", "outer.num_steps=1")
-    raymaml_("train", "--local", path)
-    summary = Path(raymaml_("test", "--local", path).output.splitlines()[-1])
-    content = json.loads(summary.read_text())
+def test_a_head_of_equal_rows_is_not_judged_without_adaptation(trained: Any, head: str) -> None:
+    config, path = trained(f"model.head={head}")
+    content = summary_of(raymaml_("test", "--local", path))
     assert list(content["arms"]) == ["model", "untrained"]
     assert [each["arm"] for each in content["comparisons"]] == ["untrained"]
     # equal logits are a tie, won by one class: 2 of 6 queries of any episode
     first = content["accuracy_by_step"][0]
     assert (first["mean"], first["std"]) == (pytest.approx(1 / 3), pytest.approx(0))
-    page = summary.with_name("report.md").read_text(encoding="utf-8")
+    page = (config.run_folder / "test" / "report.md").read_text(encoding="utf-8")
     assert "the accuracy is 33.33% by construction, and no arm shows it" in page
 
 
-def test_a_model_that_does_not_adapt_is_not_judged_twice(make_config: Any, tmp_path: Path) -> None:
-    path = tmp_path / "still" / "config.yaml"
-    make_config("still", "outer.num_steps=1", "evaluation.inner.num_steps=0")
-    raymaml_("train", "--local", path)
-    summary = Path(raymaml_("test", "--local", path).output.splitlines()[-1])
-    assert list(json.loads(summary.read_text())["arms"]) == ["model", "untrained"]
-    assert "by construction" not in summary.with_name("report.md").read_text(encoding="utf-8")
+def test_a_model_that_does_not_adapt_is_not_judged_twice(trained: Any) -> None:
+    config, path = trained("evaluation.inner.num_steps=0")
+    assert list(summary_of(raymaml_("test", "--local", path))["arms"]) == ["model", "untrained"]
+    page = (config.run_folder / "test" / "report.md").read_text(encoding="utf-8")
+    assert "by construction" not in page
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -280,21 +267,12 @@ def test_sigterm_ends_a_step_that_does_not_end(
 
 
 @pytest.mark.parametrize(
-    ("number", "message"),
-    [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")],
+    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
 )
 def test_chunks_that_are_judged_are_kept(
-    make_config: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
-    message: str,
+    trained: Any, monkeypatch: pytest.MonkeyPatch, number: int, word: str
 ) -> None:
-    config: Config = make_config("judged", "outer.num_steps=1")
-    path = tmp_path / "judged" / "config.yaml"
-    raymaml_("train", "--local", path)
-    from raymaml.evaluation.campaign import Campaign
-
+    config, path = trained()
     real = Campaign.judge
 
     def stopping(self: Campaign, chunk: Any) -> Any:
@@ -305,7 +283,7 @@ def test_chunks_that_are_judged_are_kept(
     monkeypatch.setattr(Campaign, "judge", stopping)
     output = raymaml_("test", "--local", path, exit_code=128 + number).output
     assert output.splitlines()[-1] == (
-        f"raymaml: {message}; what is finished is kept: run the same command to go on"
+        f"raymaml: {word}; what is finished is kept: run the same command to go on"
     )
     monkeypatch.undo()
     (records,) = (config.run_folder / "test" / "model").iterdir()
@@ -317,8 +295,6 @@ def test_chunks_that_are_judged_are_kept(
 
 def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Call ``action`` when outer step ``step`` begins."""
-    from raymaml.training import loop
-
     real_step = loop.meta_step
 
     def disturbed(state: Any, *rest: Any) -> Any:
@@ -329,12 +305,8 @@ def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[],
     monkeypatch.setattr(loop, "meta_step", disturbed)
 
 
-def test_audits_are_in_the_next_report_of_what_was_audited(
-    make_config: Any, tmp_path: Path
-) -> None:
-    make_config("audited", "outer.num_steps=1")
-    path = tmp_path / "audited" / "config.yaml"
-    raymaml_("train", "--local", path)
+def test_audits_are_in_the_next_report_of_the_same_inner_loop(trained: Any) -> None:
+    _, path = trained()
     *lines, audits = raymaml_("audit", "--local", path).output.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "transduction",
@@ -350,10 +322,8 @@ def test_audits_are_in_the_next_report_of_what_was_audited(
     assert "Audit" not in page.read_text("utf-8")  # another inner loop was audited
 
 
-def test_a_replay_says_that_all_records_repeat(make_config: Any, tmp_path: Path) -> None:
-    config: Config = make_config("replayed", "outer.num_steps=1")
-    path = tmp_path / "replayed" / "config.yaml"
-    raymaml_("train", "--local", path)
+def test_a_replay_repeats_all_records(trained: Any) -> None:
+    config, path = trained()
     raymaml_("test", "--local", path)
     lines = raymaml_("test", "--replay", path).output.splitlines()
     assert lines[-1] == f"{config.run_folder}: all 20 records repeated"

@@ -35,10 +35,6 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def labels(num_classes: int, each: int) -> list[int]:
-    return [number for number in range(num_classes) for _ in range(each)]
-
-
 def png(seed: int, size: int) -> bytes:
     stream = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 2, (size, size), dtype=np.uint8) * 255
@@ -49,7 +45,10 @@ def png(seed: int, size: int) -> bytes:
 def mini_imagenet(folder: Path, each: int) -> list[str]:
     """Pickles of ``data`` and ``labels``."""
     for split, count in MINI.items():
-        content = {"data": noise(count * each, SIZE, SIZE, 3), "labels": labels(count, each)}
+        content = {
+            "data": noise(count * each, SIZE, SIZE, 3),
+            "labels": np.arange(count).repeat(each).tolist(),
+        }
         (folder / f"mini_imagenet_{split}.pickle").write_bytes(pickle.dumps(content))
     return ["data.source.verify_counts=false"]
 
@@ -58,7 +57,7 @@ def tiered_imagenet(folder: Path, each: int) -> list[str]:
     """An npz of BGR pixels and a pickle of labels for each split."""
     for split, count in TIERED.items():
         np.savez(folder / f"{split}_images.npz", images=noise(count * each, SIZE, SIZE, 3))
-        content = pickle.dumps({"labels": labels(count, each)})
+        content = pickle.dumps({"labels": np.arange(count).repeat(each).tolist()})
         (folder / f"{split}_labels.pkl").write_bytes(content)
     return ["data.source.verify_counts=false"]
 
@@ -127,6 +126,12 @@ def small_overrides(config: Config, folder: Path) -> list[str]:
     return overrides
 
 
+def run(*arguments: object) -> list[str]:
+    outcome = CliRunner().invoke(main, list(map(str, arguments)))
+    assert outcome.exit_code == 0, outcome.output
+    return outcome.output.splitlines()
+
+
 def test_there_are_configs() -> None:
     assert (len(SHIPPED), len(STUDIES), len(SWEEPS)) == (17, 6, 1)
 
@@ -150,16 +155,8 @@ def test_a_config_opens_with_its_claim_and_its_command(name: str) -> None:
 def test_a_config_imports_samples_trains_and_tests(name: str, tmp_path: Path) -> None:
     path = CONFIGS / name
     overrides = small_overrides(load_config(path), tmp_path)
-    commands: list[tuple[str, ...]] = [
-        ("data", "import"),
-        ("data", "sample"),
-        ("train",),
-        ("test",),
-    ]
-    for command in commands:
-        local = [] if command[0] == "data" else ["--local"]
-        outcome = CliRunner().invoke(main, [*command, str(path), *overrides, *local])
-        assert outcome.exit_code == 0, outcome.output
+    for command in ("data import", "data sample", "train --local", "test --local"):
+        run(*command.split(), path, *overrides)
     config = load_config(path, overrides)
     assert read_card(find_checkpoint(config.run_folder, "last")).step == 2
     summary = json.loads((config.run_folder / "test" / "summary.json").read_text("utf-8"))
@@ -175,16 +172,14 @@ def test_a_study_trains_judges_and_ends_in_verdicts(name: str, tmp_path: Path) -
     assert f"#   raymaml study configs/{name}" in lines
     settings, _ = load_study(path)
     overrides = small_overrides(load_config(path.parent / settings.config), tmp_path)
-    arguments = ["study", str(path), *overrides, "inner.num_steps=1", "--local"]
-    outcome = CliRunner().invoke(main, arguments)
-    assert outcome.exit_code == 0, outcome.output
-    summary = json.loads(Path(outcome.output.splitlines()[-1]).read_text("utf-8"))
+    arguments = ["study", path, *overrides, "inner.num_steps=1", "--local"]
+    *_, last = run(*arguments)
+    summary = json.loads(Path(last).read_text("utf-8"))
     assert list(summary["arms"]) == [arm.name for arm in settings.crossed_arms()]
     assert all(arm["num_episodes"] == 2 for arm in summary["arms"].values())
     assert [each["claim"] for each in summary["verdicts"]] == [c.claim for c in settings.checks]
     assert all("refusal" not in each for each in summary["comparisons"])
-    again = CliRunner().invoke(main, arguments)
-    assert again.output.splitlines() == outcome.output.splitlines()[-1:]  # nothing is left to do
+    assert run(*arguments) == [last]  # nothing is left to do
 
 
 @pytest.mark.slow
@@ -197,16 +192,13 @@ def test_a_sweep_runs_its_trials_and_exports_the_best(name: str, tmp_path: Path)
     settings = load_sweep(path)
     overrides = small_overrides(load_config(path.parent / settings.config), tmp_path)
     # as many validations as the sweep has, each after one outer step
-    text = re.sub(r"(grace_steps|perturb_every): \d+", r"\1: 1", path.read_text("utf-8"))
+    text = re.sub(r"grace_steps: \d+", "grace_steps: 1", path.read_text("utf-8"))
     text = re.sub(r"config: .*", f"config: {(path.parent / settings.config).resolve()}", text)
     text = re.sub(r"set: .*", "set: {outer.validate_every: 1}", text)
     small = tmp_path / "sweep.yaml"
     small.write_text(text, encoding="utf-8")
-    outcome = CliRunner().invoke(main, ["sweep", str(small), *overrides, "--local"])
-    assert outcome.exit_code == 0, outcome.output
-    content = json.loads(Path(outcome.output.splitlines()[-1]).read_text("utf-8"))
+    content = json.loads(Path(run("sweep", small, *overrides, "--local")[-1]).read_text("utf-8"))
     assert len(content["trials"]) == settings.count
     assert {trial["status"] for trial in content["trials"]} <= {"done", "stopped"}
-    best = str(tmp_path / f"runs/sweeps/glyphs-5way-1shot/{settings.name}/best/config.yaml")
-    outcome = CliRunner().invoke(main, ["test", best, "--local"])
-    assert outcome.exit_code == 0, outcome.output
+    best = tmp_path / f"runs/sweeps/glyphs-5way-1shot/{settings.name}/best/config.yaml"
+    run("test", best, "--local")

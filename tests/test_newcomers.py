@@ -30,43 +30,27 @@ CASES = {
     "an option that is none": ("train config --steps=3", "No such option '--steps'"),
     "an option before the command": ("--verbose train config", "stand behind its name"),
     "an override before the config": ("train outer.lr=1 config", "they stand behind CONFIG"),
-    "a long override": (f"train outer.lr={'1' * 300} config", "they stand behind CONFIG"),
     "an override instead of a config": ("doctor outer.lr=1", "they stand behind CONFIG"),
     "spaces around the sign": ("train config outer.lr = 1", "as in outer.lr=1e-3, without spaces"),
-    "a colon": ("train config outer.lr:1", "as in outer.lr=1e-3, without spaces"),
-    "two configs": ("train config config", "is not an override; write key.path=value"),
-    "a key without a value": (
-        "train config outer.lr=",
-        "outer.lr is empty, which YAML reads",
-    ),
+    "a key without a value": ("train config outer.lr=", "outer.lr is empty, which YAML reads"),
     "two points": ("train config outer..lr=3", "outer..lr=3: is not an override"),
+    "no such command": ("tain", "No such command 'tain'"),
     "no arguments": ("train", "Missing argument 'CONFIG'"),
     "no text": ("train ''", "it should be a path, or a URI such as"),
     "an unknown protocol": ("train foo://x", "Unsupported filesystem: 'foo'"),
     "a number for a section": ("train config outer=5", f"outer is 5; {SECTION}"),
-    "a list for a section": ("train config outer=[1]", f"outer is [1]; {SECTION}"),
     "text for a section": ("train config model=convnet4", f"model is 'convnet4'; {SECTION}"),
-    "no section": ("train config data=", f"no value; {SECTION}"),
-    "a split for a number": ("train config episodes.train=24", f"episodes.train is 24; {SECTION}"),
-    "a kind for a source": (
-        "train config data.source=glyphs",
-        ": write {kind: glyphs}",
-    ),
+    "a kind for a source": ("train config data.source=glyphs", ": write {kind: glyphs}"),
     "a kind in capitals": ("train config data.source.kind=Glyphs", "did you mean glyphs?"),
-    "a choice in capitals": ("train config outer.optimizer=Adam", "did you mean adam?"),
     "a key that is a tag": ("train config cluster.precision=fp16", "cluster.precision is 'fp16'"),
-    "a device": ("train config cluster.device=cuda:0", "did you mean cuda?"),
     "a number for a list": ("train config outer.milestones=3", "should be a list: write [3]"),
     "too few of a list": ("train config model.width=[1,2,3]", "model.width has no value number 4"),
     "an empty mapping": ("train config model.norm={}", "it should have at least 1 item"),
     "a name with a space": ("train config 'name=a b'", "hold only letters a-z, digits, . _ and -"),
-    "a hidden name": ("train config name=.a", "it should begin with a letter or digit"),
     "dotted keys in a file": ("train {outer.num_steps: 3, data: {}}", "outer: {num_steps: ...}"),
     "a config in a section": ("train {config: {name: a}}", "is not a config: its keys are config"),
     "several documents": ("train {name: a}\n---\n{name: b}\n", "expected a single document"),
     "a null byte": ("train name: a\0", "unacceptable character #x0000"),
-    "no letters": ("train  \n\n", "holds no mapping (it is empty)"),
-    "a comment": ("train # only\n", "holds no mapping (it is empty)"),
     "a study without its config": (f"study {STUDY}", "config is 'nowhere.yaml', and there is no "),
     "a sweep without its config": (f"sweep {SWEEP}", "config is 'nowhere.yaml', and there is no "),
 }
@@ -102,19 +86,13 @@ def test_a_config_may_lie_in_a_folder_that_looks_like_an_override(
     assert outcome.output.startswith(f"raymaml: {path}:4: outer.num_steps is -5; it should be")
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("bom", b"\xef\xbb\xbf" + CONFIG.encode()),
-        ("crlf", CONFIG.replace("\n", "\r\n").encode()),
-        ("cr", CONFIG.replace("\n", "\r").encode()),
-    ],
-)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 def test_a_file_of_another_system_is_read_and_its_lines_are_counted(
-    name: str, data: bytes, tmp_path: Path
+    line_end: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / f"{name}.yaml"
-    path.write_bytes(data.replace(b"num_steps: 5", b"num_steps: -5"))
+    path = tmp_path / "config.yaml"
+    text = "\ufeff" + CONFIG.replace("num_steps: 5", "num_steps: -5").replace("\n", line_end)
+    path.write_bytes(text.encode())
     outcome = CliRunner().invoke(main, ["train", str(path)])
     assert outcome.exit_code == 2
     assert outcome.output.startswith(f"raymaml: {path}:4: outer.num_steps is -5; it should be")

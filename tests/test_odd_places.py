@@ -10,7 +10,6 @@ from helpers_data import write_class_folders
 
 from raymaml.cli import main
 from raymaml.config.load import load_config
-from raymaml.config.study import StudyConfig
 
 CONFIG = """name: x
 data: {source: {kind: image-folder, path: ~/in}, bank: ~/bank, shards: ~/shards, image_size: 16}
@@ -55,7 +54,6 @@ def test_every_key_of_a_path_knows_the_home_folder(home: Path) -> None:
     places = (config.data.bank, config.data.shards, config.run_dir, source["path"], source["csv"])
     names = ("bank", "shards", "runs", "in", "list.csv")
     assert places == tuple(home / name for name in names)
-    assert StudyConfig.model_fields["config"].metadata  # as those of sources
 
 
 def test_a_home_that_nobody_has() -> None:
@@ -64,8 +62,10 @@ def test_a_home_that_nobody_has() -> None:
     assert "begins with the home of a user that this machine does not know" in said
 
 
-@pytest.mark.parametrize("key", ["data.bank", "data.shards", "run_dir"])
-@pytest.mark.parametrize("command", ["data import", "data sample", "train", "test", "report"])
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [("data import", "data.bank"), ("data sample", "data.shards"), ("train", "run_dir")],
+)
 def test_memory_is_lost_with_the_command(command: str, key: str) -> None:
     said = run(*command.split(), "~/config.yaml", f"{key}=memory://b/x", code=2)
     assert said == (
@@ -84,52 +84,34 @@ def test_a_bank_at_a_link_that_leads_nowhere(home: Path) -> None:
     assert "is a link" in run("data", "import", "~/config.yaml", "data.bank=~/bank/", code=2)
 
 
-def test_a_bank_at_a_link_to_itself(home: Path) -> None:
-    (home / "bank").symlink_to(home / "bank")
-    assert "is a link to" in run("data", "import", "~/config.yaml", code=2)
-
-
-@pytest.mark.parametrize("length", [200, 240, 255])
+@pytest.mark.parametrize("length", [200, 255])
 def test_long_names(home: Path, length: int) -> None:
     name = "é" + "x" * (length - 2)  # bytes
     run("data", "import", "~/config.yaml", f"data.bank=~/{name}")
     run("data", "sample", "~/config.yaml", f"data.bank=~/{name}", f"data.shards=~/s{name[2:]}")
-    names = {path.name for path in home.iterdir()}
-    assert names == {"config.yaml", "in", name, f"s{name[2:]}"}
+    assert {path.name for path in home.iterdir()} == {"config.yaml", "in", name, f"s{name[2:]}"}
 
 
-def test_names_that_are_too_long(home: Path) -> None:
-    name = "x" * 256
-    said = run("data", "import", "~/config.yaml", f"data.bank=~/{name}", code=2)
-    assert "(File name too long); give a shorter name" in said
-    run("data", "import", "~/config.yaml")
-    run("data", "sample", "~/config.yaml")
-    for arguments in (
-        ("data", "sample", f"data.shards=~/{name}"),
-        ("data", "sample", f"data.bank=~/{name}"),
-        ("data", "show", f"--out=~/{name}"),
-        ("train", f"run_dir=~/{name}", "--local"),
-    ):
-        head = arguments[: 2 if arguments[0] == "data" else 1]
-        said = run(*head, "~/config.yaml", *arguments[len(head) :], code=2)
-        assert "File name too long" in said, arguments
-    assert {path.name for path in home.glob("[!.]*")} == {"config.yaml", "in", "bank", "shards"}
-
-
-def test_places_below_a_file(home: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "reason", "remedy"),
+    [
+        ("x" * 256, "(File name too long)", "give a shorter name"),
+        ("file/x", "(Not a directory)", "a file stands where a folder should be"),
+    ],
+)
+def test_places_that_cannot_be(home: Path, place: str, reason: str, remedy: str) -> None:
     (home / "file").write_text("x")
-    said = run("data", "import", "~/config.yaml", "data.bank=~/file/bank", code=2)
-    assert "(Not a directory); a file stands where a folder should be" in said
-    said = run("data", "import", "~/config.yaml", "data.source.path=~/file/in", code=2)
-    assert "is not a folder; give one that exists" in said
+    said = run("data", "import", "~/config.yaml", f"data.bank=~/{place}", code=2)
+    assert f"{reason}; {remedy}" in said
     run("data", "import", "~/config.yaml")
     run("data", "sample", "~/config.yaml")
-    for arguments in (
-        ("data", "sample", "data.shards=~/file/shards"),
-        ("data", "sample", "data.bank=~/file/bank"),
-        ("data", "show", "--out=~/file/sheet.png"),
-        ("train", "run_dir=~/file/runs", "--local"),
+    for line in (
+        f"data sample ~/config.yaml data.shards=~/{place}",
+        f"data sample ~/config.yaml data.bank=~/{place}",
+        f"data show ~/config.yaml --out=~/{place}",
+        f"train ~/config.yaml --local run_dir=~/{place}",
     ):
-        head = arguments[: 2 if arguments[0] == "data" else 1]
-        said = run(*head, "~/config.yaml", *arguments[len(head) :], code=2)
-        assert "a file stands where" in said or "(Not a directory)" in said, said
+        said = run(*line.split(), code=2)
+        assert reason in said or remedy in said, said
+    names = {path.name for path in home.glob("[!.]*")}
+    assert names == {"config.yaml", "in", "bank", "shards", "file"}

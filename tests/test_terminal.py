@@ -79,23 +79,8 @@ def test_names_of_what_is_left_out(config: Path) -> None:
     assert len(lines) == 3
 
 
-def test_cells_of_a_list(config: Path) -> None:
-    table = config.parent / "list.csv"
-    table.write_text(
-        f'path,class,split\n"{EVIL}",k,train\ntrain/atrain/0.png,k,"{EVIL}"\n', "utf-8"
-    )
-    code, lines = on_a_terminal("data", "import", config, f"data.source.csv={table}")
-    assert code == 2
-    assert harmless(lines)
-    assert all(line.startswith("raymaml: ") for line in lines)
-
-
 def test_names_in_a_bank_of_somebody_else(config: Path) -> None:
     assert on_a_terminal("data", "import", config)[0] == 0
-    code, lines = on_a_terminal("data", "sample", config, "episodes.train.num_shots=5")
-    assert code == 2
-    assert harmless(lines)
-    assert any(f"of class {SHOWN}train" in line or "of class atrain" in line for line in lines)
     card = config.parent / "bank" / "bank.json"
     header = json.loads(card.read_text())
     card.write_text(json.dumps(header | {"schema_version": EVIL}))

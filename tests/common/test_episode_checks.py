@@ -47,39 +47,19 @@ def learner(rows: int = 3, head: Any = "learned") -> raymaml.MetaLearner:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"support_y": Y + 1, "query_y": Y.repeat(1, 2) + 1},
-            "support_y: holds the labels 1, 2, 3 on 3",
-        ),
+        ({"support_y": Y + 1}, "support_y: holds the labels 1, 2, 3 on 3"),
         ({"query_y": Y.repeat(1, 2) + 1}, "query_y: holds the label 3; the support set has the"),
         ({"query_y": Y.repeat(1, 2) - 100}, "query_y: holds the label -100; labels are 0 to N-1"),
-        ({"support_y": Y - 1}, "support_y: holds the label -1; labels are 0 to N-1"),
-        (
-            {"support_y": torch.tensor([[0, 1, 2], [0, 1, 1]])},
-            "label 2 of episode 1 has no support",
-        ),
+        ({"support_y": torch.tensor([[0, 1, 2], [0, 1, 1]])}, "label 2 of episode 1 has no supp"),
         ({"support_y": Y * 10**9}, "labels 0, 1000000000, 2000000000 on 3 images"),
         ({"support_y": Y.float()}, "support_y: holds torch.float32; labels are whole numbers"),
-        ({"query_y": Y.repeat(1, 2) > 0}, "query_y: holds torch.bool; labels are whole numbers"),
         ({"query_x": X(2, 0, 1, 4, 4), "query_y": X(2, 0).long()}, "query_x: holds no image"),
-        ({"support_x": X(0, 3, 1, 4, 4), "support_y": X(0, 3).long()}, "support_x: holds no image"),
-        (
-            {"support_x": X(2, 3, 1, 4, 4).byte()},
-            "support_x: holds torch.uint8; images are float32",
-        ),
+        ({"support_x": X(2, 3, 1, 4, 4).byte()}, "support_x: holds torch.uint8; images are float"),
         ({"query_x": X(2, 6, 1, 4, 4).half()}, r"query_x: holds torch.float16; .* give x.float"),
-        ({"query_x": X(2, 6, 1, 4, 4).bfloat16()}, "query_x: holds torch.bfloat16; images are"),
         ({"query_x": X(2, 6, 1, 4, 4).double()}, "query_x: holds torch.float64, support_x torch.f"),
         ({"support_x": X(6, 1, 4, 4)}, r"support_x: is of shape \[6, 1, 4, 4\]; images are \[E, n"),
-        (
-            {"support_y": Y[:, :2]},
-            r"support_y: is of shape \[2, 2\]; .* need labels of shape \[2, 3",
-        ),
-        ({"support_y": Y.flatten()}, r"support_y: is of shape \[6\]"),
-        (
-            {"query_x": X(3, 6, 1, 4, 4), "query_y": Y[[0, 1, 1]].repeat(1, 2)},
-            "3 episodes, support",
-        ),
+        ({"support_y": Y[:, :2]}, r"support_y: is of shape \[2, 2\]; .* need labels of shape"),
+        ({"query_x": X(3, 6, 1, 4, 4), "query_y": X(3, 6).long()}, "3 episodes, support_x 2"),
         ({"query_x": X(2, 6, 3, 4, 4)}, r"query_x: has images of shape \[3, 4, 4\], support_x of"),
         ({"support_y": [[0, 1, 2]] * 2}, "support_y: is of type list; give a torch.Tensor"),
         ({"query_x": torch.empty(2, 6, 1, 4, 4, device="meta")}, "lies on another device than the"),
@@ -96,7 +76,7 @@ def test_all_problems_are_in_one_message() -> None:
     assert len(caught.value.problems) == 4, caught.value.problems  # the types of x differ too
 
 
-@pytest.mark.parametrize("kind", ["uint8", "int8", "int16", "int32", "int64", "uint16", "uint32"])
+@pytest.mark.parametrize("kind", ["uint8", "int32", "uint32"])
 def test_labels_of_any_width_are_taken(kind: str) -> None:
     labels = Y.to(getattr(torch, kind))
     found = batch(support_y=labels, query_y=labels.long().repeat(1, 2).to(labels.dtype))

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from raymaml.config.explain import _models_in
 from raymaml.config.model import InnerConfig, InnerOverride
-from raymaml.config.schema import AllEpisodes, Config, EpisodesConfig, learning_fingerprint
+from raymaml.config.schema import AllEpisodes, Config, learning_fingerprint
+from raymaml.config.study import StudyConfig
+from raymaml.config.sweep import SweepConfig
 
 
 def tree() -> dict[str, Any]:
@@ -36,11 +39,8 @@ def test_defaults_are_the_papers() -> None:
     train = config.episodes.train
     assert (train.num_ways, train.num_shots, train.num_queries) == (5, 1, 15)
     assert (config.inner.num_steps, config.inner.lr, config.inner.gradient) == (5, 0.01, "auto")
-    assert (config.outer.optimizer, config.outer.lr, config.outer.meta_batch_size) == (
-        "adam",
-        1e-3,
-        4,
-    )
+    outer = config.outer
+    assert (outer.optimizer, outer.lr, outer.meta_batch_size) == ("adam", 1e-3, 4)
     assert (config.evaluation.checkpoint, config.cluster.num_workers) == ("best", "auto")
 
 
@@ -71,16 +71,10 @@ def test_6000_episodes_are_tested_by_default() -> None:
         AllEpisodes(train={}, val={"num_episodes": 1})
 
 
-def test_images_per_class_are_shots_and_queries() -> None:
-    spec = EpisodesConfig(num_ways=5, num_shots=2, num_queries=7, num_episodes=1)
-    assert spec.images_per_class == 9
-
-
 @pytest.mark.parametrize(
     ("section", "keys"),
     [
         ("outer", {"num_steps": 0}),
-        ("outer", {"num_steps": 1.5}),
         ("outer", {"num_steps": True}),
         ("outer", {"lr": 0}),
         ("outer", {"lr": float("nan")}),
@@ -89,31 +83,19 @@ def test_images_per_class_are_shots_and_queries() -> None:
         ("inner", {"num_steps": -1}),
         ("inner", {"lr": float("inf")}),
         ("cluster", {"num_workers": 0}),
-        ("cluster", {"num_workers": "all"}),
-        ("model", {"norm": "batch"}),
         ("inner", {"lr": True}),
-        ("outer", {"lr": True}),
         ("outer", {"schedule": "step", "milestones": [5]}),
-        ("model", {"norm": {}}),
         ("model", {"norm": {"*": "batch"}}),
         ("model", {"encoder": "resnet13"}),
-        ("model", {"encoder_args": {"a": 1}}),
         ("model", {"encoder": "my.module:Encoder", "width": 8}),
         ("model", {"width": [1, 2, 3, 4]}),
         ("model", {"encoder": "resnet12", "width": [1, 2]}),
-        ("model", {"unknown": 1}),
         ("data", {"image_size": 7}),
     ],
 )
 def test_what_makes_no_sense_is_refused(section: str, keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         make(**{section: keys})
-
-
-def test_momentum_belongs_to_sgd() -> None:
-    assert make(outer={"optimizer": "sgd", "momentum": 0.9}).outer.momentum == 0.9
-    with pytest.raises(ValidationError, match=r"momentum is 0\.9 but outer\.optimizer is adam"):
-        make(outer={"momentum": 0.9})
 
 
 def test_a_learned_head_keeps_its_ways() -> None:
@@ -129,20 +111,18 @@ def test_models_are_frozen() -> None:
         config.outer.num_steps = 3  # type: ignore[misc]
 
 
-def test_every_field_says_what_it_means() -> None:
-    def fields(model: type[BaseModel]) -> dict[str, str | None]:
-        return {f"{model.__name__}.{k}": f.description for k, f in model.model_fields.items()}
-
-    plain = {"Config.name": ""} | {
-        name: text
-        for section in (Config, *(Config.model_fields[k].annotation for k in ("data", "inner")))
-        for name, text in fields(section).items()
-    }
-    assert len(plain) >= 19
-    # sections say what they mean in their own docstring
-    sections = {"data", "episodes", "model", "inner", "outer", "evaluation", "cluster"}
-    bare = {name for name, text in plain.items() if not text}
-    assert bare <= {f"Config.{section}" for section in sections}
+def test_every_field_has_a_description() -> None:
+    found = {}
+    waiting: list[type[BaseModel]] = [Config, StudyConfig, SweepConfig]
+    while waiting:
+        model = waiting.pop()
+        for name, field in model.model_fields.items():
+            sections = _models_in(field.annotation)  # have docstrings
+            waiting += sections
+            if not sections and name not in ("kind", "train", "val", "test"):
+                found[f"{model.__name__}.{name}"] = field.description
+    assert len(found) >= 80
+    assert [name for name, text in found.items() if not text] == []
 
 
 def fingerprint(**sections: dict[str, Any]) -> dict[str, Any]:

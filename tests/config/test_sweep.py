@@ -43,24 +43,14 @@ def test_grids_have_a_number_of_trials_themselves(tmp_path: Path) -> None:
         (LR, "num_trials is missing; only a space with a grid has a number itself"),
         (f"{LR}num_trials: 0\n", "s.yaml:5: num_trials is 0; it should be greater than or equal"),
         ("num_trials: 2\n", "s.yaml: space is missing; it has no default"),
-        ("num_trials: 2\nspace: {}\n", "s.yaml:5: space is {}"),
         (
             "num_trials: 2\nspace:\n  outer.lr: {uniform: [0, 1], choice: [1]}\n",
             "s.yaml:6: space: a key has one of choice, grid, uniform, log_uniform, integer, as in"
             " {log_uniform: [1e-3, 1e-1]}; choice and uniform is given",
         ),
         (
-            "num_trials: 2\nspace:\n  outer.lr: {}\n",
-            "s.yaml:6: space: a key has one of choice, grid, uniform, log_uniform, integer, as in"
-            " {log_uniform: [1e-3, 1e-1]}; none is given",
-        ),
-        (
             "num_trials: 2\nspace:\n  outer.lr: {uniform: [1, 0.5]}\n",
             "s.yaml:6: space: uniform is [1.0, 0.5]; the first must be below the second",
-        ),
-        (
-            "num_trials: 2\nspace:\n  outer.lr: {log_uniform: [0, 0.5]}\n",
-            "s.yaml:6: space.outer.lr.log_uniform.0 is 0; it should be greater than 0",
         ),
         (
             "num_trials: 2\nspace:\n  inner.num_steps: {integer: [1.5, 2]}\n",
@@ -75,7 +65,6 @@ def test_grids_have_a_number_of_trials_themselves(tmp_path: Path) -> None:
             "space: seed cannot differ between trials, which are compared on the same episodes at"
             " the same steps; give it under `set`",
         ),
-        ("num_trials: 2\nspace: {data: {choice: [1]}}\n", "space: data cannot differ"),
         (
             "num_trials: 2\nspace: {episodes.train.num_shots: {choice: [1]}}\n",
             "space: episodes.train.num_shots cannot differ",
@@ -96,10 +85,6 @@ def test_grids_have_a_number_of_trials_themselves(tmp_path: Path) -> None:
             )
             for text in ("pbt", "{kind: pbt, perturb_every: 5, quantile: 0.25}")
         ),
-        (
-            f"{TWELVE}scheduler: {{kind: asha, reduction_factor: 1}}\n",
-            "reduction_factor is 1; it should be greater than or equal to 2",
-        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -108,7 +93,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: s
     assert message in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     text = "num_trials: no\nspaec: 1\nspace: {outer.lr: {uniform: [2, 1]}}\n"
     with pytest.raises(UserError) as caught:
         read(tmp_path, text)

@@ -59,29 +59,11 @@ def problems_of(path: Path, *overrides: str | Changes) -> tuple[str, ...]:
 
 
 READ_AS = {
-    "no": "false",
-    "Off": "false",
-    "on": "true",
-    "YES": "true",
-    "2024-01-01": "the date 2024-01-01",
-    "2024-01-01 10:00:00": "the date 2024-01-01 10:00:00",
-    "007": "7",
-    "010": "8",
-    "1_000": "1000",
-    "0x10": "16",
-    "0b11": "3",
-    "12:30:00": "45000",
-    ".5": "0.5",
-    "1e5": "100000.0",
-    "1.10": "1.1",
-    ".inf": "inf",
-    "~": "no value",
-    "Null": "no value",
+    **{"no": "false", "Off": "false", "on": "true", "YES": "true"},
+    **{"010": "8", "1_000": "1000", "0x10": "16", "12:30:00": "45000"},
+    **{"1e5": "100000.0", "1.10": "1.1", ".inf": "inf"},
+    **{"2024-01-01 10:00:00": "the date 2024-01-01 10:00:00", "~": "no value"},
 }
-
-
-def home(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 @pytest.mark.parametrize("key", ["name", "data.bank", "model.encoder"])
@@ -99,25 +81,14 @@ def test_text_that_yaml_takes_for_something_else_is_to_be_quoted(
         assert problem.startswith(f"{place} is {text}, which YAML reads as {READ_AS[text]}; ")
         assert f'if it is text, quote it: "{text}"' in problem
         # and that is a remedy
-        assert load_config(write(tmp_path, "data.bank", f'"{text}"')).data.bank == home(text)
-
-
-def test_what_is_read_as_it_looks_is_shown_once(tmp_path: Path) -> None:
-    (problem,) = problems_of(write(tmp_path, "name", "true"))
-    assert problem.endswith(
-        'name is true; it should be a valid string; if it is text, quote it: "true"'
-    )
-
-
-def test_an_empty_value_is_said_to_be_empty(tmp_path: Path) -> None:
-    path = write(tmp_path, "name", "")
-    assert problems_of(path) == (
-        f"{path}:1: name is empty, which YAML reads as no value; it should be a valid string",
-    )
+        assert (
+            load_config(write(tmp_path, "data.bank", f'"{text}"')).data.bank
+            == Path(text).expanduser()
+        )
 
 
 @pytest.mark.parametrize("key", ["seed", "outer.num_steps", "outer.lr"])
-@pytest.mark.parametrize("text", ["010", "007", "-010", "12:30", "1:30:00", "190:20:30"])
+@pytest.mark.parametrize("text", ["010", "-010", "12:30", "190:20:30"])
 def test_a_number_that_yaml_reads_otherwise_than_people_is_refused(
     tmp_path: Path, key: str, text: str
 ) -> None:
@@ -129,15 +100,13 @@ def test_a_number_that_yaml_reads_otherwise_than_people_is_refused(
     assert problems_of(write(tmp_path), f"{key}={text}")[0].startswith(f"command line: {key} is ")
 
 
-@pytest.mark.parametrize("text", ["8", "0", "-0", "1_000", "0x10", "+7"])
+@pytest.mark.parametrize("text", ["0", "-0", "1_000", "0x10", "+7"])
 def test_other_whole_numbers_are_what_they_look_like(tmp_path: Path, text: str) -> None:
     assert load_config(write(tmp_path), [f"seed={text.lstrip('-')}"]).seed == int(text, 0)
 
 
 @pytest.mark.parametrize("key", ["seed", "outer.num_steps", "outer.lr"])
-@pytest.mark.parametrize(
-    "text", ["0,001", "1,000", "1.000,5", "1'000", "10%", "2k", "1/2", "0.1.2", "1 000", "1e"]
-)
+@pytest.mark.parametrize("text", ["0,001", "1'000", "10%", "1 000", "1e"])
 def test_a_number_with_separators_or_units_gets_the_right_form(
     tmp_path: Path, key: str, text: str
 ) -> None:
@@ -160,29 +129,33 @@ def test_a_number_with_a_comma_in_braces_gets_the_right_form(tmp_path: Path) -> 
     assert "write the number with a point: 0.001" in problems
 
 
-@pytest.mark.parametrize("text", ["5.0", "1.000", "1e3", "1e5", "5."])
-def test_a_whole_number_has_no_point_and_no_exponent(tmp_path: Path, text: str) -> None:
-    (problem,) = problems_of(write(tmp_path, "outer.num_steps", text))
-    assert f": outer.num_steps is {text}" in problem
-    assert problem.endswith(": write whole numbers as 1000, without a point and an exponent")
-
-
-@pytest.mark.parametrize("text", ["yes", "off", "True"])
-def test_a_truth_value_is_no_number_and_the_message_has_the_key(tmp_path: Path, text: str) -> None:
-    path = write(tmp_path, "outer.lr", text)
+@pytest.mark.parametrize(
+    ("key", "text", "says"),
+    [
+        ("name", "true", 'is true; it should be a valid string; if it is text, quote it: "true"'),
+        ("name", "", "is empty, which YAML reads as no value; it should be a valid string"),
+        (
+            "outer.num_steps",
+            "5.0",
+            ": write whole numbers as 1000, without a point and an exponent",
+        ),
+        (
+            "outer.num_steps",
+            "1e3",
+            ": write whole numbers as 1000, without a point and an exponent",
+        ),
+        ("outer.lr", "yes", "is yes, which YAML reads as true; it should be a number"),
+        ("evaluation.target_half_width", "None", ": write null for no value"),
+        ("inner.frozen", "head", "is 'head'; it should be a list: write [head]"),
+    ],
+)
+def test_a_value_of_another_type_gets_its_remedy(
+    tmp_path: Path, key: str, text: str, says: str
+) -> None:
+    path = write(tmp_path, key, text)
     (problem,) = problems_of(path)
-    assert problem.startswith(f"{path}:11: outer.lr is {text}")
-    assert problem.endswith("; it should be a number")
-
-
-def test_none_is_null(tmp_path: Path) -> None:
-    (problem,) = problems_of(write(tmp_path, "evaluation.target_half_width", "None"))
-    assert problem.endswith(": write null for no value")
-
-
-def test_a_list_is_written_as_one(tmp_path: Path) -> None:
-    (problem,) = problems_of(write(tmp_path, "inner.frozen", "head"))
-    assert problem.endswith("inner.frozen is 'head'; it should be a list: write [head]")
+    assert problem.startswith(f"{path}:{LINES[key]}: {key} is ")
+    assert problem.endswith(says)
 
 
 def test_what_is_in_a_list_is_to_be_quoted_too(tmp_path: Path) -> None:
@@ -197,7 +170,6 @@ def test_what_is_in_a_list_is_to_be_quoted_too(tmp_path: Path) -> None:
     [
         ("name", "a\n\tseed: 2", "indent with spaces, not with tabs"),
         ("inner.frozen", "[*.norm]", 'begins with one of * & ! % @ ` | > into quotes: "*.norm"'),
-        ("inner.frozen", "[*norm]", "into quotes"),
         ("name", "@home", "into quotes"),
         ("name", "%a", "into quotes"),
         ("name", "a: b", "quote a text that holds ': '"),

@@ -14,10 +14,12 @@ from click.testing import CliRunner
 from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
+from raymaml.config.schema import Config
 from raymaml.convert import from_reference, reference_names
 from raymaml.convert.names import frozen_patterns
 from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
 
+BLOCKS = ["conv1", "conv2", "conv3", "conv4"]
 SECTION = {
     "split": "meta-train",
     "image_size": 84,
@@ -34,9 +36,7 @@ TRAIN: dict[str, Any] = {
     "train": SECTION,
     "val": {**SECTION, "split": "meta-val"},
     "encoder": "convnet4",
-    "encoder_args": {
-        "bn_args": {"track_running_stats": True, "episodic": ["conv1", "conv2", "conv3", "conv4"]}
-    },
+    "encoder_args": {"bn_args": {"track_running_stats": True, "episodic": BLOCKS}},
     "classifier": "logistic",
     "inner_args": {
         "reset_classifier": True,
@@ -114,12 +114,16 @@ def convert(*arguments: object) -> Any:
     return CliRunner().invoke(main, ["convert", *map(str, arguments)])
 
 
-def test_a_training_and_a_test_configuration_become_one_of_ours(tmp_path: Path) -> None:
-    train, test = write(tmp_path, "train.yaml", TRAIN), write(tmp_path, "test.yaml", TEST)
-    out = tmp_path / "ours.yaml"
-    outcome = convert(train, test, "--out", out)
+def converted(folder: Path, *trees: dict[str, Any]) -> tuple[Config, str]:
+    """Our config for configurations of the reference, and the lines of the command."""
+    paths = [write(folder, f"theirs-{number}.yaml", tree) for number, tree in enumerate(trees)]
+    outcome = convert(*paths, "--out", folder / "ours.yaml")
     assert outcome.exit_code == 0, outcome.output
-    config = load_config(out)
+    return load_config(folder / "ours.yaml"), outcome.output
+
+
+def test_a_training_and_a_test_configuration_become_one_of_ours(tmp_path: Path) -> None:
+    config, _ = converted(tmp_path, TRAIN, TEST)
     assert config.name == "convnet4-mini-imagenet-5way-1shot"
     assert (config.model.encoder, config.model.stage_widths[0]) == ("convnet4", 32)
     assert (config.model.norm, config.model.head) == ("episodic_biased", "zero")
@@ -143,29 +147,16 @@ def test_a_training_and_a_test_configuration_become_one_of_ours(tmp_path: Path) 
     ("bn", "norm"),
     [
         ({"track_running_stats": False}, "transductive"),
-        ({"track_running_stats": True}, "running"),
         ({}, "running"),
-        (
-            {"episodic": ["conv1", "conv3"]},
-            {
-                "encoder.conv1": "episodic_biased",
-                "encoder.conv3": "episodic_biased",
-                "*": "running",
-            },
-        ),
-        (
-            {"episodic": ["conv1", "conv2", "conv3", "conv4"], "alpha": True},
-            "tasknorm_reference",
-        ),
+        ({"episodic": ["conv3"]}, {"encoder.conv3": "episodic_biased", "*": "running"}),
+        ({"episodic": BLOCKS, "alpha": True}, "tasknorm_reference"),
     ],
 )
 def test_each_way_of_the_references_batch_norm_has_its_policy(
     bn: dict[str, Any], norm: object, tmp_path: Path
 ) -> None:
     config = changed(TRAIN, encoder_args__bn_args={**bn, "momentum": 0.2, "eps": 1e-3})
-    out = tmp_path / "ours.yaml"
-    assert convert(write(tmp_path, "train.yaml", config), "--out", out).exit_code == 0
-    model = load_config(out).model
+    model = converted(tmp_path, config)[0].model
     assert (model.norm, model.norm_momentum, model.norm_eps) == (norm, 0.2, 1e-3)
 
 
@@ -183,9 +174,7 @@ def test_encoders_keep_their_widths_and_names(
 ) -> None:
     config = changed(TRAIN, encoder=encoder, encoder_args={"bn_args": {}}, train__image_size=16)
     config = changed(config, val__image_size=16)
-    out = tmp_path / "ours.yaml"
-    assert convert(write(tmp_path, "train.yaml", config), "--out", out).exit_code == 0
-    model = load_config(out).model
+    model = converted(tmp_path, config)[0].model
     assert (model.encoder, model.stage_widths) == (ours, widths)
     names = reference_names(from_reference(config, None))
     assert len(set(names.values())) == len(names)
@@ -226,13 +215,12 @@ def test_a_checkpoint_becomes_a_run_that_can_be_tested(
 def test_zero_means_the_default_in_the_reference_and_is_said(tmp_path: Path) -> None:
     config = changed(TRAIN, inner_args__n_step=0, inner_args__encoder_lr=0)
     config["inner_args"]["frozen"] = ["bn", "nothing"]
-    out = tmp_path / "ours.yaml"
-    outcome = convert(write(tmp_path, "train.yaml", config), "--out", out)
-    inner = load_config(out).inner
+    ours, output = converted(tmp_path, config)
+    inner = ours.inner
     assert (inner.num_steps, inner.lr, inner.frozen) == (5, 0.01, ("*.norm",))
     for text in ("n_step: 0 stands for 5", "encoder_lr: 0 stands for 0.01", "'nothing' is in no"):
-        assert text in outcome.output
-        assert text in out.read_text(encoding="utf-8")
+        assert text in output
+        assert text in (tmp_path / "ours.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -246,26 +234,18 @@ def test_zero_means_the_default_in_the_reference_and_is_said(tmp_path: Path) -> 
     ],
 )
 def test_frozen_parts_of_names_become_patterns(texts: list[str], patterns: list[str]) -> None:
-    learner = from_reference(TRAIN, None)
-    theirs = reference_names(learner)
-    found = frozen_patterns(texts, theirs)
-    assert found == patterns
+    theirs = reference_names(from_reference(TRAIN, None))
+    assert frozen_patterns(texts, theirs) == patterns
 
 
 BN = "encoder_args.bn_args"
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dataset": "mini-imagenet"}, "dataset is 'mini-imagenet'; it should be 'meta-mini-imagenet'"),
     ({"encoder": "resnet50"}, "encoder is 'resnet50'; it should be 'convnet4', 'wide-convnet4'"),
-    ({"classifier": "meta-nn"}, "classifier is 'meta-nn'; it should be 'logistic'"),
     ({"inner_args__nstep": 3}, "inner_args.nstep is unknown; did you mean n_step?"),
-    ({"inner_args__n_step": "five"}, "inner_args.n_step is 'five'; it should be a valid integer"),
-    ({"classifier_args__temp": -1.0}, "classifier_args.temp is -1.0; it should be greater than 0"),
-    ({"optimizer": "adamax"}, "optimizer is 'adamax'; it should be 'adam', 'sgd' or 'rmsprop'"),
-    ({"optimizer_args__schedule": "foo"}, "schedule is 'foo'; it should be 'step' or 'cosine'"),
     ({"val__image_size": 80}, "image_size: the sections say 80, 84"),
     ({"train__split": "train"}, "train.split: 'train' is not 'meta-train'"),
     ({"encoder_args__bn_args__affine": False}, f"{BN}.affine is false; it should be True"),
-    ({"encoder_args__bn_args__momentum": 1.0}, f"{BN}.momentum is 1.0; it should be less than 1"),
     ({"encoder_args__bn_args__episodic": ["layer1"]}, "the encoder has no layer1"),
     ({"encoder_args__bn_args": {"alpha": True}}, "alpha: has no counterpart without episodic"),
     ({"optimizer_args__schedule": "cosine"}, "cosine ends after 140 epochs of 150"),
@@ -290,6 +270,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> N
     (tmp_path / "bad.pth").write_bytes(b"no checkpoint")
     torch.save({"encoder": "convnet4"}, tmp_path / "half.pth")
     cases = [
+        ([], "no file is given; give the training configuration"),
         ([test], "names no model"),
         ([test, test], "hold more than one testing configuration"),
         ([test, "--checkpoint", tmp_path / "bad.pth"], "bad.pth"),
@@ -333,13 +314,6 @@ def test_mistakes_of_both_files_come_at_once_with_their_lines(tmp_path: Path) ->
     assert not (tmp_path / "o").exists()
 
 
-def test_momentum_of_null_is_a_plain_average_and_refused(tmp_path: Path) -> None:
-    config = changed(TRAIN)
-    config["encoder_args"]["bn_args"]["momentum"] = None
-    outcome = convert(write(tmp_path, "t.yaml", config), "--out", tmp_path / "o")
-    assert f"{BN}.momentum is null, which YAML reads as no value; it should" in outcome.output
-
-
 def test_a_test_configuration_alone_describes_no_learner() -> None:
     with pytest.raises(UserError, match="names no model; give the checkpoint as well"):
         from_reference(TEST, None)
@@ -354,12 +328,6 @@ def test_settings_of_a_checkpoint_are_plain_values(tmp_path: Path) -> None:
         from_reference(TEST, path)
 
 
-def test_nothing_to_convert_is_a_message(tmp_path: Path) -> None:
-    outcome = convert("--out", tmp_path / "o")
-    assert outcome.exit_code == 2
-    assert "no file is given; give the training configuration" in outcome.output
-
-
 @pytest.mark.parametrize(
     ("dataset", "path"),
     [("meta-cub200", "materials/cub200"), ("meta-inatural", "materials/inatural")],
@@ -367,19 +335,15 @@ def test_nothing_to_convert_is_a_message(tmp_path: Path) -> None:
 def test_data_stays_where_the_reference_looks_for_it(
     tmp_path: Path, dataset: str, path: str
 ) -> None:
-    out = tmp_path / "o.yaml"
-    outcome = convert(write(tmp_path, "t.yaml", changed(TRAIN, dataset=dataset)), "--out", out)
-    assert outcome.exit_code == 0, outcome.output
-    assert load_config(out).data.source.path == Path(path)
-    assert ("check the name" in outcome.output) == (dataset == "meta-cub200")
+    config, output = converted(tmp_path, changed(TRAIN, dataset=dataset))
+    assert config.data.source.path == Path(path)
+    assert ("check the name" in output) == (dataset == "meta-cub200")
 
 
 def test_a_model_and_its_inner_loop_are_enough(tmp_path: Path) -> None:
     config = {key: TRAIN[key] for key in ("encoder", "encoder_args", "classifier", "inner_args")}
     config |= {"n_way": 3, "n_shot": 2, "image_size": 84}
-    out = tmp_path / "o.yaml"
-    outcome = convert(write(tmp_path, "t.yaml", config), "--out", out)
-    assert outcome.exit_code == 0, outcome.output
-    assert "data and outer are examples" in outcome.output
-    episodes = load_config(out).episodes
+    ours, output = converted(tmp_path, config)
+    assert "data and outer are examples" in output
+    episodes = ours.episodes
     assert (episodes.train.num_ways, episodes.test.num_shots) == (3, 2)

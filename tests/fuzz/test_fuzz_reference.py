@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from typing import Any
 
@@ -12,27 +11,18 @@ from hypothesis import strategies as st
 from test_fuzz_config import TRICKS, as_yaml
 from test_fuzz_runs import hostile_torch, torch_cases, torch_file, trees_of_tensors
 
-from raymaml.convert import from_reference, reference_names
+from raymaml.convert import from_reference
 from raymaml.convert.command import convert_files
 from raymaml.convert.learner import load_reference
 from raymaml.convert.names import their_names
 
-SECTION = {
-    "image_size": 84,
-    "normalization": True,
-    "n_batch": 2,
-    "n_way": 5,
-    "n_shot": 1,
-    "n_query": 2,
-}
+SECTION = {"image_size": 84, "normalization": True, "n_batch": 2, "n_way": 5, "n_query": 2}
 TRAIN: dict[str, Any] = {
     "dataset": "meta-mini-imagenet",
     "train": {**SECTION, "transform": "flip"},
     "val": SECTION,
     "encoder": "convnet4",
-    "encoder_args": {
-        "bn_args": {"track_running_stats": True, "episodic": ["conv1"], "n_episode": 4}
-    },
+    "encoder_args": {"bn_args": {"episodic": ["conv1"], "n_episode": 4}},
     "classifier": "logistic",
     "classifier_args": {"temp": 1.0},
     "inner_args": {"n_step": 1, "encoder_lr": 0.01, "frozen": ["bn"], "first_order": True},
@@ -49,7 +39,6 @@ def test_configurations(fuzz: Fuzz) -> None:
     honest = [as_yaml(TRAIN), as_yaml(TEST)]
     values = hostile_values(fuzz.root)
     cases = st.one_of(
-        st.tuples(changed_tree(TRAIN, values).map(as_yaml), st.just(honest[1])),
         st.tuples(changed_tree(TRAIN, values).map(as_yaml), st.just(honest[1])),
         st.tuples(st.just(honest[0]), changed_tree(TEST, values).map(as_yaml)),
         st.tuples(changed_bytes(honest[0]), changed_bytes(honest[1])),
@@ -73,14 +62,11 @@ def test_configurations(fuzz: Fuzz) -> None:
 
 def saved() -> dict[str, Any]:
     """A checkpoint as the reference writes it."""
-    learner = from_reference(TRAIN, None)
-    ours = learner.model.state_dict()
-    theirs = {name: ours[own] for own, name in their_names(learner.model, ours).items()}
-    assert reference_names(learner)
+    model = from_reference(TRAIN, None).model
     parts = {"encoder": {}, "classifier": {}}
-    for name, value in theirs.items():
+    for own, name in their_names(model, model.state_dict()).items():
         part, _, rest = name.partition(".")
-        parts[part][rest] = value[:4].clone() if part == "x" else value
+        parts[part][rest] = model.state_dict()[own]
     return {
         "config": TRAIN,
         "encoder": "convnet4",
@@ -98,32 +84,21 @@ def test_checkpoints(fuzz: Fuzz) -> None:
     path, out = fuzz.place / "max-va.pth", fuzz.place / "ours.yaml"
     weights = honest["encoder_state_dict"]
     key = next(iter(weights))
-    small = {**honest, "encoder_state_dict": {key: weights[key]}}
+    small = honest | {"encoder_state_dict": {key: weights[key]}}
 
     def with_weight(value: Any) -> dict[str, Any]:
-        tree = copy.copy(honest)
-        tree["encoder_state_dict"] = {**weights, key: value}
-        return tree
+        return honest | {"encoder_state_dict": weights | {key: value}}
 
-    values = hostile_values(fuzz.root)
-    described = {
-        name: honest[name] for name in ("config", "encoder", "encoder_args", "classifier_args")
-    }
+    described = {k: honest[k] for k in ("config", "encoder", "encoder_args", "classifier_args")}
     cases = st.one_of(
         torch_cases({**small, "w": torch.zeros(3)}),
-        changed_tree(described, values).map(
+        changed_tree(described, hostile_values(fuzz.root)).map(
             lambda tree: torch_file({**honest, **tree}) if isinstance(tree, dict) else b""
         ),
         trees_of_tensors(honest).map(torch_file),
         st.sampled_from(hostile_torch(weights, torch_file(honest))),
         st.sampled_from(
-            [
-                None,
-                1,
-                weights[key].double(),
-                weights[key].to(torch.complex64),
-                weights[key].expand(2, -1, -1, -1, -1),
-            ]
+            [None, weights[key].to(torch.complex64), weights[key].expand(2, -1, -1, -1, -1)]
         ).map(lambda value: torch_file(with_weight(value))),
     )
 
