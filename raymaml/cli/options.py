@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -21,19 +22,12 @@ from raymaml.storage.place import Place, at_home, is_remote, to_place
 
 def _place(value: str) -> Place:
     """Return the path or URI that a text names; ``click.Path`` would drop a slash of a URI."""
-    if re.match(r"[a-z][a-z_.]*=", value) and not _exists(Path(value)):
+    if re.match(r"[a-z][a-z_.]*=", value) and not os.path.lexists(value):
         raise click.BadParameter(f"{value}: it is an override; they stand behind CONFIG")
     try:
         return to_place(value)
     except ValueError as error:
         raise click.BadParameter(f"{value}: it {error}") from None
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that no file can have
-        return False
 
 
 def say(text: object) -> None:
@@ -73,11 +67,8 @@ def require_kept(config: Config) -> None:
     Raises:
         UserError: naming each place in the memory of the process.
     """
-    places = {
-        "data.bank": config.data.bank,
-        "data.shards": config.data.shards,
-        "run_dir": config.run_dir,
-    }
+    data = config.data
+    places = {"data.bank": data.bank, "data.shards": data.shards, "run_dir": config.run_dir}
     with gathered() as mistakes:
         for key, place in places.items():
             if is_remote(place) and place.protocol == "memory":
@@ -109,10 +100,10 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             with terminable():
                 return command(*args, **kwargs)
         except (UserError, OSError) as error:
-            told = error if isinstance(error, UserError) else storage_error(error)
-            if told is None:
+            mistake = error if isinstance(error, UserError) else storage_error(error)
+            if mistake is None:
                 raise
-            for problem in told.problems:
+            for problem in mistake.problems:
                 say_line(f"raymaml: {problem}", err=True)
             sys.exit(2)
         except (KeyboardInterrupt, Terminated) as stop:

@@ -60,34 +60,15 @@ def doctor(
         sys.exit(1)
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @OPTIONAL_CONFIG
 @OVERRIDES
-@click.option(
-    "--methods", metavar="NAMES", help="Of all: unrolled,checkpointed,mixed_mode,plain,..."
-)
-@click.option(
-    "--steps",
-    default="1,5,10,20,50",
-    show_default=True,
-    help="Inner steps of the plot; empty for none.",
-)
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds.")
-@click.option(
-    "--episodes",
-    default=2,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Timed by each process in a round.",
-)
+@click.option("--methods", metavar="NAMES", help="Of unrolled,checkpointed,mixed_mode,plain,...")
+@click.option("--steps", default="1,5,10,20,50", help="Inner steps of the plot; empty for none.")
+@click.option("--repeats", default=5, type=click.IntRange(min=1), help="Rounds.")
+@click.option("--episodes", default=2, type=click.IntRange(min=1), help="A process, in a round.")
 @click.option("--json", "json_path", type=UserPath(dir_okay=False))
-@click.option(
-    "--plot",
-    "plot_path",
-    type=UserPath(dir_okay=False),
-    default="bench.png",
-    show_default=True,
-)
+@click.option("--plot", "plot_path", type=UserPath(dir_okay=False), default="bench.png")
 @reports_user_errors
 def bench(
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -86,11 +87,5 @@ def cut(text: str, length: int) -> str:
 
 def stays_inside(name: str) -> bool:
     """Return whether a path in an archive or a list stays inside the folder that it is for."""
-    if name.startswith("/") or any(char in name for char in "\\:\0"):
-        return False
-    depth = 0
-    for part in name.split("/"):
-        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
-        if depth < 0:
-            return False
-    return True
+    is_plain = not any(char in name for char in "\\:\0")
+    return is_plain and not f"{posixpath.normpath(name)}/".startswith(("/", "../"))

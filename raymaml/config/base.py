@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +19,8 @@ from pydantic_core import PydanticCustomError
 
 from raymaml.storage.place import Place, at_home, to_place
 
+T = TypeVar("T")
+
 
 def _no_truth_value(value: object) -> object:
     if isinstance(value, bool):
@@ -25,22 +28,21 @@ def _no_truth_value(value: object) -> object:
     return value
 
 
-def read_place(value: object) -> Place:
-    """Return a place; pydantic adds key and value to the error."""
-    try:
-        return to_place(value)
-    except ValueError as error:
-        raise PydanticCustomError("place", "{reason}", {"reason": str(error)}) from None
+def _with_reason(read: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Let pydantic add key and value to an error of ``read``."""
+
+    def checked(value: Any) -> T:
+        try:
+            return read(value)
+        except ValueError as error:
+            raise PydanticCustomError("place", "{reason}", {"reason": str(error)}) from None
+
+    return checked
 
 
-def _read_home(path: Path) -> Path:
-    try:
-        return at_home(path)
-    except ValueError as error:
-        raise PydanticCustomError("place", "{reason}", {"reason": str(error)}) from None
-
-
+read_place = _with_reason(to_place)
 Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 Steps = Annotated[Count, Field(le=100_000)]
@@ -51,9 +53,7 @@ Rate = Annotated[Number, Field(ge=0)]
 PositiveRate = Annotated[Number, Field(gt=0)]
 PlaceField = Annotated[Place, PlainValidator(read_place), PlainSerializer(str, when_used="json")]
 """A folder on disk, or a URI."""
-
-
-PathField = Annotated[Path, AfterValidator(_read_home)]
+PathField = Annotated[Path, AfterValidator(_with_reason(at_home))]
 """A file or folder on disk."""
 
 

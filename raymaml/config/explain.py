@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar, get_args
@@ -28,13 +28,7 @@ RawPath = tuple[int | str, ...]
 def validated(
     model: type[Model], tree: Mapping[Any, Any], file: str, origins: Origins | None = None
 ) -> Model:
-    """Return the settings in ``tree``.
-
-    Args:
-        model: of the settings.
-        tree: keys and plain values.
-        file: the place, in messages, of a key that has no origin.
-        origins: of the keys.
+    """Return the settings that ``tree`` holds; ``file`` is the place of keys without an origin.
 
     Raises:
         UserError: with every mistake found.
@@ -166,18 +160,18 @@ def _remedy_of_a_number(value: Any) -> str:
     if isinstance(value, str) and value.lower() == "none":
         return ": write null for no value"
     if isinstance(value, str):
-        return (
-            ": write numbers as 1000, 0.001 or 1e-3, without quotes, leading zeros, separators"
-            " and units"
-        )
-    if isinstance(value, float):
-        return ": write whole numbers as 1000, without a point and an exponent"
-    return ""
+        forms = "1000, 0.001 or 1e-3, without quotes, leading zeros, separators and units"
+        return f": write numbers as {forms}"
+    without = ": write whole numbers as 1000, without a point and an exponent"
+    return without if isinstance(value, float) else ""
 
 
 def _nearest_choice(value: str, allowed: str) -> str:
-    """Suggest the quoted name in ``allowed`` that is most like ``value``."""
-    names = re.findall(r"'([^']*)'", allowed)
+    return nearest(value, re.findall(r"'([^']*)'", allowed))
+
+
+def nearest(value: str, names: Iterable[str]) -> str:
+    """Return a question that suggests the name most like ``value``; empty if none is."""
     near = difflib.get_close_matches(value.lower(), names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -209,9 +203,8 @@ def _did_you_mean(keys: KeyPath, model: type[BaseModel]) -> str:
         outer, _, inner = keys[-1].partition(".")
         return f"; in a file, write the one in the other: {outer}: {{{inner}: ...}}"
     names = _fields_at(keys[:-1], model)
-    near = difflib.get_close_matches(keys[-1].lower(), names, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
+    if near := nearest(keys[-1], names):
+        return near
     if elsewhere := [path for path in paths if path.split(".")[-1] == keys[-1]]:
         return f"; did you mean {' or '.join(elsewhere[:_MOST_SUGGESTIONS])}?"
     return f"; allowed here: {', '.join(names)}" if names else ""
@@ -221,7 +214,7 @@ def _paths(model: type[BaseModel]) -> Iterator[str]:
     """Yield every dotted key that ``model`` has."""
     for name, field in model.model_fields.items():
         yield name
-        for inner in _models_in(field.annotation):
+        for inner in models_in(field.annotation):
             yield from (f"{name}.{path}" for path in _paths(inner))
 
 
@@ -231,11 +224,12 @@ def _fields_at(prefix: KeyPath, model: type[BaseModel]) -> list[str]:
     for key in prefix:
         annotations = [m.model_fields[key].annotation for m in models if key in m.model_fields]
         if annotations:  # else a key of a mapping, or a place in a list, of such models
-            models = [model for note in annotations for model in _models_in(note)]
+            models = [model for note in annotations for model in models_in(note)]
     return sorted({name for model in models for name in model.model_fields})
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models that a type is made of."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
+    return [model for part in get_args(annotation) for model in models_in(part)]

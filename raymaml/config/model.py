@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raymaml.config.base import PositiveInt, PositiveRate, Rate, Section, Steps
+from raymaml.config.base import Momentum, PositiveInt, PositiveRate, Rate, Section, Steps
 
 NormPolicy = Literal[
     "transductive",
@@ -103,9 +103,7 @@ class ModelConfig(Section):
         if self.encoder_args and not own:
             raise ValueError("model.encoder_args belong to your own encoder; leave them out")
         if own and self.width is not None:
-            raise ValueError(
-                "model.width does not apply to your own encoder; use model.encoder_args"
-            )
+            raise ValueError("model.width: your own encoder has none; use model.encoder_args")
         if self.encoder == "convnet4" and isinstance(self.width, tuple):
             raise ValueError("model.width: convnet4 has blocks of one width; give one number")
         return self
@@ -120,7 +118,7 @@ class InnerConfig(Section):
     """Learning rate of the encoder on the mean cross-entropy of the support set."""
     head_lr: Rate | None = None
     """Learning rate of the head; null is the encoder's."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Momentum = 0.0
     """Momentum of the inner steps; each episode starts at rest."""
     weight_decay: Rate = 0.0
     """Added to the gradient, times the weight (L2)."""
@@ -143,7 +141,7 @@ class InnerOverride(Section):
     """Encoder rate at validation and test."""
     head_lr: Rate | None = None
     """Head rate at validation and test."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    momentum: Momentum | None = None
     """Momentum at validation and test."""
     weight_decay: Rate | None = None
     """Weight decay at validation and test."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raymaml.config.base import Count, PositiveInt, PositiveRate, Rate, Section
+from raymaml.config.base import Count, Momentum, PositiveInt, PositiveRate, Rate, Section
 
 
 class OuterConfig(Section):
@@ -20,7 +20,7 @@ class OuterConfig(Section):
     """Update rule."""
     lr: PositiveRate = 1e-3
     """Learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Momentum = 0.0
     """Momentum of sgd and rmsprop."""
     weight_decay: Rate = 0.0
     """Decay of the meta-parameters: added to the gradient (L2); apart from it for adamw."""
@@ -46,34 +46,23 @@ class OuterConfig(Section):
 
     @model_validator(mode="after")
     def _options_belong_to_the_choices(self) -> OuterConfig:
-        problems = []
-        if self.momentum and self.optimizer not in {"sgd", "rmsprop"}:
-            problems.append(
-                f"outer.momentum is {self.momentum} but outer.optimizer is {self.optimizer}:"
-                " momentum belongs to sgd and rmsprop"
-            )
-        if bool(self.milestones) != (self.schedule == "step"):
-            problems.append(
-                f"outer.milestones is {list(self.milestones)} but outer.schedule is"
-                f" {self.schedule}: step needs milestones, and nothing else has them"
-            )
-        if self.gamma != 0.1 and self.schedule != "step":
-            problems.append(
-                f"outer.gamma is {self.gamma} but outer.schedule is {self.schedule}: gamma belongs"
-                " to step"
-            )
-        if list(self.milestones) != sorted(set(self.milestones)):
-            problems.append(f"outer.milestones is {list(self.milestones)}; it must ascend")
-        if self.milestones and self.milestones[-1] >= self.num_steps:
-            problems.append(
-                f"outer.milestones is {list(self.milestones)}; they are outer steps below"
-                f" outer.num_steps, {self.num_steps}"
-            )
-        if self.warmup_steps >= self.num_steps:
-            problems.append(
-                f"outer.warmup_steps is {self.warmup_steps}; it must be below outer.num_steps,"
-                f" {self.num_steps}"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
+        milestones, is_step = list(self.milestones), self.schedule == "step"
+        own_momentum = self.optimizer in {"sgd", "rmsprop"}
+        problems: dict[str, object] = {
+            f"outer.momentum is {self.momentum} but outer.optimizer is {self.optimizer}:"
+            " momentum belongs to sgd and rmsprop": self.momentum and not own_momentum,
+            f"outer.milestones is {milestones} but outer.schedule is {self.schedule}: step"
+            " needs milestones, and nothing else has them": bool(milestones) != is_step,
+            f"outer.gamma is {self.gamma} but outer.schedule is {self.schedule}: gamma belongs"
+            " to step": self.gamma != 0.1 and not is_step,
+            f"outer.milestones is {milestones}; it must ascend": (
+                milestones != sorted(set(milestones))
+            ),
+            f"outer.milestones is {milestones}; they are outer steps below outer.num_steps,"
+            f" {self.num_steps}": milestones and milestones[-1] >= self.num_steps,
+            f"outer.warmup_steps is {self.warmup_steps}; it must be below outer.num_steps,"
+            f" {self.num_steps}": self.warmup_steps >= self.num_steps,
+        }
+        if found := [problem for problem, holds in problems.items() if holds]:
+            raise ValueError("; ".join(found))
         return self

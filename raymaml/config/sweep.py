@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raymaml.config.base import Number, PathField, PositiveInt, PositiveRate, Section
+from raymaml.config.base import Count, Number, PathField, PositiveInt, PositiveRate, Section
 from raymaml.config.study import Overrides, ShortName
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
@@ -114,7 +114,7 @@ class SweepConfig(Section):
     ones as they are. optuna: Optuna proposes each trial, given the trials that have ended."""
     num_trials: PositiveInt | None = None
     """Number of trials, at most 10,000; null: every combination of the grids once."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = 0
+    seed: Count = 0
     """Seed of the values. (The config has the seeds of weights and episodes, for all trials.)"""
     metric: Literal["val_accuracy"] = "val_accuracy"
     """The number compared: the accuracy on the validation episodes, larger is better."""

@@ -49,11 +49,11 @@ def quoted(text: str, key: str, place: str) -> str:
 
 
 def _is_in_list(key: str) -> bool:
-    return any(part.isdigit() for part in key.split("."))
+    return any(map(str.isdigit, key.split(".")))
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with YAML 1.2 floats."""
+    """The safe loader, which also reads the floats of YAML 1.2."""
 
 
 _Loader.add_implicit_resolver(
@@ -98,9 +98,8 @@ def _text_of(path: Place) -> str:
     except Exception as error:  # the file systems of URIs have errors of their own
         missing = "there is none" if isinstance(error, FileNotFoundError) else None
         reason = getattr(error, "strerror", None) or missing or reason_of(error)
-        remedy = "give a config file"
-        if isinstance(error, IsADirectoryError):
-            remedy = "give a file: the config of a run is config.yaml in the run's folder"
+        in_folder = "give a file: the config of a run is config.yaml in the run's folder"
+        remedy = in_folder if isinstance(error, IsADirectoryError) else "give a config file"
         raise UserError(f"{path}: cannot be read ({reason})", remedy=remedy) from None
 
 

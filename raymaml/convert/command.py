@@ -76,10 +76,8 @@ def _read(
         for path, tree, origins in files:
             kind = kind_of(tree)
             if kind in found:
-                word = kind.__name__.lower()
-                raise UserError(
-                    f"{given}: hold more than one {word} configuration", remedy="give one"
-                )
+                problem = f"{given}: hold more than one {kind.__name__.lower()} configuration"
+                raise UserError(problem, remedy="give one")
             found[kind] = None
             with mistakes.kept():
                 found[kind] = validated(kind, tree, str(path), origins)
@@ -87,10 +85,8 @@ def _read(
                 notes = [f"{path}: gives a model and its inner loop; data and outer are examples"]
         if Training not in found:
             why = f"{given}: is a testing configuration, which names no model"
-            raise UserError(
-                f"{why if given else 'no file is given'}",
-                remedy="give the training configuration, or a checkpoint that holds it, as well",
-            )
+            remedy = "give the training configuration, or a checkpoint that holds it, as well"
+            raise UserError(why if given else "no file is given", remedy=remedy)
     return found[Training], found.get(Testing), notes
 
 

@@ -50,15 +50,11 @@ def from_reference(config: Mapping[str, Any], checkpoint: Path | None) -> MetaLe
     """
     saved = load_reference(checkpoint) if checkpoint is not None else None
     source = validated(kind_of(config), config, "the settings")
-    if isinstance(source, Testing):
-        data = source.test
-        if saved is None:
-            raise UserError(
-                "a test configuration names no model", remedy="give the checkpoint as well"
-            )
-        model = saved.model
-    else:
-        data, model = source.train, saved.model if saved else source
+    data = source.test if isinstance(source, Testing) else source.train
+    model = saved.model if saved else source
+    if isinstance(model, Testing):
+        problem = "a test configuration names no model"
+        raise UserError(problem, remedy="give the checkpoint as well")
     network, theirs = built_model(model, source.inner_args, data)
     if saved is not None:
         load_weights(network, saved.weights, head_too=not source.inner_args.reset_classifier)
@@ -78,11 +74,9 @@ def load_reference(path: Path) -> Saved:
         reason = reason_of(error)
         raise UserError(f"{path}: is not a checkpoint that can be read ({reason})") from None
     wanted = {*Model.model_fields, *PARTS.values()}
-    if not isinstance(saved, dict) or (missing := sorted(wanted - set(saved))):
-        raise UserError(
-            f"{path}: is not a checkpoint of the reference"
-            + (f" (lacks {', '.join(missing)})" if isinstance(saved, dict) else "")
-        )
+    lacks = sorted(wanted - set(saved)) if isinstance(saved, dict) else ["everything"]
+    if lacks:
+        raise UserError(f"{path}: is not a checkpoint of the reference (lacks {', '.join(lacks)})")
     for key in PARTS.values():
         if not isinstance(saved[key], dict) or not all(map(is_plain, saved[key].values())):
             raise UserError(f"{path}: its {key} are not tensors by name")

@@ -8,21 +8,13 @@ from typing import Any
 from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig
 from raymaml.convert.names import frozen_patterns, their_names
-from raymaml.convert.reference import (
-    Data,
-    Dataset,
-    Encoder,
-    InnerArguments,
-    Model,
-    Testing,
-    Training,
-)
+from raymaml.convert.reference import Data, InnerArguments, Model, Testing, Training
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier
 
 Settings = dict[str, Any]
 
-ENCODERS: dict[Encoder, Settings] = {
+ENCODERS: dict[str, Settings] = {
     "convnet4": {"encoder": "convnet4", "width": 32},
     "wide-convnet4": {"encoder": "convnet4", "width": 64},
     "resnet12": {"encoder": "resnet12", "width": [64, 128, 256, 512]},
@@ -30,7 +22,7 @@ ENCODERS: dict[Encoder, Settings] = {
     "resnet18": {"encoder": "resnet10", "width": [64, 128, 256, 512]},
     "wide-resnet18": {"encoder": "resnet10", "width": [64, 160, 320, 640]},
 }
-SOURCES: dict[Dataset, tuple[str, list[float], list[float]]] = {
+SOURCES: dict[str, tuple[str, list[float], list[float]]] = {
     "meta-mini-imagenet": ("mini-imagenet", [0.471, 0.450, 0.403], [0.278, 0.268, 0.284]),
     "meta-tiered-imagenet": ("tiered-imagenet", [0.478, 0.456, 0.410], [0.279, 0.274, 0.286]),
     "meta-cifar-fs": ("cifar-fs", [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]),
@@ -57,7 +49,8 @@ def whole_config(
     Raises:
         UserError: naming everything in which the parts disagree.
     """
-    sections = _sections(train, test)
+    parts = {"train": train.train, "val": train.val, "test": test.test if test else None}
+    sections = {split: section for split, section in parts.items() if section is not None}
     if problems := _disagreements(train, test, sections):
         raise UserError(*problems)
     _, theirs = built_model(model, train.inner_args, train.train)
@@ -153,37 +146,27 @@ def inner_settings(inner: InnerArguments, theirs: Mapping[str, str]) -> tuple[Se
     return settings, notes
 
 
-def _sections(train: Training, test: Testing | None) -> dict[str, Data]:
-    found = {"train": train.train, "val": train.val, "test": test.test if test else None}
-    return {split: section for split, section in found.items() if section is not None}
-
-
 def _disagreements(
     train: Training, test: Testing | None, sections: Mapping[str, Data]
 ) -> list[str]:
-    problems = [
+    """Return a problem for each setting that differs and that raymaml has once."""
+    files = [each for each in (train, test) if each is not None]
+    given = {
+        "image_size": [section.image_size for section in sections.values()],
+        "normalization": [section.normalization for section in sections.values()],
+        "dataset": [each.dataset for each in files],
+        "inner_args.reset_classifier": [each.inner_args.reset_classifier for each in files],
+    }
+    return [
         f"{split}.split: {section.split[:100]!r} is not 'meta-{split}'"
         for split, section in sections.items()
         if section.split not in (None, f"meta-{split}")
+    ] + [
+        f"{key}: the sections say {', '.join(sorted(set(map(str, values))))}; raymaml has one for"
+        " all"
+        for key, values in given.items()
+        if len(set(values)) > 1
     ]
-    for key in ("image_size", "normalization"):
-        values = {str(getattr(section, key)) for section in sections.values()}
-        if len(values) > 1:
-            problems.append(
-                f"{key}: the sections say {', '.join(sorted(values))}; raymaml has one for all"
-            )
-    if test is not None and test.dataset != train.dataset:
-        problems.append(
-            f"dataset: training says {train.dataset!r}, the test {test.dataset!r}; raymaml tests on"
-            " the data set that it trains on"
-        )
-    resets = [each.inner_args.reset_classifier for each in (train, test) if each is not None]
-    if len(set(resets)) > 1:
-        problems.append(
-            f"inner_args.reset_classifier: training says {resets[0]}, the test {resets[1]}; raymaml"
-            " has one model.head for both"
-        )
-    return problems
 
 
 def _data(train: Training, sections: Mapping[str, Data], name: str) -> Settings:

@@ -37,10 +37,9 @@ def attempt(what: str, check: Callable[[], str]) -> Iterator[Finding]:
 
 
 def failures(what: str, error: UserError) -> Iterator[Finding]:
-    """Yield a finding for each problem; the remedy of a problem stands after its last semicolon."""
-    for problem in error.problems:
-        found, _, remedy = problem.rpartition("; ")
-        yield Finding("fail", what, found or problem, remedy if found else "see the finding")
+    """Yield a finding for each mistake."""
+    for problem, remedy in error.mistakes:
+        yield Finding("fail", what, problem, remedy or "see the finding")
 
 
 def until_failure(checks: Mapping[str, Callable[[], str]]) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from raymaml.cli import main
 from raymaml.common.errors import UserError
-from raymaml.config.explain import _models_in
+from raymaml.config.explain import models_in
 from raymaml.config.load import load_config, load_study
 from raymaml.config.schema import SPLITS, Config
 
@@ -36,9 +36,9 @@ FREE = {
 def numbers(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield every dotted key whose value may be a whole number."""
     for name, field in model.model_fields.items():
-        if "int" in str(field.annotation) and not _models_in(field.annotation):
+        if "int" in str(field.annotation) and not models_in(field.annotation):
             yield prefix + name
-        for inner in _models_in(field.annotation):
+        for inner in models_in(field.annotation):
             yield from numbers(inner, f"{prefix}{name}.")
 
 

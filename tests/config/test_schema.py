@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from raymaml.config.explain import _models_in
+from raymaml.config.explain import models_in
 from raymaml.config.model import InnerConfig, InnerOverride
 from raymaml.config.schema import AllEpisodes, Config, learning_fingerprint
 from raymaml.config.study import StudyConfig
@@ -117,7 +117,7 @@ def test_every_field_has_a_description() -> None:
     while waiting:
         model = waiting.pop()
         for name, field in model.model_fields.items():
-            sections = _models_in(field.annotation)  # have docstrings
+            sections = models_in(field.annotation)  # have docstrings
             waiting += sections
             if not sections and name not in ("kind", "train", "val", "test"):
                 found[f"{model.__name__}.{name}"] = field.description
