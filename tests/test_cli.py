@@ -119,7 +119,7 @@ def test_from_images_to_a_report(
         assert sheet.height > episode.height > 0  # rows of 8 + 5 + 5 classes, and of 3
 
     lines = raymaml_("train", "--local", path).output.splitlines()
-    # the settings; what adapts: 4 blocks of conv and norm, the head, a line above and one below;
+    # the settings; the layers: 4 blocks of conv and norm, the head, a line above and one below;
     # then a line a step, three validations, the end
     assert len(lines) == 1 + 11 + 6 + 3 + 1
     assert lines[0].startswith("runs/tiny: 1 CPU worker(s) of 1 thread(s), ")
@@ -177,7 +177,7 @@ def check_summary(path: Path) -> None:
     assert summary["accuracy"]["mean"] == pytest.approx(model.accuracy.mean())
     # 6 queries an episode: every accuracy is a number of sixths
     assert np.allclose(model.accuracy * 6, np.round(model.accuracy * 6))
-    # what no inner step gives is where adaptation starts
+    # the accuracy after no inner step is where adaptation starts
     assert records["no-adaptation"].accuracy_by_step.shape == (5, 1)
     assert np.array_equal(records["no-adaptation"].accuracy, model.accuracy_by_step[:5, 0])
     page = (path.parent / "report.md").read_text()
@@ -200,7 +200,7 @@ def test_a_campaign_goes_on_where_it_was_cut_off(trained: Any) -> None:
     assert [line.split()[0] for line in lines[1:-2]] == ["8/10", "10/10"]  # 4..7 and 8..9
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)
     files[1].unlink()
-    # another chunk size cuts what is missing differently: 4..6 and 7
+    # another chunk size cuts the missing episodes differently: 4..6 and 7
     lines = raymaml_("test", "--local", path, "evaluation.chunk_size=3").output.splitlines()
     assert [line.split()[0] for line in lines[1:-2]] == ["9/10", "10/10"]
     assert read_records(folder, 10).drop(["seconds"]).equals(whole)

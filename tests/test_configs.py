@@ -28,7 +28,7 @@ SWEEPS = [name for name in ALL if name.startswith("sweeps/")]
 SHIPPED = [name for name in ALL if name not in {*STUDIES, *SWEEPS}]
 SIZE = 32
 MINI = {"train": 64, "val": 16, "test": 20}
-TIERED = {"train": 351, "val": 97, "test": 160}  # the number of classes tells the split
+TIERED = {"train": 351, "val": 97, "test": 160}  # the number of classes gives the split
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def own_images(folder: Path, each: int) -> list[str]:
 
 
 def glyphs(_folder: Path, each: int) -> list[str]:
-    """Drawn, as always, but only what most fonts have."""
+    """Drawn, as always, but only the characters of most fonts."""
     return ["data.source.min_fonts=16", f"data.source.images_per_class={max(each, 20)}"]
 
 

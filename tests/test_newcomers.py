@@ -1,6 +1,6 @@
 """First tries at the command line and at a config: each mistake gets the message that helps.
 
-``config`` is a config that is right; what begins as ``OF_A_FILE`` says is the text of a file.
+``config`` is a config that is right; a text that begins as in ``OF_A_FILE`` is that of a file.
 """
 
 from __future__ import annotations

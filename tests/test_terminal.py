@@ -65,7 +65,7 @@ def test_names_of_classes_and_files_in_messages(config: Path) -> None:
     ]
 
 
-def test_names_of_what_is_left_out(config: Path) -> None:
+def test_names_of_files_that_are_left_out(config: Path) -> None:
     own = config.parent / "in" / "train" / "atrain"
     (own / f"{EVIL}.heic").write_bytes(b"x")
     (own / os.fsdecode(b"\xff.heif")).write_bytes(b"x")
@@ -90,7 +90,7 @@ def test_names_in_a_bank_of_somebody_else(config: Path) -> None:
     assert len(lines) == 1
 
 
-def test_what_a_terminal_may_show() -> None:
+def test_characters_that_a_terminal_may_show() -> None:
     assert plain(EVIL) == SHOWN
     assert plain("Käfer 日本 👩‍🔬\t100%") == "Käfer 日本 👩‍🔬\t100%"
     assert plain("a\x85b\u2028c\u2066d\udcff") == r"a\x85b\u2028c\u2066d\udcff"

@@ -1,1 +1,1 @@
-"""``raymaml bench``: what the gradient methods and other libraries cost on the same episode."""
+"""``raymaml bench``: gradient methods and other libraries timed on the same episode."""

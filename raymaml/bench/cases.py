@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raymaml.config.load import check_config, load_config
+from raymaml.config.explain import validated
+from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.config.sources import ImageFolderSource
 from raymaml.seeding import fold_in
@@ -54,7 +55,7 @@ def _standard(name: str, *, source: dict[str, Any], size: int, shots: int, width
         "inner": {"num_steps": 5, "lr": 0.01},
         "outer": {"num_steps": 1},
     }
-    return check_config(tree, name)
+    return validated(Config, tree, name)
 
 
 def with_steps(config: Config, num_steps: int) -> Config:

@@ -55,7 +55,7 @@ def measure(
     """Fill in the speed of ``row``, and its memory and operators if ``detail`` asks for them.
 
     raymaml gets the settings of its training processes, others the defaults. Ask for the memory
-    first: later calls miss what the process keeps.
+    first: later calls miss the memory that the process keeps.
     """
     from torch.utils.benchmark import Timer
 

@@ -48,7 +48,7 @@ def convert(
 def doctor(
     config_path: Place | None, overrides: tuple[str, ...], local: bool, as_json: bool
 ) -> None:
-    """Check versions, this machine, the cluster, and what CONFIG names, and say what to change.
+    """Check versions, this machine, the cluster and the places of CONFIG, and print the remedies.
 
     Ends with a short training from images to a report, on made-up images. Exit code 1 if anything
     fails.

@@ -43,7 +43,7 @@ def checked(tensors: Mapping[str, Any], *, batch: bool) -> dict[str, Tensor]:
 
 
 def _form_problems(tensors: Mapping[str, Tensor], batch: bool) -> list[str]:
-    """Return what is wrong with types, shapes and devices."""
+    """Return the problems of types, shapes and devices."""
     axes = "E, n, C, H, W" if batch else "n, C, H, W"
     dims, problems = 4 + batch, []
     for name in _SETS:
@@ -85,7 +85,7 @@ def _form_problems(tensors: Mapping[str, Tensor], batch: bool) -> list[str]:
 
 
 def _label_problems(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return what is wrong with the labels, given that shapes and types fit."""
+    """Return the problems of labels whose shapes and types fit."""
     labels = {name: tensors[f"{name}_y"].long() for name in _SETS}
     problems = [
         f"{name}_y: holds the label {int(y.min())}; labels are 0 to N-1, and none is left out of"

@@ -12,7 +12,7 @@ class Mistake(NamedTuple):
     """One mistake of the user."""
 
     problem: str
-    """The place, the value, and what is allowed."""
+    """The place, the value, and the allowed values."""
     remedy: str = ""
     """How to fix it."""
 
@@ -83,7 +83,7 @@ def gathered() -> Iterator[Mistakes]:
 
 
 class StorageError(UserError):
-    """The storage fails to read or write; what was whole before stays whole."""
+    """The storage fails to read or write; files that were whole stay whole."""
 
 
 _MEND = "the device, or the network behind it, fails: mend it"

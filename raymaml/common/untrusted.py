@@ -46,7 +46,7 @@ def json_ready(value: Any, *, strings: bool = False) -> Any:
 def json_text(value: Any, *, indent: int | None = None, strings: bool = False) -> str:
     """Return ``value`` as JSON, without the NaN and Infinity of Python's writer.
 
-    ``json_ready`` says what replaces them.
+    ``json_ready`` replaces them.
     """
     return json.dumps(json_ready(value, strings=strings), indent=indent, allow_nan=False)
 

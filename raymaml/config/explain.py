@@ -92,7 +92,7 @@ def mistakes_of(error: ValidationError) -> list[ErrorDetails]:
 
 
 def keys_of(detail: ErrorDetails, tree: Any) -> RawPath:
-    """Return the path of an error without what pydantic adds to tell branches of a union apart."""
+    """Return the path of an error without pydantic's names for the branches of a union."""
     keys: list[int | str] = []
     for part in detail["loc"]:
         if isinstance(tree, Mapping):

@@ -62,8 +62,7 @@ def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Confi
     """Read ``path``, a file or a URI, apply ``overrides`` in their order and check the whole.
 
     Raises:
-        UserError: with every problem found, each naming file, line, key, value and what is
-            allowed.
+        UserError: with every problem found: file, line, key, value and the allowed values.
     """
     try:
         file = to_place(path)
@@ -156,15 +155,6 @@ def dump_config(config: Config) -> str:
     return dump_mapping(config.model_dump(mode="json"))
 
 
-def check_config(tree: Mapping[str, Any], origin: str) -> Config:
-    """Check keys and values that a program made.
-
-    Raises:
-        UserError: naming everything that is wrong.
-    """
-    return validated(Config, tree, origin)
-
-
 def _read(path: Place, kind: type[Section]) -> tuple[dict[str, Any], Origins]:
     """Return the content of a YAML file, and where it stands.
 
@@ -203,7 +193,7 @@ def _kind_of(tree: Mapping[str, Any]) -> type[Section] | None:
 
 
 def _changes(override: Sequence[str] | Changes, mistakes: Mistakes) -> Iterator[_Change]:
-    """Yield the changes that ``override`` makes; note what is no override."""
+    """Yield the changes that ``override`` makes; note texts that are no override."""
     if isinstance(override, Changes):
         for name, value in override.values.items():
             keys, text = tuple(name.split(".")), f"{override.origin}: {name}"

@@ -1,4 +1,4 @@
-"""The sections `model` and `inner`: what learns, and how it adapts."""
+"""The sections `model` and `inner`: the learner, and its adaptation."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class FirstTrials(_Difference):
 
 class Precision(_Claim):
     """A claim that the half-width of an arm's 95% interval over `count` trials is more than
-    margin: so many trials are too few."""
+    margin: that number of trials is too small."""
 
     kind: Literal["precision"]
     margin: Rate

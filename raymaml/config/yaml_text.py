@@ -104,7 +104,7 @@ def _text_of(path: Place) -> str:
 
 
 def read_value(text: str, keys: KeyPath, place: str) -> tuple[Any, Origins]:
-    """Return the value that ``text`` stands for, and the origins of what it sets under ``keys``.
+    """Return the value that ``text`` stands for, and the origins of all in it under ``keys``.
 
     Raises:
         UserError: it holds a key twice, or a number that is easily misread.

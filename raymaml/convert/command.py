@@ -61,7 +61,7 @@ def convert_files(
 def _read(
     paths: Sequence[Path], checkpoint: Path | None, saved: Saved | None
 ) -> tuple[Training, Testing | None, list[str]]:
-    """Return the configurations, of which a checkpoint can hold the first, and notes.
+    """Return the configurations, the first perhaps from the checkpoint, and notes.
 
     Raises:
         UserError: naming every key and value of either that has no counterpart.

@@ -39,7 +39,7 @@ CLIP_VALUE = 10.0
 def whole_config(
     model: Model, train: Training, test: Testing | None, name: str | None
 ) -> tuple[Settings, list[str]]:
-    """Return our configuration, and notes on what the reference does otherwise than it says.
+    """Return our configuration, and notes where the reference deviates from its own settings.
 
     Args:
         model: that of the checkpoint, or of the training configuration.
@@ -118,7 +118,7 @@ def built_model(
 
 
 def inner_settings(inner: InnerArguments, theirs: Mapping[str, str]) -> tuple[Settings, list[str]]:
-    """Return our ``inner`` section, and notes on what the reference does with some settings.
+    """Return our ``inner`` section, and notes on settings that the reference reads in its own way.
 
     Args:
         inner: of the reference.

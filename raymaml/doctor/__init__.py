@@ -9,7 +9,7 @@ from typing import Literal
 from raymaml.common.errors import UserError, reason_of
 from raymaml.common.logs import LOG
 
-_UNKNOWN = "this mistake is not known: run with --verbose, and report what you see"
+_UNKNOWN = "this mistake is not known: run with --verbose, and report the traceback"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Finding:
     """Name of the check."""
     found: str
     remedy: str = ""
-    """What to change; empty where all is well."""
+    """The change to make; empty where all is well."""
 
 
 def attempt(what: str, check: Callable[[], str]) -> Iterator[Finding]:

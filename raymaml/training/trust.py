@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from raymaml.common.errors import UserError, gathered
-from raymaml.config.load import check_config
+from raymaml.config.explain import validated
 from raymaml.config.schema import Config
 from raymaml.models.source import source_files
 from raymaml.storage.place import Place
@@ -242,4 +242,4 @@ def trained_config(path: Place, own: Config) -> Config:
     if isinstance(data, Mapping):
         kept = {key: getattr(own.data, key) for key in ("source", "bank", "shards", "cache")}
         data = {**data, **kept}
-    return check_config({**tree, "run_dir": own.run_dir, "data": data}, str(path / CARD))
+    return validated(Config, {**tree, "run_dir": own.run_dir, "data": data}, str(path / CARD))

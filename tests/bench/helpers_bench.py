@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymaml.config.load import check_config
+from raymaml.config.explain import validated
 from raymaml.config.schema import Config
 
 SPLIT = {"num_ways": 3, "num_shots": 1, "num_queries": 2, "num_episodes": 1}
@@ -26,4 +26,4 @@ TREE = {
 
 def tiny(**sections: dict[str, Any]) -> Config:
     """3-way 1-shot on 16x16x1, in which whole ``sections`` may be replaced."""
-    return check_config(TREE | sections, "tiny")
+    return validated(Config, TREE | sections, "tiny")

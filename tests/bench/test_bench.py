@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 from helpers_bench import tiny
 from PIL import Image
 
-from raymaml.bench.cases import configs_to_measure, image_shape, with_steps
+from raymaml.bench.cases import with_steps
 from raymaml.bench.contenders import Contender, why_not
 from raymaml.bench.measure import Contestant, drop_failing, relative_difference
 from raymaml.bench.report import Row, table
@@ -58,7 +59,6 @@ def test_a_library_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyP
 
 def test_relative_differences_by_hand() -> None:
     first = np.array([1.0, -2.0, 0.0])
-    assert relative_difference(first, first) == 0
     assert relative_difference(np.array([1.0, -2.0, 1e-4]), first) == 5e-5
     assert np.isnan(relative_difference(np.array([1.0, np.nan, 0.0]), first))
 
@@ -81,31 +81,20 @@ def test_peak_memory_is_that_of_the_work() -> None:
     assert 60 < peak < 80
 
 
-def test_the_standard_configurations() -> None:
-    shapes = [image_shape(config) for config in configs_to_measure(None, ())]
-    assert shapes == [(3, 84, 84), (3, 84, 84), (1, 28, 28)]
-
-
 @pytest.mark.slow
 def test_a_contender_that_fails_or_is_killed_is_left_out_with_the_reason() -> None:
     said: list[str] = []
+    row = Row(
+        config="tiny",
+        phase="training",
+        library="raymaml",
+        method="no_method",
+        threads=1,
+        inner_steps=2,
+    )
     with ExitStack() as stack:
-        everyone = [
-            Contestant(
-                Row(
-                    config="tiny",
-                    phase="training",
-                    library="raymaml",
-                    method=method,
-                    threads=1,
-                    inner_steps=2,
-                ),
-                tiny(),
-                CPU,
-                stack,
-            )
-            for method in ("no_method", "unrolled")
-        ]
+        rows = [row, replace(row, method="unrolled")]
+        everyone = [Contestant(each, tiny(), CPU, stack) for each in rows]
 
         def act(each: Contestant) -> None:
             if each.row.method == "unrolled":

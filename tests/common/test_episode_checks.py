@@ -65,7 +65,7 @@ def learner(rows: int = 3, head: Any = "learned") -> raymaml.MetaLearner:
         ({"query_x": torch.empty(2, 6, 1, 4, 4, device="meta")}, "lies on another device than the"),
     ],
 )
-def test_what_is_no_episode_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_tensors_that_are_no_episode_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=rf"EpisodeBatch\..*{message}"):
         batch(**changes)
 

@@ -31,7 +31,7 @@ def test_all_that_is_found_is_raised_together() -> None:
     assert caught.value.problems == ("a; mend a", "here: b; mend it", "here: c; mend it", "d", "e")
 
 
-def test_an_error_that_is_alone_stays_what_it_is() -> None:
+def test_an_error_that_is_alone_keeps_its_type() -> None:
     with gathered():
         pass
     with pytest.raises(StorageError), gathered():

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is asked for, what is raised, and that all is as before afterwards."""
+"""Ctrl-C and SIGTERM: the request, the exception, and the handlers of before afterwards."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_sigterm_asks_once_however_often_it_comes() -> None:
     assert type(stopped()) is Terminated
 
 
-def test_sigterm_ends_what_does_not_end() -> None:
+def test_sigterm_ends_work_that_does_not_end() -> None:
     asked: list[bool] = []
 
     def endless() -> None:

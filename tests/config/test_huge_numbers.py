@@ -18,7 +18,7 @@ from raymaml.config.schema import SPLITS, Config
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "glyphs" / "quickstart.yaml"
 FREE = {
-    # nothing is made of them, in memory or time, beyond what they ask for step by step
+    # they take memory and time only as the run goes on
     *("seed", "episodes.seed", "data.source.seed", "outer.num_steps", "outer.log_every"),
     *("outer.validate_every", "outer.checkpoint_every", "cluster.max_failures"),
     *("cluster.episodes_per_chunk", "evaluation.chunk_size", "evaluation.baseline_episodes"),
@@ -69,7 +69,7 @@ def test_a_time_to_wait_is_one_that_a_timer_takes() -> None:
         assert "it should be less than or equal to 10000000" in problems_of(key, str(10**18))
 
 
-def test_what_is_harmless_takes_no_time(make_config: Any, tmp_path: Path) -> None:
+def test_harmless_numbers_take_no_time(make_config: Any, tmp_path: Path) -> None:
     """All at once: a run of one step and its test end as ever."""
     make_config("huge")
     keys = ["outer.log_every", "outer.validate_every", "outer.checkpoint_every"]

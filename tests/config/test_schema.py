@@ -1,4 +1,4 @@
-"""The schema: what is legal, what is derived, and what a resumed run may change."""
+"""The schema: legal values, derived values, and the keys that a resumed run may change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raymaml.config.sweep import SweepConfig
 
 
 def tree() -> dict[str, Any]:
-    """The smallest config: what has no default."""
+    """The smallest config: the keys without a default."""
     return {
         "name": "a",
         "data": {"source": {"kind": "glyphs"}, "bank": "bank", "shards": "shards"},
@@ -93,7 +93,7 @@ def test_6000_episodes_are_tested_by_default() -> None:
         ("data", {"image_size": 7}),
     ],
 )
-def test_what_makes_no_sense_is_refused(section: str, keys: dict[str, Any]) -> None:
+def test_settings_that_make_no_sense_are_refused(section: str, keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         make(**{section: keys})
 
@@ -139,7 +139,9 @@ def fingerprint(**sections: dict[str, Any]) -> dict[str, Any]:
         ("data", {"bank": "elsewhere"}),
     ],
 )
-def test_what_does_not_decide_the_weights_may_change(section: str, keys: dict[str, Any]) -> None:
+def test_settings_that_do_not_decide_the_weights_may_change(
+    section: str, keys: dict[str, Any]
+) -> None:
     assert fingerprint(**{section: keys}) == fingerprint()
 
 
@@ -153,7 +155,9 @@ def test_what_does_not_decide_the_weights_may_change(section: str, keys: dict[st
         ("cluster", {"threads_per_worker": 2}),
     ],
 )
-def test_what_decides_the_weights_is_in_the_fingerprint(section: str, keys: dict[str, Any]) -> None:
+def test_settings_that_decide_the_weights_are_in_the_fingerprint(
+    section: str, keys: dict[str, Any]
+) -> None:
     assert fingerprint(**{section: keys}) != fingerprint()
 
 

@@ -95,7 +95,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: s
     assert message in problem
 
 
-def test_what_is_right_is_understood_beside_what_is_wrong(tmp_path: Path) -> None:
+def test_correct_parts_are_understood_beside_wrong_ones(tmp_path: Path) -> None:
     text = """\
 models: {one: {}, two: {inner.lr: 0.2}}
 arms:
@@ -122,13 +122,13 @@ tite: x
     assert [arm.name for arm in settings.arms] == ["a", "b"]
 
 
-def test_what_could_not_be_read_is_not_said_to_be_unknown(tmp_path: Path) -> None:
+def test_an_arm_that_could_not_be_read_is_not_called_unknown(tmp_path: Path) -> None:
     text = """\
 arms: [{name: a}, {nam: b}]
 checks: [{kind: difference, claim: c, arm: a, minus: b, expect: within}]
 """
     problems = load_study(study(tmp_path, text))[1]
-    assert len(problems) == 2, problems  # no name, and what nam means; not that b is no arm
+    assert len(problems) == 2, problems  # no name, and nam is unknown; not that b is no arm
 
 
 def test_keys_that_a_study_must_have_are_missed_all_at_once(tmp_path: Path) -> None:

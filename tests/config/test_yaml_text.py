@@ -101,7 +101,7 @@ def test_a_number_that_yaml_reads_otherwise_than_people_is_refused(
 
 
 @pytest.mark.parametrize("text", ["0", "-0", "1_000", "0x10", "+7"])
-def test_other_whole_numbers_are_what_they_look_like(tmp_path: Path, text: str) -> None:
+def test_other_whole_numbers_are_read_as_they_look(tmp_path: Path, text: str) -> None:
     assert load_config(write(tmp_path), [f"seed={text.lstrip('-')}"]).seed == int(text, 0)
 
 
@@ -158,7 +158,7 @@ def test_a_value_of_another_type_gets_its_remedy(
     assert problem.endswith(says)
 
 
-def test_what_is_in_a_list_is_to_be_quoted_too(tmp_path: Path) -> None:
+def test_values_in_a_list_are_to_be_quoted_too(tmp_path: Path) -> None:
     first, second = problems_of(write(tmp_path, "inner.frozen", "[no, head, ~]"))
     assert "inner.frozen.0 is no, which YAML reads as false; " in first
     assert first.endswith('if it is text, quote it: "no"')
@@ -176,7 +176,7 @@ def test_what_is_in_a_list_is_to_be_quoted_too(tmp_path: Path) -> None:
         ("name", '"a', "while scanning a quoted scalar from line 1 on, found unexpected end"),
     ],
 )
-def test_what_is_no_yaml_gets_line_and_remedy(
+def test_a_text_that_is_no_yaml_gets_line_and_remedy(
     tmp_path: Path, key: str, text: str, remedy: str
 ) -> None:
     path = write(tmp_path, key, text)
@@ -185,15 +185,19 @@ def test_what_is_no_yaml_gets_line_and_remedy(
     assert remedy in problem
 
 
-def test_an_override_that_is_no_yaml_gets_the_remedy(tmp_path: Path) -> None:
-    (problem,) = problems_of(write(tmp_path), "inner.frozen=[*.norm]")
-    assert problem.startswith("inner.frozen=[*.norm]: the value is not YAML: line 1, column 3: ")
-    assert "into quotes" in problem
-
-
-def test_a_key_that_an_override_gives_twice_is_refused(tmp_path: Path) -> None:
-    (problem,) = problems_of(write(tmp_path), "inner={lr: 1, lr: 2}")
-    assert problem == "command line: inner.lr is given twice (first at command line); keep one"
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "inner.frozen=[*.norm]",
+            "inner.frozen=[*.norm]: the value is not YAML: line 1, column 3: ",
+        ),
+        ("inner={lr: 1, lr: 2}", "command line: inner.lr is given twice (first at command line);"),
+    ],
+)
+def test_an_override_is_read_as_a_file_is(tmp_path: Path, override: str, message: str) -> None:
+    (problem,) = problems_of(write(tmp_path), override)
+    assert problem.startswith(message)
 
 
 def test_the_remedy_for_a_value_in_a_list_can_be_followed(tmp_path: Path) -> None:
