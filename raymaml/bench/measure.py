@@ -68,8 +68,8 @@ class Contestant:
 
     def __init__(self, row: Row, config: Config, device: torch.device, stack: ExitStack) -> None:
         context = get_context("spawn")
-        begin = worker.begin, (context.Barrier(row.processes), device)
-        self._pool = stack.enter_context(ProcessPoolExecutor(row.processes, context, *begin))
+        prepare = worker.prepare, (context.Barrier(row.processes), device)
+        self._pool = stack.enter_context(ProcessPoolExecutor(row.processes, context, *prepare))
         self._config, self._device = config, device
         self.row = row
         self.speeds: list[float] = []

@@ -32,7 +32,7 @@ Results = list[NDArray[Any]]
 """The meta-gradient, [P], or the logits, [N*Q * N], in float32 and in float64."""
 
 
-def begin(together: Barrier, device: torch.device) -> None:
+def prepare(together: Barrier, device: torch.device) -> None:
     """Prepare a process; all that are timed at the same time wait for each other at ``together``.
 
     On the CPUs of Linux PyTorch then refuses more memory than the machine has.

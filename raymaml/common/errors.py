@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -121,6 +122,12 @@ def storage_error(error: OSError, path: object = None, space: str = "") -> Stora
         f"{path or error.filename or 'a file'}: cannot be read or written ({reason}{room})",
         remedy=f"{remedy}, then run the same command: it goes on from all that is whole",
     )
+
+
+def did_you_mean(value: str, names: Iterable[str]) -> str:
+    """Return a question that suggests the name most like ``value``; empty if none is."""
+    near = difflib.get_close_matches(value.lower(), names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def last_line(error: BaseException) -> str:

@@ -40,7 +40,7 @@ def require_matches(key: str, patterns: Iterable[str], names: Sequence[str]) -> 
         )
 
 
-def choose(key: str, choices: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
+def first_match(key: str, choices: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
     """Return for each of ``names`` the choice of the first pattern that matches it.
 
     Raises:

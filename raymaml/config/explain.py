@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar, get_args
@@ -13,7 +12,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, did_you_mean
 from raymaml.common.untrusted import cut, shortened
 from raymaml.config.yaml_text import KeyPath, Origin, Origins, quoted
 
@@ -167,13 +166,7 @@ def _remedy_of_a_number(value: Any) -> str:
 
 
 def _nearest_choice(value: str, allowed: str) -> str:
-    return nearest(value, re.findall(r"'([^']*)'", allowed))
-
-
-def nearest(value: str, names: Iterable[str]) -> str:
-    """Return a question that suggests the name most like ``value``; empty if none is."""
-    near = difflib.get_close_matches(value.lower(), names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return did_you_mean(value, re.findall(r"'([^']*)'", allowed))
 
 
 def _nearest_place(keys: KeyPath, origins: Origins, file: str) -> str:
@@ -203,7 +196,7 @@ def _did_you_mean(keys: KeyPath, model: type[BaseModel]) -> str:
         outer, _, inner = keys[-1].partition(".")
         return f"; in a file, write the one in the other: {outer}: {{{inner}: ...}}"
     names = _fields_at(keys[:-1], model)
-    if near := nearest(keys[-1], names):
+    if near := did_you_mean(keys[-1], names):
         return near
     if elsewhere := [path for path in paths if path.split(".")[-1] == keys[-1]]:
         return f"; did you mean {' or '.join(elsewhere[:_MOST_SUGGESTIONS])}?"

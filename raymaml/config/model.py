@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from raymaml.common.errors import did_you_mean
 from raymaml.config.base import Momentum, PositiveInt, PositiveRate, Rate, Section, Steps
 
 NormPolicy = Literal[
@@ -94,11 +94,9 @@ class ModelConfig(Section):
     def _encoder_is_known(self) -> ModelConfig:
         own = self.encoder not in ENCODERS
         if own and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.encoder):
-            close = difflib.get_close_matches(self.encoder, ENCODERS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(
                 f"model.encoder is {self.encoder!r}; it must be one of {', '.join(ENCODERS)}, or"
-                f" package.module:Name{hint}"
+                f" package.module:Name{did_you_mean(self.encoder, ENCODERS)}"
             )
         if self.encoder_args and not own:
             raise ValueError("model.encoder_args belong to your own encoder; leave them out")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from functools import partial
 
 from torch import nn
 
-from raymaml.common.errors import UserError
-from raymaml.common.patterns import choose
+from raymaml.common.errors import UserError, did_you_mean
+from raymaml.common.patterns import first_match
 from raymaml.layers import PassAware, plain_places, tracking_norms
 from raymaml.models import norm as norms
 
@@ -70,7 +70,7 @@ def apply_policies(
     if problems := [problem for name, m in layers.items() if (problem := _more_than(name, m))]:
         raise UserError(*problems)
     new: dict[nn.BatchNorm2d, PassAware] = {}  # a layer may stand at several places
-    for name, policy in choose("model.norm", norm, list(layers)).items():
+    for name, policy in first_match("model.norm", norm, list(layers)).items():
         layer = layers[name]
         if layer not in new:
             new[layer] = _converted(layer, POLICIES[policy], eps, momentum)
@@ -85,11 +85,9 @@ def _require_policies(norm: object) -> None:
         )
     for policy in norm.values():
         if policy not in POLICIES:
-            near = get_close_matches(str(policy), POLICIES, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(
                 f"model.norm: {policy!r} is no policy",
-                remedy=f"there are {', '.join(POLICIES)}{hint}",
+                remedy=f"there are {', '.join(POLICIES)}{did_you_mean(str(policy), POLICIES)}",
             )
 
 
