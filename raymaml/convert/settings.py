@@ -151,7 +151,7 @@ def _disagreements(
 ) -> list[str]:
     """Return a problem for each setting that differs and that raymaml has once."""
     files = [each for each in (train, test) if each is not None]
-    given = {
+    given: dict[str, list[Any]] = {
         "image_size": [section.image_size for section in sections.values()],
         "normalization": [section.normalization for section in sections.values()],
         "dataset": [each.dataset for each in files],
