@@ -404,7 +404,7 @@ def test_audits(fuzz: Fuzz) -> None:
     }
     campaign = cast(
         "Campaign",
-        SimpleNamespace(folder=fuzz.place, arms=[None], identity=lambda _arm: IDENTITY),
+        SimpleNamespace(folder=fuzz.place, arms=[SimpleNamespace(identity=IDENTITY)]),
     )
     path = fuzz.place / "audits.json"
     text = json.dumps(content).encode()
