@@ -174,8 +174,9 @@ def start_node(
             stdout=file,
             stderr=subprocess.STDOUT,
         )
+    # `ray start` writes the address file after "Ray runtime started", and before this line.
     wait_until(
-        lambda: "Ray runtime started" in output.read_text() or process.poll() is not None,
+        lambda: "will now block" in output.read_text() or process.poll() is not None,
         "started",
     )
     assert process.poll() is None, output.read_text()
