@@ -25,7 +25,8 @@ MARK = "RAYMAML_CHAOS_NODES"
 """In the environment of every process of the nodes, those that outlive their parents included."""
 PATIENCE = 300
 """Seconds without any progress after which something waits for ever."""
-STARTED = "Ray runtime started"
+STARTED = "will now block"
+"""Printed by `ray start` once it has written the address file."""
 
 
 class StuckError(Exception):

@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from helpers_cluster import attempts, trained_steps
 from helpers_faults import quiet
 
 from raymaml.cluster.train import train_on_cluster
 from raymaml.cluster.trainer import RAY_SNAPSHOT
 from raymaml.common.errors import UserError
+from raymaml.training.data import open_training_data
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
@@ -100,8 +102,9 @@ def test_a_user_error_of_all_workers_is_shown_and_not_tried_again(cluster, make_
     with pytest.raises(UserError) as raised:
         train_on_cluster(config, quiet)
 
-    # the first worker's first episode is 0, the second's is 5: either may be the first to report
-    message = "outer step 0: training episode [05] gave a loss or gradient that is not finite;"
+    # every worker sees the outcomes of all; this seed's training starts with episodes 5, 6 and 7
+    assert open_training_data(config, torch.device("cpu")).episodes_of(0) == [5, 6, 7]
+    message = re.escape("outer step 0: training episode 5 gave a loss or gradient that is not")
     assert len(raised.value.problems) == 1
     assert re.match(message, raised.value.problems[0])
     assert attempts(config.run_folder) == 1
