@@ -18,8 +18,8 @@ if [ -z "${RAYMAML_TORCH:-}" ]; then
 fi
 
 raymaml_install() { # $1: "" or extras such as "[test]"
-    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10, 12))' || {
-        echo "launch: $PYTHON is older than Python 3.10.12; set PYTHON to a newer one" >&2
+    "$PYTHON" -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10, 12) or (3, 11) <= v < (3, 11, 4))' || {
+        echo "launch: $PYTHON is older than Python 3.10.12 or 3.11.4; set PYTHON to a newer one" >&2
         exit 2
     }
     [ -x "$RAYMAML_VENV/bin/python" ] || "$PYTHON" -m venv "$RAYMAML_VENV"

@@ -111,7 +111,7 @@ class SweepConfig(Section):
     """The keys that differ between trials, by dotted key."""
     search: Literal["random", "optuna"] = "random"
     """random: trial i is a function of `seed` and i, so that more trials later leave the earlier
-    ones as they are. optuna: Optuna proposes each trial, given the trials that have ended."""
+    ones as they are. optuna: Optuna proposes each trial, given the best accuracies of others."""
     num_trials: PositiveInt | None = None
     """Number of trials, at most 10,000; null: every combination of the grids once."""
     seed: Count = 0
