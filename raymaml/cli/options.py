@@ -20,6 +20,35 @@ from raymaml.config.schema import Config
 from raymaml.storage.place import Place, at_home, is_remote, to_place
 
 
+class Commands(click.Group):
+    """The commands, with a remedy for an unknown option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options before the name of a command."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            raise click.UsageError(
+                f"No such option {name!r} here; the options of a command stand behind its name, as"
+                " in `raymaml train --verbose CONFIG`",
+                ctx,
+            ) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an override with dashes is an error that shows the right form."""
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if "." not in error.option_name:
+                raise
+            name = error.option_name.lstrip("-")
+            raise click.UsageError(
+                f"No such option {error.option_name!r}; an override has no dashes: {name}=value",
+                error.ctx,
+            ) from None
+
+
 def _place(value: str) -> Place:
     """Return the path or URI that a text names; ``click.Path`` would drop a slash of a URI."""
     if re.match(r"[a-z][a-z_.]*=", value) and not os.path.lexists(value):

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one, quietly."""
+"""Joining a Ray cluster, or starting one, quietly; calls that outlive its head; its nodes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymaml.cluster.internals import own_sessions, token_mode, unprinted_errors
 from raymaml.cluster.own_ray import has_token, own_ray, set_where_unset
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, last_line
 from raymaml.common.logs import is_verbose
 from raymaml.common.stopping import Terminated
 from raymaml.config.schema import ClusterConfig
@@ -56,6 +57,8 @@ _calls: set[Future[Any]] = set()
 """The calls of ``call_in_thread`` that have not ended."""
 _GOODBYE = 10.0
 """Seconds for their threads to end, once Ray has."""
+NODE_PATIENCE = 60.0
+"""Seconds to wait for a node to answer; the start of a process there takes some of them."""
 
 
 @contextlib.contextmanager
@@ -215,3 +218,33 @@ def _head_answers() -> bool:
     except UserError:
         return False
     return True
+
+
+def on_every_node(
+    function: Callable[[Mapping[str, float]], T],
+) -> Iterator[tuple[str, T | UserError]]:
+    """Call ``function`` in a process on each node, on all at once.
+
+    Args:
+        function: is given what Ray counts on its node: ``CPU``, ``GPU``, and ``memory`` and
+            ``object_store_memory`` in bytes.
+
+    Yields:
+        The name of each node, and its answer, or an error if there is none.
+    """
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    asked = {}
+    for number, node in enumerate((node for node in ray.nodes() if node["Alive"]), start=1):
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        reference = task.options(scheduling_strategy=there).remote(node["Resources"])
+        asked[f"node {number} ({node['NodeManagerAddress']})"] = reference
+    for name, reference in asked.items():
+        try:
+            answer: T | UserError = ray.get(reference, timeout=NODE_PATIENCE)
+        except Exception as error:
+            answer = UserError(
+                f"it cannot run raymaml ({last_line(error)})",
+                remedy="install raymaml there, or submit the command as a job (launch/submit.sh),"
+                " which brings the code along",
+            )
+        yield name, answer

@@ -13,7 +13,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.cluster.stream import Share, stream_meta_batches
+from raymaml.cluster.stream import stream_meta_batches
 from raymaml.storage.place import Place, is_remote
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
@@ -53,16 +53,8 @@ class RaySession:
 
     def meta_batches(self, first_step: int) -> MetaBatches:
         """Stream this worker's share through Ray Data."""
-        return stream_meta_batches(
-            Share(
-                data=self._data,
-                first_step=first_step,
-                num_steps=self._num_steps,
-                rank=self.rank,
-                world_size=self.world_size,
-            ),
-            self._timeout,
-        )
+        steps = range(first_step, self._num_steps)
+        return stream_meta_batches(self._data, steps, self.rank, self.world_size, self._timeout)
 
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         """Pad all shares to the largest, all-gather, and cut the padding out."""

@@ -7,8 +7,8 @@ coordinator stands between the workers, and a new number of workers just makes n
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,49 +30,43 @@ PIXELS_AT_ONCE = 16 << 20
 """Bytes of pixels one reading task returns from materialised shards."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """Which episodes one worker learns from, from one outer step on."""
-
-    data: TrainingData
-    first_step: int
-    num_steps: int
-    rank: int
-    world_size: int
-
-    def indices(self, step: int) -> range:
-        """Return the episodes of outer step ``step``."""
-        return self.data.indices(step, self.rank, self.world_size)
-
-
-def stream_meta_batches(share: Share, timeout: float | None = None) -> MetaBatches:
-    """Yield the worker's share of each meta-batch, pixels and all, made ready ahead of time.
+def stream_meta_batches(
+    data: TrainingData, steps: range, rank: int, world_size: int, timeout: float | None = None
+) -> MetaBatches:
+    """Yield a worker's share of the meta-batches of outer steps, pixels and all, read ahead.
 
     Raises:
         RuntimeError: Ray Data delivered an episode out of turn.
         TimeoutError: nothing came for ``timeout`` seconds.
     """
-    return prefetch(_meta_batches(share), timeout=timeout)
+    mine = data.indices(0, rank, world_size)
+
+    def load() -> Iterator[EpisodeBatch]:
+        pieces = cut(_tables(data, steps, mine), itertools.repeat(len(mine), len(steps)))
+        for step, piece in zip(steps, pieces, strict=True):
+            wanted = data.indices(step, rank, world_size)
+            yield _load(piece, wanted, data.train.shards, data.train.loader)
+
+    return prefetch(load(), timeout=timeout)
 
 
-def _meta_batches(share: Share) -> Iterator[EpisodeBatch]:
-    train = share.data.train
-    steps = range(share.first_step, share.num_steps)
-    pieces = cut(_tables(share), (len(share.indices(step)) for step in steps))
-    for step, piece in zip(steps, pieces, strict=True):
-        yield _load(piece, share.indices(step), train.shards, train.loader)
-
-
-def _tables(share: Share) -> Iterator[Any]:
-    """Yield tables of consecutive episodes of the share, read by Ray Data tasks."""
-    shards = share.data.train.shards
-    at_once = _steps_at_once(share)
+def _tables(data: TrainingData, steps: range, mine: range) -> Iterator[Any]:
+    """Yield tables of the episodes, in order, read by Ray Data tasks; ``mine`` are of step 0."""
+    shards = data.train.shards
+    at_once = _steps_at_once(data, len(mine))
     tasks = [
-        {"start": step, "stop": min(step + at_once, share.num_steps)}
-        for step in range(share.first_step, share.num_steps, at_once)
+        {"start": start, "stop": min(start + at_once, steps.stop)} for start in steps[::at_once]
     ]
+    read = functools.partial(
+        _read,
+        place=shards.place.absolute(),
+        cache=shards.cache,
+        count=shards.count,
+        meta_batch_size=data.meta_batch_size,
+        mine=mine,
+    )
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        functools.partial(_read, episodes=_Episodes.of(share)),
+        read,
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=READER_CPUS,
@@ -105,48 +99,27 @@ def _away_from_gpus() -> dict[str, Any]:
     }
 
 
-def _steps_at_once(share: Share) -> int:
+def _steps_at_once(data: TrainingData, per_step: int) -> int:
     """Return how many outer steps one reading task covers."""
-    shards, per_step = share.data.train.shards, max(1, len(share.indices(0)))
+    shards = data.train.shards
     if not shards.materialized:
-        return max(1, ROWS_AT_ONCE // per_step)
-    channels, height, width = share.data.image_shape
-    images = shards.spec.num_ways * shards.spec.images_per_class
-    return max(1, PIXELS_AT_ONCE // (per_step * images * channels * height * width))
+        return max(1, ROWS_AT_ONCE // max(1, per_step))
+    channels, height, width = data.image_shape
+    images = max(1, per_step) * shards.spec.num_ways * shards.spec.images_per_class
+    return max(1, PIXELS_AT_ONCE // (images * channels * height * width))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Episodes:
-    """The episodes of a share, for a reading task in another process."""
-
-    place: Place
-    cache: Path
-    count: int
-    meta_batch_size: int
-    mine: range
-    """Of the positions in a meta-batch."""
-
-    @classmethod
-    def of(cls, share: Share) -> _Episodes:
-        shards = share.data.train.shards
-        return cls(
-            place=shards.place.absolute(),
-            cache=shards.cache,
-            count=shards.count,
-            meta_batch_size=share.data.meta_batch_size,
-            mine=share.indices(0),
-        )
-
-    def indices(self, start: int, stop: int) -> list[int]:
-        """Return which episodes the outer steps from ``start`` to before ``stop`` take."""
-        steps = range(start, stop)
-        return [(step * self.meta_batch_size + i) % self.count for step in steps for i in self.mine]
-
-
-def _read(block: Any, *, episodes: _Episodes) -> Any:
+def _read(
+    block: Any, *, place: Place, cache: Path, count: int, meta_batch_size: int, mine: range
+) -> Any:
     """Read the episodes of the outer steps that the rows of ``block`` name."""
-    indices = [index for row in block.to_pylist() for index in episodes.indices(**row)]
-    return _open(episodes.place, episodes.cache).table(indices)
+    indices = [
+        (step * meta_batch_size + first) % count
+        for row in block.to_pylist()
+        for step in range(row["start"], row["stop"])
+        for first in mine
+    ]
+    return _open(place, cache).table(indices)
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,18 +13,16 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raymaml.cluster.campaign import StopAtProblems, scratch_folder
-from raymaml.cluster.explain import cluster_failed, user_error
-from raymaml.cluster.runtime import call_in_thread, connected
-from raymaml.cluster.trainer import train_trial
+from raymaml.cluster.runtime import connected
+from raymaml.cluster.train import train_trial
+from raymaml.cluster.tuning import run_trials
 from raymaml.cluster.workers import slots_of_cluster
 from raymaml.common.errors import StorageError, UserError, last_line
-from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.experiments.journal import Journal
 from raymaml.experiments.local_trials import train_alone
 from raymaml.experiments.sweep import Sweep, Trial
 from raymaml.storage.place import Place
-from raymaml.training.run_folder import request_stop, stop_requested, watch_stop, withdraw_stop
+from raymaml.training.run_folder import stop_requested, watch_stop, withdraw_stop
 from raymaml.training.state import Validation
 
 _PATIENCE = "600"
@@ -39,40 +37,26 @@ def run_on_tune(sweep: Sweep, trials: Iterator[Trial], journal: Journal) -> None
         UserError: the cluster has no room for a single trial, or fails.
         KeyboardInterrupt, Terminated: Ctrl-C, SIGTERM; all finished work is kept.
     """
-    folder, cluster = sweep.folder, sweep.base.cluster
+    folder, workers = sweep.folder, sweep.settings.workers_per_trial
     problems: list[str] = []
-    with connected(cluster), scratch_folder(folder) as scratch:
+    with connected(sweep.base.cluster):
         at_once, use_gpu = _room(sweep)
         withdraw_stop(folder)
-        workers = sweep.settings.workers_per_trial
-        here = {"workers": workers, "use_gpu": use_gpu, "stop": folder, "directory": Path.cwd()}
-        resources = {"CPU": 1.0, "GPU": float(use_gpu)}
-        if workers > 1:  # Ray Train's workers reserve their own
-            resources = {"CPU": 0.001}
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_run_trial, **here), resources),
-            tune_config=tune.TuneConfig(
-                num_samples=sweep.settings.count,
-                reuse_actors=True,
-                max_concurrent_trials=at_once,
-                search_alg=NextTrial(trials, folder),
-                scheduler=AskJournal(journal, problems),
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="trials",
-                storage_path=str(scratch),
-                verbose=0,
-                stop=StopAtProblems(problems),
-                failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
-            ),
+        run_trials(
+            _run_trial,
+            {"workers": workers, "use_gpu": use_gpu, "stop": folder, "directory": Path.cwd()},
+            # Ray Train's workers reserve their own.
+            {"CPU": 0.001} if workers > 1 else {"CPU": 1, "GPU": int(use_gpu)},
+            sweep.base.cluster,
+            folder=folder,
+            kept="what the trials have saved",
+            problems=problems,
+            stop=folder,
+            num_samples=sweep.settings.count,
+            max_concurrent_trials=at_once,
+            search_alg=NextTrial(trials, folder),
+            scheduler=AskJournal(journal, problems),
         )
-        with on_interrupt(lambda: request_stop(folder), cluster.grace_seconds):
-            _fit(tuner, folder)
-        if problems:
-            raise UserError(*problems)
-        if stop_requested(folder):
-            raise stopped()
 
 
 def _room(sweep: Sweep) -> tuple[int, bool]:
@@ -87,17 +71,6 @@ def _room(sweep: Sweep) -> tuple[int, bool]:
         )
     at_once = slots // workers
     return (at_once if limit == "auto" else min(at_once, limit)), use_gpu
-
-
-def _fit(tuner: tune.Tuner, folder: Place) -> None:
-    try:
-        call_in_thread(tuner.fit)
-    except Exception as error:
-        if found := user_error(error):
-            raise found from error
-        if stop_requested(folder):  # the signal may have ended the cluster as well
-            raise stopped() from error
-        raise cluster_failed(error, folder, "what the trials have saved") from error
 
 
 def _run_trial(

@@ -1,29 +1,36 @@
-"""Ray Train: the driver of a training run."""
+"""Ray Train: the driver of a training run, and of a trial of a sweep."""
 
 from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import ray
 import torch
+from ray.util.queue import Queue
 
-from raymaml.cluster.elastic import Crew, Patience, find_room, growing, plan_crew
 from raymaml.cluster.explain import explain_failure, is_recoverable, user_error
 from raymaml.cluster.runtime import call_in_thread, connected, in_background
-from raymaml.cluster.trainer import STARTED, run_crew
+from raymaml.cluster.trainer import STARTED, build_trainer
+from raymaml.cluster.workers import Crew, Patience, find_room, growing, plan_crew
 from raymaml.common.errors import StorageError
 from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import Config
-from raymaml.storage.files import exists, read_text, remove
+from raymaml.storage.files import exists, make_folder, read_text, remove
 from raymaml.storage.place import Place, is_remote
 from raymaml.training.checkpoint import saved_step
 from raymaml.training.data import verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
 from raymaml.training.run import Run, open_run
 from raymaml.training.run_folder import claim, is_done, request_stop, withdraw_stop
+from raymaml.training.session import Ask
+from raymaml.training.state import Validation
 from raymaml.training.worker import Echo, conclude
+
+_START_ATTEMPTS = 10
+"""Minutes that a trial of a sweep waits for room for its workers; Ray's default is for ever."""
 
 
 def train_on_cluster(config: Config, echo: Echo) -> bool:
@@ -105,7 +112,7 @@ def _let_train(
     remove(started)
     with growing(crew, workers, partial(exists, started), lambda: request_stop(folder)):
         try:
-            run_crew(config, workers, crew.use_gpu)
+            call_in_thread(build_trainer(config, workers, crew.use_gpu, start_attempts=1).fit)
         except Exception as error:
             # The signal that asked for a stop may have ended the cluster as well.
             if is_recoverable(error) or (asked.is_set() and user_error(error) is None):
@@ -130,3 +137,50 @@ def _follow(folder: Place, num_steps: int, echo: Echo, over: threading.Event) ->
             if line not in seen and line.endswith("}"):
                 seen.add(line)
                 echo(progress_line(json.loads(line), num_steps))
+
+
+def train_trial(config: Config, num_workers: int, use_gpu: bool, ask: Ask, stop: Place) -> None:
+    """Train a trial of a sweep with Ray Train's workers, from the last checkpoint on.
+
+    Args:
+        config: the trial's.
+        num_workers: number of workers.
+        use_gpu: a GPU each.
+        ask: called here with each validation: whether the run goes on. What it raises ends the
+            workers first.
+        stop: the folder in which a stop is asked for.
+
+    Raises:
+        UserError: the workers met a mistake of the user's, or the cluster failed.
+        Exception: Ray Train's own, where workers failed; Ray Tune tries the trial again.
+    """
+    folder = config.run_folder
+    questions, answers = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+    make_folder(folder, "run_dir")
+    trainer = build_trainer(
+        config,
+        num_workers,
+        use_gpu,
+        start_attempts=_START_ATTEMPTS,
+        ask=partial(_ask_by_queue, questions, answers),
+        stop=stop,
+    )
+    with ThreadPoolExecutor(1) as executor:
+        fit = executor.submit(call_in_thread, trainer.fit)
+        fit.add_done_callback(lambda _: questions.put(None))
+        while (validation := questions.get()) is not None:
+            goes_on = False
+            try:
+                goes_on = ask(validation)
+            finally:
+                answers.put(goes_on)
+    if (error := fit.exception()) is not None:
+        if not isinstance(error, Exception) or is_recoverable(error):
+            raise error
+        raise explain_failure(error, folder) from error
+
+
+def _ask_by_queue(questions: Queue, answers: Queue, validation: Validation) -> bool:
+    """Ask the process that started the workers whether the run goes on."""
+    questions.put(validation)
+    return bool(answers.get())

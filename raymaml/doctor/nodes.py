@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from raymaml.cluster.campaign import judge_on_cluster
-from raymaml.cluster.nodes import on_every_node
-from raymaml.cluster.runtime import connected
+from raymaml.cluster.runtime import connected, on_every_node
 from raymaml.cluster.train import train_on_cluster
 from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, ClusterConfig, Config

@@ -13,11 +13,16 @@ import pytest
 from helpers_faults import assert_same_bits, quiet
 from machinery import Command
 
-from raymaml.cluster.own_ray import set_where_unset
+from raymaml.cluster.own_ray import LONGEST_BASE, set_where_unset
 from raymaml.cluster.runtime import environment
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.training.worker import train_locally
 
+OF_OWN_RAY = (
+    *("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"),
+    *("RAY_worker_niceness", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"),
+)
+"""Variables that a Ray of our own is started with, or looks at."""
 FAULTS = Path(__file__).resolve().parents[1] / "faults"
 
 
@@ -27,6 +32,20 @@ def short_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="rm-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def base(short_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The usual temporary folder, empty, of the longest path; and a home without a token."""
+    for name in OF_OWN_RAY:
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    folder = short_folder / ("x" * (LONGEST_BASE - 1 - len(str(short_folder))))
+    folder.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""How many workers there may be, when that is at rest, and how many failures are borne."""
+"""How many workers there may be, and how many failures are borne."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raymaml.cluster.elastic import Crew, Patience, Rest, plan_crew
+from raymaml.cluster.workers import Crew, Patience, plan_crew
 from raymaml.common.errors import UserError
 
 CPUS, GPUS = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}
@@ -41,22 +41,10 @@ def test_the_crew_is_what_the_config_says(
     assert plan_crew(config, resources) == Crew(minimum=minimum, maximum=maximum, use_gpu=use_gpu)
 
 
-def test_a_minimum_above_the_maximum_is_refused(make_config: Any) -> None:
-    with pytest.raises(UserError) as caught:
-        make_config("run", "cluster.min_workers=3", "cluster.num_workers=2")
-    assert "cluster.min_workers is 3 but cluster.num_workers, the most, is 2" in str(caught.value)
-
-
 def test_a_fixed_crew_needs_the_whole_cluster_at_the_start(make_config: Any) -> None:
     config = make_config("run", "cluster.num_workers=3")
     with pytest.raises(UserError, match=r"cluster.num_workers is 3 but the Ray cluster has 2 CPU"):
         plan_crew(config, CPUS)
-
-
-def test_a_number_rests_when_it_has_not_changed_for_so_long() -> None:
-    rest = Rest(2.0)
-    seen = [(1, 10.0), (1, 11.9), (2, 12.0), (2, 13.9), (1, 14.0), (1, 15.9), (1, 16.0), (1, 20.0)]
-    assert [rest.reached(number, now) for number, now in seen] == [False] * 6 + [True] * 2
 
 
 @pytest.mark.parametrize(

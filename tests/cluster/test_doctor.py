@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machinery import Command, Nodes
+from machinery import ROOT, Nodes
 
-from raymaml.cluster import nodes
-from raymaml.cluster.nodes import on_every_node
+from raymaml.cluster import runtime
+from raymaml.cluster.runtime import on_every_node
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig
 from raymaml.doctor.machine import own_versions
 from raymaml.doctor.nodes import cluster_findings, problems_of_node
 from raymaml.doctor.rehearsal import rehearsal_folder
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_versions_that_differ() -> None:
@@ -32,33 +29,6 @@ def test_versions_that_differ() -> None:
     (finding,) = [each for each in found if each.status == "fail"]
     assert (finding.what, finding.found) == ("torch", f"{wanted['torch']}, here 2.0.0")
     assert finding.remedy == "install the same version on all nodes"
-
-
-@pytest.mark.slow
-def test_a_cluster_that_does_not_answer(start) -> None:
-    with socket.socket() as reserved:  # bound and not listening: connections are refused
-        reserved.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{reserved.getsockname()[1]}"
-        command = start("doctor", "--json", RAY_ADDRESS=address)
-        assert command.finish() == 1
-    assert command.errors == ""
-    (finding,) = [each for each in findings(command) if each["status"] == "fail"]
-    assert finding["what"] == "cluster"
-    assert f"RAY_ADDRESS is {address}: no Ray cluster answers there" in finding["found"]
-    assert finding["remedy"].startswith("start one with `ray start --head`")
-
-
-@pytest.mark.ray
-def test_a_cluster_of_one_node(cluster, make_config):
-    config = make_config("run")
-    with rehearsal_folder(config.run_dir) as folder:
-        found = list(cluster_findings(config.cluster, config, folder))
-    assert {each.status for each in found} <= {"ok", "warn"}, found
-    assert found[0].what.startswith("node 1 (")
-    assert [each.what for each in found][-5:] == [
-        f"rehearsal: {stage}" for stage in ("data", "train", "resume", "same result", "test")
-    ]
-    assert not config.run_dir.exists()
 
 
 @pytest.mark.ray
@@ -82,7 +52,7 @@ def test_nodes_that_cannot_run_raymaml_or_do_not_answer(cluster, monkeypatch):
     assert isinstance(answer, UserError)
     assert str(answer).startswith("it cannot run raymaml (")
     assert "launch/submit.sh" in str(answer)
-    monkeypatch.setattr(nodes, "PATIENCE", 0.001)
+    monkeypatch.setattr(runtime, "NODE_PATIENCE", 0.001)
     ((_, answer),) = on_every_node(lambda resources: resources["CPU"])
     assert "Get timed out" in str(answer)
 
@@ -117,22 +87,23 @@ def run_doctor(start, two: Nodes, *arguments: str) -> tuple[int, dict[str, dict[
     )
     code = command.finish()
     assert command.errors == ""
-    return code, {finding["what"]: finding for finding in findings(command)}
-
-
-def findings(command: Command) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = json.loads("\n".join(command.lines))["findings"]
-    return found
+    found = json.loads("\n".join(command.lines))["findings"]
+    return code, {finding["what"]: finding for finding in found}
 
 
 @pytest.mark.ray
-def test_two_nodes(two, start):
+def test_two_nodes(two, start, tmp_path, make_config):
     two.join()
-    code, found = run_doctor(start, two)
+    config = make_config("run")
+    path = str(tmp_path / "run" / "config.yaml")
+    code, found = run_doctor(start, two, path, "cluster.num_workers=auto")
     assert code == 0, [each for each in found.values() if each["status"] == "fail"]
     assert {what[:7] for what in found if what.startswith("node ")} == {"node 1 ", "node 2 "}
-    assert found["rehearsal: same result"]["status"] == "ok"
-    assert found["rehearsal: test"]["status"] == "ok"
+    assert [(what, each["status"]) for what, each in found.items()][-5:] == [
+        (f"rehearsal: {stage}", "ok")
+        for stage in ("data", "train", "resume", "same result", "test")
+    ]
+    assert not config.run_dir.exists()
 
 
 @pytest.mark.ray

@@ -1,42 +1,20 @@
-"""A Ray that raymaml starts: its folder, its token, its sessions, and what a kill leaves of it."""
+"""A Ray that raymaml starts: its folder, its token, and what a kill leaves of it."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from helpers_cluster import SETTINGS, not_of_training, trained_steps
-from machinery import kill, wait_until
 
 from raymaml.cluster import own_ray as module
 from raymaml.cluster.own_ray import has_token, own_ray
 from raymaml.common.errors import UserError
-from raymaml.training.checkpoint import list_steps
 
 NICENESS, CLUSTERS = "RAY_worker_niceness", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-
-
-@pytest.fixture
-def base(short_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The usual temporary folder, empty, of the longest path; and a home without a token."""
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", NICENESS, CLUSTERS):
-        monkeypatch.setenv(name, "")  # so that it is as before after the test
-        monkeypatch.delenv(name)
-    folder = short_folder / ("x" * (19 - 1 - len(str(short_folder))))
-    folder.mkdir()
-    monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def mode(path: Path) -> int:
@@ -255,63 +233,3 @@ def test_a_notebook_is_not_silenced_beyond_the_call(base: Path, tmp_path: Path) 
     assert shown.returncode == 0, shown.stderr
     assert "aloud" in shown.stdout
     assert "quietly" not in shown.stdout
-
-
-def processes_of(folder: Path) -> dict[psutil.Process, tuple[int, int]]:
-    """Return niceness and session of each process that has a file below ``folder`` open."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
-            if any(file.path.startswith(f"{folder}/") for file in process.open_files()):
-                found[process] = process.nice(), os.getsid(process.pid)
-        except (psutil.Error, ProcessLookupError):  # it has just ended
-            continue
-    return found
-
-
-@pytest.mark.ray
-def test_signals_and_kills_end_ray_with_the_driver(tmp_path, make_config, start, base):
-    config = make_config("run", "outer.num_steps=100000", "outer.validate_every=50000")
-    folder, path = config.run_folder, str(tmp_path / "run/config.yaml")
-
-    def started():
-        at = max(list_steps(folder), default=0)
-        command = start("train", path, RAY_TMPDIR=str(base))
-        command.wait_until(lambda: trained_steps(folder) >= at + 3, "three steps further")
-        (own,) = base.glob("raymaml.*")
-        found = processes_of(own)
-        return command, {each: of for each, of in found.items() if each.pid != command.process.pid}
-
-    def assert_stopped(command):
-        assert command.finish() == 143
-        assert command.errors == ""
-        assert command.lines[0] == f"{folder}: 1 CPU {SETTINGS}"
-        assert command.lines[-1] == (
-            f"{folder}: stopped before outer step {list_steps(folder)[-1]} of 100000, and saved;"
-            " run the same command to go on"
-        )
-        assert not_of_training(command.lines[1:-1]) == []
-        assert list(base.glob("raymaml.*")) == []
-
-    command, processes = started()  # `timeout`, a scheduler: SIGTERM to the group
-    assert {niceness for niceness, _ in processes.values()} == {os.nice(0)}
-    assert os.getsid(command.process.pid) not in {session for _, session in processes.values()}
-    os.killpg(command.process.pid, 15)
-    assert_stopped(command)
-    assert mode(tmp_path / "home/.ray/auth_token") == 0o600
-
-    command, killed = started()
-    command.kill()
-    (left,) = base.glob("raymaml.*")
-
-    command, processes = started()  # a service manager: SIGTERM to all processes
-    wait_until(lambda: not any(each.is_running() for each in killed), "rid of the killed ones")
-    assert not left.exists()
-    command.process.terminate()
-    for each in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.terminate()
-    assert command.finish() == 143  # Ray may end the driver before it can say where it stopped
-    last = [*command.lines, *command.errors.splitlines()][-1]
-    assert re.fullmatch(r".*(saved|kept)[;:] run the same command to go on", last)
-    kill(killed)

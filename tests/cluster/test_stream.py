@@ -36,16 +36,10 @@ def workers(cluster):
 
         def stream(self, rank, world_size, first_step, num_steps, take):
             """Return the first ``take`` meta-batches of a share, then end the stream."""
-            from raymaml.cluster.stream import Share, stream_meta_batches
+            from raymaml.cluster.stream import stream_meta_batches
 
-            share = Share(
-                data=self.data,
-                first_step=first_step,
-                num_steps=num_steps,
-                rank=rank,
-                world_size=world_size,
-            )
-            batches = stream_meta_batches(share)
+            steps = range(first_step, num_steps)
+            batches = stream_meta_batches(self.data, steps, rank, world_size)
             taken = list(islice(batches, take))
             batches.close()
             return taken

@@ -1,0 +1,296 @@
+"""The commands of ``raymaml``: each parses its arguments and calls the package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import raymaml
+from raymaml.cli.options import (
+    LOCAL,
+    OPTIONAL_CONFIG,
+    OVERRIDES,
+    Commands,
+    UserPath,
+    load,
+    reports_user_errors,
+    require_kept,
+    say,
+    say_line,
+    takes_config,
+    takes_plan,
+)
+from raymaml.common.stopping import INTERRUPTED, stop_code
+from raymaml.config.schema import SPLITS, Config, Split
+from raymaml.storage.place import Place
+
+if TYPE_CHECKING:
+    from raymaml.evaluation.campaign import Campaign
+
+
+@click.group(cls=Commands)
+@click.version_option(raymaml.__version__)
+def main() -> None:
+    """Train and judge MAML for few-shot image classification.
+
+    Every command takes a YAML config and key.path=value overrides.
+    """
+
+
+@main.group()
+def data() -> None:
+    """Make and look at image banks and episode shards."""
+
+
+@data.command("import")
+@takes_config
+def import_(config: Config) -> None:
+    """Import data.source into the image bank data.bank."""
+    from raymaml.data.importers import import_bank
+
+    bank = import_bank(config.data, config.episodes, say_line)
+    counts = {split: len(bank.class_ids(split)) for split in SPLITS}
+    say_line(
+        f"{bank.folder}: {bank.num_images} images of {bank.source}, classes "
+        + " / ".join(f"{count} {split}" for split, count in counts.items())
+        + f", hash {bank.hash[:12]}"
+    )
+
+
+@data.command()
+@takes_config
+def sample(config: Config) -> None:
+    """Sample the episodes of all splits into shards under data.shards."""
+    from raymaml.training.data import open_bank, sample_shards
+
+    for shards in sample_shards(config.data, config.episodes, open_bank(config.data)):
+        say_line(f"{shards.folder}: {shards.count} episodes")
+
+
+@data.command()
+@takes_config
+@click.option("--split", type=click.Choice(SPLITS), default="test")
+@click.option("--episode", type=click.IntRange(min=0), help="Draw this episode of the split.")
+@click.option("--out", type=UserPath(dir_okay=False), default="sheet.png", show_default=True)
+def show(config: Config, split: Split, episode: int | None, out: Path) -> None:
+    """Draw a contact sheet (PNG) of the bank, or of one episode."""
+    from raymaml.data.contact_sheet import bank_sheet, episode_sheet
+    from raymaml.data.sampling import check_spec, sample_episode
+    from raymaml.training.data import open_bank
+
+    bank = open_bank(config.data)
+    if episode is None:
+        bank_sheet(bank, out)
+    else:
+        spec = config.episodes.of(split)
+        check_spec(bank, spec, split)
+        episode_sheet(bank, sample_episode(bank, spec, config.episodes.seed, split, episode), out)
+    say_line(out)
+
+
+@main.command()
+@takes_config
+@LOCAL
+def train(config: Config, local: bool) -> None:
+    """Train the run that CONFIG names, or resume it."""
+    if not _train(local)(config, say):
+        sys.exit(stop_code())
+
+
+@main.command()
+@takes_config
+@LOCAL
+@click.option("--replay", is_flag=True, help="Judge all records again, here, and compare them.")
+def test(config: Config, local: bool, replay: bool) -> None:
+    """Judge the run that CONFIG names on its test episodes, and write the report."""
+    from raymaml.evaluation.run_test import plan_test
+
+    if replay:
+        from raymaml.evaluation.replay import replay_locally
+
+        count = replay_locally(partial(plan_test, config), config.cluster, say)
+        say(f"{config.run_folder}: all {count} records repeated")
+        return
+    _show_report(_judge(local)(partial(plan_test, config), config.cluster, say))
+
+
+@main.command()
+@takes_config
+def report(config: Config) -> None:
+    """Write the report of a finished campaign again."""
+    from raymaml.evaluation.run_test import plan_report
+
+    _show_report(plan_report(config))
+
+
+@main.command()
+@takes_config
+@LOCAL
+def audit(config: Config, local: bool) -> None:
+    """Judge with other queries, labels and support sets, which the accuracy hides.
+
+    The next report of the run (`raymaml test` or `raymaml report`) shows the results. Audits always
+    run in this process, without Ray.
+    """
+    del local  # scripts give the option to all commands alike
+    from raymaml.evaluation.run_audit import audit_run
+
+    say(audit_run(config, say))
+
+
+@main.command()
+@takes_plan("STUDY")
+def study(plan_path: Place, overrides: tuple[str, ...], config: Place | None, local: bool) -> None:
+    """Train the models of STUDY, judge its arms on the same episodes, and write the report.
+
+    The overrides change the config of all its models and arms. Finished parts are not repeated, so
+    that arms and episodes can be added later.
+    """
+    from raymaml.experiments.study import run_study
+    from raymaml.experiments.study_file import read_study
+
+    found = read_study(plan_path, overrides, config)
+    require_kept(found.base)
+    path = run_study(found, train=_train(local), judge=_judge(local), echo=say)
+    if path is None:
+        sys.exit(stop_code())
+    say(path)
+
+
+@main.command()
+@takes_plan("SWEEP")
+def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, local: bool) -> None:
+    """Train the trials that SWEEP draws, end the bad ones early, and export the best.
+
+    The overrides change the config of all trials. Run again, it goes on from where it was.
+    """
+    from raymaml.cluster.search import decisions, proposals
+    from raymaml.experiments.sweep import read_sweep, run_sweep
+
+    if local:
+        from raymaml.experiments.local_trials import run_in_order as runner
+    else:
+        from raymaml.cluster.sweep import run_on_tune as runner
+    found = read_sweep(plan_path, overrides, config)
+    require_kept(found.base)
+    propose = proposals(found.settings)
+    say(run_sweep(found, runner=runner, decide=decisions(found), propose=propose, echo=say))
+
+
+def _show_report(campaign: Campaign) -> None:
+    """Write the report; print its number and its page, last the path of ``summary.json``."""
+    from raymaml.report.write import headline_of, write_test_report
+
+    path = write_test_report(campaign)
+    say(headline_of(path))
+    say(path)
+
+
+def _train(local: bool) -> Callable[..., bool]:
+    if local:
+        from raymaml.training.worker import train_locally as run
+    else:
+        from raymaml.cluster.train import train_on_cluster as run
+    return run
+
+
+def _judge(local: bool) -> Callable[..., Campaign]:
+    if local:
+        from raymaml.evaluation.campaign import judge_locally as run
+    else:
+        from raymaml.cluster.campaign import judge_on_cluster as run
+    return run
+
+
+@main.command()
+@click.argument("configs", metavar="[REFERENCE_YAML]...", nargs=-1, type=UserPath())
+@click.option("--checkpoint", type=UserPath(), help="A .pth of the reference.")
+@click.option("--out", type=UserPath(), required=True, help="The YAML to write.")
+@click.option("--name", help="Name of the run.")
+@reports_user_errors
+def convert(
+    configs: tuple[Path, ...], checkpoint: Path | None, out: Path, name: str | None
+) -> None:
+    """Convert configurations and a checkpoint of fmu2/PyTorch-MAML.
+
+    Give its training YAML, its test YAML, or both; a checkpoint can stand for the training YAML.
+    """
+    from raymaml.convert.command import convert_files
+
+    convert_files(configs, checkpoint, out, name, say)
+
+
+@main.command()
+@OPTIONAL_CONFIG
+@OVERRIDES
+@LOCAL
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@reports_user_errors
+def doctor(
+    config_path: Place | None, overrides: tuple[str, ...], local: bool, as_json: bool
+) -> None:
+    """Check versions, this machine, the cluster and the places of CONFIG, and print the remedies.
+
+    Ends with a short training from images to a report, on made-up images. Exit code 1 if anything
+    fails.
+    """
+    from raymaml.doctor.command import examine, show
+
+    config = None if config_path is None else load(config_path, overrides)
+    if not show(examine(config, local=local), as_json=as_json):
+        sys.exit(1)
+
+
+@main.command(context_settings={"show_default": True})
+@OPTIONAL_CONFIG
+@OVERRIDES
+@click.option("--methods", metavar="NAMES", help="Of unrolled,checkpointed,mixed_mode,plain,...")
+@click.option("--steps", default="1,5,10,20,50", help="Inner steps of the plot; empty for none.")
+@click.option("--repeats", default=5, type=click.IntRange(min=1), help="Rounds.")
+@click.option("--episodes", default=2, type=click.IntRange(min=1), help="A process, in a round.")
+@click.option("--json", "json_path", type=UserPath(dir_okay=False))
+@click.option("--plot", "plot_path", type=UserPath(dir_okay=False), default="bench.png")
+@reports_user_errors
+def bench(
+    *,
+    config_path: Place | None,
+    overrides: tuple[str, ...],
+    methods: str | None,
+    steps: str,
+    repeats: int,
+    episodes: int,
+    json_path: Path | None,
+    plot_path: Path,
+) -> None:
+    """Time the gradient methods and other libraries on CONFIG, or on standard ones.
+
+    Images are made up: no data set is needed. pip install raymaml[bench] brings the other
+    libraries. The table shows how far their gradients differ.
+    """
+    from raymaml.bench.cases import configs_to_measure
+    from raymaml.bench.measure import effort, measure
+    from raymaml.bench.report import draw, table, write_json
+
+    how = effort(methods, steps, repeats, episodes)
+    rows = []
+    try:
+        for config in configs_to_measure(config_path, overrides):
+            measured = measure(config, how, say)
+            rows += measured
+            say(f"\n{table(measured)}\n")
+            if json_path is not None:
+                write_json(json_path, rows)
+            if how.steps:
+                draw(plot_path, rows)
+    except KeyboardInterrupt:
+        say_line("raymaml: interrupted; configurations that are finished are written", err=True)
+        sys.exit(INTERRUPTED)
+    if json_path is not None:
+        say(str(json_path))
+    if how.steps:
+        say(str(plot_path))
