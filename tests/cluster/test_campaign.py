@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 from helpers_cluster import RATE
 from helpers_faults import quiet
+from machinery import Command
 
 from raymaml.cluster import campaign as on_cluster
 from raymaml.common.errors import UserError
@@ -36,7 +35,7 @@ SETTINGS = (
     "1 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last, float32; chunks of up to"
 )
 LINE = re.compile(
-    rf" *\d+/310 episodes  [0-3]/3 arms done  [a-z-]+ \d+\.\d\d( \+- \d+\.\d\d)?% over \d+  {RATE}"
+    rf" *\d+/200 episodes  [0-4]/4 arms done  \S.* \d+\.\d\d( \+- \d+\.\d\d)?% over \d+  {RATE}"
 )
 
 
@@ -87,68 +86,38 @@ def chunk_files(config: Config) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in sorted(files)}
 
 
-@pytest.mark.parametrize(
-    ("chunk_size", "num_chunks"),
-    [(1, 20), (7, 4)],  # 10 + 5 + 5; (7 + 3) + 5 + 5
-)
-def test_the_partition_leaves_no_trace(cluster, make_config, chunk_size, num_chunks):
+@pytest.mark.fault("records torn")
+def test_the_partition_leaves_no_trace_and_only_lost_chunks_are_judged_again(cluster, make_config):
     config = trained(make_config)
     lone = copy_of(config, "lone", 4)
     judge_locally(lone, quiet)
-    together = copy_of(config, "together", chunk_size)
-    lines: list[str] = []
+    for chunk_size, num_chunks in ((1, 20), (7, 4)):  # 10 + 5 + 5; (7 + 3) + 5 + 5
+        together = copy_of(config, f"by-{chunk_size}", chunk_size)
+        lines: list[str] = []
+        summary = judge_on_cluster(together, lines.append)
+        assert summary == together.run_folder / "test" / "summary.json"
+        assert len(chunk_files(together)) == num_chunks
+        assert_same_records(together, lone)
+        assert lines[0] == f"{together.run_folder}/test: {SETTINGS} {chunk_size} episodes"
+        assert len(lines) == 1 + num_chunks
+        assert lines[-1].startswith("20/20 episodes")
 
-    summary = judge_on_cluster(together, lines.append)
-
-    assert summary == together.run_folder / "test" / "summary.json"
-    assert len(chunk_files(together)) == num_chunks
-    assert_same_records(together, lone)
-    assert lines[0] == f"{together.run_folder}/test: {SETTINGS} {chunk_size} episodes"
-    assert len(lines) == 1 + num_chunks
-    assert lines[-1].startswith("20/20 episodes")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_on_a_terminal_there_is_a_table(cluster, make_config, monkeypatch):
-    config = trained(make_config)
-    monkeypatch.setenv("TERM", "xterm")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    lines: list[str] = []
-    judge_on_cluster(config, lines.append)
-    assert len(lines) == 1  # the settings; how far it is stands in the table
-    assert "0/3 arms done" in terminal.getvalue()
-    assert "3/3 arms done" in terminal.getvalue()
-
-
-@pytest.mark.fault("records torn")
-def test_only_lost_chunks_are_judged_again(cluster, make_config):
-    config = copy_of(trained(make_config), "judged", 4)
-    judge_locally(config, quiet)
-    whole = copy_of(config, "whole", 4)
-    before = chunk_files(config)
-    assert len(before) == 3 + 2 + 2  # 4 + 4 + 2 episodes, and 4 + 1 of each baseline
-    deleted, torn = sorted(before)[1], sorted(before)[5]
+    before = chunk_files(together)
+    deleted, torn = list(before)[1], list(before)[3]
     assert (deleted.parent.parent.name, torn.parent.parent.name) == ("model", "untrained")
     deleted.unlink()
     torn.write_bytes(torn.read_bytes()[:-9])
-    lines: list[str] = []
-
-    judge_on_cluster(config, lines.append)
-
-    after = chunk_files(config)
+    lines.clear()
+    judge_on_cluster(together, lines.append)
+    after = chunk_files(together)
     assert [file for file in before if after[file] != before[file]] == [deleted, torn]
-    # 4 of the model's 10 and 4 of the untrained one's 5 were to be done
-    assert [line.split()[0] for line in lines[1:]] == ["16/20", "20/20"]
-    assert_same_records(config, whole)
+    assert len(lines) == 1 + 2
+    assert lines[-1].startswith("20/20 episodes")
+    assert_same_records(together, lone)
 
     lines.clear()
-    judge_on_cluster(config, lines.append)  # nothing is left to do
-    assert chunk_files(config) == after
+    judge_on_cluster(together, lines.append)  # nothing is left to do
+    assert chunk_files(together) == after
     assert lines == []
 
 
@@ -173,39 +142,6 @@ def test_a_campaign_that_lost_its_lease_ends(joining, make_config, monkeypatch):
     assert not (config.run_folder / "test" / "summary.json").exists()
 
 
-@pytest.mark.fault("campaign killed")
-def test_an_interrupted_then_killed_campaign_goes_on(joining, tmp_path, make_config, start):
-    config = trained(make_config, "episodes.test.num_episodes=300", "evaluation.chunk_size=1")
-    lone = copy_of(config, "lone", 100)
-    judge_locally(lone, quiet)
-    command = ("test", str(tmp_path / "run/config.yaml"))
-
-    interrupted = start(*command, **joining)
-    interrupted.wait_until(lambda: len(chunk_files(config)) >= 5, "at the fifth chunk")
-    interrupted.interrupt()
-    assert interrupted.finish() == 130
-    assert interrupted.lines[0] == f"{config.run_folder}/test: {SETTINGS} 1 episodes"
-    assert [line for line in interrupted.lines[1:] if not LINE.fullmatch(line)] == []
-    assert interrupted.errors == (
-        "raymaml: interrupted; what is finished is kept: run the same command to go on\n"
-    )
-    first = chunk_files(config)
-    assert 5 <= len(first) < 310
-
-    killed = start(*command, **joining)
-    killed.wait_until(lambda: len(chunk_files(config)) >= len(first) + 5, "five chunks further")
-    killed.kill()
-    second = chunk_files(config)
-    assert len(second) < 310
-
-    judge_on_cluster(config.model_copy(update={"evaluation": lone.evaluation}), quiet)
-    last = chunk_files(config)
-    assert first.items() <= second.items() <= last.items()
-    assert_same_records(config, lone)
-    hidden = [path.name for path in (config.run_folder / "test").glob(".*")]
-    assert hidden == [".lock"]
-
-
 STUDY = """\
 name: kills
 title: Kills
@@ -217,38 +153,51 @@ cross: {evaluation.inner.num_steps: [1, 2]}
 
 
 @pytest.mark.fault("campaign killed")
-def test_a_study_that_is_killed_ends_in_the_records_of_one_that_is_not(
+def test_a_study_that_is_interrupted_and_killed_ends_in_the_records_of_one_that_is_not(
     joining, tmp_path, make_config, start
 ):
     overrides = ("outer.num_steps=1", "episodes.test.num_episodes=50", "evaluation.chunk_size=1")
-    for place in ("lone", "killed"):
+    for place in ("lone", "disturbed"):
         config = make_config(place, *overrides)
         (tmp_path / place / "study.yaml").write_text(STUDY, encoding="utf-8")
-    study = read_study(tmp_path / "lone/study.yaml")
-    run_study(study, train=train_locally, judge=in_process.judge_locally, echo=quiet)
+    lone, disturbed = (read_study(tmp_path / p / "study.yaml") for p in ("lone", "disturbed"))
+    run_study(lone, train=train_locally, judge=in_process.judge_locally, echo=quiet)
     folder = config.run_dir / "studies" / "tiny"
 
-    def chunks() -> int:
-        return len(list(folder.glob("records/*/*.parquet")))
+    def chunks() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in folder.glob("records/*/*.parquet")}
 
-    for _ in range(3):
-        so_far = chunks()
-        command = start("study", str(tmp_path / "killed/study.yaml"), **joining)
-        command.wait_until(lambda so_far=so_far: chunks() >= so_far + 12, "12 chunks further")
+    def twelve_further() -> Command:
+        so_far = len(chunks())
+        command = start("study", str(tmp_path / "disturbed/study.yaml"), **joining)
+        command.wait_until(lambda: len(chunks()) >= so_far + 12, "12 chunks further")
+        return command
+
+    command = twelve_further()
+    command.interrupt()
+    assert command.finish() == 130
+    assert command.errors == (
+        "raymaml: interrupted; what is finished is kept: run the same command to go on\n"
+    )
+    ours = f"{folder}/kills: {SETTINGS} 1 episodes"
+    judging = command.lines[command.lines.index(ours) + 1 :]
+    assert [line for line in judging if not LINE.fullmatch(line)] == []
+    seen = [chunks()]
+    for _ in range(2):
+        command = twelve_further()
         command.kill()
         command.clean_up()
-    assert chunks() < 4 * 50
-    study = read_study(tmp_path / "killed/study.yaml")
-    judge = on_cluster.judge_on_cluster
-    run_study(study, train=train_locally, judge=judge, echo=quiet)
+        seen.append(chunks())
+    assert len(seen[-1]) < 4 * 50
+    run_study(disturbed, train=train_locally, judge=on_cluster.judge_on_cluster, echo=quiet)
 
-    found, expected = (
-        plan_study(read_study(tmp_path / place / "study.yaml"), torch.device("cpu")).results()
-        for place in ("killed", "lone")
-    )
+    assert seen[0].items() <= seen[1].items() <= seen[2].items() <= chunks().items()
+    cpu = torch.device("cpu")
+    found, expected = (plan_study(study, cpu).results() for study in (disturbed, lone))
     assert len(found) == 4
     for one, other in zip(found, expected, strict=True):
         assert len(one.records) == 50
         tables = [each.records.drop(["seconds"]) for each in (one, other)]
         assert tables[0].equals(tables[1], check_metadata=True), one.name
     assert (folder / "kills" / "report.html").is_file()
+    assert list(folder.rglob(".tune")) == []

@@ -16,7 +16,6 @@ from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.cluster.train import train_on_cluster
 from raymaml.common.errors import UserError
 from raymaml.evaluation.run_test import plan_test
-from raymaml.training.checkpoint import list_steps
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray
@@ -82,28 +81,6 @@ def test_a_worker_that_hangs_is_replaced(
 
     assert attempts(hung.run_folder) >= 2  # a new one, still importing, can take that long too
     same_as_alone(hung, *steps)
-
-
-@pytest.mark.fault("controller killed")
-def test_a_killed_controller_ends_the_run_and_the_same_command_goes_on(
-    joining, tmp_path, make_config, same_as_alone, start
-):
-    """A command of its own: what the controller had taken of the cluster is free when that ends."""
-    config = make_config("run", "name=controlled", *LONG)
-    train = partial(start, "train", str(tmp_path / "run/config.yaml"), **joining)
-
-    killed = train()
-    killed.wait_until(lambda: trained_steps(config.run_folder) >= 15, "at step 15")
-    os.kill(pids("TrainController")[-1], signal.SIGKILL)
-    assert killed.finish() == 2
-    (problem,) = killed.errors.splitlines()
-    assert problem.startswith(f"raymaml: {config.run_folder}: the cluster failed, last with: ")
-    assert problem.endswith("and run the same command to go on")
-    assert 10 <= list_steps(config.run_folder)[-1] < 100
-
-    again = train()
-    assert again.finish() == 0, again.errors
-    same_as_alone(config, *LONG)
 
 
 @pytest.mark.fault("out of memory")

@@ -9,7 +9,6 @@ import shutil
 import site
 import subprocess
 import sys
-import threading
 import venv
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers_cluster import SETTINGS, not_of_training, trained_steps
-from machinery import ROOT, Nodes, wait_until
+from machinery import ROOT, Nodes, kill, wait_until
 
 from raymaml.training.checkpoint import list_steps
 
@@ -28,7 +27,7 @@ SENT = {"raymaml", "configs", "launch", "setup.cfg", "pyproject.toml", "README.m
 """What a job needs of the code."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def head(tmp_path_factory, short_folder) -> Iterator[Nodes]:
     """A cluster of one node that asks for a token, and the shell of somebody who has it."""
     home = tmp_path_factory.mktemp("home")
@@ -48,25 +47,48 @@ def head(tmp_path_factory, short_folder) -> Iterator[Nodes]:
     cluster.close()
 
 
-def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_process(
-    head, short_folder, tmp_path, make_config, same_as_alone
+@pytest.mark.fault("job killed")
+def test_a_job_that_is_stopped_killed_and_submitted_again_ends_in_the_bits_of_a_lone_process(
+    head, short_folder, make_config, same_as_alone, start
 ):
-    steps = ("outer.num_steps=150", "outer.validate_every=75")
+    """Between the jobs a command that joins the cluster trains the run as well."""
+    steps = ("outer.num_steps=450", "outer.validate_every=75")
     config = make_config("run", "name=job", "cluster.num_workers=2", *steps)
-    folder = config.run_folder
-    code = copy_of_the_code(tmp_path / "code")
-    command = (code, head, "train", str(tmp_path / "run/config.yaml"))
+    place, folder = config.run_dir.parent, config.run_folder
+    code = copy_of_the_code(place / "code")
+    arguments = ("train", str(place / "config.yaml"))
 
-    submitted = submit(*command, options="--no-wait --submission-id stopped")
+    submitted = submit(code, head, *arguments, options="--no-wait --submission-id stopped")
     assert submitted.returncode == 0, submitted.stderr
     wait_until(lambda: trained_steps(folder) >= 10, "at step 10")
     stop = ("ray", "job", "stop", "--address", head.dashboard, "stopped")
     environment = {**head.environment, "RAY_AUTH_MODE": "token"}
     stopped = subprocess.run(stop, env=environment, check=True, capture_output=True, text=True)
     assert "was stopped" in stopped.stdout + stopped.stderr
-    assert list_steps(folder)[-1] == trained_steps(folder) < 150  # it saved what it had done
+    at = list_steps(folder)[-1]
+    assert at == trained_steps(folder) < 450  # it saved what it had done
 
-    job = submit(*command)
+    assert submit(code, head, *arguments, options="--no-wait").returncode == 0
+    wait_until(lambda: trained_steps(folder) >= at + 5, "five steps further")
+    (driver,) = drivers(*arguments)
+    kill([driver])
+
+    joined = start(
+        *arguments,
+        cwd=ROOT,  # where the workers, too, find the code
+        RAY_ADDRESS=head.address,
+        HOME=head.environment["HOME"],  # where the token is
+    )
+    joined.wait_until(lambda: joined.lines != [], "about to train")
+    at = trained_steps(folder)
+    joined.wait_until(lambda: trained_steps(folder) >= at + 5, "five steps further")
+    joined.terminate()
+    assert joined.finish() == 143
+    assert joined.errors == ""
+    assert joined.lines[0] == f"{folder}: 2 CPU {SETTINGS}"
+    assert trained_steps(folder) < 450
+
+    job = submit(code, head, *arguments)
     assert job.returncode == 0, job.stdout + job.stderr
     assert re.search(r"Job '\S+' succeeded", job.stdout)
     lines = of_the_job(job.stdout, folder)
@@ -84,53 +106,15 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_in_the_bits_of_a_lone_pr
     assert (sent / "raymaml/data/bank.py").is_file()
 
 
-def test_a_command_joins_the_cluster_that_ray_address_names(
-    head, tmp_path, make_config, same_as_alone, start
-):
-    config = make_config("run", "name=joined")
-
-    command = start(
-        *("train", str(tmp_path / "run/config.yaml")),
-        cwd=ROOT,  # where the workers, too, find the code
-        RAY_ADDRESS=head.address,
-        HOME=head.environment["HOME"],  # where the token is
-    )
-
-    assert command.finish() == 0, command.errors
-    assert command.errors == ""
-    assert command.lines[0] == f"{config.run_folder}: 1 CPU {SETTINGS}"
-    same_as_alone(config)
-
-
-@pytest.mark.fault("job killed")
-def test_a_killed_job_goes_on_when_it_is_submitted_again(
-    head, tmp_path, make_config, same_as_alone
-):
-    steps = ("outer.num_steps=100", "outer.validate_every=10")
-    config = make_config("run", "name=job", *steps)
-    code = copy_of_the_code(tmp_path / "code")
-    arguments = ("train", str(tmp_path / "run/config.yaml"))
-    killed_at: list[int] = []
-
-    def kill_driver() -> None:
-        wait_until(lambda: trained_steps(config.run_folder) >= 15, "at step 15")
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                same = process.cmdline()[-len(arguments) :] == list(arguments)
-                if same and "RAY_JOB_CONFIG_JSON_ENV_VAR" in process.environ():  # no submitter
-                    process.kill()
-                    killed_at.append(trained_steps(config.run_folder))
-
-    killer = threading.Thread(target=kill_driver)
-    killer.start()
-    job = submit(code, head, *arguments)
-    killer.join()
-
-    assert job.returncode != 0
-    assert len(killed_at) == 1
-    assert killed_at[0] < 100
-    assert submit(code, head, *arguments).returncode == 0
-    same_as_alone(config, *steps)
+def drivers(*arguments: str) -> list[psutil.Process]:
+    """Return the processes that a job runs with these arguments, without those that submit it."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            same = process.cmdline()[-len(arguments) :] == list(arguments)
+            if same and "RAY_JOB_CONFIG_JSON_ENV_VAR" in process.environ():
+                found.append(process)
+    return found
 
 
 def of_the_job(output: str, folder: Path) -> list[str]:
