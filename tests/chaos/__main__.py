@@ -20,11 +20,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from machinery import PATIENCE, ROOT, Command, Nodes, StuckError, find, kill, moments
-from runs import Job, differences, weights_of
+from runs import Job, differences
 
 VICTIMS = {"worker": 8, "node": 4, "controller": 3, "driver": 3, "head": 2}
 """Who is killed, how often in twenty."""
@@ -32,47 +31,29 @@ BLIND = 0.5
 """Share of the kills that do not wait until the run goes on again: they hit starts and restarts."""
 
 
-@dataclass
-class Kill:
-    """A kill, and the outcome of it."""
-
-    number: int
-    seconds: float
-    job: str
-    victim: str
-    progress: int
-    outcome: str = "killed again before it went on"
-
-    def __str__(self) -> str:
-        where = f"{self.seconds:.0f} s, {self.job} at {self.progress}"
-        return f"kill {self.number} ({where}): {self.victim}; {self.outcome}"
-
-
 class Chaos:
     """A seeded sequence of kills."""
 
     def __init__(self, folder: Path, seed: int, victims: dict[str, int]) -> None:
-        self.folder, self.victims = folder, victims
-        self.kills: list[Kill] = []
-        self.commands: list[Command] = []
+        self.victims = victims
+        self.kills: Counter[str] = Counter()
+        self.errors: list[str] = []
+        """What each command has written to stderr."""
         self._random = random.Random(seed)
         self._started = time.monotonic()
         self._nodes = Nodes(folder / "r", 1, 1, 1)
 
     def run(self, job: Job, verb: str, most: int) -> None:
         """Run a command until it is done, through as many kills as come its way, up to ``most``."""
-        limit = len(self.kills) + most
-        while True:
+        limit, code = self.kills.total() + most, None
+        while code != 0:
             command = self._nodes.command(*job.command(verb))
-            self.commands.append(command)
-            while command.running and len(self.kills) < limit:
+            while command.running and self.kills.total() < limit:
                 if self._moment(command, job, verb):
-                    self._strike(command, job, verb)
+                    self._strike(command)
             code = command.finish()
-            if code == 0:
-                self._outcome("went on to the end")
-                return
-            self._outcome(f"ended with {code}; run again")
+            self._note(f"{verb} {job.name} ended with {code} at {job.progress(verb)}")
+            self.errors.append(command.errors)
 
     def close(self) -> None:
         """End the cluster."""
@@ -87,59 +68,45 @@ class Chaos:
                     break
             else:
                 raise StuckError(f"{verb} {job.name} stands at {before}: {command.errors}")
-            if command.running:
-                self._outcome("went on by itself")
         for _ in moments(self._random.uniform(0, 5)):
             if not command.running:
                 break
         return command.running
 
-    def _strike(self, command: Command, job: Job, verb: str) -> None:
+    def _strike(self, command: Command) -> None:
         victim = self._random.choices(list(self.victims), list(self.victims.values()))[0]
         choice = self._random.random()
-        progress = job.progress(verb)
+        found = find(self._nodes, victim) if victim in {"worker", "controller"} else []
         if victim == "head":
             self._nodes.kill_head()
-            who = "head and all nodes"
         elif victim == "node":
             self._nodes.kill_node(choice)
-            who = "node"
-        else:
-            found = find(self._nodes, victim) if victim != "driver" else []
-            if found:
-                process = found[int(choice * len(found))]
-                kill([process])
-                who = f"{victim} {process.pid}"
-            else:  # there is none of this kind at this moment, or the driver itself is meant
-                command.process.kill()
-                command.process.wait()
-                who = f"driver {command.process.pid}"
-        number, seconds = len(self.kills) + 1, time.monotonic() - self._started
-        self.kills.append(Kill(number, seconds, f"{verb} {job.name}", who, progress))
-        if victim == "node":
             self._nodes.join()
+        elif found:
+            kill([found[int(choice * len(found))]])
+        else:  # there is none of this kind at this moment, or the driver itself is meant
+            victim = "driver"
+            command.process.kill()
+            command.process.wait()
+        self.kills[victim] += 1
+        self._note(f"kill {self.kills.total()}: {victim}")
         if victim == "head":
-            began = time.monotonic()
-            code = command.finish()
-            took = time.monotonic() - began
-            self._outcome(f"ended with {code} after {took:.0f} s; run again")
+            command.finish()
             self._nodes.restart()
 
-    def _outcome(self, outcome: str) -> None:
-        if self.kills and self.kills[-1].outcome.startswith("killed again"):
-            self.kills[-1].outcome = outcome
-            print(self.kills[-1], flush=True)  # noqa: T201
+    def _note(self, text: str) -> None:
+        print(f"{time.monotonic() - self._started:.0f} s: {text}", flush=True)  # noqa: T201
 
 
 def prepare(job: Job) -> None:
     """Make the data, and the undisturbed run in one process."""
-    for verbs, more in (
-        (("data", "import"), ()),
-        (("data", "sample"), ()),
-        (("train",), ("--local",)),
-        (("test",), ("--local",)),
+    for verbs in (
+        ("data", "import"),
+        ("data", "sample"),
+        ("train", "--local"),
+        ("test", "--local"),
     ):
-        arguments = [sys.executable, "-m", "raymaml", *job.command(*verbs), *more]
+        arguments = [sys.executable, "-m", "raymaml", *job.command(*verbs)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(arguments, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=environment)
 
@@ -154,38 +121,30 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="an empty one with a short path")
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="rmc-", dir="/tmp"))
-    lone = Job(folder=folder, name="lone", steps=given.steps, episodes=given.episodes, workers=1)
+    size = {"folder": folder, "steps": given.steps, "episodes": given.episodes}
+    lone = Job(name="lone", workers=1, **size)
     prepare(lone)
-    victims = VICTIMS if given.only is None else {given.only: 1}
-    chaos = Chaos(folder, given.seed, victims)
-    problems, rounds = [], 0
+    chaos = Chaos(folder, given.seed, {given.only: 1} if given.only else VICTIMS)
+    problems: list[str] = []
+    rounds = 0
     try:
-        while (left := given.kills - len(chaos.kills)) > 0:
+        while (left := given.kills - chaos.kills.total()) > 0:
             rounds += 1
-            job = replace(lone, name=f"round-{rounds}", workers=2 + rounds % 2)
+            job = Job(name=f"round-{rounds}", workers=2 + rounds % 2, **size)
             chaos.run(job, "train", most=(left + 1) // 2)
-            chaos.run(job, "test", most=given.kills - len(chaos.kills))
+            chaos.run(job, "test", most=given.kills - chaos.kills.total())
             problems += differences(job, lone)
     except StuckError as error:
         problems.append(str(error))
     finally:
         chaos.close()
-    said = [command.errors for command in chaos.commands]
-    problems += [f"a command printed a traceback: {text}" for text in said if "Traceback" in text]
-    report(chaos, rounds, problems, weights_of(lone)[1])
+    said = [text for text in chaos.errors if "Traceback" in text]
+    problems += [f"a command printed a traceback: {text}" for text in said]
+    counts = ", ".join(f"{count} {victim}" for victim, count in chaos.kills.most_common())
+    equal = "all weights and records are those of the undisturbed run, bit by bit"
+    head = f"{chaos.kills.total()} kills ({counts}) over {rounds} runs and campaigns"
+    print("\n".join([head, *(problems or [equal])]), flush=True)  # noqa: T201
     return 1 if problems else 0
-
-
-def report(chaos: Chaos, rounds: int, problems: list[str], digest: str) -> None:
-    """Print the verdict; each kill was printed when its outcome was known."""
-    counts = Counter(kill.victim.split()[0] for kill in chaos.kills)
-    lines = [
-        f"{len(chaos.kills)} kills ({', '.join(f'{n} {who}' for who, n in counts.most_common())})"
-        f" over {rounds} runs and campaigns",
-        f"weights of the undisturbed run: sha256 {digest}",
-        *(problems or ["all weights and records are those of the undisturbed run, bit by bit"]),
-    ]
-    print("\n".join(lines), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -28,12 +28,6 @@ importlib.import_module = without
 """Python reads it at its start, in the driver and in all processes of Ray."""
 
 
-@pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray has nothing under any private name."""
-    monkeypatch.setattr(internals, "_private", lambda _module, _name: None)
-
-
 def test_private_names_are_there_in_this_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a run would lose comfort without a word."""
     from ray._private import ray_constants, services, worker
@@ -65,8 +59,10 @@ def test_private_names_are_there_in_this_release(monkeypatch: pytest.MonkeyPatch
     pause().on_execution_step(None)
 
 
-@pytest.mark.usefixtures("without")
-def test_without_them_each_function_does_nothing() -> None:
+def test_without_them_each_function_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert internals._private("ray._private.services", "NoSuchName") is None
+    assert internals._private("ray._private.no_such_module", "Name") is None
+    monkeypatch.setattr(internals, "_private", lambda _module, _name: None)
     before = dict(os.environ)
     with internals.own_sessions(), internals.unprinted_errors(), internals.token_mode():
         assert os.environ == before
@@ -75,11 +71,6 @@ def test_without_them_each_function_does_nothing() -> None:
     context = SimpleNamespace()
     internals.slow_down(context, 1.0)
     assert vars(context) == {}
-
-
-def test_a_name_that_is_gone_and_a_module_that_is_gone_are_nothing() -> None:
-    assert internals._private("ray._private.services", "NoSuchName") is None
-    assert internals._private("ray._private.no_such_module", "Name") is None
 
 
 @pytest.mark.ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -21,34 +22,20 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_folder_is_ours_alone_and_gone_after_the_block(base: Path) -> None:
-    with own_ray() as arguments:
-        (folder,) = base.iterdir()
-        assert arguments == {"address": "local", "_temp_dir": f"{folder}/r"}
-        assert mode(folder) == 0o700
-        (folder / "log").touch()
-    assert list(base.iterdir()) == []
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_a_folder_is_gone_after_a_stop(base: Path, stop: type[BaseException]) -> None:
-    with pytest.raises(stop), own_ray():
-        raise stop
-    assert list(base.iterdir()) == []
-
-
-def test_after_an_error_the_logs_stay_until_the_next_start(base: Path) -> None:
-    def fail() -> None:
-        with own_ray() as arguments:
-            Path(arguments["_temp_dir"]).mkdir()
-            raise OSError("no")
-
-    with pytest.raises(OSError, match="no"):
-        fail()
-    (failed,) = base.iterdir()
+def test_a_folder_is_ours_alone_and_stays_after_an_error_until_the_next_start(base: Path) -> None:
+    for ended_by in (None, KeyboardInterrupt(), SystemExit(), OSError("no")):
+        with contextlib.suppress(KeyboardInterrupt, SystemExit, OSError), own_ray() as arguments:
+            (folder,) = base.iterdir()
+            assert arguments == {"address": "local", "_temp_dir": f"{folder}/r"}
+            assert mode(folder) == 0o700
+            (folder / "r").mkdir()
+            if ended_by is not None:
+                raise ended_by
+        # the logs stay, for the error
+        assert list(base.iterdir()) == ([folder] if isinstance(ended_by, OSError) else [])
     with own_ray():
-        (folder,) = base.iterdir()
-        assert folder != failed
+        (other,) = base.iterdir()
+        assert other != folder
 
 
 def test_what_is_alive_or_not_ours_stays(base: Path, tmp_path: Path) -> None:
@@ -147,23 +134,19 @@ def test_a_token_is_the_users_alone(base: Path, tmp_path: Path) -> None:
     assert mode(token) == 0o600
 
 
-def test_without_a_home_the_token_is_in_the_environment(
-    base: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_token_of_a_user_without_a_home_and_of_one_who_wants_none(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with own_ray():
+        assert not (tmp_path / ".ray").exists()
+    monkeypatch.delenv("RAY_AUTH_MODE")
     monkeypatch.setenv("HOME", "/proc/none")
     with own_ray():
         token = os.environ["RAY_AUTH_TOKEN"]
         assert len(bytes.fromhex(token)) == 32
     with own_ray():  # Ray remembers it, for as long as the process lives
         assert os.environ["RAY_AUTH_TOKEN"] == token
-
-
-def test_no_token_is_made_where_none_is_asked_for(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with own_ray():
-        assert not (tmp_path / ".ray").exists()
 
 
 def test_the_environment_is_as_before_after_the_block(

@@ -79,37 +79,28 @@ def assert_same(found: list[EpisodeBatch], expected: list[EpisodeBatch]) -> None
             assert torch.equal(tensor, vars(other)[name]), (step, name)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("materialize", ["false", "true"])
-def test_each_rank_gets_its_share(workers, make_config, world_size, materialize):
-    # Shares of 4: [4], [2, 2], [2, 1, 1]. A task reads 6 rows or 4000 bytes (an episode of 9
-    # images of 256 pixels is 2304): several steps of some, less than a step of others.
-    config = make_config("run", "outer.meta_batch_size=4", f"data.materialize={materialize}")
+# Shares of 4: [4], [2, 2], [2, 1, 1]; of 1: [1, 0]. A task reads 6 rows or 4000 bytes (an episode
+# of 9 images of 256 pixels is 2304): several steps of some, less than a step of others.
+# Seed 3 starts with episode 5. Step 4 begins with 21 and ends with 24 = 0: a new round; before
+# step 7 all is done.
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "first_step"),
+    [
+        *((world_size, ("outer.meta_batch_size=4",), 0) for world_size in (1, 2, 3)),
+        *((each, ("outer.meta_batch_size=4", "data.materialize=true"), 0) for each in (1, 2, 3)),
+        *((1, ("outer.meta_batch_size=4",), first_step) for first_step in (1, 4, 7)),
+        (2, ("outer.meta_batch_size=1",), 0),
+    ],
+)
+def test_each_rank_gets_its_share_from_any_step_on(
+    workers, make_config, world_size, overrides, first_step
+):
+    config = make_config("run", *overrides)
 
-    found = stream(workers, config, world_size=world_size)
+    found = stream(workers, config, world_size=world_size, first_step=first_step)
 
     for rank, batches in enumerate(found):
-        assert_same(batches, read(config, rank=rank, world_size=world_size))
-
-
-@pytest.mark.parametrize("first_step", [1, 4, 7])
-def test_a_resumed_stream_is_the_tail(workers, make_config, first_step):
-    # Seed 3 starts with episode 5. Step 4 begins with 21 and ends with 24 = 0: a new round; before
-    # step 7 all is done.
-    config = make_config("run", "outer.meta_batch_size=4")
-
-    found = stream(workers, config, world_size=1, first_step=first_step)
-
-    assert_same(found[0], read(config)[first_step:])
-
-
-def test_a_worker_without_episodes_gets_empty_batches(workers, make_config):
-    config = make_config("run", "outer.meta_batch_size=1")
-
-    found = stream(workers, config, world_size=2)
-
-    assert [len(batch) for batch in found[0]] == [1] * STEPS
-    assert [len(batch) for batch in found[1]] == [0] * STEPS
+        assert_same(batches, read(config, rank=rank, world_size=world_size)[first_step:])
 
 
 def test_a_resumed_stream_reads_no_earlier_shard(workers, make_config, tiny_bank):

@@ -169,30 +169,15 @@ def test_trials_with_workers_of_their_own_end_in_the_bits_of_a_lone_process(
 
 
 @pytest.mark.ray
-def test_a_failure_in_a_trial_is_recorded_and_the_others_go_on(cluster, make_sweep):
-    text = """\
-name: s
-title: A sweep
-config: config.yaml
-space: {inner.lr: {grid: [0.1, 1.0e+30, 0.2]}}
-scheduler: none
-"""
-    sweep = make_sweep(text, "run")
-    content = run(sweep, run_on_tune)
-    problems = {trial["trial"]: trial["problem"] for trial in content["trials"]}
-    assert (problems[0], problems[2]) == (None, None)
-    assert "not finite" in problems[1]
-    alone = sweep.checked[2].config.model_copy(update={"name": "alone"})
-    assert train_locally(alone, quiet)
-    assert_same_bits(sweep.checked[2].config, alone)
-
-
-@pytest.mark.ray
 @pytest.mark.fault("worker killed")
-def test_a_trial_whose_process_is_killed_is_tried_again_and_is_no_failure(cluster, make_sweep):
-    text = f"{SPACE}scheduler: none\nset: {{outer.num_steps: 120}}\nmax_concurrent_trials: 1\n"
-    sweep = make_sweep(text.replace("[transductive, context]", "[context]"), "run")
-    (trial,) = sweep.checked
+def test_a_trial_that_fails_is_recorded_and_one_whose_process_is_killed_is_tried_again(
+    cluster, make_sweep
+):
+    sweep = make_sweep(
+        "name: s\ntitle: A sweep\nconfig: config.yaml\nscheduler: none\nmax_concurrent_trials: 1\n"
+        "space: {inner.lr: {grid: [0.1, 1.0e+30, 0.2]}}\nset: {outer.num_steps: 120}\n",
+        "run",
+    )
 
     def kill_it() -> None:
         wait_until(lambda: len(reports(sweep)) >= 5, "at the fifth report")
@@ -203,11 +188,16 @@ def test_a_trial_whose_process_is_killed_is_tried_again_and_is_no_failure(cluste
     content = run(sweep, run_on_tune)
     killer.join()
 
-    assert attempts(trial.config.run_folder) == 2
-    assert [(found["status"], found["problem"]) for found in content["trials"]] == [("done", None)]
-    alone = trial.config.model_copy(update={"name": "alone"})
-    assert train_locally(alone, quiet)
-    assert_same_bits(trial.config, alone)
+    assert [trial["status"] for trial in content["trials"]] == ["done", "failed", "done"]
+    problems = [trial["problem"] for trial in content["trials"]]
+    assert "not finite" in problems.pop(1)
+    assert problems == [None, None]
+    configs = [trial.config for trial in sweep.checked]
+    assert attempts(configs[0].run_folder) == 2
+    for config in (configs[0], configs[2]):
+        alone = config.model_copy(update={"name": f"{config.name}-alone"})
+        assert train_locally(alone, quiet)
+        assert_same_bits(config, alone)
 
 
 @pytest.mark.ray

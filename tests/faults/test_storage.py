@@ -8,13 +8,13 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers_faults import bits, command, copied, quiet, stands_whole
+from helpers_faults import bits, command, quiet, stands_whole
 
 from raymaml.common.errors import StorageError, storage_error
 from raymaml.evaluation.campaign import judge_locally
@@ -44,12 +44,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def fill(folder: Path, leave: int = 0) -> Path:
-    """Write a file that leaves so many bytes free, in whole pages."""
+def fill(folder: Path, leave: int = 0) -> None:
+    """Write a file that leaves ``leave`` bytes free, in whole pages."""
     space = os.statvfs(folder)
-    filler = folder / "filler"
-    filler.write_bytes(bytes(space.f_bavail * space.f_bsize - leave))
-    return filler
+    (folder / "filler").write_bytes(bytes(space.f_bavail * space.f_bsize - leave))
 
 
 def problem_of(error: StorageError) -> re.Match[str]:
@@ -59,85 +57,58 @@ def problem_of(error: StorageError) -> re.Match[str]:
     return found
 
 
-@pytest.mark.fault("disk full: checkpoint")
-def test_a_checkpoint_on_a_full_disk(disk, make_config):
-    # steps 3 and 6 keep a checkpoint of 3 files, about 40 KiB; 24 KiB are free when it is due
-    config = make_config("run", f"run_dir={disk}", "outer.num_steps=9")
-    lone = make_config("run", "name=lone", "outer.num_steps=9")
-    assert train_locally(lone, quiet)
-
-    def fill_up(line: str) -> None:
-        if line.startswith("step 5/9") and not (disk / "filler").exists():
-            fill(disk, leave=24 << 10)
-
-    with pytest.raises(StorageError) as caught:
-        train_locally(config, fill_up)
-
-    found = problem_of(caught.value)
-    assert found[1] == str(config.run_folder / "checkpoint_00000006")
-    room = ROOM.match(found[2])
-    assert room
-    assert int(room[1].replace(",", "")) <= 24 << 10
-    assert found[3] == "make room there"
-    assert list_steps(config.run_folder)[-1] == 3
-    stands_whole(config.run_folder)
-
-    (disk / "filler").unlink()
-    assert train_locally(config, quiet)
-    assert bits(config.run_folder) == bits(lone.run_folder)
-
-
 @pytest.mark.fault("disk full: metrics")
-def test_metrics_on_a_full_disk(disk, make_config):
-    config = make_config(
-        "run", f"run_dir={disk}", "outer.num_steps=400", "outer.validate_every=400"
-    )
+@pytest.mark.fault("disk full: checkpoint")
+@pytest.mark.fault("disk full: records")
+def test_a_run_and_its_campaign_on_a_full_disk(disk, make_config):
+    """A run of 400 steps is cut off in its metrics, then in a checkpoint, and its campaign."""
+    steps = ("outer.num_steps=400", "outer.validate_every=200")
+    config = make_config("run", f"run_dir={disk}", *steps)
+    lone = make_config("run", "name=lone", *steps)
+    folder, filler = config.run_folder, disk / "filler"
+    plan, plan_lone = (lambda device, run=run: plan_test(run, device) for run in (config, lone))
+    assert train_locally(lone, quiet)
+    judge_locally(plan_lone, lone.cluster, quiet)
 
-    def fill_up(line: str) -> None:
-        if line.startswith("step   5/"):
-            fill(disk)
+    def refused(work: Callable[[], object], last_step: int) -> str:
+        """Return what cannot be written: all else stands whole, and then there is room again."""
+        with pytest.raises(StorageError) as caught:
+            work()
+        found = problem_of(caught.value)
+        room = ROOM.match(found[2])
+        assert room
+        assert int(room[1].replace(",", "")) <= 24 << 10
+        assert found[3] == "make room there"
+        assert list_steps(folder)[-1] == last_step
+        stands_whole(folder)
+        filler.unlink()
+        return found[1]
 
-    with pytest.raises(StorageError) as caught:
+    def train_until(step: int, leave: int) -> None:
+        def fill_up(line: str) -> None:
+            if line.startswith(f"step {step:3}/400"):
+                fill(disk, leave)
+
         train_locally(config, fill_up)
 
     # a row is about 180 bytes, so the page that the file ends in takes some more of them; the
     # events of TensorBoard, which are as many bytes, end in a page of their own
-    found = problem_of(caught.value)
-    names = {str(config.run_folder / name) for name in ("metrics.jsonl", "tensorboard")}
-    assert found[1] in names
-    assert ROOM.match(found[2])
-    assert list_steps(config.run_folder) == [0]
-    stands_whole(config.run_folder)
-
-    (disk / "filler").unlink()
-    whole = make_config("run", f"run_dir={disk}", "outer.num_steps=8", "outer.validate_every=400")
-    assert train_locally(whole, quiet)
-    rows = read_metrics(whole.run_folder / "metrics.jsonl")
-    assert [row["step"] for row in rows if "query_loss" in row] == list(range(1, 9))
-
-
-@pytest.mark.fault("disk full: records")
-def test_records_on_a_full_disk(disk, make_config):
-    config = make_config("run", f"run_dir={disk}", "outer.num_steps=1")
+    written = refused(lambda: train_until(5, leave=0), last_step=0)
+    assert written in {str(folder / name) for name in ("metrics.jsonl", "tensorboard")}
+    # a checkpoint is 3 files, about 40 KiB
+    written = refused(lambda: train_until(199, leave=24 << 10), last_step=0)
+    assert written == str(folder / "checkpoint_00000200")
     assert train_locally(config, quiet)
-    lone = copied(config, "lone", disk.parent)
-    plan = lambda device: plan_test(config, device)  # noqa: E731
-    filler = fill(disk)
+    assert bits(folder) == bits(lone.run_folder)
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "query_loss" in row] == list(range(1, 401))
 
-    with pytest.raises(StorageError) as caught:
-        judge_locally(plan, config.cluster, quiet)
-
-    found = problem_of(caught.value)
-    assert str(config.run_folder / "test") in found[1]
-    assert ROOM.match(found[2])
-    assert list(config.run_folder.glob("test/*/*/*.parquet")) == []
-    stands_whole(config.run_folder)
-
-    filler.unlink()
+    fill(disk)
+    written = refused(lambda: judge_locally(plan, config.cluster, quiet), last_step=400)
+    assert str(folder / "test") in written
+    assert list(folder.glob("test/*/*/*.parquet")) == []
     judge_locally(plan, config.cluster, quiet)
-    judge_locally(lambda device: plan_test(lone, device), config.cluster, quiet)
-    found = config.run_folder.glob("test/*/*/*.parquet")
-    names = [path.relative_to(config.run_folder) for path in found]
+    names = [path.relative_to(folder) for path in folder.glob("test/*/*/*.parquet")]
     assert len(names) == 3 + 2 + 2  # chunks of 4: 10 episodes, and 5 of each baseline
     assert all((lone.run_folder / name).is_file() for name in names)
 
