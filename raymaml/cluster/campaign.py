@@ -13,7 +13,7 @@ from ray import tune
 
 from raymaml.cluster.gauges import CAMPAIGN, Gauges
 from raymaml.cluster.runtime import connected
-from raymaml.cluster.tuning import run_trials
+from raymaml.cluster.tuning import run_trials, scratch_folder
 from raymaml.cluster.workers import slots_of_cluster
 from raymaml.common.errors import UserError, last_line
 from raymaml.config.schema import ClusterConfig
@@ -37,8 +37,7 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Campaign
         campaign.verify_images()
         with campaign.sole_judge() as require_held:
             if campaign.missing():  # another process may have judged them meanwhile
-                with connected(cluster):
-                    _judge(campaign, plan, cluster, echo, require_held)
+                _judge(campaign, plan, cluster, echo, require_held)
     return campaign.require_finished()
 
 
@@ -49,36 +48,38 @@ def _judge(
     echo: Echo,
     require_held: Callable[[], None],
 ) -> None:
-    slots, use_gpu = slots_of_cluster(cluster)
-    if cluster.num_workers != "auto":
-        slots = min(slots, cluster.num_workers)
-    device = torch.device("cuda" if use_gpu else "cpu")
-    for line in campaign.announcement(slots, device):
-        echo(line)
-    here = {"plan": plan, "key": uuid4().hex, "cluster": cluster, "device": device}
-    problems: list[str] = []
-    gauges = Gauges(CAMPAIGN, campaign.name, tags=("arm",))
-    with campaign.progress(echo, gauges) as progress:
-        results = run_trials(
-            _judge_chunk,
-            {**here, "directory": Path.cwd()},
-            {"CPU": 1, "GPU": int(use_gpu)},
-            cluster,
-            folder=campaign.folder,
-            kept="every finished chunk",
-            problems=problems,
-            param_space={
-                "chunk": tune.grid_search([dict(vars(each)) for each in campaign.missing()])
-            },
-            callbacks=[_CountTrials(progress, require_held, problems)],
-            max_concurrent_trials=slots,
-        )
-    if results.errors:
-        raise UserError(
-            f"{campaign.folder}: {len(results.errors)} chunks failed more often than"
-            f" cluster.max_failures allows, the first with: {last_line(results.errors[0])}",
-            remedy="finished chunks are kept: run the same command to go on",
-        )
+    with scratch_folder(campaign.folder) as scratch, connected(cluster):
+        slots, use_gpu = slots_of_cluster(cluster)
+        if cluster.num_workers != "auto":
+            slots = min(slots, cluster.num_workers)
+        device = torch.device("cuda" if use_gpu else "cpu")
+        for line in campaign.announcement(slots, device):
+            echo(line)
+        here = {"plan": plan, "key": uuid4().hex, "cluster": cluster, "device": device}
+        problems: list[str] = []
+        gauges = Gauges(CAMPAIGN, campaign.name, tags=("arm",))
+        with campaign.progress(echo, gauges) as progress:
+            results = run_trials(
+                _judge_chunk,
+                {**here, "directory": Path.cwd()},
+                {"CPU": 1, "GPU": int(use_gpu)},
+                cluster,
+                scratch=scratch,
+                folder=campaign.folder,
+                kept="every finished chunk",
+                problems=problems,
+                param_space={
+                    "chunk": tune.grid_search([dict(vars(each)) for each in campaign.missing()])
+                },
+                callbacks=[_CountTrials(progress, require_held, problems)],
+                max_concurrent_trials=slots,
+            )
+        if errors := results.errors:  # reads files in the scratch folder
+            raise UserError(
+                f"{campaign.folder}: {len(errors)} chunks failed more often than"
+                f" cluster.max_failures allows, the first with: {last_line(errors[0])}",
+                remedy="finished chunks are kept: run the same command to go on",
+            )
 
 
 def _judge_chunk(

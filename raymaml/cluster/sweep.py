@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from raymaml.cluster.runtime import connected
 from raymaml.cluster.train import train_trial
-from raymaml.cluster.tuning import run_trials
+from raymaml.cluster.tuning import run_trials, scratch_folder
 from raymaml.cluster.workers import slots_of_cluster
 from raymaml.common.errors import StorageError, UserError, last_line
 from raymaml.experiments.journal import Journal
@@ -39,7 +39,7 @@ def run_on_tune(sweep: Sweep, trials: Iterator[Trial], journal: Journal) -> None
     """
     folder, workers = sweep.folder, sweep.settings.workers_per_trial
     problems: list[str] = []
-    with connected(sweep.base.cluster):
+    with scratch_folder(folder) as scratch, connected(sweep.base.cluster):
         at_once, use_gpu = _room(sweep)
         withdraw_stop(folder)
         run_trials(
@@ -48,6 +48,7 @@ def run_on_tune(sweep: Sweep, trials: Iterator[Trial], journal: Journal) -> None
             # Ray Train's workers reserve their own.
             {"CPU": 0.001} if workers > 1 else {"CPU": 1, "GPU": int(use_gpu)},
             sweep.base.cluster,
+            scratch=scratch,
             folder=folder,
             kept="what the trials have saved",
             problems=problems,

@@ -28,6 +28,7 @@ def run_trials(
     resources: Mapping[str, float],
     cluster: ClusterConfig,
     *,
+    scratch: Path,
     folder: Place,
     kept: str,
     problems: list[str],
@@ -45,6 +46,7 @@ def run_trials(
         parameters: for all trials.
         resources: that a trial takes.
         cluster: how often a trial that failed is tried again.
+        scratch: holds Tune's state; see ``scratch_folder``.
         folder: holds what the trials write.
         kept: what a cluster that fails leaves there, in words.
         problems: what trials and callbacks add to it ends all trials.
@@ -57,44 +59,46 @@ def run_trials(
         UserError: there are problems, or the cluster failed.
         KeyboardInterrupt, Terminated: Ctrl-C, SIGTERM.
     """
-    with _scratch_folder(folder) as scratch:
-        place = scratch if stop is None else stop
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trial, **parameters), dict(resources)),
-            param_space=param_space,
-            tune_config=tune.TuneConfig(
-                reuse_actors=True,
-                trial_dirname_creator=lambda each: each.trial_id,
-                **options,
-            ),
-            run_config=tune.RunConfig(
-                name="trials",
-                storage_path=str(scratch),
-                verbose=int(is_verbose()),
-                callbacks=list(callbacks),
-                stop=_StopAtProblems(problems, lambda: stop is None and stop_requested(scratch)),
-                failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
-            ),
-        )
-        try:
-            with on_interrupt(lambda: request_stop(place), cluster.grace_seconds):
-                results = call_in_thread(tuner.fit)
-        except Exception as error:
-            if found := user_error(error):
-                raise found from error
-            if stop_requested(place):  # the signal may have ended the cluster as well
-                raise stopped() from error
-            raise cluster_failed(error, folder, kept) from error
-        if problems:
-            raise UserError(*problems)
-        if stop_requested(place):
-            raise stopped()
-        return results
+    place = scratch if stop is None else stop
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(trial, **parameters), dict(resources)),
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            trial_dirname_creator=lambda each: each.trial_id,
+            **options,
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(scratch),
+            verbose=int(is_verbose()),
+            callbacks=list(callbacks),
+            stop=_StopAtProblems(problems, lambda: stop is None and stop_requested(scratch)),
+            failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+    try:
+        with on_interrupt(lambda: request_stop(place), cluster.grace_seconds):
+            results = call_in_thread(tuner.fit)
+    except Exception as error:
+        if found := user_error(error):
+            raise found from error
+        if stop_requested(place):  # the signal may have ended the cluster as well
+            raise stopped() from error
+        raise cluster_failed(error, folder, kept) from error
+    if problems:
+        raise UserError(*problems)
+    if stop_requested(place):
+        raise stopped()
+    return results
 
 
 @contextlib.contextmanager
-def _scratch_folder(folder: Place) -> Iterator[Path]:
-    """Yield an empty folder on disk for Tune's own state, which is gone after the block."""
+def scratch_folder(folder: Place) -> Iterator[Path]:
+    """Yield an empty folder on disk for Tune's own state, which is gone after the block.
+
+    Leave the cluster before: Tune may write until then.
+    """
     if is_remote(folder):
         with temporary_folder() as temporary:
             yield temporary
