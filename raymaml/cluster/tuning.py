@@ -1,4 +1,7 @@
-"""Ray Tune runs trials: the chunks of a campaign, the training runs of a sweep."""
+"""Ray Tune runs trials: the chunks of a campaign, the training runs of a sweep.
+
+Our own files remember what is done: Tune's state is thrown away.
+"""
 
 from __future__ import annotations
 
@@ -39,21 +42,16 @@ def run_trials(
 ) -> Any:
     """Run trials on the cluster that is joined, and return Tune's ``ResultGrid``.
 
-    Our own files remember what is done: Tune's state is thrown away.
-
     Args:
         trial: called with Tune's config and with ``parameters``; it may report ``problems``.
-        parameters: for all trials.
-        resources: that a trial takes.
+        parameters, resources: of each trial.
         cluster: how often a trial that failed is tried again.
         scratch: holds Tune's state; see ``scratch_folder``.
         folder: holds what the trials write.
         kept: what a cluster that fails leaves there, in words.
         problems: what trials and callbacks add to it ends all trials.
         stop: the folder in which trials look for a stop; None: Tune ends them at once.
-        param_space: of ``tune.Tuner``.
-        callbacks: of ``tune.RunConfig``.
-        options: of ``tune.TuneConfig``.
+        param_space, callbacks, options: of ``Tuner``, ``RunConfig`` and ``TuneConfig``.
 
     Raises:
         UserError: there are problems, or the cluster failed.
@@ -81,16 +79,20 @@ def run_trials(
         with on_interrupt(lambda: request_stop(place), cluster.grace_seconds):
             results = call_in_thread(tuner.fit)
     except Exception as error:
-        if found := user_error(error):
-            raise found from error
-        if stop_requested(place):  # the signal may have ended the cluster as well
-            raise stopped() from error
-        raise cluster_failed(error, folder, kept) from error
+        raise _explained(error, place, folder, kept) from error
     if problems:
         raise UserError(*problems)
     if stop_requested(place):
         raise stopped()
     return results
+
+
+def _explained(error: Exception, stop: Place, folder: Place, kept: str) -> BaseException:
+    if found := user_error(error):
+        return found
+    if stop_requested(stop):  # the signal may have ended the cluster as well
+        return stopped()
+    return cluster_failed(error, folder, kept)
 
 
 @contextlib.contextmanager

@@ -25,27 +25,27 @@ class Finding:
     """The change to make; empty where all is well."""
 
 
-def attempt(what: str, check: Callable[[], str]) -> Iterator[Finding]:
-    """Yield the text that ``check`` returns, or a failure for each problem that it raises."""
-    try:
-        yield Finding("ok", what, check())
-    except UserError as error:
-        yield from failures(what, error)
-    except Exception as error:
-        LOG.exception("%s", what)
-        yield Finding("fail", what, f"{type(error).__name__}: {reason_of(error)}", _UNKNOWN)
+def attempt(
+    checks: Mapping[str, Callable[[], str]], *, until_failure: bool = False
+) -> Iterator[Finding]:
+    """Yield the text that each check returns, or a failure for each problem that it raises.
+
+    With ``until_failure`` the first check that fails is the last one.
+    """
+    for what, check in checks.items():
+        try:
+            yield Finding("ok", what, check())
+            continue
+        except UserError as error:
+            yield from failures(what, error)
+        except Exception as error:
+            LOG.exception("%s", what)
+            yield Finding("fail", what, f"{type(error).__name__}: {reason_of(error)}", _UNKNOWN)
+        if until_failure:
+            return
 
 
 def failures(what: str, error: UserError) -> Iterator[Finding]:
     """Yield a finding for each mistake."""
     for problem, remedy in error.mistakes:
         yield Finding("fail", what, problem, remedy or "see the finding")
-
-
-def until_failure(checks: Mapping[str, Callable[[], str]]) -> Iterator[Finding]:
-    """Attempt checks by their names, one after the other; the first failure ends them."""
-    for what, check in checks.items():
-        found = list(attempt(what, check))
-        yield from found
-        if found[0].status == "fail":
-            return

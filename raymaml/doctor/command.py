@@ -14,7 +14,7 @@ from raymaml.common.errors import UserError
 from raymaml.common.logs import is_verbose, plain
 from raymaml.common.untrusted import json_text
 from raymaml.config.schema import SPLITS, ClusterConfig, Config
-from raymaml.doctor import Finding, failures, until_failure
+from raymaml.doctor import Finding, attempt, failures
 from raymaml.doctor.machine import disk_finding, machine_findings
 from raymaml.doctor.rehearsal import rehearsal_folder, rehearse
 from raymaml.evaluation.campaign import judge_locally
@@ -51,9 +51,8 @@ def examine(config: Config | None, *, local: bool) -> Iterator[Finding]:
 
 def config_findings(config: Config) -> Iterator[Finding]:
     """Check all that a run would open: data, with their hashes, model and run folder."""
-    yield from until_failure(
-        {"data": lambda: _data(config), "run folder": lambda: _run_folder(config)}
-    )
+    checks = {"data": lambda: _data(config), "run folder": lambda: _run_folder(config)}
+    yield from attempt(checks, until_failure=True)
     if not is_remote(config.run_dir):
         yield disk_finding("disk for run_dir", config.run_dir)
 

@@ -46,8 +46,7 @@ def unmet_requirements(package: str) -> Iterator[Mistake]:
 
 def machine_findings() -> Iterator[Finding]:
     """Check versions, devices, memory and Ray's disk of the machine of this process."""
-    yield from attempt("versions", _versions)
-    yield from attempt("devices", _devices)
+    yield from attempt({"versions": _versions, "devices": _devices})
     memory = psutil.virtual_memory()
     total = min(memory.total, memory_limit(Path("/sys/fs/cgroup")))
     remedy = "end other programs, give the container more, or lower cluster.num_workers"

@@ -16,7 +16,7 @@ import torch
 from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, ClusterConfig, Config
 from raymaml.data.bank import ClassImages, write_bank
-from raymaml.doctor import Finding, until_failure
+from raymaml.doctor import Finding, attempt
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.run_test import plan_test
 from raymaml.report.write import write_test_report
@@ -88,7 +88,8 @@ def rehearse(
         "same result": partial(_compare, config, alone),
         "test": partial(_test, judge, config),
     }
-    yield from until_failure({f"rehearsal: {name}": stage for name, stage in stages.items()})
+    checks = {f"rehearsal: {name}": stage for name, stage in stages.items()}
+    yield from attempt(checks, until_failure=True)
 
 
 def _config(folder: Place, cluster: ClusterConfig, name: str, num_steps: int) -> Config:

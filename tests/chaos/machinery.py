@@ -59,7 +59,8 @@ class Nodes:
         python: Path | str = sys.executable,
     ) -> None:
         self._folder, self._cpus, self._python = folder, cpus, python
-        self.environment = dict(environment or _without_token(folder))
+        own = fresh_shell(folder, RAY_AUTH_MODE="disabled", PYTHONPATH=str(ROOT))
+        self.environment = dict(environment or own)
         folder.mkdir(parents=True, exist_ok=True)
         self.restart()
 
@@ -78,7 +79,7 @@ class Nodes:
     def join(
         self, *, cpus: int = 1, gpus: int = 0, within: Sequence[str] = ()
     ) -> subprocess.Popen[bytes]:
-        """Add a node; its GPUs are in name only. ``within`` is as for ``start_node``."""
+        """Add a node; its GPUs are in name only. ``within`` runs the command behind it."""
         options = f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"
         return self._start(*options, within=within)
 
@@ -113,54 +114,33 @@ class Nodes:
         return False
 
     def _start(self, *options: str, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start a node, a process with children, and wait until it runs."""
         output = self._folder / f"node-{len(self._nodes)}.txt"
-        environment = {**self.environment, MARK: str(self._folder)}
-        memory = "--object-store-memory=100000000"
-        self._nodes.append(
-            start_node(output, environment, memory, *options, python=self._python, within=within)
-        )
-        return self._nodes[-1]
+        # The agent, which starts jobs, has a fixed port by default: only one node could have it.
+        (agent_port,) = free_ports(1)
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [
+                    *(*within, str(self._python), "-m", "ray.scripts.scripts", "start", "--block"),
+                    *("--node-ip-address=127.0.0.1", "--disable-usage-stats"),
+                    *(f"--dashboard-agent-listen-port={agent_port}", *options),
+                    "--object-store-memory=100000000",
+                ],
+                env={**self.environment, MARK: str(self._folder)},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        self._nodes.append(process)
+        wait_until(lambda: STARTED in output.read_text() or process.poll() is not None, "started")
+        assert process.poll() is None, output.read_text()
+        return process
 
 
-def _without_token(home: Path) -> dict[str, str]:
+def fresh_shell(home: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a user's fresh shell, where nothing says where a cluster may be."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {
-        **inherited,
-        "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}:{inherited['PATH']}",
-        "RAY_AUTH_MODE": "disabled",
-        "PYTHONPATH": str(ROOT),
-    }
-
-
-def start_node(
-    output: Path,
-    environment: Mapping[str, str],
-    *options: str,
-    python: Path | str = sys.executable,
-    within: Sequence[str] = (),
-) -> subprocess.Popen[bytes]:
-    """Start a node of a Ray cluster, a process with children, and wait until it runs.
-
-    ``within`` is a command that runs another, and comes before it.
-    """
-    # The agent, which starts jobs, has a fixed port by default: only one node could have it.
-    (agent_port,) = free_ports(1)
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [
-                *(*within, str(python), "-m", "ray.scripts.scripts", "start", "--block"),
-                *("--node-ip-address=127.0.0.1", "--disable-usage-stats"),
-                f"--dashboard-agent-listen-port={agent_port}",
-                *options,
-            ],
-            env=dict(environment),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    wait_until(lambda: STARTED in output.read_text() or process.poll() is not None, "started")
-    assert process.poll() is None, output.read_text()
-    return process
+    path = f"{Path(sys.executable).parent}:{inherited['PATH']}"
+    return {**inherited, "HOME": str(home), "PATH": path, **more}
 
 
 class Command:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers_faults import assert_same_bits, quiet
-from machinery import Command
+from machinery import Command, fresh_shell
 
 from raymaml.cluster.own_ray import LONGEST_BASE, set_where_unset
 from raymaml.cluster.runtime import environment
@@ -107,10 +107,9 @@ def start(tmp_path: Path, short_folder: Path) -> Iterator[Callable[..., Command]
 
     The shell's home has no Ray token yet, and nothing says where a cluster may be.
     """
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     home = tmp_path / "home"
     home.mkdir()
-    environment = {**inherited, "HOME": str(home), "RAY_TMPDIR": str(short_folder)}
+    environment = fresh_shell(home, RAY_TMPDIR=str(short_folder))
     started: list[Command] = []
 
     def begin(*arguments: str, cwd: Path = tmp_path, **more: str) -> Command:

@@ -8,7 +8,6 @@ import secrets
 import shutil
 import site
 import subprocess
-import sys
 import venv
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers_cluster import SETTINGS, not_of_training, trained_steps
-from machinery import ROOT, Nodes, kill, wait_until
+from machinery import ROOT, Nodes, fresh_shell, kill, wait_until
 
 from raymaml.training.checkpoint import list_steps
 
@@ -33,13 +32,8 @@ def head(tmp_path_factory, short_folder) -> Iterator[Nodes]:
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment = {
-        **inherited,
-        "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}:{inherited['PATH']}",
-        "PIP_NO_INDEX": "1",  # a node that has all dependencies needs no registry
-    }
+    # a node that has all dependencies needs no registry
+    environment = fresh_shell(home, PIP_NO_INDEX="1")
     environment.pop("PYTHONPATH", None)  # jobs bring their code along
     python = thin_python(home / "python")
     cluster = Nodes(short_folder / "head", 2, environment=environment, python=python)

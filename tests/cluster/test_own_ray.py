@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from machinery import fresh_shell
 
 from raymaml.cluster import own_ray as module
 from raymaml.cluster.own_ray import has_token, own_ray
@@ -204,10 +205,9 @@ time.sleep(3)  # Ray prints the lines of its workers every second
 
 @pytest.mark.ray
 def test_a_notebook_is_not_silenced_beyond_the_call(base: Path, tmp_path: Path) -> None:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     shown = subprocess.run(
         [sys.executable, "-c", NOTEBOOK],
-        env={**inherited, "HOME": str(tmp_path), "RAY_TMPDIR": str(base)},
+        env=fresh_shell(tmp_path, RAY_TMPDIR=str(base)),
         capture_output=True,
         text=True,
         check=False,

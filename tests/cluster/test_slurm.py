@@ -7,7 +7,6 @@ signals; what Slurm does with the script was tried by hand.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers_cluster import SETTINGS, trained_steps
-from machinery import ROOT, kill, wait_until
+from machinery import ROOT, fresh_shell, kill, wait_until
 
 from raymaml.training.checkpoint import list_steps
 
@@ -47,13 +46,8 @@ def script(tmp_path: Path) -> Iterator[Script]:
     for name, text in programs.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
         (tmp_path / name).chmod(0o755)
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment = {
-        **inherited,
-        "HOME": str(tmp_path),  # without a token yet
-        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{inherited['PATH']}",
-        **{"SLURM_JOB_ID": JOB, "SLURM_NNODES": "2", "SLURM_CPUS_ON_NODE": "1"},
-    }
+    environment = fresh_shell(tmp_path, SLURM_JOB_ID=JOB, SLURM_NNODES="2", SLURM_CPUS_ON_NODE="1")
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
 
     def run(*arguments: str) -> subprocess.Popen[bytes]:
         with (tmp_path / "output.txt").open("ab") as output:

@@ -34,8 +34,8 @@ def test_an_error_in_a_check_is_a_finding(caplog: pytest.LogCaptureFixture) -> N
     def wrong() -> str:
         raise ValueError("not\nso")
 
-    assert list(attempt("a", lambda: "fine")) == [Finding("ok", "a", "fine")]
-    (finding,) = attempt("a", wrong)
+    assert list(attempt({"a": lambda: "fine"})) == [Finding("ok", "a", "fine")]
+    (finding,) = attempt({"a": wrong})
     assert (finding.status, finding.found) == ("fail", "ValueError: not so")
     assert "--verbose" in finding.remedy
     assert "Traceback" in caplog.text  # --verbose shows it

@@ -52,6 +52,13 @@ from raymaml.training.trust import require_same_model, require_trained_by
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., Config]
 SHAPE = (1, 16, 16)
+ELSEWHERE = [
+    "s3://bucket/x",
+    "ftp://nobody.invalid/x",
+    "github://a:b@/x",
+    "file:///etc",
+    "python://x",
+]
 
 
 class Bomb:
@@ -94,11 +101,8 @@ def with_pickle(data: bytes, change: Callable[[bytes], bytes], packed: bool = Fa
 
 def hostile_torch(honest: dict[str, Any], data: bytes) -> list[bytes]:
     """Files that torch could read, and whose content is not what it should be."""
-    name, value = (
-        next((k, v) for k, v in honest.items() if isinstance(v, torch.Tensor))
-        if any(isinstance(v, torch.Tensor) for v in honest.values())
-        else ("w", torch.zeros(3))
-    )
+    tensors = {name: value for name, value in honest.items() if isinstance(value, torch.Tensor)}
+    name, value = next(iter(tensors.items()), ("w", torch.zeros(3)))
     others: list[Any] = [
         *(torch.zeros(1), value.double(), value.to(torch.int8), value[None], value.to_sparse()),
         *(torch.zeros(1).expand(value.shape), torch.empty(2**40, device="meta"), None, "x", [], {}),
@@ -125,25 +129,17 @@ def hostile_torch(honest: dict[str, Any], data: bytes) -> list[bytes]:
 def torch_cases(honest: dict[str, Any]) -> st.SearchStrategy[bytes]:
     data = torch_file(honest)
     pickled = zipfile.ZipFile(io.BytesIO(data)).read("archive/data.pkl")
-    number = st.sampled_from(NUMBERS).map(
-        lambda n: b"\x8a\x09" + n.to_bytes(9, "little", signed=True)
-    )
+    numbers = [b"\x8a\x09" + n.to_bytes(9, "little", signed=True) for n in NUMBERS]
+    others = [None, 0, -1, 2**70, "x", torch.zeros(2), torch.tensor(1), {}, [1], 1.5]
     return st.one_of(
         changed_bytes(data),
         changed_bytes(pickled).map(lambda content: with_pickle(data, lambda _: content)),
         st.sampled_from(hostile_torch(honest, data)),
-        st.tuples(st.integers(0, 60), number).map(
+        st.tuples(st.integers(0, 60), st.sampled_from(numbers)).map(
             lambda pair: with_pickle(data, lambda content: _nth_number(content, *pair))
         ),
-        trees_of_tensors(honest).map(torch_file),
+        changed_tree(honest, st.sampled_from(others)).map(torch_file),
     )
-
-
-def trees_of_tensors(honest: dict[str, Any]) -> st.SearchStrategy[Any]:
-    values = st.sampled_from(
-        [None, 0, -1, 2**70, "x", torch.zeros(2), torch.tensor(1), {}, [1], 1.5]
-    )
-    return changed_tree(honest, values)
 
 
 def _nth_number(content: bytes, number: int, new: bytes) -> bytes:
@@ -177,30 +173,21 @@ def test_a_checkpoint(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> No
             tree = {**tree, "files": {**tree["files"], **sums}}
         return tree, content
 
-    trees = changed_tree(card, hostile_values(fuzz.root))
+    def of_config(**changes: Any) -> dict[str, Any]:
+        return card | {"config": card["config"] | changes}
+
     encoder = {"encoder": "os:system", "encoder_args": {"command": "touch ../outside/pwned"}}
-    places = [
-        "s3://bucket/x",
-        "ftp://nobody.invalid/x",
-        "github://a:b@/x",
-        "file:///etc",
-        "python://x",
-    ]
-    redirected = [card | {"config": card["config"] | {"run_dir": place}} for place in places] + [
-        card | {"config": card["config"] | {"data": card["config"]["data"] | {"bank": place}}}
-        for place in places
-    ]
+    redirected = [of_config(model=encoder), *(of_config(run_dir=place) for place in ELSEWHERE)]
+    redirected += [of_config(data=card["config"]["data"] | {"bank": place}) for place in ELSEWHERE]
+    trees = changed_tree(card, hostile_values(fuzz.root))
     cases = st.one_of(
         st.tuples(trees, st.just("params.pt"), st.just(files["params.pt"])).map(signed),
-        st.tuples(st.just(card), st.just("params.pt"), torch_cases(honest["params.pt"])).map(
-            signed
-        ),
-        st.tuples(st.just(card), st.just("optimizer.pt"), torch_cases(honest["optimizer.pt"])).map(
-            signed
+        *(
+            st.tuples(st.just(card), st.just(name), torch_cases(honest[name])).map(signed)
+            for name in ("params.pt", "optimizer.pt")
         ),
         st.sampled_from(redirected).map(lambda tree: (tree, files)),
         changed_bytes(text).map(lambda data: (data, files)),
-        st.just((card | {"config": card["config"] | {"model": encoder}}, files)),
     )
 
     def write(case: tuple[Any, dict[str, bytes]]) -> None:
@@ -249,24 +236,15 @@ def test_what_a_run_was_started_with(fuzz: Fuzz, make_config: MakeConfig, tmp_pa
 
 def test_metrics(fuzz: Fuzz) -> None:
     path = fuzz.place / "metrics.jsonl"
-    rows = [
-        {
-            "step": 1,
-            "query_loss": 1.5,
-            "query_accuracy": 0.5,
-            "grad_norm": 0.1,
-            "seconds_left": 3.0,
-        },
-        {"step": 3, "val_accuracy": 0.5, "val_ci95": 0.1, "val_loss": 1.0},
-    ] * 2
-    lines = [json.dumps(row).encode() for row in rows]
-    trees = changed_tree(rows, hostile_values(fuzz.root)).map(
-        lambda tree: (
-            b"\n".join(json.dumps(row).encode() for row in tree)
-            if isinstance(tree, list)
-            else json.dumps(tree).encode()
-        )
-    )
+    step = {"step": 1, "query_loss": 1.5, "query_accuracy": 0.5, "grad_norm": 0.1}
+    val = {"step": 3, "val_accuracy": 0.5, "val_ci95": 0.1, "val_loss": 1.0}
+    rows = [{**step, "seconds_left": 3.0}, val] * 2
+
+    def text_of(tree: Any) -> bytes:
+        lines = tree if isinstance(tree, list) else [tree]
+        return b"\n".join(json.dumps(row).encode() for row in lines)
+
+    trees = changed_tree(rows, hostile_values(fuzz.root)).map(text_of)
 
     def read(_: object) -> None:
         rows = read_metrics(path)
@@ -274,7 +252,7 @@ def test_metrics(fuzz: Fuzz) -> None:
         json_ready(rows)
 
     write = path.write_bytes
-    fuzz(changed_bytes(b"\n".join(lines)) | trees, write, read, names="metrics.jsonl")
+    fuzz(changed_bytes(text_of(rows)) | trees, write, read, names="metrics.jsonl")
 
 
 def record(episode: int, ways: int = 3, shots: int = 1, queries: int = 2) -> EpisodeRecord:
@@ -389,19 +367,11 @@ def test_records(fuzz: Fuzz, chunk: bytes) -> None:
 
 
 def test_audits(fuzz: Fuzz) -> None:
-    content = {
-        "identity": IDENTITY,
-        "audits": [
-            {
-                "name": "labels",
-                "title": "Labels",
-                "outcome": "passed",
-                "sentence": "It did.",
-                "rows": [{"a": 1, "b": 0.5}, {"a": 2, "b": None}],
-            }
-        ]
-        * 2,
+    audit = {
+        **{"name": "labels", "title": "Labels", "outcome": "passed", "sentence": "It did."},
+        "rows": [{"a": 1, "b": 0.5}, {"a": 2, "b": None}],
     }
+    content = {"identity": IDENTITY, "audits": [audit] * 2}
     campaign = cast(
         "Campaign",
         SimpleNamespace(folder=fuzz.place, arms=[SimpleNamespace(identity=IDENTITY)]),
