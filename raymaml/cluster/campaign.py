@@ -129,6 +129,6 @@ class _CountTrials(tune.Callback):
             self._progress.add(chunk.arm, chunk.count, trial.last_result["accuracies"])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles its callbacks, to continue after a kill. Records serve for that here, and
-        # a live table belongs to this process.
+        # Tune pickles its callbacks to continue after a kill. A campaign continues from its records
+        # instead, and the live table must stay in this process.
         return tune.Callback, ()

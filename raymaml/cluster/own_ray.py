@@ -42,7 +42,7 @@ _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 @contextlib.contextmanager
 def set_where_unset(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the block, but those that the user has set."""
+    """Set environment variables for the block, except those that the user has set."""
     missing = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(missing)
     try:
@@ -117,7 +117,8 @@ def _make_folder() -> tuple[Path, int]:
 
 
 def _lock_new_folder(base: Path) -> tuple[Path, int]:
-    """Make and lock a folder; its name is short, for each byte of it is one of sockets' paths.
+    """Make and lock a folder; its name is short, because the path of each socket contains it and
+    has a limit.
 
     Raises:
         OSError: it cannot be made, or all names are taken.
@@ -144,7 +145,8 @@ def _clear(base: Path) -> None:
     for as long as it lives. An empty folder may be one that is about to be locked.
     """
     for folder in base.resolve().glob(f"{_prefix()}*"):
-        # another process has just removed it, or may alone
+        # A living process holds the folder, another process has just removed it, or only another
+        # user may open it.
         with contextlib.suppress(OSError), left_by_the_dead(folder) as handle:
             if os.fstat(handle).st_uid == os.getuid() and any(folder.iterdir()):
                 _kill_users(folder)
@@ -152,7 +154,8 @@ def _clear(base: Path) -> None:
 
 
 def _kill_users(folder: Path) -> None:
-    """Kill this user's other processes that write into the folder, as all of Ray's write logs.
+    """Kill this user's other processes that write into the folder: every process of Ray writes a
+    log there.
 
     Processes that only read there, such as ``tail -f``, are somebody else's.
     """

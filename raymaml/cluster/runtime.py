@@ -35,8 +35,8 @@ _ENVIRONMENT = {
     # The controller checks its workers this often, in seconds. Its default of 2 delays each end of
     # a run by as much.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Workers watch the draining of their own nodes (trainer.py); with Ray's way the controller
-    # waits until the node is gone.
+    # Workers watch the draining of their own nodes (trainer.py); Ray's own watcher makes the
+    # controller wait until the node is gone.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Tune's old output honours verbose=0, its new one prints a banner all the same.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -56,7 +56,7 @@ _HEAD_EVERY, _HEAD_MISSES = 5.0, 3
 _calls: set[Future[Any]] = set()
 """The calls of ``call_in_thread`` that have not ended."""
 _GOODBYE = 10.0
-"""Seconds for their threads to end, once Ray has."""
+"""Seconds that the threads of these calls get to end after Ray shuts down."""
 NODE_PATIENCE = 60.0
 """Seconds to wait for a node to answer; the start of a process there takes some of them."""
 
@@ -151,7 +151,8 @@ def _own_sigterm() -> Iterator[None]:
 def _require_answer(address: str) -> None:
     """Check that a process listens at ``host:port``: Ray itself tries for minutes, loudly."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():  # of "auto" and "local" Ray knows at once
+    # "auto" and "local" name no port; Ray answers for them at once
+    if not port.isdecimal():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT).close()

@@ -30,7 +30,8 @@ from raymaml.training.state import Validation
 from raymaml.training.worker import Echo, conclude
 
 _START_ATTEMPTS = 10
-"""Minutes that a trial of a sweep waits for room for its workers; Ray's default is for ever."""
+"""Attempts, of about a minute each, to find room for the workers of a trial; Ray tries without
+limit by default."""
 
 
 def train_on_cluster(config: Config, echo: Echo) -> bool:
@@ -86,7 +87,8 @@ def _train(run: Run, echo: Echo) -> None:
                     break
                 raise explain_failure(error, folder) from error
             withdraw_stop(folder)
-            if asked.is_set():  # also if it came just before the stop was withdrawn
+            # a request that came just before ``withdraw_stop`` counts too
+            if asked.is_set():
                 break
             announce(workers, before)
             failure = _let_train(config, crew, workers, asked)
@@ -103,9 +105,8 @@ def _train(run: Run, echo: Echo) -> None:
 def _let_train(
     config: Config, crew: Crew, workers: int, asked: threading.Event
 ) -> Exception | None:
-    """Train with ``workers`` until they end; return the error of those that failed.
-
-    An error that other workers would meet as well is raised.
+    """Train with ``workers`` until they end; return the error if workers failed and others may
+    succeed. An error that other workers would meet as well is raised.
     """
     folder = config.run_folder
     started = folder / STARTED
@@ -146,8 +147,8 @@ def train_trial(config: Config, num_workers: int, use_gpu: bool, ask: Ask, stop:
         config: the trial's.
         num_workers: number of workers.
         use_gpu: a GPU each.
-        ask: called here with each validation: whether the run goes on. What it raises ends the
-            workers first.
+        ask: this process calls it with each validation, and it returns whether the run goes on. If
+            it raises, the workers end before the error leaves this function.
         stop: the folder in which a stop is asked for.
 
     Raises:

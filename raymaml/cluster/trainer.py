@@ -129,7 +129,8 @@ def _stop_at_sigterm(folder: Place) -> None:
 def _stop_when_drained(folder: Place, over: threading.Event) -> None:
     """Ask for a stop once the node of this worker is to leave the cluster.
 
-    ``ray drain-node``, an autoscaler, and a node whose ``ray start --block`` gets SIGTERM do so.
+    A node leaves after ``ray drain-node``, by an autoscaler, or when its ``ray start --block`` gets
+    SIGTERM.
     """
     node = ray.get_runtime_context().get_node_id()
     while not over.wait(_DRAIN_SECONDS):

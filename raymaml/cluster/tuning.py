@@ -121,7 +121,7 @@ class _StopAtProblems(tune.Stopper):
         self._problems, self._stop = problems, stop
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take over the problems of a result; no trial ends by itself."""
+        """Keep the problems that the result reports. Return False: the trial goes on."""
         self._problems.extend(result.get("problems", []))
         return False
 

@@ -110,14 +110,15 @@ def load_study(path: Place) -> tuple[StudyConfig, list[str]]:
             if rest == whole:  # nothing is left that could be understood
                 raise UserError(*problems) from None
             wrong |= paths
-    # the others would take an arm or a model that could not be read for unknown
+    # The other checks would report an unreadable arm or model as unknown.
     if any(at[0] in ("arms", "models", "cross") and len(at) <= 2 for at in wrong if at):
         return study, problems
     return study, problems + [f"{path}: {problem}" for problem in study.disagreements()]
 
 
 def _part_of(mistake: ErrorDetails, tree: Any) -> RawPath:
-    """Return the path of the wrong part of a study: the section, where a key of it is missing."""
+    """Return the path of the wrong part of a study. If a key is missing, return the path of its
+    section."""
     keys = keys_of(mistake, tree)
     return keys[:-1] if mistake["type"] == "missing" and len(keys) > 1 else keys
 

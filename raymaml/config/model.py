@@ -58,7 +58,7 @@ class ModelConfig(Section):
     """Where the linear head starts in each episode: at meta-learned weights, at zero, or at one
     meta-learned row repeated for every way."""
     temperature: PositiveRate = 1.0
-    """Factor of the logits."""
+    """The logits are multiplied by this number."""
     learn_temperature: bool = False
     """Meta-learn the temperature, starting at `temperature`; the inner loop does not adapt it."""
 

@@ -1,6 +1,6 @@
 """Every option of raymaml: one frozen model per section, one line per field.
 
-These models are the truth; a YAML file only writes one. Unknown keys are errors, nothing is
+These models define the options; a YAML file sets their values. Unknown keys are errors, nothing is
 inherited or interpolated, and values derived from others are properties, never stored.
 """
 
@@ -120,7 +120,7 @@ class EpisodesConfig(Section):
 
 
 class AllEpisodes(BySplit[EpisodesConfig]):
-    """The episodes of the three splits; of test, 6,000 where the config gives no number."""
+    """The episodes of the three splits. The default number for test is 6,000."""
 
     seed: Count = 0
     """Decides which episodes are sampled, and how those of val and test are augmented. Runs that
@@ -150,9 +150,9 @@ class EvaluationConfig(Section):
     """Stop judging once the half-width of the accuracy's confidence sequence (95%, valid at every
     look) is at most this, 0..1; null: judge all test episodes."""
     baseline_episodes: Count = 600
-    """Number of test episodes, the first ones, on which baselines are judged: the untrained weights
-    with the same adaptation, and the trained weights without. The second is left out where the head
-    is zero or shared (all logits are equal then) or no inner step is taken. 0 judges neither."""
+    """Number of first test episodes that judge the two baselines: the untrained weights with
+    adaptation, and the trained weights without it. The second is left out where the head is zero or
+    shared (all logits are equal then) or no inner step is taken. 0 judges neither."""
 
 
 class ClusterConfig(Section):
@@ -209,8 +209,8 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run and of its folder."""
     seed: Count = 0
-    """Decides the initial weights, dropout, the augmentation of the training episodes, and the one
-    that training starts with. `episodes.seed` decides which episodes there are."""
+    """Decides the initial weights, dropout, the augmentation of the training episodes, and the
+    first training episode. `episodes.seed` decides which episodes there are."""
     run_dir: PlaceField = Path("runs")
     """Folder or URI that holds the run folders."""
     data: DataConfig

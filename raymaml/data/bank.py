@@ -5,8 +5,8 @@ people; ``images.arrow`` is an Arrow IPC file with one record batch a class, col
 fixed-shape tensors uint8. Rows are numbered 0..R-1 through all classes in their order: class ``c``
 owns the rows ``first_row[c] .. first_row[c + 1] - 1``.
 
-Arrays of images have the axes [n, H, W, C]. In the file and behind the arrays the channels are
-planes, [n, C, H, W]: the order that learning wants, so that no conversion has to sort bytes.
+Arrays of images have the axes [n, H, W, C]. The file and the memory of the arrays hold the channels
+as planes, [n, C, H, W]. Learning uses this order, so no conversion moves bytes.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ class ImageBank:
         return self._planes[class_id]
 
     def class_digest(self, class_id: int) -> str:
-        """Return 16 hex digits of the number, and the first, middle and last image, of a class."""
+        """Return a digest of a class: 16 hexadecimal digits that cover its number of images and its
+        first, middle and last image."""
         planes = self._class_planes(class_id)
         some = planes[[0, len(planes) // 2, -1]]
         return hashlib.sha256(f"{planes.shape}".encode() + some.tobytes()).hexdigest()[:16]

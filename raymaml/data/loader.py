@@ -20,7 +20,7 @@ from raymaml.data.sampling import EpisodeRows
 from raymaml.types import EpisodeBatch
 
 _CACHED_ELEMENTS = 2**18
-"""Images converted in one go: one megabyte of floats stays in a core's cache."""
+"""Elements converted at once: as floats they take one megabyte, which stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def _empty(shape: torch.Size, device: torch.device) -> Tensor:
 class EpisodeLoader:
     """Gathers the pixels of episodes and makes an ``EpisodeBatch`` of them on ``device``.
 
-    Pixels travel as uint8 and are changed and converted there. ``bank=None`` serves materialised
-    episodes.
+    Pixels travel to ``device`` as uint8, and are augmented and converted there. A loader without a
+    bank serves materialised episodes only.
     """
 
     bank: ImageBank | None
@@ -107,7 +107,7 @@ class EpisodeLoader:
 
         ``rows`` gives their labels.
         """
-        # not checked: shards are when they are opened, and a check waits for a GPU
+        # Shards are checked when they are opened; a check of this batch would wait for the GPU.
         tensors = {
             "support_x": self._images(support, "support", indices),
             "support_y": self._labels([each.support_labels for each in rows], support),

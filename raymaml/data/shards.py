@@ -110,9 +110,8 @@ class EpisodeShards:
         return read_pixels(self.table(indices))
 
     def table(self, indices: Sequence[int] | range) -> pa.Table:
-        """Return the shards' rows of these indices as a table in their order.
-
-        Neighbours are one slice of the mapped file, without a copy.
+        """Return one table row per index, in the order of ``indices``. Consecutive episodes of one
+        record batch are a slice of the mapped file; several slices are copied into one table.
         """
         places = map(self._locate, indices)
         slices = []
@@ -142,7 +141,8 @@ class EpisodeShards:
         return self._batches[shard, batch]
 
     def check_rows(self, bank: ImageBank) -> None:
-        """Check that every row number is of the class that it stands for, in the right split.
+        """Check that each row number belongs to the class that the episode names, and this class to
+        the right split.
 
         Raises:
             UserError: one is not, or a shard is damaged.

@@ -100,7 +100,7 @@ class Arm:
 
     @property
     def was_edited(self) -> bool:
-        """Whether an own encoder is judged as other code than it was trained as."""
+        """Whether the code of the user's encoder changed after training."""
         trained = None if self.card is None else self.card.encoder_source
         return trained not in (None, self.identity.get("encoder_source"))
 
@@ -241,7 +241,8 @@ class Resolver:
         return self._opened[key]
 
     def _code(self, model: ModelConfig) -> dict[str, str]:
-        """Identify the code once: files that are edited later are not what this process runs."""
+        """Identify the code once a process: a later edit does not change the code that this process
+        runs."""
         key = model.model_dump_json()
         if key not in self._codes:
             self._codes[key] = code_identity(model)

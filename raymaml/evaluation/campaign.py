@@ -61,7 +61,8 @@ class Campaign:
         return next(arm for arm in self.arms if arm.name == name)
 
     def missing(self) -> list[Chunk]:
-        """Return the chunks without a complete record file; all arms go on side by side."""
+        """Return the chunks without a complete record file, sorted by first episode: all arms
+        advance together."""
         chunks = [
             Chunk(arm=arm.name, first=episodes.start, count=len(episodes))
             for arm in self._judged_arms()
@@ -127,7 +128,7 @@ class Campaign:
     def judge(self, chunk: Chunk) -> list[float]:
         """Judge a chunk, write its records, and return its accuracies.
 
-        A chunk that its arm no longer needs, since it is known precisely enough, has none.
+        The list is empty if the arm is known precisely enough and needs no more episodes.
         """
         arm = self.arm(chunk.arm)
         if chunk.first >= arm.needed():

@@ -38,7 +38,8 @@ of that spread decides next to no prediction."""
 _ROUNDING: dict[Precision, float] = {"float32": 2.0**-20, "tf32": 2.0**-12, "bf16": 2.0**-9}
 """A few units in the last place: sums in another order differ by less, relatively."""
 _COMPANY_TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "tf32": 0.01, "bf16": 0.05}
-"""Parts of the largest logit, or of 1 where that is less; inductive norms keep to them."""
+"""Largest accepted difference, as a part of the largest logit (of 1 if that is smaller). Inductive
+norms stay below it."""
 
 
 _UNCHECKED = "so it could not be checked whether they follow their images"
@@ -47,8 +48,8 @@ _UNCHECKED = "so it could not be checked whether they follow their images"
 class Examination(BaseModel):
     """The measurements; each number is the largest over the episodes.
 
-    Inner steps may enlarge rounding a millionfold. Only those steps of an episode count at which a
-    rounding of the images leaves the logits where they are.
+    Inner steps may enlarge rounding a millionfold. An inner step counts only if a rounding of the
+    images hardly moves its logits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -70,7 +71,7 @@ class Examination(BaseModel):
     """Difference by predicting one query at a time, as a part of the largest logit or of 1; it is
     infinite where the model cannot predict one query alone."""
     alone_error: str = ""
-    """Why it cannot; empty: it can."""
+    """The error of a lone query; empty where there is none."""
 
     @property
     def is_inductive(self) -> bool | None:
@@ -140,16 +141,17 @@ def examine_learner(
 def _differences(
     by_step: ByStep, episode: Episode, precision: Precision, number: int
 ) -> dict[str, float]:
-    """Return the differences of ``Examination`` on one episode; infinite for no numbers."""
+    """Return the differences that ``Examination`` lists, for one episode; NaN counts as
+    infinite."""
     base = _seeded(by_step, episode, 0)
     shown = slice(min(1, len(base) - 1), None)  # the support set shows from the first step on
     spread = (base - base.mean(1, keepdim=True)).abs().amax((1, 2))
-    # of equal logits, which have no spread, rounding is a part of themselves
+    # Equal logits have no spread: the scale is at least 1e-5 of the largest logit.
     scale = torch.maximum(spread, 1e-5 * base.abs().amax((1, 2)))
     scale = scale.nan_to_num(posinf=1.0).clamp(min=torch.finfo(base.dtype).tiny)[shown]
 
     def apart(logits: Tensor) -> Tensor:  # [T]
-        # what is not a number is no evidence that two are equal
+        # NaN counts as an infinite difference: it is no evidence of equal logits
         differences = (logits - base).abs().nan_to_num(nan=math.inf, posinf=math.inf)
         return differences.amax((1, 2))[shown] / scale
 

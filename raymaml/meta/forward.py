@@ -1,7 +1,7 @@
 """The passes of episodes through a model, as functions of weights and moments.
 
-``torch.func.functional_call`` exchanges tensors by name: twice in a layer that has two names, and
-afterwards it puts the tensors of the pass in the place of the parameters. Here each module gets
+``torch.func.functional_call`` swaps tensors by name. It swaps a layer with two names twice, and
+afterwards that layer holds the tensors of the pass, not its parameters. Here each module gets
 another dictionary of attributes for the pass, and its own again afterwards, so whatever a pass
 assigns (a buffer, a flag, an attribute of any kind) is gone with it, after an error too.
 """
@@ -108,7 +108,7 @@ class Passes:
         return self.query_logits(fast.params, fast.buffers, episode)
 
     def observed(self, fast: Fast, losses: EpisodeLosses) -> Fast:
-        """Pass the support set once where no inner step does, if a norm accumulates moments."""
+        """Run the support set once if a norm accumulates moments and no inner step runs it."""
         if not any(layer.accumulates and not layer.outlives_episodes for layer in self._layers):
             return fast
         with torch.no_grad():
@@ -122,7 +122,7 @@ class Passes:
 
         call = call if x.dim() == 4 else vmap(call, randomness="different")
         half = self._half_precision
-        # without the cache, in which a derivative would find the casts of another pass
+        # The autocast cache is off: a derivative would find casts of another pass in it.
         with torch.autocast(x.device.type, half, enabled=half is not None, cache_enabled=False):
             logits, buffers = call(params, buffers, x)
         return logits if half is None else logits.float(), buffers
@@ -170,7 +170,8 @@ def _require_logits(logits: object, count: int) -> None:
 
 
 def _places(model: nn.Module, buffers: Buffers) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Return the modules that hold each buffer, with its name there: two where it is shared."""
+    """Return, for each buffer, the modules that hold it and its name in each. A shared buffer has
+    several."""
     places: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in buffers}
     names = {id(value): name for name, value in buffers.items()}
     for module in model.modules():

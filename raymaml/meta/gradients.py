@@ -1,8 +1,8 @@
 """The meta-gradient of one episode, by the methods of ``inner.gradient``.
 
-A method takes the two losses of an episode as functions of the parameters that adapt, and the
-frozen parameters as leaves, on which the losses depend too. It returns the query loss after
-adaptation, the query logits, and the gradient of that loss in the parameters of both kinds.
+A method takes the two losses of an episode, which are functions of the adapting parameters. They
+also depend on the frozen parameters, which are leaves. It returns the query loss after adaptation,
+the query logits, and the gradient of that loss in the parameters of both kinds.
 """
 
 from __future__ import annotations

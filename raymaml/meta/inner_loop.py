@@ -53,8 +53,8 @@ def unroll(
         support_loss: the loss that each step descends.
         start: where adaptation starts.
         inner: number of steps, rates, momentum and weight decay.
-        create_graph: keep the weights differentiable in ``start`` (second order). Without it they
-            are fresh leaves after each step, and no step outlives its use.
+        create_graph: keep the weights differentiable in ``start`` (second order). Without it the
+            weights are fresh leaves after each step, and the graph of a step is freed after use.
     """
     fast = start if create_graph else start.detached()
     yield fast

@@ -31,7 +31,8 @@ METHODS: dict[str, Method] = {
 }
 """The methods of ``inner.gradient`` by name."""
 SINGLE_BACKWARD = {"mixed_mode", "first_order"}
-"""Methods that differentiate each pass backward once, at most, and maybe forward over that."""
+"""These methods differentiate each pass backward at most once, and may differentiate that
+forward."""
 
 
 @one_at_a_time
@@ -47,10 +48,10 @@ class MetaLearner:
             meta-parameters; ``shared`` at the one row of the model's head, repeated for each way.
             None is the model's own ``head_start``, which ``build_model`` sets, or ``learned``.
         test_inner: the inner loop of ``predict`` and ``logits_by_step``; that of training if None.
-        channels_last: layout of the images, except for a gradient by a second backward pass
-            (``unrolled``, ``checkpointed``), which takes longer in it and loses a digit to
-            PyTorch's channels-last norm. On CPU 1.3 to 4 times faster than the plain layout, and
-            rounded differently.
+        channels_last: use the channels-last layout for images. ``unrolled`` and ``checkpointed``
+            keep the plain layout: their second backward pass is slower in channels-last, and
+            PyTorch's norm loses a digit there. On CPU 1.3 to 4 times faster than the plain layout,
+            and rounded differently.
         half_precision: autocast convolutions and products to this type; weights, gradients, sums
             and losses stay as they are.
 
@@ -81,7 +82,8 @@ class MetaLearner:
 
     @property
     def params(self) -> Params:
-        """The tensors of the model that are learned (theta), by name; no head that is zero."""
+        """The parameters that the outer loop learns (theta), by name. A head that starts at zero is
+        left out."""
         return {
             name: parameter
             for name, parameter in self.model.named_parameters()
@@ -141,9 +143,9 @@ class MetaLearner:
 
         Args:
             episodes: of one shape.
-            update_moments: keep the running moments (norm policy ``running``) as the episodes have
-                moved them, each from those of the one before: once an outer step. Otherwise the
-                model does not change.
+            update_moments: True keeps the running moments (norm policy ``running``) that these
+                episodes produce, one after the other. Use it once an outer step. False leaves the
+                model unchanged.
         """
         results = []
         with nullcontext() if update_moments else restored(self.model):

@@ -109,7 +109,8 @@ def download(folder: Place, names: Iterable[str], target: Path) -> None:
 
 @contextlib.contextmanager
 def reaching(place: Place, *expected: type[Exception]) -> Iterator[None]:
-    """Explain errors of the block, which reads or writes a URI; on disk nothing changes.
+    """Turn errors of a block that reads or writes a URI into ``StorageError``; errors on disk pass
+    unchanged.
 
     Raises:
         StorageError: in place of any other error than those ``expected``.
@@ -189,7 +190,8 @@ def storing(path: Place, partial: Place) -> Iterator[None]:
 
 
 def _space(path: Place, partial: Place) -> str:
-    """Return how much room is left, and that more is needed than it and ``partial`` have."""
+    """Return a message: the bytes that are free, and the least number needed (these plus the bytes
+    already in ``partial``)."""
     if is_remote(path):
         return ""
     try:
@@ -257,7 +259,8 @@ def write_text(path: Place, text: str) -> None:
 
 
 def append_text(path: Place, text: str) -> None:
-    """Append ``text`` (UTF-8), and make file and folder if missing; a URI is written again."""
+    """Append ``text`` (UTF-8). A missing file or folder is made. At a URI the whole file is written
+    again."""
     if is_remote(path):
         before = read_text(path) if exists(path) else ""
         write_text(path, before + text)

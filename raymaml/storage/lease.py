@@ -130,7 +130,8 @@ class Lease:
         return True
 
     def _is_held(self, number: int) -> bool:
-        """Watch a lease until it changes, which its holder does, or is free."""
+        """Watch a lease. Return True once its holder changes it, and False once it is free or has
+        expired."""
         found = self._read(number)
         expires = time.monotonic() + EXPIRED
         while not _is_free(found) and time.monotonic() < expires:
@@ -207,7 +208,7 @@ def _owner(lease: bytes | None) -> dict[str, Any]:
 
 
 def _host() -> str:
-    """Return a name of this machine, and of the container in it: where process numbers hold."""
+    """Return a name for the machine and the container. Process numbers are unique within both."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # on Linux
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip())

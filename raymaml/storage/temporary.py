@@ -3,8 +3,8 @@
 The process that makes such a folder holds a lock of the operating system on it. A killed process
 holds none, so the next process that makes a folder of the same name removes the remains. On a disk
 that machines share (NFS), a lock may hold on its own machine alone. So the name of a folder holds
-its machine, and each machine removes its own folders only. Folders of versions that named no
-machine stay.
+its machine, and each machine removes its own folders only. Older versions put no machine in the
+name; their folders stay.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def _locked(folder: Path) -> int:
 def _made(folder: Path, mode: int) -> int:
     """Make a folder and return its locked descriptor.
 
-    Before it is locked, another process may remove it as a dead process's; then it is made again.
+    Before the lock, another process may take the folder for a dead process's and remove it; then it
+    is made again.
     """
     while True:
         folder.mkdir(mode, parents=True)

@@ -73,7 +73,7 @@ def meta_step(
         torch.manual_seed(fold_in(run.config.seed, "episode", state.step, number))  # for dropout
         for result, labels in zip(learner.chunk_gradients(chunk), chunk.query_y, strict=True):
             gradient = flatten({name: result.grads[name] for name in state.params})
-            # A gradient that is not finite anywhere makes the loss so, which all workers see.
+            # A gradient that is not finite makes the loss NaN: all workers see the losses.
             loss = torch.where(gradient.isfinite().all(), result.loss, torch.nan)
             accuracy = (result.logits.argmax(-1) == labels).float().mean()
             gradients.append(gradient[None])
@@ -101,7 +101,8 @@ def judge_and_save(
     writer: MetricsWriter,
     session: Session,
 ) -> None:
-    """Judge the state on the validation episodes, unless it has been, and keep it."""
+    """Judge the state on the validation episodes, unless that is done already, and save a
+    checkpoint."""
     if state.validation is None or state.validation.step != state.step:
         validation = validate(state, data, session)
         state.record(validation)
