@@ -40,9 +40,8 @@ def convert_files(
         UserError: naming everything that has no counterpart; nothing is written then.
     """
     saved = load_reference(checkpoint) if checkpoint is not None else None
-    train, test, examples = _read(paths, checkpoint, saved)
+    train, test = _read(paths, checkpoint, saved)
     tree, notes = whole_config(saved.model if saved else train, train, test, name)
-    notes = examples + notes
     if train.load and saved is None:
         notes.append(f"load: {train.load[:200]!r} is left out; give it as --checkpoint")
     config = validated(Config, tree, str(out))
@@ -60,8 +59,8 @@ def convert_files(
 
 def _read(
     paths: Sequence[Path], checkpoint: Path | None, saved: Saved | None
-) -> tuple[Training, Testing | None, list[str]]:
-    """Return the configurations, the first perhaps from the checkpoint, and notes.
+) -> tuple[Training, Testing | None]:
+    """Return the configurations, the first perhaps from the checkpoint.
 
     Raises:
         UserError: naming every key and value of either that has no counterpart.
@@ -71,23 +70,21 @@ def _read(
     if saved and saved.config and all(kind_of(tree) is Testing for _, tree, _ in files):
         files.append((checkpoint, saved.config, {}))
     found: dict[type, Any] = {}
-    given, notes = " and ".join(str(path) for path, _, _ in files), []
+    given = " and ".join(str(path) for path, _, _ in files)
     with gathered() as mistakes:
         for path, tree, origins in files:
             kind = kind_of(tree)
             if kind in found:
-                problem = f"{given}: hold more than one {kind.__name__.lower()} configuration"
-                raise UserError(problem, remedy="give one")
+                name = kind.__name__.lower()
+                mistakes.add(f"{given}: hold more than one {name} configuration", "give one")
             found[kind] = None
             with mistakes.kept():
                 found[kind] = validated(kind, tree, str(path), origins)
-            if kind is Training and "optimizer" not in tree:
-                notes = [f"{path}: gives a model and its inner loop; data and outer are examples"]
         if Training not in found:
             why = f"{given}: is a testing configuration, which names no model"
             remedy = "give the training configuration, or a checkpoint that holds it, as well"
-            raise UserError(why if given else "no file is given", remedy=remedy)
-    return found[Training], found.get(Testing), notes
+            mistakes.add(why if given else "no file is given", remedy)
+    return found[Training], found.get(Testing)
 
 
 def _write_run(config: Config, saved: Saved, size: int) -> Place:

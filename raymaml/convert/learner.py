@@ -15,8 +15,7 @@ from raymaml.common.errors import UserError, gathered, reason_of
 from raymaml.common.untrusted import checked
 from raymaml.config.explain import validated
 from raymaml.config.model import InnerConfig
-from raymaml.convert.names import their_names
-from raymaml.convert.reference import Model, Testing, kind_of
+from raymaml.convert.reference import Model, Testing, kind_of, their_names
 from raymaml.convert.settings import built_model, inner_settings
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.tensor_file import is_plain, read_tensors

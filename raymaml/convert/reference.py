@@ -1,4 +1,4 @@
-"""The files of fmu2/PyTorch-MAML ("the reference"): its keys, and its values that we can convert.
+"""fmu2/PyTorch-MAML ("the reference"): its keys, the values that we can convert, and its names.
 
 A key without a value stands for the reference's default, except for a ``momentum``, where it stands
 for a plain average. Keys that begin with ``_`` are those of a running process.
@@ -6,17 +6,21 @@ for a plain average. Keys that begin with ``_`` are those of a running process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 
-from raymaml.config.base import Number, PositiveRate, Rate, Section
+from raymaml.common.errors import UserError
+from raymaml.config.base import Momentum, Number, PositiveRate, Rate, Section
 from raymaml.config.schema import Augmentation
+from raymaml.meta.learner import MetaLearner
+from raymaml.models.encoders import ConvNet4, ResNet12, ResNet18
 
 Size = Annotated[int, Field(ge=1, le=1 << 20, strict=True)]
 Ways = Annotated[int, Field(ge=2, le=10_000, strict=True)]
-Momentum = Annotated[Number, Field(ge=0, lt=1)]
 Dataset = Literal[
     "meta-mini-imagenet",
     "meta-tiered-imagenet",
@@ -35,6 +39,20 @@ BLOCKS = {
     "resnet18": {"layer0": "encoder.stem"} | _LAYERS,
 }
 """The blocks whose norms the reference can make episodic, and our names for them."""
+_RULES = (
+    (r"^encoder\.stem\.", "encoder.layer0."),
+    (r"^(encoder\.layer\d)\.0\.", r"\1."),
+    (r"\.shortcut\.", ".res_conv."),
+    (r"^(encoder\.layer\d)\.conv(\d)\.conv\.", r"\1.conv\2."),
+    (r"^(encoder\.layer\d)\.conv(\d)\.norm\.", r"\1.bn\2."),
+    (r"^encoder\.conv(\d)\.", r"encoder.encoder.conv\1."),
+    (r"\.norm\.", ".bn."),
+    (r"\.mean$", ".running_mean"),
+    (r"\.var$", ".running_var"),
+    (r"^head\.", "classifier.linear."),
+    (r"^temperature$", "classifier.temp"),
+)
+"""From our names of parameters and buffers to the reference's."""
 
 
 class _Part(Section):
@@ -146,7 +164,7 @@ class Model(_Part):
 
 
 class Training(Model):
-    """A training configuration; also one that gives a model, its inner loop and sizes alone."""
+    """A training configuration."""
 
     dataset: Dataset
     train: Data
@@ -156,21 +174,6 @@ class Training(Model):
     optimizer: Literal["adam", "sgd", "rmsprop"]
     optimizer_args: OptimizerArguments
     epoch: Size
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_examples(cls, tree: Any) -> Any:
-        if not isinstance(tree, Mapping) or {"train", "dataset", "optimizer"} & tree.keys():
-            return tree
-        sizes = {key: tree[key] for key in Data.model_fields if key in tree}
-        example = {
-            "dataset": "meta-mini-imagenet",
-            "train": sizes | {"normalization": False},
-            "optimizer": "adam",
-            "optimizer_args": {"lr": 0.001},
-            "epoch": 300,
-        }
-        return example | {key: value for key, value in tree.items() if key not in sizes}
 
     @model_validator(mode="after")
     def _cosine_spans_the_run(self) -> Training:
@@ -196,3 +199,34 @@ class Testing(_Part):
 def kind_of(tree: Mapping[str, Any]) -> type[Training] | type[Testing]:
     """Return which of the two kinds of configuration ``tree`` is."""
     return Testing if "test" in tree and "train" not in tree else Training
+
+
+def reference_names(learner: MetaLearner) -> dict[str, str]:
+    """Return the reference's name of each parameter of the learner's model.
+
+    Raises:
+        UserError: the reference has no such encoder.
+    """
+    return their_names(learner.model, dict(learner.model.named_parameters()))
+
+
+def their_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return the reference's name of each of these parameters and buffers of ``model``.
+
+    Raises:
+        UserError: the reference has no such encoder.
+    """
+    encoder = model.get_submodule("encoder")
+    is_resnet18 = isinstance(encoder, ResNet18) and len(list(encoder.layer1.children())) > 1
+    if is_resnet18 or not isinstance(encoder, ConvNet4 | ResNet12 | ResNet18):
+        raise UserError(
+            f"the reference has no counterpart of the encoder {type(encoder).__name__}",
+            remedy="it has convnet4, resnet12 and resnet10 (which it calls resnet18)",
+        )
+    return {name: _translated(name) for name in names}
+
+
+def _translated(name: str) -> str:
+    for pattern, replacement in _RULES:
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymaml.common.errors import UserError
+from raymaml.common.patterns import matches
 from raymaml.config.model import ModelConfig
-from raymaml.convert.names import frozen_patterns, their_names
-from raymaml.convert.reference import Data, InnerArguments, Model, Testing, Training
+from raymaml.convert.reference import Data, InnerArguments, Model, Testing, Training, their_names
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier
 
@@ -144,6 +144,27 @@ def inner_settings(inner: InnerArguments, theirs: Mapping[str, str]) -> tuple[Se
         "gradient": "first_order" if inner.first_order else "unrolled",
     }
     return settings, notes
+
+
+def frozen_patterns(texts: Sequence[str], theirs: Mapping[str, str]) -> list[str]:
+    """Return the widest patterns for the parameters whose name in the reference holds a text.
+
+    Args:
+        texts: parts of the reference's names.
+        theirs: the reference's name of each of our parameters.
+    """
+    chosen = {ours for ours, name in theirs.items() if any(text in name for text in texts)}
+    parts = [name.split(".") for name in theirs]
+    prefixes = [".".join(part[:depth]) for depth in range(1, 10) for part in parts]
+    candidates = dict.fromkeys(["encoder", "head", "*.norm", *prefixes])  # from the widest on
+    patterns: list[str] = []
+    left = set(chosen)
+    for pattern in candidates:
+        inside = {ours for ours in theirs if matches(pattern, ours)}
+        if inside & left and inside <= chosen:
+            patterns.append(pattern)
+            left -= inside
+    return patterns
 
 
 def _disagreements(

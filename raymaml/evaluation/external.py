@@ -194,7 +194,7 @@ def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[T
         captured.clear()
         return last.detach().float()
 
-    @alone
+    @alone()
     def embed(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
         return (
             passed(support_x, support_x, support_y),

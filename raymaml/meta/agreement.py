@@ -57,7 +57,7 @@ def check_gradient(learner: MetaLearner, episode: Episode) -> None:
         raise UserError(problem, remedy="set inner.gradient: unrolled")
 
 
-@alone
+@alone()
 def _disagreement(learner: MetaLearner, episode: Episode) -> str | None:
     with _random_numbers_kept():
         try:

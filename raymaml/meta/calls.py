@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
 
 from raymaml.common.errors import UserError, reason_of
 from raymaml.layers import LOCK
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-Class = TypeVar("Class")
 
 _AT_ONCE = ("vmap", "functorch", "Batching rule", "batched tensor", "broadcast shape")
 _MESSAGES = {
@@ -34,8 +27,10 @@ _MESSAGES = {
 
 
 @contextmanager
-def derivatives_in_words(*, several: bool = False) -> Iterator[None]:
-    """Turn errors of operations without the derivatives that a method needs into a ``UserError``.
+def alone(*, several: bool = False) -> Iterator[None]:
+    """Let a block, or a function, wait until no other thread is in such a block.
+
+    Errors of operations without the derivatives that a method needs become a ``UserError``.
 
     Args:
         several: whether the block takes several episodes at once, which an operation may not do.
@@ -43,47 +38,12 @@ def derivatives_in_words(*, several: bool = False) -> Iterator[None]:
     Raises:
         UserError: naming the operation, as PyTorch does, and the remedy.
     """
-    try:
-        yield
-    except RuntimeError as error:  # NotImplementedError is one
-        reason = reason_of(error).partition(". ")[0].removesuffix(".")
-        for words, message in _MESSAGES.items():
-            if (several or words != _AT_ONCE) and any(each in reason for each in words):
-                raise UserError(message.format(reason=reason)) from error
-        raise
-
-
-def alone(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let a function wait until no other thread is in such a function."""
-
-    @wraps(method)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with LOCK, derivatives_in_words():
-            return method(*args, **kwargs)
-
-    return call
-
-
-def one_at_a_time(cls: type[Class]) -> type[Class]:
-    """Let each public method, property and step of a generator run alone, and the constructor."""
-    for name, value in list(vars(cls).items()):
-        if name.startswith("_") and name != "__init__":
-            continue
-        if isinstance(value, property) and value.fget is not None:
-            setattr(cls, name, property(alone(value.fget)))
-        elif inspect.isgeneratorfunction(value):
-            setattr(cls, name, _by_steps(value))
-        elif inspect.isfunction(value):
-            setattr(cls, name, alone(value))
-    return cls
-
-
-def _by_steps(method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    @wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        steps = method(*args, **kwargs)
-        following = alone(lambda: next(steps, steps))
-        while (step := following()) is not steps:
-            yield step
-
-    return call
+    with LOCK:
+        try:
+            yield
+        except RuntimeError as error:  # NotImplementedError is one
+            reason = reason_of(error).partition(". ")[0].removesuffix(".")
+            for words, message in _MESSAGES.items():
+                if (several or words != _AT_ONCE) and any(each in reason for each in words):
+                    raise UserError(message.format(reason=reason)) from error
+            raise

@@ -49,9 +49,7 @@ def unrolled(
     """Differentiate through every inner step by the plain graph (MAML, exact second order)."""
     start = start.detached()
     *_, fast = unroll(losses.support, start, inner, create_graph=True)
-    loss, logits = losses.query(fast.params, fast.buffers)
-    grads = differentiate([loss], frozen | start.params)
-    return outcome(loss, logits, grads, fast)
+    return query_gradient(losses, fast, frozen | start.params)
 
 
 def first_order(
@@ -59,22 +57,18 @@ def first_order(
 ) -> EpisodeGradient:
     """Take the query gradient at the adapted weights as the meta-gradient (FOMAML)."""
     *_, fast = unroll(losses.support, start, inner, create_graph=False)
+    return query_gradient(losses, fast, frozen | fast.params)
+
+
+def query_gradient(losses: EpisodeLosses, fast: Fast, inputs: Params) -> EpisodeGradient:
+    """Differentiate the query loss at ``fast``; the gradient is zero where it does not depend."""
     loss, logits = losses.query(fast.params, fast.buffers)
-    return outcome(loss, logits, differentiate([loss], frozen | fast.params), fast)
-
-
-def differentiate(
-    outputs: list[Tensor], inputs: Params, weights: list[Tensor] | None = None
-) -> Params:
-    """Differentiate; the gradient is zero in an input that no output depends on."""
     grads = torch.autograd.grad(
-        outputs, list(inputs.values()), weights, allow_unused=True, materialize_grads=True
+        loss, list(inputs.values()), allow_unused=True, materialize_grads=True
     )
-    return dict(zip(inputs, grads, strict=True))
-
-
-def outcome(loss: Tensor, logits: Tensor, grads: Params, fast: Fast) -> EpisodeGradient:
-    """Return the results of a method, detached."""
     return EpisodeGradient(
-        loss=loss.detach(), logits=logits.detach(), grads=grads, buffers=fast.buffers
+        loss=loss.detach(),
+        logits=logits.detach(),
+        grads=dict(zip(inputs, grads, strict=True)),
+        buffers=fast.buffers,
     )

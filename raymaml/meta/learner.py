@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from raymaml.config.model import InnerConfig
 from raymaml.layers import Rules
-from raymaml.meta.calls import derivatives_in_words, one_at_a_time
-from raymaml.meta.checkpointing import checkpointed
+from raymaml.meta.adjoint import checkpointed, mixed_mode
+from raymaml.meta.calls import alone
 from raymaml.meta.fitting import Head, require_fitting
 from raymaml.meta.forward import Passes
 from raymaml.meta.gradients import EpisodeGradient, Method, first_order, unrolled
 from raymaml.meta.inner_loop import Fast, leaves, unroll
-from raymaml.meta.mixed_mode import mixed_mode
 from raymaml.meta.rules import HEAD, adaptation_table, frozen_params
 from raymaml.meta.start import absorb, apart, begin, in_parameters, restored, running_moments
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
@@ -35,7 +34,6 @@ SINGLE_BACKWARD = {"mixed_mode", "first_order"}
 forward."""
 
 
-@one_at_a_time
 class MetaLearner:
     """MAML over any ``nn.Module`` whose linear head is named ``head``.
 
@@ -60,6 +58,7 @@ class MetaLearner:
             norm keeps moments from episode to episode.
     """
 
+    @alone()
     def __init__(
         self,
         model: nn.Module,
@@ -81,6 +80,7 @@ class MetaLearner:
         self.half_precision = half_precision
 
     @property
+    @alone()
     def params(self) -> Params:
         """The parameters that the outer loop learns (theta), by name. A head that starts at zero is
         left out."""
@@ -91,16 +91,19 @@ class MetaLearner:
         }
 
     @property
+    @alone()
     def moments(self) -> Buffers:
         """The buffers that belong to the model's state, by name; the same tensors."""
         lasting = self.model.state_dict()
         return {name: value for name, value in self.model.named_buffers() if name in lasting}
 
     @property
+    @alone()
     def running_moments(self) -> Buffers:
         """The running moments by name, which an episode gives beside gradients."""
         return running_moments(self.model, dict(self.model.named_buffers()))
 
+    @alone()
     def episode_gradient(self, episode: Episode) -> EpisodeGradient:
         """Return query loss, query logits, meta-gradient and running moments of one episode."""
         if self.inner.gradient in SINGLE_BACKWARD:
@@ -115,7 +118,7 @@ class MetaLearner:
         if len(episodes) == 1:
             return [self.episode_gradient(episodes[0])]
         rules: Rules = "composed" if self.inner.gradient in SINGLE_BACKWARD else "torch"
-        with derivatives_in_words(several=True):
+        with alone(several=True):
             return apart(self._gradient(episodes, rules), episodes.query_y)
 
     @torch.enable_grad()
@@ -133,6 +136,7 @@ class MetaLearner:
             buffers=running_moments(self.model, result.buffers),
         )
 
+    @alone()
     def meta_gradient(
         self, episodes: EpisodeBatch, *, update_moments: bool = False
     ) -> tuple[Tensor, Tensor, Params]:
@@ -159,19 +163,29 @@ class MetaLearner:
         loss = torch.stack([result.loss for result in results]).mean()
         return loss, torch.stack([result.logits for result in results]), grads
 
+    @alone()
     def absorb(self, buffers: Sequence[Buffers]) -> None:
         """Move the running moments by episodes that started from them, in order."""
         absorb(self.model, buffers)
 
     def adapt(self, episode: Episode) -> Iterator[Fast]:
         """Yield the fast weights after 0..T inner steps of ``test_inner``, without a graph."""
-        yield from self._adapted(self._passes_of_test(), episode)
+        with alone():
+            states = self._adapted(self._passes_of_test(), episode)
+        while True:
+            with alone():  # and nobody waits while the caller has the weights
+                fast = next(states, None)
+            if fast is None:
+                return
+            yield fast
 
+    @alone()
     def logits_by_step(self, episode: Episode) -> Tensor:
         """Return the query logits after 0..T inner steps: ``[T+1, N*Q, N]``."""
         passes, episode = self._passes_of_test(), self._laid_out(episode)
         return torch.stack([passes.judged(f, episode) for f in self._adapted(passes, episode)])
 
+    @alone()
     def predict(self, episodes: EpisodeBatch) -> Tensor:
         """Adapt to each support set and return the query logits ``[E, N*Q, N]``."""
         passes, logits = self._passes_of_test(), []
@@ -180,10 +194,12 @@ class MetaLearner:
             logits.append(passes.judged(fast, episode))
         return torch.stack(logits)
 
+    @alone()
     def adaptation_table(self) -> str:
         """Lay out which modules adapt in training, with their numbers of parameters."""
         return adaptation_table(self.model, self._frozen)
 
+    @alone()
     def query_logits(self, fast: Fast, episode: Episode) -> Tensor:
         """Return the query logits ``[N*Q, N]`` at fast weights that ``adapt`` yielded."""
         return self._passes_of_test().judged(fast, episode)

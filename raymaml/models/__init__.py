@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from raymaml.common.errors import UserError
 from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.layers import LOCK
-from raymaml.models.convnet4 import ConvNet4
+from raymaml.models.encoders import ConvNet4, ResNet12, ResNet18
 from raymaml.models.heads import Classifier
 from raymaml.models.policies import apply_policies
-from raymaml.models.resnet import ResNet12, ResNet18
 
 
 def build_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +11,15 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from helpers_reference import BLOCKS, TEST, TRAIN, saved
 
 from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.convert import from_reference, reference_names
-from raymaml.convert.names import frozen_patterns
+from raymaml.convert.settings import frozen_patterns
 from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
-
-BLOCKS = ["conv1", "conv2", "conv3", "conv4"]
-SECTION = {
-    "split": "meta-train",
-    "image_size": 84,
-    "normalization": True,
-    "transform": "flip",
-    "n_batch": 200,
-    "n_episode": 4,
-    "n_way": 5,
-    "n_shot": 1,
-    "n_query": 15,
-}
-TRAIN: dict[str, Any] = {
-    "dataset": "meta-mini-imagenet",
-    "train": SECTION,
-    "val": {**SECTION, "split": "meta-val"},
-    "encoder": "convnet4",
-    "encoder_args": {"bn_args": {"track_running_stats": True, "episodic": BLOCKS}},
-    "classifier": "logistic",
-    "inner_args": {
-        "reset_classifier": True,
-        "n_step": 5,
-        "encoder_lr": 0.01,
-        "classifier_lr": 0.02,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-    },
-    "optimizer": "sgd",
-    "optimizer_args": {
-        "lr": 0.01,
-        "weight_decay": 5e-4,
-        "schedule": "step",
-        "milestones": [120, 140],
-    },
-    "epoch": 150,
-}
-TEST: dict[str, Any] = {
-    "dataset": "meta-mini-imagenet",
-    "test": {**SECTION, "split": "meta-test", "n_query": 1, "transform": None},
-    "load": "./save/x/max-va.pth",
-    "inner_args": {"reset_classifier": True, "n_step": 10, "momentum": 0.9},
-    "epoch": 10,
-}
 
 
 def changed(config: dict[str, Any], **keys: Any) -> dict[str, Any]:
@@ -84,29 +42,10 @@ def write(folder: Path, name: str, config: dict[str, Any]) -> Path:
     return path
 
 
-def checkpoint(folder: Path, config: dict[str, Any] = TRAIN) -> Path:
-    """A .pth as the reference saves it; our model gives the shapes, random numbers the values."""
-    learner = from_reference(config, None)
-    generator = torch.Generator().manual_seed(1)
-    parts: dict[str, dict[str, torch.Tensor]] = {"encoder": {}, "classifier": {}}
-    for ours, theirs in reference_names(learner).items():
-        part, _, rest = theirs.partition(".")
-        shape = learner.model.state_dict()[ours].shape
-        parts[part][rest] = torch.randn(shape, generator=generator)
-    parts["encoder"]["encoder.conv1.bn.running_mean_0"] = torch.zeros(32)  # ignored
-    saved = {
-        "file": "train.py",
-        "config": config,
-        "encoder": config["encoder"],
-        "encoder_args": config["encoder_args"],
-        "encoder_state_dict": parts["encoder"],
-        "classifier": "logistic",
-        "classifier_args": {"n_way": 5, "in_dim": 800},
-        "classifier_state_dict": parts["classifier"],
-        "training": {"epoch": 3},
-    }
-    path = folder / "max-va.pth"
-    torch.save(saved, path)
+def checkpoint(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Path:
+    tree, path = saved(), folder / "max-va.pth"
+    change(tree)
+    torch.save(tree, path)
     return path
 
 
@@ -285,18 +224,27 @@ def test_files_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> N
 
 
 def test_tensors_of_another_shape_and_missing_ones_are_all_named(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path)
-    saved = torch.load(path, weights_only=True)
-    del saved["encoder_state_dict"]["encoder.conv1.conv.bias"]
-    saved["encoder_state_dict"]["encoder.conv2.bn.bias"] = torch.zeros(7)
-    torch.save(saved, path)
+    def change(tree: dict[str, Any]) -> None:
+        del tree["encoder_state_dict"]["encoder.conv1.conv.bias"]
+        tree["encoder_state_dict"]["encoder.conv2.bn.bias"] = torch.zeros(7)
+
     with pytest.raises(UserError) as caught:
-        from_reference(TRAIN, path)
+        from_reference(TRAIN, checkpoint(tmp_path, change))
     first, second = caught.value.problems
     assert "no encoder.encoder.conv1.conv.bias" in first
     assert (
         "encoder.encoder.conv2.bn.bias has shape [7], ours (encoder.conv2.norm.bias) [32]" in second
     )
+
+
+def test_a_test_configuration_needs_a_checkpoint_whose_settings_are_plain_values(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match="names no model; give the checkpoint as well"):
+        from_reference(TEST, None)
+    path = checkpoint(tmp_path, lambda tree: tree["encoder_args"].update(bn_args=torch.zeros(3)))
+    with pytest.raises(UserError, match=r"max-va\.pth: encoder_args\.dict\.bn_args"):
+        from_reference(TEST, path)
 
 
 def test_mistakes_of_both_files_come_at_once_with_their_lines(tmp_path: Path) -> None:
@@ -314,20 +262,6 @@ def test_mistakes_of_both_files_come_at_once_with_their_lines(tmp_path: Path) ->
     assert not (tmp_path / "o").exists()
 
 
-def test_a_test_configuration_alone_describes_no_learner() -> None:
-    with pytest.raises(UserError, match="names no model; give the checkpoint as well"):
-        from_reference(TEST, None)
-
-
-def test_settings_of_a_checkpoint_are_plain_values(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path)
-    saved = torch.load(path, weights_only=True)
-    saved["encoder_args"] = {"bn_args": {"momentum": torch.zeros(3)}}
-    torch.save(saved, path)
-    with pytest.raises(UserError, match=r"max-va\.pth: encoder_args\.dict\.bn_args"):
-        from_reference(TEST, path)
-
-
 @pytest.mark.parametrize(
     ("dataset", "path"),
     [("meta-cub200", "materials/cub200"), ("meta-inatural", "materials/inatural")],
@@ -338,12 +272,3 @@ def test_data_stays_where_the_reference_looks_for_it(
     config, output = converted(tmp_path, changed(TRAIN, dataset=dataset))
     assert config.data.source.path == Path(path)
     assert ("check the name" in output) == (dataset == "meta-cub200")
-
-
-def test_a_model_and_its_inner_loop_are_enough(tmp_path: Path) -> None:
-    config = {key: TRAIN[key] for key in ("encoder", "encoder_args", "classifier", "inner_args")}
-    config |= {"n_way": 3, "n_shot": 2, "image_size": 84}
-    ours, output = converted(tmp_path, config)
-    assert "data and outer are examples" in output
-    episodes = ours.episodes
-    assert (episodes.train.num_ways, episodes.test.num_shots) == (3, 2)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from helpers_fuzz import Fuzz, changed_bytes, changed_tree, hostile_values
+from helpers_reference import saved
 from hypothesis import strategies as st
 from test_fuzz_config import TRICKS, as_yaml
 from test_fuzz_runs import hostile_torch, torch_cases, torch_file, trees_of_tensors
@@ -14,7 +15,6 @@ from test_fuzz_runs import hostile_torch, torch_cases, torch_file, trees_of_tens
 from raymaml.convert import from_reference
 from raymaml.convert.command import convert_files
 from raymaml.convert.learner import load_reference
-from raymaml.convert.names import their_names
 
 SECTION = {"image_size": 84, "normalization": True, "n_batch": 2, "n_way": 5, "n_query": 2}
 TRAIN: dict[str, Any] = {
@@ -60,27 +60,8 @@ def test_configurations(fuzz: Fuzz) -> None:
     fuzz(cases, write, read, names=" ")  # what has no counterpart is named by its key
 
 
-def saved() -> dict[str, Any]:
-    """A checkpoint as the reference writes it."""
-    model = from_reference(TRAIN, None).model
-    parts = {"encoder": {}, "classifier": {}}
-    for own, name in their_names(model, model.state_dict()).items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = model.state_dict()[own]
-    return {
-        "config": TRAIN,
-        "encoder": "convnet4",
-        "encoder_args": TRAIN["encoder_args"],
-        "encoder_state_dict": parts["encoder"],
-        "classifier": "logistic",
-        "classifier_args": {"n_way": 5},
-        "classifier_state_dict": parts["classifier"],
-        "training": {"epoch": 3},
-    }
-
-
 def test_checkpoints(fuzz: Fuzz) -> None:
-    honest = saved()
+    honest = saved(TRAIN)
     path, out = fuzz.place / "max-va.pth", fuzz.place / "ours.yaml"
     weights = honest["encoder_state_dict"]
     key = next(iter(weights))

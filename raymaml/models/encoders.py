@@ -1,4 +1,4 @@
-"""Residual encoders (He et al. 2016): ResNet-12, ResNet-18 and ResNet-10."""
+"""Encoders: ConvNet4 of Vinyals et al. 2016, as in the MAML paper; ResNets (He et al. 2016)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,50 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymaml.models.closed_rules.duals import Conv2d, MaxPool2d
+from raymaml.layers import PassAware
+from raymaml.models.closed_rules.duals import Conv2d, MaxPool2d, max_pool
 
 SLOPE = 0.1
-"""Slope of LeakyReLU below zero."""
+"""Slope of ResNet-12's LeakyReLU below zero."""
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, norm, ReLU, 2x2 max-pool: ``[B, C, H, W] -> [B, width, H//2, W//2]``."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, width, kernel_size=3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        x = self.conv(x)
+        if isinstance(self.norm, PassAware):
+            x = self.norm(x, 2)  # norm and pool in one
+        else:
+            x = max_pool(self.norm(x), 2, "torch")
+        return F.relu(x)  # commutes with the maximum, and a quarter is left to rectify
+
+
+class ConvNet4(nn.Module):
+    """Four blocks, flattened: ``[B, C, H, W] -> [B, width * (H//16) * (W//16)]``.
+
+    Args:
+        in_channels: C of the images, which are at least 16 pixels wide and high.
+        width: channels of every block.
+    """
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = ConvBlock(in_channels, width)
+        self.conv2 = ConvBlock(width, width)
+        self.conv3 = ConvBlock(width, width)
+        self.conv4 = ConvBlock(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode images."""
+        features: Tensor = self.conv4(self.conv3(self.conv2(self.conv1(x))))
+        return features.flatten(1)
 
 
 class ConvNorm(nn.Module):
