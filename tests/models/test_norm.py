@@ -62,6 +62,9 @@ def test_the_support_pass_of_training_uses_its_batch(policy: str) -> None:
     made = layer(policy)
     wanted = normalized(made, SUPPORT, *moments(SUPPORT))
     torch.testing.assert_close(run(made, "support", SUPPORT), wanted)
+    if policy == "transductive":  # queries as well
+        wanted = normalized(made, QUERY, *moments(QUERY))
+        torch.testing.assert_close(run(made, "query", QUERY), wanted)
 
 
 def test_context_gives_queries_the_moments_of_the_support_set_in_the_graph() -> None:
@@ -73,12 +76,6 @@ def test_context_gives_queries_the_moments_of_the_support_set_in_the_graph() -> 
     torch.testing.assert_close(out, normalized(made, QUERY, *moments(SUPPORT)))
     (slope,) = torch.autograd.grad(out.pow(2).sum(), support)
     assert slope.abs().max() > 1e-2
-
-
-def test_transductive_queries_use_their_own_batch() -> None:
-    made = layer("transductive")
-    run(made, "support", SUPPORT)
-    torch.testing.assert_close(run(made, "query", QUERY), normalized(made, QUERY, *moments(QUERY)))
 
 
 def test_episodic_moments_forget_where_they_started() -> None:
