@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +33,27 @@ class Graph(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.head(self.encode(x.flatten(1)))
+
+
+def changed(change: Callable[..., Any], *, with_model: bool = False) -> type[Graph]:
+    """A model whose features ``change`` changes; it gets them, and before them the model."""
+
+    def encode(self: Graph, x: Tensor) -> Any:
+        out = Graph.encode(self, x)
+        return change(self, out) if with_model else change(out)
+
+    return type("Changed", (Graph,), {"encode": encode})
+
+
+def learner(
+    model: nn.Module | type[Graph], gradient: str = "unrolled", **inner: Any
+) -> MetaLearner:
+    """A learner with two large inner steps, over a model or over one with weights of a seed."""
+    torch.manual_seed(1)
+    model = model if isinstance(model, nn.Module) else model()
+    return MetaLearner(
+        model, InnerConfig(**{"num_steps": 2, "lr": 0.3, "gradient": gradient, **inner})
+    )
 
 
 def episodes(
@@ -76,7 +98,7 @@ def build(
                 value.fill_(0.3)
             elif name.endswith("norm.bias"):  # a norm of one pixel gives its bias: not the kink, 0
                 value.copy_(torch.linspace(-0.4, 0.5, len(value)))
-    return MetaLearner(model, InnerConfig(**{"num_steps": 2, "lr": 0.1, **inner}), head=head)
+    return MetaLearner(model, InnerConfig(**{"num_steps": 2, "lr": 0.1, **inner}))
 
 
 def flat(grads: Params) -> Tensor:
