@@ -156,12 +156,6 @@ def test_a_shared_head_does_not_know_the_order_of_the_ways() -> None:
     assert one.grads["head.weight"].shape == (1, 2)
 
 
-@pytest.mark.parametrize("head", ["zero", "shared"])
-def test_zero_and_shared_heads_judge_another_number_of_ways(head: str) -> None:
-    learner = build(norm="layer", head=head)
-    assert learner.predict(episodes(2, ways=5)).shape == (2, 15, 5)
-
-
 def test_momentum_and_decay_are_those_of_torch_sgd() -> None:
     inner = {"momentum": 0.9, "weight_decay": 0.1, "num_steps": 4, "lr": 0.05}
     learner, episode = build(norm="layer", **inner), episodes()[0]

@@ -64,6 +64,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         with_part("net", lambda model: nn.Sequential(model.a, model.head)),
         r"head: its parameters are net\.1\.weight, net\.1\.bias too",
     ),
+    "a shared head": (
+        with_part("head_start", lambda _: "shared"),
+        r"head: is shared, and head\.weight has 3 row",
+    ),
     "no shapes": (
         with_part("a", lambda _: nn.LazyLinear(3)),
         r"a\.weight, a\.bias have no shape .* call the model once",
