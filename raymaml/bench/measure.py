@@ -23,7 +23,7 @@ from raymaml.bench.report import Row, number_of_cores
 from raymaml.bench.worker import Detail, Results
 from raymaml.common.errors import UserError, gathered, reason_of
 from raymaml.config.schema import Config
-from raymaml.training.session import local_device
+from raymaml.training.settings import local_device
 
 Echo = Callable[[str], None]
 

@@ -24,7 +24,7 @@ from raymaml.bench.cases import PHASES, smallest
 from raymaml.bench.contenders import Contender
 from raymaml.bench.report import Row
 from raymaml.config.schema import Config
-from raymaml.training.process import prepare_process
+from raymaml.training.settings import prepare_process
 
 _together: Barrier | None = None
 Detail = Literal["speed", "memory", "results"]

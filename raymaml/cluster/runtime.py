@@ -21,7 +21,7 @@ from raymaml.common.errors import UserError, last_line
 from raymaml.common.logs import is_verbose
 from raymaml.common.stopping import Terminated
 from raymaml.config.schema import ClusterConfig
-from raymaml.training.process import MALLOC_ENVIRONMENT
+from raymaml.training.settings import MALLOC_ENVIRONMENT
 
 T = TypeVar("T")
 _ENVIRONMENT = {

@@ -67,8 +67,7 @@ def _train(run: Run, echo: Echo) -> None:
     def announce(workers: int, before: int) -> None:
         if before == 0:
             device = torch.device("cuda" if crew.use_gpu else "cpu")
-            echo(run.settings_line(device, workers))
-            echo(run.adaptation_table)
+            echo(run.introduction(device, workers))
         elif workers != before:
             step = max(0, saved_step(folder))
             echo(f"{folder}: {workers} worker(s) from outer step {step} on, {before} before")

@@ -9,7 +9,7 @@ import logging
 import re
 
 LOG = logging.getLogger("raymaml.run")
-"""The notes of a training worker about its run; ``raymaml/training/run_log.py`` writes them."""
+"""The notes of a training worker about its run; ``raymaml/training/worker.py`` writes them."""
 LOG.setLevel(logging.INFO)
 LOG.addHandler(logging.NullHandler())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import date
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar, get_args
 
@@ -14,8 +13,10 @@ from pydantic_core import ErrorDetails
 
 from raymaml.common.errors import UserError, did_you_mean
 from raymaml.common.untrusted import cut, shortened
-from raymaml.config.yaml_text import KeyPath, Origin, Origins, quoted
+from raymaml.config.yaml_text import KeyPath, Origin, Origins
 
+COMMAND_LINE = "command line"
+"""The place of an override."""
 MOST_MISTAKES = 50
 """Maximum number of mistakes reported per file."""
 _MOST_SUGGESTIONS = 4
@@ -63,16 +64,16 @@ def explain(
             found, allowed = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
             hint = _nearest_choice(found, allowed)
             yield f"{place}: {key}.kind is {shortened(found)}; it should be one of {allowed}{hint}"
-        elif kind == "extra_forbidden":
-            yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
         elif kind == "value_error":
             text = str(detail["ctx"]["error"])
             yield f"{_place_of_change(text, origins, file) or place}: {text}"
-        elif kind == "invalid_key":
+        elif kind == "invalid_key" or (kind == "extra_forbidden" and keys[-1].isdigit()):
             yield (
                 f"{place}: {key} is no key, since keys are text; quote it, or, where it follows a"
                 " comma in a number, write the number with a point: 0.001"
             )
+        elif kind == "extra_forbidden":
+            yield f"{place}: {key} is unknown{_did_you_mean(keys, model)}"
         elif keys not in paths[:number]:
             alike = [each for each, other in zip(details, paths, strict=True) if other == keys]
             origin = origins.get(keys, Origin(place))
@@ -127,13 +128,9 @@ def _shown(value: Any, text: str | None, kinds: set[str]) -> str:
     """Return a value, and its text where YAML reads that as something else: ``no`` is false."""
     out_of_range = any(kind.startswith(("greater_", "less_", "finite_")) for kind in kinds)
     if text in (None, shortened(value, sys.maxsize)) or isinstance(value, str) or out_of_range:
-        return str(value) if isinstance(value, date) else shortened(value)
-    if value is None:
-        read = "no value"
-    elif isinstance(value, bool):
-        read = str(value).lower()
-    else:
-        read = f"the date {value}" if isinstance(value, date) else shortened(value)
+        return shortened(value)
+    names = {None: "no value", True: "true", False: "false"}
+    read = names[value] if value is None or isinstance(value, bool) else shortened(value)
     written = cut(text, 100) if text else "empty"
     return written if written == read else f"{written}, which YAML reads as {read}"
 
@@ -150,9 +147,17 @@ def _remedy(value: Any, key: str, origin: Origin, kinds: set[str], allowed: str)
         return _nearest_choice(value, allowed)
     is_scalar = not isinstance(value, str | list | dict)
     if is_scalar and text != "" and (kinds <= {"string_type", "place"} or repr(text) in allowed):
-        how = f": {quoted(cut(text, 100), key, origin.place)}" if text else ""
+        how = f": {_quoted(cut(text, 100), key, origin.place)}" if text else ""
         return f"; if it is text, quote it{how}"
     return ""
+
+
+def _quoted(text: str, key: str, place: str) -> str:
+    """Return ``text`` in quotes, of which a shell removes one pair; a list is set as a whole."""
+    if place != COMMAND_LINE:
+        return f'"{text}"'
+    is_in_list = any(map(str.isdigit, key.split(".")))
+    return f"'\"{text}\"'" if is_in_list else f"{key}='\"{text}\"'"
 
 
 def _remedy_of_a_number(value: Any) -> str:

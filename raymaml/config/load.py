@@ -7,30 +7,29 @@ a model, an arm or a trial. An unknown key is an error with a suggestion.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from raymaml.common.errors import Mistakes, UserError, gathered
+from raymaml.common.errors import UserError, gathered
 from raymaml.common.untrusted import cut
 from raymaml.config.base import Section
-from raymaml.config.explain import RawPath, explain, keys_of, mistakes_of, validated
+from raymaml.config.explain import (
+    COMMAND_LINE,
+    RawPath,
+    explain,
+    keys_of,
+    mistakes_of,
+    validated,
+)
 from raymaml.config.schema import Config
 from raymaml.config.study import StudyConfig
 from raymaml.config.sweep import SweepConfig
-from raymaml.config.yaml_text import (
-    COMMAND_LINE,
-    KeyPath,
-    Origin,
-    Origins,
-    dump_mapping,
-    read_value,
-    read_yaml,
-)
+from raymaml.config.yaml_text import KeyPath, Origin, Origins, dump_mapping, parse, read_yaml
 from raymaml.storage.place import Place, beside, is_remote, to_place
 
 _KINDS: dict[type[Section], tuple[str, str]] = {
@@ -51,13 +50,6 @@ class Changes:
     values: Mapping[str, Any]
 
 
-class _Change(NamedTuple):
-    text: str  # as messages name it
-    keys: KeyPath
-    value: Any
-    origins: Origins  # of the value, and of all in it
-
-
 def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Config:
     """Read ``path``, a file or a URI, apply ``overrides`` in their order and check the whole.
 
@@ -71,9 +63,16 @@ def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Confi
     tree, origins = _read(file, Config)
     with gathered() as mistakes:
         for override in overrides:
-            for change in _changes(override, mistakes):
+            if isinstance(override, Changes):
+                for name, value in override.values.items():
+                    keys, text = tuple(name.split(".")), f"{override.origin}: {name}"
+                    origin = {keys: Origin(override.origin)}
+                    with mistakes.kept():
+                        _change(tree, origins, keys, value, origin, text=text)
+                continue
+            for text in override:
                 with mistakes.kept():
-                    _apply(tree, origins, change)
+                    _change(tree, origins, *_read_override(text), text=cut(text, 200))
         return validated(Config, tree, str(path), origins)
 
 
@@ -193,38 +192,37 @@ def _kind_of(tree: Mapping[str, Any]) -> type[Section] | None:
     return SweepConfig if "config" in tree and "space" in tree else None
 
 
-def _changes(override: Sequence[str] | Changes, mistakes: Mistakes) -> Iterator[_Change]:
-    """Yield the changes that ``override`` makes; note texts that are no override."""
-    if isinstance(override, Changes):
-        for name, value in override.values.items():
-            keys, text = tuple(name.split(".")), f"{override.origin}: {name}"
-            yield _Change(text, keys, value, {keys: Origin(override.origin)})
-        return
-    for text in override:
-        name, equals, value = text.partition("=")
-        keys, shown = tuple(name.split(".")), cut(text, 200)
-        if not equals or not all(keys):
-            mistakes.add(
-                f"{shown}: is not an override",
-                remedy="write key.path=value, as in outer.lr=1e-3, without spaces",
-            )
-            continue
-        try:
-            with mistakes.kept():
-                yield _Change(shown, keys, *read_value(value, keys, COMMAND_LINE))
-        except ValueError as error:
-            mistakes.add(f"{shown}: the value is not YAML: {error}")
+def _read_override(text: str) -> tuple[KeyPath, Any, Origins]:
+    """Return the keys and the value of ``key.path=value``, and the origins of all in it.
+
+    Raises:
+        UserError: it is none, or the value is no YAML.
+    """
+    name, equals, value = text.partition("=")
+    keys = tuple(name.split("."))
+    if not equals or not all(keys):
+        raise UserError(
+            f"{cut(text, 200)}: is not an override",
+            remedy="write key.path=value, as in outer.lr=1e-3, without spaces",
+        )
+    try:
+        return keys, *parse(value, keys, lambda _line: COMMAND_LINE)
+    except ValueError as error:
+        raise UserError(f"{cut(text, 200)}: the value is not YAML: {error}") from None
 
 
-def _apply(tree: dict[str, Any], origins: Origins, change: _Change) -> None:
-    section, keys = tree, change.keys
+def _change(
+    tree: dict[str, Any], origins: Origins, keys: KeyPath, value: Any, new: Origins, *, text: str
+) -> None:
+    """Set a value in ``tree``; ``text`` is the change as messages name it, ``new`` its origins."""
+    section = tree
     for depth, key in enumerate(keys[:-1], 1):
-        origins.setdefault(keys[:depth], Origin(change.origins[keys].place))
+        origins.setdefault(keys[:depth], Origin(new[keys].place))
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
             name = ".".join(keys[:depth])
-            raise UserError(f"{change.text}: {name} is a value, not a section")
-    section[keys[-1]] = change.value
+            raise UserError(f"{text}: {name} is a value, not a section")
+    section[keys[-1]] = value
     for old in [old for old in origins if old[: len(keys)] == keys]:
         del origins[old]
-    origins.update(change.origins)
+    origins.update(new)

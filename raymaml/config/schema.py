@@ -20,8 +20,7 @@ from raymaml.config.base import (
     Seconds,
     Section,
 )
-from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig
-from raymaml.config.outer import OuterConfig
+from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig, OuterConfig
 from raymaml.config.sources import Source
 from raymaml.storage.place import Place
 

@@ -1,7 +1,7 @@
 """YAML files and texts: values, with the place and the text of each.
 
-``1e-3`` is a number, which YAML 1.1 reads as text. A key given twice is an error, and so is a
-number that YAML 1.1 reads differently than people do: ``010`` is 8 there, and ``12:30`` is 750.
+A key given twice is an error. Numbers are those of YAML 1.2, which look like numbers: ``1e-3`` is
+one, and ``010``, ``12:30`` and dates are text, where YAML 1.1 reads 8, 750 and days.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 import yaml
 
 from raymaml.common.errors import UserError, gathered, reason_of
-from raymaml.common.untrusted import cut, shortened
 from raymaml.storage.place import Place
 
 MAX_DEPTH, MAX_VALUES = 50, 100_000
 """Limits of a YAML document; a value counts once for each time that anchors repeat it."""
 KeyPath = tuple[str, ...]
-_MISREAD = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
 
 
 class Origin(NamedTuple):
@@ -34,33 +37,19 @@ class Origin(NamedTuple):
 Origins = dict[KeyPath, Origin]
 
 
-COMMAND_LINE = "command line"
-"""The place of an override."""
-
-
-def quoted(text: str, key: str, place: str) -> str:
-    """Return ``text`` in quotes, so that YAML reads it as text; a shell removes one pair of them.
-
-    An override sets a list as a whole, so a value in a list is shown without its key.
-    """
-    if place != COMMAND_LINE:
-        return f'"{text}"'
-    return f"'\"{text}\"'" if _is_in_list(key) else f"{key}='\"{text}\"'"
-
-
-def _is_in_list(key: str) -> bool:
-    return any(map(str.isdigit, key.split(".")))
-
-
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which also reads the floats of YAML 1.2."""
+    """The safe loader, with the numbers of YAML 1.2 and without dates."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (as in the class above)
+        first: [(tag, text) for tag, text in found if not tag.endswith(("int", "float", "stamp"))]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+for _kind, _form in _NUMBERS.items():
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"^({_form})$"), list("-+0123456789.")
+    )
 
 
 def dump_mapping(tree: Mapping[str, Any]) -> str:
@@ -76,7 +65,7 @@ def read_yaml(path: Place) -> tuple[dict[str, Any], Origins]:
         UserError: it cannot be read, is no YAML, or holds anything but keys and values.
     """
     try:
-        tree, origins = _parsed(_text_of(path), (), lambda line: f"{path}:{line}")
+        tree, origins = parse(_text_of(path), (), lambda line: f"{path}:{line}")
     except ValueError as error:
         raise UserError(f"{path}: is not YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -103,24 +92,14 @@ def _text_of(path: Place) -> str:
         raise UserError(f"{path}: cannot be read ({reason})", remedy=remedy) from None
 
 
-def read_value(text: str, keys: KeyPath, place: str) -> tuple[Any, Origins]:
-    """Return the value that ``text`` stands for, and the origins of all in it under ``keys``.
-
-    Raises:
-        UserError: it holds a key twice, or a number that is easily misread.
-        ValueError: it is no YAML.
-    """
-    return _parsed(text, keys, lambda _line: place)
-
-
-def _parsed(text: str, keys: KeyPath, place_of: Callable[[int], str]) -> tuple[Any, Origins]:
-    """Return the value of a YAML document, and the origins of all in it, under ``keys``.
+def parse(text: str, keys: KeyPath, place_of: Callable[[int], str]) -> tuple[Any, Origins]:
+    """Return the value of a YAML text, and the origins of all in it under ``keys``, by line.
 
     Depth and size are bounded, since anchors and merge keys let a page of text stand for more
     values than a computer can hold.
 
     Raises:
-        UserError: it holds a key twice, or a number that is easily misread.
+        UserError: it holds a key twice.
         ValueError: it is no YAML, or too much.
     """
     node = _composed(text)
@@ -134,15 +113,13 @@ def _parsed(text: str, keys: KeyPath, place_of: Callable[[int], str]) -> tuple[A
                 most = f"{MAX_DEPTH} deep, or holds over {MAX_VALUES} values"
                 raise ValueError(f"it is more than {most}")
             place, name = place_of(key_node.start_mark.line + 1), ".".join(path)
-            if path in origins and path[:-1] not in twice:
-                first = origins[path].place
-                mistakes.add(f"{place}: {name} is given twice (first at {first})", "keep one")
             if path in origins:
+                if path[:-1] not in twice:
+                    first = origins[path].place
+                    mistakes.add(f"{place}: {name} is given twice (first at {first})", "keep one")
                 twice.add(path)
             plain = isinstance(value, yaml.ScalarNode) and value.style is None
             origins[path] = Origin(place, value.value if plain else None)
-            if plain and _MISREAD.fullmatch(value.value) and not value.tag.endswith(":str"):
-                mistakes.add(_misread(value, name, place))
     return _constructed(node), origins
 
 
@@ -208,13 +185,3 @@ def _constructed(node: yaml.Node) -> Any:
         raise ValueError(reason_of(error)) from None
     except Exception as error:  # `!!int x`, `2021-13-45`, ...: whatever the conversion raises
         raise ValueError(f"a value is not of its kind ({reason_of(error)})") from None
-
-
-def _misread(node: yaml.Node, key: str, place: str) -> str:
-    text = cut(node.value, 100)
-    point = "; where it follows a comma in a number, write the number with a point: 0.001"
-    return (
-        f"{place}: {key} is {text}, which YAML reads as {shortened(_constructed(node))}; if it is"
-        f" text, quote it: {quoted(text, key, place)}; if it is a number, write it without leading"
-        f" zeros or colons{point if _is_in_list(key) else ''}"
-    )

@@ -67,7 +67,7 @@ def _data(config: Config) -> str:
 
 def _run_folder(config: Config) -> str:
     run = open_run(config, _CPU)
-    *_, total, adapting, _ = run.adaptation_table.split()
+    *_, total, adapting, _ = run.learner.adaptation_table().split()
     state = "is new"
     if exists(run.folder / "run.json"):
         with claim(run):

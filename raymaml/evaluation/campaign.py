@@ -21,9 +21,7 @@ from raymaml.storage.files import make_folder
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
 from raymaml.training.metrics import Show
-from raymaml.training.process import prepare_process
-from raymaml.training.session import local_device
-from raymaml.training.settings import judging_line
+from raymaml.training.settings import judging_line, local_device, prepare_process
 
 Echo = Callable[[str], None]
 Plan = Callable[[torch.device], "Campaign"]

@@ -24,8 +24,7 @@ from raymaml.evaluation.run_test import plan_test
 from raymaml.meta.calls import alone
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
-from raymaml.training.process import set_precision
-from raymaml.training.session import local_device
+from raymaml.training.settings import local_device, set_precision
 from raymaml.types import Episode, EpisodeBatch
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]

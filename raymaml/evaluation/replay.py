@@ -12,8 +12,7 @@ from raymaml.config.schema import ClusterConfig
 from raymaml.evaluation.campaign import Campaign, Echo, Plan
 from raymaml.evaluation.judge import judge
 from raymaml.evaluation.records import EpisodeRecord, record_arrays
-from raymaml.training.process import prepare_process
-from raymaml.training.session import local_device
+from raymaml.training.settings import local_device, prepare_process
 
 NOT_REPEATED = {"seconds"}
 

@@ -15,8 +15,7 @@ from raymaml.evaluation.external import predictor
 from raymaml.evaluation.run_test import plan_test
 from raymaml.storage.files import write_text
 from raymaml.storage.place import Place
-from raymaml.training.process import prepare_process
-from raymaml.training.session import local_device
+from raymaml.training.settings import local_device, prepare_process
 
 AUDITS_FILE = "audits.json"
 

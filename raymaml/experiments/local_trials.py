@@ -16,7 +16,8 @@ from raymaml.experiments.journal import Journal
 from raymaml.experiments.sweep import Sweep, Trial
 from raymaml.storage.files import make_folder
 from raymaml.training.run import open_run
-from raymaml.training.session import Ask, EndedEarly, LocalSession, local_device
+from raymaml.training.session import Ask, EndedEarly, LocalSession
+from raymaml.training.settings import local_device
 from raymaml.training.worker import train_worker
 
 

@@ -70,7 +70,7 @@ def _is_trained(config: Config) -> bool:
     Raises:
         UserError: it is of another config, or an earlier raymaml started it.
     """
-    require_of_today(config.run_folder, config.outer.num_steps, though_done=True)
+    require_of_today(config.run_folder)
     if not is_done(config):
         return False
     require_trained_by(config)

@@ -9,25 +9,14 @@ from typing import Any
 import torch
 
 from raymaml.common.errors import UserError, gathered
-from raymaml.config.schema import (
-    SPLITS,
-    AllEpisodes,
-    Config,
-    DataConfig,
-    Split,
-)
+from raymaml.config.schema import SPLITS, AllEpisodes, Config, DataConfig, Split
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.loader import EpisodeLoader, Normalize
 from raymaml.data.prefetch import prefetch
 from raymaml.data.sampling import check_spec
 from raymaml.data.shard_format import MANIFEST_FILE
-from raymaml.data.shards import (
-    EpisodeShards,
-    check_sampling,
-    check_shards,
-    write_shards,
-)
+from raymaml.data.shards import EpisodeShards, check_sampling, check_shards, write_shards
 from raymaml.data.watch import Watch
 from raymaml.models import check_image_size
 from raymaml.seeding import fold_in
@@ -189,7 +178,17 @@ def sample_shards(
     Raises:
         UserError: naming all that keeps any split from being sampled; nothing is written then.
     """
-    jobs = [_sampling_job(data, episodes, split) for split in SPLITS]
+    jobs: list[dict[str, Any]] = [
+        {
+            "spec": episodes.of(split),
+            "seed": episodes.seed,
+            "split": split,
+            "folder": data.shards / split,
+            "materialize": data.materialize and split == "train",
+            "cache": data.cache,
+        }
+        for split in SPLITS
+    ]
     with gathered() as mistakes:
         for job in jobs:
             with mistakes.kept():
@@ -198,44 +197,26 @@ def sample_shards(
         yield write_shards(bank, **job)
 
 
-def _sampling_job(data: DataConfig, episodes: AllEpisodes, split: Split) -> dict[str, Any]:
-    return {
-        "spec": episodes.of(split),
-        "seed": episodes.seed,
-        "split": split,
-        "folder": data.shards / split,
-        "materialize": data.materialize and split == "train",
-        "cache": data.cache,
-    }
-
-
 def _watch(bank: ImageBank, shards: EpisodeShards) -> Watch:
     def verify() -> None:
-        verify_bank(ImageBank.open(bank.folder), bank.hash)
-        if EpisodeShards.open(shards.folder).manifest_hash != shards.manifest_hash:
-            raise UserError(
-                f"{shards.folder}: holds other episodes than before, while they are in use",
-                remedy="put them back, then run the same command: nothing that came from them was"
-                " kept",
-            )
+        now = ImageBank.open(bank.folder)
+        now.verify()
+        manifest_hash = EpisodeShards.open(shards.folder).manifest_hash
+        same = {
+            bank.folder: now.hash == bank.hash,
+            shards.folder: manifest_hash == shards.manifest_hash,
+        }
+        with gathered() as mistakes:
+            for folder, is_same in same.items():
+                if not is_same:
+                    mistakes.add(
+                        f"{folder}: holds other data than before, while it is in use",
+                        "put the old ones back, then run the same command: nothing that came from"
+                        " these was kept",
+                    )
 
     files = [path for path, _, _ in shards.files]
     return Watch([bank.images_file, shards.folder / MANIFEST_FILE, *files], verify)
-
-
-def verify_bank(bank: ImageBank, expected: str) -> None:
-    """Read every image and check that they are those of the hash ``expected``.
-
-    Raises:
-        UserError: they are not.
-    """
-    bank.verify()
-    if bank.hash != expected:
-        raise UserError(
-            f"{bank.folder}: is another bank than before, while it is in use",
-            remedy="put the old one back, then run the same command: nothing that came from this"
-            " one was kept",
-        )
 
 
 def _normalize(data: DataConfig, bank: ImageBank) -> Normalize:

@@ -102,29 +102,25 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _memory_problem(folder: Place, cluster: ClusterConfig, error: Exception, method: str) -> str:
-    """Return the message: memory did not suffice, and these changes take less of it."""
+    """Return the message: changes that let the run go on, and those that make it another run."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no memory")
-    to_resume, other_run = _remedies(cluster, method)
+    train = "train" if method else "test"
+    to_resume = {
+        "set a smaller cluster.num_workers": cluster.num_workers != 1,
+        "take a machine with more memory": True,
+    }
+    under_another_name = {
+        "inner.gradient: checkpointed": method and method not in METHODS_OF_LITTLE_MEMORY,
+        "a smaller cluster.episodes_per_chunk": method and cluster.episodes_per_chunk > 1,
+        f"fewer episodes.{train}.num_queries": True,
+        "a smaller model or data.image_size": True,
+    }
     return (
         f"{folder}: out of memory ({reason.rstrip('.')}); what is finished is kept;"
-        f" {' or '.join(to_resume)} and run the same command; or, under another name,"
-        f" {', '.join(other_run)}"
+        f" {' or '.join(text for text, helps in to_resume.items() if helps)} and run the same"
+        " command; or, under another name,"
+        f" {', '.join(text for text, helps in under_another_name.items() if helps)}"
     )
-
-
-def _remedies(cluster: ClusterConfig, method: str) -> tuple[list[str], list[str]]:
-    """Return what lets this run go on, and what makes it another run."""
-    to_resume = ["take a machine with more memory"]
-    if cluster.num_workers != 1:
-        to_resume.insert(0, "set a smaller cluster.num_workers")
-    if not method:
-        other_run = ["fewer episodes.test.num_queries"]
-    else:
-        other_run = [] if method in METHODS_OF_LITTLE_MEMORY else ["inner.gradient: checkpointed"]
-        if cluster.episodes_per_chunk > 1:
-            other_run.append("a smaller cluster.episodes_per_chunk")
-        other_run.append("fewer episodes.train.num_queries")
-    return to_resume, [*other_run, "a smaller model or data.image_size"]
 
 
 class NotFiniteError(UserError):

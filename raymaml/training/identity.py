@@ -45,15 +45,6 @@ class Identity:
     encoder_source: str | None
     """Of an encoder of one's own, as this process has imported it."""
 
-    def of_cards(self) -> dict[str, Any]:
-        """Return the keys that the card of each checkpoint must agree with."""
-        return {
-            **deciding(self.config),
-            "image_shape": self.image_shape,
-            "bank_hash": self.bank_hash,
-            "encoder_source": self.encoder_source,
-        }
-
     def of_run(self) -> dict[str, Any]:
         """Return what ``run.json`` says of learning, in sections as the config."""
         return {
@@ -62,6 +53,10 @@ class Identity:
             "train_manifest": self.train_manifest,
             "encoder_source": self.encoder_source,
         }
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything by dotted key, for ``require_equal``."""
+        return {**flat(self.of_run()), "image_shape": self.image_shape}
 
 
 def identity_of(
@@ -82,7 +77,7 @@ class RunFile(NamedTuple):
 
     version: int
     facts: dict[str, Any]
-    """``Identity.of_run``, by dotted key."""
+    """Those of ``Identity.facts`` that the file knows."""
     classes: Classes | None
     """Those that the run learned from; None in older versions, or where the bank was away."""
 

@@ -18,8 +18,16 @@ from tensorboardX.summary import scalar, text
 from raymaml.common.errors import UserError, reason_of
 from raymaml.common.untrusted import checked, json_ready, json_text, parse_json
 from raymaml.config.base import Count
-from raymaml.config.outer import OuterConfig
-from raymaml.storage.files import exists, on_disk, read_bytes, storing, upload, write_text
+from raymaml.config.model import OuterConfig
+from raymaml.storage.files import (
+    append_text,
+    exists,
+    on_disk,
+    read_bytes,
+    storing,
+    upload,
+    write_text,
+)
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import temporary_folder
 from raymaml.training.state import Validation
@@ -43,19 +51,12 @@ class StepMetrics:
 
 
 class NoMetrics:
-    """Writes nothing: for all workers but rank 0, since metrics are equal on all.
+    """Writes nothing: for all workers but rank 0, since metrics are equal on all."""
 
-    Its methods are those of ``RunMetrics``.
-    """
+    def _nothing(self, *_what: object) -> None:
+        pass
 
-    def start(self, step: int) -> None:
-        """Do nothing."""
-
-    def training(self, step: int, metrics: StepMetrics) -> None:
-        """Do nothing."""
-
-    def validation(self, validation: Validation) -> None:
-        """Do nothing."""
+    start = training = validation = _nothing
 
 
 class RunMetrics:
@@ -84,22 +85,18 @@ class RunMetrics:
         self._outer = outer
         self._echo = echo
         self._show = show
-        self._text = ""
         self._workers = workers
-        self._tensorboard_folder = folder / "tensorboard"
+        self._shown = self._events = folder / "tensorboard"
         if is_remote(folder):
             stack = contextlib.ExitStack()
             self._events = stack.enter_context(temporary_folder())
             weakref.finalize(self, stack.close)
-        else:
-            self._events = folder / "tensorboard"
         self._clock = (0, 0.0)  # step and time of the last training row
 
     def start(self, step: int) -> None:
         """Drop rows after ``step`` and open the event file there."""
         kept = [row for row in read_metrics(self._path) if row["step"] <= step]
-        self._text = "".join(json_text(row) + "\n" for row in kept)
-        write_text(self._path, self._text)
+        write_text(self._path, "".join(json_text(row) + "\n" for row in kept))
         with storing(self._events, self._events):
             self._tensorboard = _EventFile(self._events, purge_step=step + 1)
         self._clock = (step, time.perf_counter())
@@ -132,20 +129,15 @@ class RunMetrics:
         self._clock = (validation.step, time.perf_counter())
 
     def _write(self, row: dict[str, Any], group: str) -> None:
-        line = json_text(row) + "\n"
-        if is_remote(self._path):
-            self._text += line
-            write_text(self._path, self._text)
-        else:
-            with storing(self._path, self._path), self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
+        with storing(self._path, self._path):
+            append_text(self._path, json_text(row) + "\n")
         with storing(self._events, self._events):
             for key, value in row.items():
                 if key != "step":
                     self._tensorboard.add(scalar(f"{group}/{key}", value), row["step"])
             self._tensorboard.flush()
-        if is_remote(self._tensorboard_folder):
-            upload(self._events, self._tensorboard_folder)
+        if is_remote(self._shown):
+            upload(self._events, self._shown)
         self._show(row)
         self._echo(progress_line(row, self._outer.num_steps))
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from raymaml.config.outer import OuterConfig
+from raymaml.config.model import OuterConfig
 from raymaml.types import Params
 
 

@@ -37,10 +37,10 @@ def flatten(grads: Params) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: Params) -> Params:
-    """Cut ``[P]`` into views of the shapes of ``like``."""
-    pieces = vector.split([value.numel() for value in like.values()])
+    """Cut ``[..., P]`` into pieces of the shapes of ``like``: ``[..., *shape]``."""
+    pieces = vector.split([value.numel() for value in like.values()], dim=-1)
     return {
-        name: piece.view_as(value)
+        name: piece.reshape(*vector.shape[:-1], *value.shape)
         for (name, value), piece in zip(like.items(), pieces, strict=True)
     }
 

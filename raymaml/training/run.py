@@ -30,14 +30,11 @@ class Run:
     learner: MetaLearner
     identity: Identity
 
-    @property
-    def adaptation_table(self) -> str:
-        """A line a module: whether it adapts in the inner loop, and its number of parameters."""
-        return f"{self.folder}: the inner loop adapts\n{self.learner.adaptation_table()}"
-
-    def settings_line(self, device: torch.device, num_workers: int) -> str:
-        """Return a line that says how workers on ``device`` train."""
-        return settings_line(self.config, self.data.image_shape, device, num_workers)
+    def introduction(self, device: torch.device, num_workers: int) -> str:
+        """Return lines that say how workers on ``device`` train, and how each module adapts."""
+        settings = settings_line(self.config, self.data.image_shape, device, num_workers)
+        table = self.learner.adaptation_table()
+        return f"{settings}\n{self.folder}: the inner loop adapts\n{table}"
 
 
 def open_run(config: Config, device: torch.device) -> Run:
@@ -47,7 +44,7 @@ def open_run(config: Config, device: torch.device) -> Run:
         UserError: data are missing, damaged, made for another config or too small; the model cannot
             be built, or name patterns do not fit it; or an earlier raymaml started the run.
     """
-    require_of_today(config.run_folder, config.outer.num_steps)
+    require_of_today(config.run_folder)
     data = open_training_data(config, device)
     method = gradient_method(config, data.image_shape, device)
     shards = data.train.shards

@@ -11,13 +11,7 @@ from raymaml.common.untrusted import json_text
 from raymaml.config.load import dump_config
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.storage.files import (
-    exists,
-    make_folder,
-    reaching,
-    remove,
-    write_text,
-)
+from raymaml.storage.files import exists, make_folder, reaching, remove, write_text
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import remove_partial

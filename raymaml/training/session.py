@@ -9,11 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raymaml.common.errors import UserError
-from raymaml.config.schema import ClusterConfig
 from raymaml.storage.place import Place
 from raymaml.training.data import MetaBatches, TrainingData
-from raymaml.training.reduction import mean_in_order
+from raymaml.training.reduction import flatten, mean_in_order, unflatten
 from raymaml.training.state import Validation
 from raymaml.types import Params
 
@@ -76,15 +74,9 @@ def gather_by_name(
     Returns:
         By name, ``[E, *shape]``.
     """
-    own = [torch.cat([row[name].reshape(-1) for name in like])[None] for row in rows]
-    width = sum(value.numel() for value in like.values())
-    nothing = torch.empty(0, width, device=session.device)
-    gathered = session.gather(torch.cat([nothing, *own]), sizes)
-    columns = gathered.split([value.numel() for value in like.values()], dim=1)
-    return {
-        name: column.reshape(-1, *value.shape)
-        for (name, value), column in zip(like.items(), columns, strict=True)
-    }
+    own = [flatten({name: row[name] for name in like})[None] for row in rows]
+    nothing = torch.empty(0, len(flatten(like)), device=session.device)
+    return unflatten(session.gather(torch.cat([nothing, *own]), sizes), like)
 
 
 class LocalSession:
@@ -139,33 +131,3 @@ class LocalSession:
         """Ask whether a trial of a sweep goes on."""
         if self._ask is not None and validation is not None and not self._ask(validation):
             raise EndedEarly
-
-
-def local_device(cluster: ClusterConfig) -> torch.device:
-    """Return the device of a lone process.
-
-    Raises:
-        UserError: cuda is asked for and there is none, or the device has not the precision.
-    """
-    available = torch.cuda.is_available()
-    if cluster.device == "cuda" and not available:
-        raise UserError(
-            "cluster.device is cuda but this process sees no GPU",
-            remedy="set cluster.device to cpu or auto",
-        )
-    use_gpu = available and cluster.device != "cpu"
-    require_precision(cluster, use_gpu)
-    return torch.device("cuda" if use_gpu else "cpu")
-
-
-def require_precision(cluster: ClusterConfig, use_gpu: bool) -> None:
-    """Check that the device has the precision.
-
-    Raises:
-        UserError: tf32 is asked for on a CPU.
-    """
-    if cluster.precision == "tf32" and not use_gpu:
-        raise UserError(
-            "cluster.precision is tf32, which GPUs alone have, and there is none to be used",
-            remedy="use float32 or bf16",
-        )

@@ -1,11 +1,14 @@
-"""Settings that a run chooses itself: the method of the meta-gradient and the memory layout."""
+"""Settings of a run and its processes: meta-gradient, memory layout, device, precision, threads."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 
 import torch
 
+from raymaml.common.errors import UserError
 from raymaml.config.model import ENCODERS
 from raymaml.config.schema import ClusterConfig, Config
 
@@ -21,6 +24,15 @@ METHODS_OF_LITTLE_MEMORY = {"checkpointed", "mixed_mode", "first_order"}
 """They keep one inner step."""
 FEW_STEPS = 10
 """Inner steps up to which the graph of such small images is small as well."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
+_KEEP = 1 << 30
+MALLOC_ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": str(_KEEP),
+    "MALLOC_MMAP_THRESHOLD_": str(_KEEP),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""The same settings for a process that is yet to start: a worker of Ray has many threads, each with
+a heap of its own, before our code runs in it."""
 
 
 def gradient_method(config: Config, image_shape: tuple[int, int, int], device: torch.device) -> str:
@@ -85,3 +97,59 @@ def _episode_words(clusters: Sequence[ClusterConfig], device: torch.device) -> l
     layouts = dict.fromkeys(image_layout(cluster, device) for cluster in clusters)
     precisions = dict.fromkeys(cluster.precision for cluster in clusters)
     return [" and ".join(layouts), " and ".join(precisions)]
+
+
+def local_device(cluster: ClusterConfig) -> torch.device:
+    """Return the device of a lone process.
+
+    Raises:
+        UserError: cuda is asked for and there is none, or the device has not the precision.
+    """
+    available = torch.cuda.is_available()
+    if cluster.device == "cuda" and not available:
+        raise UserError(
+            "cluster.device is cuda but this process sees no GPU",
+            remedy="set cluster.device to cpu or auto",
+        )
+    use_gpu = available and cluster.device != "cpu"
+    require_precision(cluster, use_gpu)
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def require_precision(cluster: ClusterConfig, use_gpu: bool) -> None:
+    """Check that the device has the precision.
+
+    Raises:
+        UserError: tf32 is asked for on a CPU.
+    """
+    if cluster.precision == "tf32" and not use_gpu:
+        raise UserError(
+            "cluster.precision is tf32, which GPUs alone have, and there is none to be used",
+            remedy="use float32 or bf16",
+        )
+
+
+def prepare_process(cluster: ClusterConfig, device: torch.device) -> None:
+    """Set precision of a process on a GPU; threads, and to keep freed memory, of one on CPU.
+
+    glibc returns large blocks to the kernel at each free and pays a page fault for each page at the
+    next allocation: more than the arithmetic of small images. Below these thresholds it does not,
+    provided that all threads share one heap: those of other threads are at most 64 MB each, and
+    shrink. Other C libraries are left as they are.
+    """
+    if device.type != "cpu":
+        set_precision(cluster)
+        return
+    torch.set_num_threads(cluster.threads_per_worker)
+    if sys.platform == "linux" and cluster.keep_freed_memory:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _KEEP)
+            mallopt(_M_TRIM_THRESHOLD, _KEEP)
+            mallopt(_M_ARENA_MAX, 1)
+
+
+def set_precision(cluster: ClusterConfig) -> None:
+    """Let GPUs multiply in TF32 where the configuration says so, and else in float32."""
+    torch.backends.cuda.matmul.allow_tf32 = cluster.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = cluster.precision == "tf32"

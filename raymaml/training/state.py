@@ -10,8 +10,7 @@ import torch
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.config.base import Count
-from raymaml.config.model import InnerConfig
-from raymaml.config.outer import OuterConfig
+from raymaml.config.model import InnerConfig, OuterConfig
 from raymaml.config.schema import Config
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model

@@ -28,16 +28,15 @@ from raymaml.training.trust import require_of_run
 
 
 class CheckpointStore:
-    """The checkpoints of one run folder, written by rank 0 and read by all workers."""
+    """The checkpoints of one run folder, written by rank 0 and read by all workers.
 
-    def __init__(self, folder: Place, identity: Identity) -> None:
+    Each of ``checks`` is called before each save; it raises where nothing may be saved.
+    """
+
+    def __init__(self, folder: Place, identity: Identity, *checks: Callable[[], None]) -> None:
         self.folder = folder
         self._identity = identity
-        self._required: list[Callable[[], None]] = []
-
-    def require(self, check: Callable[[], None]) -> None:
-        """Call ``check`` before each save; it raises where nothing may be saved."""
-        self._required.append(check)
+        self._checks = checks
 
     def restore(self, state: TrainState, session: Session) -> None:
         """Load the newest checkpoint into ``state``; leave it as it is where there is none.
@@ -72,7 +71,7 @@ class CheckpointStore:
             UserError: the data were altered, another process writes here, or the storage refuses.
             RuntimeError: the workers' weights differ (a defect, or broken hardware).
         """
-        for check in self._required:
+        for check in self._checks:
             check()
         _require_equal_replicas(state, session)
         path = checkpoint_path(self.folder, state.step)

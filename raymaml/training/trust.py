@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.config.explain import validated
@@ -19,7 +18,6 @@ from raymaml.training.checkpoint import (
     list_steps,
     move_away,
     read_card,
-    saved_step,
 )
 from raymaml.training.identity import (
     IDENTITY,
@@ -27,7 +25,6 @@ from raymaml.training.identity import (
     Identity,
     as_meant,
     deciding,
-    flat,
     judging,
     read_run_file,
     require_equal,
@@ -59,11 +56,8 @@ def require_same_start(folder: Place, identity: Identity) -> None:
             f" started ({files})",
             remedy="put it back as it was to go on, or choose another name",
         )
-    ignored = {"encoder_source"}
-    if found.version == 1:  # its episodes cannot be sampled again, and it is done
-        ignored.add("train_manifest")
-    now = flat(identity.of_run())
-    require_equal(folder, before, now, _STARTED, _TO_RESUME, remedies=_REMEDIES, ignored=ignored)
+    unsaid, now = {"encoder_source", "image_shape"}, identity.facts()
+    require_equal(folder, before, now, _STARTED, _TO_RESUME, remedies=_REMEDIES, ignored=unsaid)
 
 
 def require_trained_by(config: Config) -> None:
@@ -77,58 +71,58 @@ def require_trained_by(config: Config) -> None:
 
 
 def require_of_run(last: Place, identity: Identity) -> None:
-    """Check that the newest checkpoint of a run, and the best one, are of this run.
+    """Check that training may go on from a run's newest checkpoint, and that the best is its own.
 
     Raises:
         UserError: naming everything in which either differs.
     """
-    config, wanted, whose = identity.config, identity.of_cards(), "the config and its bank say"
-    _require_agreement(last, config, wanted, whose)
+    config = identity.config
+    require_of_its_run(last, config, identity)
     best = best_checkpoint(last)  # which another run's checkpoint may not have
     if best != last:
-        _require_agreement(best, config, wanted, whose)
-    if read_card(last).step < config.outer.num_steps:
-        for path in dict.fromkeys((last, best)):
-            _require_same_validation(path, config)
+        require_of_its_run(best, config, identity)
+    if read_card(last).step >= config.outer.num_steps:
+        return
+    for path in dict.fromkeys((last, best)):
+        if read_card(path).validation is not None:
+            require_equal(
+                path / CARD,
+                judging(trained_config(path, config)),
+                judging(config),
+                "was validated with {key} = {had}, the config now says {has}, and the best of both"
+                " would not be one of either",
+                "give the old value to go on, and give the new one to `raymaml test` alone, or"
+                " choose another name",
+            )
 
 
-def require_of_its_run(path: Place, config: Config) -> None:
-    """Check that a checkpoint says what the ``run.json`` beside it says, if there is one.
+def require_of_its_run(path: Place, own: Config, now: Identity | None = None) -> None:
+    """Check that a checkpoint says what its run says: ``run.json``, if there is one.
+
+    With the identity that the run has ``now``, check that it says that.
 
     Raises:
         UserError: naming everything that differs.
     """
-    if (found := read_run_file(path.parent)) is not None:
-        unsaid = {"train_manifest"}  # by checkpoints
-        if not found.facts["encoder_source"]:
-            unsaid.add("encoder_source")
-        _require_agreement(path, config, found.facts, f"{IDENTITY} says", unsaid)
-
-
-def _require_agreement(
-    path: Place,
-    own: Config,
-    wanted: Mapping[str, Any],
-    whose: str,
-    ignored: Collection[str] = (),
-) -> None:
-    """Check that a checkpoint says what is ``wanted``, by dotted key; ``whose`` names the source.
-
-    Converted weights know no bank, and a run of the first schema does not know its source.
-    """
-    card, unknown = read_card(path), set(ignored)
+    card, run = read_card(path), read_run_file(path.parent)
+    unsaid = {"train_manifest"}  # by checkpoints
+    if now is not None:
+        wanted, whose = now.facts(), "the config and its bank say"
+    elif run is not None:
+        wanted, whose = run.facts, f"{IDENTITY} says"
+        unsaid |= {"image_shape"} | (set() if wanted["encoder_source"] else {"encoder_source"})
+    else:
+        return
     if knows_no_bank(path, card):
-        unknown.add("bank_hash")
-    if _schema_of_run(path.parent) == 1:
-        unknown.add("encoder_source")
-    others = {key: getattr(card, key) for key in ("image_shape", "bank_hash", "encoder_source")}
-    says = deciding(trained_config(path, own)) | {
-        key: value for key, value in others.items() if key in wanted
+        unsaid.add("bank_hash")
+    says = {
+        **deciding(trained_config(path, own)),
+        **card.model_dump(include={"image_shape", "bank_hash", "encoder_source"}),
     }
     sentence = "{key} is {has}, " + whose + " {had}"
     with gathered() as mistakes:
         with mistakes.kept():
-            require_equal(path / CARD, wanted, says, sentence, move_away(path), ignored=unknown)
+            require_equal(path / CARD, wanted, says, sentence, move_away(path), ignored=unsaid)
         for problem in _not_measured(path, card):
             mistakes.add(f"{path / CARD}: {problem}", move_away(path))
 
@@ -149,83 +143,52 @@ def _not_measured(path: Place, card: CheckpointCard) -> Iterator[str]:
             )
 
 
-def _require_same_validation(path: Place, config: Config) -> None:
-    """Check that a checkpoint was judged as ``config`` judges: a run has one best of all."""
-    if read_card(path).validation is not None:
-        require_equal(
-            path / CARD,
-            judging(trained_config(path, config)),
-            judging(config),
-            "was validated with {key} = {had}, the config now says {has}, and the best of both"
-            " would not be one of either",
-            "give the old value to go on, and give the new one to `raymaml test` alone, or choose"
-            " another name",
-        )
-
-
 def require_same_model(path: Place, config: Config, image_shape: tuple[int, int, int]) -> None:
     """Check that the weights of a checkpoint fit the model that ``config`` and images ask for.
 
     Raises:
         UserError: naming everything that differs.
     """
-    trained = trained_config(path, config)
+    trained, shape = trained_config(path, config), "the image shape (C, H, W)"
     before, now = (
-        flat({"model": each.model_dump(mode="json")["model"]}) for each in (trained, config)
+        {key: value for key, value in deciding(each).items() if key.startswith("model.")}
+        for each in (trained, config)
     )
-    shape = "the image shape (C, H, W)"
     before[shape], now[shape] = read_card(path).image_shape, image_shape
     if config.model.head == "learned":
         before["num_ways"] = trained.episodes.train.num_ways
         now["num_ways"] = config.episodes.test.num_ways
-    require_equal(
-        path,
-        before,
-        now,
-        "was trained with {key} = {had}, config and bank now say {has}",
-        "give the old value, or train under another name",
-    )
+    sentence = "was trained with {key} = {had}, config and bank now say {has}"
+    remedy = "give the old value, or train under another name"
+    require_equal(path, before, now, sentence, remedy)
 
 
 def knows_no_bank(path: Place, card: CheckpointCard) -> bool:
     """Return whether the weights of a checkpoint were converted: its run, if any, has no bank."""
-    if card.bank_hash != "":
-        return False
     run = read_run_file(path.parent)
-    return run is None or run.facts.get("bank_hash") == ""
+    return card.bank_hash == "" and (run is None or run.facts.get("bank_hash") == "")
 
 
-def _schema_of_run(folder: Place) -> int | None:
-    """Return the schema version of a run: of ``run.json``, without one of the newest card.
+def require_of_today(folder: Place) -> None:
+    """Check that no earlier raymaml started the run, if there is one: the order was another.
 
-    None where there is neither, or the card is of converted weights, which saw no images.
-    """
-    if (found := read_run_file(folder)) is not None:
-        return found.version
-    steps = list_steps(folder)
-    card = read_card(checkpoint_path(folder, steps[-1])) if steps else None
-    return None if card is None or card.bank_hash == "" else card.schema_version
-
-
-def require_of_today(folder: Place, num_steps: int, *, though_done: bool = False) -> None:
-    """Check that no earlier raymaml started the run, unless it is done: the order was another.
-
-    Args:
-        folder: of the run.
-        num_steps: number of its outer steps.
-        though_done: whether a run that is done is refused too.
+    ``run.json`` names its version; without it, that is the version of the newest card, unless this
+    is of converted weights, which saw no images.
 
     Raises:
         UserError: an earlier raymaml started it.
     """
-    done = saved_step(folder) >= num_steps
-    if (done and not though_done) or _schema_of_run(folder) in (None, SCHEMA_VERSION):
-        return
-    remedy = "" if done else "finish it with that version, or "
-    raise UserError(
-        f"{folder}: was started by an earlier raymaml, whose images stood in another order",
-        remedy=f"{remedy}choose another name; `raymaml test` judges what it has",
-    )
+    if (found := read_run_file(folder)) is not None:
+        version = found.version
+    else:
+        cards = (read_card(checkpoint_path(folder, step)) for step in list_steps(folder)[-1:])
+        version = next((card.schema_version for card in cards if card.bank_hash), SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{folder}: was started by an earlier raymaml, whose images stood in another order",
+            remedy="choose another name, or finish it with that version; `raymaml test` judges what"
+            " it has",
+        )
 
 
 def trained_config(path: Place, own: Config) -> Config:

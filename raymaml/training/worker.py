@@ -1,23 +1,29 @@
-"""One worker's run, in this process: the same for a lone process and for each Ray worker."""
+"""One worker's run and its log: the same for a lone process and for each Ray worker."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 
+from raymaml.common.errors import UserError
 from raymaml.common.logs import LOG
 from raymaml.common.stopping import on_interrupt
 from raymaml.config.schema import Config
+from raymaml.storage.files import append_text
 from raymaml.storage.place import Place
 from raymaml.training.checkpoint import find_checkpoint, read_card
 from raymaml.training.data import verify_images
 from raymaml.training.explain import explained
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import NoMetrics, RunMetrics, Show
-from raymaml.training.process import prepare_process
 from raymaml.training.run import Run, open_run
 from raymaml.training.run_folder import claim, is_done, sole_writer, write_identity
-from raymaml.training.run_log import run_log
-from raymaml.training.session import LocalSession, Session, local_device
+from raymaml.training.session import LocalSession, Session
+from raymaml.training.settings import local_device, prepare_process
 from raymaml.training.state import TrainState
 from raymaml.training.store import CheckpointStore
 
@@ -35,8 +41,7 @@ def train_locally(config: Config, echo: Echo) -> bool:
     with claim(run):
         if not is_done(config):
             verify_images(run.data)
-            echo(run.settings_line(device, 1))
-            echo(run.adaptation_table)
+            echo(run.introduction(device, 1))
             session = LocalSession(run.data, device)
             with on_interrupt(session.stop.set, config.cluster.grace_seconds):
                 train_worker(run, session, echo)
@@ -53,19 +58,15 @@ def train_worker(
     """
     folder, outer, cluster = run.folder, run.config.outer, run.config.cluster
     prepare_process(cluster, session.device)
-    store = CheckpointStore(folder, run.identity)
-    store.require(run.data.require_unaltered)
-    method = run.learner.inner.gradient
-    with (
-        run_log(folder, run.config.name, session),
-        explained(folder, cluster, method, run.data.require_unaltered),
-    ):
+    unaltered, method = run.data.require_unaltered, run.learner.inner.gradient
+    with run_log(folder, run.config.name, session), explained(folder, cluster, method, unaltered):
         if session.rank != 0:
+            store = CheckpointStore(folder, run.identity, unaltered)
             state = meta_train(run, store, NoMetrics(), session)
         else:
             with sole_writer(folder) as require_held:
-                store.require(require_held)
                 write_identity(run)
+                store = CheckpointStore(folder, run.identity, unaltered, require_held)
                 metrics = RunMetrics(folder, outer, echo, show, workers=session.world_size)
                 state = meta_train(run, store, metrics, session)
         LOG.info("done" if state.step == outer.num_steps else "stopped: it was asked to")
@@ -88,3 +89,52 @@ def conclude(folder: Place, num_steps: int, echo: Echo) -> bool:
             f" {100 * best.ci95:.2f}% before outer step {best.step}"
         )
     return True
+
+
+class RunLog(logging.Handler):
+    """Appends each record of ``LOG`` as lines ``<run> rank <r> step <s>: message``.
+
+    The step is that of the state that a record brings along as ``extra={"state": state}``; later
+    records without one are about the same state. A file that cannot be written stops no run.
+    """
+
+    def __init__(self, path: Place, run: str, rank: int) -> None:
+        super().__init__()
+        self._path = path
+        self._run = f"{run} rank {rank}"
+        self._state: object = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append the lines of one record."""
+        self._state = getattr(record, "state", self._state)
+        head = f"{self._run} step {getattr(self._state, 'step', '-')}: "
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+        with contextlib.suppress(Exception):  # of the disk, or of the network
+            append_text(self._path, "".join(f"{head}{line}\n" for line in text.splitlines()))
+
+
+@contextlib.contextmanager
+def run_log(folder: Place, run: str, session: Session) -> Iterator[None]:
+    """Log the records of the block, which is one worker's run, and the error that ends it."""
+    handler = RunLog(folder / "logs" / f"rank-{session.rank}.log", run, session.rank)
+    LOG.addHandler(handler)
+    try:
+        LOG.info(
+            "starts at %s on %s, %s, one of %d worker(s)",
+            datetime.now(timezone.utc).isoformat(" ", "seconds"),
+            socket.gethostname(),
+            session.device,
+            session.world_size,
+        )
+        yield
+    except UserError as error:
+        LOG.error("stopped by an error: %s", error)
+        raise
+    except BaseException as error:
+        LOG.error("stopped by %s", type(error).__name__, exc_info=True)
+        raise
+    finally:
+        LOG.removeHandler(handler)
+        handler.close()

@@ -125,44 +125,31 @@ def test_every_field_has_a_description() -> None:
     assert [name for name, text in found.items() if not text] == []
 
 
-def fingerprint(**sections: dict[str, Any]) -> dict[str, Any]:
-    return learning_fingerprint(make(**sections))
+FREE: list[tuple[str, dict[str, Any]]] = [
+    ("cluster", {"num_workers": 3, "max_failures": 9}),
+    ("evaluation", {"chunk_size": 7}),
+    ("outer", {"log_every": 1, "validate_every": 2, "checkpoint_every": 3}),
+    ("outer", {"num_steps": 99}),
+    ("data", {"bank": "elsewhere"}),
+]
+DECIDING: list[tuple[str, dict[str, Any]]] = [
+    ("model", {"width": 8}),
+    ("inner", {"lr": 0.2}),
+    ("outer", {"meta_batch_size": 5}),
+    ("data", {"normalize": "none"}),
+    ("cluster", {"precision": "bf16"}),
+    ("cluster", {"memory_format": "contiguous"}),
+    ("cluster", {"episodes_per_chunk": 2}),
+    ("cluster", {"threads_per_worker": 2}),
+]
 
 
-@pytest.mark.parametrize(
-    ("section", "keys"),
-    [
-        ("cluster", {"num_workers": 3, "max_failures": 9}),
-        ("evaluation", {"chunk_size": 7}),
-        ("outer", {"log_every": 1, "validate_every": 2, "checkpoint_every": 3}),
-        ("outer", {"num_steps": 99}),
-        ("data", {"bank": "elsewhere"}),
-    ],
-)
-def test_settings_that_do_not_decide_the_weights_may_change(
-    section: str, keys: dict[str, Any]
-) -> None:
-    assert fingerprint(**{section: keys}) == fingerprint()
+def test_the_fingerprint_has_the_settings_that_decide_the_weights() -> None:
+    def fingerprint(section: str = "outer", **keys: Any) -> dict[str, Any]:
+        return learning_fingerprint(make(**{section: keys}))
 
-
-@pytest.mark.parametrize(
-    ("section", "keys"),
-    [
-        ("model", {"width": 8}),
-        ("inner", {"lr": 0.2}),
-        ("outer", {"meta_batch_size": 5}),
-        ("data", {"normalize": "none"}),
-        ("cluster", {"threads_per_worker": 2}),
-    ],
-)
-def test_settings_that_decide_the_weights_are_in_the_fingerprint(
-    section: str, keys: dict[str, Any]
-) -> None:
-    assert fingerprint(**{section: keys}) != fingerprint()
-
-
-def test_under_a_schedule_the_number_of_steps_decides_the_weights() -> None:
-    long, short = (
-        fingerprint(outer={"schedule": "cosine", "num_steps": steps}) for steps in (20, 10)
-    )
+    assert all(fingerprint(section, **keys) == fingerprint() for section, keys in FREE)
+    assert all(fingerprint(section, **keys) != fingerprint() for section, keys in DECIDING)
+    # under a schedule the number of steps decides, too
+    long, short = (fingerprint(schedule="cosine", num_steps=steps) for steps in (20, 10))
     assert long != short

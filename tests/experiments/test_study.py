@@ -254,7 +254,7 @@ def test_a_training_of_another_order_of_images_is_none_of_today(make_config, tmp
         run(path)
     assert caught.value.problems == (
         f"{folder}: was started by an earlier raymaml, whose images stood in another order;"
-        " choose another name; `raymaml test` judges what it has",
+        " choose another name, or finish it with that version; `raymaml test` judges what it has",
     )
 
 

@@ -87,7 +87,7 @@ YAML = {
     ),
     "depth": ("[" * 5000, "it is more than 50 deep"),
     "a tag that does not fit": ("name: !!int x", "a value is not of its kind"),
-    "a day that is none": ("name: 2021-13-45", "a value is not of its kind"),
+    "a day that is none": ("name: !!timestamp 2021-13-45", "a value is not of its kind"),
     "a number too long to be written": (
         "name: 0x" + "f" * 6000,
         "which YAML reads as a number of more than",

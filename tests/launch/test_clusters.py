@@ -17,7 +17,7 @@ import yaml
 from helpers_launch import LAUNCH, ROOT, read
 
 from raymaml.cluster.runtime import _ENVIRONMENT
-from raymaml.training.process import MALLOC_ENVIRONMENT
+from raymaml.training.settings import MALLOC_ENVIRONMENT
 
 CLUSTERS = ["aws.yaml", "gcp.yaml"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from raymaml.config.outer import OuterConfig
+from raymaml.config.model import OuterConfig
 from raymaml.training.optimizer import build_optimizer, learning_rate, update
 
 

@@ -1,20 +1,20 @@
-"""The run folder: one owner, one writer, one config."""
+"""The run folder: one owner, one writer, one config; ``run.json`` of this and earlier versions."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 
 from raymaml.common.errors import StorageError, UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.training import run_folder
-from raymaml.training.identity import IDENTITY
+from raymaml.training.identity import ABSENT, IDENTITY, as_meant, deciding, differences
 from raymaml.training.run import open_run
 from raymaml.training.run_folder import (
     claim,
@@ -39,94 +39,110 @@ def refused(config: Config) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_a_claim_makes_the_folder_and_says_what_it_is(make_config: Any) -> None:
-    config = make_config()
-    folder = claimed(config)
-    assert folder == config.run_folder
-    identity = json.loads((folder / IDENTITY).read_text())
-    assert identity["model"]["width"] == 4
-    assert len(identity["bank_hash"]) == len(identity["train_manifest"]) == 64
-    assert load_config(folder / "config.yaml") == config
+@pytest.fixture
+def config(make_config: Any) -> Config:
+    """The config of a run that was claimed."""
+    found: Config = make_config()
+    claimed(found)
+    return found
 
 
-def test_a_claim_alone_writes_nothing(make_config: Any) -> None:
+def identity(config: Config, *without: str, **changes: Any) -> dict[str, Any]:
+    """Return the content of ``run.json``, having changed keys and left some out."""
+    path = config.run_folder / IDENTITY
+    tree: dict[str, Any] = json.loads(path.read_text()) | changes
+    for key in without:
+        section, _, last = key.partition(".")
+        del tree[section][last]
+    path.write_text(json.dumps(tree))
+    return tree
+
+
+def test_a_claim_makes_the_folder_and_the_writer_says_what_it_is(make_config: Any) -> None:
     config = make_config()
-    with claim(open_run(config, torch.device("cpu"))):
+    with contextlib.suppress(ZeroDivisionError), claim(open_run(config, torch.device("cpu"))):
         assert [path.name for path in config.run_folder.iterdir()] == [".lock"]
-
-
-def test_two_processes_cannot_write_one_run(make_config: Any) -> None:
-    config = make_config()
-    folder = claimed(config)
-    with FileLock(folder / ".lock"):
-        (problem,) = refused(config)
-    assert problem.startswith(f"{folder}: another process is writing this run")
-    assert claimed(config) == folder  # free again
-
-
-def test_a_claim_ends_with_an_error_too(make_config: Any) -> None:
-    config = make_config()
-    run = open_run(config, torch.device("cpu"))
-    with pytest.raises(ZeroDivisionError), claim(run):
         _ = 1 / 0
-    claimed(config)
+    assert claimed(config) == config.run_folder  # free again
+    found = identity(config)
+    assert (found["schema_version"], found["model"]["width"]) == (2, 4)
+    assert len(found["bank_hash"]) == len(found["train_manifest"]) == 64
+    assert load_config(config.run_folder / "config.yaml") == config
 
 
-def test_a_changed_config_is_refused_with_both_values(make_config: Any) -> None:
-    folder = claimed(make_config())
-    before = (folder / "config.yaml").read_text(), (folder / IDENTITY).read_text()
-    found = refused(make_config("tiny", "inner.lr=0.25", "outer.optimizer=sgd"))
-    assert len(found) == 2
-    assert f"{folder}: was started with inner.lr = 0.1, the config now says 0.25" in found[0]
-    assert "outer.optimizer = 'adam', the config now says 'sgd'" in found[1]
-    assert before == ((folder / "config.yaml").read_text(), (folder / IDENTITY).read_text())
+def test_what_does_not_decide_the_weights_may_change(config: Config, make_config: Any) -> None:
+    other = make_config("tiny", "outer.num_steps=9", "outer.log_every=2", "cluster.num_workers=2")
+    assert load_config(claimed(other) / "config.yaml") == other
 
 
-def test_what_does_not_decide_the_weights_may_change(make_config: Any) -> None:
-    folder = claimed(make_config())
-    config = make_config("tiny", "outer.num_steps=9", "outer.log_every=2", "cluster.num_workers=2")
-    assert claimed(config) == folder
-    assert load_config(folder / "config.yaml") == config
-
-
-def test_a_schedule_does_not_allow_another_number_of_steps(make_config: Any) -> None:
-    claimed(make_config("tiny", "outer.schedule=cosine"))
-    (problem,) = refused(make_config("tiny", "outer.schedule=cosine", "outer.num_steps=9"))
-    assert "outer.num_steps = 6, the config now says 9" in problem
-
-
-def test_other_training_episodes_are_another_run(make_config: Any, tmp_path: Path) -> None:
-    config = make_config()
-    folder = claimed(config)
-    path = folder / IDENTITY
-    identity = json.loads(path.read_text())
-    path.write_text(json.dumps(identity | {"bank_hash": "0" * 64}))
+def test_other_training_episodes_are_another_run(config: Config) -> None:
+    bank = identity(config)["bank_hash"]
+    identity(config, bank_hash="0" * 64)
     (problem,) = refused(config)
     assert "bank_hash = '000" in problem
-    assert identity["bank_hash"] in problem
+    assert bank in problem
 
 
-def test_a_run_from_before_episodes_had_a_seed_was_of_its_seed(make_config: Any) -> None:
-    config = make_config()  # seed 3, episodes.seed 3
-    path = claimed(config) / IDENTITY
-    identity = json.loads(path.read_text())
-    del identity["episodes"]["seed"]
-    path.write_text(json.dumps(identity))
+def test_a_run_from_before_episodes_had_a_seed_was_of_its_seed(
+    config: Config, make_config: Any
+) -> None:
+    identity(config, "episodes.seed")  # seed 3, episodes.seed 3
     claimed(config)
     (problem,) = refused(make_config("tiny", "seed=4"))  # the episodes stay those of 3
     assert "was started with seed = 3, the config now says 4" in problem
 
 
-def test_a_run_dir_that_is_a_file_is_refused(make_config: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    (problem,) = refused(make_config("tiny", f"run_dir={tmp_path / 'file'}"))
-    assert problem.startswith(f"run_dir: {tmp_path / 'file' / 'tiny'} cannot be made a folder")
-    assert (tmp_path / "file").read_text() == "mine"
+def test_a_key_that_a_run_does_not_know_stands_for_its_default(
+    config: Config, make_config: Any
+) -> None:
+    keys = ("temperature", "norm", "encoder_args")
+    more = ("inner.frozen", "inner.head_lr", "outer.clip_norm", "cluster.precision")
+    identity(config, *(f"model.{key}" for key in keys), *more)
+    claimed(config)
+    (problem,) = refused(make_config("tiny", "model.temperature=2"))
+    assert "with model.temperature = 1.0, the config now says 2.0;" in problem
+    assert differences({}, {"model.temperature": 1.0, "inner.frozen": []}) == {}
+    assert differences({}, {"outer.num_steps": 3, "bank_hash": "x"}) == {
+        "outer.num_steps": (ABSENT, 3),
+        "bank_hash": (ABSENT, "x"),
+    }
+    tree = config.model_dump(mode="json")
+    assert as_meant(tree) == tree  # nothing is added to a config of today
 
 
-def test_a_stop_is_asked_for_once(make_config: Any) -> None:
-    config = make_config()
-    folder = claimed(config)
+def test_a_key_that_this_version_does_not_know_is_named(config: Config) -> None:
+    identity(config, cluster={**identity(config)["cluster"], "magic": 7})
+    (problem,) = refused(config)
+    assert "cluster.magic = 7, the config now says 'absent'" in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"schema_version": 3}', "has schema_version 3, this raymaml reads 1 and 2; use the ray"),
+        ('{"schema_version": "x"}', "has schema_version 'x'"),
+        ('{"data": 3}', "was started by an earlier raymaml"),
+        ("[]", "run.json: is damaged; restore it"),
+        ("{", "run.json: is damaged; restore it"),
+    ],
+)
+def test_what_is_no_identity_is_refused(config: Config, content: str, says: str) -> None:
+    (config.run_folder / IDENTITY).write_text(content)
+    (problem,) = refused(config)
+    assert says in problem
+
+
+def test_patterns_and_arguments_are_values(make_config: Any) -> None:
+    config = make_config("tiny", "model.norm={encoder.conv1: none, '*': context}")
+    norm = deciding(config)["model.norm"]
+    assert norm == {"encoder.conv1": "none", "*": "context"}
+    assert differences({"model.norm": "running"}, {"model.norm": norm}) == {
+        "model.norm": ("running", norm)
+    }
+
+
+def test_a_stop_is_asked_for_once(config: Config) -> None:
+    folder = config.run_folder
     assert not stop_requested(folder)
     request_stop(folder)
     assert stop_requested(folder)

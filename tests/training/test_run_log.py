@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers_faults import quiet
 
+from raymaml.common.logs import LOG
 from raymaml.config.schema import Config
 from raymaml.storage.place import to_place
 from raymaml.training.checkpoint import list_steps
 from raymaml.training.data import open_training_data
 from raymaml.training.run import open_run
-from raymaml.training.run_log import run_log
 from raymaml.training.session import LocalSession
-from raymaml.training.worker import train_locally, train_worker
+from raymaml.training.worker import run_log, train_locally, train_worker
 
 CPU = torch.device("cpu")
 STARTS = r"starts at 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\+00:00 on \S+, cpu, one of 1 worker\(s\)"
@@ -38,7 +38,7 @@ def assert_lines(found: list[str], *expected: str) -> None:
 
 
 def test_a_run_and_its_continuation(make_config: Any) -> None:
-    assert train_locally(make_config("run", "outer.num_steps=3"), lambda _line: None)
+    assert train_locally(make_config("run", "outer.num_steps=3"), quiet)
     config = make_config("run", "outer.num_steps=4")
     first = lines_of(config)
     assert_lines(
@@ -51,7 +51,7 @@ def test_a_run_and_its_continuation(make_config: Any) -> None:
         "tiny rank 0 step 3: checkpoint checkpoint_00000003",
         "tiny rank 0 step 3: done",
     )
-    assert train_locally(config, lambda _line: None)
+    assert train_locally(config, quiet)
     assert lines_of(config)[:7] == first
     assert_lines(
         lines_of(config)[7:],
@@ -66,14 +66,12 @@ def test_a_run_and_its_continuation(make_config: Any) -> None:
 
 def train(config: Config, session: LocalSession) -> None:
     config.run_folder.mkdir(parents=True)
-    train_worker(open_run(config, CPU), session, lambda _line: None)
+    train_worker(open_run(config, CPU), session, quiet)
 
 
-def test_a_stop_is_told(make_config: Any) -> None:
+def test_a_stop_is_noted(make_config: Any) -> None:
     config = make_config("run")
-    session = LocalSession(open_training_data(config, CPU), CPU)
-    session.stop.set()
-    train(config, session)
+    train(config, LocalSession(open_training_data(config, CPU), CPU, stop=lambda: True))
     assert lines_of(config)[-1] == "tiny rank 0 step 1: stopped: it was asked to"
 
 
@@ -100,7 +98,7 @@ def test_an_error_has_its_traceback_and_its_step_on_each_line(make_config: Any) 
 def test_a_mistake_of_the_users_has_no_traceback(make_config: Any) -> None:
     config = make_config("run", "inner.lr=1e38")
     with pytest.raises(Exception, match="not finite"):
-        train_locally(config, lambda _line: None)
+        train_locally(config, quiet)
     assert "stopped by an error: outer step 0: validation episode" in lines_of(config)[-1]
     assert not any("Traceback" in line for line in lines_of(config))
 
@@ -109,27 +107,17 @@ def test_a_log_that_cannot_be_written_stops_nothing(make_config: Any) -> None:
     config = make_config("run")
     config.run_folder.mkdir(parents=True)
     (config.run_folder / "logs").write_text("in the way", encoding="utf-8")
-    assert train_locally(config, lambda _line: None)
+    assert train_locally(config, quiet)
     assert list_steps(config.run_folder)[-1] == 6
 
 
-def test_at_a_uri_lines_are_added_as_well(make_config: Any) -> None:
+def test_at_a_uri_lines_are_added_as_well_and_only_those_of_the_block(make_config: Any) -> None:
     session = LocalSession(open_training_data(make_config("run"), CPU), CPU)
     folder = to_place("memory://test-run-log/run")
     for _ in range(2):
         with run_log(folder, "far", session):
-            pass
+            LOG.info("inside")
+        LOG.info("outside")
     text = (folder / "logs" / "rank-0.log").read_text(encoding="utf-8")
-    assert_lines(text.splitlines(), *[f"far rank 0 step -: {STARTS}"] * 2)
-
-
-def test_only_the_block_is_written_down(make_config: Any, tmp_path: Path) -> None:
-    from raymaml.common.logs import LOG
-
-    session = LocalSession(open_training_data(make_config("run"), CPU), CPU)
-    with run_log(tmp_path, "mine", session):
-        LOG.info("inside")
-    LOG.info("outside")
-    assert (tmp_path / "logs/rank-0.log").read_text().splitlines()[1:] == [
-        "mine rank 0 step -: inside"
-    ]
+    once = (f"far rank 0 step -: {STARTS}", "far rank 0 step -: inside")
+    assert_lines(text.splitlines(), *once, *once)
