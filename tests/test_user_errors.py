@@ -311,36 +311,31 @@ def test_images_too_small_for_the_encoder_are_refused(place: Place) -> None:
     assert not (place.config.run_dir / "small").exists()
 
 
-@pytest.mark.parametrize(
-    ("cluster", "resources", "says"),
-    [
-        (
-            {"num_workers": 5, "device": "cpu"},
-            {"CPU": 2.0},
-            "cluster.num_workers is 5 but the Ray cluster has 2 CPU cores; use at most 2, or auto",
-        ),
-        (
-            {"num_workers": 3},
-            {"CPU": 8.0, "GPU": 2.0},
-            "cluster.num_workers is 3 but the Ray cluster has 2 GPUs; use at most 2, or auto",
-        ),
-        (
-            {"device": "cuda"},
-            {"CPU": 8.0},
-            "cluster.device is cuda but the Ray cluster has no GPUs; set cluster.device to what",
-        ),
-        ({}, {}, "cluster.device is auto but the Ray cluster has no CPU cores"),
-    ],
-)
-def test_a_cluster_that_is_too_small_is_refused(
-    cluster: dict[str, Any], resources: dict[str, float], says: str
-) -> None:
-    with pytest.raises(UserError) as caught:
-        plan_workers(ClusterConfig(**cluster), resources)
-    assert says in str(caught.value)
+CLUSTERS: list[tuple[dict[str, Any], dict[str, float], str]] = [
+    (
+        {"num_workers": 5, "device": "cpu"},
+        {"CPU": 2.0},
+        "cluster.num_workers is 5 but the Ray cluster has 2 CPU cores; use at most 2, or auto",
+    ),
+    (
+        {"num_workers": 3},
+        {"CPU": 8.0, "GPU": 2.0},
+        "cluster.num_workers is 3 but the Ray cluster has 2 GPUs; use at most 2, or auto",
+    ),
+    (
+        {"device": "cuda"},
+        {"CPU": 8.0},
+        "cluster.device is cuda but the Ray cluster has no GPUs; set cluster.device to what",
+    ),
+    ({}, {}, "cluster.device is auto but the Ray cluster has no CPU cores"),
+]
 
 
-def test_a_cluster_that_fits_is_used_whole() -> None:
+def test_a_cluster_that_is_too_small_is_refused_and_one_that_fits_is_used_whole() -> None:
+    for cluster, resources, says in CLUSTERS:
+        with pytest.raises(UserError) as caught:
+            plan_workers(ClusterConfig(**cluster), resources)
+        assert says in str(caught.value)
     three = ClusterConfig(device="cpu", num_workers=3)
     assert plan_workers(ClusterConfig(), {"CPU": 8.0}) == (8, False)
     assert plan_workers(ClusterConfig(), {"CPU": 8.0, "GPU": 2.0}) == (2, True)

@@ -17,7 +17,7 @@ from raymaml.cluster.stream import stream_meta_batches
 from raymaml.storage.place import Place, is_remote
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.training.reduction import mean_in_order
-from raymaml.training.run_folder import watch_stop
+from raymaml.training.run import watch_stop
 from raymaml.training.session import Ask, EndedEarly
 from raymaml.training.state import Validation
 

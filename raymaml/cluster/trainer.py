@@ -26,8 +26,7 @@ from raymaml.common.logs import is_verbose
 from raymaml.config.schema import Config
 from raymaml.storage.files import remove
 from raymaml.storage.place import Place
-from raymaml.training.run import open_run
-from raymaml.training.run_folder import request_stop
+from raymaml.training.run import open_run, request_stop
 from raymaml.training.session import Ask, EndedEarly
 from raymaml.training.worker import train_worker
 

@@ -182,10 +182,7 @@ def _nearest_place(keys: KeyPath, origins: Origins, file: str) -> str:
 
 
 def _place_of_change(text: str, origins: Origins, file: str) -> str | None:
-    """Return the place of the last change to a key that a message about several keys names.
-
-    None where nothing changed these keys of the file.
-    """
+    """Return the place of the last change to a key that a message names; None: of none."""
     named = re.findall(r"[a-z_*]+(?:\.[a-z_*]+)+", text)
     for keys, (place, _) in reversed(origins.items()):
         key = ".".join(keys)

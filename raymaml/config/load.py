@@ -156,11 +156,7 @@ def dump_config(config: Config) -> str:
 
 
 def _read(path: Place, kind: type[Section]) -> tuple[dict[str, Any], Origins]:
-    """Return the content of a YAML file, and where it stands.
-
-    Raises:
-        UserError: it is of another kind than ``kind``, whatever mistakes it has, or of none.
-    """
+    """Return the content of a file of this kind; whatever mistakes it has, another is refused."""
     tree, origins = read_yaml(path)
     found, needed = _kind_of(tree), _KINDS[kind][0]
     if found not in (None, kind):
@@ -193,11 +189,7 @@ def _kind_of(tree: Mapping[str, Any]) -> type[Section] | None:
 
 
 def _read_override(text: str) -> tuple[KeyPath, Any, Origins]:
-    """Return the keys and the value of ``key.path=value``, and the origins of all in it.
-
-    Raises:
-        UserError: it is none, or the value is no YAML.
-    """
+    """Return the keys and the value of ``key.path=value``, and the origins of all in it."""
     name, equals, value = text.partition("=")
     keys = tuple(name.split("."))
     if not equals or not all(keys):

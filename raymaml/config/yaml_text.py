@@ -126,11 +126,7 @@ def parse(text: str, keys: KeyPath, place_of: Callable[[int], str]) -> tuple[Any
 def _walk(
     node: yaml.Node, keys: KeyPath, key_node: yaml.Node
 ) -> Iterator[tuple[KeyPath, yaml.Node, yaml.Node]]:
-    """Yield each value in ``node`` and itself: its path, the node of its key, and its own.
-
-    Raises:
-        ValueError: a key is no text or number.
-    """
+    """Yield each value in ``node`` and itself: its path, the node of its key, and its own."""
     yield keys, key_node, node
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
@@ -174,11 +170,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
 
 
 def _constructed(node: yaml.Node) -> Any:
-    """Return the values that nodes stand for.
-
-    Raises:
-        ValueError: naming a value that does not fit its tag or its form.
-    """
+    """Return the values that nodes stand for; a ``ValueError`` names one that is no such value."""
     try:
         return _Loader("").construct_document(node)
     except yaml.YAMLError as error:

@@ -21,8 +21,7 @@ from raymaml.evaluation.campaign import judge_locally
 from raymaml.storage.files import exists
 from raymaml.storage.place import is_remote
 from raymaml.training.data import open_bank, open_episode_sets
-from raymaml.training.run import open_run
-from raymaml.training.run_folder import claim, is_done
+from raymaml.training.run import claim, is_done, open_run
 from raymaml.training.worker import train_locally
 
 _CPU = torch.device("cpu")

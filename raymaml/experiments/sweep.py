@@ -21,8 +21,7 @@ from raymaml.storage.files import make_folder
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
 from raymaml.training.identity import deciding, judging
-from raymaml.training.run import open_run
-from raymaml.training.run_folder import claim
+from raymaml.training.run import claim, open_run
 
 MAX_PROBLEMS = 20
 """Maximum number of problems reported; a mistake in the space is one in each trial."""

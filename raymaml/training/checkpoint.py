@@ -152,10 +152,7 @@ def read_card(path: Place) -> CheckpointCard:
 
 
 def _contradictions(card: CheckpointCard, number: int | None) -> Iterator[str]:
-    """Yield where a card contradicts itself, or the ``number`` in the name of its folder.
-
-    A run may stop between two validations, so that the newest one is of an earlier step.
-    """
+    """Yield where a card contradicts itself, or the ``number`` in the name of its folder."""
     if number is not None and number != card.step:
         yield f"step is {card.step}, the folder's name says {number}"
     last, best = card.validation, card.best
@@ -165,7 +162,7 @@ def _contradictions(card: CheckpointCard, number: int | None) -> Iterator[str]:
         if last is not None:
             yield f"best is absent, validation is of step {last.step}"
         return
-    if last.step > card.step:
+    if last.step > card.step:  # it is less where a run stopped between two validations
         yield f"validation.step is {last.step}, step is {card.step}"
     if best.step > last.step:
         yield f"best.step is {best.step}, validation.step is {last.step}"

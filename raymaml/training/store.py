@@ -123,12 +123,3 @@ def _require_equal_replicas(state: TrainState, session: Session) -> None:
             f"outer step {state.step}: the workers' weights differ ({digests[:, 0].tolist()});"
             " nothing was saved"
         )
-
-
-def adopt_converted(folder: Place, bank_hash: str) -> None:
-    """Write the bank of a run that continues from converted weights into their cards."""
-    for step in list_steps(folder):
-        card = read_card(checkpoint_path(folder, step))
-        if card.bank_hash == "":
-            card = card.model_copy(update={"bank_hash": bank_hash})
-            write_text(checkpoint_path(folder, step) / CARD, card.as_text())

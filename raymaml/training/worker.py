@@ -20,8 +20,7 @@ from raymaml.training.data import verify_images
 from raymaml.training.explain import explained
 from raymaml.training.loop import meta_train
 from raymaml.training.metrics import NoMetrics, RunMetrics, Show
-from raymaml.training.run import Run, open_run
-from raymaml.training.run_folder import claim, is_done, sole_writer, write_identity
+from raymaml.training.run import Run, claim, is_done, open_run, sole_writer, write_identity
 from raymaml.training.session import LocalSession, Session
 from raymaml.training.settings import local_device, prepare_process
 from raymaml.training.state import TrainState

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.explain import models_in
-from raymaml.config.load import load_config, load_study
+from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Config
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "glyphs" / "quickstart.yaml"
@@ -62,11 +62,8 @@ def test_a_huge_number_is_refused_with_its_maximum_or_harmless(value: int) -> No
             f"command line: {key} is {value}; it should be less than or equal to 100000"
         )
         assert not problems_of(key, "100000")
-
-
-def test_a_time_to_wait_is_one_that_a_timer_takes() -> None:
     for key in ("cluster.wait_seconds", "cluster.grace_seconds", "cluster.timeout"):
-        assert "it should be less than or equal to 10000000" in problems_of(key, str(10**18))
+        assert "it should be less than or equal to 10000000" in problems_of(key, str(value))
 
 
 def test_harmless_numbers_take_no_time(make_config: Any, tmp_path: Path) -> None:
@@ -80,14 +77,3 @@ def test_harmless_numbers_take_no_time(make_config: Any, tmp_path: Path) -> None
     assert CliRunner().invoke(main, ["train", "--local", *arguments]).exit_code == 0
     outcome = CliRunner().invoke(main, ["test", "--local", *arguments])
     assert outcome.output.splitlines()[-1].endswith("summary.json"), outcome.output
-
-
-def test_crossed_values_of_a_study_are_counted_before_they_are_made(tmp_path: Path) -> None:
-    """3 keys of 1,000 values: 1,000,000,000 arms."""
-    values = str(list(range(1000)))
-    path = tmp_path / "s.yaml"
-    keys = "".join(f"  inner.{key}: {values}\n" for key in ("lr", "head_lr", "num_steps"))
-    path.write_text(f"name: s\ntitle: T\nconfig: c.yaml\narms: [{{name: a}}]\ncross:\n{keys}")
-    with pytest.raises(UserError) as caught:
-        load_study(path)
-    assert "cross: it makes 1,000,000,000 arms, and a study has 1,000 at most" in str(caught.value)

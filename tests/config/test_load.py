@@ -45,13 +45,6 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
     assert (changed.outer.lr, changed.outer.num_steps, changed.inner.num_steps) == (0.25, 7, 1)
 
 
-@pytest.mark.parametrize("text", ["1e-3", "1E-3", ".001", "1.0e-3", "0.001"])
-def test_every_way_to_write_a_number_is_a_number(tmp_path: Path, text: str) -> None:
-    # YAML 1.1 reads 1e-3 as text
-    assert load_config(write(tmp_path), [f"outer.lr={text}"]).outer.lr == 0.001
-    assert load_config(write(tmp_path, SMALLEST + f"  lr: {text}\n")).outer.lr == 0.001
-
-
 def test_null_and_sections_may_be_overridden(tmp_path: Path) -> None:
     path = write(tmp_path, SMALLEST + "  clip_value: 10\n")
     assert load_config(path).outer.clip_value == 10

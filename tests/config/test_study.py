@@ -18,6 +18,9 @@ config: c.yaml
 """
 
 
+MANY = list(range(1000))
+
+
 def study(tmp_path: Path, text: str = "") -> Path:
     path = tmp_path / "s.yaml"
     path.write_text(SMALLEST + text, encoding="utf-8")
@@ -59,6 +62,10 @@ cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]
     [
         ("nam: x\n", "s.yaml:4: nam is unknown; did you mean name?"),
         ("arms: []\n", "s.yaml:4: arms is []"),
+        (  # counted before they are made
+            f"cross: {{inner.lr: {MANY}, inner.head_lr: {MANY}, inner.num_steps: {MANY}}}\n",
+            "cross: it makes 1,000,000,000 arms, and a study has 1,000 at most",
+        ),
         ("arms: [{name: a}, {name: a}]\n", "a is the name of 2 arms; give each its own"),
         (
             "arms: [{name: a, model: x}]\nmodels: {m: {}}\n",

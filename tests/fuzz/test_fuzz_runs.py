@@ -42,8 +42,7 @@ from raymaml.report.write import worst_episodes
 from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, write_checkpoint
 from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics
-from raymaml.training.run import open_run
-from raymaml.training.run_folder import claim, write_identity
+from raymaml.training.run import claim, open_run, write_identity
 from raymaml.training.session import LocalSession
 from raymaml.training.state import TrainState, Validation, build_state
 from raymaml.training.store import CheckpointStore, check_last

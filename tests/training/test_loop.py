@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import sys
 import threading
@@ -33,7 +32,7 @@ from raymaml.training.run import open_run
 from raymaml.training.session import LocalSession
 from raymaml.training.state import Validation, build_learner, build_state
 from raymaml.training.store import CheckpointStore
-from raymaml.training.worker import train_locally, train_worker
+from raymaml.training.worker import train_worker
 from raymaml.types import EpisodeBatch
 
 CPU = torch.device("cpu")
@@ -92,17 +91,12 @@ def poisoned(batch: EpisodeBatch) -> EpisodeBatch:
     return replace(batch, query_x=query)
 
 
-class ThreadSession:
+class ThreadSession(LocalSession):
     """One of several workers that are threads of this process."""
 
-    device = CPU
-
     def __init__(self, data: TrainingData, rank: int, group: Group) -> None:
-        self.rank, self.world_size = rank, group.world_size
-        self._data, self._group = data, group
-
-    def meta_batches(self, first_step: int) -> Iterator[EpisodeBatch]:
-        return self._data.meta_batches(first_step, self.rank, self.world_size)
+        super().__init__(data, CPU)
+        self.rank, self.world_size, self._group = rank, group.world_size, group
 
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         assert len(rows) == counts[self.rank]
@@ -113,9 +107,6 @@ class ThreadSession:
 
     def from_rank_zero(self, value: int) -> int:
         return self._group.exchange(self.rank, value)[0]
-
-    def stop_requested(self) -> bool:
-        return False
 
     def report(self, step: int, validation: Validation | None, checkpoint: Path) -> None:
         # Ray Train's report is a barrier too: all workers must come by equally often
@@ -148,8 +139,8 @@ class Group:
         with ThreadPoolExecutor(self.world_size) as pool:
             done = [pool.submit(guarded, rank) for rank in range(self.world_size)]
         errors = [error for future in done if (error := future.exception())]
-        own = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
-        for error in own + errors:
+        errors.sort(key=lambda each: isinstance(each, threading.BrokenBarrierError))
+        for error in errors:
             raise error
 
 
@@ -410,26 +401,6 @@ def test_training_goes_round_again_when_episodes_run_out(make_config: Any) -> No
 def test_materialised_episodes_give_the_same_bits(config: Config, make_config: Any) -> None:
     folder = run(make_config("pixels", "data.materialize=true"))
     assert result(folder) == result(config.run_folder)
-
-
-def test_ctrl_c_stops_after_the_step_and_says_how_to_go_on(config: Config, fresh: Config) -> None:
-    lines: list[str] = []
-
-    def echo(line: str) -> None:
-        lines.append(line)
-        if line.startswith("step 2/"):
-            signal.raise_signal(signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    assert train_locally(fresh, echo) is False
-    assert signal.getsignal(signal.SIGINT) is before
-    assert lines[-1] == (
-        f"{fresh.run_folder}: stopped before outer step 3 of 6, and saved; run the same command"
-        " to go on"
-    )
-    assert train_locally(fresh, lines.append) is True
-    assert lines[-1].startswith(f"{fresh.run_folder}: done; best validation accuracy ")
-    assert result(fresh.run_folder) == result(config.run_folder)
 
 
 class PoisonedValidation(Disturbed):

@@ -13,11 +13,11 @@ import torch
 from raymaml.common.errors import StorageError, UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.training import run_folder
+from raymaml.training import run as run_module
 from raymaml.training.identity import ABSENT, IDENTITY, as_meant, deciding, differences
-from raymaml.training.run import open_run
-from raymaml.training.run_folder import (
+from raymaml.training.run import (
     claim,
+    open_run,
     request_stop,
     sole_writer,
     stop_requested,
@@ -171,6 +171,6 @@ def test_a_storage_that_is_away_for_a_moment_asks_for_no_stop(
     asked = watch_stop(tmp_path)
     request_stop(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(run_folder, "exists", away)
+        patched.setattr(run_module, "exists", away)
         assert not asked()
     assert asked()
