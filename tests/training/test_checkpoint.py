@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from raymaml.common.errors import StorageError, UserError
+from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.training import checkpoint
 from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, list_steps, read_card
 from raymaml.training.identity import identity_of
 from raymaml.training.session import LocalSession
@@ -38,11 +37,11 @@ def store(tmp_path: Path, config: Config) -> CheckpointStore:
     return CheckpointStore(tmp_path / "run", identity_of(config, SHAPE, "b" * 64))
 
 
-def state_at(config: Config, step: int, shift: float = 0.0) -> TrainState:
+def state_at(config: Config, step: int) -> TrainState:
     """A state with weights and optimizer state that differ from those of a new one."""
     state = build_state(config, SHAPE, CPU)
     for parameter in state.params.values():
-        parameter.grad = torch.full_like(parameter, 0.5 + shift)
+        parameter.grad = torch.full_like(parameter, 0.5)
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step = step
@@ -58,22 +57,20 @@ def test_restoring_gives_back_every_bit(config: Config, store: CheckpointStore) 
     digest = other.digest()
     store.restore(other, ALONE)  # there is no checkpoint yet
     assert (other.step, other.digest()) == (0, digest)
-    state.record(judged(4, 0.25))
+    # of one episode: its interval is infinite, which JSON has no number for
+    state.record(Validation(step=4, accuracy=0.25, ci95=math.inf, loss=2.0))
     store.save(state, ALONE)
+    text = (checkpoint_path(store.folder, 4) / "checkpoint.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert digest != state.digest()
     store.restore(other, ALONE)
     assert other.digest() == state.digest()
     assert (other.step, other.validation, other.best) == (4, state.validation, state.best)
-    saved, restored = (
-        [
-            value
-            for entry in each.optimizer.state_dict()["state"].values()
-            for value in entry.values()
-        ]
-        for each in (state, other)
-    )
-    assert len(saved) == 3 * len(state.params)  # Adam: step and two moments
-    assert all(torch.equal(a, b) for a, b in zip(saved, restored, strict=True))
+    saved, restored = (each.optimizer.state_dict()["state"] for each in (state, other))
+    assert len(saved) == len(state.params)
+    for number, entry in saved.items():
+        assert len(entry) == 3  # Adam: step and two moments
+        assert all(torch.equal(value, restored[number][name]) for name, value in entry.items())
 
 
 def test_a_person_can_read_a_checkpoint(config: Config, store: CheckpointStore) -> None:
@@ -97,45 +94,6 @@ def test_a_person_can_read_a_checkpoint(config: Config, store: CheckpointStore) 
     # params.pt alone is enough to evaluate
     params = torch.load(folder / "params.pt", weights_only=True)
     assert set(params) == set(state.params)
-
-
-def test_a_validation_of_one_episode_has_an_infinite_interval_and_survives(
-    config: Config, store: CheckpointStore
-) -> None:
-    state = state_at(config, 1)
-    state.record(Validation(step=1, accuracy=0.5, ci95=math.inf, loss=2.0))
-    store.save(state, ALONE)
-    text = (checkpoint_path(store.folder, 1) / "checkpoint.json").read_text()
-    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    other = build_state(config, SHAPE, CPU)
-    store.restore(other, ALONE)
-    assert other.validation == state.validation
-
-
-@pytest.mark.parametrize("failing_call", [1, 2])
-def test_an_interrupted_write_leaves_nothing_new(
-    config: Config,
-    store: CheckpointStore,
-    monkeypatch: pytest.MonkeyPatch,
-    failing_call: int,
-) -> None:
-    store.save(state_at(config, 1), ALONE)
-    real_save, calls = torch.save, []
-
-    def save(tensors: Any, file: Any) -> None:
-        calls.append(file)
-        real_save(tensors, file)
-        if len(calls) == failing_call:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.torch, "save", save)
-    with pytest.raises(StorageError, match=r"checkpoint_00000002: .*No space left"):
-        store.save(state_at(config, 2), ALONE)
-    assert [path.name for path in store.folder.iterdir()] == ["checkpoint_00000001"]
-    monkeypatch.undo()
-    other = build_state(config, SHAPE, CPU)
-    store.restore(other, ALONE)
-    assert other.step == 1
 
 
 def test_the_last_and_the_best_are_kept(config: Config, store: CheckpointStore) -> None:
