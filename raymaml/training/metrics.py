@@ -86,11 +86,13 @@ class RunMetrics:
         self._echo = echo
         self._show = show
         self._workers = workers
-        self._shown = self._events = folder / "tensorboard"
+        self._shown = folder / "tensorboard"
         if is_remote(folder):
             stack = contextlib.ExitStack()
             self._events = stack.enter_context(temporary_folder())
             weakref.finalize(self, stack.close)
+        else:
+            self._events = folder / "tensorboard"
         self._clock = (0, 0.0)  # step and time of the last training row
 
     def start(self, step: int) -> None:

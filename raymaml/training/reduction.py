@@ -40,7 +40,7 @@ def unflatten(vector: Tensor, like: Params) -> Params:
     """Cut ``[..., P]`` into pieces of the shapes of ``like``: ``[..., *shape]``."""
     pieces = vector.split([value.numel() for value in like.values()], dim=-1)
     return {
-        name: piece.reshape(*vector.shape[:-1], *value.shape)
+        name: piece.reshape((*vector.shape[:-1], *value.shape))
         for (name, value), piece in zip(like.items(), pieces, strict=True)
     }
 
