@@ -19,7 +19,7 @@ from raymaml.common.errors import UserError, last_line
 from raymaml.config.schema import ClusterConfig
 from raymaml.evaluation.campaign import Campaign, Chunk, Echo, Plan
 from raymaml.evaluation.progress import Progress
-from raymaml.training.process import prepare_process
+from raymaml.training.settings import prepare_process
 
 
 def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Campaign:

@@ -22,7 +22,7 @@ from raymaml.experiments.journal import Journal
 from raymaml.experiments.local_trials import train_alone
 from raymaml.experiments.sweep import Sweep, Trial
 from raymaml.storage.place import Place
-from raymaml.training.run_folder import stop_requested, watch_stop, withdraw_stop
+from raymaml.training.run import stop_requested, watch_stop, withdraw_stop
 from raymaml.training.state import Validation
 
 _PATIENCE = "600"

@@ -23,8 +23,7 @@ from raymaml.storage.place import Place, is_remote
 from raymaml.training.checkpoint import saved_step
 from raymaml.training.data import verify_images
 from raymaml.training.metrics import METRICS_FILE, progress_line
-from raymaml.training.run import Run, open_run
-from raymaml.training.run_folder import claim, is_done, request_stop, withdraw_stop
+from raymaml.training.run import Run, claim, is_done, open_run, request_stop, withdraw_stop
 from raymaml.training.session import Ask
 from raymaml.training.state import Validation
 from raymaml.training.worker import Echo, conclude

@@ -22,7 +22,7 @@ from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.schema import ClusterConfig
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import temporary_folder
-from raymaml.training.run_folder import request_stop, stop_requested
+from raymaml.training.run import request_stop, stop_requested
 
 
 def run_trials(

@@ -21,7 +21,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from raymaml.cluster.runtime import in_background
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig, Config
-from raymaml.training.session import require_precision
+from raymaml.training.settings import require_precision
 
 WORKER_CPUS = 0.9
 """Logical CPUs of one CPU training worker..."""
