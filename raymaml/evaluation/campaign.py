@@ -21,7 +21,7 @@ from raymaml.storage.files import make_folder
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
 from raymaml.training.metrics import Show
-from raymaml.training.settings import judging_line, local_device, prepare_process
+from raymaml.training.settings import local_device, prepare_process, workers_line
 
 Echo = Callable[[str], None]
 Plan = Callable[[torch.device], "Campaign"]
@@ -88,7 +88,7 @@ class Campaign:
                     f"{self.folder}: {arm.name}: model.encoder {arm.model.encoder} was edited after"
                     f" training ({files}); it is judged as it is now"
                 )
-        how = judging_line([arm.cluster for arm in self.arms], device, num_workers)
+        how = workers_line([arm.cluster for arm in self.arms], device, num_workers)
         yield f"{self.folder}: {how}; chunks of up to {self.chunk_size} episodes"
 
     def progress(self, echo: Echo, show: Show = lambda _row: None) -> Progress:

@@ -66,37 +66,24 @@ def image_layout(cluster: ClusterConfig, device: torch.device) -> str:
 def settings_line(
     config: Config, image_shape: tuple[int, int, int], device: torch.device, num_workers: int
 ) -> str:
-    """Return a line that lists the settings, chosen and asked for."""
-    method = gradient_method(config, image_shape, device)
-    chosen = " (auto)" if config.inner.gradient == "auto" else ""
-    words = [
-        *_process_words(config.cluster, device, num_workers),
-        *_episode_words([config.cluster], device),
-    ]
+    """Return a line that lists the settings of a run, chosen and asked for."""
+    line = f"{config.run_folder}: {workers_line([config.cluster], device, num_workers)}"
     if config.cluster.episodes_per_chunk > 1:
-        words.append(f"{config.cluster.episodes_per_chunk} episodes at once")
-    return f"{config.run_folder}: {', '.join(words)}; meta-gradient by {method}{chosen}"
+        line += f", {config.cluster.episodes_per_chunk} episodes at once"
+    chosen = " (auto)" if config.inner.gradient == "auto" else ""
+    return f"{line}; meta-gradient by {gradient_method(config, image_shape, device)}{chosen}"
 
 
-def judging_line(clusters: Sequence[ClusterConfig], device: torch.device, num_workers: int) -> str:
-    """Return a line on how arms with these settings are judged; the first decides on processes."""
-    words = _process_words(clusters[0], device, num_workers)
-    return ", ".join(words + _episode_words(clusters, device))
-
-
-def _process_words(cluster: ClusterConfig, device: torch.device, num_workers: int) -> list[str]:
-    if device.type == "cuda":
-        return [f"{num_workers} GPU worker(s)"]
-    return [
-        f"{num_workers} CPU worker(s) of {cluster.threads_per_worker} thread(s)",
-        "freed memory is kept" if cluster.keep_freed_memory else "default allocator",
-    ]
-
-
-def _episode_words(clusters: Sequence[ClusterConfig], device: torch.device) -> list[str]:
+def workers_line(clusters: Sequence[ClusterConfig], device: torch.device, num_workers: int) -> str:
+    """Return a line on workers that use all these settings; the first decides on processes."""
+    words = [f"{num_workers} GPU worker(s)"]
+    if device.type != "cuda":
+        memory = "freed memory is kept" if clusters[0].keep_freed_memory else "default allocator"
+        threads = f"of {clusters[0].threads_per_worker} thread(s)"
+        words = [f"{num_workers} CPU worker(s) {threads}", memory]
     layouts = dict.fromkeys(image_layout(cluster, device) for cluster in clusters)
     precisions = dict.fromkeys(cluster.precision for cluster in clusters)
-    return [" and ".join(layouts), " and ".join(precisions)]
+    return ", ".join([*words, " and ".join(layouts), " and ".join(precisions)])
 
 
 def local_device(cluster: ClusterConfig) -> torch.device:

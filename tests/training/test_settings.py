@@ -9,7 +9,7 @@ import torch
 
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.training.settings import gradient_method, image_layout, judging_line, settings_line
+from raymaml.training.settings import gradient_method, image_layout, settings_line, workers_line
 from raymaml.training.state import build_learner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +89,6 @@ def test_the_line_says_all(overrides, device, workers: int, says: str) -> None:
 def test_the_line_of_judging_says_what_its_arms_are_judged_with() -> None:
     one, other = config(), config("cluster.precision=bf16", "cluster.num_workers=3")
     line = "2 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last, float32"
-    assert judging_line([one.cluster, one.cluster], CPU, 2) == line
+    assert workers_line([one.cluster, one.cluster], CPU, 2) == line
     line = "4 GPU worker(s), contiguous, float32 and bf16"
-    assert judging_line([one.cluster, other.cluster], CUDA, 4) == line
+    assert workers_line([one.cluster, other.cluster], CUDA, 4) == line
