@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,11 +105,11 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint_at_the_uri(
 
 
 def test_the_copy_is_made_once_of_whole_data_and_shared(
-    remote: MakeConfig, s3: Place, tmp_path: Path
+    remote: MakeConfig, s3: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = remote()
-    place, cache = config.data.bank, config.data.cache
-    bank = ImageBank.open(place, cache)
+    place, copies = config.data.bank, config.data.cache
+    bank = ImageBank.open(place, copies)
     assert bank.folder.parent == tmp_path / "cache"
     pixels = place / "images.arrow"
     content = bytearray(pixels.read_bytes())
@@ -118,9 +119,20 @@ def test_the_copy_is_made_once_of_whole_data_and_shared(
         ImageBank.open(place, tmp_path / "new")
     assert not [path for path in (tmp_path / "new").iterdir() if path.is_dir()]
     pixels.unlink()
-    assert ImageBank.open(place, cache).folder == bank.folder
+    assert ImageBank.open(place, copies).folder == bank.folder
     with pytest.raises(UserError, match=rf"^{s3}/none/bank.json: does not exist"):
-        ImageBank.open(s3 / "none", cache)
+        ImageBank.open(s3 / "none", copies)
+
+    # a full disk is not blamed on the URI, and what a kill left is removed
+    left = bank.folder.rename(bank.folder.with_name(own_name(partial_name(bank.folder.name))))
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "download", full)
+    with pytest.raises(StorageError, match=rf"^{bank.folder}: cannot be .*; make room there"):
+        ImageBank.open(place, copies)
+    assert not left.exists()
 
 
 def test_a_shard_that_is_not_the_manifest_s_is_named_by_its_uri(remote: MakeConfig) -> None:
@@ -137,18 +149,9 @@ def test_a_shard_that_is_not_the_manifest_s_is_named_by_its_uri(remote: MakeConf
 
 def test_an_import_writes_to_the_uri_and_keeps_what_is_there(remote: MakeConfig, s3: Place) -> None:
     config = remote()
-
-    def write(place: Place) -> ImageBank:
-        black = np.zeros((2, 16, 16, 1), np.uint8)
-        return write_bank(
-            place,
-            [ClassImages(name="black", split="train", images=black)],
-            source="x",
-            licence="x",
-            image_shape=(1, 16, 16),
-            cache=config.data.cache,
-        )
-
+    black = ClassImages(name="black", split="train", images=np.zeros((2, 16, 16, 1), np.uint8))
+    about: dict[str, Any] = {"source": "x", "licence": "x", "image_shape": (1, 16, 16)}
+    write = partial(write_bank, classes=[black], cache=config.data.cache, **about)
     before = (config.data.bank / "bank.json").read_bytes()
     with pytest.raises(UserError, match=rf"^{config.data.bank}: holds another image bank"):
         write(config.data.bank)
@@ -167,24 +170,6 @@ def test_a_run_that_another_process_took_over_writes_no_checkpoint(remote: MakeC
     with pytest.raises(UserError, match=r"\.writer: another process has taken over"):
         train_locally(config, take_over)
     assert list_steps(config.run_folder) == [0]
-
-
-def test_a_full_disk_is_not_blamed_on_the_uri_and_what_a_kill_left_is_removed(
-    remote: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = remote()
-    copy = ImageBank.open(config.data.bank, config.data.cache).folder
-    left = copy.rename(copy.with_name(own_name(partial_name(copy.name))))
-
-    def full(*_arguments: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(cache, "download", full)
-        with pytest.raises(StorageError, match=rf"^{copy}: cannot be .*; make room there"):
-            ImageBank.open(config.data.bank, config.data.cache)
-    assert not left.exists()
-    assert ImageBank.open(config.data.bank, config.data.cache).folder == copy
 
 
 def test_data_that_cannot_be_reached_are_one_message(
