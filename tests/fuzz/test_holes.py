@@ -107,8 +107,8 @@ def test_yaml(tmp_path: Path, name: str) -> None:
 
 def test_an_override_of_a_day_that_is_none(make_config: MakeConfig, tmp_path: Path) -> None:
     make_config(tmp_path)
-    with pytest.raises(UserError, match="name=2021-13-45: the value is not YAML"):
-        load_config(tmp_path / "config.yaml", ["name=2021-13-45"])
+    with pytest.raises(UserError, match="2021-13-45: the value is not YAML"):
+        load_config(tmp_path / "config.yaml", ["name=!!timestamp 2021-13-45"])
 
 
 # Banks
