@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers_data import spec_of
+from PIL import Image
+from pydantic import TypeAdapter
 
 from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, AllEpisodes, DataConfig
-from raymaml.config.sources import AnySource
+from raymaml.config.sources import AnySource, Source
 from raymaml.data.bank import ImageBank
 from raymaml.data.formats.pickles import load_pickle
 from raymaml.data.formats.spool import open_blob
-from raymaml.data.importers import import_bank
+from raymaml.data.importers import import_bank, plan_import
 from raymaml.data.importers.plan import ImportPlan
 
 
@@ -80,10 +82,23 @@ def pack(path: Path, files: Mapping[str, bytes], mode: str = "w:gz") -> Path:
     return path
 
 
+SOURCES: TypeAdapter[AnySource] = TypeAdapter(Source)
+
+
+def plan_source(kind: str, path: Path, size: int = 8, **changes: Any) -> ImportPlan:
+    """Plan the import of ``path``; what it unpacks goes beside."""
+    source = SOURCES.validate_python({"kind": kind, "path": path} | changes)
+    return plan_import(source, size, (path if path.is_dir() else path.parent) / "bank")
+
+
 def counts(found: ImportPlan) -> list[tuple[int, int]]:
     """Classes and images of each split."""
     own = [[c.count for c in found.classes if c.split == split] for split in SPLITS]
     return [(len(sizes), sum(sizes)) for sizes in own]
+
+
+def classes(found: ImportPlan) -> list[tuple[str, str, int]]:
+    return [(planned.split, planned.name, planned.count) for planned in found.classes]
 
 
 def problems_of(plan: Callable[..., object], *arguments: Any, **changes: Any) -> list[str]:
@@ -94,15 +109,27 @@ def problems_of(plan: Callable[..., object], *arguments: Any, **changes: Any) ->
 
 
 def import_source(
-    source: AnySource,
+    kind: str,
+    path: Path,
     folder: Path,
-    size: int,
+    size: int = 8,
     *,
     ways: int = 2,
     images: int = 2,
     tell: Callable[[str], object] = str,
+    **changes: Any,
 ) -> ImageBank:
-    """Import into ``folder / "bank"``, for episodes of ``images`` a class."""
+    """Import ``path`` into ``folder / "bank"``, for episodes of ``images`` a class."""
     bank, spec = folder / "bank", spec_of(ways, 1, images - 1, 1)
+    source = SOURCES.validate_python({"kind": kind, "path": path} | changes)
     data = DataConfig(source=source, bank=bank, shards=folder / "shards", image_size=size)
     return import_bank(data, AllEpisodes(train=spec, val=spec, test=spec), tell)
+
+
+def save_halves(path: Path, width: int = 30, height: int = 20, **options: Any) -> Path:
+    """Save a black image with a white left half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", (width, height), "black")
+    image.paste("white", (0, 0, width // 2, height))
+    image.save(path, **options)
+    return path

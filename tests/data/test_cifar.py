@@ -5,35 +5,20 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pytest
 from helpers_data import LISTS
-from helpers_imports import counts, import_source, pack, problems_of, python2, unpack
+from helpers_imports import counts, import_source, pack, plan_source, problems_of, python2, unpack
 
 from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS
-from raymaml.config.sources import CifarFsSource, Fc100Source
-from raymaml.data.importers.cifar import benchmark, plan_cifar, splits_of
-from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.importers.cifar import benchmark, splits_of
 
 FINE = list(splits_of("fc100"))  # alphabetical, so the place is the label
-COARSE_OF_APPLE = "fruit_and_vegetables"
-
-Kind = Literal["cifar-fs", "fc100"]
-
-
-def source_of(kind: Kind, path: Path, **changes: Any) -> CifarFsSource | Fc100Source:
-    if kind == "fc100":
-        return Fc100Source(kind="fc100", path=path, **changes)
-    return CifarFsSource(kind="cifar-fs", path=path, **changes)
-
-
-def plan(kind: Kind, path: Path, size: int = 32, **changes: Any) -> ImportPlan:
-    folder = path if path.is_dir() else path.parent
-    return plan_cifar(source_of(kind, path, **changes), size, folder / "bank")
+cifar_fs, fc100 = partial(plan_source, "cifar-fs"), partial(plan_source, "fc100")
 
 
 def write_pickle(path: Path, labels: list[int], size: int = 2) -> None:
@@ -44,7 +29,7 @@ def write_pickle(path: Path, labels: list[int], size: int = 2) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cifar-fs", "fc100"])
-def test_the_packages_lists_are_the_published_ones(kind: Kind) -> None:
+def test_the_packages_lists_are_the_published_ones(kind: str) -> None:
     path = LISTS / f"{kind.replace('-', '_')}.json"
     if not path.exists():
         pytest.skip(f"{path} is not there")
@@ -74,7 +59,7 @@ def test_the_lists_divide_100_classes() -> None:
 def test_pickles_of_cifar_fs_are_told_by_their_number_of_classes(tmp_path: Path) -> None:
     for name, classes in {"test": 64, "a": 16, "train": 20}.items():  # misleading names
         write_pickle(tmp_path / f"{name}.pickle", [i % classes for i in range(600 * classes)])
-    found = plan("cifar-fs", tmp_path, 2)
+    found = cifar_fs(tmp_path, 2)
     assert counts(found) == [(64, 38_400), (16, 9_600), (20, 12_000)]
     assert "CIFAR-FS (Bertinetto et al. 2019) from pickles of data and labels" in found.source
     assert found.source.endswith("train test.pickle, val a.pickle, test train.pickle")
@@ -86,7 +71,7 @@ def test_pickles_of_fc100_are_told_by_their_labels(tmp_path: Path) -> None:
     for name, split in {"val": "test", "b": "val", "test": "train"}.items():
         own = benchmark("fc100").labels[split]  # type: ignore[index]
         write_pickle(tmp_path / f"{name}.pickle", [label for label in own for _ in range(600)])
-    found = plan("fc100", tmp_path, 2)
+    found = fc100(tmp_path, 2)
     assert counts(found) == [(60, 36_000), (20, 12_000), (20, 12_000)]
     assert found.source.endswith("train test.pickle, val b.pickle, test val.pickle")
     for planned in found.classes[::9]:
@@ -95,21 +80,13 @@ def test_pickles_of_fc100_are_told_by_their_labels(tmp_path: Path) -> None:
 
 
 def test_where_labels_count_from_0_names_tell_val_from_test(tmp_path: Path) -> None:
-    for split, classes in {"train": 60, "val": 20, "test": 20}.items():
-        write_pickle(
-            tmp_path / f"FC100_{split}.pickle", [i % classes for i in range(600 * classes)]
-        )
-    found = plan("fc100", tmp_path, 2)
+    for split, size in {"train": 60, "val": 20, "test": 20}.items():
+        write_pickle(tmp_path / f"FC100_{split}.pickle", [i % size for i in range(600 * size)])
+    found = fc100(tmp_path, 2)
     assert found.source.endswith("val FC100_val.pickle, test FC100_test.pickle")
     assert found.classes[0].name == "train-000"
-
-
-def test_pickles_of_the_other_benchmark_are_refused(tmp_path: Path) -> None:
-    for split, classes in {"train": 60, "val": 20, "test": 20}.items():
-        write_pickle(
-            tmp_path / f"FC100_{split}.pickle", [i % classes for i in range(600 * classes)]
-        )
-    problems = problems_of(plan, "cifar-fs", tmp_path)
+    # and those of another benchmark are refused
+    problems = problems_of(cifar_fs, tmp_path)
     assert any("no file of split val of CIFAR-FS (16 classes)" in problem for problem in problems)
 
 
@@ -146,13 +123,10 @@ def write_cifar100(folder: Path, where: str, files: dict[str, bytes]) -> Path:
     return folder if "above" in where else archive
 
 
-@pytest.mark.parametrize(
-    "where",
-    ["folder", "folder above", "tar.gz above", "tar.xz"],
-)
+@pytest.mark.parametrize("where", ["folder", "folder above", "tar.gz above", "tar.xz"])
 def test_cifar_100_is_divided_by_the_lists(tmp_path: Path, where: str) -> None:
     path = write_cifar100(tmp_path, where, cifar100())
-    found = plan("fc100", path, verify_counts=False)
+    found = fc100(path, 32, verify_counts=False)
     assert counts(found) == [(60, 240), (20, 80), (20, 80)]
     assert "FC100 (Oreshkin et al. 2018) from CIFAR-100 for Python" in found.source
     for planned in found.classes[::11]:
@@ -166,18 +140,17 @@ def test_cifar_100_is_divided_by_the_lists(tmp_path: Path, where: str) -> None:
 
 def test_cifar_100_has_600_images_a_class(tmp_path: Path) -> None:
     path = write_cifar100(tmp_path, "folder", cifar100(300))
-    found = plan("cifar-fs", path)
-    assert counts(found) == [(64, 38_400), (16, 9_600), (20, 12_000)]
+    assert counts(cifar_fs(path)) == [(64, 38_400), (16, 9_600), (20, 12_000)]
     path = write_cifar100(tmp_path, "folder", cifar100(300, short=True))
-    _, problem = problems_of(plan, "cifar-fs", path)
+    _, problem = problems_of(cifar_fs, path)
     assert "has 599 images, must have 600" in problem
 
 
 def test_what_is_not_cifar_100_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds neither pickles of data and labels nor CIFAR-100"):
-        plan("cifar-fs", tmp_path)
-    with pytest.raises(UserError, match=r"nowhere does not exist"):
-        plan("cifar-fs", tmp_path / "nowhere")
+        cifar_fs(tmp_path)
+    with pytest.raises(UserError, match=r"nowhere is not a folder or an archive"):
+        cifar_fs(tmp_path / "nowhere")
     files = cifar100()
     for name, content, says in (
         ("meta", python2({"fine_label_names": ["cat"]}), "/meta: does not name the 100 classes"),
@@ -188,12 +161,12 @@ def test_what_is_not_cifar_100_is_named(tmp_path: Path) -> None:
     ):
         path = write_cifar100(tmp_path, "tar", files | {name: content})
         with pytest.raises(UserError, match=says):
-            plan("fc100", path, verify_counts=False)
+            fc100(path)
 
 
-def test_an_import_makes_a_bank(tmp_path: Path) -> None:
+def test_an_import_leaves_nothing_that_it_unpacks(tmp_path: Path) -> None:
     path = write_cifar100(tmp_path, "tar.gz", cifar100(1))
-    bank = import_source(source_of("cifar-fs", path, verify_counts=False), tmp_path, 32, ways=5)
+    bank = import_source("cifar-fs", path, tmp_path, 32, ways=5, verify_counts=False)
     assert bank.num_images == 200
     assert [len(bank.class_ids(split)) for split in SPLITS] == [64, 16, 20]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bank", "cifar-100-python.tar.gz"]

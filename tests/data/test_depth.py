@@ -8,20 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers_data import png, tiff
+from helpers_imports import plan_source
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.sources import ImageFolderSource
-from raymaml.data.importers.depth import to_eight_bits
-from raymaml.data.importers.image_folder import plan_image_folder
 
 SIZE = 8
 
 
 def load(path: Path, mode: str = "gray") -> Any:
     """Import the one picture below ``path``, a square of ``SIZE``, and return its pixels."""
-    source = ImageFolderSource.model_validate({"kind": "image-folder", "path": path, "mode": mode})
-    (planned,) = plan_image_folder(source, SIZE).classes
+    (planned,) = plan_source("image-folder", path, SIZE, mode=mode).classes
     return planned.load()[0]
 
 
@@ -56,10 +53,12 @@ def grey(pixels: Any) -> list[int]:
         ("i4", 2048, 4095, [128, 255]),
         # fourteen: 16383 >> 6 = 255
         ("u2", 8192, 16383, [128, 255]),
+        ("u2", 0, 16384, [0, 64]),
         # sixteen: the high byte
         ("u2", 0x8040, 0xFFFF, [0x80, 255]),
         ("i4", 0x8040, 0xFFFF, [0x80, 255]),
-        # twenty-four and thirty-two, without a sign in the file
+        # twenty-four and thirty-two, without a sign in the file; 0x10000 needs more than sixteen
+        ("i4", 0, 0x10000, [0, 1]),
         ("i4", 0x400000, 0xFFFFFF, [0x40, 255]),
         ("i4", 0x40000000, 0x7FFFFFFF, [0x40, 0x7F]),
         ("u4", 0x40000000, 0xFFFFFFFF, [0x40, 255]),
@@ -87,18 +86,6 @@ def test_one_value_a_pixel(
     place(tmp_path, "0.tif").write_bytes(tiff(halves(left, right, kind)))
     assert grey(load(tmp_path)) == expected
     assert grey(load(tmp_path, "rgb")) == expected
-
-
-@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
-def test_png_and_tiff_of_sixteen_bits_agree(tmp_path: Path, mode: str) -> None:
-    pixels = []
-    for name in ("0.png", "0.tif"):
-        path = place(tmp_path / name, name)
-        Image.new(mode, (SIZE, SIZE), 0x0ABC).save(path)
-        pixels.append(load(tmp_path / name))
-    # 0xABC is of twelve bits
-    assert (pixels[0] == 0xAB).all()
-    assert (pixels[1] == 0xAB).all()
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
@@ -142,14 +129,14 @@ def test_eight_bits_are_not_scaled(
     assert load(tmp_path, "rgb")[0, 0].tolist() == expected
 
 
-def test_two_pictures_of_a_depth_keep_their_relation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+@pytest.mark.parametrize("name", ["0.png", "0.tif"])
+def test_two_pictures_of_a_depth_keep_their_relation(tmp_path: Path, name: str, mode: str) -> None:
     """Stretched between their own least and largest values, both would be white."""
-    for name, value in (("bright", 4000), ("half", 2000)):
-        path = place(tmp_path / name, "0.png")
-        Image.new("I;16", (SIZE, SIZE), value).save(path)
-    # both of twelve bits: 4000 >> 4 = 250, 2000 >> 4 = 125
-    assert grey(load(tmp_path / "bright")) == [250, 250]
-    assert grey(load(tmp_path / "half")) == [125, 125]
+    # both of twelve bits: 0xFA0 >> 4, 0x7D0 >> 4
+    for value, expected in ((0xFA0, 0xFA), (0x7D0, 0x7D)):
+        Image.new(mode, (SIZE, SIZE), value).save(place(tmp_path / str(value), name))
+        assert grey(load(tmp_path / str(value))) == [expected, expected]
 
 
 def test_deep_pictures_stand_upright(tmp_path: Path) -> None:
@@ -165,11 +152,3 @@ def test_what_no_grey_can_be_is_refused(tmp_path: Path, value: float) -> None:
     place(tmp_path, "0.tif").write_bytes(tiff(halves(0.5, value, "f4")))
     with pytest.raises(UserError, match=r"0\.tif: is not a readable image \(it holds (NaN|val)"):
         load(tmp_path)
-
-
-def test_the_depth_is_that_of_the_largest_value() -> None:
-    for depth in (8, 10, 12, 14, 16, 24, 32):
-        largest = (1 << depth) - 1
-        assert to_eight_bits(np.array([0, largest]), 0, largest).tolist() == [0, 255]
-    with pytest.raises(ValueError, match="more than 32 bits"):
-        to_eight_bits(np.array([1 << 32]), 0, 1 << 32)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers_imports import counts, import_source, problems_of
+from helpers_imports import counts, import_source, plan_source, problems_of
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.sources import INaturalist2017Source
-from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.plan import ImportPlan
+
+KIND = "inaturalist-2017"
+plan = partial(plan_source, KIND)
+some = partial(plan, verify_counts=False)
 
 
 def lines(first: int, classes: int, each: int = 1, folder: str = "Aves") -> list[str]:
@@ -36,11 +38,6 @@ def write(folder: Path, tables: dict[str, list[str]], images: bool = False) -> P
     return folder
 
 
-def plan(folder: Path, size: int = 10, **changes: Any) -> ImportPlan:
-    fields = {"kind": "inaturalist-2017", "path": folder} | changes
-    return plan_inaturalist(INaturalist2017Source.model_validate(fields), size)
-
-
 def labels(found: ImportPlan, split: str) -> set[str]:
     return {planned.name for planned in found.classes if planned.split == split}
 
@@ -58,26 +55,23 @@ def test_csvs_are_told_by_their_number_of_classes(tmp_path: Path) -> None:
 
 def test_val_depends_on_fraction_and_seed_alone(tmp_path: Path) -> None:
     write(tmp_path, {"train.csv": lines(0, 20), "test.csv": lines(20, 5)})
-    trial = {"verify_counts": False}
-    first, again, other = (plan(tmp_path, seed=seed, **trial) for seed in (0, 0, 1))
+    first, again, other = (some(tmp_path, seed=seed) for seed in (0, 0, 1))
     assert labels(first, "val") == labels(again, "val") != labels(other, "val")
     assert len(labels(first, "val")) == 4
-    half = plan(tmp_path, val_fraction=0.5, **trial)
+    half = some(tmp_path, val_fraction=0.5)
     assert len(labels(half, "val")) == len(labels(half, "train")) == 10
     assert labels(first, "val") < labels(half, "val")  # a draw of fewer is a part of one of more
-    assert len(labels(plan(tmp_path, val_fraction=0.001, **trial), "val")) == 1
+    assert len(labels(some(tmp_path, val_fraction=0.001), "val")) == 1
     # the order of the lines does not matter
     write(tmp_path, {"train.csv": lines(0, 20)[::-1]})
-    assert labels(plan(tmp_path, **trial), "val") == labels(first, "val")
+    assert labels(some(tmp_path), "val") == labels(first, "val")
 
 
 def test_an_import_makes_a_bank_of_middle_squares(tmp_path: Path) -> None:
     tables = {"train.csv": lines(0, 6, each=3), "test.csv": lines(6, 3, each=3)}
     write(tmp_path / "in", tables, images=True)
-    source = INaturalist2017Source(
-        kind="inaturalist-2017", path=tmp_path / "in", val_fraction=0.4, verify_counts=False
-    )
-    bank = import_source(source, tmp_path, 10, images=3)
+    changes = {"val_fraction": 0.4, "verify_counts": False}
+    bank = import_source(KIND, tmp_path / "in", tmp_path, 10, images=3, **changes)
     # 0.4 * 6 = 2.4 classes
     assert [len(bank.class_ids(split)) for split in ("train", "val", "test")] == [4, 2, 3]
     assert bank.class_images(0).shape == (3, 10, 10, 3)
@@ -105,12 +99,13 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
 def test_a_missing_csv_is_named(tmp_path: Path) -> None:
     assert "holds no fs-splits/train.csv and fs-splits/test.csv" in problems_of(plan, tmp_path)[0]
     write(tmp_path, {"train.csv": lines(0, 9), "other.csv": lines(9, 3)})
-    problems = problems_of(plan, tmp_path, verify_counts=False)
-    assert "train.csv (9 classes)" in problems[0]
-    assert "call them train.csv and test.csv" in problems[0]
+    problems = problems_of(some, tmp_path)
+    assert "no file of split test of meta-iNat (227 classes)" in problems[0]
+    assert "train.csv (9 classes, 9 images)" in problems[0]
+    assert problems[0].endswith("where the numbers of classes differ, call the file test")
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     write(tmp_path, {"train.csv": lines(0, 3), "test.csv": lines(3, 2)})
     with pytest.raises(UserError, match=r"images/Aves/Species \d/\d_0\.jpg: is not a readable"):
-        plan(tmp_path, verify_counts=False).classes[0].load()
+        some(tmp_path).classes[0].load()

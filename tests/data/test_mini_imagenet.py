@@ -8,24 +8,24 @@ import lzma
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers_data import LISTS
-from helpers_imports import counts, import_source, problems_of, python2
+from helpers_imports import classes, counts, plan_source, problems_of, python2, save_halves
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.sources import MiniImageNetSource
-from raymaml.data.importers.mini_imagenet import ilsvrc_files, plan_mini_imagenet
-from raymaml.data.importers.plan import ImportPlan
+from raymaml.data.importers.mini_imagenet import ilsvrc_files
 
+plan = partial(plan_source, "mini-imagenet")
 SIZES = {"train": 64, "val": 16, "test": 20}
 FIRST = {"train": 0, "val": 64, "test": 80}
 GIDARIS = "miniImageNet_category_split_{}.pickle"
-WNIDS = {split: sorted(classes) for split, classes in ilsvrc_files().items()}
+WNIDS = {split: sorted(files) for split, files in ilsvrc_files().items()}
 
 Dump = Callable[[Any], bytes]
 
@@ -34,35 +34,24 @@ def dump3(value: Any) -> bytes:
     return pickle.dumps(value, protocol=4)
 
 
-def pixels(labels: list[int], size: int = 2, shift: int = 0) -> np.ndarray:
-    """Image i of the file is filled with (label, i mod 256, shift)."""
-    images = np.empty((len(labels), size, size, 3), np.uint8)
-    images[...] = [[[[label, i % 256, shift]]] for i, label in enumerate(labels)]
-    return images
-
-
 def data_labels(first: int, classes: int, each: int, size: int = 2, **more: Any) -> dict[Any, Any]:
-    """The form of Gidaris; classes take turns, so that they do not stand together."""
+    """The form of Gidaris. Classes take turns; image i is filled with (label, i mod 256, 0)."""
     labels = [first + i % classes for i in range(classes * each)]
-    return {"data": pixels(labels, size), "labels": labels, **more}
+    images = np.empty((len(labels), size, size, 3), np.uint8)
+    images[...] = [[[[label, i % 256, 0]]] for i, label in enumerate(labels)]
+    return {"data": images, "labels": labels, **more}
 
 
-def cache(wnids: list[str], each: int, size: int = 2) -> dict[Any, Any]:
-    """The form of few-shot-ssl."""
-    labels = [i // each for i in range(len(wnids) * each)]
-    rows = {wnid: list(range(i * each, (i + 1) * each)) for i, wnid in enumerate(wnids)}
-    return {"image_data": pixels(labels, size), "class_dict": rows}
+def cache(wnids: list[str], each: int) -> dict[Any, Any]:
+    """The form of few-shot-ssl: image i is filled with (class, i mod 256, 0)."""
+    images = data_labels(0, len(wnids), each)["data"]
+    rows = {wnid: range(i, len(images), len(wnids)) for i, wnid in enumerate(wnids)}
+    return {"image_data": images, "class_dict": {wnid: list(own) for wnid, own in rows.items()}}
 
 
 def write(folder: Path, files: dict[str, Any], dump: Dump = dump3) -> None:
-    folder.mkdir(exist_ok=True)
     for name, value in files.items():
         (folder / name).write_bytes(dump(value))
-
-
-def plan(folder: Path, size: int = 2, **changes: Any) -> ImportPlan:
-    source = MiniImageNetSource(kind="mini-imagenet", path=folder, **changes)
-    return plan_mini_imagenet(source, size)
 
 
 FULL = [(64, 38_400), (16, 9_600), (20, 12_000)]
@@ -87,12 +76,13 @@ def test_pickles_of_data_and_labels_are_told_by_content(
     files["train_phase_test.pickle"] = data_labels(0, 64, 300)
     files["trainval.pickle"] = data_labels(0, 80, 600)
     write(tmp_path, files, dump)
-    found = plan(tmp_path)
+    found = plan(tmp_path, 2)
     assert counts(found) == FULL
     assert found.problems == ()
     for split, name in names.items():
         assert f"{split} {name}" in found.source
     assert "Gidaris" in found.source
+    assert "non-commercial" in found.licence
     assert "trainval" not in found.source
     # the classes are sorted by label; images of a class keep their order
     images = found.classes[64 + 3].load()
@@ -100,9 +90,11 @@ def test_pickles_of_data_and_labels_are_told_by_content(
     assert images[:3, 0, 0].tolist() == [[67, 3, 0], [67, 19, 0], [67, 35, 0]]
 
 
-def test_labels_may_start_at_0_in_every_file(tmp_path: Path) -> None:
-    write(tmp_path, {f"{split}.pickle": data_labels(0, SIZES[split], 600) for split in SIZES})
-    found = plan(tmp_path)
+def test_labels_may_start_at_0_in_every_file_and_keys_may_be_bytes(tmp_path: Path) -> None:
+    for split, size in SIZES.items():
+        content = {key.encode(): item for key, item in data_labels(0, size, 600).items()}
+        write(tmp_path, {f"{split}.pickle": content})
+    found = plan(tmp_path, 2)
     assert counts(found) == FULL
     assert found.classes[64].name == "val-000"
 
@@ -115,40 +107,27 @@ def test_names_of_the_classes_are_kept_and_tell_the_split(tmp_path: Path) -> Non
         files[f"{name}.pkl"] = data_labels(40, 2, 3, catname2label=numbers)
     write(tmp_path, files)
     found = plan(tmp_path, verify_counts=False)
-    assert [(c.split, c.name) for c in found.classes] == [
-        (split, wnid) for split in SIZES for wnid in WNIDS[split][:2]
-    ]
+    assert classes(found) == [(s, wnid, 3) for s in SIZES for wnid in WNIDS[s][:2]]
 
 
 @pytest.mark.parametrize("dump", [dump3, python2], ids=["python 3", "python 2"])
 @pytest.mark.parametrize("val", ["val", "validation"])
 def test_cache_pickles(tmp_path: Path, dump: Dump, val: str) -> None:
     names = {"train": "train", "val": val, "test": "test"}
-    write(
-        tmp_path,
-        {f"mini-imagenet-cache-{names[s]}.pkl": cache(WNIDS[s], 600) for s in SIZES},
-        dump,
-    )
-    found = plan(tmp_path)
+    for split, name in names.items():
+        write(tmp_path, {f"mini-imagenet-cache-{name}.pkl": cache(WNIDS[split], 600)}, dump)
+    found = plan(tmp_path, 2)
     assert counts(found) == FULL
     assert [c.name for c in found.classes if c.split == "val"] == WNIDS["val"]
     assert f"val mini-imagenet-cache-{val}.pkl" in found.source
     assert "class_dict" in found.source
-    # class 5 of train are the rows 3000 to 3599
-    assert found.classes[5].load()[:2, 0, 0].tolist() == [[5, 3000 % 256, 0], [5, 3001 % 256, 0]]
-
-
-def test_keys_may_be_bytes(tmp_path: Path) -> None:
-    for split, classes in SIZES.items():
-        value = data_labels(FIRST[split], classes, 600)
-        write(tmp_path, {split: {key.encode(): item for key, item in value.items()}})
-    assert counts(plan(tmp_path)) == FULL
+    # class 5 of train's 64 has the rows 5, 69, ...
+    assert found.classes[5].load()[:2, 0, 0].tolist() == [[5, 5, 0], [5, 69, 0]]
 
 
 def test_arrays_of_the_size_are_taken_as_they_are_and_others_resized(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-    files = {s: {"data": noise, "labels": [FIRST[s]] * 6} for s in SIZES}
-    write(tmp_path, files)
+    write(tmp_path, {s: {"data": noise, "labels": [FIRST[s]] * 6} for s in SIZES})
     np.testing.assert_array_equal(plan(tmp_path, 8, verify_counts=False).classes[0].load(), noise)
     smaller = plan(tmp_path, 4, verify_counts=False).classes[0].load()
     wanted = Image.fromarray(noise[2]).resize((4, 4), Image.Resampling.LANCZOS)
@@ -171,21 +150,16 @@ def test_wrong_counts_are_one_message_with_all_that_is_wrong(tmp_path: Path) -> 
         f"{tmp_path / 'val'}: split val has 15 classes, mini-ImageNet has 16; {remedy}",
         f"{tmp_path / 'val'}: split val has 9,000 images, mini-ImageNet has 9,600; {remedy}",
     ]
-    assert counts(plan(tmp_path, verify_counts=False))[1] == (15, 9000)
+    assert counts(plan(tmp_path, 2, verify_counts=False))[1] == (15, 9000)
 
 
-def test_a_missing_split_is_named_with_what_is_there(tmp_path: Path) -> None:
+def test_a_missing_split_and_two_files_of_one_are_named(tmp_path: Path) -> None:
     write(tmp_path, {"train": data_labels(0, 64, 600), "test": data_labels(80, 20, 600)})
-    (problem,) = problems_of(plan, tmp_path)
-    assert f"{tmp_path} holds no file of split val of mini-ImageNet (16 classes)" in problem
-    assert "train (64 classes, 38400 images)" in problem
-
-
-def test_two_files_of_a_split_are_not_chosen_between(tmp_path: Path) -> None:
-    write(tmp_path, {split: data_labels(FIRST[split], SIZES[split], 600) for split in SIZES})
-    write(tmp_path, {"copy": data_labels(64, 16, 600)})
-    (problem,) = problems_of(plan, tmp_path)
-    assert problem == f"{tmp_path / 'copy'} and {tmp_path / 'val'}: each holds split val of" + (
+    write(tmp_path, {"copy": data_labels(80, 20, 600)})
+    missing, twice = problems_of(plan, tmp_path)
+    assert f"{tmp_path} holds no file of split val of mini-ImageNet (16 classes)" in missing
+    assert "train (64 classes, 38400 images)" in missing
+    assert twice == f"{tmp_path / 'copy'} and {tmp_path / 'test'}: each holds split test of" + (
         " mini-ImageNet; keep one"
     )
 
@@ -221,21 +195,14 @@ def test_all_broken_files_are_named(tmp_path: Path) -> None:
     assert any("i.pkl: is not a whole pickle" in problem for problem in problems_of(plan, tmp_path))
 
 
-def save_jpeg(path: Path, width: int = 30, height: int = 20) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new("RGB", (width, height), "black")
-    image.paste("white", (0, 0, width // 2, height))
-    image.save(path, quality=100, subsampling=0)
-
-
 def write_ravi(folder: Path, classes: int, images: int) -> None:
     """``images/`` and CSVs with misleading names."""
     for table, split in {"a.csv": "val", "train.csv": "test", "z.csv": "train"}.items():
         lines = ["filename,label"]
         for wnid in WNIDS[split][:classes]:
             for number in range(1, images + 1):
-                lines.append(f"{wnid}{number:08d}.jpg,{wnid}")
-                save_jpeg(folder / "images" / f"{wnid}{number:08d}.jpg")
+                path = save_halves(folder / "images" / f"{wnid}{number:08d}.jpg", quality=100)
+                lines.append(f"{path.name},{wnid}")
         (folder / table).write_text("\n".join(lines) + "\n")
 
 
@@ -268,11 +235,11 @@ def test_a_missing_image_and_a_broken_line_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", ["", "train", "ILSVRC/Data/CLS-LOC/train"])
 def test_class_folders_of_ilsvrc(tmp_path: Path, inside: str) -> None:
-    for split, classes in ilsvrc_files().items():
+    for split, files in ilsvrc_files().items():
         for wnid in WNIDS[split][:2]:
-            for name in (*classes[wnid][:3], f"{wnid}_999999.JPEG"):  # the last is not listed
-                save_jpeg(tmp_path / inside / wnid / name)
-    save_jpeg(tmp_path / inside / "n99999999" / "n99999999_1.JPEG")
+            for name in (*files[wnid][:3], f"{wnid}_999999.JPEG"):  # the last is not listed
+                save_halves(tmp_path / inside / wnid / name, format="JPEG")
+    save_halves(tmp_path / inside / "n99999999" / "n99999999_1.JPEG")
     found = plan(tmp_path, 8, verify_counts=False)
     assert counts(found) == [(2, 6)] * 3
     assert "class folders of ILSVRC 2012" in found.source
@@ -296,14 +263,3 @@ def test_the_packages_list_is_the_published_one() -> None:
     assert sorted(own) == sorted(rows)
     wnids = json.loads((LISTS / "mini_imagenet_wnids.json").read_text())
     assert {split: list(classes) for split, classes in ilsvrc_files().items()} == wnids
-
-
-def test_an_import_makes_a_bank(tmp_path: Path) -> None:
-    write(tmp_path / "in", {s: data_labels(FIRST[s], 3, 4, size=8) for s in SIZES})
-    source = MiniImageNetSource(kind="mini-imagenet", path=tmp_path / "in", verify_counts=False)
-    bank = import_source(source, tmp_path, 8, ways=3, images=3)
-    assert [(c.split, c.count) for c in bank.classes] == [(s, 4) for s in SIZES for _ in range(3)]
-    assert bank.class_images(4)[:, 0, 0].tolist() == [[65, 1 + 3 * i, 0] for i in range(4)]
-    assert "mini-ImageNet" in bank.source
-    assert "non-commercial" in bank.licence
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bank", "in"]

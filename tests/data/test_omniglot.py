@@ -5,20 +5,21 @@ from __future__ import annotations
 import io
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers_data import SHARED
-from helpers_imports import import_source, unpack
+from helpers_imports import import_source, plan_source, problems_of, unpack
 from PIL import Image
 
 from raymaml.common.errors import UserError
-from raymaml.config.sources import OmniglotSource
 from raymaml.data.importers import omniglot
-from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.plan import ImportPlan
 
+plan = partial(plan_source, "omniglot", size=28, split="background_evaluation")
+upright = partial(plan, rotations=False)
 OFFICIAL = SHARED / "data"
 
 
@@ -62,13 +63,8 @@ def write_zips(folder: Path) -> None:
     zip_to(folder / "images_evaluation.zip", layout(EVALUATION, DRAWINGS))
 
 
-def source_of(folder: Path, **changes: object) -> OmniglotSource:
-    fields = {"kind": "omniglot", "path": folder, "split": "background_evaluation"} | changes
-    return OmniglotSource.model_validate(fields)
-
-
-def names(plan: ImportPlan, split: str) -> list[str]:
-    return [planned.name for planned in plan.classes if planned.split == split]
+def names(found: ImportPlan, split: str) -> list[str]:
+    return [planned.name for planned in found.classes if planned.split == split]
 
 
 def test_the_vinyals_split_divides_all_characters() -> None:
@@ -87,10 +83,10 @@ def test_background_evaluation_takes_val_from_the_last_background_alphabets(
     tmp_path: Path,
 ) -> None:
     write_zips(tmp_path)
-    plan = plan_omniglot(source_of(tmp_path, rotations=False), 28)
-    assert names(plan, "train") == ["Aa/character01", "Aa/character02"]
-    assert {name.split("/")[0] for name in names(plan, "val")} == {"Bb", "Cc", "Dd", "Ee", "Ff"}
-    assert names(plan, "test") == ["Zz/character01", "Zz/character02", "Zz/character03"]
+    found = upright(tmp_path)
+    assert names(found, "train") == ["Aa/character01", "Aa/character02"]
+    assert {name.split("/")[0] for name in names(found, "val")} == {"Bb", "Cc", "Dd", "Ee", "Ff"}
+    assert names(found, "test") == ["Zz/character01", "Zz/character02", "Zz/character03"]
 
 
 @pytest.mark.parametrize("where", ["zips", "folders", "folders of folders"])
@@ -100,37 +96,27 @@ def test_strokes_are_white_and_rotations_are_classes(tmp_path: Path, where: str)
     else:
         folder = tmp_path / ("deep" if "of" in where else "")
         unpack(folder, layout(SIX, DRAWINGS) | layout(EVALUATION, DRAWINGS))
-    plan = plan_omniglot(source_of(tmp_path), 7)
-    assert [planned.name for planned in plan.classes[:4]] == [
-        f"Aa/character01{suffix}" for suffix in ("", "/rot090", "/rot180", "/rot270")
-    ]
-    upright, *turned = (planned.load() for planned in plan.classes[:4])
-    assert upright.shape == (2, 7, 7, 1)
+    four = plan(tmp_path, size=7).classes[:4]
+    suffixes = ("", "/rot090", "/rot180", "/rot270")
+    assert [planned.name for planned in four] == [f"Aa/character01{suffix}" for suffix in suffixes]
+    first, *turned = (planned.load() for planned in four)
+    assert first.shape == (2, 7, 7, 1)
     # at 7x7 one block of ink is one pixel, softened by the filter; drawings are sorted by name
-    ink = upright[..., 0] > 128
+    ink = first[..., 0] > 128
     assert np.argwhere(ink[0]).tolist() == [[0, 0], [0, 3]]
     assert np.argwhere(ink[1]).tolist() == [[1, 1]]
     for turns, images in enumerate(turned, 1):
-        np.testing.assert_array_equal(images, np.rot90(upright, turns, axes=(1, 2)))
+        np.testing.assert_array_equal(images, np.rot90(first, turns, axes=(1, 2)))
     assert turned[0][0, 6, 0, 0] > 128  # counter-clockwise: top left goes to bottom left
 
 
 def test_resizing_is_lanczos_of_the_grey_image(tmp_path: Path) -> None:
     write_zips(tmp_path)
-    image = plan_omniglot(source_of(tmp_path, rotations=False), 28).classes[0].load()[0, ..., 0]
+    image = upright(tmp_path).classes[0].load()[0, ..., 0]
     with Image.open(io.BytesIO(DRAWINGS["0001_01.png"])) as drawing:
         grey = drawing.convert("L").resize((28, 28), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(image, 255 - np.asarray(grey))
     assert len(np.unique(image)) > 2  # not nearest neighbour
-
-
-def test_an_import_makes_a_bank(tmp_path: Path) -> None:
-    write_zips(tmp_path)
-    bank = import_source(source_of(tmp_path), tmp_path, 28)
-    assert bank.image_shape == (1, 28, 28)
-    assert bank.num_images == 4 * (6 * 2 + 3) * 2
-    assert "Lake" in bank.source
-    assert "MIT" in bank.licence
 
 
 def test_each_broken_drawing_is_named_once_and_nothing_remains(tmp_path: Path) -> None:
@@ -139,27 +125,27 @@ def test_each_broken_drawing_is_named_once_and_nothing_remains(tmp_path: Path) -
     members |= {broken[0]: b"not a png", broken[1]: png((1, 1))[:60]}
     zip_to(tmp_path / "a.zip", members)
     zip_to(tmp_path / "b.zip", layout(EVALUATION, DRAWINGS))
-    with pytest.raises(UserError) as caught:
-        import_source(source_of(tmp_path), tmp_path, 28)
-    assert len(caught.value.problems) == 2
-    for name, problem in zip(broken, caught.value.problems, strict=True):
+    run = partial(import_source, "omniglot", tmp_path, tmp_path, split="background_evaluation")
+    for name, problem in zip(broken, problems_of(run), strict=True):
         assert f"{name}: is not a readable image" in problem
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "b.zip"]
+    zip_to(tmp_path / "a.zip", layout(SIX, DRAWINGS))
+    bank = run()
+    assert bank.num_images == 4 * (6 * 2 + 3) * 2
+    assert "Lake" in bank.source
+    assert "MIT" in bank.licence
 
 
-def test_missing_characters_are_named(tmp_path: Path) -> None:
-    write_zips(tmp_path)
-    plan = plan_omniglot(source_of(tmp_path, split="vinyals"), 28)
-    assert len(plan.problems) == 1623
-    assert "images_background/Alphabet_of_the_Magi/character01 of split train" in plan.problems[0]
-
-
-def test_a_missing_set_is_named_with_where_to_get_it(tmp_path: Path) -> None:
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.source\.path: .*nowhere is not a folder"):
+        plan(tmp_path / "nowhere")
     zip_to(tmp_path / "a.zip", layout(SIX, DRAWINGS))
     with pytest.raises(UserError, match=r"no images_evaluation\.zip.*github"):
-        plan_omniglot(source_of(tmp_path), 28)
-    with pytest.raises(UserError, match=r"data\.source\.path: .*nowhere is not a folder"):
-        plan_omniglot(source_of(tmp_path / "nowhere"), 28)
+        plan(tmp_path)
+    write_zips(tmp_path)
+    problems = plan(tmp_path, split="vinyals").problems
+    assert len(problems) == 1623
+    assert "images_background/Alphabet_of_the_Magi/character01 of split train" in str(problems[0])
 
 
 def test_a_torn_archive_is_named(tmp_path: Path) -> None:
@@ -167,7 +153,7 @@ def test_a_torn_archive_is_named(tmp_path: Path) -> None:
     archive = tmp_path / "images_evaluation.zip"
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"images_evaluation\.zip: is not a whole zip"):
-        plan_omniglot(source_of(tmp_path), 28)
+        plan(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +163,7 @@ def test_archives_with_escaping_paths_are_refused(tmp_path: Path, name: str) -> 
     write_zips(tmp_path)
     zip_to(tmp_path / "evil.zip", {name: b""})
     with pytest.raises(UserError, match=r"evil\.zip: holds the unsafe path"):
-        plan_omniglot(source_of(tmp_path), 28)
+        plan(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -189,14 +175,14 @@ def test_the_official_archives(split: str, counts: list[int | None]) -> None:
         if not (OFFICIAL / name).exists():
             pytest.skip(f"{OFFICIAL / name} is not there")
     # other archives may lie beside these two
-    plan = plan_omniglot(source_of(OFFICIAL, split=split, rotations=False), 28)
-    assert plan.problems == ()
-    found: list[int | None] = [len(names(plan, s)) for s in ("train", "val", "test")]
+    found = upright(OFFICIAL, split=split)
+    assert found.problems == ()
+    sizes: list[int | None] = [len(names(found, s)) for s in ("train", "val", "test")]
     if split == "background_evaluation":
-        found = [len(names(plan, "train")) + len(names(plan, "val")), None, found[2]]
-    assert found == counts
-    assert {planned.count for planned in plan.classes} == {20}
-    for planned in plan.classes[::400]:
+        sizes = [len(names(found, "train")) + len(names(found, "val")), None, sizes[2]]
+    assert sizes == counts
+    assert {planned.count for planned in found.classes} == {20}
+    for planned in found.classes[::400]:
         images = planned.load()
         assert images.shape == (20, 28, 28, 1)
         assert 0 < images.mean() < 64  # mostly paper, which is black

@@ -5,26 +5,27 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 import subprocess
 import sys
 import textwrap
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers_data import LISTS
-from helpers_imports import counts, import_source, problems_of, python2
+from helpers_imports import classes, counts, import_source, plan_source, problems_of, python2
 from PIL import Image
 
 from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS
-from raymaml.config.sources import TieredImageNetSource
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.importers.tiered_imagenet import BENCHMARK, plan_tiered_imagenet
+from raymaml.data.importers.tiered_imagenet import BENCHMARK
 
+plan = partial(plan_source, "tiered-imagenet")
+some = partial(plan, verify_counts=False)
 FIRST = {"train": 0, "val": 351, "test": 448}
 
 
@@ -48,31 +49,25 @@ def png(pixels: np.ndarray) -> np.ndarray:
 
 
 def write_npz(
-    folder: Path, split: str, labels: list[int], compressed: bool = False, name: str = ""
+    folder: Path, split: str, labels: list[int], compressed: bool = False, size: int = 4
 ) -> None:
     save = np.savez_compressed if compressed else np.savez
-    save(folder / f"{name or split}_images.npz", images=colours(labels)[..., ::-1])  # BGR
-    (folder / f"{name or split}_labels.pkl").write_bytes(python2({"labels": labels}))
+    save(folder / f"{split}_images.npz", images=colours(labels, size)[..., ::-1])  # BGR
+    (folder / f"{split}_labels.pkl").write_bytes(python2({"labels": labels}))
 
 
 def write_pngs(folder: Path, split: str, labels: list[int], flat: bool = False) -> None:
     images = [png(pixels) for pixels in colours(labels)]
-    images = [image.ravel() for image in images] if flat else images
     own = np.array(labels) - min(labels)
-    names = ["crane"] * (own.max() + 1)  # two classes of ImageNet are called so
     content = {
         "label_specific": own,
         "label_general": own // 2,
-        "label_specific_str": names,
+        "label_specific_str": ["crane"] * (own.max() + 1),  # two classes of ImageNet are called so
         "label_general_str": ["bird"],
     }
-    (folder / f"{split}_images_png.pkl").write_bytes(python2(images))
+    pngs = python2([image.ravel() for image in images] if flat else images)
+    (folder / f"{split}_images_png.pkl").write_bytes(pngs)
     (folder / f"{split}_labels.pkl").write_bytes(python2(content))
-
-
-def plan(folder: Path, size: int = 4, **changes: Any) -> ImportPlan:
-    source = TieredImageNetSource(kind="tiered-imagenet", path=folder, **changes)
-    return plan_tiered_imagenet(source, size, folder / "bank")
 
 
 def first_pixels(found: ImportPlan, name: str) -> list[list[int]]:
@@ -81,14 +76,10 @@ def first_pixels(found: ImportPlan, name: str) -> list[list[int]]:
     return pixels
 
 
-def test_published_numbers_add_up() -> None:
-    assert BENCHMARK.num_images is not None
+def test_published_numbers() -> None:
     assert sum(BENCHMARK.num_images.values()) == 779_165
-    assert sum(BENCHMARK.num_classes.values()) == 608
     assert [BENCHMARK.num_images[s] for s in SPLITS] == [448_695, 124_261, 206_209]
-
-
-def test_the_published_classes_are_as_many() -> None:
+    assert sum(BENCHMARK.num_classes.values()) == 608
     path = LISTS / "tiered_imagenet_wnids.json"
     if not path.exists():
         pytest.skip(f"{path} is not there")
@@ -100,37 +91,31 @@ def test_the_published_classes_are_as_many() -> None:
 def test_npz_files_are_turned_from_bgr_to_rgb(tmp_path: Path, compressed: bool) -> None:
     for split in SPLITS:
         write_npz(tmp_path, split, labels_of(split, 3, 2), compressed)
-    found = plan(tmp_path, verify_counts=False)
-    assert [(c.split, c.count) for c in found.classes] == [(s, 2) for s in SPLITS for _ in "abc"]
+    found = some(tmp_path, 4)
+    assert counts(found) == [(3, 6)] * 3
     # class 1 of val has label 352 = 96 mod 256, and its rows are 1 and 4
     assert first_pixels(found, "val-352") == [[96, 1, 7], [96, 4, 7]]
     assert "npz files of BGR pixels (MetaOptNet): train train_images.npz" in found.source
     assert found.classes[0].load().shape == (2, 4, 4, 3)
-    assert plan(tmp_path, 8, verify_counts=False).classes[0].load().shape == (2, 8, 8, 3)
+    assert some(tmp_path, 8).classes[0].load().shape == (2, 8, 8, 3)
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["column", "flat"])
 def test_pickles_of_png_files_are_rgb(tmp_path: Path, flat: bool) -> None:
     for split in SPLITS:
         write_pngs(tmp_path, split, labels_of(split, 3, 2), flat)
-    found = plan(tmp_path, verify_counts=False)
-    assert [c.name for c in found.classes] == [
-        f"{split}-00{label} crane" for split in SPLITS for label in range(3)
-    ]
+    found = some(tmp_path)
+    assert classes(found) == [(s, f"{s}-00{label} crane", 2) for s in SPLITS for label in range(3)]
     assert first_pixels(found, "val-001") == [[96, 1, 7], [96, 4, 7]]
     assert "pickles of PNG files (Ren et al.)" in found.source
 
 
 def test_splits_are_told_by_the_number_of_classes(tmp_path: Path) -> None:
     # labels that start at 0 and names that mislead
-    for name, (split, classes) in {
-        "a": ("val", 97),
-        "train": ("test", 160),
-        "test": ("train", 351),
-        "b": ("train", 350),  # of no split: neither number of classes nor name
-    }.items():
-        write_npz(tmp_path, split, [label % classes for label in range(2 * classes)], name=name)
-    found = plan(tmp_path, verify_counts=False)
+    # "b" is of no split: neither by its number of classes nor by its name
+    for name, size in {"a": 97, "train": 160, "test": 351, "b": 350}.items():
+        write_npz(tmp_path, name, [label % size for label in range(2 * size)])
+    found = some(tmp_path)
     assert counts(found) == [(351, 702), (97, 194), (160, 320)]
     places = "train test_images.npz, val a_images.npz, test train_images.npz"
     assert found.source.endswith(places)
@@ -153,7 +138,7 @@ def test_images_without_labels_are_named(tmp_path: Path) -> None:
     (tmp_path / "val_labels.pkl").write_bytes(python2({"labels": [351, 352]}))
     (tmp_path / "train_labels.pkl").unlink()
     (tmp_path / "test_labels.pkl").unlink()
-    problems = problems_of(plan, tmp_path, verify_counts=False)
+    problems = problems_of(some, tmp_path)
     assert [problem.split(":")[0] for problem in problems] == [
         str(tmp_path / f"{split}_images.npz") for split in ("test", "train", "val")
     ]
@@ -172,7 +157,7 @@ def test_damaged_npz_files_are_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     rewritten(path, lambda data: data[:100] + bytes(30) + data[130:])
     with pytest.raises(UserError, match=r"val_images\.npz: is not a whole npz file"):
-        plan(tmp_path, verify_counts=False).classes[3].load()
+        some(tmp_path).classes[3].load()
     path.write_bytes(whole)
     stream = io.BytesIO()
     np.save(stream, colours([1, 2])[..., ::-1])
@@ -184,7 +169,7 @@ def test_damaged_npz_files_are_named(tmp_path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("images.npy", content)
         with pytest.raises(UserError, match=says):
-            plan(tmp_path, verify_counts=False)
+            some(tmp_path)
 
 
 def test_a_broken_png_is_named_by_its_number(tmp_path: Path) -> None:
@@ -192,21 +177,19 @@ def test_a_broken_png_is_named_by_its_number(tmp_path: Path) -> None:
         write_pngs(tmp_path, split, labels_of(split, 2, 2))
     rewritten(tmp_path / "val_images_png.pkl", lambda data: data.replace(b"IHDR", b"XHDR", 3))
     with pytest.raises(UserError) as caught:
-        plan(tmp_path, verify_counts=False).classes[2].load()
+        some(tmp_path).classes[2].load()
     assert [problem.split(" is not")[0] for problem in caught.value.problems] == [
         f"{tmp_path / 'val_images_png.pkl'}: image {row}:" for row in (0, 2)
     ]
 
 
 def test_an_import_makes_a_bank_and_leaves_nothing_else(tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
+    (tmp_path / "in").mkdir()
     for split in SPLITS:
-        labels = [FIRST[split] + i % 3 for i in range(9)]
-        np.savez_compressed(folder / f"{split}_images.npz", images=colours(labels, 8)[..., ::-1])
-        (folder / f"{split}_labels.pkl").write_bytes(pickle.dumps({"labels": labels}))
-    source = TieredImageNetSource(kind="tiered-imagenet", path=folder, verify_counts=False)
-    bank = import_source(source, tmp_path, 8, ways=3, images=3)
+        write_npz(tmp_path / "in", split, labels_of(split, 3, 3), compressed=True, size=8)
+    bank = import_source(
+        "tiered-imagenet", tmp_path / "in", tmp_path, ways=3, images=3, verify_counts=False
+    )
     assert bank.class_images(1)[:, 0, 0].tolist() == [[1, 1, 7], [1, 4, 7], [1, 7, 7]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bank", "in"]
 
@@ -215,15 +198,13 @@ IMPORT = """
     import resource, sys
     from pathlib import Path
     from helpers_imports import import_source
-    from raymaml.config.sources import TieredImageNetSource
 
     def resident():  # MiB, the highest so far
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     folder = Path(sys.argv[1])
-    source = TieredImageNetSource(kind="tiered-imagenet", path=folder, verify_counts=False)
     before = resident()
-    bank = import_source(source, folder, 84)
+    bank = import_source("tiered-imagenet", folder, folder, 84, verify_counts=False)
     print(bank.num_images, resident() - before)
 """
 

@@ -9,11 +9,13 @@ import io
 import lzma
 import os
 import pickle
+import pickletools
 import shutil
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +23,18 @@ import numpy as np
 import pytest
 from helpers_data import raw_png
 from helpers_fuzz import NUMBERS, Fuzz, changed_bytes, hostile_values
-from helpers_imports import python2
+from helpers_imports import plan_source, python2
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from raymaml.common.errors import UserError
-from raymaml.config.sources import (
-    CifarFsSource,
-    CubSource,
-    ImageFolderSource,
-    INaturalist2017Source,
-    MiniImageNetSource,
-    OmniglotSource,
-    TieredImageNetSource,
-)
+from raymaml.common.errors import gathered
 from raymaml.data.formats import spool
 from raymaml.data.formats.archives import read_tar
 from raymaml.data.formats.pickles import load_pickle
 from raymaml.data.formats.spool import open_blob
-from raymaml.data.importers.cifar import plan_cifar, splits_of
-from raymaml.data.importers.cub import plan_cub
-from raymaml.data.importers.image_folder import _square, plan_image_folder
+from raymaml.data.importers.cifar import splits_of
+from raymaml.data.importers.image_folder import _square
 from raymaml.data.importers.images import decode_files, squared, squashed
-from raymaml.data.importers.inaturalist import plan_inaturalist
-from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
-from raymaml.data.importers.omniglot import plan_omniglot
-from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 
 SIZE = 8
 
@@ -66,9 +53,12 @@ def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Image.init() or ImageCms  # loads Pillow's formats, which an import would later
 
 
-def load_all(plan: ImportPlan) -> None:
-    for planned in plan.classes:
+def load_all(kind: str, path: Path, size: int = SIZE, **changes: Any) -> None:
+    for planned in plan_source(kind, path, size, **changes).classes:
         assert planned.load().dtype == np.uint8
+
+
+SOME = {"verify_counts": False}
 
 
 # Pickles
@@ -76,35 +66,25 @@ def load_all(plan: ImportPlan) -> None:
 
 def opcodes() -> st.SearchStrategy[bytes]:
     """Programs of a pickle: any opcodes, with arguments that are often too large."""
-    number = st.sampled_from(NUMBERS)
-    small = st.binary(max_size=6)
+    numbers = st.sampled_from(NUMBERS).map(lambda number: struct.pack("<Q", number % 2**64))
     names = [b"os\nsystem\n", b"builtins\neval\n", b"numpy\ndtype\n", b"numpy\nndarray\n"]
     names += [b"numpy.core.multiarray\n_reconstruct\n", b"numpy.core.multiarray\nscalar\n"]
     names += [b"numpy.core.numeric\n_frombuffer\n", b"_codecs\nencode\n", b"\n\n", b"a.b\nc.d\n"]
-    plain = [
-        bytes([code])
-        for code in b"(.0)12NRbdseatul]}oQ\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x93\x94"
-    ]
-    one = st.one_of(
-        st.sampled_from(plain),
-        st.sampled_from(plain),
-        st.tuples(st.sampled_from([b"c", b"i"]), st.sampled_from(names)).map(b"".join),
-        st.tuples(
-            st.sampled_from([b"X", b"B", b"T", b"r", b"j", b"J", b"\x84", b"\x8b"]), number, small
-        ).map(lambda part: part[0] + struct.pack("<I", part[1] % 2**32) + part[2]),
-        st.tuples(st.sampled_from([b"\x8d", b"\x8e", b"\x96", b"\x95", b"G"]), number, small).map(
-            lambda part: part[0] + struct.pack("<Q", part[1] % 2**64) + part[2]
-        ),
-        st.tuples(st.sampled_from([b"U", b"C", b"\x8c", b"\x8a"]), small).map(
-            lambda part: part[0] + bytes([len(part[1])]) + part[1]
-        ),
-        st.tuples(st.sampled_from([b"K", b"q", b"h", b"\x80", b"\x82"]), st.integers(0, 255)).map(
-            lambda part: part[0] + bytes([part[1]])
-        ),
-        st.tuples(st.sampled_from([b"I", b"L", b"F", b"S", b"V", b"p", b"g", b"P"]), small).map(
-            lambda part: part[0] + part[1].replace(b"\n", b"") + b"\n"
-        ),
-    )
+    lines = st.sampled_from(names) | st.binary(max_size=6).map(lambda text: text + b"\n")
+    # an argument is a line, or of a number of bytes, or that number in some bytes and then these
+    widths = {-1: 0, -2: 1, -3: 4, -4: 4, -5: 8}
+    plain, others = [], []
+    for opcode in pickletools.opcodes:
+        code = opcode.code.encode("latin1")
+        if opcode.arg is None:
+            plain.append(code)
+        elif opcode.arg.n == -1:
+            others.append(lines.map(code.__add__))
+        else:
+            width = slice(widths.get(opcode.arg.n, opcode.arg.n))
+            number = numbers.map(itemgetter(width))
+            others.append(st.tuples(st.just(code), number, st.binary(max_size=6)).map(b"".join))
+    one = st.sampled_from(plain) | st.one_of(others)
     return st.lists(one, max_size=25).map(lambda parts: b"\x80\x02" + b"".join(parts) + b".")
 
 
@@ -162,18 +142,16 @@ def labelled(root: Path) -> st.SearchStrategy[bytes]:
 
 
 def test_pickles(fuzz: Fuzz) -> None:
-    source = MiniImageNetSource(kind="mini-imagenet", path=fuzz.place, verify_counts=False)
-    honest = {"data": ARRAYS[0], "labels": [0, 1]}
-    for split in ("train", "val"):
-        (fuzz.place / f"{split}.pickle").write_bytes(pickle.dumps(honest))
     path = fuzz.place / "test.pickle"
+    for split in ("train", "val", "test"):
+        honest = pickle.dumps({"data": ARRAYS[0], "labels": [0, 1]})
+        (fuzz.place / f"{split}.pickle").write_bytes(honest)
 
-    def read(_: bytes) -> None:
+    def read(_: object) -> None:
         load_pickle(str(path), open_blob(path))
-        load_all(plan_mini_imagenet(source, SIZE))
+        load_all("mini-imagenet", fuzz.place, **SOME)
 
-    path.write_bytes(pickle.dumps(honest))
-    read(b"")
+    read(None)
     fuzz(labelled(fuzz.root), path.write_bytes, read)
 
 
@@ -242,36 +220,32 @@ def npz_cases() -> st.SearchStrategy[bytes]:
 
 
 def test_npz(fuzz: Fuzz) -> None:
-    source = TieredImageNetSource(kind="tiered-imagenet", path=fuzz.place, verify_counts=False)
     for number, split in enumerate(("train", "val", "test")):
-        (fuzz.place / f"{split}_images.npz").write_bytes(
-            npz(images=np.zeros((2 + number, 4, 4, 3), np.uint8))
-        )
-        (fuzz.place / f"{split}_labels.pkl").write_bytes(
-            pickle.dumps({"labels": [0] * (1 + number) + [1]})
-        )
-    path = fuzz.place / "train_images.npz"
-    labels = fuzz.place / "train_labels.pkl"
-    honest = labels.read_bytes()
+        images = npz(images=np.zeros((2 + number, 4, 4, 3), np.uint8))
+        (fuzz.place / f"{split}_images.npz").write_bytes(images)
+        labels = pickle.dumps({"labels": [0] * (1 + number) + [1]})
+        (fuzz.place / f"{split}_labels.pkl").write_bytes(labels)
+    honest = (fuzz.place / "train_labels.pkl").read_bytes()
 
     def write(case: tuple[bytes, bytes]) -> None:
-        path.write_bytes(case[0])
-        labels.write_bytes(case[1])
+        (fuzz.place / "train_images.npz").write_bytes(case[0])
+        (fuzz.place / "train_labels.pkl").write_bytes(case[1])
 
     def read(_: object) -> None:
-        load_all(plan_tiered_imagenet(source, SIZE, fuzz.place / "bank"))
+        load_all("tiered-imagenet", fuzz.place, **SOME)
 
     names = {"labels": [0, 1], "label_specific": [0, 1], "label_specific_str": ["a", "b"]}
     values = hostile_values(fuzz.root) | st.sampled_from(ARRAYS)
     pickles = st.fixed_dictionaries({key: st.just(value) | values for key, value in names.items()})
-    write((npz(images=ARRAYS[0]), honest))
     read(None)
-    one, other = npz_cases(), pickles.map(pickle.dumps) | labelled(fuzz.root)
-    pngs = st.lists(values | st.binary(max_size=400), max_size=4).map(pickle.dumps)
+    others = st.one_of(
+        pickles.map(pickle.dumps),
+        labelled(fuzz.root),
+        st.lists(values | st.binary(max_size=400), max_size=4).map(pickle.dumps),
+    )
+    whole = npz(images=ARRAYS[0])
     fuzz(
-        st.tuples(one, st.just(honest)) | st.tuples(st.just(npz(images=ARRAYS[0])), other | pngs),
-        write,
-        read,
+        npz_cases().map(lambda case: (case, honest)) | others.map(lambda c: (whole, c)), write, read
     )
 
 
@@ -279,8 +253,7 @@ def test_npz(fuzz: Fuzz) -> None:
 
 
 def tar_of(
-    members: Iterator[tuple[tarfile.TarInfo, bytes]] | list[tuple[tarfile.TarInfo, bytes]],
-    format_: int = tarfile.GNU_FORMAT,
+    members: list[tuple[tarfile.TarInfo, bytes]], format_: int = tarfile.GNU_FORMAT
 ) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=format_) as archive:
@@ -289,15 +262,14 @@ def tar_of(
     return out.getvalue()
 
 
-def cifar_members(count: int = 2) -> dict[str, bytes]:
-    rows = 100 * count
-    data = {"data": np.zeros((rows, 3072), np.uint8), "fine_labels": list(range(100)) * count}
-    names = {"fine_label_names": list(splits_of("cifar-fs"))}
-    return {
-        "cifar-100-python/meta": pickle.dumps(names),
-        "cifar-100-python/train": pickle.dumps(data),
-        "cifar-100-python/test": pickle.dumps(data),
+def cifar_members() -> dict[str, bytes]:
+    part = {"data": np.zeros((100, 3072), np.uint8), "fine_labels": list(range(100))}
+    contents = {
+        "meta": {"fine_label_names": list(splits_of("cifar-fs"))},
+        "train": part,
+        "test": part,
     }
+    return {f"cifar-100-python/{name}": pickle.dumps(own) for name, own in contents.items()}
 
 
 def info(name: str, size: int = 0, **other: Any) -> tarfile.TarInfo:
@@ -309,26 +281,17 @@ def info(name: str, size: int = 0, **other: Any) -> tarfile.TarInfo:
 
 
 def odd_names(root: Path) -> st.SearchStrategy[str]:
-    names = [
-        "../outside/new",
-        "/etc/passwd",
-        f"{root}/outside/new",
-        "a/../../outside/new",
-        "..",
-        ".",
-    ]
-    names += ["", "a\nb", "a" * 300, "\udcff", "C:\\x", "./././x", "é" * 90, "//x", "\x1b[2J"]
-    names += [f"cifar-100-python/{name}" for name in ("train", "../../x", "/meta")]
-    return st.sampled_from(names)
+    out = ["../outside/new", "/etc/passwd", f"{root}/outside/new", "a/../../outside/new", "..", "."]
+    odd = ["", "a\nb", "a" * 300, "\udcff", "C:\\x", "./././x", "é" * 90, "//x", "\x1b[2J"]
+    odd += [f"cifar-100-python/{name}" for name in ("train", "../../x", "/meta")]
+    return st.sampled_from(out + odd)
 
 
 @st.composite
 def tars(draw: st.DrawFn, root: Path, honest: dict[str, bytes]) -> bytes:
     members = [(info(name, len(data)), data) for name, data in honest.items()]
     for _ in range(draw(st.integers(0, 2))):
-        kind = draw(
-            st.sampled_from([b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"x", b"V"])
-        )
+        kind = draw(st.sampled_from([bytes([code]) for code in b"01234567SxV"]))
         name, link = draw(odd_names(root)), draw(odd_names(root))
         size = draw(st.sampled_from([0, 5]))
         odd = info(name, size, type=kind, linkname=link, mode=0o7777)
@@ -374,37 +337,24 @@ def tar_tricks() -> list[bytes]:
         b"".join(header("x", b"%011o" % 4, b"L") + b"name".ljust(512, b"\0") for _ in range(2000)),
         header("x", b"%011o" % len(pax), b"x") + pax.ljust(512, b"\0") + header("y", b"0", b"0"),
         header("x", b"%011o" % 0, b"S") + bytes(2048),
-        gzip.compress(bytes(4 << 20)),
-        bz2.compress(bytes(4 << 20)),
-        lzma.compress(bytes(4 << 20)),
-        b"\x1f\x8b",
-        b"BZh9",
-        b"\xfd7zXZ\0",
-        b"",
-        bytes(512),
+        *(pack(bytes(4 << 20)) for pack in (gzip.compress, bz2.compress, lzma.compress)),
+        *(b"\x1f\x8b", b"BZh9", b"\xfd7zXZ\0", b"", bytes(512)),
     ]
 
 
 def test_tars(fuzz: Fuzz) -> None:
-    source = CifarFsSource(kind="cifar-fs", path=fuzz.place, verify_counts=False)
     path = fuzz.place / "cifar-100-python.tar"
-    honest = cifar_members(1)
+    honest = cifar_members()
     small = {name: data[:40] for name, data in honest.items()}
-    bank = fuzz.place / "bank"
 
     def read(_: object) -> None:
-        read_tar(path, bank)
-        load_all(plan_cifar(source, 32, bank))
+        read_tar(path, fuzz.place / "bank")
+        load_all("cifar-fs", fuzz.place, 32, **SOME)
 
     path.write_bytes(tar_of([(info(name, len(data)), data) for name, data in honest.items()]))
     read(None)
-    cases = st.one_of(
-        tars(fuzz.root, small),
-        tars(fuzz.root, small),
-        tars(fuzz.root, honest),
-        st.sampled_from(tar_tricks()),
-    )
-    fuzz(cases, path.write_bytes, read)
+    made = (tars(fuzz.root, members) for members in (small, small, honest))
+    fuzz(st.one_of(*made, st.sampled_from(tar_tricks())), path.write_bytes, read)
 
 
 def drawings(count: int = 2) -> dict[str, bytes]:
@@ -429,19 +379,15 @@ def zips(draw: st.DrawFn, root: Path, prefix: str) -> bytes:
 
 
 def test_zips(fuzz: Fuzz) -> None:
-    source = OmniglotSource(
-        kind="omniglot", path=fuzz.place, split="background_evaluation", rotations=False
-    )
-    other = {f"images_evaluation{name}": data for name, data in drawings().items()}
-    (fuzz.place / "images_evaluation.zip").write_bytes(zipped(other))
     path = fuzz.place / "images_background.zip"
+    for name in ("images_background", "images_evaluation"):
+        members = {f"{name}{member}": data for member, data in drawings().items()}
+        (fuzz.place / f"{name}.zip").write_bytes(zipped(members))
+    changes: dict[str, Any] = {"split": "background_evaluation", "rotations": False}
 
     def read(_: object) -> None:
-        load_all(plan_omniglot(source, SIZE))
+        load_all("omniglot", fuzz.place, **changes)
 
-    path.write_bytes(
-        zipped({f"images_background{name}": data for name, data in drawings().items()})
-    )
     read(None)
     fuzz(zips(fuzz.root, "images_background"), path.write_bytes, read)
 
@@ -452,13 +398,11 @@ def test_zips(fuzz: Fuzz) -> None:
 def tables(root: Path, header: list[str], rows: list[list[str]]) -> st.SearchStrategy[bytes]:
     """CSVs with some cells replaced, and with bytes changed."""
     honest = "\n".join(",".join(row) for row in ([header] if header else []) + rows).encode()
-    odd = odd_names(root).map(lambda name: name.encode("utf-8", "replace").decode()) | st.text(
-        max_size=6
-    )
+    names = odd_names(root).map(lambda name: name.encode("utf-8", "replace").decode())
+    odd = names | st.text(max_size=6)
     numbers = st.sampled_from(["9" * 6000, "-1", "²", "٣", "1e5", " 1 ", "0x1", "train", "val"])
-    fifo = st.sampled_from(
-        ["images/pipe.png", "../outside/pipe", f"{root}/outside/pipe", "/dev/zero"]
-    )
+    pipes = ["images/pipe.png", "../outside/pipe", f"{root}/outside/pipe", "/dev/zero"]
+    fifo = st.sampled_from(pipes)
     cell = st.sampled_from([cell for row in rows for cell in row]) | odd | numbers | fifo
     made = st.lists(st.lists(cell, max_size=4), max_size=6).map(
         lambda table: "\n".join(",".join(row) for row in ([header] if header else []) + table)
@@ -479,55 +423,42 @@ def pictures(folder: Path, names: list[str]) -> None:
 
 
 def test_a_csv_of_images_of_ones_own(fuzz: Fuzz) -> None:
-    table = fuzz.place / "list.csv"
-    names = ["a/0.png", "a/1.png", "b/0.png"]
-    pictures(fuzz.place, names)
+    rows = [["a/0.png", "a", "train"], ["a/1.png", "a", "train"], ["b/0.png", "b", "val"]]
+    pictures(fuzz.place, [row[0] for row in rows])
     (fuzz.place / "images").mkdir()
     os.mkfifo(fuzz.place / "images" / "pipe.png")
-    source = ImageFolderSource(kind="image-folder", path=fuzz.place, csv=table)
-    rows = [
-        [name, name[0], split] for name, split in zip(names, ("train", "train", "val"), strict=True)
-    ]
+    table = fuzz.place / "list.csv"
 
     cases = tables(fuzz.root, ["path", "class", "split"], rows)
-    fuzz(cases, table.write_bytes, lambda _: load_all(plan_image_folder(source, SIZE)))
+    fuzz(cases, table.write_bytes, lambda _: load_all("image-folder", fuzz.place, csv=table))
 
 
 def test_csvs_of_mini_imagenet(fuzz: Fuzz) -> None:
-    names = [f"images/{number}.png" for number in range(4)]
-    pictures(fuzz.place, names)
-    os.mkfifo(fuzz.place / "images" / "pipe.png")
     rows = [[f"{number}.png", f"n{number % 2}"] for number in range(4)]
+    pictures(fuzz.place / "images", [row[0] for row in rows])
+    os.mkfifo(fuzz.place / "images" / "pipe.png")
+    header = ["filename", "label"]
     for split in ("val", "test"):
-        (fuzz.place / f"{split}.csv").write_text(
-            "filename,label\n" + "\n".join(map(",".join, rows))
-        )
-    table = fuzz.place / "train.csv"
-    source = MiniImageNetSource(kind="mini-imagenet", path=fuzz.place, verify_counts=False)
+        (fuzz.place / f"{split}.csv").write_text("\n".join(map(",".join, [header, *rows])))
 
-    cases = tables(fuzz.root, ["filename", "label"], rows)
-    fuzz(cases, table.write_bytes, lambda _: load_all(plan_mini_imagenet(source, SIZE)))
+    cases, table = tables(fuzz.root, header, rows), fuzz.place / "train.csv"
+    fuzz(cases, table.write_bytes, lambda _: load_all("mini-imagenet", fuzz.place, **SOME))
 
 
 def test_csvs_of_inaturalist(fuzz: Fuzz) -> None:
-    names = [f"images/a/{number}.png" for number in range(4)]
-    pictures(fuzz.place, names)
     rows = [[f"a/{number}.png", str(number)] for number in range(4)]
+    pictures(fuzz.place / "images", [row[0] for row in rows])
     folder = fuzz.place / "fs-splits"
     folder.mkdir()
     (folder / "test.csv").write_text("a/3.png,7")
-    source = INaturalist2017Source(kind="inaturalist-2017", path=fuzz.place, verify_counts=False)
 
     cases, table = tables(fuzz.root, [], rows[:3]), folder / "train.csv"
-    fuzz(cases, table.write_bytes, lambda _: load_all(plan_inaturalist(source, SIZE)))
+    fuzz(cases, table.write_bytes, lambda _: load_all("inaturalist-2017", fuzz.place, **SOME))
 
 
 def test_lists_of_cub(fuzz: Fuzz) -> None:
     names = [f"{number:03d}.Bird/{number}.png" for number in (1, 2, 4)]
     pictures(fuzz.place / "images", names)
-    source = CubSource(
-        kind="cub", path=fuzz.place, split="cub_100_50_50", crop_to_box=True, verify_counts=False
-    )
     lists = {
         "images.txt": "".join(f"{n} {name}\n" for n, name in enumerate(names, 1)),
         "bounding_boxes.txt": "".join(f"{n} 1.0 1.0 4.0 5.0\n" for n in range(1, 4)),
@@ -549,7 +480,7 @@ def test_lists_of_cub(fuzz: Fuzz) -> None:
         (fuzz.place / case[0]).write_bytes(case[1])
 
     def read(_: object) -> None:
-        load_all(plan_cub(source, SIZE, fuzz.place / "bank"))
+        load_all("cub", fuzz.place, split="cub_100_50_50", crop_to_box=True, **SOME)
 
     write(("images.txt", lists["images.txt"].encode()))
     read(None)
@@ -617,36 +548,23 @@ def test_pictures(fuzz: Fuzz) -> None:
         st.binary(max_size=40),
     )
     transforms: list[Any] = [
-        squashed(SIZE),
-        squared(SIZE),
-        lambda image: _square(image, "RGB", SIZE),
-        lambda image: _square(image, "L", SIZE),
+        *(squashed(SIZE), squared(SIZE)),
+        *(lambda image, mode=mode: _square(image, mode, SIZE) for mode in ("RGB", "L")),
     ]
 
     def read(_: object) -> None:
-        problems: list[str] = []
-        for transform in transforms:
-            try:
-                assert decode_files([path], transform).shape[:3] == (1, SIZE, SIZE)
-            except UserError as error:
-                problems.extend(error.problems)
-        if problems:
-            raise UserError(*problems)
+        with gathered() as mistakes:
+            for transform in transforms:
+                with mistakes.kept():
+                    assert decode_files([path], transform).shape[:3] == (1, SIZE, SIZE)
 
     fuzz(cases, path.write_bytes, read)
 
 
 def test_a_folder_of_odd_files(fuzz: Fuzz) -> None:
-    kinds = st.sampled_from(
-        ["pipe", "folder", "link", "loop", "device", "empty", "text", "picture"]
-    )
-    names = st.sampled_from(
-        ["a.png", "b.JPG", "c.txt", ".d.png", "e\n.png", "f\udcff.png", "g" * 200 + ".gif"]
-    )
-    places = st.sampled_from(
-        ["train/x", "val/y", "test/z", "train", ".", "other", "train/\udcff", "train/a/b"]
-    )
-    source = ImageFolderSource(kind="image-folder", path=fuzz.place)
+    kinds = ["pipe", "folder", "link", "loop", "device", "empty", "text", "picture"]
+    names = ["a.png", "b.JPG", "c.txt", ".d.png", "e\n.png", "f\udcff.png", "g" * 200 + ".gif"]
+    places = ["train/x", "val/y", "test/z", "train", ".", "other", "train/\udcff", "train/a/b"]
 
     def write(case: list[tuple[str, str, str]]) -> None:
         shutil.rmtree(fuzz.place)
@@ -658,11 +576,8 @@ def test_a_folder_of_odd_files(fuzz: Fuzz) -> None:
             if not os.path.lexists(path):
                 make(kind, path, fuzz.root)
 
-    fuzz(
-        st.lists(st.tuples(kinds, places, names), max_size=6),
-        write,
-        lambda _: load_all(plan_image_folder(source, SIZE)),
-    )
+    cases = st.lists(st.tuples(*map(st.sampled_from, (kinds, places, names))), max_size=6)
+    fuzz(cases, write, lambda _: load_all("image-folder", fuzz.place))
 
 
 def make(kind: str, path: Path, root: Path) -> None:

@@ -14,17 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from raymaml.common.errors import UserError
-from raymaml.data.formats.spool import Blob, open_blob, spool, unpack, whole
+from raymaml.data.formats.spool import Blob, open_blob, spool, whole
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-_Packed = gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
-_OPENERS: dict[bytes, Callable[[Path], _Packed]] = {
-    b"\x1f\x8b": gzip.GzipFile,
-    b"BZ": bz2.BZ2File,
-    b"\xfd7": lzma.LZMAFile,
-}
+_OPENERS: dict[bytes, Callable[[Path], Any]]
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _BLOCK = 512  # bytes
 _ELSEWHERE = "/nowhere"  # nothing is extracted: a folder to check paths against
 
@@ -71,10 +68,6 @@ def _trees(path: Path, bank: Path) -> Iterator[Tree]:
     if path.is_file():
         yield read_tar(path, bank)
         return
-    if not path.is_dir():
-        raise UserError(
-            f"data.source.path: {path} does not exist", remedy="give a folder or an archive"
-        )
     yield read_folder(path)
     for archive in sorted(path.iterdir()):
         if archive.name.endswith(ARCHIVES) and archive.is_file():
@@ -122,12 +115,10 @@ def _plain(path: Path, bank: Path) -> Blob:
     """Return the archive without its compression."""
     packed = open_blob(path)
     opener = _OPENERS.get(packed.part(0, min(2, packed.length)).read())
-    return spool(_unpacked(path, opener, packed.length), bank) if opener else packed
-
-
-def _unpacked(path: Path, opener: Callable[[Path], _Packed], length: int) -> Iterator[bytes]:
-    with whole(path, "tar archive"), opener(path) as stream:
-        yield from unpack(stream.read, length)
+    if opener is None:
+        return packed
+    with opener(path) as stream:
+        return spool(stream.read, packed.length, path, "tar archive", bank)
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

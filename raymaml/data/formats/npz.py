@@ -9,22 +9,13 @@ from __future__ import annotations
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from raymaml.common.errors import UserError
-from raymaml.data.formats.spool import (
-    StoredArray,
-    open_blob,
-    require_unpacked,
-    spool,
-    unpack,
-    whole,
-)
+from raymaml.data.formats.spool import StoredArray, open_blob, require_unpacked, spool, whole
 
 _LOCAL_HEADER = 30  # bytes of a zip's local file header before the name (APPNOTE.TXT 4.3.7)
 
@@ -36,9 +27,7 @@ class NpzArray:
     path: Path
     member: zipfile.ZipInfo
     header_length: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    fortran: bool
+    without_values: StoredArray
 
     def open(self, bank: Path) -> StoredArray:
         """Open the values; data unpacked beside ``bank`` for them last as long as they do.
@@ -46,32 +35,22 @@ class NpzArray:
         Raises:
             UserError: the file is damaged, or there is no room to unpack it.
         """
-        length = math.prod(self.shape) * self.dtype.itemsize
-        with whole(self.path, "npz file"):
-            require_unpacked(self.member.file_size, self.member.compress_size)
+        length = self.member.file_size - self.header_length
+        packed, file = self.member.compress_size, open_blob(self.path)
+        with whole(self.path, "npz file"), zipfile.ZipFile(self.path) as archive:
+            require_unpacked(self.member.file_size, packed)
             if self.member.compress_type == zipfile.ZIP_STORED:
-                data = open_blob(self.path).part(self._place(), length)
+                start = self.member.header_offset
+                header = file.part(start, _LOCAL_HEADER).read()
+                name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+                data = file.part(start + _LOCAL_HEADER + name + extra + self.header_length, length)
             else:
-                data = spool(self._unpacked(), bank)
+                with archive.open(self.member) as stream:
+                    stream.read(self.header_length)
+                    data = spool(stream.read, packed, self.path, "npz file", bank)
             if data.length != length:
                 raise EOFError("the data end too early")
-        return StoredArray(data, self.dtype, self.shape, self.fortran)
-
-    def _place(self) -> int:
-        """Return where the values of a stored member begin in the file."""
-        start = self.member.header_offset
-        header = open_blob(self.path).part(start, _LOCAL_HEADER).read()
-        name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-        return start + _LOCAL_HEADER + name + extra + self.header_length
-
-    def _unpacked(self) -> Iterator[bytes]:
-        with (
-            whole(self.path, "npz file"),
-            zipfile.ZipFile(self.path) as archive,
-            archive.open(self.member) as stream,
-        ):
-            stream.read(self.header_length)
-            yield from unpack(stream.read, self.member.compress_size)
+        return replace(self.without_values, data=data)
 
 
 def open_npz(path: Path, key: str) -> NpzArray | None:
@@ -95,4 +74,4 @@ def open_npz(path: Path, key: str) -> NpzArray | None:
             " bytes are there (arrays of objects are refused)",
             remedy="get the file again",
         )
-    return NpzArray(path, member, header_length, dtype, shape, fortran)
+    return NpzArray(path, member, header_length, StoredArray(b"", dtype, shape, fortran))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -105,18 +105,34 @@ def open_blob(path: Path) -> Blob:
     return Blob(file, 0, os.fstat(file.number).st_size)
 
 
-def spool(chunks: Iterable[bytes], bank: Path) -> Blob:
-    """Write ``chunks`` into a file beside ``bank``, where an import needs room anyway.
+def spool(read: Callable[[int], bytes], packed: int, name: object, kind: str, bank: Path) -> Blob:
+    """Write what ``read`` unpacks into a file beside ``bank``, where an import needs room anyway.
 
     The file has no name, so nothing is left behind however the process ends.
 
+    Args:
+        read: unpacks up to this number of bytes.
+        packed: number of bytes that there are to unpack.
+        name: the packed file, for messages.
+        kind: of that file, as in ``whole``.
+        bank: the folder of the bank.
+
     Raises:
-        UserError: there is no room for it, or no right.
+        UserError: the file is damaged or unpacks to too much, or there is no room or no right.
     """
+
+    def chunks() -> Iterator[bytes]:
+        length = 0
+        with whole(name, kind):
+            while chunk := read(CHUNK):
+                length += len(chunk)
+                require_unpacked(length, packed)
+                yield chunk
+
     folder = next(parent for parent in bank.absolute().parents if parent.is_dir())
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.writelines(chunks)
+            file.writelines(chunks())
             file.flush()
             return Blob(_Descriptor(os.dup(file.fileno())), 0, file.tell())
     except OSError as error:
@@ -124,19 +140,6 @@ def spool(chunks: Iterable[bytes], bank: Path) -> Blob:
             f"{folder}: cannot hold what is unpacked for the import ({error.strerror})",
             remedy="make room there, or set data.bank to another disk",
         ) from None
-
-
-def unpack(read: Callable[[int], bytes], packed: int) -> Iterator[bytes]:
-    """Yield the chunks that ``read(size)`` unpacks from ``packed`` bytes.
-
-    Raises:
-        ValueError: they are too many, as in ``require_unpacked``.
-    """
-    length = 0
-    while chunk := read(CHUNK):
-        length += len(chunk)
-        require_unpacked(length, packed)
-        yield chunk
 
 
 def require_unpacked(length: int, packed: int) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from raymaml.common.errors import Mistakes, UserError
-from raymaml.config.schema import AllEpisodes, DataConfig, Split
+import numpy as np
+from numpy.typing import NDArray
+
+from raymaml.common.errors import Mistakes, UserError, gathered
+from raymaml.config.schema import SPLITS, AllEpisodes, DataConfig
 from raymaml.config.sources import AnySource
 from raymaml.data.bank import ClassStream, ImageBank, write_bank
 from raymaml.data.importers.cifar import plan_cifar
 from raymaml.data.importers.cub import plan_cub
 from raymaml.data.importers.glyphs import plan_glyphs
 from raymaml.data.importers.image_folder import plan_image_folder
-from raymaml.data.importers.images import Images
 from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
@@ -26,9 +27,6 @@ from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, listed
 from raymaml.storage.place import is_remote
-
-Parts = Iterable[tuple[PlannedClass, Iterator[slice]]]
-"""Classes, each with the ranges of its images that are not read yet."""
 
 
 def import_bank(
@@ -48,13 +46,14 @@ def import_bank(
     # an import unpacks beside the bank, or beside the copy of one that goes to a URI
     beside = Path(tempfile.gettempdir(), "bank") if is_remote(data.bank) else data.bank
     try:
-        plan = _plan(data.source, data.image_size, beside)
+        plan = plan_import(data.source, data.image_size, beside)
+        image_shape = (plan.num_channels, data.image_size, data.image_size)
         bank = write_bank(
             data.bank,
-            _load(plan, episodes, plan.num_channels * data.image_size**2),
+            _streams(plan, episodes, image_shape),
             source=plan.source,
             licence=plan.licence,
-            image_shape=(plan.num_channels, data.image_size, data.image_size),
+            image_shape=image_shape,
             cache=data.cache,
         )
     except UserError as error:
@@ -64,8 +63,18 @@ def import_bank(
     return bank
 
 
-def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
-    """List the classes of a source, by its kind."""
+def plan_import(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
+    """List the classes of a source, by its kind; archives are unpacked beside ``bank``.
+
+    Raises:
+        UserError: files of the source are missing or damaged.
+    """
+    if source.kind != "glyphs" and not source.path.is_dir():
+        may_be_archive = source.kind in {"cifar-fs", "fc100", "cub"}
+        if not (may_be_archive and source.path.is_file()):
+            kinds = "a folder or an archive" if may_be_archive else "a folder"
+            problem = f"data.source.path: {source.path} is not {kinds}"
+            raise UserError(problem, remedy="give one that exists")
     planners: dict[str, Callable[[Any, int], ImportPlan]] = {
         "glyphs": plan_glyphs,
         "omniglot": plan_omniglot,
@@ -80,55 +89,48 @@ def _plan(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
     return planners[source.kind](source, image_size)
 
 
-def _load(plan: ImportPlan, episodes: AllEpisodes, image_bytes: int) -> Iterator[ClassStream]:
-    """Yield the classes one by one, as streams; raise all mistakes together."""
-    classes = ((planned, planned.parts(image_bytes)) for planned in plan.classes)
-    mistakes = [*plan.problems, *_split_problems(plan, episodes)]
-    if mistakes:  # a bank that will not be kept need not be written
-        raise UserError(*mistakes, *_broken(classes))
-    for planned, parts in classes:
-        yield ClassStream(
-            name=planned.name,
-            split=planned.split,
-            count=planned.count,
-            batches=_batches(planned, parts, classes),
-        )
+def _streams(
+    plan: ImportPlan, episodes: AllEpisodes, image_shape: tuple[int, int, int]
+) -> Iterator[ClassStream]:
+    """Yield the classes one by one; raise all mistakes together, after the last class."""
+    with gathered() as mistakes:
+        mistakes += [*plan.problems, *_split_problems(plan, episodes)]
+        is_written = not mistakes  # else the images are read for their mistakes alone
+        for planned in plan.classes:
+            batches = _batches(planned, image_shape, mistakes)
+            if is_written:
+                yield ClassStream(
+                    name=planned.name, split=planned.split, count=planned.count, batches=batches
+                )
+            for _ in batches:
+                pass
 
 
-def _batches(planned: PlannedClass, parts: Iterator[slice], rest: Parts) -> Iterator[Images]:
-    """Yield the images of a class; raise all mistakes in them and in the ``rest``."""
-    for part in parts:
-        try:
+def _batches(
+    planned: PlannedClass, image_shape: tuple[int, int, int], mistakes: Mistakes
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of a class; blank ones for a part with mistakes: its bank is not kept."""
+    channels, height, width = image_shape
+    for part in planned.parts(channels * height * width):
+        images = np.zeros((len(part), height, width, channels), np.uint8)
+        with mistakes.kept():
             images = planned.read(part)
-        except UserError as error:
-            broken = _broken(chain([(planned, parts)], rest))
-            raise UserError(*error.mistakes, *broken) from None
         yield images
 
 
-def _broken(classes: Parts) -> Mistakes:
-    """Read parts of classes for their mistakes alone."""
-    mistakes = Mistakes()
-    for planned, parts in classes:
-        for part in parts:
-            with mistakes.kept():
-                planned.read(part)
-    return mistakes
-
-
 def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
-    splits_of: dict[str, set[str]] = defaultdict(set)
+    splits_of: dict[str, list[str]] = defaultdict(list)
     for planned in plan.classes:
-        splits_of[planned.name].add(planned.split)
+        splits_of[planned.name].append(planned.split)
     problems = [
-        f"class {name}: is in the splits {' and '.join(sorted(splits))}; keep it in one"
+        f"class {name}: is in the splits {' and '.join(sorted(set(splits)))}; keep it in one"
         for name, splits in splits_of.items()
-        if len(splits) > 1
+        if len(set(splits)) > 1
     ]
-    repeated = Counter((planned.split, planned.name) for planned in plan.classes)
     problems += [
         f"class {name} of split {split}: is there {count} times; give each class a name of its own"
-        for (split, name), count in repeated.items()
+        for name, splits in splits_of.items()
+        for split, count in Counter(splits).items()
         if count > 1
     ]
     problems += [
@@ -136,7 +138,7 @@ def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
         for name in splits_of
         if name != name.encode(errors="ignore").decode()
     ]
-    for split in get_args(Split):
+    for split in SPLITS:
         counts = {p.name: p.count for p in plan.classes if p.split == split and p.count}
         problems += fit_problems(episodes.of(split), split, counts, plan.share)
     return problems

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.common.errors import UserError, gathered
+from raymaml.common.errors import Mistake, UserError, gathered
 from raymaml.config.schema import SPLITS, Split
 from raymaml.config.sources import BenchmarkSource
-from raymaml.data.importers.images import Images
+from raymaml.data.importers.images import Images, Transform, decode_files
 from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
 
 IMAGENET_LICENCE = "ImageNet terms of access: non-commercial research and education only"
@@ -30,20 +31,17 @@ class Benchmark:
     """Its papers, in brackets."""
     licence: str = ""
     num_classes: Mapping[Split, int]
-    num_images: Mapping[Split, int] | None = None
+    """Of each split that has files, in the order of the bank."""
+    num_images: Mapping[Split, int] = field(default_factory=dict)
     images_per_class: int | None = None
+    """Numbers of images, if they are published."""
     names: Mapping[Split, Collection[str]] = field(default_factory=dict)
     labels: Mapping[Split, Collection[int]] = field(default_factory=dict)
     """Names and integer labels of the classes of each split, where files carry them."""
     label_names: Mapping[int, str] = field(default_factory=dict)
     """Names of ``labels``, for files that carry these but no names."""
-
-    def images_of(self, split: Split) -> int | None:
-        """Return the number of images of ``split``, if it is published."""
-        if self.num_images is not None:
-            return self.num_images[split]
-        each = self.images_per_class
-        return None if each is None else each * self.num_classes[split]
+    label_digits: int = 3
+    """Of a label in the name of a class that the benchmark does not name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +57,25 @@ class LabelledFile:
     """For the report: the kind of file."""
     class_names: Mapping[int, str] = field(default_factory=dict)
 
-    @property
-    def classes(self) -> dict[int, NDArray[np.int64]]:
-        """The rows of each label, both ascending."""
-        labels = np.unique(self.labels).tolist()
-        return {label: np.flatnonzero(self.labels == label) for label in labels}
+
+def listed_files(
+    files: Mapping[int, Sequence[Path]], transform: Callable[[int], Transform], **facts: Any
+) -> LabelledFile:
+    """Take image files by label for the rows of one file.
+
+    Args:
+        files: those of each label.
+        transform: returns how an image becomes one of a size.
+        **facts: the other fields of ``LabelledFile``.
+    """
+    labels = sorted(files)
+    paths = [path for label in labels for path in files[label]]
+
+    def load(rows: NDArray[np.int64], size: int) -> Images:
+        return decode_files([paths[row] for row in rows.tolist()], transform(size))
+
+    counts = [len(files[label]) for label in labels]
+    return LabelledFile(labels=np.repeat(np.array(labels, np.int64), counts), load=load, **facts)
 
 
 def recognise(file: LabelledFile, benchmark: Benchmark) -> Split | None:
@@ -72,22 +84,20 @@ def recognise(file: LabelledFile, benchmark: Benchmark) -> Split | None:
     The first of these that decides: names of its classes; a number of classes that only one split
     has; labels that only one split has, unless they just count from 0; and then the file's name.
     """
-    numbers = np.unique(file.labels).tolist()
+    numbers = set(np.unique(file.labels).tolist())
     names = {file.class_names[n] for n in numbers if n in file.class_names}
     if names and names <= set().union(*benchmark.names.values()):
-        return _the_only(split for split in SPLITS if names <= set(benchmark.names[split]))
-    sized = _the_only(split for split in SPLITS if benchmark.num_classes[split] == len(numbers))
-    if sized:
-        return sized
-    own = benchmark.labels.items()
-    by_label = _the_only(split for split, labels in own if set(numbers) <= set(labels))
-    if by_label and numbers != list(range(len(numbers))):
+        return _the_only(benchmark.names, names.issubset)
+    if by_size := _the_only(benchmark.num_classes, lambda size: size == len(numbers)):
+        return by_size
+    by_label = _the_only(benchmark.labels, numbers.issubset)
+    if by_label and numbers != set(range(len(numbers))):
         return by_label
     return _split_in_name(file.name) or by_label
 
 
-def _the_only(splits: Iterable[Split]) -> Split | None:
-    found = list(splits)
+def _the_only(facts: Mapping[Split, Any], fits: Callable[[Any], bool]) -> Split | None:
+    found = [split for split, fact in facts.items() if fits(fact)]
     return found[0] if len(found) == 1 else None
 
 
@@ -111,17 +121,17 @@ def choose(
     Raises:
         UserError: a split has no file, or several equally good ones.
     """
-    split_of = [recognise(file, benchmark) for file in files]
     there = "; ".join(
         f"{file.name} ({len(np.unique(file.labels))} classes, {len(file.labels)} images)"
         for file in files
     )
+    split_of = [recognise(file, benchmark) for file in files]
     chosen: dict[Split, LabelledFile] = {}
     with gathered() as mistakes:
-        for split in SPLITS:
+        for split, num_classes in benchmark.num_classes.items():
             own = [file for file, its in zip(files, split_of, strict=True) if its == split]
             sizes = [len(file.labels) for file in own]
-            published = benchmark.images_of(split)
+            published = benchmark.num_images.get(split)
             wanted = published if published in sizes else max(sizes, default=0)
             best = [file for file in own if len(file.labels) == wanted]
             if len(best) == 1:
@@ -130,35 +140,49 @@ def choose(
                 names = " and ".join(file.name for file in best)
                 mistakes.append(f"{names}: each holds split {split} of {benchmark.title}; keep one")
             else:
-                mistakes.append(
+                mistakes.add(
                     f"data.source.path: {folder} holds no file of split {split} of"
-                    f" {benchmark.title} ({benchmark.num_classes[split]} classes); it holds"
-                    f" {there or 'no images with labels'}"
+                    f" {benchmark.title} ({num_classes} classes); it holds"
+                    f" {there or 'no images with labels'}",
+                    f"where the numbers of classes differ, call the file {split}",
                 )
     return chosen
 
 
+def divided(file: LabelledFile, splits: Mapping[int, Split]) -> dict[Split, LabelledFile]:
+    """Divide a file of all classes by the split of each label, as if each split had its own."""
+
+    def part(split: Split) -> LabelledFile:
+        own = np.flatnonzero(np.isin(file.labels, [n for n, its in splits.items() if its == split]))
+        return replace(
+            file,
+            labels=file.labels[own],
+            load=lambda rows, size: file.load(own[rows], size),
+        )
+
+    return {split: part(split) for split in SPLITS}
+
+
 def plan_files(
-    files: Sequence[LabelledFile], benchmark: Benchmark, source: BenchmarkSource, size: int
+    chosen: Mapping[Split, LabelledFile], benchmark: Benchmark, source: BenchmarkSource, size: int
 ) -> ImportPlan:
     """Plan the classes of the file of each split; check their numbers if ``source`` asks for it.
 
     Raises:
-        UserError: a split has no file, or several, or numbers of classes or images are wrong.
+        UserError: numbers of classes or images are wrong.
     """
-    chosen = choose(files, benchmark, source.path)
     classes = in_order(
         PlannedClass(
             name=_name(split, label, file, benchmark),
             split=split,
-            count=len(rows),
-            read=partial(_load, file, rows, size),
+            images=np.flatnonzero(file.labels == label),
+            read=partial(_read, file, size),
         )
         for split, file in chosen.items()
-        for label, rows in file.classes.items()
+        for label in np.unique(file.labels).tolist()
     )
     if source.verify_counts:
-        verify(classes, benchmark, {split: file.name for split, file in chosen.items()})
+        _verify(classes, benchmark, chosen)
     forms = sorted({file.form for file in chosen.values()})
     places = ", ".join(f"{split} {Path(file.name).name}" for split, file in chosen.items())
     return ImportPlan(
@@ -178,37 +202,34 @@ def _name(split: Split, label: int, file: LabelledFile, benchmark: Benchmark) ->
     if not names and set(file.labels.tolist()) <= set(benchmark.labels.get(split, ())):
         names = benchmark.label_names
     name = names.get(label, "")
-    return name if name and benchmark.names else f"{split}-{label:03d} {name}".rstrip()
+    if name and benchmark.names:
+        return name
+    return f"{split}-{label:0{benchmark.label_digits}d} {name}".rstrip()
 
 
-def _load(file: LabelledFile, rows: NDArray[np.int64], size: int, part: slice) -> Images:
+def _read(file: LabelledFile, size: int, rows: NDArray[np.int64]) -> Images:
     try:
-        return file.load(rows[part], size)
+        return file.load(rows, size)
     except EOFError as error:
         raise UserError(
             f"{file.name}: changed while it was read ({error})", remedy="start again"
         ) from None
 
 
-def verify(
-    classes: Sequence[PlannedClass], benchmark: Benchmark, places: Mapping[Split, object]
+def _verify(
+    classes: Sequence[PlannedClass], benchmark: Benchmark, files: Mapping[Split, LabelledFile]
 ) -> None:
     """Compare classes and images of each split with the published numbers.
-
-    Args:
-        classes: of all splits.
-        benchmark: the published numbers.
-        places: the file or folder of each split, for messages.
 
     Raises:
         UserError: listing every number that is wrong.
     """
     title, each = benchmark.title, benchmark.images_per_class
     with gathered() as mistakes:
-        for split in SPLITS:
+        for split, wanted in benchmark.num_classes.items():
             counts = {c.name: c.count for c in classes if c.split == split}
-            wanted, images = benchmark.num_classes[split], benchmark.images_of(split)
-            where, total = f"{places[split]}: split {split}", sum(counts.values())
+            images, total = benchmark.num_images.get(split), sum(counts.values())
+            where = f"{files[split].name}: split {split}"
             wrong = []
             if len(counts) != wanted:
                 wrong.append(f"{where} has {len(counts)} classes, {title} has {wanted}")
@@ -217,4 +238,4 @@ def verify(
             for name, count in counts.items():
                 if each not in (None, count):
                     wrong.append(f"{where}, class {name} has {count} images, must have {each}")
-            mistakes += [f"{problem}; {KEEP_ANYWAY}" for problem in wrong]
+            mistakes += [Mistake(problem, KEEP_ANYWAY) for problem in wrong]

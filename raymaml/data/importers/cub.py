@@ -8,27 +8,28 @@ accuracies, so that the config has to name one.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from raymaml.common.errors import gathered
-from raymaml.config.schema import SPLITS, Split
+from raymaml.config.schema import Split
 from raymaml.config.sources import CubSource
 from raymaml.data.formats.archives import Tree, find_tree
-from raymaml.data.importers.benchmark import KEEP_ANYWAY, Benchmark, verify
-from raymaml.data.importers.images import (
-    Images,
-    Transform,
-    decode,
-    image_bytes,
-    squared,
-    squashed,
+from raymaml.data.importers.benchmark import (
+    KEEP_ANYWAY,
+    Benchmark,
+    LabelledFile,
+    divided,
+    plan_files,
 )
-from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
+from raymaml.data.importers.images import Images, Transform, decode, squared, squashed
+from raymaml.data.importers.plan import ImportPlan
 
 NUM_CLASSES = 200
 NUM_IMAGES = 11_788
@@ -48,16 +49,13 @@ _TEST_OF_140 = {
     *(134, 137, 147, 148, 163, 168, 169, 170, 193, 194),
 }
 BENCHMARKS = {
-    "cub_100_50_50": Benchmark(
-        title="CUB 100/50/50", num_classes={"train": 100, "val": 50, "test": 50}
-    ),
-    "cub_140_30_30": Benchmark(
-        title="CUB 140/30/30", num_classes={"train": 140, "val": 30, "test": 30}
-    ),
+    f"cub_{train}_{val}_{test}": Benchmark(
+        title=f"CUB {train}/{val}/{test}",
+        licence=LICENCE,
+        num_classes={"train": train, "val": val, "test": test},
+    )
+    for train, val, test in ((100, 50, 50), (140, 30, 30))
 }
-
-Box = tuple[float, float, float, float]
-"""Left, top, width and height of a bird, pixels."""
 
 
 def split_of(number: int, split: str) -> Split:
@@ -75,24 +73,43 @@ def plan_cub(source: CubSource, size: int, bank: Path) -> ImportPlan:
         UserError: a file is missing or damaged, or classes, images or boxes are missing.
     """
     tree = find_tree(source.path, ("images.txt",), bank, MISSING)
-    names = {key: line[0] for key, line in _table(tree, "images.txt", 1).items()}
-    boxes = _boxes(tree, names) if source.crop_to_box else None
-    classes = _classes(tree, names, boxes, source.split, size)
-    if source.verify_counts:
-        with gathered() as mistakes:
-            if len(names) != NUM_IMAGES:
-                mistakes.append(
-                    f"{tree.name}/images.txt: lists {len(names):,} images, CUB-200-2011 has"
-                    f" {NUM_IMAGES:,}; {KEEP_ANYWAY}"
-                )
-            verify(classes, BENCHMARKS[source.split], dict.fromkeys(SPLITS, tree.name))
-    crop = "cut out by bounding box" if source.crop_to_box else "middle squares"
-    return ImportPlan(
-        source=f"CUB-200-2011 (Wah et al. 2011), split {source.split}, {crop}",
-        licence=LICENCE,
-        num_channels=3,
-        classes=classes,
+    where = f"{tree.name}/images.txt"
+    listing = {line[0]: key for key, line in sorted(_table(tree, "images.txt", 1).items())}
+    boxes = _boxes(tree, listing) if source.crop_to_box else {}
+    names = sorted(listing)
+    with gathered() as mistakes:
+        for name in names:
+            if not re.match(r"[0-9]{3}", name) or not 1 <= int(name[:3]) <= NUM_CLASSES:
+                mistakes.add(f"{where}: {name} is of no class 001 to 200", "get it again")
+
+    def load(rows: NDArray[np.int64], size: int) -> Images:
+        return decode(
+            (f"{tree.name}/images/{name}", partial(tree.blob, f"images/{name}"), square(name, size))
+            for name in (names[row] for row in rows.tolist())
+        )
+
+    def square(name: str, size: int) -> Transform:
+        return partial(_cut_out, boxes[name], size) if source.crop_to_box else squared(size)
+
+    numbers = [int(name[:3]) for name in names]
+    folders = {number: n.partition("/")[0] for number, n in zip(numbers, names, strict=True)}
+    splits = {number: split_of(number, source.split) for number in folders}
+    file = LabelledFile(
+        name=tree.name,
+        labels=np.array(numbers, np.int64),
+        load=load,
+        form="",
+        class_names=folders,
     )
+    facts = replace(BENCHMARKS[source.split], names={"train": folders.values()})
+    with gathered() as mistakes:
+        if source.verify_counts and len(names) != NUM_IMAGES:
+            problem = f"{where}: lists {len(names):,} images, CUB-200-2011 has {NUM_IMAGES:,}"
+            mistakes.add(problem, KEEP_ANYWAY)
+        with mistakes.kept():
+            plan = plan_files(divided(file, splits), facts, source, size)
+    crop = "cut out by bounding box" if source.crop_to_box else "middle squares"
+    return replace(plan, source=f"CUB-200-2011 (Wah et al. 2011), split {source.split}, {crop}")
 
 
 def _table(tree: Tree, file: str, columns: int) -> dict[str, list[str]]:
@@ -103,82 +120,33 @@ def _table(tree: Tree, file: str, columns: int) -> dict[str, list[str]]:
         for number, line in enumerate(text.splitlines(), 1):
             key, *values = line.split() or [""]
             if key and len(values) != columns:
-                mistakes.add(
-                    f"{tree.name}/{file}:{number}: must hold {1 + columns} values", "mend it"
-                )
+                problem = f"{tree.name}/{file}:{number}: must hold {1 + columns} values"
+                mistakes.add(problem, "mend it")
             elif key:
                 table[key] = values
     return table
 
 
-def _boxes(tree: Tree, names: Mapping[str, str]) -> dict[str, Box]:
-    """Return the box of each image by the image's name."""
+def _boxes(tree: Tree, listing: Mapping[str, str]) -> dict[str, list[float]]:
+    """Return the box of each image: left, top, width and height, pixels."""
     file = f"{tree.name}/bounding_boxes.txt"
-    boxes: dict[str, Box] = {}
+    boxes: dict[str, list[float]] = {}
     with gathered() as mistakes:
         table = _table(tree, "bounding_boxes.txt", 4)
-        for key, name in names.items():
-            if key not in table:
-                mistakes.append(
-                    f"{file}: has no box of {name}; get it again, or set"
-                    " data.source.crop_to_box: false"
-                )
-                continue
+        for name, key in listing.items():
             try:
-                left, top, width, height = map(float, table[key])
-                boxes[name] = left, top, width, height
+                boxes[name] = [float(value) for value in table[key]]
+            except KeyError:
+                remedy = "get it again, or set data.source.crop_to_box: false"
+                mistakes.add(f"{file}: has no box of {name}", remedy)
             except ValueError as error:
-                mistakes.append(f"{file}: {error}; get it again")
+                mistakes.add(f"{file}: {error}", "get it again")
     return boxes
 
 
-def _classes(
-    tree: Tree, names: Mapping[str, str], boxes: Mapping[str, Box] | None, split: str, size: int
-) -> tuple[PlannedClass, ...]:
-    images: dict[str, list[str]] = defaultdict(list)
-    with gathered() as mistakes:
-        for name in names.values():
-            folder = name.partition("/")[0]
-            if re.match(r"[0-9]{3}", folder) and 1 <= int(folder[:3]) <= NUM_CLASSES:
-                images[folder].append(name)
-            else:
-                problem = f"{tree.name}/images.txt: {name} is of no class 001 to 200"
-                mistakes.add(problem, "get it again")
-    return in_order(
-        PlannedClass(
-            name=name,
-            split=split_of(int(name[:3]), split),
-            count=len(own),
-            read=partial(_load, tree, sorted(own), boxes, size),
-        )
-        for name, own in images.items()
-    )
-
-
-def _load(
-    tree: Tree, names: list[str], boxes: Mapping[str, Box] | None, size: int, part: slice
-) -> Images:
-    return decode(
-        (
-            f"{tree.name}/images/{name}",
-            partial(_read, tree, f"images/{name}"),
-            squared(size) if boxes is None else _cut_out(boxes[name], size),
-        )
-        for name in names[part]
-    )
-
-
-def _read(tree: Tree, file: str) -> bytes:
-    return image_bytes(tree.blob(file))
-
-
-def _cut_out(box: Box, size: int) -> Transform:
-    """Return a transform that cuts a box out and scales it to the square, whatever its shape."""
+def _cut_out(box: list[float], size: int, image: Image.Image) -> Images:
+    """Cut a box out and scale it to the square, whatever its shape."""
     left, top, width, height = box
-
-    def transform(image: Image.Image) -> Images:
-        right, bottom = min(left + width, image.width), min(top + height, image.height)
-        part = image.crop((round(left), round(top), round(right), round(bottom)))
-        return squashed(size)(part)
-
-    return transform
+    right, bottom = min(left + width, image.width), min(top + height, image.height)
+    part = image.crop((round(left), round(top), round(right), round(bottom)))
+    return squashed(size)(part)

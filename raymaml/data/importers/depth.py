@@ -16,6 +16,7 @@ two pictures of one kind keep their relation.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -123,14 +124,22 @@ def bands(size: tuple[int, int]) -> list[Box]:
 
 
 def _scaled(read: Callable[[Box], NDArray[Any]], size: tuple[int, int]) -> Image.Image:
-    """Scale a picture band by band, its opacity apart: opaque is the most that a file holds."""
+    """Scale a picture band by band, its opacity apart: opaque is the most that a file holds.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
     first = read((0, 0, 1, 1))
     groups = (slice(0, 3), slice(3, None)) if first.ndim == 3 else (slice(None),)
     out = Image.new(Image.fromarray(first.astype(np.uint8)).mode, size)
     scales = []
     for channels in [group for group in groups if first[..., group].size]:
-        lows, highs = zip(*(_ends(read(box)[..., channels]) for box in bands(size)), strict=True)
-        scales.append((channels, min(lows), max(highs)))
+        values = (read(box)[..., channels] for box in bands(size))
+        lows, highs = zip(*((part.min(), part.max()) for part in values), strict=True)
+        least, largest = np.min(lows).item(), np.max(highs).item()
+        if not math.isfinite(least) or not math.isfinite(largest):
+            raise ValueError("it holds NaN or infinity")
+        scales.append((channels, least, largest))
     for box in bands(size):
         values = read(box)
         band = np.empty(values.shape, np.uint8)
@@ -138,18 +147,6 @@ def _scaled(read: Callable[[Box], NDArray[Any]], size: tuple[int, int]) -> Image
             band[..., channels] = to_eight_bits(values[..., channels], least, largest)
         out.paste(Image.fromarray(band), box)
     return out
-
-
-def _ends(values: NDArray[Any]) -> tuple[float, float]:
-    """Return the least and the largest value.
-
-    Raises:
-        ValueError: one is NaN or infinite.
-    """
-    least, largest = values.min(), values.max()
-    if not np.isfinite([least, largest]).all():
-        raise ValueError("it holds NaN or infinity")
-    return least.item(), largest.item()
 
 
 def _is_unsigned(image: Image.Image) -> bool:

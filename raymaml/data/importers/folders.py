@@ -1,23 +1,26 @@
-"""Pictures in folders: the class and split of each, and the files that an import leaves out.
+"""Pictures in folders and lists: the class and split of each, and the files left out.
 
-Two layouts: ``<split>/<class>/<image>`` and ``<class>/<image>``. Splits go by several names, in
-capitals or not (``SPLIT_NAMES``). The search passes through a folder that holds one other folder
-alone. Pictures in folders below a class folder are of that class. An import leaves out and counts
-the files that Pillow cannot read, links that lead nowhere, and links to folders. It passes over
-hidden files and folders.
+Folders have two layouts: ``<split>/<class>/<image>`` and ``<class>/<image>``. Splits go by several
+names, in capitals or not (``SPLIT_NAMES``). The search passes through a folder that holds one other
+folder alone. Pictures in folders below a class folder are of that class. An import leaves out and
+counts the files that Pillow cannot read, links that lead nowhere, and links to folders. It passes
+over hidden files and folders. Lists are CSVs, as spreadsheets and scripts write them.
 """
 
 from __future__ import annotations
 
+import codecs
+import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import StringIO
 from pathlib import Path
+from typing import TypeVar
 
 from raymaml.common.errors import Mistakes, UserError
 from raymaml.config.schema import SPLITS, Split
-from raymaml.data.importers.images import is_file, suffixes
+from raymaml.data.importers.images import is_file, read_whole, suffixes
 
 SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -27,9 +30,14 @@ SPLIT_NAMES: dict[str, Split] = {
 """The names of the splits in folders and lists, in small letters."""
 _ALSO_CLASSES = ("valid", "dev")  # words that a class may be called by
 _PASSED_OVER = "__MACOSX"  # of zip files made on a Mac
+_MOST_BYTES = 512 << 20  # of a list, which is read whole
+Key = TypeVar("Key")
+Item = TypeVar("Item")
 
 Files = dict[tuple[str, str], list[Path]]
-"""(split, class name) -> its images."""
+"""(split, class name) -> its images; the split is "" where no folder names one."""
+LeftOut = defaultdict[tuple[str, str], list[Path]]
+"""("left out", reason) -> those files; and ("taken", "pictures in deeper folders") -> those."""
 
 
 def split_named(name: str) -> Split | None:
@@ -37,98 +45,81 @@ def split_named(name: str) -> Split | None:
     return SPLIT_NAMES.get(name.strip().lower())
 
 
-@dataclass
-class LeftOut:
-    """The files that an import leaves out, by reason, and those of deeper folders."""
-
-    root: Path
-    files: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
-    deeper: list[Path] = field(default_factory=list)
-
-    def add(self, reason: str, path: Path) -> None:
-        """Count ``path``."""
-        self.files[reason].append(path)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return a line for each reason: how many files, and the first of them."""
-        lines = [(f"left out: {len(own):,} {why}", own) for why, own in sorted(self.files.items())]
-        if self.deeper:
-            lines.append((f"taken: {len(self.deeper):,} pictures in deeper folders", self.deeper))
-        return tuple(f"{text}, first {min(own).relative_to(self.root)}" for text, own in lines)
-
-
-def images_in(folder: Path, left_out: LeftOut) -> list[Path]:
-    """List the pictures of a class folder and of the folders below it, sorted by path."""
-    images = []
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        for name in folders:
-            if _is_visible(name) and (path := Path(parent, name)).is_symlink():
-                left_out.add("links to folders", path)
-        folders[:] = [name for name in folders if _is_visible(name)]
-        for path in (Path(parent, name) for name in names if _is_visible(name)):
-            if reason := _why_not(path):
-                left_out.add(reason, path)
-            else:
-                images.append(path)
-    left_out.deeper += [path for path in images if path.parent != folder]
-    return sorted(images)
-
-
-def split_folders(root: Path, mistakes: Mistakes, left_out: LeftOut) -> Files | None:
-    """Read the layout ``<split>/<class>/<image>``; None where it is another one."""
-    folders = folders_in(root)
+def find_classes(root: Path, mistakes: Mistakes, left_out: LeftOut) -> Files:
+    """Find the class folders of either layout and their images, sorted by path."""
+    folders = _folders_in(root)
+    while len(folders) == 1 and not split_named(folders[0].name) and _folders_in(folders[0]):
+        _leave_loose(root, left_out)
+        root, folders = folders[0], _folders_in(folders[0])
     splits = {path: split for path in folders if (split := split_named(path.name))}
-    sure = [path for path in splits if path.name.lower() not in _ALSO_CLASSES]
-    if not splits or not (sure or len(splits) == len(folders)):
-        return None
-    if others := [path.name for path in folders if path not in splits]:
-        are, them = ("are no splits", "them") if len(others) > 1 else ("is no split", "it")
-        mistakes.append(
-            f"{root}: {len(others):,} of {len(folders):,} folders {are}, first {others[0]}; move"
-            f" {them} elsewhere or, if {' or '.join(path.name for path in splits)} is a class,"
-            " rename its folder or list the images in data.source.csv"
-        )
-    for split in SPLITS:
-        if len(same := [path.name for path in splits if splits[path] == split]) > 1:
-            mistakes.append(f"{root}: {' and '.join(same)} are both split {split}; join them")
+    are_sure = any(path.name.lower() not in _ALSO_CLASSES for path in splits)
+    parents: Mapping[Path, str] = {root: ""}
     _leave_loose(root, left_out)
+    if splits and (are_sure or len(splits) == len(folders)):
+        mistakes += _split_problems(root, splits, [p.name for p in folders if p not in splits])
+        parents = splits
+        for parent in splits:
+            _leave_loose(parent, left_out)
     files: Files = {}
-    for folder in sorted(splits, key=lambda path: SPLITS.index(splits[path])):
-        _leave_loose(folder, left_out)
-        for path in folders_in(folder):
-            files.setdefault((splits[folder], path.name), []).extend(images_in(path, left_out))
+    for parent, name in parents.items():
+        for folder in _folders_in(parent):
+            files.setdefault((name, folder.name), []).extend(_images_in(folder, left_out))
     return files
 
 
-def class_folders(root: Path, left_out: LeftOut) -> dict[str, list[Path]]:
-    """Read the layout ``<class>/<image>``."""
-    _leave_loose(root, left_out)
-    return {path.name: images_in(path, left_out) for path in folders_in(root)}
+def notes_of(left_out: LeftOut, root: Path) -> tuple[str, ...]:
+    """Return a line for each reason: how many files, and the first of them."""
+    return tuple(
+        f"{what}: {len(own):,} {why}, first {min(own).relative_to(root)}"
+        for (what, why), own in sorted(left_out.items())
+    )
 
 
-def inner(root: Path, left_out: LeftOut) -> Path:
-    """Return ``root``, or the folder in it that holds all: one alone, with folders in it.
+def _split_problems(root: Path, splits: Mapping[Path, Split], others: list[str]) -> list[str]:
+    problems = []
+    if others:
+        are, them = ("are no splits", "them") if len(others) > 1 else ("is no split", "it")
+        problems.append(
+            f"{root}: {len(others):,} of {len(others) + len(splits):,} folders {are}, first"
+            f" {others[0]}; move {them} elsewhere or, if"
+            f" {' or '.join(path.name for path in splits)} is a class, rename its folder or list"
+            " the images in data.source.csv"
+        )
+    for split in SPLITS:
+        if len(same := [path.name for path in splits if splits[path] == split]) > 1:
+            problems.append(f"{root}: {' and '.join(same)} are both split {split}; join them")
+    return problems
 
-    Files beside that folder are left out.
-    """
-    folders = folders_in(root)
-    while len(folders) == 1 and not split_named(folders[0].name) and folders_in(folders[0]):
-        _leave_loose(root, left_out)
-        root = folders[0]
-        folders = folders_in(root)
-    return root
 
-
-def folders_in(folder: Path) -> list[Path]:
+def _folders_in(folder: Path) -> list[Path]:
     """Return the visible folders in ``folder``, links to folders included."""
     return [path for path in sorted(folder.iterdir()) if _is_visible(path.name) and path.is_dir()]
+
+
+def _images_in(folder: Path, left_out: LeftOut) -> list[Path]:
+    """List the pictures of a class folder and of the folders below it, sorted by path."""
+    images = []
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if _is_visible(name)]
+        for path in (Path(parent, name) for name in folders):
+            if path.is_symlink():
+                left_out["left out", "links to folders"].append(path)
+        for path in (Path(parent, name) for name in names if _is_visible(name)):
+            if reason := _why_not(path):
+                left_out["left out", reason].append(path)
+                continue
+            images.append(path)
+            if path.parent != folder:
+                left_out["taken", "pictures in deeper folders"].append(path)
+    return sorted(images)
 
 
 def _leave_loose(folder: Path, left_out: LeftOut) -> None:
     """Count the files that lie in no class folder."""
     for path in folder.iterdir():
         if _is_visible(path.name) and not path.is_dir():
-            left_out.add(_why_not(path) or "pictures outside of any class folder", path)
+            reason = _why_not(path) or "pictures outside of any class folder"
+            left_out["left out", reason].append(path)
 
 
 def _why_not(path: Path) -> str:
@@ -149,3 +140,65 @@ def _raise(error: OSError) -> Iterator[None]:
     raise UserError(
         f"{error.filename}: cannot be read ({error.strerror})", remedy="mend its rights"
     )
+
+
+def read_csv(table: Path, name: str, remedy: str) -> list[list[str]]:
+    """Return the rows of a CSV.
+
+    Raises:
+        UserError: it cannot be read; ``name`` begins the message and ``remedy`` ends it.
+    """
+    try:
+        text = _text(read_whole(table, _MOST_BYTES))
+        first = text.partition("\n")[0]
+        comma = next((mark for mark in ",;\t" if mark in first), ",")
+        return list(csv.reader(StringIO(text, newline=""), delimiter=comma))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{table}:{line}: is not UTF-8 (byte {error.object[error.start]:#04x})",
+            remedy='save the list as UTF-8, which spreadsheets offer as "CSV UTF-8"',
+        ) from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{name} cannot be read ({error})", remedy=remedy) from None
+
+
+def _text(data: bytes) -> str:
+    """Decode a list: UTF-8, or UTF-16 where the file begins with its mark."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    text = data.decode("utf-8-sig")
+    if "\0" in text:
+        raise ValueError("it holds NUL characters; save it as UTF-8")
+    return text
+
+
+def by_class(
+    table: Path,
+    rows: Iterable[list[str]],
+    parse: Callable[[list[str]], tuple[Key, Item]],
+    mistakes: Mistakes,
+    first_line: int = 2,
+) -> dict[Key, list[Item]]:
+    """Sort the images of a list by class.
+
+    Args:
+        table: the list, for messages.
+        rows: its lines without a header; empty ones are skipped.
+        parse: returns class and image of a line; raises ``ValueError`` where it is wrong.
+        mistakes: takes those of all lines.
+        first_line: number of the first row.
+    """
+    found: dict[Key, list[Item]] = {}
+    seen: set[Item] = set()
+    for number, row in enumerate(rows, first_line):
+        try:
+            if row:
+                key, item = parse(row)
+                if item in seen:
+                    raise ValueError(f"{row[0]} is listed twice; an image may be in one class only")
+                seen.add(item)
+                found.setdefault(key, []).append(item)
+        except ValueError as error:
+            mistakes.append(f"{table}:{number}: {error}")
+    return found

@@ -55,8 +55,6 @@ _EM = 0.85  # an em as a share of the image size
 _FIT = 0.8  # ink is shrunk to at most this share of the image size
 _SUPERSAMPLING = 2  # drawn this much larger, then averaged down
 _MISSING = "\uffff"  # never a character, so every font draws its box for it
-
-
 FRAME = (36, 48)
 """Height and width of the compared drawings in pixels, for an em of 24; larger ink is cut."""
 SAME = 0.02
@@ -68,17 +66,12 @@ Drawings = dict[str, NDArray[np.uint8]]
 
 def plan_glyphs(source: GlyphsSource, image_size: int) -> ImportPlan:
     """Find the characters that make classes, in code point order within each split."""
-    paths = _font_paths()
-    drawings = _distinct_drawings(paths, source.min_fonts)
+    drawings = _distinct_drawings(source.min_fonts)
     kept = sorted(without_doubles(drawings), key=lambda char: (SPLITS.index(split_of(char)), char))
-    fonts = _load_fonts(paths, round(_EM * image_size * _SUPERSAMPLING))
-    counts: Counter[str] = Counter(map(split_of, kept))
-    shares = ", ".join(
-        f"{counts[split]} {split} ({scripts})"
-        for split, scripts in zip(
-            SPLITS, ("Latin, symbols", "Greek", "other alphabets"), strict=True
-        )
-    )
+    fonts = _load_fonts(round(_EM * image_size * _SUPERSAMPLING))
+    counts = Counter(map(split_of, kept))
+    scripts = ("Latin, symbols", "Greek", "other alphabets")
+    shares = ", ".join(f"{counts[s]} {s} ({own})" for s, own in zip(SPLITS, scripts, strict=True))
     return ImportPlan(
         source=f"glyphs of matplotlib's DejaVu and STIX fonts: {shares}; "
         + source.model_dump_json(exclude={"kind"}),
@@ -88,13 +81,13 @@ def plan_glyphs(source: GlyphsSource, image_size: int) -> ImportPlan:
             PlannedClass(
                 name=f"{unicodedata.name(char)} (U+{ord(char):04X})",
                 split=split_of(char),
-                count=source.images_per_class,
+                images=range(source.images_per_class),
                 read=partial(
-                    _draw_class,
+                    _draw,
                     char,
+                    [fonts[f] for f in distinct_fonts(drawings[char])],
                     source,
                     image_size,
-                    [fonts[name] for name in distinct_fonts(drawings[char])],
                 ),
             )
             for char in kept
@@ -110,27 +103,19 @@ def split_of(char: str) -> Split:
     return "val" if words & VAL_SCRIPTS else "train"
 
 
-def _font_paths() -> dict[str, Path]:
-    folder = Path(mpl.get_data_path(), "fonts", "ttf")
+def _load_fonts(em: int) -> dict[str, FreeTypeFont]:
+    # the basic layout draws the same everywhere, whether or not Pillow finds Raqm
     return {
-        path.stem: path
-        for path in sorted(folder.glob("*.ttf"))
+        path.stem: ImageFont.truetype(str(path), em, layout_engine=ImageFont.Layout.BASIC)
+        for path in sorted(Path(mpl.get_data_path(), "fonts", "ttf").glob("*.ttf"))
         if path.stem.startswith(FAMILIES) and "Display" not in path.stem
     }
 
 
-def _load_fonts(paths: Mapping[str, Path], em: int) -> dict[str, FreeTypeFont]:
-    # the basic layout draws the same everywhere, whether or not Pillow finds Raqm
-    return {
-        name: ImageFont.truetype(str(path), em, layout_engine=ImageFont.Layout.BASIC)
-        for name, path in paths.items()
-    }
-
-
-def _distinct_drawings(paths: Mapping[str, Path], min_fonts: int) -> dict[str, Drawings]:
+def _distinct_drawings(min_fonts: int) -> dict[str, Drawings]:
     """Draw the characters with every font that has them; keep those with enough drawings."""
-    fonts = _load_fonts(paths, _COMPARED_EM)
-    charmaps = {name: FT2Font(str(path)).get_charmap() for name, path in paths.items()}
+    fonts = _load_fonts(_COMPARED_EM)
+    charmaps = {name: FT2Font(str(font.path)).get_charmap() for name, font in fonts.items()}
     drawings: dict[str, Drawings] = {char: {} for char in _candidates(charmaps.values(), min_fonts)}
     for name, font in fonts.items():
         missing = _ink(font, _MISSING)
@@ -138,9 +123,7 @@ def _distinct_drawings(paths: Mapping[str, Path], min_fonts: int) -> dict[str, D
             ink = _ink(font, char) if ord(char) in charmaps[name] else None
             if ink is not None and ink != missing:
                 drawn[name] = frame(ink)
-    return {
-        char: drawn for char, drawn in drawings.items() if len(distinct_fonts(drawn)) >= min_fonts
-    }
+    return {char: own for char, own in drawings.items() if len(distinct_fonts(own)) >= min_fonts}
 
 
 def _candidates(charmaps: Iterable[Iterable[int]], min_fonts: int) -> list[str]:
@@ -159,24 +142,20 @@ def _ink(font: FreeTypeFont, char: str) -> Image.Image | None:
     return canvas.crop(box) if box else None
 
 
-def _draw_class(
-    char: str, source: GlyphsSource, size: int, fonts: list[FreeTypeFont], part: slice
+def _draw(
+    char: str, fonts: list[FreeTypeFont], source: GlyphsSource, size: int, numbers: Iterable[int]
 ) -> NDArray[np.uint8]:
     """Draw images [n, size, size, 1] of a character, going round its fonts in seeded order."""
     inks = [ink for font in fonts if (ink := _ink(font, char)) is not None]
     bits = bit_stream(source.seed, "glyph-fonts", ord(char))
     order = draw_without_replacement(bits, len(inks), len(inks))
-    images = [
-        _distort(inks[order[i % len(order)]], size, _distortion(source, ord(char), i))
-        for i in range(source.images_per_class)[part]
-    ]
+    images = []
+    for number in numbers:
+        # rotation, scale, shear and the two shifts, each in -strength..strength
+        draws = uniform(bit_stream(source.seed, "glyph", ord(char), number), 5)
+        distortion = ((2 * draws - 1) * source.distortion).tolist()
+        images.append(_distort(inks[order[number % len(order)]], size, distortion))
     return np.stack(images)[..., None]
-
-
-def _distortion(source: GlyphsSource, code: int, instance: int) -> list[float]:
-    """Draw rotation, scale, shear and the two shifts, each in -strength..strength."""
-    draws = uniform(bit_stream(source.seed, "glyph", code, instance), 5)
-    return [(2 * draw - 1) * source.distortion for draw in map(float, draws)]
 
 
 def _distort(ink: Image.Image, size: int, distortion: list[float]) -> NDArray[np.uint8]:

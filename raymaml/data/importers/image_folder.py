@@ -22,13 +22,13 @@ from raymaml.data.importers.depth import bands
 from raymaml.data.importers.folders import (
     Files,
     LeftOut,
-    class_folders,
-    inner,
-    split_folders,
+    by_class,
+    find_classes,
+    notes_of,
+    read_csv,
     split_named,
 )
 from raymaml.data.importers.images import Images, decode_files, is_file
-from raymaml.data.importers.lists import by_class, read_csv
 from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
 from raymaml.seeding import bit_stream, draw_without_replacement
 
@@ -41,23 +41,18 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
     Raises:
         UserError: the folder or the CSV cannot be read, or gives no class at all.
     """
-    if not source.path.is_dir():
-        raise UserError(
-            f"data.source.path: {source.path} is not a folder", remedy="give one that exists"
-        )
     mistakes = Mistakes()
-    left_out = LeftOut(source.path)
+    left_out = LeftOut(list)
     share = ""
     if source.csv is not None:
         files = _from_csv(source.csv, source.path, mistakes)
     else:
-        root = inner(source.path, left_out)
-        folders = split_folders(root, mistakes, left_out)
-        if folders is None:
-            folders = _deal(class_folders(root, left_out), source)
+        files = find_classes(source.path, mistakes, left_out)
+        if not all(split for split, _ in files):
+            files = _deal(files, source)
             share = f"data.source.fractions {list(source.fractions)}"
-        files = folders
-    there = f" ({'; '.join(left_out.notes())})" if left_out.notes() else ""
+    notes = notes_of(left_out, source.path)
+    there = f" ({'; '.join(notes)})" if notes else ""
     if not files and not mistakes:
         raise UserError(
             f"data.source.path: {source.path} holds no images in class folders",
@@ -70,32 +65,39 @@ def plan_image_folder(source: ImageFolderSource, image_size: int) -> ImportPlan:
         if not paths
     ]
     square = partial(_square, mode="RGB" if source.mode == "rgb" else "L", size=image_size)
-    read = partial(decode_files, most_pixels=round(source.max_megapixels * 1e6))
+    most_pixels = round(source.max_megapixels * 1e6)
     return ImportPlan(
         source=f"image folder {source.path.name}, {source.mode}, cropped to squares",
         licence="of the images' owner",
         num_channels=3 if source.mode == "rgb" else 1,
         classes=in_order(
-            PlannedClass(name=name, split=split, count=len(own), read=partial(read, own, square))
+            PlannedClass(
+                name=name,
+                split=split,
+                images=own,
+                read=partial(decode_files, transform=square, most_pixels=most_pixels),
+            )
             for (split, name), own in files.items()
             if own
         ),
         problems=tuple(mistakes),
-        notes=left_out.notes(),
+        notes=notes,
         share=share,
     )
 
 
-def _deal(classes: dict[str, list[Path]], source: ImageFolderSource) -> Files:
+def _deal(files: Files, source: ImageFolderSource) -> Files:
     """Deal whole classes to the splits: shares of a seeded order, rounded to whole classes."""
-    names = list(classes)
-    order = draw_without_replacement(bit_stream(source.seed, "class-split"), len(names), len(names))
+    classes = [(name, images) for (_, name), images in files.items()]
+    order = draw_without_replacement(
+        bit_stream(source.seed, "class-split"), len(classes), len(classes)
+    )
     train, val, test = source.fractions
-    bounds = np.rint(np.cumsum([train, val]) / (train + val + test) * len(names))
-    split_of = np.searchsorted(bounds, np.arange(len(names)), side="right")
+    bounds = np.rint(np.cumsum([train, val]) / (train + val + test) * len(classes))
+    splits = np.searchsorted(bounds, np.arange(len(classes)), side="right")
     return {
-        (SPLITS[split], names[number]): classes[names[number]]
-        for split, number in zip(split_of.tolist(), order.tolist(), strict=True)
+        (SPLITS[split], classes[number][0]): classes[number][1]
+        for split, number in zip(splits.tolist(), order.tolist(), strict=True)
     }
 
 

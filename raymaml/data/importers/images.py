@@ -8,7 +8,7 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -30,7 +30,7 @@ MOST_IMAGE_BYTES = 256 << 20
 """Of an image file, which is read whole."""
 Images = NDArray[np.uint8]
 """[n, H, W, C]."""
-Read = Callable[[], bytes]
+Read = Callable[[], bytes | Blob]
 Transform = Callable[[Image.Image], NDArray[np.uint8]]
 """Makes an array [H, W, C] of an image."""
 
@@ -79,7 +79,10 @@ def decode(files: Iterable[tuple[str, Read, Transform]], most_pixels: int | None
     return np.stack(images)
 
 
-def _decoded(data: bytes, transform: Transform, most_pixels: int) -> NDArray[np.uint8]:
+def _decoded(data: bytes | Blob, transform: Transform, most_pixels: int) -> NDArray[np.uint8]:
+    if isinstance(data, Blob):
+        require_length(data.length)
+        data = data.read()
     with warnings.catch_warnings(), _limited(most_pixels):
         warnings.simplefilter("ignore")  # on odd metadata, which nothing uses
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -118,14 +121,12 @@ def _unheard(kind: str | None) -> Iterator[None]:
 
 
 def decode_files(
-    paths: Sequence[Path],
-    transform: Transform,
-    part: slice = slice(None),
-    most_pixels: int | None = None,
+    paths: Iterable[Path], transform: Transform, most_pixels: int | None = None
 ) -> Images:
-    """As ``decode``, of a range of files on disk."""
-    reads = ((str(path), partial(read_whole, path), transform) for path in paths[part])
-    return decode(reads, most_pixels)
+    """As ``decode``, of files on disk."""
+    return decode(
+        ((str(path), partial(read_whole, path), transform) for path in paths), most_pixels
+    )
 
 
 def read_whole(path: Path, most: int = MOST_IMAGE_BYTES) -> bytes:
@@ -140,14 +141,6 @@ def read_whole(path: Path, most: int = MOST_IMAGE_BYTES) -> bytes:
         raise ValueError("it is no regular file")
     require_length(status.st_size, most)
     return path.read_bytes()
-
-
-def image_bytes(file: Blob | bytes) -> bytes:
-    """Return the bytes of an image file inside another file; raises ``ValueError`` if too many."""
-    if isinstance(file, bytes):
-        return file
-    require_length(file.length)
-    return file.read()
 
 
 def require_length(length: int, most: int = MOST_IMAGE_BYTES) -> None:

@@ -11,22 +11,31 @@ Only classes are counted: numbers of images vary between the lists in circulatio
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.common.untrusted import stays_inside
-from raymaml.config.schema import Split
 from raymaml.config.sources import INaturalist2017Source
-from raymaml.data.importers.benchmark import KEEP_ANYWAY
-from raymaml.data.importers.images import decode_files, squared
-from raymaml.data.importers.lists import by_class, read_csv
-from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
+from raymaml.data.importers.benchmark import (
+    Benchmark,
+    LabelledFile,
+    choose,
+    listed_files,
+    plan_files,
+)
+from raymaml.data.importers.folders import by_class, read_csv
+from raymaml.data.importers.images import squared
+from raymaml.data.importers.plan import ImportPlan, in_order
 from raymaml.seeding import bit_stream, draw_without_replacement
 
-NUM_CLASSES: dict[Split, int] = {"train": 908, "test": 227}
-LICENCE = "images of many owners, non-commercial research only (iNaturalist 2017 terms)"
+META_INAT = Benchmark(
+    title="meta-iNat",
+    licence="images of many owners, non-commercial research only (iNaturalist 2017 terms)",
+    num_classes={"train": 908, "test": 227},
+    label_digits=4,
+)
 
 Classes = dict[int, list[str]]
 """The images of each class, as paths below ``images/``."""
@@ -36,34 +45,30 @@ def plan_inaturalist(source: INaturalist2017Source, size: int) -> ImportPlan:
     """List the images of both CSVs by class, and take val from train.
 
     Raises:
-        UserError: a CSV is missing or damaged, or classes are missing.
+        UserError: a CSV is missing or damaged, classes are missing, or an image is in both CSVs.
     """
-    tables = {path: _read(path) for path in _tables(source.path)}
-    chosen = _choose(tables, source.path)
-    _verify(chosen, tables, source.verify_counts)
-    val = _drawn(tables[chosen["train"]], source)
-    classes = []
-    for split, table in chosen.items():
-        for label, names in tables[table].items():
-            paths = [source.path / "images" / name for name in names]
-            # in the release the images of a class share a folder of its scientific name
-            folders = {PurePosixPath(name).parent.name for name in names}
-            common = folders.pop() if len(folders) == 1 else ""
-            classes.append(
-                PlannedClass(
-                    name=f"{split}-{label:04d} {common}".rstrip(),
-                    split="val" if split == "train" and label in val else split,
-                    count=len(paths),
-                    read=partial(decode_files, paths, squared(size)),
-                )
-            )
-    return ImportPlan(
-        source=f"iNaturalist 2017 (few-shot splits of {chosen['train'].name} and"
-        f" {chosen['test'].name}; val is {source.val_fraction:g} of the training classes, seed"
-        f" {source.seed}), middle squares",
-        licence=LICENCE,
-        num_channels=3,
-        classes=in_order(classes),
+    tables = {str(path): _read(path) for path in _tables(source.path)}
+    files = [_labelled(name, classes, source.path) for name, classes in tables.items()]
+    chosen = choose(files, META_INAT, source.path)
+    train, test = chosen["train"].name, chosen["test"].name
+    first, second = ({name for own in tables[t].values() for name in own} for t in (train, test))
+    with gathered() as mistakes:
+        with mistakes.kept():
+            plan = plan_files(chosen, META_INAT, source, size)
+        mistakes += [
+            f"{train}: {name} is in {Path(test).name} too, the other split; keep it in one of them"
+            for name in sorted(first & second)
+        ]
+    # val is a share of the training classes, at least one
+    classes = [planned for planned in plan.classes if planned.split == "train"]
+    count = max(1, round(source.val_fraction * len(classes)))
+    bits = bit_stream(source.seed, "class-split")
+    val = {classes[n].name for n in draw_without_replacement(bits, len(classes), count).tolist()}
+    return replace(
+        plan,
+        source=f"iNaturalist 2017 (few-shot splits of {Path(train).name} and {Path(test).name}; val"
+        f" is {source.val_fraction:g} of the training classes, seed {source.seed}), middle squares",
+        classes=in_order(replace(c, split="val") if c.name in val else c for c in plan.classes),
     )
 
 
@@ -93,46 +98,16 @@ def _parse(row: Sequence[str]) -> tuple[int, str]:
     return int(row[1]), row[0]
 
 
-def _choose(tables: Mapping[Path, Classes], folder: Path) -> dict[Split, Path]:
-    chosen: dict[Split, Path] = {}
-    for split, count in NUM_CLASSES.items():
-        sized = [table for table, classes in tables.items() if len(classes) == count]
-        named = [table for table in tables if split in table.stem.lower()]
-        for candidates in (sized, named):
-            if split not in chosen and len(candidates) == 1:
-                chosen[split] = candidates[0]
-    if len(set(chosen.values())) < len(NUM_CLASSES):
-        there = ", ".join(f"{table.name} ({len(c)} classes)" for table, c in tables.items())
-        raise UserError(
-            f"data.source.path: {folder} does not hold one CSV of train (908 classes) and one of"
-            f" test (227 classes), but {there}",
-            remedy="call them train.csv and test.csv",
-        )
-    return chosen
-
-
-def _verify(
-    chosen: Mapping[Split, Path], tables: Mapping[Path, Classes], verify_counts: bool
-) -> None:
-    """Check the numbers of classes, if asked to, and that no image is of both splits."""
-    first, second = ({name for own in tables[t].values() for name in own} for t in chosen.values())
-    one, other = chosen.values()
-    with gathered() as mistakes:
-        mistakes += [
-            f"{table}: split {split} has {len(tables[table])} classes, meta-iNat has"
-            f" {NUM_CLASSES[split]}; {KEEP_ANYWAY}"
-            for split, table in chosen.items()
-            if verify_counts and len(tables[table]) != NUM_CLASSES[split]
-        ]
-        mistakes += [
-            f"{one}: {name} is in {other.name} too, the other split; keep it in one of them"
-            for name in sorted(first & second)
-        ]
-
-
-def _drawn(classes: Classes, source: INaturalist2017Source) -> set[int]:
-    """Draw the training classes that become val: a share of them, at least one."""
-    labels = sorted(classes)
-    count = max(1, round(source.val_fraction * len(labels)))
-    bits = bit_stream(source.seed, "class-split")
-    return {labels[place] for place in draw_without_replacement(bits, len(labels), count).tolist()}
+def _labelled(table: str, classes: Classes, folder: Path) -> LabelledFile:
+    """Name the classes: in the release the images of each share a folder of its scientific name."""
+    folders = {
+        label: {PurePosixPath(name).parent.name for name in names}
+        for label, names in classes.items()
+    }
+    return listed_files(
+        {label: [folder / "images" / n for n in names] for label, names in classes.items()},
+        squared,
+        name=table,
+        form="few-shot splits",
+        class_names={label: own.pop() for label, own in folders.items() if len(own) == 1},
+    )

@@ -8,7 +8,6 @@ et al. 2019) wrote them; and ``image_data`` with ``class_dict`` (class name -> r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from raymaml.common.errors import UserError, gathered
 from raymaml.data.formats.pickles import load_pickle
 from raymaml.data.formats.spool import Blob, StoredArray, open_blob
 from raymaml.data.importers.benchmark import LabelledFile
-from raymaml.data.importers.images import Images, resized
+from raymaml.data.importers.images import resized
 
 DATA_LABELS = "pickles of data and labels (Gidaris, MetaOptNet)"
 CACHE = "cache pickles of image_data and class_dict (few-shot-ssl, torchmeta, learn2learn)"
@@ -54,8 +53,9 @@ def pickles_in(folder: Path) -> Iterator[tuple[Path, Any]]:
     with gathered() as mistakes:
         for path in files_in(folder):
             blob = open_blob(path)
+            begins = blob.part(0, min(3, blob.length)).read()
             # a file of this suffix is a pickle, or should be: a damaged one is named
-            if path.suffix in {".pickle", ".pkl"} or _begins_as_pickle(blob):
+            if path.suffix in {".pickle", ".pkl"} or begins.startswith(_MAGIC):
                 content = None
                 with mistakes.kept():
                     content = read_pickle(str(path), blob)
@@ -64,19 +64,11 @@ def pickles_in(folder: Path) -> Iterator[tuple[Path, Any]]:
 
 def files_in(folder: Path) -> list[Path]:
     """Return the visible files of a folder, or, where there are none, of its folders."""
-    if not folder.is_dir():
-        raise UserError(
-            f"data.source.path: {folder} is not a folder", remedy="give one that exists"
-        )
     for pattern in ("*", "*/*"):
         files = sorted(path for path in folder.glob(pattern) if path.is_file())
         if visible := [path for path in files if not path.name.startswith(".")]:
             return visible
     return []
-
-
-def _begins_as_pickle(blob: Blob) -> bool:
-    return blob.part(0, min(3, blob.length)).read().startswith(_MAGIC)
 
 
 def read_pickle(name: str, blob: Blob) -> Any:
@@ -103,21 +95,30 @@ def texts_of(values: object) -> list[str]:
     return list(map(text_of, items))
 
 
-def integers(values: Any) -> NDArray[np.int64] | None:
-    """Return a list or array of whole numbers as an array [n]; None when it is none."""
+def labels_of(name: str, content: Mapping[str, Any], key: str) -> NDArray[np.int64]:
+    """Return the labels [n] at ``key``; raises ``UserError`` where they are no whole numbers."""
+    labels = _integers(content[key])
+    if not len(labels):
+        raise UserError(f"{name}: its {key} are no whole numbers", remedy="get the file again")
+    return labels
+
+
+def _integers(values: Any) -> NDArray[np.int64]:
+    """Return a list or array of whole numbers as an array [n]; an empty one for anything else."""
+    # numpy would unfold lists in lists, which may stand for more than fits into memory
+    is_flat = isinstance(values, list | tuple) and all(
+        isinstance(v, int | np.integer) for v in values
+    )
     try:
-        # numpy would unfold lists in lists, which may stand for more than fits into memory
-        flat = isinstance(values, list | tuple) and all(
-            isinstance(v, int | np.integer) for v in values
-        )
         array = (
-            values.read() if isinstance(values, StoredArray) else np.array(values if flat else [])
+            values.read()
+            if isinstance(values, StoredArray)
+            else np.array(values if is_flat else 0.0)
         )
     except ValueError:  # a shape that no array can have
-        return None
-    if array.dtype.kind not in "iu" or not array.size or array.max() > np.iinfo(np.int64).max:
-        return None
-    return array.reshape(-1).astype(np.int64)
+        array = np.array(0.0)
+    fits = array.dtype.kind in "iu" and array.max(initial=0) <= np.iinfo(np.int64).max
+    return array.reshape(-1).astype(np.int64) if fits else np.empty(0, np.int64)
 
 
 def require_pixels(name: str, images: object, num_labels: int) -> None:
@@ -139,45 +140,37 @@ def require_pixels(name: str, images: object, num_labels: int) -> None:
 
 
 def _data_and_labels(name: str, content: Mapping[str, Any]) -> LabelledFile:
-    labels = integers(content["labels"])
-    if labels is None:
-        raise UserError(f"{name}: its labels are no whole numbers", remedy="get the file again")
-    require_pixels(name, content["data"], len(labels))
     numbers = content.get("catname2label")
     pairs = numbers.items() if isinstance(numbers, dict) else ()
-    return LabelledFile(
-        name=name,
-        labels=labels,
-        load=partial(_load_rows, content["data"]),
-        form=DATA_LABELS,
-        class_names={int(n): text_of(text) for text, n in pairs if isinstance(n, int | np.integer)},
-    )
+    names = {int(n): text_of(text) for text, n in pairs if isinstance(n, int | np.integer)}
+    return _labelled(name, DATA_LABELS, content["data"], labels_of(name, content, "labels"), names)
 
 
 def _image_data_and_class_dict(name: str, content: Mapping[str, Any]) -> LabelledFile:
-    images, rows_of = content["image_data"], content["class_dict"]
+    rows_of = content["class_dict"]
     if not isinstance(rows_of, dict):
         raise UserError(f"{name}: its class_dict is a {type(rows_of).__name__}, must be a dict")
-    rows = {text_of(key): integers(value) for key, value in rows_of.items()}
+    rows = {text_of(key): _integers(value) for key, value in rows_of.items()}
     names = sorted(rows)
-    each = [np.empty(0, np.int64) if (own := rows[key]) is None else own for key in names]
-    order = np.concatenate([np.empty(0, np.int64), *each])
-    require_pixels(name, images, len(order))
+    order = np.concatenate([np.empty(0, np.int64), *(rows[key] for key in names)])
     if not len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
         raise UserError(
             f"{name}: its class_dict names rows that are not there, or a row twice",
             remedy="get it again",
         )
-    labels = np.empty(len(order), dtype=np.int64)
-    labels[order] = np.repeat(np.arange(len(names)), list(map(len, each)))
+    labels = np.empty_like(order)
+    labels[order] = np.repeat(np.arange(len(names)), [len(rows[key]) for key in names])
+    return _labelled(name, CACHE, content["image_data"], labels, dict(enumerate(names)))
+
+
+def _labelled(
+    name: str, form: str, images: Any, labels: NDArray[np.int64], names: Mapping[int, str]
+) -> LabelledFile:
+    require_pixels(name, images, len(labels))
     return LabelledFile(
         name=name,
         labels=labels,
-        load=partial(_load_rows, images),
-        form=CACHE,
-        class_names=dict(enumerate(names)),
+        load=lambda rows, size: resized(images.rows(rows), size),
+        form=form,
+        class_names=names,
     )
-
-
-def _load_rows(array: StoredArray, rows: NDArray[np.int64], size: int) -> Images:
-    return resized(array.rows(rows), size)

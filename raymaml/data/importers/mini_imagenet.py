@@ -16,13 +16,10 @@ from __future__ import annotations
 
 import lzma
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from raymaml.common.errors import gathered
 from raymaml.common.untrusted import stays_inside
@@ -32,11 +29,13 @@ from raymaml.data.importers.benchmark import (
     IMAGENET_LICENCE,
     Benchmark,
     LabelledFile,
+    choose,
+    listed_files,
     plan_files,
 )
-from raymaml.data.importers.images import Images, decode_files, squashed
+from raymaml.data.importers.folders import by_class, read_csv
+from raymaml.data.importers.images import squashed
 from raymaml.data.importers.labelled_pickles import files_in, labelled_pickles
-from raymaml.data.importers.lists import by_class, read_csv
 from raymaml.data.importers.plan import ImportPlan
 
 RAVI_CSV = "images and CSVs (Ravi and Larochelle)"
@@ -53,7 +52,7 @@ def plan_mini_imagenet(source: MiniImageNetSource, size: int) -> ImportPlan:
     """
     folder = source.path
     files = _from_ilsvrc(folder) or labelled_pickles(folder) or _from_csvs(folder)
-    return plan_files(files, benchmark(), source, size)
+    return plan_files(choose(files, benchmark(), folder), benchmark(), source, size)
 
 
 @cache
@@ -64,6 +63,7 @@ def benchmark() -> Benchmark:
         cited="(Vinyals et al. 2016, splits of Ravi and Larochelle 2017)",
         licence=IMAGENET_LICENCE,
         num_classes={"train": 64, "val": 16, "test": 20},
+        num_images={"train": 38_400, "val": 9_600, "test": 12_000},
         images_per_class=600,
         names={split: frozenset(files) for split, files in ilsvrc_files().items()},
         labels={"train": range(64), "val": range(64, 80), "test": range(80, 100)},
@@ -88,20 +88,18 @@ def ilsvrc_files() -> dict[Split, dict[str, list[str]]]:
 
 def _from_ilsvrc(folder: Path) -> list[LabelledFile]:
     for place in (folder / part for part in _WHERE_ILSVRC_KEEPS_THEM):
-        found = [_listed_files(place, classes) for classes in ilsvrc_files().values()]
+        found = [
+            {wnid: own for wnid, names in classes.items() if (own := _those(place / wnid, names))}
+            for classes in ilsvrc_files().values()
+        ]
         if any(found):
             return [_labelled(str(place), ILSVRC, files) for files in found if files]
     return []
 
 
-def _listed_files(place: Path, classes: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
-    found = {}
-    for wnid, names in classes.items():
-        folder = place / wnid
-        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if own := [folder / name for name in names if name in there]:
-            found[wnid] = own
-    return found
+def _those(folder: Path, names: Sequence[str]) -> list[Path]:
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return [folder / name for name in names if name in there]
 
 
 def _from_csvs(folder: Path) -> list[LabelledFile]:
@@ -129,16 +127,6 @@ def _read_csv(table: Path) -> dict[str, list[Path]]:
 
 def _labelled(name: str, form: str, files: Mapping[str, Sequence[Path]]) -> LabelledFile:
     """Number the classes of listed files by name."""
-    names = sorted(files)
-    paths = [path for own in names for path in files[own]]
-    return LabelledFile(
-        name=name,
-        labels=np.repeat(np.arange(len(names)), [len(files[own]) for own in names]),
-        load=partial(_decode, paths),
-        form=form,
-        class_names=dict(enumerate(names)),
-    )
-
-
-def _decode(paths: Sequence[Path], rows: NDArray[np.int64], size: int) -> Images:
-    return decode_files([paths[row] for row in rows.tolist()], squashed(size))
+    names = dict(enumerate(sorted(files)))
+    by_number = {number: files[own] for number, own in names.items()}
+    return listed_files(by_number, squashed, name=name, form=form, class_names=names)

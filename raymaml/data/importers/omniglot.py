@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from raymaml.common.errors import UserError
@@ -43,42 +44,39 @@ def plan_omniglot(source: OmniglotSource, image_size: int) -> ImportPlan:
     """
     drawings = _find_drawings(source.path)
     splits = _vinyals_splits() if source.split == "vinyals" else _original_splits(drawings)
-    problems = [
-        f"{source.path}: {character} of split {split} is missing; get the complete archives"
-        for split, characters in splits.items()
-        for character in characters
-        if character not in drawings
-    ]
+    characters = [(split, character) for split, own in splits.items() for character in own]
     # a character and its rotations follow each other, so one decoded character is enough to keep
     upright = lru_cache(maxsize=1)(partial(_decode, source.path, drawings, image_size))
-    classes = tuple(
-        _planned(character, split, turns, len(drawings[character]), upright)
-        for split, characters in splits.items()
-        for character in characters
-        if character in drawings
-        for turns in range(4 if source.rotations else 1)
-    )
     rotations = ", each also turned by 90, 180 and 270 degrees" if source.rotations else ""
     return ImportPlan(
         source=f"Omniglot (Lake et al. 2015), split {source.split}{rotations}",
         licence=LICENCE,
         num_channels=1,
-        classes=classes,
-        problems=tuple(problems),
+        classes=tuple(
+            PlannedClass(
+                # alphabets of the two sets have different names
+                name=character.partition("/")[2] + (f"/rot{90 * turns:03d}" if turns else ""),
+                split=split,
+                images=np.arange(len(drawings[character])),
+                read=partial(_turned, upright, character, turns),
+            )
+            for split, character in characters
+            if character in drawings
+            for turns in range(4 if source.rotations else 1)
+        ),
+        problems=tuple(
+            f"{source.path}: {character} of split {split} is missing; get the complete archives"
+            for split, character in characters
+            if character not in drawings
+        ),
     )
 
 
-def _planned(
-    character: str, split: str, turns: int, count: int, upright: Callable[[str], Images]
-) -> PlannedClass:
-    """Plan the class of a character turned counter-clockwise by ``turns`` right angles."""
-    name = character.partition("/")[2]  # alphabets of the two sets have different names
-    return PlannedClass(
-        name=f"{name}/rot{90 * turns:03d}" if turns else name,
-        split=split,
-        count=count,
-        read=lambda part: np.rot90(upright(character), turns, axes=(1, 2))[part],
-    )
+def _turned(
+    upright: Callable[[str], Images], character: str, turns: int, rows: NDArray[np.int64]
+) -> Images:
+    """Return drawings of a character, turned counter-clockwise by ``turns`` right angles."""
+    return np.rot90(upright(character), turns, axes=(1, 2))[rows]
 
 
 def _decode(folder: Path, drawings: Drawings, size: int, character: str) -> Images:
@@ -130,22 +128,25 @@ def _original_splits(drawings: Iterable[str]) -> dict[str, list[str]]:
 
 def _find_drawings(folder: Path) -> Drawings:
     """Find both sets in ``folder`` or one level below; unpacked sets go before archives."""
-    if not folder.is_dir():
-        raise UserError(
-            f"data.source.path: {folder} is not a folder",
-            remedy=f"it must hold {SETS[0]}.zip and {SETS[1]}.zip (or the folders of these names)",
-        )
-    found: dict[str, Drawings] = {}
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    found: Drawings = {}
     for files in (*map(_in_folder, folders), *map(_in_archive, sorted(folder.glob("*.zip")))):
-        found = _by_set(files) | found
-    if missing := [name for name in SETS if name not in found]:
+        sets = set(map(_set_of, found))  # the first place that holds a set is taken for it
+        for name, read in files.items():
+            if _MEMBER.fullmatch(name) and _set_of(name) not in sets:
+                character, _, file = name.rpartition("/")
+                found.setdefault(character, {})[file] = read
+    if missing := [name for name in SETS if name not in map(_set_of, found)]:
         remedy = "get it at https://github.com/brendenlake/omniglot/tree/master/python"
         problems = (
             f"data.source.path: {folder} holds no {m}.zip and no folder {m}" for m in missing
         )
         raise UserError(*problems, remedy=remedy)
-    return found[SETS[0]] | found[SETS[1]]
+    return found
+
+
+def _set_of(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _in_folder(folder: Path) -> dict[str, Read]:
@@ -172,13 +173,3 @@ def _in_archive(path: Path) -> dict[str, Read]:
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     require_length(member.file_size)
     return archive.read(member)
-
-
-def _by_set(files: Mapping[str, Read]) -> dict[str, Drawings]:
-    found: dict[str, Drawings] = {}
-    for name, read in files.items():
-        if _MEMBER.fullmatch(name):
-            character, _, file = name.rpartition("/")
-            drawings = found.setdefault(character.partition("/")[0], {})
-            drawings.setdefault(character, {})[file] = read
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +22,25 @@ class PlannedClass:
 
     name: str
     split: str
-    count: int
-    read: Callable[[slice], NDArray[np.uint8]]
-    """Reads the images of a range of 0..count: uint8 [n, H, W, C]. Raises ``UserError`` that lists
-    every image of the range that cannot be read."""
+    images: Any
+    """A sequence or an array [n] of whatever ``read`` takes: paths, or numbers of rows."""
+    read: Callable[[Any], NDArray[np.uint8]]
+    """Reads a slice of ``images``: uint8 [n, H, W, C]. Raises ``UserError`` that lists every image
+    of the slice that cannot be read."""
 
-    def parts(self, image_bytes: int) -> Iterator[slice]:
-        """Divide the images into ranges for ``read``, of ``PART_BYTES`` at most or of one image."""
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def parts(self, image_bytes: int) -> Iterator[Any]:
+        """Divide ``images`` into slices for ``read``, of ``PART_BYTES`` at most or of one image."""
         step = max(1, PART_BYTES // image_bytes)
-        return (slice(first, min(first + step, self.count)) for first in range(0, self.count, step))
+        return (self.images[first : first + step] for first in range(0, self.count, step))
 
     def load(self) -> NDArray[np.uint8]:
         """Read all images."""
-        return self.read(slice(0, self.count))
+        return self.read(self.images)
 
 
 def in_order(classes: Iterable[PlannedClass]) -> tuple[PlannedClass, ...]:

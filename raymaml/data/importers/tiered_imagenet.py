@@ -19,16 +19,17 @@ an index of 448,695 PNG files in a pickle takes 0.2 to 0.4 GB).
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raymaml.common.errors import UserError, gathered
+from raymaml.common.errors import Mistakes, UserError, gathered
 from raymaml.config.sources import TieredImageNetSource
 from raymaml.data.formats.npz import NpzArray, open_npz
 from raymaml.data.formats.spool import Blob, StoredArray
@@ -36,12 +37,13 @@ from raymaml.data.importers.benchmark import (
     IMAGENET_LICENCE,
     Benchmark,
     LabelledFile,
+    choose,
     plan_files,
 )
-from raymaml.data.importers.images import Images, decode, image_bytes, resized, squashed
+from raymaml.data.importers.images import Images, decode, resized, squashed
 from raymaml.data.importers.labelled_pickles import (
     files_in,
-    integers,
+    labels_of,
     pickles_in,
     require_pixels,
     texts_of,
@@ -58,23 +60,9 @@ BENCHMARK = Benchmark(
 )
 NPZ = "npz files of BGR pixels (MetaOptNet)"
 PNGS = "pickles of PNG files (Ren et al.)"
-
-
-class _Pictures(NamedTuple):
-    """The images of one file, still without labels."""
-
-    path: Path
-    num_images: int
-    load: Callable[[NDArray[np.int64], int], Images]
-    form: str
-
-
-class _Labels(NamedTuple):
-    """The labels of one file, still without images."""
-
-    path: Path
-    values: NDArray[np.int64]
-    names: dict[int, str]
+LABELS = ("label_specific", "labels")
+_Labels = tuple[str, NDArray[np.int64], dict[int, str]]
+"""The name of a file, its labels, and their names."""
 
 
 def plan_tiered_imagenet(source: TieredImageNetSource, size: int, bank: Path) -> ImportPlan:
@@ -83,35 +71,36 @@ def plan_tiered_imagenet(source: TieredImageNetSource, size: int, bank: Path) ->
     Raises:
         UserError: a file is damaged or has no partner, a split is missing, or classes or images.
     """
-    return plan_files(_paired(*_read(source.path, bank)), BENCHMARK, source, size)
-
-
-def _read(folder: Path, bank: Path) -> tuple[list[_Pictures], list[_Labels]]:
-    pictures, labels = [], []
+    pictures = []
+    labels: list[_Labels] = []
     # splits come one after the other: unpacked data of one need not outlive it
     opened = lru_cache(maxsize=1)(partial(NpzArray.open, bank=bank))
-    for path in files_in(folder):
+    for path in files_in(source.path):
         if zipfile.is_zipfile(path) and (array := open_npz(path, "images")):
             pictures.append(_npz(array, partial(opened, array)))
-    for path, content in pickles_in(folder):
+    for path, content in pickles_in(source.path):
         if isinstance(content, list):
             pictures.append(_pngs(path, content))
-        elif isinstance(content, dict) and {"labels", "label_specific"} & content.keys():
-            labels.append(_labels(path, content))
-    return pictures, labels
+        elif isinstance(content, dict) and (key := next((k for k in LABELS if k in content), "")):
+            names = dict(enumerate(texts_of(content.get("label_specific_str"))))
+            labels.append((path.name, labels_of(str(path), content, key), names))
+    with gathered() as mistakes:
+        files = [file for each in pictures for file in _paired(each, labels, mistakes)]
+    return plan_files(choose(files, BENCHMARK, source.path), BENCHMARK, source, size)
 
 
-def _npz(array: NpzArray, opened: Callable[[], StoredArray]) -> _Pictures:
-    count = array.shape[0] if array.shape else 0
-    require_pixels(str(array.path), StoredArray(b"", array.dtype, array.shape), count)
+def _npz(array: NpzArray, opened: Callable[[], StoredArray]) -> LabelledFile:
+    shape = array.without_values.shape
+    count = shape[0] if shape else 0
+    require_pixels(str(array.path), array.without_values, count)
 
     def load(rows: NDArray[np.int64], size: int) -> Images:
         return resized(opened().rows(rows)[..., ::-1], size)  # BGR -> RGB
 
-    return _Pictures(array.path, count, load, NPZ)
+    return LabelledFile(name=str(array.path), labels=np.zeros(count, np.int64), load=load, form=NPZ)
 
 
-def _pngs(path: Path, content: list[Any]) -> _Pictures:
+def _pngs(path: Path, content: list[Any]) -> LabelledFile:
     files = [item.data if isinstance(item, StoredArray) else item for item in content]
     wrong = next((item for item in files if not isinstance(item, Blob | bytes)), None)
     if wrong is not None or not files:
@@ -121,40 +110,28 @@ def _pngs(path: Path, content: list[Any]) -> _Pictures:
 
     def load(rows: NDArray[np.int64], size: int) -> Images:
         return decode(
-            (f"{path}: image {row}", partial(image_bytes, files[row]), squashed(size))
+            (f"{path}: image {row}", partial(files.__getitem__, row), squashed(size))
             for row in rows.tolist()
         )
 
-    return _Pictures(path, len(files), load, PNGS)
+    labels = np.zeros(len(files), np.int64)
+    return LabelledFile(name=str(path), labels=labels, load=load, form=PNGS)
 
 
-def _labels(path: Path, content: dict[str, Any]) -> _Labels:
-    key = "label_specific" if "label_specific" in content else "labels"
-    values = integers(content[key])
-    if values is None:
-        raise UserError(f"{path}: its {key} are no whole numbers", remedy="get the file again")
-    names = dict(enumerate(texts_of(content.get("label_specific_str"))))
-    return _Labels(path, values, names)
-
-
-def _paired(pictures: Iterable[_Pictures], labels: Sequence[_Labels]) -> list[LabelledFile]:
-    """Give each file of images the labels that are as many, of the most similar name."""
-    paired = []
-    with gathered() as mistakes:
-        for path, count, load, form in pictures:
-            own = [candidate for candidate in labels if len(candidate.values) == count]
-            if not own:
-                there = ", ".join(f"{label.path.name} {len(label.values)}" for label in labels)
-                mistakes.append(
-                    f"{path}: holds {count} images, but no pickle holds as many labels (there are"
-                    f" {there or 'none'}); get both again"
-                )
-                continue
-            # the labels whose name begins with most of the same letters
-            alike = [len(commonprefix([path.name, each.path.name])) for each in own]  # noqa: RUF071
-            best = own[alike.index(max(alike))]
-            file = LabelledFile(
-                name=str(path), labels=best.values, load=load, form=form, class_names=best.names
-            )
-            paired.append(file)
-    return paired
+def _paired(
+    pictures: LabelledFile, labels: Sequence[_Labels], mistakes: Mistakes
+) -> list[LabelledFile]:
+    """Give a file of images the labels that are as many, of the most similar name."""
+    count = len(pictures.labels)
+    own = [each for each in labels if len(each[1]) == count]
+    if not own:
+        there = ", ".join(f"{name} {len(values)}" for name, values, _ in labels)
+        mistakes.append(
+            f"{pictures.name}: holds {count} images, but no pickle holds as many labels (there are"
+            f" {there or 'none'}); get both again"
+        )
+        return []
+    # the labels whose name begins with most of the same letters
+    alike = [len(commonprefix([Path(pictures.name).name, name])) for name, *_ in own]  # noqa: RUF071
+    _, values, names = own[alike.index(max(alike))]
+    return [replace(pictures, labels=values, class_names=names)]
