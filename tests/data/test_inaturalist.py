@@ -5,11 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import pytest
 from helpers_imports import counts, import_source, plan_source, problems_of
 from PIL import Image
 
-from raymaml.common.errors import UserError
 from raymaml.data.importers.plan import ImportPlan
 
 KIND = "inaturalist-2017"
@@ -103,9 +101,3 @@ def test_a_missing_csv_is_named(tmp_path: Path) -> None:
     assert "no file of split test of meta-iNat (227 classes)" in problems[0]
     assert "train.csv (9 classes, 9 images)" in problems[0]
     assert problems[0].endswith("where the numbers of classes differ, call the file test")
-
-
-def test_a_missing_image_is_named(tmp_path: Path) -> None:
-    write(tmp_path, {"train.csv": lines(0, 3), "test.csv": lines(3, 2)})
-    with pytest.raises(UserError, match=r"images/Aves/Species \d/\d_0\.jpg: is not a readable"):
-        some(tmp_path).classes[0].load()

@@ -253,20 +253,8 @@ def _memory() -> int:
 
 
 NUMBERS = [
-    0,
-    1,
-    -1,
-    2,
-    3,
-    255,
-    2**31 - 1,
-    2**31,
-    2**32,
-    -(2**31),
-    2**63 - 1,
-    2**63,
-    -(2**63),
-    2**64,
+    *(0, 1, -1, 2, 3, 255, 2**31 - 1, 2**31, 2**32, -(2**31)),
+    *(2**63 - 1, 2**63, -(2**63), 2**64),
 ]
 
 
@@ -300,13 +288,8 @@ def hostile_values(root: Path) -> st.SearchStrategy[Any]:
     """Values that nobody writes by accident, names of files outside ``root/place`` among them."""
     names = [
         *("../outside/secret", "../outside/pipe", "../../x", f"{root}/outside/secret"),
-        *(
-            f"{root}/outside/pipe",
-            f"{root}/outside/new",
-            "/dev/zero",
-            "/dev/stdin",
-            "/proc/self/mem",
-        ),
+        *(f"{root}/outside/pipe", f"{root}/outside/new"),
+        *("/dev/zero", "/dev/stdin", "/proc/self/mem"),
         *("", ".", "..", "~", "a\0b", "a\nb", "x" * 5000, "\x1b[2J", "C:\\x", "é", "\U0001f600"),
         *("nan", "1e999", "true", "null", "os:system", "raymaml.nowhere:X", "s3://x", "http://x/y"),
         *("!!python/object/apply:os.system [x]", "{{7*7}}", "%s%n", "%(x)s", "2021-13-45"),

@@ -69,29 +69,28 @@ def plan_glyphs(source: GlyphsSource, image_size: int) -> ImportPlan:
     drawings = _distinct_drawings(source.min_fonts)
     kept = sorted(without_doubles(drawings), key=lambda char: (SPLITS.index(split_of(char)), char))
     fonts = _load_fonts(round(_EM * image_size * _SUPERSAMPLING))
-    counts = Counter(map(split_of, kept))
-    scripts = ("Latin, symbols", "Greek", "other alphabets")
-    shares = ", ".join(f"{counts[s]} {s} ({own})" for s, own in zip(SPLITS, scripts, strict=True))
-    return ImportPlan(
-        source=f"glyphs of matplotlib's DejaVu and STIX fonts: {shares}; "
-        + source.model_dump_json(exclude={"kind"}),
-        licence=LICENCE,
-        num_channels=1,
-        classes=tuple(
+    classes = []
+    for char in kept:
+        own = [fonts[name] for name in distinct_fonts(drawings[char])]
+        classes.append(
             PlannedClass(
                 name=f"{unicodedata.name(char)} (U+{ord(char):04X})",
                 split=split_of(char),
                 images=range(source.images_per_class),
-                read=partial(
-                    _draw,
-                    char,
-                    [fonts[f] for f in distinct_fonts(drawings[char])],
-                    source,
-                    image_size,
-                ),
+                read=partial(_draw, char, own, source, image_size),
             )
-            for char in kept
-        ),
+        )
+    counts = Counter(planned.split for planned in classes)
+    scripts = ("Latin, symbols", "Greek", "other alphabets")
+    shares = ", ".join(
+        f"{counts[s]} {s} ({which})" for s, which in zip(SPLITS, scripts, strict=True)
+    )
+    facts = source.model_dump_json(exclude={"kind"})
+    return ImportPlan(
+        source=f"glyphs of matplotlib's DejaVu and STIX fonts: {shares}; {facts}",
+        licence=LICENCE,
+        num_channels=1,
+        classes=tuple(classes),
     )
 
 
