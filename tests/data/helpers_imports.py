@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,35 @@ def unpack(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
+def member(name: str, size: int = 0, **other: Any) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in ({"size": size} | other).items():
+        setattr(info, key, value)
+    return info
+
+
+def tar_of(
+    members: Iterable[tuple[tarfile.TarInfo, bytes]], mode: str = "w", **options: Any
+) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode, **options) as archive:  # type: ignore[call-overload]
+        for info, data in members:
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
 def pack(path: Path, files: Mapping[str, bytes], mode: str = "w:gz") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+    members = [(member(name, len(data)), data) for name, data in files.items()]
+    path.write_bytes(tar_of(members, mode))
     return path
+
+
+def zipped(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return out.getvalue()
 
 
 SOURCES: TypeAdapter[AnySource] = TypeAdapter(Source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers_data import SHARED
-from helpers_imports import import_source, plan_source, problems_of, unpack
+from helpers_imports import import_source, plan_source, problems_of, unpack, zipped
 from PIL import Image
 
 from raymaml.common.errors import UserError
@@ -43,12 +42,6 @@ def layout(characters: dict[str, int], drawings: dict[str, bytes]) -> dict[str, 
     }
 
 
-def zip_to(path: Path, members: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
 def background(*names: str, count: int = 2) -> dict[str, int]:
     return {f"images_background/{name}": count for name in names}
 
@@ -59,8 +52,8 @@ EVALUATION = {"images_evaluation/Zz": 3}
 
 
 def write_zips(folder: Path) -> None:
-    zip_to(folder / "omniglot_images_background.zip", layout(SIX, DRAWINGS))
-    zip_to(folder / "images_evaluation.zip", layout(EVALUATION, DRAWINGS))
+    (folder / "omniglot_images_background.zip").write_bytes(zipped(layout(SIX, DRAWINGS)))
+    (folder / "images_evaluation.zip").write_bytes(zipped(layout(EVALUATION, DRAWINGS)))
 
 
 def names(found: ImportPlan, split: str) -> list[str]:
@@ -123,13 +116,13 @@ def test_each_broken_drawing_is_named_once_and_nothing_remains(tmp_path: Path) -
     members = layout(SIX, DRAWINGS)
     broken = [name for name in members if "character02/0001_01" in name][:2]
     members |= {broken[0]: b"not a png", broken[1]: png((1, 1))[:60]}
-    zip_to(tmp_path / "a.zip", members)
-    zip_to(tmp_path / "b.zip", layout(EVALUATION, DRAWINGS))
+    (tmp_path / "a.zip").write_bytes(zipped(members))
+    (tmp_path / "b.zip").write_bytes(zipped(layout(EVALUATION, DRAWINGS)))
     run = partial(import_source, "omniglot", tmp_path, tmp_path, split="background_evaluation")
     for name, problem in zip(broken, problems_of(run), strict=True):
         assert f"{name}: is not a readable image" in problem
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "b.zip"]
-    zip_to(tmp_path / "a.zip", layout(SIX, DRAWINGS))
+    (tmp_path / "a.zip").write_bytes(zipped(layout(SIX, DRAWINGS)))
     bank = run()
     assert bank.num_images == 4 * (6 * 2 + 3) * 2
     assert "Lake" in bank.source
@@ -139,7 +132,7 @@ def test_each_broken_drawing_is_named_once_and_nothing_remains(tmp_path: Path) -
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.source\.path: .*nowhere is not a folder"):
         plan(tmp_path / "nowhere")
-    zip_to(tmp_path / "a.zip", layout(SIX, DRAWINGS))
+    (tmp_path / "a.zip").write_bytes(zipped(layout(SIX, DRAWINGS)))
     with pytest.raises(UserError, match=r"no images_evaluation\.zip.*github"):
         plan(tmp_path)
     write_zips(tmp_path)
@@ -161,7 +154,7 @@ def test_a_torn_archive_is_named(tmp_path: Path) -> None:
 )
 def test_archives_with_escaping_paths_are_refused(tmp_path: Path, name: str) -> None:
     write_zips(tmp_path)
-    zip_to(tmp_path / "evil.zip", {name: b""})
+    (tmp_path / "evil.zip").write_bytes(zipped({name: b""}))
     with pytest.raises(UserError, match=r"evil\.zip: holds the unsafe path"):
         plan(tmp_path)
 

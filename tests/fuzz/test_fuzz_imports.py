@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from helpers_data import raw_png
 from helpers_fuzz import NUMBERS, Fuzz, changed_bytes, hostile_values
-from helpers_imports import plan_source, python2
+from helpers_imports import member, plan_source, python2, tar_of, zipped
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
@@ -170,14 +170,6 @@ def npy(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
     return b"\x93NUMPY" + version + length + text + data
 
 
-def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return out.getvalue()
-
-
 HEADERS = [
     "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 4, 4, 3), }",
     "{'descr': '|O', 'fortran_order': False, 'shape': (2, 4, 4, 3), }",
@@ -252,16 +244,6 @@ def test_npz(fuzz: Fuzz) -> None:
 # Archives
 
 
-def tar_of(
-    members: list[tuple[tarfile.TarInfo, bytes]], format_: int = tarfile.GNU_FORMAT
-) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=format_) as archive:
-        for member, data in members:
-            archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()
-
-
 def cifar_members() -> dict[str, bytes]:
     part = {"data": np.zeros((100, 3072), np.uint8), "fine_labels": list(range(100))}
     contents = {
@@ -270,14 +252,6 @@ def cifar_members() -> dict[str, bytes]:
         "test": part,
     }
     return {f"cifar-100-python/{name}": pickle.dumps(own) for name, own in contents.items()}
-
-
-def info(name: str, size: int = 0, **other: Any) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.size = size
-    for key, value in other.items():
-        setattr(member, key, value)
-    return member
 
 
 def odd_names(root: Path) -> st.SearchStrategy[str]:
@@ -289,16 +263,16 @@ def odd_names(root: Path) -> st.SearchStrategy[str]:
 
 @st.composite
 def tars(draw: st.DrawFn, root: Path, honest: dict[str, bytes]) -> bytes:
-    members = [(info(name, len(data)), data) for name, data in honest.items()]
+    members = [(member(name, len(data)), data) for name, data in honest.items()]
     for _ in range(draw(st.integers(0, 2))):
         kind = draw(st.sampled_from([bytes([code]) for code in b"01234567SxV"]))
         name, link = draw(odd_names(root)), draw(odd_names(root))
         size = draw(st.sampled_from([0, 5]))
-        odd = info(name, size, type=kind, linkname=link, mode=0o7777)
+        odd = member(name, size, type=kind, linkname=link, mode=0o7777)
         members.insert(draw(st.integers(0, len(members))), (odd, b"x" * size))
     format_ = draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT]))
     try:
-        data = tar_of(members, format_)
+        data = tar_of(members, format=format_)
     except ValueError:  # a name that the format cannot hold
         data = tar_of([(m, d) for m, d in members if m.name in honest])
     if draw(st.booleans()):
@@ -323,7 +297,7 @@ def tar_tricks() -> list[bytes]:
     """Archives made by hand: headers that lead back, chains of headers, sparse files, bombs."""
 
     def header(name: str, size: bytes, kind: bytes) -> bytes:
-        block = bytearray(info(name).tobuf(tarfile.GNU_FORMAT))
+        block = bytearray(member(name).tobuf(tarfile.GNU_FORMAT))
         block[124:136], block[156:157] = size.ljust(12, b"\0"), kind
         return _signed(bytes(block))
 
@@ -351,7 +325,7 @@ def test_tars(fuzz: Fuzz) -> None:
         read_tar(path, fuzz.place / "bank")
         load_all("cifar-fs", fuzz.place, 32, **SOME)
 
-    path.write_bytes(tar_of([(info(name, len(data)), data) for name, data in honest.items()]))
+    path.write_bytes(tar_of([(member(name, len(data)), data) for name, data in honest.items()]))
     read(None)
     made = (tars(fuzz.root, members) for members in (small, small, honest))
     fuzz(st.one_of(*made, st.sampled_from(tar_tricks())), path.write_bytes, read)

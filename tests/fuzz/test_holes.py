@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers_data import make_bank, raw_png, spec_of
-from helpers_imports import classes, import_source, plan_source
+from helpers_imports import classes, import_source, plan_source, zipped
 from PIL import Image
 from test_fuzz_banks import rewritten, signed, write_bank_files
-from test_fuzz_imports import HEADERS, npy, tar_tricks, zipped
+from test_fuzz_imports import HEADERS, npy, tar_tricks
 from test_fuzz_runs import IDENTITY, parquet, record, trained
 
 from raymaml.common.errors import UserError
