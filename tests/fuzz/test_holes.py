@@ -443,13 +443,6 @@ def test_postscript_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         decode_files([path], squashed(8))
 
 
-def test_more_pixels_than_pillow_finds_reasonable(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"  # Pillow warns of it, and goes on; twice as many are an error
-    path.write_bytes(raw_png(10_000, 10_000, 8, 2, b""))
-    with pytest.raises(UserError, match=r"a\.png: is not a readable image \(Image size"):
-        decode_files([path], squashed(8))
-
-
 def test_a_torn_tiff_says_nothing_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.tif"
     Image.new("RGB", (9, 9)).save(path, compression="tiff_deflate")
