@@ -134,8 +134,8 @@ def _scaled(read: Callable[[Box], NDArray[Any]], size: tuple[int, int]) -> Image
     out = Image.new(Image.fromarray(first.astype(np.uint8)).mode, size)
     scales = []
     for channels in [group for group in groups if first[..., group].size]:
-        values = (read(box)[..., channels] for box in bands(size))
-        lows, highs = zip(*((part.min(), part.max()) for part in values), strict=True)
+        parts = (read(box)[..., channels] for box in bands(size))
+        lows, highs = zip(*((part.min(), part.max()) for part in parts), strict=True)
         least, largest = np.min(lows).item(), np.max(highs).item()
         if not math.isfinite(least) or not math.isfinite(largest):
             raise ValueError("it holds NaN or infinity")
