@@ -67,41 +67,28 @@ def part_of(module: str) -> str:
     return module.removeprefix("raymaml.").replace("/", ".").removesuffix(".py").split(".")[0]
 
 
-def layer_of(part: str) -> int:
-    return next(number for number, parts in enumerate(LAYERS) if part in parts)
-
-
-def test_each_part_has_a_layer() -> None:
-    parts = {part_of(path) for path in sources()} - {"__init__"}
-    assert parts == set().union(*LAYERS)
-
-
 def not_below(path: str, tree: ast.Module) -> list[str]:
     """The imported modules of raymaml that a module of the file ``path`` may not import."""
     part = part_of(path)
     if part == "__init__":  # re-exports, for type checkers alone; a test says it is lazy
         return []
+    layer = {each: number for number, parts in enumerate(LAYERS) for each in parts}
     modules = {each for each in imports(tree) if each.startswith("raymaml.")}
-    others = {each: part_of(each) for each in modules - {"raymaml.__version__"}}
     return [
         module
-        for module, other in others.items()
-        if other != part and layer_of(other) >= layer_of(part)
+        for module in modules - {"raymaml.__version__"}
+        if part_of(module) != part and layer[part_of(module)] >= layer[part]
     ]
 
 
 def test_parts_import_only_what_lies_below_them() -> None:
-    assert {
-        path: found for path, tree in sources().items() if (found := not_below(path, tree))
-    } == {}
+    assert {part_of(path) for path in sources()} - {"__init__"} == set().union(*LAYERS)
+    assert not {path: found for path, tree in sources().items() if (found := not_below(path, tree))}
     inside = "def f():\n    from raymaml.meta import rules"
     for text in (inside, "import raymaml.training.loop", "from raymaml.cli import main"):
         assert not_below("data/bank.py", ast.parse(text))  # it sees what is forbidden
-
-
-def test_of_config_the_algorithm_knows_the_schema_alone() -> None:
     for path, tree in sources().items():
-        if part_of(path) in {"data", "models", "meta"}:
+        if part_of(path) in {"data", "models", "meta"}:  # of config they know the schema alone
             assert not any(module.startswith("raymaml.config.load") for module in imports(tree))
 
 
@@ -136,33 +123,27 @@ def test_the_algorithm_reads_in_one_sitting() -> None:
     assert sum(lines) <= 565
 
 
-def test_no_pickle_is_trusted() -> None:
-    """Contract 10: ``torch.load`` takes weights only; one file unpickles, and restricts it."""
-    loads = [
-        (path, node)
-        for path, tree in sources().items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
-    ]
-    assert loads
-    for path, call in loads:
-        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert keywords.get("weights_only") == "True", f"{path}:{call.lineno}"
+def test_no_pickle_is_trusted_and_no_text_is_run() -> None:
+    """Contract 10: ``torch.load`` takes weights only; one file unpickles, and restricts it.
+
+    Ray Tune keeps pickles of an experiment, so a campaign or a sweep resumes from raymaml's own
+    files.
+    """
+    unpickling = {"pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle"}
+    loads = 0
     for path, tree in sources().items():
-        loaders = {"pickle", "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle"}
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        for call in calls:
+            name = ast.unparse(call.func)
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            assert name not in {"eval", "exec", "compile", "os.system", "os.popen"}, path
+            assert not name.endswith("Tuner.restore"), path
+            assert keywords.get("allow_pickle") != "True", path
+            if name == "torch.load":
+                loads += 1
+                assert keywords.get("weights_only") == "True", f"{path}:{call.lineno}"
         # `from pickle import UnpicklingError` alone is harmless
         plain = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        named = set(imports(tree)) - {"pickle"}
-        allowed = {"pickle"} if path == "data/formats/pickles.py" else set()
-        assert not loaders & (plain | named) - allowed, path
-        assert "allow_pickle=True" not in ast.unparse(tree), path
-
-
-def test_no_text_is_run_and_no_state_of_others_is_restored() -> None:
-    """No ``eval``, no ``exec`` and no command is run. Ray Tune keeps pickles of an experiment, so
-    a campaign or a sweep resumes from raymaml's own files."""
-    for path, tree in sources().items():
-        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert not calls & {"eval", "exec", "compile", "os.system", "os.popen"}, path
-        assert not {call for call in calls if call.endswith("Tuner.restore")}, path
-        assert "subprocess" not in set(imports(tree)), path
+        assert "pickle" not in plain or path == "data/formats/pickles.py", path
+        assert not (unpickling | {"subprocess"}) & set(imports(tree)), path
+    assert loads

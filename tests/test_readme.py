@@ -101,21 +101,14 @@ def test_the_yaml_is_understood(tmp_path: Path) -> None:
     assert load_sweep(tmp_path / "s.yaml").count == 12
 
 
-def test_a_loop_of_your_own_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("holds", ["my_episodes", "images, labels ="])
+def test_the_python_runs_as_written(holds: str) -> None:
     """At 16x16 instead of 84x84, so that it is quick."""
-    code = next(block for block in python_blocks() if "my_episodes" in block)
+    code = next(block for block in python_blocks() if holds in block)
     names: dict[str, Any] = {}
     exec(compile(code.replace("84", "16"), "README.md", "exec"), names)
     assert names["logits"].shape == (4, 75, 5)
     assert names["loss"].isfinite().all()
-
-
-def test_the_first_ten_lines_of_python_run_as_written() -> None:
-    """At 16x16 instead of 84x84."""
-    code = next(block for block in python_blocks() if "images, labels =" in block)
-    names: dict[str, Any] = {}
-    exec(compile(code.replace("84", "16"), "README.md", "exec"), names)
-    assert names["logits"].shape == (4, 75, 5)
     assert names["grads"].keys() == names["learner"].params.keys()
 
 

@@ -61,10 +61,9 @@ def check_gradient(learner: MetaLearner, episode: Episode) -> None:
 def _disagreement(learner: MetaLearner, episode: Episode) -> str | None:
     with _random_numbers_kept():
         try:
-            twin = _twin(learner, copy.deepcopy(learner.model).double(), None)
-            return _compared(twin, episode)
+            return _compared(learner, copy.deepcopy(learner.model).double(), None, episode)
         except Exception:  # of a user's module, which may be made for one type alone
-            return _compared(_twin(learner, learner.model, learner.half_precision), episode)
+            return _compared(learner, learner.model, learner.half_precision, episode)
 
 
 def made_up_episode(
@@ -77,21 +76,21 @@ def made_up_episode(
     return Episode(support_x=support, support_y=labels, query_x=query, query_y=labels)
 
 
-def _twin(learner: MetaLearner, model: nn.Module, half: torch.dtype | None) -> MetaLearner:
+def _compared(
+    learner: MetaLearner, model: nn.Module, half: torch.dtype | None, episode: Episode
+) -> str | None:
     inner = learner.inner.model_copy(update={"num_steps": min(learner.inner.num_steps, STEPS)})
     layout = learner.channels_last
-    return MetaLearner(model, inner, head=learner.head, channels_last=layout, half_precision=half)
-
-
-def _compared(twin: MetaLearner, episode: Episode) -> str | None:
-    dtype = next(twin.model.parameters()).dtype
-    support_x, query_x = episode.support_x.to(dtype), episode.query_x.to(dtype)
-    episode = replace(episode, support_x=support_x, query_x=query_x)
-    tolerance = TOLERANCE[twin.half_precision or dtype]
-    with _no_second_runs(twin.model):
+    twin = MetaLearner(model, inner, head=learner.head, channels_last=layout, half_precision=half)
+    dtype = next(model.parameters()).dtype
+    tolerance = TOLERANCE[half or dtype]
+    episode = replace(
+        episode, support_x=episode.support_x.to(dtype), query_x=episode.query_x.to(dtype)
+    )
+    with _no_second_runs(model):
         found = _gradient(twin, episode)
         _require_repeated(found, _gradient(twin, episode), tolerance)
-        return difference(twin.inner.gradient, found, _exact(twin, episode, found), tolerance)
+        return difference(inner.gradient, found, _exact(twin, episode, found), tolerance)
 
 
 def difference(method: str, found: Tensor, exact: Tensor, tolerance: float) -> str | None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,10 +118,9 @@ class Passes:
     def _run(
         self, current: Pass, params: Params, buffers: Buffers, x: Tensor
     ) -> tuple[Tensor, Buffers]:
-        def call(params: Params, buffers: Buffers, x: Tensor) -> tuple[Tensor, Buffers]:
-            return self._call(current, params, buffers, x)
-
-        call = call if x.dim() == 4 else vmap(call, randomness="different")
+        call: Callable[..., tuple[Tensor, Buffers]] = partial(self._call, current)
+        if x.dim() == 5:  # several episodes
+            call = vmap(call, randomness="different")
         half = self._half_precision
         # The autocast cache is off: a derivative would find casts of another pass in it.
         with torch.autocast(x.device.type, half, enabled=half is not None, cache_enabled=False):

@@ -21,7 +21,6 @@ from raymaml import check_gradient
 from raymaml.common.errors import UserError
 from raymaml.meta import agreement
 from raymaml.meta.agreement import difference, made_up_episode
-from raymaml.models.policies import POLICIES
 
 
 class Average(Graph):
@@ -215,15 +214,13 @@ def test_a_gradient_that_is_not_finite_disagrees_unless_the_exact_one_is_so(
     assert (problem is None) is agrees  # of the other case the first step of a run says so
 
 
-@pytest.mark.parametrize("norm", POLICIES)
-@pytest.mark.parametrize("half", [None, torch.bfloat16])
-def test_all_methods_agree_far_within_the_tolerance(
-    norm: str, half: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["checkpointed", "mixed_mode"])
+def test_methods_are_compared_in_float64_whatever_the_precision(
+    method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert agreement.TOLERANCE[torch.float64] == 1e-4
     monkeypatch.setattr(agreement, "TOLERANCE", {torch.float64: 1e-7})  # and no other type
-    for method in ("checkpointed", "mixed_mode"):
-        maml = build(norm=norm, gradient=method)
-        maml.model.float()
-        maml.half_precision = half  # compared without it
-        check_gradient(maml, made_up_episode((1, 16, 16), WAYS, torch.device("cpu")))
+    maml = build(gradient=method)
+    maml.model.float()
+    maml.half_precision = torch.bfloat16
+    check_gradient(maml, made_up_episode((1, 16, 16), WAYS, torch.device("cpu")))
