@@ -18,7 +18,8 @@ import torch
 
 from raymaml.config.load import dump_config, load_config
 from raymaml.config.schema import Config
-from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.data.bank import ImageBank, write_bank
+from raymaml.data.bank_format import ClassImages, in_memory
 from raymaml.storage.place import Place, is_remote, to_place
 from raymaml.training.data import sample_shards
 
@@ -76,7 +77,7 @@ def tiny_classes() -> list[ClassImages]:
             pattern = np.kron(generator.integers(0, 2, (4, 4)) * 160, np.ones((4, 4)))
             noise = generator.integers(0, 96, shape)
             images = (pattern[None, :, :, None] + noise).astype(np.uint8)
-            classes.append(ClassImages(name=f"{split}-{number}", split=split, images=images))
+            classes.append(in_memory(f"{split}-{number}", split, images))
     return classes
 
 

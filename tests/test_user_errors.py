@@ -25,7 +25,8 @@ from raymaml.cli import main
 from raymaml.cluster.workers import plan_workers
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig, Config
-from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.data.bank import ImageBank, write_bank
+from raymaml.data.bank_format import in_memory
 from raymaml.training.worker import train_locally
 
 
@@ -297,7 +298,7 @@ def test_a_run_that_another_process_writes_is_refused(place: Place) -> None:
 def test_images_too_small_for_the_encoder_are_refused(place: Place) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
     classes = [
-        ClassImages(name=f"{split}{number}", split=split, images=noise)
+        in_memory(f"{split}{number}", split, noise)
         for split in ("train", "val", "test")
         for number in range(3)
     ]

@@ -1,30 +1,43 @@
-"""The ways to compute one episode: raymaml's methods, plain PyTorch, higher and TorchOpt."""
+"""The ways to compute one made-up episode: raymaml's methods, PyTorch, higher and TorchOpt."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from raymaml.bench.cases import PHASES, Phase, image_shape, made_up_episode
+from raymaml.config.explain import validated
+from raymaml.config.load import load_config
 from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
+from raymaml.config.sources import ImageFolderSource
 from raymaml.layers import PassAware
 from raymaml.meta.inner_loop import leaves
 from raymaml.meta.learner import METHODS
 from raymaml.meta.rules import frozen_params, learning_rate
+from raymaml.seeding import fold_in
+from raymaml.storage.place import Place
 from raymaml.training.state import build_learner
 from raymaml.types import Episode, EpisodeBatch, Params
 
+Phase = Literal["training", "evaluation"]
+"""training: one meta-gradient; evaluation: adaptation without a graph, and the query pass."""
+PHASES: tuple[Phase, ...] = ("training", "evaluation")
 EXACT_METHODS = tuple(name for name in METHODS if name not in {"auto", "first_order"})
 """The values of ``inner.gradient`` that compute one and the same number."""
+STANDARD = {  # source, pixels, shots, channels of ConvNet4
+    "convnet4-32-84x84-5way-1shot": ("mini-imagenet", 84, 1, 32),
+    "convnet4-32-84x84-5way-5shot": ("mini-imagenet", 84, 5, 32),
+    "convnet4-64-28x28-5way-1shot": ("omniglot", 28, 1, 64),
+}
 Adapted = Iterator[Callable[[Tensor], Tensor]]
 """Yields the adapted model once, as a function of images."""
 
@@ -122,11 +135,11 @@ class Contender:
         precision = {} if dtype is torch.float32 else {"precision": "float32"}  # no autocast
         cluster = config.cluster.model_copy(update=precision)
         config = config.model_copy(update={"inner": inner, "cluster": cluster})
-        ways = config.episodes.train.num_ways
-        self._learner = build_learner(config, image_shape(config), ways, device)
+        shape, ways = _image_shape(config), config.episodes.train.num_ways
+        self._learner = build_learner(config, shape, ways, device)
         self.model = self._learner.model.to(dtype)
         self._library, self._config = library, config
-        self._episodes = {phase: made_up_episode(config, phase, device, dtype) for phase in PHASES}
+        self._episodes = {phase: _episode(config, phase, device, dtype) for phase in PHASES}
 
     def compute(self, phase: Phase) -> Tensor:
         """Return the second-order meta-gradient, [P], or the logits of the queries, [N*Q * N].
@@ -134,31 +147,45 @@ class Contender:
         The gradient is that of the query loss in all parameters of the model.
         """
         torch.manual_seed(0)  # for dropout
-        episode = self._episodes[phase]
-        if phase == "evaluation":
-            return self._logits(episode).reshape(-1)
-        grads = self._meta_gradient(episode)
-        return torch.cat([grads[name].reshape(-1) for name, _ in self.model.named_parameters()])
-
-    def _meta_gradient(self, episode: Episode) -> Params:
-        if self._library == "raymaml":
-            return self._learner.episode_gradient(episode).grads
-        self.model.train()
+        episode, training = self._episodes[phase], phase == "training"
         params = dict(self.model.named_parameters())
-        adapt = OTHERS[self._library](self.model, episode, self._config.inner, training=True)
-        with adapt as adapted:
-            loss = F.cross_entropy(adapted(episode.query_x), episode.query_y)
-            grads = torch.autograd.grad(loss, list(params.values()))
-        return dict(zip(params, grads, strict=True))
-
-    def _logits(self, episode: Episode) -> Tensor:
+        if self._library == "raymaml" and training:
+            found = self._learner.episode_gradient(episode).grads
+            return torch.cat([found[name].reshape(-1) for name in params])
         if self._library == "raymaml":
             one = EpisodeBatch(**{name: value[None] for name, value in vars(episode).items()})
-            return self._learner.predict(one)[0]
-        self.model.eval()
-        adapt = OTHERS[self._library](self.model, episode, self._config.test_inner, training=False)
-        with adapt as adapted, torch.no_grad():
-            return adapted(episode.query_x)
+            return self._learner.predict(one)[0].reshape(-1)
+        self.model.train(training)
+        inner = self._config.inner if training else self._config.test_inner
+        adapt = OTHERS[self._library](self.model, episode, inner, training=training)
+        with adapt as adapted, torch.set_grad_enabled(training):
+            logits = adapted(episode.query_x)
+            if not training:
+                return logits.reshape(-1)
+            loss = F.cross_entropy(logits, episode.query_y)
+            grads = torch.autograd.grad(loss, list(params.values()))
+        return torch.cat([grad.reshape(-1) for grad in grads])
+
+
+def _image_shape(config: Config) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images of the source of ``config``."""
+    source, size = config.data.source, config.data.image_size
+    folder_of_gray = isinstance(source, ImageFolderSource) and source.mode == "gray"
+    gray = folder_of_gray or source.kind in {"glyphs", "omniglot"}
+    return (1 if gray else 3), size, size
+
+
+def _episode(config: Config, phase: Phase, device: torch.device, dtype: torch.dtype) -> Episode:
+    """Draw an episode of normal noise; ``config`` decides it up to rounding."""
+    spec = config.episodes.of("train" if phase == "training" else "test")
+    generator = torch.Generator().manual_seed(fold_in(config.seed, "bench", phase))
+    tensors = {}
+    for name, per_class in (("support", spec.num_shots), ("query", spec.num_queries)):
+        shape = (spec.num_ways * per_class, *_image_shape(config))
+        tensors[f"{name}_x"] = torch.randn(shape, generator=generator).to(device, dtype)
+        labels = torch.arange(spec.num_ways, device=device)
+        tensors[f"{name}_y"] = labels.repeat_interleave(per_class)
+    return Episode(**tensors)
 
 
 def why_not(library: str, config: Config, model: nn.Module) -> str | None:
@@ -176,3 +203,33 @@ def why_not(library: str, config: Config, model: nn.Module) -> str | None:
             lacks.append("parameters that do not adapt")
         lacks += [f"inner.{option}" for option in _CANNOT[library] if getattr(inner, option)]
     return f"does without {', '.join(dict.fromkeys(lacks))}" if lacks else None
+
+
+def configs_to_measure(path: Place | None, overrides: Sequence[str]) -> list[Config]:
+    """Return the user's configuration, or the standard ones if ``path`` is None.
+
+    Raises:
+        UserError: The configuration has mistakes.
+    """
+    if path is not None:
+        return [load_config(path, overrides)]
+    return [standard(name, *facts) for name, facts in STANDARD.items()]
+
+
+def standard(name: str, source: str, size: int, shots: int, width: int) -> Config:
+    """ConvNet4, 5 ways, 15 queries a class, 5 inner steps; no image is read from the source."""
+    split = {"num_ways": 5, "num_shots": shots, "num_queries": 15, "num_episodes": 1}
+    tree = {
+        "name": name,
+        "data": {
+            "source": {"kind": source, "path": "unused"},
+            "bank": "unused",
+            "shards": "unused",
+            "image_size": size,
+        },
+        "episodes": {"train": split, "val": split, "test": split},
+        "model": {"encoder": "convnet4", "width": width},
+        "inner": {"num_steps": 5, "lr": 0.01},
+        "outer": {"num_steps": 1},
+    }
+    return validated(Config, tree, name)

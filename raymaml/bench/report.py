@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raymaml.bench.cases import PHASES, Phase
+from raymaml.bench.contenders import PHASES, Phase
 from raymaml.common.untrusted import json_text
 from raymaml.storage.files import replacing, write_text
 
@@ -56,11 +56,6 @@ class Row:
     over, a gradient may move by 1e-3."""
     difference_float64: float | None = None
     """The same in float64, where rounding gives 1e-14."""
-
-    @property
-    def option(self) -> str:
-        """Its name in ``--methods``."""
-        return self.method if self.library == "raymaml" else self.library
 
     @property
     def contender(self) -> str:
@@ -138,8 +133,8 @@ def _version(name: str) -> str | None:
 
 def number_of_cores() -> int:
     """Return the number of cores that this process may use."""
-    everywhere = os.cpu_count() or 1  # Linux alone has the other
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else everywhere
+    has_affinity = hasattr(os, "sched_getaffinity")  # Linux alone
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def _processor() -> str:
@@ -157,7 +152,9 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(1 + 4.4 * len(configs), 7), dpi=130, layout="constrained")
     grid = figure.subplots(2, len(configs), squeeze=False)
     for (times, memories), config in zip(grid.T, configs, strict=True):
-        _draw_column(times, memories, curve(rows, config))
+        some = [row for row in rows if row.config == config and row.on_the_curve]
+        threads = {row.threads for row in some if row.library == "raymaml"}
+        _draw_column(times, memories, [r for r in some if not threads or r.threads in threads])
         times.set_title(config, loc="left", fontsize=10, fontweight="bold", color=_INK)
         memories.set_xlabel("inner steps", color=_INK)
     grid[0, 0].legend(frameon=False, fontsize=9)
@@ -165,30 +162,20 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
         figure.savefig(file, format="png", metadata={"Software": None})
 
 
-def curve(rows: Sequence[Row], config: str) -> dict[str, list[Row]]:
-    """Return the rows of the curve of ``config``, by contender, in the order of their steps."""
-    some = [row for row in rows if row.config == config and row.on_the_curve]
-    threads = {row.threads for row in some if row.library == "raymaml"}
-    lines: dict[str, list[Row]] = {}
-    for row in sorted(some, key=lambda row: row.inner_steps):
-        if not threads or row.threads in threads:
-            lines.setdefault(row.contender, []).append(row)
-    return lines
-
-
-def _draw_column(times: Axes, memories: Axes, lines: dict[str, list[Row]]) -> None:
+def _draw_column(times: Axes, memories: Axes, rows: Sequence[Row]) -> None:
     """Draw a line a contender."""
-    for (name, rows), color in zip(sorted(lines.items(), reverse=True), _COLORS, strict=False):
-        steps = [row.inner_steps for row in rows]
-        seconds = [1 / row.episodes_per_second for row in rows]
+    names = sorted({row.contender for row in rows}, reverse=True)
+    for name, color in zip(names, _COLORS, strict=False):
+        own = sorted((r for r in rows if r.contender == name), key=lambda row: row.inner_steps)
+        steps = [row.inner_steps for row in own]
+        seconds = [1 / row.episodes_per_second for row in own]
         times.plot(steps, seconds, "o-", color=color, label=name, markersize=4)
-        peaks = [float("nan") if row.peak_mib is None else row.peak_mib for row in rows]
+        peaks = [float("nan") if row.peak_mib is None else row.peak_mib for row in own]
         memories.plot(steps, peaks, "o-", color=color, markersize=4)
-    ticks = sorted({row.inner_steps for rows in lines.values() for row in rows})
     for axes, text in ((times, "seconds an episode"), (memories, "peak memory, MiB")):
         axes.set_ylabel(text, color=_INK)
         axes.set_ylim(bottom=0)
-        axes.set_xticks(ticks)
+        axes.set_xticks(sorted({row.inner_steps for row in rows}))
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -20,53 +21,51 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raymaml.bench.cases import PHASES, smallest
-from raymaml.bench.contenders import Contender
+from raymaml.bench.contenders import PHASES, Contender, standard
 from raymaml.bench.report import Row
 from raymaml.config.schema import Config
-from raymaml.training.settings import prepare_process
+from raymaml.training.settings import local_device, prepare_process
 
-_together: Barrier | None = None
 Detail = Literal["speed", "memory", "results"]
 Results = list[NDArray[Any]]
 """The meta-gradient, [P], or the logits, [N*Q * N], in float32 and in float64."""
+_task: tuple[Barrier, Row, Config] | None = None
+"""What this process measures, and where all that are timed at the same time wait for each other."""
 
 
-def prepare(together: Barrier, device: torch.device) -> None:
-    """Prepare a process; all that are timed at the same time wait for each other at ``together``.
+def prepare(together: Barrier, row: Row, config: Config) -> None:
+    """Prepare a process.
 
     On the CPUs of Linux PyTorch then refuses more memory than the machine has.
     """
-    global _together  # noqa: PLW0603 - set once, when the process starts
-    _together = together
+    global _task  # noqa: PLW0603 - set once, when the process starts
+    _task = together, row, config
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     # PyTorch's timer loads this, which warns of CUDA without a GPU
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    if sys.platform == "linux" and device.type == "cpu":
-        import resource
-
+    if sys.platform == "linux" and local_device(config.cluster).type == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
-def measure(
-    row: Row, config: Config, device: torch.device, episodes: int, detail: Detail
-) -> tuple[Row, Results]:
-    """Fill in the speed of ``row``, and its memory and operators if ``detail`` asks for them.
+def measure(episodes: int, detail: Detail) -> tuple[Row, Results]:
+    """Fill in the speed of the row, and its memory and operators if ``detail`` asks for them.
 
     raymaml gets the settings of its training processes, others the defaults. Ask for the memory
     first: later calls miss the memory that the process keeps.
     """
     from torch.utils.benchmark import Timer
 
-    assert _together is not None
+    assert _task is not None
+    together, row, config = _task
+    device = local_device(config.cluster)
     torch.set_num_threads(row.threads)
     if row.library == "raymaml":
         prepare_process(config.cluster, device)
     build = partial(Contender, row.library, row.method, device=device)
     try:
         for phase in PHASES:  # libraries load parts of themselves at the first use
-            build(config=smallest()).compute(phase)
+            build(config=standard("smallest", "omniglot", 16, 1, 1)).compute(phase)
         compute = partial(build(config=config).compute, row.phase)
         results = []
         if detail != "speed":
@@ -78,12 +77,12 @@ def measure(
             results += [build(config=config, dtype=torch.float64).compute(row.phase)]
             row = replace(row, aten_calls=calls.count)
         timer = Timer("compute()", globals={"compute": compute}, num_threads=row.threads)
-        _together.wait()
+        together.wait()
         speed = row.processes / timer.timeit(episodes).median
         _release(device)
         return replace(row, episodes_per_second=speed), [each.cpu().numpy() for each in results]
     except BaseException:
-        _together.abort()  # the others need not wait for this one
+        together.abort()  # the others need not wait for this one
         raise
 
 
@@ -115,8 +114,6 @@ def peak_mib(work: Callable[[], object], device: torch.device) -> float | None:
     if sys.platform != "linux":
         work()
         return None
-    import resource
-
     with contextlib.suppress(OSError):  # the peak starts again, where the system allows it
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -129,6 +126,5 @@ def _release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # glibc alone has it
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc alone has it
         trim(0)

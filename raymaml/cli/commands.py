@@ -272,7 +272,7 @@ def bench(
     Images are made up: no data set is needed. pip install raymaml[bench] brings the other
     libraries. The table shows how far their gradients differ.
     """
-    from raymaml.bench.cases import configs_to_measure
+    from raymaml.bench.contenders import configs_to_measure
     from raymaml.bench.measure import effort, measure
     from raymaml.bench.report import draw, table, write_json
 

@@ -137,7 +137,5 @@ def _load(
     delivered = table["index"].to_pylist()
     if delivered != expected:
         raise RuntimeError(f"Ray Data delivered episodes {delivered}, expected {expected}")
-    rows = read_rows(table)
-    if shards.materialized:
-        return loader.load_pixels(rows, *read_pixels(table), wanted)
-    return loader.load(rows, wanted)
+    pixels = read_pixels(table) if shards.materialized else None
+    return loader.load(read_rows(table), wanted, pixels)

@@ -66,9 +66,8 @@ def checked(kind: TypeAdapter[Checked], tree: object) -> Checked:
 def first_problem(error: ValidationError) -> str:
     """Return the first problem that pydantic finds, on one line of bounded length."""
     detail = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(map(str, detail["loc"]))
-    text = " ".join(f"{place}: {detail['msg']}".split())
-    return text[:_LONGEST_REASON]
+    place, problem = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+    return " ".join((f"{place}: {problem}" if place else problem).split())[:_LONGEST_REASON]
 
 
 def shortened(value: object, length: int = 100) -> str:

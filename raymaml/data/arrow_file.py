@@ -43,13 +43,13 @@ def intact(path: Path, remedy: str) -> Iterator[None]:
 
 
 def read_header(
-    path: Path, kind: TypeAdapter[Header], version: int, *, missing: Mistake, remedy: str
+    path: Path, kind: type[Header], version: int, *, missing: Mistake, remedy: str
 ) -> tuple[Header, bytes]:
     """Return the header of a bank or of shards, and the bytes of its file.
 
     Args:
         path: the JSON file.
-        kind: of the header, checked value by value.
+        kind: the header's model.
         version: the ``schema_version`` that it must have.
         missing: reported where there is no file that can be read.
         remedy: for a file that is damaged, or of another version.
@@ -69,7 +69,7 @@ def read_header(
     with intact(path, remedy):
         found = tree.get("schema_version") if isinstance(tree, dict) else None
         if found == version:
-            return checked(kind, tree), data
+            return checked(TypeAdapter(kind), tree), data
     raise UserError(
         f"{path}: schema_version is {shortened(found)}, this program reads {version}", remedy=remedy
     )

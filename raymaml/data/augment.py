@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Literal
 
 import numpy as np
 import torch
@@ -45,11 +44,11 @@ class Augmenter:
     seed: int
     split: str
 
-    def __call__(self, images: Tensor, which: Literal["support", "query"], index: int) -> Tensor:
-        """Augment the support or query images, uint8 [n, C, H, W], of episode ``index``.
+    def __call__(self, images: Tensor, which: str, index: int) -> Tensor:
+        """Augment the images of a set, uint8 [n, C, H, W], of episode ``index``.
 
-        ``index`` keeps counting when training repeats its episodes, so each pass draws other
-        changes.
+        ``which`` is "support" or "query". ``index`` keeps counting when training repeats its
+        episodes, so each pass draws other changes.
         """
         kind: Augmentation = getattr(self.pair, which)
         if kind == "none":

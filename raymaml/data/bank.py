@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from raymaml.common.errors import Mistake, UserError
 from raymaml.data.arrow_file import ArrowFile, read_header, require_size
@@ -26,24 +25,20 @@ from raymaml.data.bank_format import (
     HEADER_FILE,
     IMAGES_FILE,
     SCHEMA_VERSION,
-    BankClass,
     BankHeader,
     ClassImages,
-    ClassStream,
-    ContentDigest,
+    class_bytes,
+    content_digest,
     header_text,
     images_schema,
     write_images,
 )
-from raymaml.storage.cache import CACHE, Copying, local_copy
+from raymaml.storage.cache import CACHE, local_copy
 from raymaml.storage.files import new_folder
 from raymaml.storage.place import Place, is_remote
 
-__all__ = ["BankClass", "ClassImages", "ClassStream", "ImageBank", "write_bank"]
-
 _REMEDY = "remove the folder, import it again with `raymaml data import CONFIG`"
 _MISSING = Mistake("there is no image bank here", "import one with `raymaml data import CONFIG`")
-_HEADER = TypeAdapter(BankHeader)
 
 
 class ImageBank:
@@ -82,14 +77,15 @@ class ImageBank:
             UserError: the folder or one of its files is missing, incomplete, or of another
                 version; the message names the file and the remedy.
         """
-        copying = Copying(
+        folder = local_copy(
+            place,
+            cache,
             marker=HEADER_FILE,
             others=lambda _partial: [IMAGES_FILE],
             verify=lambda partial: cls.open(partial).verify(),
         )
-        folder = local_copy(place, cache, copying)
         path = folder / HEADER_FILE
-        header, _ = read_header(path, _HEADER, SCHEMA_VERSION, missing=_MISSING, remedy=_REMEDY)
+        header, _ = read_header(path, BankHeader, SCHEMA_VERSION, missing=_MISSING, remedy=_REMEDY)
         return cls(folder, header)
 
     @property
@@ -146,10 +142,10 @@ class ImageBank:
         Raises:
             UserError: the content does not match the header.
         """
-        digest = ContentDigest(self.image_shape)
+        digest = content_digest(self.image_shape)
         for class_id, entry in enumerate(self.classes):
-            digest.begin(entry)
-            digest.update(self._class_planes(class_id))
+            digest.update(class_bytes(entry))
+            digest.update(self._class_planes(class_id).data)
         if digest.hexdigest() != self.hash:
             raise UserError(
                 f"{self.images_file}: is altered (content hash {digest.hexdigest()}, {HEADER_FILE}"
@@ -160,7 +156,7 @@ class ImageBank:
 
 def write_bank(
     folder: Place,
-    classes: Iterable[ClassImages | ClassStream],
+    classes: Iterable[ClassImages],
     *,
     source: str,
     licence: str,

@@ -45,7 +45,7 @@ class BankHeader(Section):
     source: str
     licence: str
     hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Of all content, as ``ContentDigest``."""
+    """Of all content, as ``content_digest`` says."""
     image_shape: ImageShape
     mean: tuple[Number, ...]
     """Of each channel, over the train split, pixels in 0..1."""
@@ -70,38 +70,17 @@ class BankHeader(Section):
         return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassStream:
-    """One class on its way into a bank; it need not fit into memory."""
-
-    name: str
-    split: str
-    count: int
-    batches: Iterable[NDArray[np.uint8]]
-    """[n, H, W, C] each, ``count`` images together."""
+ClassImages = tuple[BankClass, Iterable[NDArray[np.uint8]]]
+"""A class on its way into a bank, and its images in batches [n, H, W, C], ``count`` together."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassImages:
-    """As ``ClassStream``, for a class that is in memory."""
-
-    name: str
-    split: str
-    images: NDArray[np.uint8]  # [n, H, W, C]
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return len(self.images)
-
-    @property
-    def batches(self) -> list[NDArray[np.uint8]]:
-        """All images in one."""
-        return [self.images]
+def in_memory(name: str, split: str, images: NDArray[np.uint8]) -> ClassImages:
+    """Return a class whose images [n, H, W, C] are in memory."""
+    return BankClass(name=name, split=split, count=len(images)), [images]
 
 
 def write_images(
-    path: Path, classes: Iterable[ClassImages | ClassStream], image_shape: tuple[int, int, int]
+    path: Path, classes: Iterable[ClassImages], image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Stream the classes into ``path``; return the entries of the header that describe them.
 
@@ -112,7 +91,7 @@ def write_images(
         ValueError: a class is empty, named twice, or its images have another shape or number.
     """
     schema = images_schema(image_shape)
-    digest = ContentDigest(image_shape)
+    digest = content_digest(image_shape)
     histogram = np.zeros((image_shape[0], 256), dtype=np.int64)
     entries: dict[str, BankClass] = {}
     with (
@@ -120,20 +99,19 @@ def write_images(
         pa.ipc.new_file(file, schema) as writer,
         path.open("r+b") as pixels,
     ):
-        for item in classes:
-            if item.count == 0 or item.name in entries:
-                raise ValueError(f"class {item.name}: is empty or given twice")
-            entry = BankClass(name=item.name, split=item.split, count=item.count)
+        for entry, batches in classes:
+            if entry.count == 0 or entry.name in entries:
+                raise ValueError(f"class {entry.name}: is empty or given twice")
             entries[entry.name] = entry
-            digest.begin(entry)
-            size = item.count * math.prod(image_shape)
+            digest.update(class_bytes(entry))
+            size = entry.count * math.prod(image_shape)
             zeros = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
-            empty = np.frombuffer(zeros, np.uint8).reshape(item.count, *image_shape)
+            empty = np.frombuffer(zeros, np.uint8).reshape(entry.count, *image_shape)
             writer.write_batch(pa.record_batch([tensor_column(empty)], schema=schema))
             pixels.seek(file.tell() - size - -size % _ALIGNED)
-            for planes in _planes(item, image_shape):
+            for planes in _planes(entry, batches, image_shape):
                 pixels.write(planes.data)
-                digest.update(planes)
+                digest.update(planes.data)
                 if entry.split == "train":
                     histogram += _histogram(planes)
     mean, std = _moments(histogram)
@@ -153,42 +131,36 @@ def images_schema(image_shape: Sequence[int]) -> pa.Schema:
 
 
 def _planes(
-    item: ClassImages | ClassStream, image_shape: tuple[int, int, int]
+    entry: BankClass, batches: Iterable[NDArray[np.uint8]], image_shape: tuple[int, int, int]
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the images of a class as they lie in the file, [n, C, H, W]."""
     channels, height, width = image_shape
     found = 0
-    for images in item.batches:
+    for images in batches:
         if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
             raise ValueError(
-                f"class {item.name}: images are {images.dtype} {images.shape}, must be uint8"
+                f"class {entry.name}: images are {images.dtype} {images.shape}, must be uint8"
                 f" (n, {height}, {width}, {channels})"
             )
         found += len(images)
-        if found > item.count:
+        if found > entry.count:
             break
         yield np.ascontiguousarray(np.moveaxis(images, -1, 1))
-    if found != item.count:
-        raise ValueError(f"class {item.name}: has other than {item.count} images")
+    if found != entry.count:
+        raise ValueError(f"class {entry.name}: has other than {entry.count} images")
 
 
-class ContentDigest:
-    """SHA-256 over the image shape, then name, split, count and pixels of each class."""
+def content_digest(image_shape: Sequence[int]) -> Any:
+    """Return a SHA-256 that has seen the image shape.
 
-    def __init__(self, image_shape: Sequence[int]) -> None:
-        self._digest = hashlib.sha256(json.dumps(list(image_shape)).encode())
+    Then come ``class_bytes`` and the pixels, [n, C, H, W], of each class.
+    """
+    return hashlib.sha256(json.dumps(list(image_shape)).encode())
 
-    def begin(self, entry: BankClass) -> None:
-        """Add a class whose images come with ``update``, in their order."""
-        self._digest.update(json.dumps([entry.name, entry.split, entry.count]).encode())
 
-    def update(self, planes: NDArray[np.uint8]) -> None:
-        """Add images [n, C, H, W] of the class."""
-        self._digest.update(planes.data)
-
-    def hexdigest(self) -> str:
-        """Return the digest of the content added so far."""
-        return self._digest.hexdigest()
+def class_bytes(entry: BankClass) -> bytes:
+    """Return name, split and count of a class, as the hash of a bank covers them."""
+    return json.dumps([entry.name, entry.split, entry.count]).encode()
 
 
 def _histogram(planes: NDArray[np.uint8]) -> NDArray[np.int64]:

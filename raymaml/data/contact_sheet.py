@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +19,8 @@ _LABEL, _GAP, _HEADER = 230, 3, 20  # pixels
 _INK, _PAPER = (30, 30, 30), (250, 250, 250)
 
 
-class _Row(NamedTuple):
-    label: str
-    images: NDArray[np.uint8]  # [n, H, W, C]
+Row = tuple[str, NDArray[np.uint8]]
+"""A label and images [n, H, W, C]."""
 
 
 def bank_sheet(
@@ -41,7 +39,7 @@ def bank_sheet(
         chosen = draw_without_replacement(bits, len(ids), min(classes_per_split, len(ids)))
         for class_id in ids[chosen].tolist():
             images = bank.class_images(class_id)[:images_per_class]
-            rows.append(_Row(f"{split}  {bank.classes[class_id].name}", images))
+            rows.append((f"{split}  {bank.classes[class_id].name}", images))
     _draw(path, rows, {0: f"{bank.num_images} images of {len(bank.classes)} classes"})
 
 
@@ -51,7 +49,7 @@ def episode_sheet(bank: ImageBank, rows: EpisodeRows, path: Path) -> None:
     support = by_label(rows.support, rows.support_labels, ways)  # [N, K]
     query = by_label(rows.query, rows.query_labels, ways)
     labelled = [
-        _Row(
+        (
             f"{way}  {bank.classes[class_id].name}",
             bank.images(np.concatenate([support[way], query[way]])),
         )
@@ -60,13 +58,13 @@ def episode_sheet(bank: ImageBank, rows: EpisodeRows, path: Path) -> None:
     _draw(path, labelled, {0: "support", support.shape[1]: "query"})
 
 
-def _draw(path: Path, rows: Sequence[_Row], headings: dict[int, str]) -> None:
+def _draw(path: Path, rows: Sequence[Row], headings: dict[int, str]) -> None:
     """Draw rows of images; each of ``headings`` opens a block at its column."""
-    height, width = rows[0].images.shape[1:3]
+    height, width = rows[0][1].shape[1:3]
     zoom = max(1, _CELL // max(height, width))
     step_x, step_y = width * zoom + _GAP, height * zoom + _GAP
     blocks = sorted(headings)
-    columns = max(len(row.images) for row in rows)
+    columns = max(len(images) for _, images in rows)
     # a block begins a little to the right of the last one's end
     lefts = [
         _LABEL + column * step_x + 4 * _GAP * sum(column >= block for block in blocks)
@@ -76,15 +74,15 @@ def _draw(path: Path, rows: Sequence[_Row], headings: dict[int, str]) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for column in blocks:
         draw.text((lefts[column], _HEADER // 2), headings[column], _INK, font, anchor="lm")
-    for number, row in enumerate(rows):
+    for number, (name, images) in enumerate(rows):
         top = _HEADER + number * step_y
         middle = top + height * zoom // 2
         # plain ASCII is the one set that the font surely has
-        label = row.label.encode("ascii", "backslashreplace").decode()
+        label = name.encode("ascii", "backslashreplace").decode()
         while font.getlength(label) > _LABEL - 4 * _GAP:
             label = label.removesuffix("...")[:-1] + "..."
         draw.text((2 * _GAP, middle), label, _INK, font, anchor="lm")
-        for left, image in zip(lefts, row.images, strict=False):
+        for left, image in zip(lefts, images, strict=False):
             pixels = image if image.shape[-1] == 3 else image[..., 0]
             larger = pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
             sheet.paste(Image.fromarray(larger), (left, top))

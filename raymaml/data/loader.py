@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -70,69 +69,59 @@ def _empty(shape: torch.Size, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeLoader:
-    """Gathers the pixels of episodes and makes an ``EpisodeBatch`` of them on ``device``.
+    """Makes an ``EpisodeBatch`` on ``device`` of episodes whose images are in ``bank``.
 
-    Pixels travel to ``device`` as uint8, and are augmented and converted there. A loader without a
-    bank serves materialised episodes only.
+    Pixels travel to ``device`` as uint8, and are augmented and converted there.
     """
 
-    bank: ImageBank | None
+    bank: ImageBank
     spec: EpisodesConfig
     normalize: Normalize
     augment: Augmenter
     device: torch.device
 
-    def load(self, rows: Sequence[EpisodeRows], indices: Sequence[int] | range) -> EpisodeBatch:
-        """Gather the images of ``rows`` from the bank; they are the episodes ``indices``.
-
-        A worker's share of a meta-batch may be empty.
-        """
-        if self.bank is None:
-            raise ValueError("a loader without bank loads pixels only")
-        images: dict[str, NDArray[np.uint8]] = {}
-        for name, each in (("support", self.spec.num_shots), ("query", self.spec.num_queries)):
-            numbers = [np.empty(0, np.int64), *(getattr(episode, name) for episode in rows)]
-            pixels = self.bank.images(np.concatenate(numbers))
-            images[name] = pixels.reshape(len(rows), self.spec.num_ways * each, *pixels.shape[1:])
-        return self.load_pixels(rows, images["support"], images["query"], indices)
-
-    def load_pixels(
+    def load(
         self,
         rows: Sequence[EpisodeRows],
-        support: NDArray[np.uint8],
-        query: NDArray[np.uint8],
         indices: Sequence[int] | range,
+        pixels: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None,
     ) -> EpisodeBatch:
-        """Convert pixels [E, N*K, H, W, C] and [E, N*Q, H, W, C] of the episodes ``indices``.
+        """Return the episodes ``indices``; a worker's share of a meta-batch may be empty.
 
-        ``rows`` gives their labels.
+        Args:
+            rows: images and labels of each.
+            indices: these decide the augmentation; training that goes round again counts on.
+            pixels: support [E, N*K, H, W, C] and query [E, N*Q, H, W, C] of materialised episodes;
+                if None they are gathered from the bank.
         """
         # Shards are checked when they are opened; a check of this batch would wait for the GPU.
-        tensors = {
-            "support_x": self._images(support, "support", indices),
-            "support_y": self._labels([each.support_labels for each in rows], support),
-            "query_x": self._images(query, "query", indices),
-            "query_y": self._labels([each.query_labels for each in rows], query),
-        }
+        tensors: dict[str, Tensor] = {}
+        for number, name in enumerate(("support", "query")):
+            images = self._gathered(rows, name) if pixels is None else pixels[number]
+            tensors[f"{name}_x"] = self._images(images, name, indices)
+            labels = _joined([getattr(each, f"{name}_labels") for each in rows])
+            tensors[f"{name}_y"] = torch.from_numpy(labels).view(images.shape[:2]).to(self.device)
         return unchecked(EpisodeBatch, tensors)
 
+    def _gathered(self, rows: Sequence[EpisodeRows], name: str) -> NDArray[np.uint8]:
+        """Read the support or query images [E, n, H, W, C] from the bank."""
+        each = self.spec.num_shots if name == "support" else self.spec.num_queries
+        pixels = self.bank.images(_joined([getattr(episode, name) for episode in rows]))
+        return pixels.reshape(len(rows), self.spec.num_ways * each, *pixels.shape[1:])
+
     def _images(
-        self,
-        pixels: NDArray[np.uint8],
-        which: Literal["support", "query"],
-        indices: Sequence[int] | range,
+        self, pixels: NDArray[np.uint8], name: str, indices: Sequence[int] | range
     ) -> Tensor:
         """Augment pixels [E, n, H, W, C] episode by episode, and normalise them."""
         # torch wants memory that it may write to; views of mapped files are read-only
         owned = pixels if pixels.flags.writeable else pixels.copy(order="K")
         images = torch.from_numpy(owned).to(self.device)
-        if len(images) and getattr(self.augment.pair, which) != "none":
+        if len(images) and getattr(self.augment.pair, name) != "none":
             episodes = zip(images.movedim(-1, -3), indices, strict=True)  # [n, C, H, W] each
-            changed = [self.augment(planes, which, index) for planes, index in episodes]
+            changed = [self.augment(planes, name, index) for planes, index in episodes]
             images = torch.stack(changed).movedim(-3, -1)
         return self.normalize(images)
 
-    def _labels(self, labels: list[NDArray[np.int64]], images: NDArray[np.uint8]) -> Tensor:
-        """Return the labels of images [E, n, ...] as [E, n]; E may be 0."""
-        joined = np.concatenate([np.empty(0, dtype=np.int64), *labels])
-        return torch.from_numpy(joined).view(images.shape[:2]).to(self.device)
+
+def _joined(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, dtype=np.int64), *arrays])

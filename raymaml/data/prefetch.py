@@ -6,13 +6,10 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-
-class _End:
-    """The item after the last one."""
+_END = object()  # after the last item
 
 
 def prefetch(
@@ -30,17 +27,17 @@ def prefetch(
         TimeoutError: the next item takes more than ``timeout`` seconds.
     """
     executor = ThreadPoolExecutor(1, "prefetch")
-    ahead: deque[Future[T | _End]] = deque()
+    ahead: deque[Future[Any]] = deque()
     patience = timeout
     try:
         while True:
             while len(ahead) <= depth:
-                ahead.append(executor.submit(next, items, _End()))
+                ahead.append(executor.submit(next, items, _END))
             if not wait([ahead[0]], timeout).done:
                 patience = 0
                 raise TimeoutError(f"the thread that reads ahead gave nothing for {timeout} s")
             item = ahead.popleft().result()
-            if isinstance(item, _End):
+            if item is _END:
                 return
             yield item
     finally:

@@ -9,7 +9,6 @@ and ``query_labels`` [N*Q] and, when materialised, ``support_pixels`` and ``quer
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, StrictBool, TypeAdapter, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from raymaml.common.errors import Mistake
 from raymaml.config.base import Count, PositiveInt, Section
@@ -82,15 +81,6 @@ class Manifest(Section):
         return self
 
 
-_MANIFEST = TypeAdapter(Manifest)
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of a folder that is not in use yet."""
-    text = json.dumps(manifest.model_dump(), indent=2) + "\n"
-    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
-
-
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
     """Return the manifest and the SHA-256 of its file.
 
@@ -98,7 +88,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         UserError: the file is missing, damaged, or of another version.
     """
     manifest, data = read_header(
-        folder / MANIFEST_FILE, _MANIFEST, SCHEMA_VERSION, missing=_MISSING, remedy=REMEDY
+        folder / MANIFEST_FILE, Manifest, SCHEMA_VERSION, missing=_MISSING, remedy=REMEDY
     )
     return manifest, hashlib.sha256(data).hexdigest()
 
@@ -139,18 +129,18 @@ def episodes_table(
     return pa.record_batch(columns, schema=schema)
 
 
-def read_rows(table: pa.Table | pa.RecordBatch) -> list[EpisodeRows]:
+def read_rows(table: pa.Table) -> list[EpisodeRows]:
     """Return the episodes that the rows of a shard's table hold."""
     columns = {name: table.column(name).to_pylist() for name in ("index", "seed")}
     lists = ("classes", "support", "support_labels", "query", "query_labels")
-    columns |= {name: matrix(table, name) for name in lists}
+    columns |= {name: _matrix(table, name) for name in lists}
     return [
         EpisodeRows(**dict(zip(columns, values, strict=True)))
         for values in zip(*columns.values(), strict=True)
     ]
 
 
-def read_pixels(table: pa.Table | pa.RecordBatch) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def read_pixels(table: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return support [E, N*K, H, W, C] and query [E, N*Q, H, W, C] of a materialised table.
 
     The arrays are read-only views where the table is one chunk.
@@ -162,17 +152,49 @@ def read_pixels(table: pa.Table | pa.RecordBatch) -> tuple[NDArray[np.uint8], ND
     return support, query
 
 
-def matrix(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.int64]:
+def row_problem(
+    table: pa.Table, first: int, bank: ImageBank, spec: EpisodesConfig, split: str
+) -> str | None:
+    """Return the problem of a table that begins with episode ``first``; None if it is right.
+
+    A checksum shows that a file is as it was written, not that its writer can be trusted: an
+    episode could name a row outside its class, or outside the bank.
+    """
+    count = len(table)
+    if not np.array_equal(table["index"].to_numpy(), np.arange(first, first + count)):
+        return f"its episodes are not {first} to {first + count - 1}"
+    classes = _matrix(table, "classes")  # [E, N]
+    checks = {
+        f"classes that are not of split {split}": ~np.isin(classes, bank.class_ids(split)),
+        "a class twice": np.diff(np.sort(classes, axis=1), axis=1) == 0,
+    }
+    known = classes.clip(0, len(bank.classes) - 1)
+    for name, images in (("support", spec.num_shots), ("query", spec.num_queries)):
+        rows, labels = _matrix(table, name), _matrix(table, f"{name}_labels")  # [E, N*images]
+        wanted = np.repeat(np.arange(spec.num_ways), images)
+        checks[f"{name} labels that are not 0 to {spec.num_ways - 1}, {images} of each"] = (
+            np.sort(labels, axis=1) != wanted
+        )
+        owners = np.take_along_axis(known, labels.clip(0, spec.num_ways - 1), 1)
+        checks[f"{name} rows that are not of their class"] = (rows < bank.first_row[owners]) | (
+            rows >= bank.first_row[owners + 1]
+        )
+    for text, wrong in checks.items():
+        if wrong.any():
+            bad = int(np.flatnonzero(wrong.reshape(count, -1).any(axis=1))[0])
+            return f"episode {first + bad} has {text}"
+    return None
+
+
+def _matrix(table: pa.Table, name: str) -> NDArray[np.int64]:
     """Return a column of fixed-size lists as [rows, length]."""
     column = _one_chunk(table, name)
     flat = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     return cast("NDArray[np.int64]", flat.astype(np.int64))
 
 
-def _one_chunk(table: pa.Table | pa.RecordBatch, name: str) -> Any:
+def _one_chunk(table: pa.Table, name: str) -> Any:
     column = table.column(name)
-    if not isinstance(column, pa.ChunkedArray):
-        return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 

@@ -1,15 +1,15 @@
 """Shards: the sampled episodes of one split in a folder of Arrow files.
 
-An episode is a function of the bank, the spec, the seed, the split and its index (contract 4);
-shards only store the result of ``sample_episode``, whatever their size and number.
+They store the result of ``sample_episode``, whatever their size and number.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from glob import escape
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +23,6 @@ from raymaml.common.errors import UserError, gathered
 from raymaml.config.schema import EpisodesConfig
 from raymaml.data.arrow_file import ArrowFile, require_size
 from raymaml.data.bank import ImageBank
-from raymaml.data.row_check import row_problem
 from raymaml.data.sampling import EpisodeRows, check_spec, sample_episode
 from raymaml.data.shard_format import (
     MANIFEST_FILE,
@@ -34,17 +33,18 @@ from raymaml.data.shard_format import (
     read_manifest,
     read_pixels,
     read_rows,
+    row_problem,
     shard_schema,
-    write_manifest,
 )
-from raymaml.storage.cache import CACHE, Copying, local_copy
+from raymaml.storage.cache import CACHE, local_copy
 from raymaml.storage.files import exists, new_folder, sha256_of_file
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import partial_name, remove_dead
 
-_ROWS_PER_SHARD, _ROWS_PER_BATCH = 20_000, 1_000
+# episodes a shard and a record batch
+_ROWS_AT_ONCE = 20_000, 1_000
 # 16 episodes of 80 images at 84x84x3 are 27 MB: a block that Ray's object store takes easily
-_PIXELS_PER_SHARD, _PIXELS_PER_BATCH = 256, 16
+_PIXELS_AT_ONCE = 256, 16
 
 
 class EpisodeShards:
@@ -60,7 +60,6 @@ class EpisodeShards:
         self.manifest_hash = manifest_hash
         self.spec = manifest.spec
         self.count = manifest.count
-        self.bank_hash = manifest.bank_hash
         self.materialized = manifest.materialized
         self.files = [(folder / s.file, s.first, s.count) for s in manifest.shards]
         self._schema = shard_schema(
@@ -80,12 +79,13 @@ class EpisodeShards:
             UserError: no or another manifest, or a shard that is missing, truncated or altered;
                 every bad file is named.
         """
-        copying = Copying(
+        folder = local_copy(
+            place,
+            cache,
             marker=MANIFEST_FILE,
             others=lambda partial: [shard.file for shard in read_manifest(partial)[0].shards],
             verify=cls.open,
         )
-        folder = local_copy(place, cache, copying)
         manifest, manifest_hash = read_manifest(folder)
         with gathered() as mistakes:
             for shard in manifest.shards:
@@ -133,9 +133,9 @@ class EpisodeShards:
     def _batch(self, shard: int, batch: int) -> pa.RecordBatch:
         path, _, count = self.files[shard]
         per_batch = self.manifest.episodes_per_batch
-        if shard not in self._opened:
-            self._opened[shard] = ArrowFile(path, self._schema, REMEDY)
         if (shard, batch) not in self._batches:
+            if shard not in self._opened:
+                self._opened[shard] = ArrowFile(path, self._schema, REMEDY)
             rows = min(per_batch, count - batch * per_batch)
             self._batches[shard, batch] = self._opened[shard].batch(batch, rows)
         return self._batches[shard, batch]
@@ -150,143 +150,110 @@ class EpisodeShards:
         per_batch, split = self.manifest.episodes_per_batch, self.manifest.split
         for shard, (path, first, count) in enumerate(self.files):
             for number, start in enumerate(range(0, count, per_batch)):
-                batch = self._batch(shard, number)
-                if problem := row_problem(batch, first + start, bank, self.spec, split):
+                table = pa.Table.from_batches([self._batch(shard, number)])
+                if problem := row_problem(table, first + start, bank, self.spec, split):
                     raise UserError(f"{path}: {problem} in the bank {bank.folder}", remedy=REMEDY)
 
 
-def write_shards(
-    bank: ImageBank,
-    spec: EpisodesConfig,
-    *,
-    seed: int,
-    split: str,
-    folder: Place,
-    materialize: bool = False,
-    episodes_per_shard: int | None = None,
-    cache: Path = CACHE,
-) -> EpisodeShards:
-    """Sample ``spec.num_episodes`` episodes of ``split`` into ``folder`` and open them.
+@dataclass(frozen=True)
+class Sampling:
+    """The episodes of one split that a config asks for, and the folder that is to hold them.
 
-    The folder appears complete or not at all; one that holds these very episodes is reused.
-
-    Raises:
-        UserError: the bank cannot give such episodes, or ``folder`` holds something else.
+    An episode is a function of the bank, the spec, the seed, the split and its index (contract 4).
     """
-    check_spec(bank, spec, split)
-    if not is_remote(folder):
-        remove_dead(folder.parent, escape(partial_name(folder.name)))
-    if not _is_there(folder):
-        sampling = _Sampling(bank=bank, spec=spec, seed=seed, split=split, materialize=materialize)
-        with contextlib.suppress(FileExistsError), new_folder(folder, MANIFEST_FILE) as partial:
-            sampling.write(partial, episodes_per_shard)
-    shards = EpisodeShards.open(folder, cache)
-    check_shards(shards, bank, spec, seed, split, materialize=materialize)
-    return shards
-
-
-def check_sampling(
-    bank: ImageBank,
-    spec: EpisodesConfig,
-    *,
-    seed: int,
-    split: str,
-    folder: Place,
-    materialize: bool = False,
-    cache: Path = CACHE,
-) -> None:
-    """Raise the ``UserError`` that ``write_shards`` with these arguments would raise."""
-    check_spec(bank, spec, split)
-    if _is_there(folder):
-        shards = EpisodeShards.open(folder, cache, verify=False)
-        check_shards(shards, bank, spec, seed, split, materialize=materialize)
-
-
-def _is_there(folder: Place) -> bool:
-    # A killed process may leave a folder without its manifest at a URI; that is overwritten.
-    return exists(folder / MANIFEST_FILE if is_remote(folder) else folder)
-
-
-def check_shards(
-    shards: EpisodeShards,
-    bank: ImageBank,
-    spec: EpisodesConfig,
-    seed: int,
-    split: str,
-    *,
-    materialize: bool | None = None,
-) -> None:
-    """Check that ``shards`` are the episodes of this bank, spec, seed and split.
-
-    ``materialize=None`` accepts shards with and without pixels. There may be more test episodes
-    than asked for: the first ones are judged.
-
-    Raises:
-        UserError: naming everything that differs; or row numbers are not of the bank.
-    """
-    found = shards.manifest
-    pairs: dict[str, tuple[Any, Any]] = {
-        "bank_hash": (found.bank_hash, bank.hash),
-        "episodes.seed": (found.seed, seed),
-        "split": (found.split, split),
-        "image_shape": (found.image_shape, bank.image_shape),
-    }
-    pairs |= {f"spec.{key}": (getattr(found.spec, key), value) for key, value in spec}
-    if split == "test" and shards.count > spec.num_episodes:
-        del pairs["spec.num_episodes"]
-    if materialize is not None:
-        pairs["materialized"] = (found.materialized, materialize)
-    with gathered() as mistakes:
-        for key, (has, wanted) in pairs.items():
-            if has != wanted:
-                mistakes.add(
-                    f"{shards.place / MANIFEST_FILE}: {key} is {has!r}, config and bank ask for"
-                    f" {wanted!r}",
-                    remedy=f"{REMEDY}, or set data.shards to another path",
-                )
-    shards.check_rows(bank)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sampling:
-    """The arguments that decide the episodes of a folder, and whether it holds their pixels."""
 
     bank: ImageBank
     spec: EpisodesConfig
+    _: KW_ONLY
     seed: int
     split: str
-    materialize: bool
+    folder: Place
+    materialize: bool = False
+    """Whether the shards hold the pixels too."""
+    cache: Path = CACHE
+    """The folder of the copies of what is at a URI."""
 
-    def table(self, indices: range) -> pa.RecordBatch:
-        """Sample the episodes of these indices."""
-        episodes = [
-            sample_episode(self.bank, self.spec, self.seed, self.split, index) for index in indices
-        ]
-        return episodes_table(episodes, self.schema, self.bank)
+    def write(self, episodes_per_shard: int | None = None) -> EpisodeShards:
+        """Sample the episodes into the folder and open them.
 
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of each shard."""
-        return shard_schema(self.spec, self.bank.image_shape, materialized=self.materialize)
+        The folder appears complete or not at all; one that holds these very episodes is reused.
 
-    def write(self, folder: Path, episodes_per_shard: int | None) -> None:
+        Raises:
+            UserError: the bank cannot give such episodes, or the folder holds something else.
+        """
+        check_spec(self.bank, self.spec, self.split)
+        folder = self.folder
+        if not is_remote(folder):
+            remove_dead(folder.parent, escape(partial_name(folder.name)))
+        if not self._is_there():
+            with contextlib.suppress(FileExistsError), new_folder(folder, MANIFEST_FILE) as partial:
+                self._write(partial, episodes_per_shard)
+        shards = EpisodeShards.open(folder, self.cache)
+        self.require(shards, same_form=True)
+        return shards
+
+    def check(self) -> None:
+        """Raise the ``UserError`` that ``write`` would raise."""
+        check_spec(self.bank, self.spec, self.split)
+        if self._is_there():
+            shards = EpisodeShards.open(self.folder, self.cache, verify=False)
+            self.require(shards, same_form=True)
+
+    def require(self, shards: EpisodeShards, *, same_form: bool = False) -> None:
+        """Check that ``shards`` are these episodes; with ``same_form``, with or without pixels too.
+
+        There may be more test episodes than asked for: the first ones are judged.
+
+        Raises:
+            UserError: naming everything that differs; or row numbers are not of the bank.
+        """
+        found = shards.manifest
+        pairs: dict[str, tuple[Any, Any]] = {
+            "bank_hash": (found.bank_hash, self.bank.hash),
+            "episodes.seed": (found.seed, self.seed),
+            "split": (found.split, self.split),
+            "image_shape": (found.image_shape, self.bank.image_shape),
+        }
+        pairs |= {f"spec.{key}": (getattr(found.spec, key), value) for key, value in self.spec}
+        if self.split == "test" and shards.count > self.spec.num_episodes:
+            del pairs["spec.num_episodes"]
+        if same_form:
+            pairs["materialized"] = (found.materialized, self.materialize)
+        with gathered() as mistakes:
+            for key, (has, wanted) in pairs.items():
+                if has != wanted:
+                    mistakes.add(
+                        f"{shards.place / MANIFEST_FILE}: {key} is {has!r}, config and bank ask for"
+                        f" {wanted!r}",
+                        remedy=f"{REMEDY}, or set data.shards to another path",
+                    )
+        shards.check_rows(self.bank)
+
+    def _is_there(self) -> bool:
+        # A killed process may leave a folder without its manifest at a URI; that is overwritten.
+        return exists(self.folder / MANIFEST_FILE if is_remote(self.folder) else self.folder)
+
+    def _write(self, folder: Path, episodes_per_shard: int | None) -> None:
         """Write all shards, then the manifest."""
-        count = self.spec.num_episodes
-        per_shard = episodes_per_shard or (
-            _PIXELS_PER_SHARD if self.materialize else _ROWS_PER_SHARD
-        )
-        per_batch = min(per_shard, _PIXELS_PER_BATCH if self.materialize else _ROWS_PER_BATCH)
-        shards = []
+        schema = shard_schema(self.spec, self.bank.image_shape, materialized=self.materialize)
+        per_shard, per_batch = _PIXELS_AT_ONCE if self.materialize else _ROWS_AT_ONCE
+        per_shard = episodes_per_shard or per_shard
+        per_batch = min(per_shard, per_batch)
+        count, shards = self.spec.num_episodes, []
         for number, first in enumerate(range(0, count, per_shard)):
-            indices = range(first, min(first + per_shard, count))
+            stop = min(first + per_shard, count)
             path = folder / f"shard-{number:05d}.arrow"
-            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, self.schema) as writer:
-                for at in range(0, len(indices), per_batch):
-                    writer.write_batch(self.table(indices[at : at + per_batch]))
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+                for at in range(first, stop, per_batch):
+                    episodes = [
+                        sample_episode(self.bank, self.spec, self.seed, self.split, index)
+                        for index in range(at, min(at + per_batch, stop))
+                    ]
+                    writer.write_batch(episodes_table(episodes, schema, self.bank))
             shard = ShardFile(
                 file=path.name,
                 first=first,
-                count=len(indices),
+                count=stop - first,
                 bytes=path.stat().st_size,
                 sha256=sha256_of_file(path),
             )
@@ -302,4 +269,5 @@ class _Sampling:
             episodes_per_batch=per_batch,
             shards=tuple(shards),
         )
-        write_manifest(folder, manifest)
+        text = json.dumps(manifest.model_dump(), indent=2) + "\n"
+        (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")

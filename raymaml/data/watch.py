@@ -1,4 +1,4 @@
-"""A watch over files that a run has checked and mapped into memory.
+"""A watch over the bank and shards that a run has checked and mapped into memory.
 
 A write into a mapped file changes the values that a run reads, without an error. So a run compares
 the stamps of its files, which costs next to nothing, before it keeps a result.
@@ -6,24 +6,28 @@ the stamps of its files, which costs next to nothing, before it keeps a result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from raymaml.common.errors import UserError
+from raymaml.data.bank import ImageBank
+from raymaml.data.shard_format import MANIFEST_FILE
+from raymaml.data.shards import EpisodeShards
 
-Stamp = tuple[int, int, int]
+_REMEDY = (
+    "put it back as it was, then run the same command: nothing that came from it since was kept"
+)
 
 
 class Watch:
-    """Watches the size, time of change and inode of files.
+    """Watches the size, time of change and inode of the files from now on.
 
     It does not see bits that change without the file system, as on a failing disk.
     """
 
-    def __init__(self, paths: Iterable[Path], verify: Callable[[], None]) -> None:
-        """Take the files as they are now; ``verify`` raises a ``UserError`` if they changed."""
-        self._stamps = {path: _stamp(path) for path in paths}
-        self._verify = verify
+    def __init__(self, bank: ImageBank, shards: EpisodeShards) -> None:
+        self._bank, self._shards = bank, shards
+        files = [shards.folder / MANIFEST_FILE, *(path for path, _, _ in shards.files)]
+        self._stamps = {path: _stamp(path) for path in (bank.images_file, *files)}
 
     def require(self) -> None:
         """Check that no file changed; files that were only touched are verified again, once.
@@ -37,16 +41,22 @@ class Watch:
         for path, stamp in now.items():
             if stamp is None or stamp[0] != (self._stamps[path] or stamp)[0]:
                 state = "gone" if stamp is None else "of another size"
-                raise UserError(
-                    f"{path}: is {state} while it is in use",
-                    remedy="put it back as it was, then run the same command: nothing that came"
-                    " from it since was kept",
-                )
-        self._verify()
+                raise UserError(f"{path}: is {state} while it is in use", remedy=_REMEDY)
+        bank, shards = ImageBank.open(self._bank.folder), EpisodeShards.open(self._shards.folder)
+        bank.verify()
+        same = {
+            bank.folder: bank.hash == self._bank.hash,
+            shards.folder: shards.manifest_hash == self._shards.manifest_hash,
+        }
+        if others := [folder for folder, is_same in same.items() if not is_same]:
+            problems = (
+                f"{path}: holds other data than before, while it is in use" for path in others
+            )
+            raise UserError(*problems, remedy=_REMEDY)
         self._stamps = now
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -15,7 +15,8 @@ import torch
 
 from raymaml.common.errors import UserError
 from raymaml.config.schema import SPLITS, ClusterConfig, Config
-from raymaml.data.bank import ClassImages, write_bank
+from raymaml.data.bank import write_bank
+from raymaml.data.bank_format import in_memory
 from raymaml.doctor import Finding, attempt
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.run_test import plan_test
@@ -116,7 +117,7 @@ def _make_data(config: Config) -> str:
     """Write a bank of noise, as small as 5-way 1-shot episodes allow, and sample them."""
     noise = np.random.default_rng(0).integers(0, 256, (5, 16, _SIZE, _SIZE, 1), dtype=np.uint8)
     classes = [
-        ClassImages(name=f"{split}-{number}", split=split, images=images)
+        in_memory(f"{split}-{number}", split, images)
         for split in SPLITS
         for number, images in enumerate(noise)
     ]

@@ -68,7 +68,9 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
     some = episodes.load(range(min(EPISODES, count)))
     examination = _examined(predict, some, config.cluster.precision)
     table = records_table(judge_predictions(predict, episodes, range(count)))
-    found = record_arrays(table.replace_schema_metadata({"bank": episodes.shards.bank_hash}))
+    found = record_arrays(
+        table.replace_schema_metadata({"bank": episodes.shards.manifest.bank_hash})
+    )
     return replace(found, examination=examination)
 
 

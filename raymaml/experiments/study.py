@@ -17,7 +17,7 @@ from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.importers import import_bank
 from raymaml.data.sampling import check_spec
 from raymaml.data.shard_format import MANIFEST_FILE
-from raymaml.data.shards import write_shards
+from raymaml.data.shards import Sampling
 from raymaml.evaluation.arm import Arm, Resolver, Setting
 from raymaml.evaluation.campaign import Campaign, Echo, Plan
 from raymaml.evaluation.other_bank import REMEDY, require_bank
@@ -167,7 +167,8 @@ def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
     seed, cache = config.episodes.seed, config.data.cache
     digest = fold_in(seed, bank.hash, spec.model_dump_json())
     shards = study.folder.parent / "episodes" / f"{digest:016x}"
-    write_shards(bank, spec, seed=seed, split="test", folder=shards / "test", cache=cache)
+    sampling = Sampling(bank, spec, seed=seed, split="test", folder=shards / "test", cache=cache)
+    sampling.write()
     data = config.data.model_copy(update={"shards": shards})
     return config.model_copy(update={"data": data})
 

@@ -15,7 +15,7 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +23,7 @@ from raymaml.common.errors import StorageError, UserError, reason_of, storage_er
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import own_folder, partial_name, temporary_folder
 
-_PIECE = 8 << 20
+PIECE = 8 << 20
 """Bytes of a file that are in memory while it is copied."""
 
 
@@ -85,26 +85,7 @@ def upload(source: Path, folder: Place, last: str | None = None) -> None:
         for path in sorted(files, key=lambda path: path.name == last):
             target = folder / path.relative_to(source).as_posix()
             with path.open("rb") as file, target.open("wb") as copy:
-                shutil.copyfileobj(file, copy, _PIECE)
-
-
-def download(folder: Place, names: Iterable[str], target: Path) -> None:
-    """Copy files of a URI to disk, piece by piece.
-
-    Raises:
-        FileNotFoundError: a file is missing at the URI.
-        OSError: the disk fails.
-    """
-    for name in names:
-        with reaching(folder, FileNotFoundError):
-            source = (folder / name).open("rb")
-        with source, (target / name).open("wb") as copy:
-            while True:
-                with reaching(folder):
-                    piece = source.read(_PIECE)
-                if not piece:
-                    break
-                copy.write(piece)
+                shutil.copyfileobj(file, copy, PIECE)
 
 
 @contextlib.contextmanager

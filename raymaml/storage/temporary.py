@@ -53,12 +53,17 @@ def own_folder(parent: Path, name: str, mode: int = 0o777) -> Iterator[Path]:
     """
     remove_dead(parent, escape(name))
     folder = parent / own_name(name)
-    handle = _made(folder, mode)
-    try:
-        yield folder
-    finally:
-        os.close(handle)
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder.mkdir(mode, parents=True)
+            with contextlib.suppress(FileNotFoundError):
+                stack.enter_context(held(folder))
+            if folder.is_dir():  # else another process took it for a dead one before it was held
+                break
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def partial_name(name: str) -> str:
@@ -95,33 +100,13 @@ def held(folder: Place) -> Iterator[None]:
     if is_remote(folder):
         yield
         return
-    handle = _locked(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_SH)
     try:
         yield
     finally:
         os.close(handle)
-
-
-def _locked(folder: Path) -> int:
-    handle = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
-
-
-def _made(folder: Path, mode: int) -> int:
-    """Make a folder and return its locked descriptor.
-
-    Before the lock, another process may take the folder for a dead process's and remove it; then it
-    is made again.
-    """
-    while True:
-        folder.mkdir(mode, parents=True)
-        with contextlib.suppress(FileNotFoundError):
-            handle = _locked(folder)
-            if folder.is_dir():
-                return handle
-            os.close(handle)
 
 
 @contextlib.contextmanager

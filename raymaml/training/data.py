@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,8 +14,7 @@ from raymaml.data.bank import ImageBank
 from raymaml.data.loader import EpisodeLoader, Normalize
 from raymaml.data.prefetch import prefetch
 from raymaml.data.sampling import check_spec
-from raymaml.data.shard_format import MANIFEST_FILE
-from raymaml.data.shards import EpisodeShards, check_sampling, check_shards, write_shards
+from raymaml.data.shards import EpisodeShards, Sampling
 from raymaml.data.watch import Watch
 from raymaml.models import check_image_size
 from raymaml.seeding import fold_in
@@ -44,10 +42,8 @@ class EpisodeSet:
     def load(self, indices: range) -> EpisodeBatch:
         """Read episodes by index, going round again past the last one."""
         wrapped = [index % self.shards.count for index in indices]
-        rows = self.shards.rows(wrapped)
-        if self.shards.materialized:
-            return self.loader.load_pixels(rows, *self.shards.pixels(wrapped), indices)
-        return self.loader.load(rows, indices)
+        pixels = self.shards.pixels(wrapped) if self.shards.materialized else None
+        return self.loader.load(self.shards.rows(wrapped), indices, pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +118,7 @@ def verify_images(data: TrainingData) -> None:
     Raises:
         UserError: the bank was altered.
     """
-    if (bank := data.train.loader.bank) is not None:
-        bank.verify()
+    data.train.loader.bank.verify()
 
 
 def open_bank(data: DataConfig) -> ImageBank:
@@ -157,7 +152,7 @@ def open_episode_sets(
         for split in splits:
             with mistakes.kept():
                 shards = EpisodeShards.open(data.shards / split, data.cache)
-                check_shards(shards, bank, episodes.of(split), episodes.seed, split)
+                _sampling(data, episodes, bank, split).require(shards)
                 seed = train_seed if split == "train" else episodes.seed
                 loader = EpisodeLoader(
                     bank=bank,
@@ -166,7 +161,7 @@ def open_episode_sets(
                     augment=Augmenter(pair=data.augment.of(split), seed=seed, split=split),
                     device=device,
                 )
-                sets[split] = EpisodeSet(shards=shards, loader=loader, watch=_watch(bank, shards))
+                sets[split] = EpisodeSet(shards=shards, loader=loader, watch=Watch(bank, shards))
     return sets
 
 
@@ -178,45 +173,25 @@ def sample_shards(
     Raises:
         UserError: naming all that keeps any split from being sampled; nothing is written then.
     """
-    jobs: list[dict[str, Any]] = [
-        {
-            "spec": episodes.of(split),
-            "seed": episodes.seed,
-            "split": split,
-            "folder": data.shards / split,
-            "materialize": data.materialize and split == "train",
-            "cache": data.cache,
-        }
-        for split in SPLITS
-    ]
+    jobs = [_sampling(data, episodes, bank, split) for split in SPLITS]
     with gathered() as mistakes:
         for job in jobs:
             with mistakes.kept():
-                check_sampling(bank, **job)
+                job.check()
     for job in jobs:
-        yield write_shards(bank, **job)
+        yield job.write()
 
 
-def _watch(bank: ImageBank, shards: EpisodeShards) -> Watch:
-    def verify() -> None:
-        now = ImageBank.open(bank.folder)
-        now.verify()
-        manifest_hash = EpisodeShards.open(shards.folder).manifest_hash
-        same = {
-            bank.folder: now.hash == bank.hash,
-            shards.folder: manifest_hash == shards.manifest_hash,
-        }
-        with gathered() as mistakes:
-            for folder, is_same in same.items():
-                if not is_same:
-                    mistakes.add(
-                        f"{folder}: holds other data than before, while it is in use",
-                        "put the old ones back, then run the same command: nothing that came from"
-                        " these was kept",
-                    )
-
-    files = [path for path, _, _ in shards.files]
-    return Watch([bank.images_file, shards.folder / MANIFEST_FILE, *files], verify)
+def _sampling(data: DataConfig, episodes: AllEpisodes, bank: ImageBank, split: Split) -> Sampling:
+    return Sampling(
+        bank,
+        episodes.of(split),
+        seed=episodes.seed,
+        split=split,
+        folder=data.shards / split,
+        materialize=data.materialize and split == "train",
+        cache=data.cache,
+    )
 
 
 def _normalize(data: DataConfig, bank: ImageBank) -> Normalize:

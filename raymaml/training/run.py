@@ -64,7 +64,9 @@ def open_run(config: Config, device: torch.device) -> Run:
     data = open_training_data(config, device)
     method = gradient_method(config, data.image_shape, device)
     shards = data.train.shards
-    identity = identity_of(config, data.image_shape, shards.bank_hash, shards.manifest_hash)
+    identity = identity_of(
+        config, data.image_shape, shards.manifest.bank_hash, shards.manifest_hash
+    )
     with explained(config.run_folder, config.cluster, method):
         learner = build_learner(config, data.image_shape, config.episodes.train.num_ways, device)
     return Run(

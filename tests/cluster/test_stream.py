@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raymaml.cluster.workers import WORKER_CPUS
-from raymaml.data.shards import write_shards
+from raymaml.data.shards import Sampling
 from raymaml.training.data import open_training_data
 from raymaml.types import EpisodeBatch
 
@@ -111,7 +111,7 @@ def test_a_resumed_stream_reads_no_earlier_shard(workers, make_config, tiny_bank
     folder = config.data.shards / "train"
     shutil.rmtree(folder)
     spec, seed = config.episodes.train, config.episodes.seed
-    write_shards(tiny_bank, spec, seed=seed, split="train", folder=folder, episodes_per_shard=5)
+    Sampling(tiny_bank, spec, seed=seed, split="train", folder=folder).write(5)
     expected = read(config, first_step=2, take=2)
     worker = workers[0]
     ray.get(worker.open.remote(config, 4, 4000))  # a step a task

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
 from raymaml.config.schema import EpisodesConfig
-from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.data.bank import ImageBank, write_bank
+from raymaml.data.bank_format import ClassImages, in_memory
 from raymaml.data.sampling import EpisodeRows
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -55,10 +58,10 @@ def make_classes(
     """Random classes: ``counts`` gives each split's images per class."""
     generator = np.random.default_rng(seed)
     return [
-        ClassImages(
-            name=f"{split}-{number}",
-            split=split,
-            images=generator.integers(0, 256, (count, size, size, channels), dtype=np.uint8),
+        in_memory(
+            f"{split}-{number}",
+            split,
+            generator.integers(0, 256, (count, size, size, channels), dtype=np.uint8),
         )
         for split, sizes in counts.items()
         for number, count in enumerate(sizes)
@@ -75,6 +78,22 @@ def make_bank(
         licence="none",
         image_shape=(channels, size, size),
     )
+
+
+def rewritten(data: bytes, change: Callable[[pa.Table], pa.Table], **options: Any) -> bytes:
+    """An Arrow file whose batches ``change`` has changed."""
+    reader = pa.ipc.open_file(pa.py_buffer(data))
+    tables = [
+        change(pa.Table.from_batches([reader.get_batch(i)]))
+        for i in range(reader.num_record_batches)
+    ]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(
+        sink, tables[0].schema, options=pa.ipc.IpcWriteOptions(**options)
+    ) as writer:
+        for table in tables:
+            writer.write_table(table.cast(tables[0].schema))
+    return sink.getvalue().to_pybytes()
 
 
 def spec_of(ways: int, shots: int, queries: int, episodes: int) -> EpisodesConfig:

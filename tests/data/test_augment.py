@@ -16,7 +16,7 @@ from raymaml.data import augment
 from raymaml.data.augment import Augmenter
 from raymaml.data.loader import EpisodeLoader, Normalize
 from raymaml.data.sampling import sample_episode
-from raymaml.data.shards import write_shards
+from raymaml.data.shards import Sampling
 
 KINDS: list[Augmentation] = ["flip", "crop", "color", "resize", "enlarge"]
 SIZE = 21
@@ -130,9 +130,9 @@ def test_enlarge_is_the_middle_of_a_larger_image_without_chance() -> None:
 def test_an_episode_is_the_same_from_the_bank_and_from_stored_pixels(tmp_path: Path) -> None:
     bank = make_bank(tmp_path / "bank", {"train": [8] * 6}, size=9, channels=3)
     spec = spec_of(4, 2, 3, 5)
-    shards = write_shards(
+    shards = Sampling(
         bank, spec=spec, seed=1, split="train", folder=tmp_path / "shards", materialize=True
-    )
+    ).write()
     pair = AugmentPair(support="crop", query="flip")
     loader = EpisodeLoader(
         bank=bank,
@@ -144,10 +144,11 @@ def test_an_episode_is_the_same_from_the_bank_and_from_stored_pixels(tmp_path: P
     rows = [sample_episode(bank, spec, 1, "train", index) for index in (4, 1)]
     # 9 and 6: the second time round five episodes
     gathered = loader.load(rows, [9, 6])
-    stored = loader.load_pixels(rows, *shards.pixels([4, 1]), [9, 6])
+    stored = loader.load(rows, [9, 6], shards.pixels([4, 1]))
     alone = loader.load(rows[1:], [6])
     first_round = loader.load(rows, [4, 1])
     assert torch.equal(gathered.support_x, stored.support_x)
     assert torch.equal(gathered.query_x, stored.query_x)
+    assert torch.equal(gathered.query_y, stored.query_y)
     assert torch.equal(gathered.query_x[1:], alone.query_x)
     assert not torch.equal(gathered.support_x, first_round.support_x)

@@ -9,7 +9,8 @@ import pytest
 from helpers_data import make_bank, spec_of
 from PIL import Image
 
-from raymaml.data.bank import ClassImages, write_bank
+from raymaml.data.bank import write_bank
+from raymaml.data.bank_format import in_memory
 from raymaml.data.contact_sheet import bank_sheet, episode_sheet
 from raymaml.data.sampling import sample_episode
 
@@ -57,7 +58,7 @@ def test_a_bank_sheet_shows_classes_of_every_split(tmp_path: Path) -> None:
 def test_names_may_be_long_and_of_any_script(tmp_path: Path) -> None:
     images = np.zeros((2, 8, 8, 1), dtype=np.uint8)
     names = ("a name that is so long that it would run into its images " * 2, "\u6f22\u5b57")
-    classes = [ClassImages(name=name, split="test", images=images) for name in names]
+    classes = [in_memory(name, "test", images) for name in names]
     bank = write_bank(tmp_path / "bank", classes, source="s", licence="l", image_shape=(1, 8, 8))
     bank_sheet(bank, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as picture:

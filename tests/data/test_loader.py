@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,10 +12,6 @@ from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.loader import EpisodeLoader, Normalize
 from raymaml.data.sampling import sample_episode
-from raymaml.data.shards import write_shards
-
-CPU = torch.device("cpu")
-NONE = Augmenter(pair=AugmentPair(), seed=0, split="train")
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +20,15 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> ImageBank:
     return make_bank(folder, {"train": [8] * 6}, size=5, channels=3)
 
 
-def loader_of(bank: ImageBank | None, mean: float = 0.0, std: float = 1.0) -> EpisodeLoader:
-    normalize = Normalize((mean,) * 3, (std,) * 3)
+@pytest.fixture(scope="module")
+def loader(bank: ImageBank) -> EpisodeLoader:
+    """Of 4 ways, 2 shots and 3 queries; it leaves the values of pixels / 255."""
     return EpisodeLoader(
-        bank=bank, spec=spec_of(4, 2, 3, 9), normalize=normalize, augment=NONE, device=CPU
+        bank=bank,
+        spec=spec_of(4, 2, 3, 9),
+        normalize=Normalize((0.0,) * 3, (1.0,) * 3),
+        augment=Augmenter(pair=AugmentPair(), seed=0, split="train"),
+        device=torch.device("cpu"),
     )
 
 
@@ -57,17 +56,9 @@ def test_normalisation_does_not_depend_on_how_much_is_converted_at_once() -> Non
     assert torch.equal(normalize(pixels), one_by_one)
 
 
-def test_a_bank_normalised_with_its_moments_has_mean_0_and_variance_1(bank: ImageBank) -> None:
-    pixels = torch.from_numpy(bank.images(np.arange(bank.num_images)))
-    images = Normalize(bank.mean, bank.std)(pixels).double()
-    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-6, rtol=0)
-    variance = images.var((0, 2, 3), correction=0)
-    torch.testing.assert_close(variance, torch.ones(3).double(), atol=1e-5, rtol=0)
-
-
-def test_a_batch_holds_the_images_of_its_episodes(bank: ImageBank) -> None:
-    rows = [sample_episode(bank, spec_of(4, 2, 3, 9), 0, "train", index) for index in (5, 2)]
-    batch = loader_of(bank).load(rows, range(len(rows)))
+def test_a_batch_holds_the_images_of_its_episodes(bank: ImageBank, loader: EpisodeLoader) -> None:
+    rows = [sample_episode(bank, loader.spec, 0, "train", index) for index in (5, 2)]
+    batch = loader.load(rows, range(len(rows)))
     assert batch.support_x.shape == (2, 8, 3, 5, 5)
     assert batch.query_x.shape == (2, 12, 3, 5, 5)
     assert batch.support_y.tolist() == [each.support_labels.tolist() for each in rows]
@@ -79,37 +70,8 @@ def test_a_batch_holds_the_images_of_its_episodes(bank: ImageBank) -> None:
         np.testing.assert_array_equal(restored.numpy(), bank.images(expected.query))
 
 
-def test_an_episode_is_the_same_alone_and_in_a_batch(bank: ImageBank) -> None:
-    loader = loader_of(bank, mean=0.4, std=0.3)
-    rows = [sample_episode(bank, loader.spec, 0, "train", index) for index in range(5)]
-    together = loader.load(rows, range(len(rows)))
-    for index, row in enumerate(rows):
-        alone = loader.load([row], [0])
-        assert torch.equal(alone.support_x[0], together.support_x[index])
-        assert torch.equal(alone.query_x[0], together.query_x[index])
-
-
-def test_pixels_of_materialised_shards_make_the_same_batch(bank: ImageBank, tmp_path: Path) -> None:
-    loader = loader_of(bank, mean=0.4, std=0.3)
-    shards = write_shards(
-        bank, loader.spec, seed=0, split="train", folder=tmp_path / "t", materialize=True
-    )
-    gathered = loader.load(shards.rows([4, 1]), [4, 1])
-    for support, query in (shards.pixels([4, 1]), map(np.ascontiguousarray, shards.pixels([4, 1]))):
-        rows = shards.rows([4, 1])
-        stored = loader_of(None, mean=0.4, std=0.3).load_pixels(rows, support, query, [4, 1])
-        assert torch.equal(stored.support_x, gathered.support_x)
-        assert torch.equal(stored.query_x, gathered.query_x)
-        assert torch.equal(stored.query_y, gathered.query_y)
-
-
-def test_a_share_may_be_empty(bank: ImageBank) -> None:
-    batch = loader_of(bank).load([], [])
+def test_a_share_may_be_empty(loader: EpisodeLoader) -> None:
+    batch = loader.load([], [])
     assert len(batch) == 0
     assert batch.query_x.shape == (0, 12, 3, 5, 5)
     assert batch.query_y.shape == (0, 12)
-
-
-def test_rows_need_a_bank() -> None:
-    with pytest.raises(ValueError, match="without bank"):
-        loader_of(None).load([], [])

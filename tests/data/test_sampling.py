@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,31 +63,18 @@ def test_an_episode_has_these_very_rows_for_ever(bank: ImageBank) -> None:
     assert as_lists(rows) == RECORDED
 
 
-def test_episodes_do_not_depend_on_history_or_process(bank: ImageBank) -> None:
-    spec = spec_of(3, 2, 4, 1)
-    here = [as_lists(sample_episode(bank, spec, 5, "test", index)) for index in (3, 0, 9)]
-    program = (
-        "import json, sys; from pathlib import Path\n"
-        "from raymaml.config.schema import EpisodesConfig\n"
-        "from raymaml.data.bank import ImageBank\n"
-        "from raymaml.data.sampling import sample_episode\n"
-        "bank = ImageBank.open(Path(sys.argv[1]))\n"
-        "spec = EpisodesConfig(num_ways=3, num_shots=2, num_queries=4, num_episodes=1)\n"
-        "for index in (9, 3, 0):\n"
-        "    rows = sample_episode(bank, spec, 5, 'test', index)\n"
-        "    print(json.dumps([rows.index, rows.seed, *(a.tolist() for a in list("
-        "vars(rows).values())[2:])]))\n"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    there = subprocess.run(
-        [sys.executable, "-c", program, str(bank.folder)],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    nine, three, zero = map(json.loads, there.stdout.splitlines())
-    assert [three, zero, nine] == here
+def lists_of(folder: Path, index: int) -> list[object]:
+    return as_lists(sample_episode(ImageBank.open(folder), spec_of(3, 2, 4, 1), 5, "test", index))
+
+
+def test_episodes_do_not_depend_on_history_or_process(
+    bank: ImageBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {index: lists_of(bank.folder, index) for index in (3, 0, 9)}
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        there = {index: pool.submit(lists_of, bank.folder, index).result() for index in (9, 3, 0)}
+    assert there == here
 
 
 def test_seed_split_and_index_name_different_episodes(bank: ImageBank) -> None:

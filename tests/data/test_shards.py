@@ -16,11 +16,7 @@ from raymaml.data import shards as module
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows, listed, sample_episode
 from raymaml.data.shard_format import read_pixels
-from raymaml.data.shards import (
-    EpisodeShards,
-    check_shards,
-    write_shards,
-)
+from raymaml.data.shards import EpisodeShards, Sampling
 
 COUNTS = {"train": [20] * 12, "val": [20] * 5, "test": [20] * 6}
 
@@ -34,14 +30,12 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> ImageBank:
 def test_shards_keep_what_is_sampled_whatever_their_size(
     bank: ImageBank, tmp_path: Path, per_shard: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ROWS_PER_BATCH", 3)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", (20_000, 3))
     spec = spec_of(5, 1, 15, 40)
     folder = tmp_path / "train"
-    written = write_shards(
-        bank, spec, seed=3, split="train", folder=folder, episodes_per_shard=per_shard
-    )
+    written = Sampling(bank, spec, seed=3, split="train", folder=folder).write(per_shard)
     shards = EpisodeShards.open(folder)
-    assert (shards.count, shards.spec, shards.bank_hash) == (40, spec, bank.hash)
+    assert (shards.count, shards.spec, shards.manifest.bank_hash) == (40, spec, bank.hash)
     assert not shards.materialized
     assert len(shards.files) == -(-40 // per_shard)
     for index, rows in enumerate(written.rows(range(40))):
@@ -49,29 +43,17 @@ def test_shards_keep_what_is_sampled_whatever_their_size(
     scattered = [39, 0, 7, 7, 6, 8, 21, 22, 23]
     assert [rows.index for rows in shards.rows(scattered)] == scattered
     assert shards.rows([]) == []
-
-
-@pytest.mark.parametrize("index", [-1, 10])
-def test_an_episode_that_was_not_sampled_is_an_error(
-    bank: ImageBank, tmp_path: Path, index: int
-) -> None:
-    shards = write_shards(bank, spec_of(2, 1, 1, 10), seed=0, split="val", folder=tmp_path / "v")
-    with pytest.raises(IndexError, match=r"0\.\.9"):
-        shards.rows([index])
+    for index in (-1, 40):
+        with pytest.raises(IndexError, match=r"0\.\.39"):
+            shards.rows([index])
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 4), (3, 5), (2, 1)])
 def test_materialised_shards_hold_the_pixels(tmp_path: Path, channels: int, size: int) -> None:
     images = make_bank(tmp_path / "bank", {"train": [6] * 4}, size=size, channels=channels)
-    shards = write_shards(
-        images,
-        spec_of(3, 2, 4, 20),
-        seed=0,
-        split="train",
-        folder=tmp_path / "t",
-        materialize=True,
-        episodes_per_shard=18,
-    )
+    shards = Sampling(
+        images, spec_of(3, 2, 4, 20), seed=0, split="train", folder=tmp_path / "t", materialize=True
+    ).write(18)
     assert shards.materialized
     wanted = [0, 15, 16, 17, 18, 19, 2]
     support, query = shards.pixels(wanted)
@@ -86,9 +68,7 @@ def test_materialised_shards_hold_the_pixels(tmp_path: Path, channels: int, size
 
 
 def three_shards(bank: ImageBank, folder: Path) -> EpisodeShards:
-    return write_shards(
-        bank, spec_of(2, 1, 1, 9), seed=0, split="val", folder=folder, episodes_per_shard=3
-    )
+    return Sampling(bank, spec_of(2, 1, 1, 9), seed=0, split="val", folder=folder).write(3)
 
 
 def test_a_truncated_an_altered_and_a_missing_shard_are_refused_by_name(
@@ -163,10 +143,17 @@ def test_the_manifest_says_how_the_episodes_came_about(bank: ImageBank, tmp_path
 
 def test_all_that_differs_from_the_config_is_named(bank: ImageBank, tmp_path: Path) -> None:
     shards = three_shards(bank, tmp_path / "v")
-    check_shards(shards, bank, shards.spec, 0, "val")
+    Sampling(bank, shards.spec, seed=0, split="val", folder=shards.place).require(shards)
     other_bank = make_bank(tmp_path / "bank", COUNTS, seed=1)
     with pytest.raises(UserError) as caught:
-        check_shards(shards, other_bank, spec_of(2, 4, 1, 99), 5, "test", materialize=True)
+        Sampling(
+            other_bank,
+            spec_of(2, 4, 1, 99),
+            seed=5,
+            split="test",
+            folder=shards.place,
+            materialize=True,
+        ).require(shards, same_form=True)
     named = [problem.split(": ")[1].split(" is ")[0] for problem in caught.value.problems]
     assert named == [
         *(
@@ -188,23 +175,9 @@ def test_equal_shards_are_reused_and_others_never_overwritten(
     before = (tmp_path / "v" / "manifest.json").stat()
     three_shards(bank, tmp_path / "v")
     with pytest.raises(UserError, match=r"episodes.seed is 0, config and bank ask for 1"):
-        write_shards(bank, spec_of(2, 1, 1, 9), seed=1, split="val", folder=tmp_path / "v")
+        Sampling(bank, spec_of(2, 1, 1, 9), seed=1, split="val", folder=tmp_path / "v").write()
     after = (tmp_path / "v" / "manifest.json").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-
-
-def test_nothing_remains_of_an_interrupted_sampling(
-    bank: ImageBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop_at_5(*arguments: object) -> EpisodeRows:
-        if arguments[-1] == 5:
-            raise KeyboardInterrupt
-        return sample_episode(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "sample_episode", stop_at_5)
-    with pytest.raises(KeyboardInterrupt):
-        three_shards(bank, tmp_path / "v")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_samplers_at_once_agree_on_one_folder(
@@ -225,7 +198,7 @@ def test_two_samplers_at_once_agree_on_one_folder(
 def test_episodes_that_the_bank_cannot_give_are_refused_with_all_reasons(tmp_path: Path) -> None:
     small = make_bank(tmp_path / "bank", {"train": [20, 3, 15]})
     with pytest.raises(UserError) as caught:
-        write_shards(small, spec_of(5, 1, 15, 9), seed=0, split="train", folder=tmp_path / "t")
+        Sampling(small, spec_of(5, 1, 15, 9), seed=0, split="train", folder=tmp_path / "t").write()
     classes, images = caught.value.problems
     assert classes.startswith("split train: has 3 classes, episodes.train.num_ways is 5")
     assert images.startswith("split train: 2 of 3 classes have fewer images than num_shots +")

@@ -12,6 +12,7 @@ from helpers_faults import bits, quiet
 
 from raymaml.common.errors import UserError
 from raymaml.data.bank import ImageBank
+from raymaml.data.shards import EpisodeShards
 from raymaml.data.watch import Watch
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.run_test import plan_test
@@ -110,17 +111,19 @@ def test_records_of_an_altered_bank_are_never_kept(config):
     assert len(list(config.run_folder.glob("test/*/*/*.parquet"))) == 1
 
 
-def test_a_file_that_was_only_touched_is_read_again_once(tmp_path):
-    path, checks = tmp_path / "file", []
-    path.write_bytes(b"12")
-    watch = Watch([path], lambda: checks.append(1))
+def test_a_file_that_was_only_touched_is_read_again_once(config, monkeypatch):
+    path, checks = shard_of(config), []
+    bank = ImageBank.open(config.data.bank)
+    watch = Watch(bank, EpisodeShards.open(path.parent))
+    monkeypatch.setattr(ImageBank, "verify", lambda _bank: checks.append(1))
     watch.require()
     assert checks == []
     os.utime(path, ns=(1, 1))
     watch.require()
     watch.require()
     assert checks == [1]
-    path.write_bytes(b"123")
+    with path.open("ab") as file:
+        file.write(b"3")
     with pytest.raises(UserError, match="is of another size while it is in use"):
         watch.require()
     path.unlink()

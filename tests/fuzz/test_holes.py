@@ -23,10 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers_data import make_bank, raw_png, spec_of
+from helpers_data import make_bank, raw_png, rewritten, spec_of
 from helpers_imports import classes, import_source, plan_source, zipped
 from PIL import Image
-from test_fuzz_banks import rewritten, signed, write_bank_files
 from test_fuzz_imports import HEADERS, npy, tar_tricks
 from test_fuzz_runs import IDENTITY, parquet, record, trained
 
@@ -39,7 +38,8 @@ from raymaml.data.bank import ImageBank
 from raymaml.data.formats import spool
 from raymaml.data.formats.archives import read_tar
 from raymaml.data.importers.images import decode_files, squashed
-from raymaml.data.shards import EpisodeShards, check_shards, write_shards
+from raymaml.data.sampling import EpisodeRows
+from raymaml.data.shards import EpisodeShards, Sampling
 from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.record_files import read_circumstances, read_records, write_chunk
 from raymaml.evaluation.records import record_arrays
@@ -48,7 +48,7 @@ from raymaml.training.checkpoint import checkpoint_path, load_tensors, read_card
 from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics
 from raymaml.training.session import LocalSession
-from raymaml.training.state import build_state
+from raymaml.training.state import TrainState, build_state
 from raymaml.training.store import CheckpointStore, check_last
 from raymaml.training.trust import require_same_model, require_trained_by
 
@@ -105,52 +105,16 @@ def bank(tmp_path: Path) -> ImageBank:
     return make_bank(tmp_path / "bank", {"train": [4, 3, 5], "val": [3, 3], "test": [3, 4]})
 
 
-def spoiled(bank: ImageBank, images: bytes | None = None, **changes: Any) -> Path:
-    header = json.loads((bank.folder / "bank.json").read_text())
-    data = (bank.folder / "images.arrow").read_bytes() if images is None else images
-    write_bank_files(bank.folder, signed(header, data) | changes, data)
-    return bank.folder
-
-
-def test_a_header_whose_values_are_of_another_kind(bank: ImageBank) -> None:
-    strange = {"mean": "x", "std": [0.0], "source": 3, "hash": "../x", "classes": [{}]}
-    header = json.loads((bank.folder / "bank.json").read_text())
-    for key, value in strange.items():
-        spoiled(bank, **header)
-        with pytest.raises(UserError, match=rf"bank\.json: is damaged \({key}"):
-            ImageBank.open(spoiled(bank, **{key: value}))
-
-
-def test_counts_that_are_not_those_of_the_pixels(bank: ImageBank) -> None:
-    classes = json.loads((bank.folder / "bank.json").read_text())["classes"]
-    classes[0]["count"] = 6  # the batch has 4 rows; reading 5 and 6 gave the images of row 4
-    other = ImageBank.open(spoiled(bank, classes=classes))
-    with pytest.raises(UserError, match=r"images\.arrow: is damaged \(batch 0 has 4 rows, not 6\)"):
-        other.images(np.array([5]))
-
-
-def test_more_pixels_than_the_file_has_bytes(bank: ImageBank) -> None:
-    classes = json.loads((bank.folder / "bank.json").read_text())["classes"]
-    classes[0]["count"] = 10**12
-    with pytest.raises(UserError, match="bytes cannot hold"):
-        ImageBank.open(spoiled(bank, classes=classes))
-
-
-def test_a_batch_that_unpacks_to_whatever_it_claims(bank: ImageBank) -> None:
-    data = (bank.folder / "images.arrow").read_bytes()
-    packed = rewritten(data, lambda table: table, compression="zstd")
-    other = ImageBank.open(spoiled(bank, packed))
-    with pytest.raises(UserError, match=r"images\.arrow: is damaged \(batch 0 is compressed\)"):
-        other.class_images(0)
-
-
 # Shards
+
+
+def sampling(bank: ImageBank, folder: Path) -> Sampling:
+    return Sampling(bank, spec_of(2, 1, 2, 6), seed=0, split="train", folder=folder)
 
 
 @pytest.fixture
 def shards(bank: ImageBank, tmp_path: Path) -> Path:
-    spec = spec_of(2, 1, 2, 6)
-    return write_shards(bank, spec, seed=0, split="train", folder=tmp_path / "shards").folder
+    return sampling(bank, tmp_path / "shards").write().folder
 
 
 def manifest_with(folder: Path, **changes: Any) -> None:
@@ -175,11 +139,16 @@ def rows_with(folder: Path, name: str, value: Any) -> None:
     manifest_with(folder, shards=[shard | sums])
 
 
-def test_a_manifest_that_names_a_file_elsewhere(shards: Path) -> None:
-    (shard,) = json.loads((shards / "manifest.json").read_text())["shards"]
+def test_a_manifest_that_no_config_gives_or_that_names_a_file_elsewhere(shards: Path) -> None:
+    tree = json.loads((shards / "manifest.json").read_text())
+    (shard,), spec = tree["shards"], tree["spec"]
     for name in ("../bank/images.arrow", "/etc/passwd", "shard-00000.arrow/../../x", "a\0b"):
         manifest_with(shards, shards=[shard | {"file": name}])
         with pytest.raises(UserError, match=r"manifest\.json: is damaged \(shards\.0\.file"):
+            EpisodeShards.open(shards)
+    for change in ({"num_ways": -1}, {"num_shots": 2**40}, {"num_episodes": 7}, {"more": 1}):
+        manifest_with(shards, shards=[shard], spec=spec | change)
+        with pytest.raises(UserError, match=r"manifest\.json: is damaged"):
             EpisodeShards.open(shards)
 
 
@@ -196,38 +165,23 @@ def test_a_manifest_at_a_uri_cannot_have_a_file_written_elsewhere(
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_a_spec_that_no_config_could_have(shards: Path) -> None:
-    spec = json.loads((shards / "manifest.json").read_text())["spec"]
-    for change in ({"num_ways": -1}, {"num_shots": 2**40}, {"num_episodes": 7}, {"more": 1}):
-        manifest_with(shards, spec=spec | change)
-        with pytest.raises(UserError, match=r"manifest\.json: is damaged"):
-            EpisodeShards.open(shards)
-
-
-ROWS = {
-    "support": (99, "support rows that are not of their class"),
-    "query": (-1, "query rows that are not of their class"),
-    "support_labels": (2, "support labels that are not 0 to 1, 1 of each"),
-    "query_labels": (255, "query labels that are not 0 to 1, 2 of each"),
-    "classes": (4, "classes that are not of split train"),
-    "index": (3, "its episodes are not 0 to 5"),
+ROWS: dict[str, tuple[str, Callable[[EpisodeRows], int]]] = {
+    "support rows that are not of their class": ("support", lambda _: 99),
+    "query rows that are not of their class": ("query", lambda _: -1),
+    "support labels that are not 0 to 1, 1 of each": ("support_labels", lambda _: 2),
+    "query labels that are not 0 to 1, 2 of each": ("query_labels", lambda _: 255),
+    "classes that are not of split train": ("classes", lambda _: 4),
+    "episode 0 has a class twice": ("classes", lambda first: int(first.classes[1])),
+    "its episodes are not 0 to 5": ("index", lambda _: 3),
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_row_numbers_that_are_signed_and_wrong(bank: ImageBank, shards: Path, name: str) -> None:
-    value, says = ROWS[name]
-    rows_with(shards, name, value)
-    with pytest.raises(UserError, match=says) as caught:
-        check_shards(EpisodeShards.open(shards), bank, spec_of(2, 1, 2, 6), 0, "train")
-    assert "shard-00000.arrow" in str(caught.value)
-
-
-def test_a_class_that_is_drawn_twice(bank: ImageBank, shards: Path) -> None:
-    first = EpisodeShards.open(shards).rows(range(1))[0]
-    rows_with(shards, "classes", int(first.classes[1]))
-    with pytest.raises(UserError, match="episode 0 has a class twice"):
-        check_shards(EpisodeShards.open(shards), bank, spec_of(2, 1, 2, 6), 0, "train")
+@pytest.mark.parametrize("says", ROWS)
+def test_row_numbers_that_are_signed_and_wrong(bank: ImageBank, shards: Path, says: str) -> None:
+    name, value = ROWS[says]
+    rows_with(shards, name, value(EpisodeShards.open(shards).rows([0])[0]))
+    with pytest.raises(UserError, match=rf"shard-00000\.arrow: .*{says}"):
+        sampling(bank, shards).require(EpisodeShards.open(shards))
 
 
 # Runs
@@ -251,10 +205,12 @@ def sign(run: Config, **changes: Any) -> Path:
     return path
 
 
-def restore(run: Config) -> None:
-    store = CheckpointStore(run.run_folder, identity_of(run, SHAPE, "x"))
+def restore(run: Config) -> TrainState:
+    state = build_state(run, SHAPE, CPU)
     session: Any = LocalSession
-    store.restore(build_state(run, SHAPE, CPU), session(None, CPU))
+    store = CheckpointStore(run.run_folder, identity_of(run, SHAPE, "x"))
+    store.restore(state, session(None, CPU))
+    return state
 
 
 def test_a_card_that_names_a_file_elsewhere(run: Config, tmp_path: Path) -> None:
@@ -334,10 +290,7 @@ def test_rates_that_only_the_file_says_are_not_taken(run: Config) -> None:
     saved["param_groups"][0] |= {"betas": "x", "lr": float("nan"), "eps": None}
     torch.save(saved, path / "optimizer.pt")
     sign(run)
-    state = build_state(run, SHAPE, CPU)
-    store = CheckpointStore(run.run_folder, identity_of(run, SHAPE, "x"))
-    session: Any = LocalSession
-    store.restore(state, session(None, CPU))
+    state = restore(run)
     assert state.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
@@ -379,19 +332,11 @@ def chunk(folder: Path, **changes: Any) -> pa.Table:
 
 
 def test_values_that_no_judgement_gives(tmp_path: Path) -> None:
-    for name, value in {
-        "accuracy": 1e308,
-        "loss": -5.0,
-        "bin_count": -1,
-        "class_ids": -7,
-        "seconds": float("nan"),
-    }.items():
+    impossible = {"accuracy": 1e308, "loss": -5.0, "bin_count": -1, "class_ids": -7}
+    for name, value in (impossible | {"seconds": float("nan")}).items():
         chunk(tmp_path, **{name: value})
         with pytest.raises(UserError, match=rf"\.parquet: has impossible values of {name};"):
             read_records(tmp_path)
-
-
-def test_values_that_are_not_there(tmp_path: Path) -> None:
     chunk(tmp_path, accuracy=None)
     with pytest.raises(UserError, match=r"\.parquet: has gaps in accuracy"):
         read_records(tmp_path)
@@ -402,17 +347,12 @@ def test_images_that_the_bank_does_not_hold(tmp_path: Path) -> None:
     assert not are_of_bank(vars(record_arrays(read_records(tmp_path))), 22, 176)
 
 
-def test_an_identity_that_is_no_text(tmp_path: Path) -> None:
+def test_metadata_that_are_no_text_and_no_json(tmp_path: Path) -> None:
     table = chunk(tmp_path)
     path = tmp_path / "episodes-00000000-00000004.parquet"
     path.write_bytes(parquet(table.replace_schema_metadata({b"\xff": b"\xff"})))
     with pytest.raises(UserError, match="belongs to another campaign"):
         read_records(tmp_path, identity=IDENTITY)
-
-
-def test_circumstances_that_are_no_json(tmp_path: Path) -> None:
-    table = chunk(tmp_path)
-    path = tmp_path / "episodes-00000000-00000004.parquet"
     for text in (b"[", b"3", b"\xff", b"[" * 5000):
         path.write_bytes(parquet(table.replace_schema_metadata({b"circumstances": text})))
         assert read_circumstances(tmp_path) == []

@@ -8,8 +8,7 @@ import pytest
 import torch
 from helpers_bench import tiny
 
-from raymaml.bench.cases import PHASES
-from raymaml.bench.contenders import EXACT_METHODS, Contender, why_not
+from raymaml.bench.contenders import EXACT_METHODS, PHASES, Contender, why_not
 
 
 @pytest.mark.parametrize(

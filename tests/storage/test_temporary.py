@@ -9,15 +9,16 @@ import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from helpers_data import FOLDER_CONFIG, make_bank, spec_of, write_class_folders
 
-from raymaml.data.shards import write_shards
+from raymaml.data.shards import Sampling
 from raymaml.doctor.rehearsal import rehearsal_folder
 from raymaml.storage import temporary as module
-from raymaml.storage.cache import Copying, local_copy
+from raymaml.storage.cache import local_copy
 from raymaml.storage.files import new_folder
 from raymaml.storage.place import to_place
 from raymaml.storage.temporary import own_folder, temporary_folder, this_machine
@@ -30,7 +31,7 @@ from raymaml.data.importers.plan import PlannedClass
 def die(*_):
     os.kill(os.getpid(), 9)
 PlannedClass.parts = die
-shards._Sampling.table = die
+shards.sample_episode = die
 main(sys.argv[1:])
 """
 _HOLDS = """
@@ -101,7 +102,9 @@ def test_what_a_living_writer_or_another_name_holds_is_left_alone(tmp_path: Path
 def test_shards_that_are_there_do_not_keep_what_a_kill_left(tmp_path: Path) -> None:
     bank = make_bank(tmp_path / "bank", {"train": [4, 4]})
     for _ in range(2):
-        write_shards(bank, spec_of(2, 1, 1, 2), seed=0, split="train", folder=tmp_path / "s" / "t")
+        Sampling(
+            bank, spec_of(2, 1, 1, 2), seed=0, split="train", folder=tmp_path / "s" / "t"
+        ).write()
         assert [path.name for path in (tmp_path / "s").iterdir()] == ["t"]
         of_the_dead(tmp_path / "s", ".t.partial").mkdir()
 
@@ -118,24 +121,17 @@ def test_folders_of_other_machines_and_older_versions_stay(
         for ending in ("0123abcd", f"{own}0123abcd-cache", f"{int(own, 16) ^ 1:08x}0123abcd"):
             (tmp_path / f"{name}-{ending}").mkdir()
     before = set(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "another")
+        assert this_machine() != own
     bank = make_bank(tmp_path / "bank", {"train": [4, 4]})
-    write_shards(bank, spec_of(2, 1, 1, 2), seed=0, split="train", folder=tmp_path / "t")
+    Sampling(bank, spec_of(2, 1, 1, 2), seed=0, split="train", folder=tmp_path / "t").write()
     place = to_place("memory://temporary/machines")
     (place / "marker").write_text("machines")
-    local_copy(
-        place, tmp_path, Copying(marker="marker", others=lambda _: [], verify=lambda _: None)
-    )
+    local_copy(place, tmp_path, marker="marker", others=lambda _: [], verify=lambda _: None)
     with rehearsal_folder(None), temporary_folder():
         pass
     assert before - set(tmp_path.iterdir()) == {of_the_dead(tmp_path, name) for name in names}
-
-
-def test_the_names_of_two_machines_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = []
-    for host in ("node-1", "node-2", "node-1"):
-        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
-        names.append(this_machine())
-    assert names[0] == names[2] != names[1]
 
 
 def test_temporary_folders_are_for_their_user_alone(
@@ -155,15 +151,15 @@ def test_a_folder_that_goes_before_it_is_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process may take it for a dead one's."""
-    locked, taken = module._locked, list[Path]()
+    held, taken = module.held, list[Path]()
 
-    def after_another(folder: Path) -> int:
+    def after_another(folder: Path) -> AbstractContextManager[None]:
         if not taken:
             taken.append(folder)
             folder.rmdir()
-        return locked(folder)
+        return held(folder)
 
-    monkeypatch.setattr(module, "_locked", after_another)
+    monkeypatch.setattr(module, "held", after_another)
     with own_folder(tmp_path, "x") as folder:
         assert taken == [folder]
         assert folder.is_dir()

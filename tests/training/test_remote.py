@@ -16,7 +16,8 @@ from helpers_faults import assert_same_bits, quiet
 
 from raymaml.common.errors import StorageError, UserError
 from raymaml.config.schema import Config
-from raymaml.data.bank import ClassImages, ImageBank, write_bank
+from raymaml.data.bank import ImageBank, write_bank
+from raymaml.data.bank_format import in_memory
 from raymaml.data.shards import EpisodeShards
 from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally
 from raymaml.evaluation.record_files import read_records
@@ -149,7 +150,7 @@ def test_a_shard_that_is_not_the_manifest_s_is_named_by_its_uri(remote: MakeConf
 
 def test_an_import_writes_to_the_uri_and_keeps_what_is_there(remote: MakeConfig, s3: Place) -> None:
     config = remote()
-    black = ClassImages(name="black", split="train", images=np.zeros((2, 16, 16, 1), np.uint8))
+    black = in_memory("black", "train", np.zeros((2, 16, 16, 1), np.uint8))
     about: dict[str, Any] = {"source": "x", "licence": "x", "image_shape": (1, 16, 16)}
     write = partial(write_bank, classes=[black], cache=config.data.cache, **about)
     before = (config.data.bank / "bank.json").read_bytes()

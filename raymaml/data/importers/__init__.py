@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from raymaml.common.errors import Mistakes, UserError, gathered
 from raymaml.config.schema import SPLITS, AllEpisodes, DataConfig
 from raymaml.config.sources import AnySource
-from raymaml.data.bank import ClassStream, ImageBank, write_bank
+from raymaml.data.bank import ImageBank, write_bank
+from raymaml.data.bank_format import BankClass, ClassImages
 from raymaml.data.importers.cifar import plan_cifar
 from raymaml.data.importers.cub import plan_cub
 from raymaml.data.importers.glyphs import plan_glyphs
@@ -91,7 +92,7 @@ def plan_import(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
 
 def _streams(
     plan: ImportPlan, episodes: AllEpisodes, image_shape: tuple[int, int, int]
-) -> Iterator[ClassStream]:
+) -> Iterator[ClassImages]:
     """Yield the classes one by one; raise all mistakes together, after the last class."""
     with gathered() as mistakes:
         mistakes += [*plan.problems, *_split_problems(plan, episodes)]
@@ -99,8 +100,9 @@ def _streams(
         for planned in plan.classes:
             batches = _batches(planned, image_shape, mistakes)
             if is_written:
-                yield ClassStream(
-                    name=planned.name, split=planned.split, count=planned.count, batches=batches
+                yield (
+                    BankClass(name=planned.name, split=planned.split, count=planned.count),
+                    batches,
                 )
             for _ in batches:
                 pass
