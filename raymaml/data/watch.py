@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.data.bank import ImageBank
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.data.shards import EpisodeShards
@@ -48,11 +48,9 @@ class Watch:
             bank.folder: bank.hash == self._bank.hash,
             shards.folder: shards.manifest_hash == self._shards.manifest_hash,
         }
-        if others := [folder for folder, is_same in same.items() if not is_same]:
-            problems = (
-                f"{path}: holds other data than before, while it is in use" for path in others
-            )
-            raise UserError(*problems, remedy=_REMEDY)
+        with gathered() as mistakes:
+            for folder in (folder for folder, is_same in same.items() if not is_same):
+                mistakes.add(f"{folder}: holds other data than before while it is in use", _REMEDY)
         self._stamps = now
 
 

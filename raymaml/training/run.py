@@ -166,9 +166,7 @@ def is_done(config: Config) -> bool:
     return saved_step(config.run_folder) >= config.outer.num_steps
 
 
-def _classes(bank: ImageBank | None) -> Classes | None:
-    if bank is None:
-        return None
+def _classes(bank: ImageBank) -> Classes:
     return {
         split: {bank.classes[i].name: bank.class_digest(i) for i in bank.class_ids(split).tolist()}
         for split in ("train", "val")

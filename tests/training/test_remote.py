@@ -130,7 +130,7 @@ def test_the_copy_is_made_once_of_whole_data_and_shared(
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(cache, "download", full)
+    monkeypatch.setattr(cache, "_download", full)
     with pytest.raises(StorageError, match=rf"^{bank.folder}: cannot be .*; make room there"):
         ImageBank.open(place, copies)
     assert not left.exists()

@@ -100,10 +100,8 @@ def _streams(
         for planned in plan.classes:
             batches = _batches(planned, image_shape, mistakes)
             if is_written:
-                yield (
-                    BankClass(name=planned.name, split=planned.split, count=planned.count),
-                    batches,
-                )
+                entry = BankClass(name=planned.name, split=planned.split, count=planned.count)
+                yield entry, batches
             for _ in batches:
                 pass
 
