@@ -96,6 +96,18 @@ def rewritten(data: bytes, change: Callable[[pa.Table], pa.Table], **options: An
     return sink.getvalue().to_pybytes()
 
 
+def with_entry(table: pa.Table, name: str, value: Any, row: int = 0, place: int = 0) -> pa.Table:
+    """A table with one number of a column, or of a list in it, replaced."""
+    values = table.column(name).to_pylist()
+    row %= len(values)
+    if isinstance(values[row], list):
+        values[row][place % len(values[row])] = value
+    else:
+        values[row] = value
+    field = table.schema.field(name)
+    return table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
+
+
 def spec_of(ways: int, shots: int, queries: int, episodes: int) -> EpisodesConfig:
     return EpisodesConfig(
         num_ways=ways, num_shots=shots, num_queries=queries, num_episodes=episodes

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from helpers_data import make_bank, rewritten, spec_of
+from helpers_data import make_bank, rewritten, spec_of, with_entry
 from helpers_fuzz import Fuzz, changed_bytes, changed_tree, hostile_values
 from hypothesis import strategies as st
 
@@ -179,16 +179,4 @@ def changed_rows(draw: st.DrawFn, data: bytes) -> bytes:
     number = draw(large if name in {"index", "seed"} else small)
     at, place = draw(st.integers(0, 3)), draw(st.integers(0, 5))
 
-    def change(table: pa.Table) -> pa.Table:
-        values = table.column(name).to_pylist()
-        row = values[at % len(values)]
-        if isinstance(row, list):
-            row[place % len(row)] = number
-        else:
-            values[at % len(values)] = number
-        column = table.schema.get_field_index(name)
-        return table.set_column(
-            column, table.schema.field(name), pa.array(values, table.schema.field(name).type)
-        )
-
-    return rewritten(data, change)
+    return rewritten(data, lambda table: with_entry(table, name, number, at, place))

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers_data import make_bank, raw_png, rewritten, spec_of
+from helpers_data import make_bank, raw_png, rewritten, spec_of, with_entry
 from helpers_imports import classes, import_source, plan_source, zipped
 from PIL import Image
 from test_fuzz_imports import HEADERS, npy, tar_tricks
@@ -124,16 +124,8 @@ def manifest_with(folder: Path, **changes: Any) -> None:
 
 def rows_with(folder: Path, name: str, value: Any) -> None:
     """Replace the first entry of a column, and sign the shard anew."""
-
-    def change(table: pa.Table) -> pa.Table:
-        values = table.column(name).to_pylist()
-        values[0] = [value, *values[0][1:]] if isinstance(values[0], list) else value
-        field = table.schema.field(name)
-        place = table.schema.get_field_index(name)
-        return table.set_column(place, field, pa.array(values, field.type))
-
     path = folder / "shard-00000.arrow"
-    path.write_bytes(rewritten(path.read_bytes(), change))
+    path.write_bytes(rewritten(path.read_bytes(), lambda it: with_entry(it, name, value)))
     (shard,) = json.loads((folder / "manifest.json").read_text())["shards"]
     sums = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     manifest_with(folder, shards=[shard | sums])
@@ -205,6 +197,13 @@ def sign(run: Config, **changes: Any) -> Path:
     return path
 
 
+def resave(run: Config, file: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what a file of the checkpoint holds, and sign it."""
+    path = checkpoint_path(run.run_folder, 2) / file
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    sign(run)
+
+
 def restore(run: Config) -> TrainState:
     state = build_state(run, SHAPE, CPU)
     session: Any = LocalSession
@@ -252,10 +251,7 @@ def test_a_card_whose_config_is_none(run: Config) -> None:
 
 
 def test_weights_that_spread_over_what_they_do_not_fit(run: Config) -> None:
-    path = checkpoint_path(run.run_folder, 2)
-    params = torch.load(path / "params.pt", weights_only=True)
-    torch.save({name: torch.zeros(1) for name in params}, path / "params.pt")
-    sign(run)
+    resave(run, "params.pt", lambda params: {name: torch.zeros(1) for name in params})
     with pytest.raises(UserError, match=r"has the shape \[1\], the model needs"):
         restore(run)
 
@@ -276,22 +272,16 @@ OPTIMIZERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_of_something_else(run: Config, name: str) -> None:
-    path = checkpoint_path(run.run_folder, 2)
-    saved = torch.load(path / "optimizer.pt", weights_only=True)
-    torch.save(OPTIMIZERS[name](saved), path / "optimizer.pt")
-    sign(run)
+    resave(run, "optimizer.pt", OPTIMIZERS[name])
     with pytest.raises(UserError, match=r"optimizer\.pt: is damaged"):
         restore(run)
 
 
 def test_rates_that_only_the_file_says_are_not_taken(run: Config) -> None:
-    path = checkpoint_path(run.run_folder, 2)
-    saved = torch.load(path / "optimizer.pt", weights_only=True)
-    saved["param_groups"][0] |= {"betas": "x", "lr": float("nan"), "eps": None}
-    torch.save(saved, path / "optimizer.pt")
-    sign(run)
-    state = restore(run)
-    assert state.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    strange = {"betas": "x", "lr": float("nan"), "eps": None}
+    groups = "param_groups"
+    resave(run, "optimizer.pt", lambda it: it | {groups: [it[groups][0] | strange]})
+    assert restore(run).optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
 def test_a_torch_file_that_unpacks_to_more_than_it_is(run: Config) -> None:
@@ -321,12 +311,7 @@ def chunk(folder: Path, **changes: Any) -> pa.Table:
     write_chunk(path, [record(number) for number in range(5)], IDENTITY)
     table = pq.read_table(path)
     for name, value in changes.items():
-        values = table.column(name).to_pylist()
-        values[0] = [value, *values[0][1:]] if isinstance(values[0], list) else value
-        field = table.schema.field(name)
-        table = table.set_column(
-            table.schema.get_field_index(name), field, pa.array(values, field.type)
-        )
+        table = with_entry(table, name, value)
     path.write_bytes(parquet(table))
     return table
 
