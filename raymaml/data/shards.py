@@ -72,7 +72,7 @@ class EpisodeShards:
     def open(cls, place: Place, cache: Path = CACHE, *, verify: bool = True) -> EpisodeShards:
         """Open the shards of one split after checking size and SHA-256 of each file.
 
-        ``verify=False`` checks sizes only, for processes that open what was verified already. Those
+        ``verify=False`` checks sizes only, for processes that open files that were verified already. Those
         at a URI are copied into ``cache`` when this machine opens them for the first time.
 
         Raises:
@@ -171,7 +171,7 @@ class Sampling:
     materialize: bool = False
     """Whether the shards hold the pixels too."""
     cache: Path = CACHE
-    """The folder of the copies of what is at a URI."""
+    """The folder of the copies of data at URIs."""
 
     def write(self, episodes_per_shard: int | None = None) -> EpisodeShards:
         """Sample the episodes into the folder and open them.

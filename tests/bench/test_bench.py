@@ -1,4 +1,4 @@
-"""`raymaml bench`: a failing contender is left out, and a run writes what it promises."""
+"""`raymaml bench`: a failing contender is left out, and a run writes the promised files."""
 
 from __future__ import annotations
 

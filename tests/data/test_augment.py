@@ -1,4 +1,4 @@
-"""Augmentation: what it does to pixels, and that an episode alone decides it."""
+"""Augmentation: its effect on pixels, and that an episode alone decides it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling: an episode is what the word says, uniform, and a function of its name alone."""
+"""Sampling: an episode is as defined, uniform, and a function of its name alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> ImageBank:
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_an_episode_is_what_the_word_says(
+def test_an_episode_is_as_defined(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     ways, shots, queries = (data.draw(st.integers(low, 6)) for low in (2, 1, 1))

@@ -1,4 +1,4 @@
-"""Shards: what is sampled is kept, found again, and refused when damaged."""
+"""Shards: samples are kept, found again, and refused when damaged."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def test_a_truncated_an_altered_and_a_missing_shard_are_refused_by_name(
     with pytest.raises(UserError) as caught:
         EpisodeShards.open(tmp_path / "v")
     assert len(caught.value.problems) == 3
-    for problem, path, what in zip(
+    for problem, path, damage in zip(
         caught.value.problems,
         (truncated, altered, missing),
         ("is truncated", "is altered", "is missing"),
         strict=True,
     ):
-        assert problem.startswith(f"{path}: {what}")
+        assert problem.startswith(f"{path}: {damage}")
         assert "raymaml data sample CONFIG" in problem
 
 

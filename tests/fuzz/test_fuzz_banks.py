@@ -1,4 +1,4 @@
-"""Hostile image banks and episode shards; who writes one can write its checksums too."""
+"""Hostile image banks and episode shards, their checksums forged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def with_column(name: str, type_: pa.DataType, value: Any) -> Callable[[pa.Table
 
 
 def arrow_variants(data: bytes, name: str) -> list[bytes]:
-    """Well-formed Arrow files that are not what the header says."""
+    """Well-formed Arrow files that differ from the header."""
     variants = [
         rewritten(data, lambda table: table, compression="zstd"),
         rewritten(data, lambda table: table, compression="lz4"),

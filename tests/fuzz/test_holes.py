@@ -123,7 +123,7 @@ def manifest_with(folder: Path, **changes: Any) -> None:
 
 
 def rows_with(folder: Path, name: str, value: Any) -> None:
-    """Replace the first entry of a column, and sign the shard anew."""
+    """Replace the first entry of a column, and sign the shard."""
     path = folder / "shard-00000.arrow"
     path.write_bytes(rewritten(path.read_bytes(), lambda it: with_entry(it, name, value)))
     (shard,) = json.loads((folder / "manifest.json").read_text())["shards"]
@@ -198,7 +198,7 @@ def sign(run: Config, **changes: Any) -> Path:
 
 
 def resave(run: Config, file: str, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change what a file of the checkpoint holds, and sign it."""
+    """Change the content of a file of the checkpoint, and sign it."""
     path = checkpoint_path(run.run_folder, 2) / file
     torch.save(change(torch.load(path, weights_only=True)), path)
     sign(run)

@@ -1,4 +1,4 @@
-"""The folder that keeps copies of what is given by URI, where it cannot be used."""
+"""The folder of the copies of data at URIs, where it cannot be used."""
 
 from __future__ import annotations
 

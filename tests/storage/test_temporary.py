@@ -1,4 +1,4 @@
-"""What killed processes leave is removed by the next one, and what living ones hold is not."""
+"""The next process removes the remains of killed ones, and nothing that living ones hold."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_killed_imports_and_samplings_leave_nothing_for_ever(config: Path) -> No
 
 
 def test_what_a_living_writer_or_another_name_holds_is_left_alone(tmp_path: Path) -> None:
-    """Names such as ``a[1]`` are no patterns, and what is no folder is nobody's."""
+    """Names such as ``a[1]`` are no patterns; links and files stay."""
     dead, other = (of_the_dead(tmp_path, name) for name in (".a[1].partial", ".a1.partial"))
     link, file = (dead.with_name(dead.name[:-4] + end) for end in ("0001", "0002"))
     for folder in (dead, other):
@@ -144,7 +144,7 @@ def test_temporary_folders_are_for_their_user_alone(
             modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, partial)]
     finally:
         os.umask(before)
-    assert modes == [0o700, 0o755]  # what is renamed is as the user asks for: 0o777 & ~0o022
+    assert modes == [0o700, 0o755]  # a folder to be renamed is as the user asks for: 0o777 & ~0o022
 
 
 def test_a_folder_that_goes_before_it_is_locked_is_made_again(
