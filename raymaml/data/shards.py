@@ -72,8 +72,8 @@ class EpisodeShards:
     def open(cls, place: Place, cache: Path = CACHE, *, verify: bool = True) -> EpisodeShards:
         """Open the shards of one split after checking size and SHA-256 of each file.
 
-        ``verify=False`` checks sizes only, for processes that open files that were verified already. Those
-        at a URI are copied into ``cache`` when this machine opens them for the first time.
+        ``verify=False`` checks sizes only, for processes that open verified files. Shards at a URI
+        are copied into ``cache`` when this machine opens them for the first time.
 
         Raises:
             UserError: no or another manifest, or a shard that is missing, truncated or altered;
