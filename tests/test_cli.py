@@ -232,38 +232,46 @@ def test_a_model_that_does_not_adapt_is_not_judged_twice(trained: Any) -> None:
     assert "by construction" not in page
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SAVED = "runs/tiny: stopped before outer step 4 of 6, and saved; run the same command to go on"
+NO_END = (
+    "raymaml: terminated: no step ended within cluster.grace_seconds, 0.05 s, of the signal;"
+    " what is finished is kept: run the same command to go on"
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "grace", "pause", "message"),
+    [
+        (signal.SIGINT, 20, 0, SAVED),
+        (signal.SIGTERM, 20, 0, SAVED),
+        (signal.SIGTERM, 0.05, 60, NO_END),  # the step does not end
+    ],
+)
 def test_ctrl_c_and_sigterm_end_after_the_step_and_the_run_can_go_on(
-    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+    make_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    number: int,
+    grace: float,
+    pause: int,
+    message: str,
 ) -> None:
-    make_config("stopped", "outer.num_steps=4")
-    path = tmp_path / "stopped" / "config.yaml"
-    before_step(monkeypatch, 1, lambda: signal.raise_signal(number))
-    lines = raymaml_("train", "--local", path, exit_code=code).output.splitlines()
-    assert "stopped before outer step 2 of 4, and saved; run the same command" in lines[-1]
+    config = make_config("stopped", f"cluster.grace_seconds={grace}")
+    real_step = loop.meta_step
+
+    def disturbed(state: Any, *rest: Any) -> Any:
+        if state.step == 3:
+            signal.raise_signal(number)
+            threading.Event().wait(pause)
+        return real_step(state, *rest)
+
+    monkeypatch.setattr(loop, "meta_step", disturbed)
+    command = ("train", "--local", config.run_dir.parent / "config.yaml")
+    lines = raymaml_(*command, exit_code=128 + number).output.splitlines()
+    assert lines[-1].endswith(message)
+    assert list_steps(config.run_folder)[-1] == (3 if pause else 4)
     monkeypatch.undo()
-    assert ": done; " in raymaml_("train", "--local", path).output.splitlines()[-1]
-
-
-def test_sigterm_ends_a_step_that_does_not_end(
-    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config: Config = make_config("endless", "cluster.grace_seconds=0.05")
-    path = tmp_path / "endless" / "config.yaml"
-
-    def hang() -> None:
-        signal.raise_signal(signal.SIGTERM)
-        threading.Event().wait(60)
-
-    before_step(monkeypatch, 4, hang)
-    lines = raymaml_("train", "--local", path, exit_code=143).output.splitlines()
-    assert lines[-1] == (
-        "raymaml: terminated: no step ended within cluster.grace_seconds, 0.05 s, of the signal;"
-        " what is finished is kept: run the same command to go on"
-    )
-    assert list_steps(config.run_folder)[-1] == 3
-    monkeypatch.undo()
-    assert ": done; " in raymaml_("train", "--local", path).output.splitlines()[-1]
+    assert ": done; " in raymaml_(*command).output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -291,18 +299,6 @@ def test_chunks_that_are_judged_are_kept(
     written = kept.stat().st_mtime_ns
     raymaml_("test", "--local", path)
     assert kept.stat().st_mtime_ns == written
-
-
-def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    """Call ``action`` when outer step ``step`` begins."""
-    real_step = loop.meta_step
-
-    def disturbed(state: Any, *rest: Any) -> Any:
-        if state.step == step:
-            action()
-        return real_step(state, *rest)
-
-    monkeypatch.setattr(loop, "meta_step", disturbed)
 
 
 def test_audits_are_in_the_next_report_of_the_same_inner_loop(trained: Any) -> None:

@@ -61,8 +61,8 @@ def problem_of(error: StorageError) -> re.Match[str]:
 @pytest.mark.fault("disk full: checkpoint")
 @pytest.mark.fault("disk full: records")
 def test_a_run_and_its_campaign_on_a_full_disk(disk, make_config):
-    """A run of 400 steps is cut off in its metrics, then in a checkpoint, and its campaign."""
-    steps = ("outer.num_steps=400", "outer.validate_every=200")
+    """A run of 80 steps is cut off in its metrics, then in a checkpoint, and its campaign."""
+    steps = ("outer.num_steps=80", "outer.validate_every=40")
     config = make_config("run", f"run_dir={disk}", *steps)
     lone = make_config("run", "name=lone", *steps)
     folder, filler = config.run_folder, disk / "filler"
@@ -86,7 +86,7 @@ def test_a_run_and_its_campaign_on_a_full_disk(disk, make_config):
 
     def train_until(step: int, leave: int) -> None:
         def fill_up(line: str) -> None:
-            if line.startswith(f"step {step:3}/400"):
+            if line.startswith(f"step {step:2}/80"):
                 fill(disk, leave)
 
         train_locally(config, fill_up)
@@ -96,15 +96,15 @@ def test_a_run_and_its_campaign_on_a_full_disk(disk, make_config):
     written = refused(lambda: train_until(5, leave=0), last_step=0)
     assert written in {str(folder / name) for name in ("metrics.jsonl", "tensorboard")}
     # a checkpoint is 3 files, about 40 KiB
-    written = refused(lambda: train_until(199, leave=24 << 10), last_step=0)
-    assert written == str(folder / "checkpoint_00000200")
+    written = refused(lambda: train_until(39, leave=24 << 10), last_step=0)
+    assert written == str(folder / "checkpoint_00000040")
     assert train_locally(config, quiet)
     assert bits(folder) == bits(lone.run_folder)
     rows = read_metrics(folder / "metrics.jsonl")
-    assert [row["step"] for row in rows if "query_loss" in row] == list(range(1, 401))
+    assert [row["step"] for row in rows if "query_loss" in row] == list(range(1, 81))
 
     fill(disk)
-    written = refused(lambda: judge_locally(plan, config.cluster, quiet), last_step=400)
+    written = refused(lambda: judge_locally(plan, config.cluster, quiet), last_step=80)
     assert str(folder / "test") in written
     assert list(folder.glob("test/*/*/*.parquet")) == []
     judge_locally(plan, config.cluster, quiet)
