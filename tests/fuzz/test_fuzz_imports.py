@@ -23,15 +23,12 @@ import numpy as np
 import pytest
 from helpers_data import raw_png
 from helpers_fuzz import NUMBERS, Fuzz, changed_bytes, hostile_values
-from helpers_imports import member, plan_source, python2, tar_of, zipped
+from helpers_imports import member, pack, plan_source, python2, tar_of, zipped
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from raymaml.common.errors import gathered
 from raymaml.data.formats import spool
-from raymaml.data.formats.archives import read_tar
-from raymaml.data.formats.pickles import load_pickle
-from raymaml.data.formats.spool import open_blob
 from raymaml.data.importers.cifar import splits_of
 from raymaml.data.importers.image_folder import _square
 from raymaml.data.importers.images import decode_files, squared, squashed
@@ -53,12 +50,24 @@ def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Image.init() or ImageCms  # loads Pillow's formats, which an import would later
 
 
-def load_all(kind: str, path: Path, size: int = SIZE, **changes: Any) -> None:
-    for planned in plan_source(kind, path, size, **changes).classes:
-        assert planned.load().dtype == np.uint8
+def feed(
+    fuzz: Fuzz,
+    cases: st.SearchStrategy[Any],
+    write: Callable[[Any], object],
+    kind: str,
+    size: int = SIZE,
+    **changes: Any,
+) -> None:
+    """Have the importer of ``kind`` read each case, after the honest files that lie there."""
+    if kind not in {"image-folder", "omniglot"}:
+        changes["verify_counts"] = False
 
+    def read(_: object) -> None:
+        for planned in plan_source(kind, fuzz.place, size, **changes).classes:
+            assert planned.load().dtype == np.uint8
 
-SOME = {"verify_counts": False}
+    read(None)
+    fuzz(cases, write, read)
 
 
 # Pickles
@@ -142,17 +151,10 @@ def labelled(root: Path) -> st.SearchStrategy[bytes]:
 
 
 def test_pickles(fuzz: Fuzz) -> None:
-    path = fuzz.place / "test.pickle"
     for split in ("train", "val", "test"):
         honest = pickle.dumps({"data": ARRAYS[0], "labels": [0, 1]})
         (fuzz.place / f"{split}.pickle").write_bytes(honest)
-
-    def read(_: object) -> None:
-        load_pickle(str(path), open_blob(path))
-        load_all("mini-imagenet", fuzz.place, **SOME)
-
-    read(None)
-    fuzz(labelled(fuzz.root), path.write_bytes, read)
+    feed(fuzz, labelled(fuzz.root), (fuzz.place / "test.pickle").write_bytes, "mini-imagenet")
 
 
 # npz and the pickles beside it
@@ -223,22 +225,17 @@ def test_npz(fuzz: Fuzz) -> None:
         (fuzz.place / "train_images.npz").write_bytes(case[0])
         (fuzz.place / "train_labels.pkl").write_bytes(case[1])
 
-    def read(_: object) -> None:
-        load_all("tiered-imagenet", fuzz.place, **SOME)
-
     names = {"labels": [0, 1], "label_specific": [0, 1], "label_specific_str": ["a", "b"]}
     values = hostile_values(fuzz.root) | st.sampled_from(ARRAYS)
     pickles = st.fixed_dictionaries({key: st.just(value) | values for key, value in names.items()})
-    read(None)
     others = st.one_of(
         pickles.map(pickle.dumps),
         labelled(fuzz.root),
         st.lists(values | st.binary(max_size=400), max_size=4).map(pickle.dumps),
     )
     whole = npz(images=ARRAYS[0])
-    fuzz(
-        npz_cases().map(lambda case: (case, honest)) | others.map(lambda c: (whole, c)), write, read
-    )
+    cases = npz_cases().map(lambda case: (case, honest)) | others.map(lambda case: (whole, case))
+    feed(fuzz, cases, write, "tiered-imagenet")
 
 
 # Archives
@@ -319,16 +316,11 @@ def tar_tricks() -> list[bytes]:
 def test_tars(fuzz: Fuzz) -> None:
     path = fuzz.place / "cifar-100-python.tar"
     honest = cifar_members()
+    pack(path, honest, "w")
     small = {name: data[:40] for name, data in honest.items()}
-
-    def read(_: object) -> None:
-        read_tar(path, fuzz.place / "bank")
-        load_all("cifar-fs", fuzz.place, 32, **SOME)
-
-    path.write_bytes(tar_of([(member(name, len(data)), data) for name, data in honest.items()]))
-    read(None)
     made = (tars(fuzz.root, members) for members in (small, small, honest))
-    fuzz(st.one_of(*made, st.sampled_from(tar_tricks())), path.write_bytes, read)
+    cases = st.one_of(*made, st.sampled_from(tar_tricks()))
+    feed(fuzz, cases, path.write_bytes, "cifar-fs", 32)
 
 
 def drawings(count: int = 2) -> dict[str, bytes]:
@@ -357,13 +349,9 @@ def test_zips(fuzz: Fuzz) -> None:
     for name in ("images_background", "images_evaluation"):
         members = {f"{name}{member}": data for member, data in drawings().items()}
         (fuzz.place / f"{name}.zip").write_bytes(zipped(members))
-    changes: dict[str, Any] = {"split": "background_evaluation", "rotations": False}
-
-    def read(_: object) -> None:
-        load_all("omniglot", fuzz.place, **changes)
-
-    read(None)
-    fuzz(zips(fuzz.root, "images_background"), path.write_bytes, read)
+    changes = {"split": "background_evaluation", "rotations": False}
+    cases = zips(fuzz.root, "images_background")
+    feed(fuzz, cases, path.write_bytes, "omniglot", **changes)
 
 
 # Lists
@@ -396,38 +384,27 @@ def pictures(folder: Path, names: list[str]) -> None:
         Image.new("RGB", (6, 9)).save(folder / name)
 
 
-def test_a_csv_of_images_of_ones_own(fuzz: Fuzz) -> None:
-    rows = [["a/0.png", "a", "train"], ["a/1.png", "a", "train"], ["b/0.png", "b", "val"]]
-    pictures(fuzz.place, [row[0] for row in rows])
-    (fuzz.place / "images").mkdir()
+@pytest.mark.parametrize(
+    ("kind", "header", "others"),
+    [
+        ("image-folder", ["path", "class", "split"], {}),
+        ("mini-imagenet", ["filename", "label"], {"val": "a/3.png,n1", "test": "a/3.png,n2"}),
+        ("inaturalist-2017", [], {"test": "a/3.png,7"}),
+    ],
+)
+def test_csvs(fuzz: Fuzz, kind: str, header: list[str], others: dict[str, str]) -> None:
+    folder = fuzz.place / ("" if kind == "image-folder" else "images")
+    pictures(folder, [f"a/{number}.png" for number in range(4)])
+    (fuzz.place / "images").mkdir(exist_ok=True)
     os.mkfifo(fuzz.place / "images" / "pipe.png")
-    table = fuzz.place / "list.csv"
-
-    cases = tables(fuzz.root, ["path", "class", "split"], rows)
-    fuzz(cases, table.write_bytes, lambda _: load_all("image-folder", fuzz.place, csv=table))
-
-
-def test_csvs_of_mini_imagenet(fuzz: Fuzz) -> None:
-    rows = [[f"{number}.png", f"n{number % 2}"] for number in range(4)]
-    pictures(fuzz.place / "images", [row[0] for row in rows])
-    os.mkfifo(fuzz.place / "images" / "pipe.png")
-    header = ["filename", "label"]
-    for split in ("val", "test"):
-        (fuzz.place / f"{split}.csv").write_text("\n".join(map(",".join, [header, *rows])))
-
-    cases, table = tables(fuzz.root, header, rows), fuzz.place / "train.csv"
-    fuzz(cases, table.write_bytes, lambda _: load_all("mini-imagenet", fuzz.place, **SOME))
-
-
-def test_csvs_of_inaturalist(fuzz: Fuzz) -> None:
-    rows = [[f"a/{number}.png", str(number)] for number in range(4)]
-    pictures(fuzz.place / "images", [row[0] for row in rows])
-    folder = fuzz.place / "fs-splits"
-    folder.mkdir()
-    (folder / "test.csv").write_text("a/3.png,7")
-
-    cases, table = tables(fuzz.root, [], rows[:3]), folder / "train.csv"
-    fuzz(cases, table.write_bytes, lambda _: load_all("inaturalist-2017", fuzz.place, **SOME))
+    cells = {"image-folder": "n{},train", "mini-imagenet": "n{}", "inaturalist-2017": "{}"}
+    rows = [f"a/{n}.png,{cells[kind].format(n % 2)}".split(",") for n in range(3)]
+    for name, line in others.items():
+        (fuzz.place / f"{name}.csv").write_text(",".join(header) + "\n" + line)
+    table = fuzz.place / "train.csv"
+    table.write_text("\n".join(map(",".join, [header, *rows])))
+    changes = {"csv": table} if kind == "image-folder" else {}
+    feed(fuzz, tables(fuzz.root, header, rows), table.write_bytes, kind, **changes)
 
 
 def test_lists_of_cub(fuzz: Fuzz) -> None:
@@ -453,12 +430,8 @@ def test_lists_of_cub(fuzz: Fuzz) -> None:
             (fuzz.place / name).write_text(text)
         (fuzz.place / case[0]).write_bytes(case[1])
 
-    def read(_: object) -> None:
-        load_all("cub", fuzz.place, split="cub_100_50_50", crop_to_box=True, **SOME)
-
     write(("images.txt", lists["images.txt"].encode()))
-    read(None)
-    fuzz(cases, write, read)
+    feed(fuzz, cases, write, "cub", split="cub_100_50_50", crop_to_box=True)
 
 
 # Pictures
@@ -551,7 +524,8 @@ def test_a_folder_of_odd_files(fuzz: Fuzz) -> None:
                 make(kind, path, fuzz.root)
 
     cases = st.lists(st.tuples(*map(st.sampled_from, (kinds, places, names))), max_size=6)
-    fuzz(cases, write, lambda _: load_all("image-folder", fuzz.place))
+    write([])
+    feed(fuzz, cases, write, "image-folder")
 
 
 def make(kind: str, path: Path, root: Path) -> None:
