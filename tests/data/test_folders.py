@@ -14,25 +14,25 @@ from raymaml.common.errors import UserError
 plan = partial(plan_source, "image-folder")
 
 
-def save(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), "red").save(path, format="PNG")
-    return path
+def save(folder: Path, *names: str) -> None:
+    """Save PNG files, whatever their names."""
+    for path in (folder / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(path, format="PNG")
 
 
 def test_what_is_left_out_is_named_and_counted(tmp_path: Path) -> None:
     own = tmp_path / "train" / "a"
-    save(own / "0.jpg")  # a PNG
+    save(tmp_path, "train/a/0.jpg", "train/loose.png")
     for name in ("1.heic", "2.HEIC", "notes.txt", "nothing", ".hidden"):
         (own / name).write_text("x")
     (own / "3.png").symlink_to(tmp_path / "nowhere.png")
     (own / "4.png").symlink_to("4.png")  # to itself
     (own / "folder").symlink_to(tmp_path)
-    save(tmp_path / "train" / "loose.png")
     (tmp_path / "README.md").write_text("x")
     found = plan(tmp_path)
     assert classes(found) == [("train", "a", 1)]
-    assert found.classes[0].load()[0, 0, 0].tolist() == [255, 0, 0]  # its content decides
+    assert found.classes[0].load()[0, 0, 0].tolist() == [255, 0, 0]  # a PNG, whatever its name
     assert found.problems == ()
     assert found.notes == (
         "left out: 2 .heic files, which Pillow does not read, first train/a/1.heic",
@@ -46,18 +46,15 @@ def test_what_is_left_out_is_named_and_counted(tmp_path: Path) -> None:
 
 
 def test_pictures_in_deeper_folders_are_of_the_class_folder(tmp_path: Path) -> None:
-    save(tmp_path / "train" / "a" / "0.png")
-    save(tmp_path / "train" / "a" / "day" / "1.png")
-    save(tmp_path / "train" / "a" / "day" / "dawn" / "2.png")
-    save(tmp_path / "train" / "a" / ".cache" / "3.png")
-    save(tmp_path / "train" / "b" / "night" / "0.png")
+    names = ("a/0.png", "a/day/1.png", "a/day/dawn/2.png", "a/.cache/3.png", "b/night/0.png")
+    save(tmp_path / "train", *names)
     found = plan(tmp_path)
     assert classes(found) == [("train", "a", 3), ("train", "b", 1)]
     assert found.notes == ("taken: 3 pictures in deeper folders, first train/a/day/1.png",)
 
 
 def test_a_class_of_other_files_alone_says_what_it_holds(tmp_path: Path) -> None:
-    save(tmp_path / "train" / "a" / "0.png")
+    save(tmp_path, "train/a/0.png")
     (tmp_path / "train" / "phone").mkdir()
     (tmp_path / "train" / "phone" / "0.heic").write_text("x")
     (problem,) = plan(tmp_path).problems
@@ -80,7 +77,7 @@ def test_splits_by_other_names_and_in_a_wrapper(
     tmp_path: Path, names: tuple[str, str, str], wrapper: str
 ) -> None:
     for name in names:
-        save(tmp_path / wrapper / name / f"c-{name}" / "0.png")
+        save(tmp_path / wrapper, f"{name}/c-{name}/0.png")
     if wrapper:
         (tmp_path / "__MACOSX" / "x").mkdir(parents=True)
         (tmp_path / "LICENSE.txt").write_text("x")
@@ -94,18 +91,15 @@ def test_splits_by_other_names_and_in_a_wrapper(
 
 
 def test_files_beside_each_wrapper_are_named(tmp_path: Path) -> None:
-    for folder in (".", "archive", "archive/dataset"):
-        save(tmp_path / folder / "0.png")
-    for name in "ab":
-        save(tmp_path / "archive/dataset" / name / "0.png")
+    save(tmp_path, "0.png", "archive/0.png", "archive/dataset/0.png")
+    save(tmp_path / "archive/dataset", "a/0.png", "b/0.png")
     found = plan(tmp_path)
     assert {planned.name for planned in found.classes} == {"a", "b"}
     assert found.notes == ("left out: 3 pictures outside of any class folder, first 0.png",)
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
-    for name in ("dev", "valid", "cat", "dog"):
-        save(tmp_path / name / "0.png")
+    save(tmp_path, "dev/0.png", "valid/0.png", "cat/0.png", "dog/0.png")
     assert {planned.name for planned in plan(tmp_path).classes} == {"dev", "valid", "cat", "dog"}
     # but not train; as in vehicles, the other classes are no splits
     (tmp_path / "train").mkdir()
@@ -117,8 +111,7 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
 
 
 def test_pictures_without_class_folders(tmp_path: Path) -> None:
-    save(tmp_path / "0.png")
-    save(tmp_path / "1.png")
+    save(tmp_path, "0.png", "1.png")
     with pytest.raises(UserError, match=r"no images in class folders.*2 pictures outside of any"):
         plan(tmp_path)
 
@@ -131,7 +124,7 @@ TABLE = "path,class,split\r\nbilder/é 0.png,Käfer,train\r\n"
 
 @pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_lists_in_unicode(tmp_path: Path, code: str) -> None:
-    save(tmp_path / "bilder" / "é 0.png")
+    save(tmp_path, "bilder/é 0.png")
     mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(code, b"")
     (tmp_path / "list.csv").write_bytes(mark + TABLE.encode(code))
     assert classes(plan(tmp_path, csv=tmp_path / "list.csv")) == [("train", "Käfer", 1)]
@@ -160,7 +153,7 @@ def test_lists_in_other_codes_name_the_remedy(tmp_path: Path, code: str, says: s
     ],
 )
 def test_lists_of_spreadsheets(tmp_path: Path, mark: str, header: str, word: str) -> None:
-    save(tmp_path / "a" / "b" / "0.png")
+    save(tmp_path, "a/b/0.png")
     text = f"{header}\na\\b\\0.png,k,{word}\n".replace(",", mark)
     (tmp_path / "list.csv").write_text(text)
     assert classes(plan(tmp_path, csv=tmp_path / "list.csv")) == [("val", "k", 1)]
@@ -181,8 +174,8 @@ def test_absolute_paths_in_a_list_name_the_remedy(tmp_path: Path, name: str) -> 
 def test_many_small_classes_are_one_message_a_split(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         for number in range(30):
-            for image in range(3 + number % 2):
-                save(tmp_path / "in" / split / f"{split}{number:02}" / f"{image}.png")
+            names = (f"{split}{number:02}/{image}.png" for image in range(3 + number % 2))
+            save(tmp_path / "in" / split, *names)
     (tmp_path / "in" / "train" / "train00" / "x.heic").write_text("x")
     told: list[str] = []
     run = partial(
@@ -205,8 +198,7 @@ def test_many_small_classes_are_one_message_a_split(tmp_path: Path) -> None:
 
 def test_too_few_classes_dealt_by_shares_name_the_shares(tmp_path: Path) -> None:
     for number in range(12):
-        save(tmp_path / "in" / f"{number:02}" / "0.png")
-        save(tmp_path / "in" / f"{number:02}" / "1.png")
+        save(tmp_path / "in" / f"{number:02}", "0.png", "1.png")
     with pytest.raises(UserError) as error:
         import_source("image-folder", tmp_path / "in", tmp_path, ways=3)
     # 12 * (0.64, 0.8) = 7.68 and 9.6, rounded 8 and 10: val has 2
