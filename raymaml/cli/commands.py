@@ -111,7 +111,7 @@ def test(config: Config, local: bool, replay: bool) -> None:
     from raymaml.evaluation.run_test import plan_test
 
     if replay:
-        from raymaml.evaluation.replay import replay_locally
+        from raymaml.evaluation.campaign import replay_locally
 
         count = replay_locally(partial(plan_test, config), config.cluster, say)
         say(f"{config.run_folder}: all {count} records repeated")
@@ -173,7 +173,7 @@ def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     from raymaml.experiments.sweep import read_sweep, run_sweep
 
     if local:
-        from raymaml.experiments.local_trials import run_in_order as runner
+        from raymaml.experiments.sweep import run_in_order as runner
     else:
         from raymaml.cluster.sweep import run_on_tune as runner
     found = read_sweep(plan_path, overrides, config)

@@ -34,7 +34,6 @@ def judge_on_cluster(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Campaign
     """
     campaign = plan(torch.device("cpu"))
     if campaign.missing():
-        campaign.verify_images()
         with campaign.sole_judge() as require_held:
             if campaign.missing():  # another process may have judged them meanwhile
                 _judge(campaign, plan, cluster, echo, require_held)

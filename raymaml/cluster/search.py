@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from raymaml.common.errors import UserError
 from raymaml.config.sweep import Asha, Dimension, SweepConfig
 from raymaml.experiments.journal import Decide, Journal
-from raymaml.experiments.search_space import draw_values
-from raymaml.experiments.sweep import Propose, Sweep
+from raymaml.experiments.sweep import Propose, Sweep, draw_values
 from raymaml.seeding import fold_in
 
 
@@ -55,6 +53,10 @@ def asha_decisions(first_rung: int, reduction_factor: int, max_steps: int) -> De
 def proposals(settings: SweepConfig) -> Propose:
     """Return the search of a sweep.
 
+    By Optuna, the values of a trial are a function of seed, trial, and the best accuracies of the
+    trials before it: each suggestion comes from a new ``OptunaSearch`` of Tune, so that a kill
+    changes nothing.
+
     Raises:
         UserError: it needs Optuna, which is not installed.
     """
@@ -65,29 +67,24 @@ def proposals(settings: SweepConfig) -> Propose:
             "search is optuna, which is not installed; run `pip install 'raymaml[optuna]'`, or use"
             " search: random"
         )
-    return partial(propose_by_optuna, settings)
-
-
-def propose_by_optuna(settings: SweepConfig, trial: int, journal: Journal) -> dict[str, Any]:
-    """Return the values that Tune's ``OptunaSearch`` suggests for a trial.
-
-    They are a function of seed, trial, and the best accuracies of the trials before it: each
-    suggestion comes from a searcher of its own, so that a kill changes nothing.
-    """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces each searcher
-    searcher = OptunaSearch(seed=fold_in(settings.seed, "sweep", "optuna", trial) % 2**32)
-    space = {key: _domain(dimension) for key, dimension in settings.space.items()}
-    searcher.set_search_properties("accuracy", "max", space)
     lists = {key: each.values for key, each in settings.space.items() if each.bounds is None}
-    for known, values in sorted(journal.values.items()):
-        if (best := journal.best(known)) is not None:
-            point = {key: lists[key].index(v) if key in lists else v for key, v in values.items()}
-            searcher.add_evaluated_point(point, best.accuracy)
-    point = searcher.suggest(str(trial))
-    return {key: lists[key][at] if key in lists else at for key, at in point.items()}
+
+    def propose(trial: int, journal: Journal) -> dict[str, Any]:
+        space = {key: _domain(dimension) for key, dimension in settings.space.items()}
+        searcher = OptunaSearch(seed=fold_in(settings.seed, "sweep", "optuna", trial) % 2**32)
+        searcher.set_search_properties("accuracy", "max", space)
+        for known, values in sorted(journal.values.items()):
+            if (best := journal.best(known)) is not None:
+                point = {k: lists[k].index(v) if k in lists else v for k, v in values.items()}
+                searcher.add_evaluated_point(point, best.accuracy)
+        point = searcher.suggest(str(trial))
+        return {key: lists[key][at] if key in lists else at for key, at in point.items()}
+
+    return propose
 
 
 def _domain(dimension: Dimension) -> Any:

@@ -19,8 +19,7 @@ from raymaml.cluster.tuning import run_trials, scratch_folder
 from raymaml.cluster.workers import slots_of_cluster
 from raymaml.common.errors import StorageError, UserError, last_line
 from raymaml.experiments.journal import Journal
-from raymaml.experiments.local_trials import train_alone
-from raymaml.experiments.sweep import Sweep, Trial
+from raymaml.experiments.sweep import Sweep, Trial, train_alone
 from raymaml.storage.place import Place
 from raymaml.training.run import stop_requested, watch_stop, withdraw_stop
 from raymaml.training.state import Validation

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
@@ -102,6 +102,7 @@ class Precision(_Claim):
     margin: that number of trials is too small."""
 
     kind: Literal["precision"]
+    expect: ClassVar[Literal["more than"]] = "more than"
     margin: Rate
     """Accuracy, 0..1."""
     count: PositiveInt = 600

@@ -1,55 +1,96 @@
-"""An arm of a campaign, resolved: its episodes, its model and its records, each found once."""
+"""An arm of a campaign: its episodes, its model, its records, and the identity of these."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 
-import pyarrow as pa
 import torch
 
 from raymaml.common.errors import UserError
-from raymaml.config.model import InnerConfig, ModelConfig
-from raymaml.config.schema import AllEpisodes, ClusterConfig, Config, DataConfig
+from raymaml.config.model import ModelConfig
+from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
+from raymaml.data.shard_format import SCHEMA_VERSION as ORDER
 from raymaml.evaluation.examination import (
     EPISODES,
     examine_learner,
     read_examination,
     write_examination,
 )
-from raymaml.evaluation.identity import code_identity, settings_identity
 from raymaml.evaluation.judge import judge
-from raymaml.evaluation.other_bank import other_bank
-from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.record_files import (
     chunk_path,
     leading_accuracies,
     missing_chunks,
+    read_chunk,
     read_circumstances,
     read_records,
-    recorded_accuracies,
+    recorded,
     write_chunk,
 )
-from raymaml.evaluation.records import record_arrays
-from raymaml.evaluation.results import ArmResult, protocol_of
+from raymaml.evaluation.records import identity_of, record_arrays
+from raymaml.evaluation.results import ArmResult, OtherBank, Protocol, other_bank
 from raymaml.meta.learner import MetaLearner
+from raymaml.models.source import encoder_source
 from raymaml.seeding import fold_in
 from raymaml.statistics.confidence_sequence import Stopping
+from raymaml.storage.files import reaching
 from raymaml.storage.place import Place
-from raymaml.training.checkpoint import CheckpointCard, load_tensors, read_card
+from raymaml.training.checkpoint import CheckpointCard, load_tensors, read_card, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.explain import explained
 from raymaml.training.state import build_learner, load_params, require_fitting
 
+CODE = ("versions", "encoder_source")
+"""The keys of an identity that name the code; a report of finished records does not depend on
+them."""
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One setting of a campaign, as configs and run folders name it."""
+
+class Shared:
+    """The parts that the arms of a campaign have in common, each opened once, for one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._opened: dict[str, tuple[ImageBank, EpisodeSet]] = {}
+        self._codes: dict[str, dict[str, str]] = {}
+
+    def data(self, config: Config) -> tuple[ImageBank, EpisodeSet]:
+        """Return the bank and the test episodes of a config."""
+        shape = config.episodes.test.model_dump(exclude={"num_episodes"})
+        key = json.dumps([config.episodes.seed, config.data.model_dump(mode="json"), shape])
+        if key not in self._opened:
+            bank = open_bank(config.data)
+            sets = open_episode_sets(config.data, config.episodes, bank, ("test",), self.device)
+            self._opened[key] = bank, sets["test"]
+        return self._opened[key]
+
+    def code(self, model: ModelConfig) -> dict[str, str]:
+        """Return the identity of the code: versions, and the files of an encoder of one's own.
+
+        It is found once a process: a later edit does not change the code that this process runs.
+        """
+        key = model.model_dump_json()
+        if key not in self._codes:
+            source = encoder_source(model)
+            own = {} if source is None else {"encoder_source": source}
+            self._codes[key] = {"versions": json.dumps(versions(), sort_keys=True), **own}
+        return self._codes[key]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arm:
+    """One setting of a campaign. To make one opens its data, and reads its checkpoint.
+
+    Raises:
+        UserError: bank, episodes or checkpoint are missing, damaged, or do not fit, or the bank is
+            not the one of training, and the config does not ask for another.
+    """
 
     name: str
     description: str
@@ -62,35 +103,55 @@ class Setting:
     """Judging ends once the accuracy is known to this, 0..1; None: at the last episode."""
     folder: Place
     """Holds the records: those of one identity in ``<folder>/<digest of the identity>``."""
+    shared: Shared = field(repr=False)
+    code: Mapping[str, str] | None = None
+    """The part of the identity that names the code; None: the code of this process, for which an
+    encoder of one's own is imported."""
 
+    def __post_init__(self) -> None:
+        _ = self.episodes, self.identity, self.other_bank  # what does not fit is found here
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Arm:
-    """One setting of a campaign with everything that judging needs, opened and checked."""
+    @property
+    def bank(self) -> ImageBank:
+        """The bank of the test episodes."""
+        return self.shared.data(self.config)[0]
 
-    name: str
-    description: str
-    model: ModelConfig
-    inner: InnerConfig
-    """At test."""
-    cluster: ClusterConfig
-    num_episodes: int
-    stopping: Stopping | None
-    """The rule that ends judging early; None: there is none."""
-    folder: Place
-    run_folder: Place
-    checkpoint: Place | None
-    card: CheckpointCard | None
-    """Of the checkpoint."""
-    bank: ImageBank
-    episodes: EpisodeSet
-    """The test episodes."""
-    identity: Mapping[str, str]
-    """The values that decide a record."""
-    circumstances: Mapping[str, str]
-    """Notes beside the identity, which may differ between chunks."""
-    build: Callable[[], MetaLearner] = field(repr=False)
-    """Builds the learner with the weights to judge."""
+    @property
+    def episodes(self) -> EpisodeSet:
+        """The test episodes."""
+        return self.shared.data(self.config)[1]
+
+    @cached_property
+    def card(self) -> CheckpointCard | None:
+        """The card of the checkpoint."""
+        return None if self.checkpoint is None else read_card(self.checkpoint)
+
+    @cached_property
+    def other_bank(self) -> OtherBank | None:
+        """The bank, where it is not the one of training."""
+        asked = self.config.evaluation.other_bank
+        if self.checkpoint is None:
+            return None
+        return other_bank(self.checkpoint, self.bank, asked=asked)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """The values that decide a record: the settings, and the code."""
+        config, card = self.config, self.card
+        spec = config.episodes.test.model_dump(exclude={"num_episodes"})
+        return {
+            "weights": f"initial, seed {config.seed}" if card is None else card.files["params.pt"],
+            "model": config.model.model_dump_json(),
+            "inner": config.test_inner.model_dump_json(),
+            "precision": config.cluster.precision,
+            "memory_format": config.cluster.memory_format,
+            "normalize": json.dumps(config.data.model_dump(mode="json")["normalize"]),
+            "augment": config.data.augment.test.model_dump_json(),
+            "bank": self.bank.hash,
+            "order": str(ORDER),
+            "episodes": json.dumps({"seed": config.episodes.seed, "split": "test", **spec}),
+            **(self.shared.code(config.model) if self.code is None else self.code),
+        }
 
     @property
     def records(self) -> Place:
@@ -99,10 +160,48 @@ class Arm:
         return self.folder / f"{digest:016x}"
 
     @property
+    def stopping(self) -> Stopping | None:
+        """The rule that ends judging early; None: there is none."""
+        target = self.target_half_width
+        if target is None:
+            return None
+        return Stopping(target_half_width=target, most_episodes=self.num_episodes)
+
+    @property
     def was_edited(self) -> bool:
         """Whether the code of the user's encoder changed after training."""
         trained = None if self.card is None else self.card.encoder_source
         return trained not in (None, self.identity.get("encoder_source"))
+
+    def build(self) -> MetaLearner:
+        """Build the learner with the weights to judge.
+
+        Raises:
+            UserError: the model cannot be built, name patterns do not fit it, or the weights of the
+                checkpoint do not.
+        """
+        config, device = self.config, self.shared.device
+        num_ways = config.episodes.test.num_ways
+        learner = build_learner(config, self.bank.image_shape, num_ways, device)
+        if self.checkpoint is not None and self.card is not None:
+            params = load_tensors(self.checkpoint, self.card, "params.pt", device)
+            require_fitting(self.checkpoint, params, learner.params | learner.moments)
+            load_params(learner, params)
+        return learner
+
+    def of_any_code(self) -> list[dict[str, str]]:
+        """Return the identities of records of these settings, by any code, the newest first."""
+        with reaching(self.folder):
+            paths: list[Place] = sorted(self.folder.glob("*/*.parquet"), key=str)
+            files = {path.parent: path for path in paths}
+            newest = sorted(files.values(), key=lambda path: path.stat().st_mtime, reverse=True)
+        settings, found = without_code(self.identity), []
+        for path in newest:
+            with suppress(UserError):  # what is torn is no record
+                identity = identity_of(read_chunk(path))
+                if without_code(identity) == settings:
+                    found.append(identity)
+        return found
 
     def needed(self) -> int:
         """Return the number of episodes to judge, given the records that are there."""
@@ -116,25 +215,34 @@ class Arm:
 
     def recorded(self) -> list[float]:
         """Return the accuracies of the needed episodes that have a record."""
-        return list(recorded_accuracies(self.records, self.needed(), self.identity))
+        episodes, accuracies = recorded(self.records, self.identity)
+        return list(accuracies[episodes < self.needed()])
 
     def judge(self, indices: range) -> list[float]:
         """Judge these episodes, write their records, and return their accuracies.
 
         The chunk that holds the first episode also examines the model.
         """
-        require_unaltered = self.episodes.watch.require
-        with explained(self.run_folder, self.cluster, require=require_unaltered):
+        cluster, require_unaltered = self.config.cluster, self.episodes.watch.require
+        with explained(self.config.run_folder, cluster, require=require_unaltered):
             learner = self.build()
             if indices.start == 0:
                 some = self.episodes.load(range(min(EPISODES, self.num_episodes)))
-                examination = examine_learner(learner, some, self.cluster.precision)
+                examination = examine_learner(learner, some, cluster.precision)
                 write_examination(self.records, examination)
-            records = list(judge(learner, self.episodes, indices))
+            records = list(judge(learner.logits_by_step, self.episodes, indices))
             require_unaltered()
             path = chunk_path(self.records, indices.start, len(indices))
-            write_chunk(path, records, self.identity, self.circumstances)
-        return [record.accuracy for record in records]
+            write_chunk(path, records, self.identity, self._circumstances())
+        return [record["accuracy"] for record in records]
+
+    def _circumstances(self) -> dict[str, str]:
+        return {
+            "config": f"{fold_in(0, self.config.model_dump_json()):016x}",
+            "manifest": self.episodes.shards.manifest_hash,
+            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {self.shared.device.type},"
+            f" {self.config.cluster.threads_per_worker} thread(s)",
+        }
 
     def result(self) -> ArmResult:
         """Return the records of a finished arm, as a report shows them.
@@ -142,129 +250,50 @@ class Arm:
         Raises:
             UserError: records are missing or damaged, or name images that the bank does not hold.
         """
-        other = None if self.checkpoint is None else other_bank(self.checkpoint, self.bank)
-        remarks = [other.text] if other else []
-        if self.was_edited:
-            remarks.append("encoder edited after training")
-        examination = read_examination(self.records)
-        spec, num_steps = self.episodes.loader.spec, self.inner.num_steps
-        return ArmResult(
-            name=self.name,
-            description=self.description,
-            protocol=protocol_of(spec, self.model, num_steps, examination, remarks),
-            records=self._table(),
-            stopping=self.stopping,
-            circumstances=read_circumstances(self.records),
-            identity={
-                "checkpoint": self.checkpoint.name if self.checkpoint else "none",
-                **self.identity,
-                "source": self.bank.source,
-                "licence": self.bank.licence,
-                **({"test_classes_trained_on": other.trained_on} if other else {}),
-            },
-        )
-
-    def _table(self) -> pa.Table:
-        table = read_records(self.records, self.needed(), self.identity)
-        bank = self.bank
-        if not are_of_bank(vars(record_arrays(table)), len(bank.classes), bank.num_images):
+        other, bank = self.other_bank, self.bank
+        records = read_records(self.records, self.needed(), self.identity)
+        if not record_arrays(records).are_of_bank(len(bank.classes), bank.num_images):
             raise UserError(
                 f"{self.records}: its records name images that the bank {bank.folder} does not"
                 " hold",
                 remedy="move it away and run `raymaml test` again",
             )
-        return table
-
-
-class Resolver:
-    """Turns settings into arms for one device; arms share what they have in common."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._opened: dict[str, tuple[ImageBank, EpisodeSet]] = {}
-        self._codes: dict[str, dict[str, str]] = {}
-
-    def __call__(self, setting: Setting, *, with_code: bool = True) -> Arm:
-        """Open and check the parts of a setting.
-
-        Args:
-            setting: to resolve.
-            with_code: whether the identity names the code, which imports an encoder of one's own.
-
-        Raises:
-            UserError: bank, episodes or checkpoint are missing, damaged, or do not fit.
-        """
-        config = setting.config
-        bank, episodes = self._open(config.data, config.episodes)
-        card = None if setting.checkpoint is None else read_card(setting.checkpoint)
-        threads = config.cluster.threads_per_worker
-        return Arm(
-            name=setting.name,
-            description=setting.description,
-            model=config.model,
-            inner=config.test_inner,
-            cluster=config.cluster,
-            num_episodes=setting.num_episodes,
-            stopping=Stopping(
-                target_half_width=setting.target_half_width, most_episodes=setting.num_episodes
-            )
-            if setting.target_half_width is not None
-            else None,
-            folder=setting.folder,
-            run_folder=config.run_folder,
-            checkpoint=setting.checkpoint,
-            card=card,
-            bank=bank,
-            episodes=episodes,
-            identity={
-                **settings_identity(config, card, bank.hash),
-                **(self._code(config.model) if with_code else {}),
-            },
-            circumstances={
-                "config": f"{fold_in(0, config.model_dump_json()):016x}",
-                "manifest": episodes.shards.manifest_hash,
-                "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {self.device.type},"
-                f" {threads} thread(s)",
-            },
-            build=partial(
-                load_learner, config, setting.checkpoint, card, bank.image_shape, self.device
+        return ArmResult(
+            name=self.name,
+            description=self.description,
+            protocol=Protocol(
+                spec=self.episodes.loader.spec,
+                model=self.config.model,
+                num_steps=self.config.test_inner.num_steps,
+                examination=read_examination(self.records),
+                remarks=[
+                    *([other.text] if other else []),
+                    *(["encoder edited after training"] if self.was_edited else []),
+                ],
             ),
+            records=records,
+            stopping=self.stopping,
+            circumstances=read_circumstances(self.records),
+            identity={
+                "checkpoint": self.checkpoint.name if self.checkpoint else "none",
+                **self.identity,
+                "source": bank.source,
+                "licence": bank.licence,
+                **({"test_classes_trained_on": other.trained_on} if other else {}),
+            },
         )
 
-    def _open(self, data: DataConfig, episodes: AllEpisodes) -> tuple[ImageBank, EpisodeSet]:
-        shape = episodes.test.model_dump(exclude={"num_episodes"})
-        key = json.dumps([episodes.seed, data.model_dump(mode="json"), shape])
-        if key not in self._opened:
-            bank = open_bank(data)
-            sets = open_episode_sets(data, episodes, bank, ("test",), self.device)
-            self._opened[key] = bank, sets["test"]
-        return self._opened[key]
 
-    def _code(self, model: ModelConfig) -> dict[str, str]:
-        """Identify the code once a process: a later edit does not change the code that this process
-        runs."""
-        key = model.model_dump_json()
-        if key not in self._codes:
-            self._codes[key] = code_identity(model)
-        return self._codes[key]
+def without_code(identity: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of an identity that the settings decide."""
+    return {key: value for key, value in identity.items() if key not in CODE}
 
 
-def load_learner(
-    config: Config,
-    checkpoint: Place | None,
-    card: CheckpointCard | None,
-    image_shape: tuple[int, int, int],
-    device: torch.device,
-) -> MetaLearner:
-    """Build the learner of ``config``, with the weights of ``checkpoint`` or the initial ones.
-
-    Raises:
-        UserError: the model cannot be built, name patterns do not fit it, or the weights of the
-            checkpoint do not.
-    """
-    learner = build_learner(config, image_shape, config.episodes.test.num_ways, device)
-    if checkpoint is not None and card is not None:
-        params = load_tensors(checkpoint, card, "params.pt", device)
-        require_fitting(checkpoint, params, learner.params | learner.moments)
-        load_params(learner, params)
-    return learner
+def code_changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """Yield how the code of records, ``before``, differs from that of ``now``."""
+    had, has = (json.loads(each.get("versions", "{}")) for each in (before, now))
+    for name, version in has.items():
+        if had.get(name) != version:
+            yield f"{name} {had.get(name)} (now {version})"
+    if before.get("encoder_source") != now.get("encoder_source"):
+        yield f"another source of model.encoder {json.loads(now['model'])['encoder']}"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
-from raymaml.common.errors import UserError
+from raymaml.common.errors import UserError, gathered
 from raymaml.config.schema import ClusterConfig
-from raymaml.evaluation.arm import Arm
-from raymaml.evaluation.identity import code_changes, of_any_code, without_code
+from raymaml.evaluation.arm import Arm, code_changes
+from raymaml.evaluation.judge import judge
 from raymaml.evaluation.progress import Progress
+from raymaml.evaluation.records import COLUMNS, Record, record_arrays
 from raymaml.evaluation.results import ArmResult
 from raymaml.models.source import source_files
 from raymaml.statistics.confidence_sequence import any_look_interval
@@ -78,17 +81,18 @@ class Campaign:
     def announcement(self, num_workers: int, device: torch.device) -> Iterator[str]:
         """Yield why records of other code do not count, and how the missing ones are judged."""
         for arm in self.arms:
-            earlier = of_any_code(arm.folder, without_code(arm.identity))
+            earlier = arm.of_any_code()
             if earlier and arm.identity not in earlier:
                 changed = ", ".join(code_changes(earlier[0], arm.identity))
                 yield f"{self.folder}: {arm.name}: judged again, since records are of {changed}"
             if arm.was_edited:
-                files = ", ".join(map(str, source_files(arm.model).values()))
+                model = arm.config.model
+                files = ", ".join(map(str, source_files(model).values()))
                 yield (
-                    f"{self.folder}: {arm.name}: model.encoder {arm.model.encoder} was edited after"
+                    f"{self.folder}: {arm.name}: model.encoder {model.encoder} was edited after"
                     f" training ({files}); it is judged as it is now"
                 )
-        how = workers_line([arm.cluster for arm in self.arms], device, num_workers)
+        how = workers_line([arm.config.cluster for arm in self.arms], device, num_workers)
         yield f"{self.folder}: {how}; chunks of up to {self.chunk_size} episodes"
 
     def progress(self, echo: Echo, show: Show = lambda _row: None) -> Progress:
@@ -100,22 +104,17 @@ class Campaign:
         interval = any_look_interval if stops_early else bounded_interval
         return Progress(needed, recorded, echo, show, interval=interval)
 
-    def verify_images(self) -> None:
-        """Read every image of every arm once; opening a bank compares only sizes.
-
-        Raises:
-            UserError: a bank was altered.
-        """
-        for bank in {arm.bank.folder: arm.bank for arm in self.arms}.values():
-            bank.verify()
-
     @contextlib.contextmanager
     def sole_judge(self) -> Iterator[Callable[[], None]]:
         """Hold the right to write records; yield a check of it.
 
+        Before, every image of every arm is read once: opening a bank compares only sizes.
+
         Raises:
-            UserError: another process holds it.
+            UserError: a bank was altered, or another process holds the right.
         """
+        for bank in {arm.bank.folder: arm.bank for arm in self.arms}.values():
+            bank.verify()
         make_folder(self.records, "run_dir")
         taken = UserError(
             f"{self.records}: another process is judging here", remedy="wait for it, or stop it"
@@ -162,7 +161,6 @@ def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Campaign:
     prepare_process(cluster, device)
     campaign = plan(device)
     if campaign.missing():
-        campaign.verify_images()
         with campaign.sole_judge() as require_held:
             for line in campaign.announcement(1, device):
                 echo(line)
@@ -172,3 +170,50 @@ def judge_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> Campaign:
                     require_held()
                     progress.add(chunk.arm, chunk.count, accuracies)
     return campaign.require_finished()
+
+
+def replay_locally(plan: Plan, cluster: ClusterConfig, echo: Echo) -> int:
+    """Do as ``replay`` in this process, set up as one that judges."""
+    device = local_device(cluster)
+    prepare_process(cluster, device)
+    return replay(plan(device), echo)
+
+
+def replay(campaign: Campaign, echo: Echo) -> int:
+    """Judge every recorded episode of a finished campaign again, and compare bit for bit.
+
+    All columns are compared but the seconds. Nothing is written. On other hardware, or with other
+    numbers of threads, rounding may differ. A record that does not repeat is no evidence.
+
+    Returns:
+        The number of records that were repeated: all.
+
+    Raises:
+        UserError: the campaign is not finished, or a value differs; the first of each arm is named.
+    """
+    campaign.require_finished()
+    count = 0
+    with gathered() as mistakes:
+        for result in campaign.results():
+            arm = campaign.arm(result.name)
+            columns = vars(record_arrays(result.records))
+            again = judge(arm.build().logits_by_step, arm.episodes, range(len(result.records)))
+            found = next(filter(None, (_difference(columns, each) for each in again)), None)
+            if found is not None:
+                mistakes.add(f"{arm.name}: {found}", "the record, or its model, was altered")
+                continue
+            count += len(result.records)
+            echo(f"{arm.name}: {len(result.records)} records repeated bit for bit")
+    return count
+
+
+def _difference(columns: dict[str, Any], again: Record) -> str | None:
+    """Return the first value that differs from the record of the same episode, in words."""
+    for name in [each for each in COLUMNS if each != "seconds"]:
+        recorded, replayed = columns[name][again["episode"]], np.asarray(again[name])
+        if not np.array_equal(recorded, replayed, equal_nan=replayed.dtype.kind == "f"):
+            return (
+                f"episode {again['episode']} was recorded with {name}"
+                f" {np.asarray(recorded).tolist()}, and comes out as {replayed.tolist()}"
+            )
+    return None

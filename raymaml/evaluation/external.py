@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -18,12 +19,12 @@ from raymaml.evaluation.examination import (
     examine,
     one_query,
 )
-from raymaml.evaluation.judge import read_episodes, record_of, seconds_after_all
-from raymaml.evaluation.records import EpisodeRecord, RecordArrays, record_arrays, records_table
+from raymaml.evaluation.judge import judge as judge_episodes
+from raymaml.evaluation.records import RecordArrays, record_arrays, records_table
 from raymaml.evaluation.run_test import plan_test
 from raymaml.meta.calls import alone
 from raymaml.meta.learner import MetaLearner
-from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
+from raymaml.training.data import open_bank, open_episode_sets
 from raymaml.training.settings import local_device, set_precision
 from raymaml.types import Episode, EpisodeBatch
 
@@ -67,7 +68,12 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
         )
     some = episodes.load(range(min(EPISODES, count)))
     examination = _examined(predict, some, config.cluster.precision)
-    table = records_table(judge_predictions(predict, episodes, range(count)))
+    numbers = itertools.count()
+
+    def by_step(episode: Episode) -> Tensor:  # [1, N*Q, N]
+        return _logits(predict, episode, f"episode {next(numbers)}")[None]
+
+    table = records_table([*judge_episodes(by_step, episodes, range(count))])
     found = record_arrays(
         table.replace_schema_metadata({"bank": episodes.shards.manifest.bank_hash})
     )
@@ -90,13 +96,8 @@ def examine_predictions(
 ) -> Examination:
     """Examine a model on ``episodes``; logits of a half type are never better than bf16."""
 
-    @torch.no_grad()
     def logits_of(episode: Episode) -> Tensor:
-        logits = predict(episode.support_x, episode.support_y, episode.query_x)
-        return _required(logits, episode, "an episode of its examination")
-
-    def by_step(episode: Episode) -> Tensor:
-        return logits_of(episode).float()[None]
+        return _logits(predict, episode, "an episode of its examination")
 
     def company(episode: Episode) -> Iterator[Tensor]:
         yield logits_of(episode).float()
@@ -104,27 +105,18 @@ def examine_predictions(
             yield logits_of(one_query(episode, place)).float()
 
     half = logits_of(episodes[0]).dtype in (torch.bfloat16, torch.float16)
-    return examine(by_step, company, episodes, "bf16" if half else precision)
+    return examine(
+        lambda episode: logits_of(episode).float()[None],
+        company,
+        episodes,
+        "bf16" if half else precision,
+    )
 
 
-def judge_predictions(
-    predict: Predict, episodes: EpisodeSet, indices: range
-) -> list[EpisodeRecord]:
-    """Return the records of a model on the episodes of these indices."""
-    records = []
-    for index, rows, episode in read_episodes(episodes, indices):
-        torch.manual_seed(episodes.seed_of(index))
-        device = episode.query_y.device
-        started = seconds_after_all(device)
-        with torch.no_grad():
-            logits = predict(episode.support_x, episode.support_y, episode.query_x)
-        seconds = seconds_after_all(device) - started
-        logits = _required(logits, episode, f"episode {index}")[None]  # [1, N*Q, N]
-        records.append(record_of(logits, episode.query_y, seconds, rows, index))
-    return records
-
-
-def _required(logits: object, episode: Episode, which: str) -> Tensor:
+@torch.no_grad()
+def _logits(predict: Predict, episode: Episode, which: str) -> Tensor:
+    """Return what ``predict`` says of an episode, after a check that these are logits."""
+    logits: object = predict(episode.support_x, episode.support_y, episode.query_x)
     shape = (len(episode.query_y), int(episode.support_y.max()) + 1)
     if not isinstance(logits, Tensor) or logits.shape != shape or not logits.is_floating_point():
         found = (

@@ -20,20 +20,20 @@ from pydantic import TypeAdapter
 
 from raymaml.common.errors import StorageError, UserError, gathered, storage_error
 from raymaml.common.untrusted import checked, parse_json
-from raymaml.evaluation.record_checks import (
+from raymaml.evaluation.records import (
+    Record,
     column_problem,
-    difference,
-    episodes_of,
-    gaps,
-    impossible,
-    overlaps,
-    require_reasonable,
+    identity_of,
+    records_table,
+    value_problem,
 )
-from raymaml.evaluation.records import EpisodeRecord, columns_of, identity_of, records_table
 from raymaml.storage.files import reaching, read_bytes, replacing
 from raymaml.storage.place import Place
 
 _CIRCUMSTANCES = b"circumstances"
+_UNPACKED, _PACKED_AT_MOST = 64 << 20, 200
+"""Bytes that a file may unpack to whatever its length, and times its length beyond."""
+_LONGEST_SHOWN = 1000
 _TEXTS = TypeAdapter(dict[str, str])
 _REMEDY = "move it away and run `raymaml test` again, which judges only what is missing"
 
@@ -45,7 +45,7 @@ def chunk_path(folder: Place, first: int, count: int) -> Place:
 
 def write_chunk(
     path: Place,
-    records: Sequence[EpisodeRecord],
+    records: Sequence[Record],
     identity: Mapping[str, str],
     circumstances: Mapping[str, str] | None = None,
 ) -> None:
@@ -74,7 +74,7 @@ def missing_chunks(
     The chunks found may be of any size: the rest is cut by ``chunk_size``, which may change while a
     campaign goes on, as may the number of episodes.
     """
-    judged, _ = _judged(folder, identity)
+    judged, _ = recorded(folder, identity)
     missing = np.setdiff1d(np.arange(num_episodes), judged)
     return [
         range(start, min(start + chunk_size, hole.stop))
@@ -101,18 +101,23 @@ def read_records(
     paths = _chunk_files(folder)
     if not paths:
         raise UserError(f"{folder}: holds no record files", remedy="run `raymaml test` first")
-    chunks = _read_all(paths)
+    chunks: dict[Place, pa.Table] = {}
+    with gathered() as mistakes:
+        for path in paths:
+            with mistakes.kept():
+                chunks[path] = read_chunk(path)
+    chunks = dict(sorted(chunks.items(), key=lambda item: int(_episodes(item[1])[0])))
     reference = next(iter(chunks.values())).schema
     if identity is not None:
         reference = reference.with_metadata(dict(identity))
     with gathered() as mistakes:
         for path, table in chunks.items():
             if not table.schema.equals(reference, check_metadata=True):
-                mistakes.add(f"{path}: {difference(table.schema, reference)}", remedy=_REMEDY)
-        for problem in overlaps(chunks):
+                mistakes.add(f"{path}: {_difference(table.schema, reference)}", remedy=_REMEDY)
+        for problem in _overlaps(chunks):
             mistakes.add(problem, remedy=_REMEDY)
         if num_episodes is not None:
-            present = np.concatenate([episodes_of(table) for table in chunks.values()])
+            present = np.concatenate([_episodes(table) for table in chunks.values()])
             for hole in _runs(np.setdiff1d(np.arange(num_episodes), present)):
                 mistakes.add(
                     f"{folder}: no record of episodes {hole.start} to {hole.stop - 1}",
@@ -136,30 +141,19 @@ def read_circumstances(folder: Place) -> list[dict[str, str]]:
     return found
 
 
-def recorded_accuracies(
-    folder: Place, num_episodes: int, identity: Mapping[str, str]
-) -> NDArray[np.float64]:
-    """Return the accuracies of those of episodes 0 to ``num_episodes - 1`` that have a record.
-
-    Files that are torn, or of another identity, count as missing.
-    """
-    episodes, accuracies = _judged(folder, identity)
-    return accuracies[episodes < num_episodes]
-
-
 def leading_accuracies(folder: Place, identity: Mapping[str, str]) -> NDArray[np.float64]:
-    """Return the accuracies of episodes 0, 1, .. up to the first that has no record: [n].
-
-    Files that are torn, or of another identity, count as missing.
-    """
-    episodes, accuracies = _judged(folder, identity)
+    """Return the accuracies of episodes 0, 1, .. up to the first that has no record: [n]."""
+    episodes, accuracies = recorded(folder, identity)
     return accuracies[: np.count_nonzero(episodes == np.arange(len(episodes)))]
 
 
-def _judged(
+def recorded(
     folder: Place, identity: Mapping[str, str]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the episodes of all complete chunks of this identity, sorted, and their accuracies."""
+    """Return the episodes of all complete chunks of this identity, sorted, and their accuracies.
+
+    Files that are torn, or of another identity, count as missing.
+    """
     episodes, accuracies = [np.empty(0, np.int64)], [np.empty(0)]
     for path in _chunk_files(folder):
         try:
@@ -169,7 +163,7 @@ def _judged(
         except UserError:
             continue
         if identity_of(table) == dict(identity):
-            episodes.append(episodes_of(table))
+            episodes.append(_episodes(table))
             accuracies.append(table.column("accuracy").to_numpy())
     found, first = np.unique(np.concatenate(episodes), return_index=True)
     return found, np.concatenate(accuracies)[first]
@@ -191,7 +185,7 @@ def read_chunk(path: Place) -> pa.Table:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             problem = column_problem(file.schema_arrow)
             if problem is None:
-                require_reasonable(file, source.size())
+                _require_reasonable(file, source.size())
                 table = file.read(use_threads=False)
                 table.validate(full=True)
     except FileNotFoundError:
@@ -203,7 +197,7 @@ def read_chunk(path: Place) -> pa.Table:
         raise refused or UserError(
             f"{path}: is torn or no file of records", remedy=_REMEDY
         ) from None
-    problem = problem or gaps(table) or impossible(columns_of(table))
+    problem = problem or value_problem(table)
     if problem:
         raise UserError(f"{path}: {problem}", remedy=_REMEDY)
     metadata = dict(table.schema.metadata or {})
@@ -211,17 +205,60 @@ def read_chunk(path: Place) -> pa.Table:
     return table.replace_schema_metadata(metadata)
 
 
-def _read_all(paths: Sequence[Place]) -> dict[Place, pa.Table]:
-    """Read every chunk, in the order of their episodes; one UserError for all bad files."""
-    tables: dict[Place, pa.Table] = {}
-    with gathered() as mistakes:
-        for path in paths:
-            with mistakes.kept():
-                tables[path] = read_chunk(path)
-    return dict(sorted(tables.items(), key=lambda item: int(episodes_of(item[1])[0])))
-
-
 def _runs(numbers: NDArray[np.int64]) -> list[range]:
     """Group sorted numbers into runs of consecutive ones."""
     groups = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
     return [range(int(group[0]), int(group[-1]) + 1) for group in groups if len(group)]
+
+
+def _episodes(table: pa.Table) -> NDArray[np.int64]:
+    return np.asarray(table.column("episode").to_numpy(), dtype=np.int64)
+
+
+def _require_reasonable(file: pq.ParquetFile, length: int) -> None:
+    """Check that a file does not claim to unpack to far more than it is.
+
+    Only rows and columns are read: on some damaged files pyarrow ends the process, and raises
+    nothing, when it reads the metadata of their parts.
+
+    Raises:
+        ValueError: it does.
+    """
+    types = file.schema_arrow.types
+    sizes = [each.list_size if pa.types.is_fixed_size_list(each) else 1 for each in types]
+    unpacked = 8 * file.metadata.num_rows * sum(sizes)
+    if unpacked > _UNPACKED + _PACKED_AT_MOST * length:
+        raise ValueError(f"{length} bytes that unpack to {unpacked}")
+
+
+def _overlaps(chunks: Mapping[Place, pa.Table]) -> list[str]:
+    """Name each chunk that begins before the one that reaches furthest has ended."""
+    problems: list[str] = []
+    furthest, holder = -1, ""
+    for path, table in chunks.items():
+        episodes = _episodes(table)
+        if episodes[0] <= furthest:
+            problems.append(
+                f"{path}: episodes {episodes[0]} to {min(furthest, int(episodes[-1]))} are in"
+                f" {holder} too"
+            )
+        if episodes[-1] > furthest:
+            furthest, holder = int(episodes[-1]), path.name
+    return problems
+
+
+def _difference(schema: pa.Schema, reference: pa.Schema) -> str:
+    """Return how records differ from those that are wanted: in columns, or in identity."""
+    if not schema.equals(reference, check_metadata=False):
+        return "has another number of inner steps or ways than the chunks beside it"
+    found, wanted = schema.metadata or {}, reference.metadata or {}
+    keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    texts = [
+        f"{_shown(key)} is {_shown(found.get(key))}, expected {_shown(wanted.get(key))}"
+        for key in keys
+    ]
+    return f"belongs to another campaign ({'; '.join(texts)})"
+
+
+def _shown(value: bytes | None) -> str:
+    return "absent" if value is None else value.decode(errors="replace")[:_LONGEST_SHOWN]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,102 +14,100 @@ from raymaml.evaluation.examination import Examination
 
 BINS = 15
 """Of the confidence, equally wide in 0..1."""
+Record = dict[str, Any]
+"""The values of one episode by column, as ``RecordArrays`` describes them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpisodeRecord:
-    """The result of one episode; of the query set after the last inner step, if not said otherwise.
+class Column(NamedTuple):
+    """A column of records, and the values that judging can give."""
 
-    Raises:
-        ValueError: when ``accuracy`` or ``loss`` is not the last entry of its values by step.
-    """
-
-    episode: int
-    """Index of the episode in its split."""
-    accuracy: float
-    """Share of the query images classified rightly, 0..1."""
-    loss: float
-    """Mean cross-entropy, nats."""
-    accuracy_by_step: tuple[float, ...]
-    """Accuracy after 0, 1, .. T inner steps."""
-    loss_by_step: tuple[float, ...]
-    """Loss after 0, 1, .. T inner steps."""
-    class_accuracy: tuple[float, ...]
-    """Share of the query images of each label 0..N-1 classified rightly."""
-    class_ids: tuple[int, ...]
-    """Bank class of each label 0..N-1."""
-    support_rows: tuple[int, ...]
-    """Rows of the bank, in the order in which the model sees the support images: [N*K]."""
-    support_labels: tuple[int, ...]
-    """Labels of these images: [N*K]."""
-    query_rows: tuple[int, ...]
-    """Rows of the bank, in the order in which the model sees the query images: [N*Q]."""
-    query_labels: tuple[int, ...]
-    """Labels of these images: [N*Q]."""
-    bin_count: tuple[int, ...]
-    """Query images by their largest probability p: those of bin ``floor(15 p)``, 0..14..."""
-    bin_confidence: tuple[float, ...]
-    """...the sum of these p..."""
-    bin_correct: tuple[int, ...]
-    """...and how many of them are classified rightly."""
-    brier: float
-    """Mean over the query images of the squared distance between probabilities and one-hot label,
-    0..2."""
-    seconds: float
-    """Time that adapting and judging took: the one value that another judgement does not repeat."""
-
-    def __post_init__(self) -> None:
-        for name in ("accuracy", "loss"):
-            value, steps = getattr(self, name), getattr(self, f"{name}_by_step")
-            both_nan = bool(steps) and math.isnan(steps[-1]) and math.isnan(value)
-            if not steps or (steps[-1] != value and not both_nan):
-                raise ValueError(
-                    f"episode {self.episode}: {name} is {value} but {name}_by_step ends in"
-                    f" {steps[-1:]}"
-                )
+    kind: pa.DataType
+    """Of a value, or of the entries of a list."""
+    low: float = 0
+    high: float = 2**31 - 1
+    is_list: bool = False
+    may_diverge: bool = False
+    """Whether values may be infinite or nan."""
 
 
+_WHOLE, _REAL = pa.int64(), pa.float64()
+_SHARE = Column(_REAL, high=1 + 1e-6)  # bounds of what is computed leave room for rounding
+_LOSS = Column(_REAL, low=-1e-3, high=1e39, may_diverge=True)
+_NUMBERS = Column(_WHOLE, is_list=True)
 COLUMNS = {
-    field.name: pa.int64() if "int" in str(field.type) else pa.float64()
-    for field in fields(EpisodeRecord)
+    "episode": Column(_WHOLE, high=2**62),
+    "accuracy": _SHARE,
+    "loss": _LOSS,
+    "accuracy_by_step": _SHARE._replace(is_list=True),
+    "loss_by_step": _LOSS._replace(is_list=True),
+    "class_accuracy": _SHARE._replace(is_list=True),
+    "class_ids": _NUMBERS,
+    "support_rows": _NUMBERS,
+    "support_labels": _NUMBERS,
+    "query_rows": _NUMBERS,
+    "query_labels": _NUMBERS,
+    "bin_count": _NUMBERS,
+    "bin_confidence": Column(_REAL, is_list=True, may_diverge=True),
+    "bin_correct": _NUMBERS,
+    "brier": Column(_REAL, high=2 + 1e-3, may_diverge=True),
+    "seconds": Column(_REAL),
 }
-"""The type of each column, or of the entries of its lists."""
-LISTS = {field.name for field in fields(EpisodeRecord) if "tuple" in str(field.type)}
-"""The columns that hold lists."""
+"""In the order of a file."""
+_LABELS = {"support_labels", "query_labels"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecordArrays:
-    """The records of one arm, column by column, in the order of the episodes."""
+    """The records of one arm, column by column, in the order of the episodes.
+
+    They are of the query set after the last inner step, if not said otherwise.
+    """
 
     bank: str
     """Content hash of the bank that classes and rows are of; "" where it is not known."""
     episode: NDArray[np.int64]  # [E]
+    """Index of the episode in its split."""
     accuracy: NDArray[np.float64]  # [E]
+    """Share of the query images classified rightly, 0..1."""
     loss: NDArray[np.float64]  # [E]
+    """Mean cross-entropy, nats."""
     accuracy_by_step: NDArray[np.float64]  # [E, T+1]
+    """Accuracy after 0, 1, .. T inner steps; the last is ``accuracy``."""
     loss_by_step: NDArray[np.float64]  # [E, T+1]
+    """Loss after 0, 1, .. T inner steps; the last is ``loss``."""
     class_accuracy: NDArray[np.float64]  # [E, N]
+    """Share of the query images of each label 0..N-1 classified rightly."""
     class_ids: NDArray[np.int64]  # [E, N]
+    """Bank class of each label 0..N-1."""
     support_rows: NDArray[np.int64]  # [E, N*K]
+    """Rows of the bank, in the order in which the model sees the support images."""
     support_labels: NDArray[np.int64]  # [E, N*K]
     query_rows: NDArray[np.int64]  # [E, N*Q]
+    """Rows of the bank, in the order in which the model sees the query images."""
     query_labels: NDArray[np.int64]  # [E, N*Q]
     bin_count: NDArray[np.int64]  # [E, BINS]
+    """Query images by their largest probability p: those of bin ``floor(15 p)``, 0..14..."""
     bin_confidence: NDArray[np.float64]  # [E, BINS]
+    """...the sum of these p..."""
     bin_correct: NDArray[np.int64]  # [E, BINS]
+    """...and how many of them are classified rightly."""
     brier: NDArray[np.float64]  # [E]
+    """Mean over the query images of the squared distance between probabilities and one-hot label,
+    0..2."""
     seconds: NDArray[np.float64]  # [E]
+    """Time that adapting and judging took: the one value that another judgement does not repeat."""
     examination: Examination | None = None
     """Of the model; None where it was not examined with these records."""
 
     def take(self, places: NDArray[Any]) -> RecordArrays:
         """Return the records at these places, or where a mask is true: [E] -> [n]."""
-        own = vars(self).items()
-        columns: dict[str, Any] = {
-            n: each[places] for n, each in own if isinstance(each, np.ndarray)
-        }
+        columns: dict[str, Any] = {name: getattr(self, name)[places] for name in COLUMNS}
         return replace(self, **columns)
+
+    def are_of_bank(self, num_classes: int, num_images: int) -> bool:
+        """Whether the classes and images are those of a bank with this many."""
+        last_image = max(self.support_rows.max(), self.query_rows.max())
+        return bool(self.class_ids.max() < num_classes and last_image < num_images)
 
 
 def record_schema(lengths: Mapping[str, int]) -> pa.Schema:
@@ -120,13 +117,13 @@ def record_schema(lengths: Mapping[str, int]) -> pa.Schema:
     """
     return pa.schema(
         [
-            (name, pa.list_(kind, lengths[name]) if name in LISTS else kind)
-            for name, kind in COLUMNS.items()
+            (name, pa.list_(each.kind, lengths[name]) if each.is_list else each.kind)
+            for name, each in COLUMNS.items()
         ]
     )
 
 
-def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
+def records_table(records: Sequence[Record]) -> pa.Table:
     """Return records of consecutive episodes as a table.
 
     Raises:
@@ -135,13 +132,12 @@ def records_table(records: Sequence[EpisodeRecord]) -> pa.Table:
     """
     if not records:
         raise ValueError("a chunk has at least one record")
-    episodes = [record.episode for record in records]
+    episodes = [record["episode"] for record in records]
     if episodes != list(range(episodes[0], episodes[0] + len(episodes))):
         raise ValueError(f"the episodes of a chunk are consecutive; got {episodes}")
-    schema = record_schema({name: len(getattr(records[0], name)) for name in LISTS})
-    columns = {name: [getattr(record, name) for record in records] for name in schema.names}
+    lengths = {name: len(records[0][name]) for name, each in COLUMNS.items() if each.is_list}
     # pa.ArrowInvalid is a ValueError: raised where a list has another length than the first.
-    return pa.table(columns, schema=schema)
+    return pa.Table.from_pylist(list(records), schema=record_schema(lengths))
 
 
 def record_arrays(table: pa.Table) -> RecordArrays:
@@ -170,3 +166,54 @@ def identity_of(table: pa.Table) -> dict[str, str]:
         key.decode(errors="replace"): value.decode(errors="replace")
         for key, value in metadata.items()
     }
+
+
+def column_problem(found: pa.Schema) -> str | None:
+    """Return how the columns of a file differ from those of records; None if they do not.
+
+    Raises:
+        KeyError: a list is missing.
+    """
+    if COLUMNS.keys() - set(found.names) == _LABELS:
+        return (
+            "is of an older raymaml, which showed images in the order of their labels, so that"
+            " their place gave the label away; sample again with `raymaml data sample`"
+        )
+    lists = [name for name, each in COLUMNS.items() if each.is_list]
+    expected = record_schema({name: found.field(name).type.list_size for name in lists})
+    if not found.equals(expected, check_metadata=False):
+        return "has other columns than a file of records"
+    return None
+
+
+def value_problem(table: pa.Table) -> str | None:
+    """Return which values of ``table`` no judgement gives; None if there are none."""
+
+    def has_gaps(name: str) -> bool:
+        values = table.column(name).combine_chunks()
+        inner = values.flatten() if COLUMNS[name].is_list else values
+        return bool(values.null_count or inner.null_count)
+
+    if missing := [*filter(has_gaps, COLUMNS)]:
+        return f"has gaps in {', '.join(missing)}"
+    columns = columns_of(table)
+    episodes, ways = columns["episode"], columns["class_ids"].shape[1]
+    if not len(episodes) or not np.array_equal(episodes, np.arange(len(episodes)) + episodes[0]):
+        return "its episodes are not consecutive"
+    strange = []
+    for name, value in columns.items():
+        column = COLUMNS[name]
+        inside = (value >= column.low) & (value <= column.high)
+        if column.may_diverge:
+            inside |= ~np.isfinite(value)
+        if not inside.all() or (name in _LABELS and not _are_balanced(value, ways)):
+            strange.append(name)
+    return f"has impossible values of {', '.join(strange)}" if strange else None
+
+
+def _are_balanced(labels: NDArray[Any], ways: int) -> bool:
+    """Whether each row of labels [E, n] holds every label 0..ways-1 equally often."""
+    if ways == 0 or labels.shape[1] % ways:
+        return False
+    wanted = np.repeat(np.arange(ways), labels.shape[1] // ways)
+    return bool((np.sort(labels, axis=1) == wanted).all())

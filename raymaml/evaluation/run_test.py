@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from raymaml.config.schema import Config
-from raymaml.evaluation.arm import Arm, Resolver, Setting
+from raymaml.evaluation.arm import CODE, Arm, Shared
 from raymaml.evaluation.campaign import Campaign
-from raymaml.evaluation.identity import of_any_code
-from raymaml.evaluation.other_bank import require_bank
 from raymaml.training.checkpoint import find_checkpoint
 from raymaml.training.trust import require_of_its_run, require_same_model
 
@@ -22,11 +21,9 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
     Raises:
         UserError: the run has no checkpoint, or test episodes are missing or do not fit.
     """
-    settings = _settings(config)
-    arms = tuple(map(Resolver(device), settings))
-    _require_bank(arms[0], config)
+    arms = _arms(config, device)
     # every mistake is reported now, before any work
-    if (checkpoint := settings[0].checkpoint) is not None:
+    if (checkpoint := arms[0].checkpoint) is not None:
         require_same_model(checkpoint, config, arms[0].bank.image_shape)
     arms[0].build()
     return _campaign(config, arms)
@@ -40,46 +37,38 @@ def plan_report(config: Config) -> Campaign:
     Raises:
         UserError: as ``plan_test``; or episodes are not judged yet.
     """
-    resolve = Resolver(torch.device("cpu"))
-    arms = [resolve(setting, with_code=False) for setting in _settings(config)]
-    _require_bank(arms[0], config)
+    arms = _arms(config, torch.device("cpu"), code={})
     chunk_size = config.evaluation.chunk_size
-    found = [_as_recorded(arm, chunk_size) for arm in arms]
-    return _campaign(config, tuple(found)).require_finished()
+    return _campaign(config, [_as_recorded(arm, chunk_size) for arm in arms]).require_finished()
 
 
 def _as_recorded(arm: Arm, chunk_size: int) -> Arm:
     """Return ``arm`` with the code of its newest finished records, or else of its newest ones."""
     recorded = [
-        replace(arm, identity=identity) for identity in of_any_code(arm.folder, arm.identity)
+        replace(arm, code={key: identity[key] for key in CODE if key in identity})
+        for identity in arm.of_any_code()
     ]
     finished = [each for each in recorded if not each.missing(chunk_size)]
     return next(iter([*finished, *recorded]), arm)
 
 
-def _campaign(config: Config, arms: tuple[Arm, ...]) -> Campaign:
+def _campaign(config: Config, arms: Iterable[Arm]) -> Campaign:
     folder = config.run_folder / "test"
     return Campaign(
         name=config.name,
         folder=folder,
         records=folder,
-        arms=arms,
+        arms=tuple(arms),
         chunk_size=config.evaluation.chunk_size,
     )
 
 
-def _require_bank(model: Arm, config: Config) -> None:
-    if model.checkpoint is not None:
-        asked = config.evaluation.other_bank
-        require_bank(model.checkpoint, model.bank, other_bank_asked=asked)
-
-
-def _settings(config: Config) -> list[Setting]:
-    """Return the settings of a test: the model, and the baselines that show what it learned."""
+def _arms(config: Config, device: torch.device, code: Mapping[str, str] | None = None) -> list[Arm]:
+    """Return the arms of a test: the model, and the baselines that show what it learned."""
     evaluation, count = config.evaluation, config.episodes.test.num_episodes
     checkpoint = find_checkpoint(config.run_folder, evaluation.checkpoint)
     require_of_its_run(checkpoint, config)
-    model = Setting(
+    model = Arm(
         name="model",
         description=f"{evaluation.checkpoint} checkpoint, adapted",
         config=config,
@@ -87,9 +76,11 @@ def _settings(config: Config) -> list[Setting]:
         num_episodes=count,
         target_half_width=evaluation.target_half_width,
         folder=config.run_folder / "test" / "model",
+        shared=Shared(device),
+        code=code,
     )
 
-    def baseline(name: str, description: str, **changes: Any) -> Setting:
+    def baseline(name: str, description: str, **changes: Any) -> Arm:
         return replace(
             model,
             name=name,

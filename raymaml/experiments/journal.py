@@ -47,13 +47,14 @@ class Report:
 
 
 class _State(BaseModel):
+    """The content of ``state.json``."""
+
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
-    schema_version: int
+    schema_version: int = SCHEMA_VERSION
     identity: dict[str, Any]
-    values: dict[Annotated[int, Field(ge=0)], dict[str, Any]]
-    """Values by trial."""
-    reports: list[Report]
+    values: dict[Annotated[int, Field(ge=0)], dict[str, Any]] = Field(default_factory=dict)
+    reports: list[Report] = Field(default_factory=list)
 
 
 _STATE = TypeAdapter(_State)
@@ -83,16 +84,15 @@ class Journal:
     ) -> None:
         self._path = folder / STATE_FILE
         self._decide, self._echo, self._require = decide, echo, require
-        self._identity = json.loads(json.dumps(identity))
-        self.values: dict[int, dict[str, Any]] = {}
+        identity = json.loads(json.dumps(identity))
+        known = exists(self._path)
+        self._state = _read(self._path, identity) if known else _State(identity=identity)
+        self.values = self._state.values
         """The values of each trial that has begun, by dotted key."""
-        self.reports: list[Report] = []
+        self.reports = self._state.reports
         """All reports, in their order."""
         self.failures: dict[int, str] = {}
         """Messages by trial; they are not on disk, so that a failed trial is tried again."""
-        if exists(self._path):
-            state = _read(self._path, self._identity)
-            self.values, self.reports = state.values, state.reports
         for report in self.reports:  # fills the scheduler's memory; the decisions stay
             decide(report.trial, report.step, report.accuracy)
 
@@ -143,13 +143,7 @@ class Journal:
 
     def _write(self) -> None:
         self._require()
-        state = _State(
-            schema_version=SCHEMA_VERSION,
-            identity=self._identity,
-            values=self.values,
-            reports=self.reports,
-        )
-        write_text(self._path, state.model_dump_json(indent=1) + "\n")
+        write_text(self._path, self._state.model_dump_json(indent=1) + "\n")
 
 
 def _read(path: Place, identity: Mapping[str, Any]) -> _State:

@@ -11,17 +11,16 @@ import torch
 from raymaml.common.errors import UserError, gathered
 from raymaml.common.logs import plain
 from raymaml.config.schema import SPLITS, Config
-from raymaml.config.study import Which
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.importers import import_bank
 from raymaml.data.sampling import check_spec
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.data.shards import Sampling
-from raymaml.evaluation.arm import Arm, Resolver, Setting
+from raymaml.evaluation.arm import Arm, Shared
 from raymaml.evaluation.campaign import Campaign, Echo, Plan
-from raymaml.evaluation.other_bank import REMEDY, require_bank
 from raymaml.evaluation.records import record_arrays
+from raymaml.evaluation.results import OTHER_BANK_REMEDY, other_bank
 from raymaml.experiments.study_file import Study, TrainedArm
 from raymaml.seeding import fold_in
 from raymaml.storage.files import exists
@@ -94,12 +93,12 @@ def plan_study(study: Study, device: torch.device) -> Campaign:
     Raises:
         UserError: naming all that is wrong with any arm.
     """
-    resolve = Resolver(device)
+    shared = Shared(device)
     arms: list[Arm] = []
     with gathered() as mistakes:
         for arm in study.arms:
             with mistakes.kept(arm.chosen.name):
-                arms.append(resolve(_setting(study, arm)))
+                arms.append(_arm(study, arm, shared))
                 arms[-1].build()
     return Campaign(
         name=f"{study.base.name}/{study.settings.name}",
@@ -126,7 +125,7 @@ def _require_judgeable(arm: TrainedArm) -> None:
     if chosen.checkpoint in ("best", "last"):
         of_training = open_bank(source.data)
         if of_training.hash != bank.hash and not config.evaluation.other_bank:
-            raise UserError(f"{bank.folder}: is another bank than in training; {REMEDY}")
+            raise UserError(f"{bank.folder}: is another bank than in training; {OTHER_BANK_REMEDY}")
         image_shape = of_training.image_shape
         trained = build_learner(source, image_shape, source.episodes.train.num_ways, cpu)
         require_fitting(
@@ -134,14 +133,17 @@ def _require_judgeable(arm: TrainedArm) -> None:
         )
 
 
-def _setting(study: Study, arm: TrainedArm) -> Setting:
+def _arm(study: Study, arm: TrainedArm, shared: Shared) -> Arm:
     chosen, model, config = arm.chosen, arm.model, arm.config
     bank = open_bank(config.data)
-    checkpoint = _checkpoint(chosen.checkpoint, model)
-    if checkpoint is not None:
-        require_bank(checkpoint, bank, other_bank_asked=config.evaluation.other_bank)
+    checkpoint = None
+    if chosen.checkpoint != "initial":
+        which = chosen.checkpoint
+        checkpoint = find_checkpoint(model.run_folder, which) if isinstance(which, str) else which
+        require_of_its_run(checkpoint, model)
+        other_bank(checkpoint, bank, asked=config.evaluation.other_bank)  # before it is sampled
     changes = ", ".join(f"{key} {value}" for key, value in chosen.set.items())
-    return Setting(
+    return Arm(
         name=chosen.name,
         description=f"{model.name}, {'initial weights' if checkpoint is None else checkpoint.name}"
         + (f", {changes}" if changes else ""),
@@ -150,15 +152,8 @@ def _setting(study: Study, arm: TrainedArm) -> Setting:
         num_episodes=config.episodes.test.num_episodes,
         target_half_width=study.base.evaluation.target_half_width,
         folder=study.folder.parent / "records",
+        shared=shared,
     )
-
-
-def _checkpoint(which: Place | Which, model: Config) -> Place | None:
-    if which == "initial":
-        return None
-    path = find_checkpoint(model.run_folder, which) if isinstance(which, str) else which
-    require_of_its_run(path, model)
-    return path
 
 
 def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:

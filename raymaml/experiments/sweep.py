@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from raymaml.common.errors import UserError, gathered
+from raymaml.common.errors import StorageError, UserError, gathered
+from raymaml.common.stopping import on_interrupt, stopped
 from raymaml.config.load import Changes, load_config, load_sweep, named_config
 from raymaml.config.schema import Config
-from raymaml.config.sweep import Asha, SweepConfig
+from raymaml.config.sweep import Asha, Dimension, SweepConfig
 from raymaml.evaluation.campaign import Echo
 from raymaml.experiments.journal import Decide, Journal
-from raymaml.experiments.search_space import draw_values, edges
 from raymaml.experiments.study import provide_data
+from raymaml.seeding import bit_stream, uniform
 from raymaml.storage.files import make_folder
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
 from raymaml.training.identity import deciding, judging
 from raymaml.training.run import claim, open_run
+from raymaml.training.session import Ask, EndedEarly, LocalSession
+from raymaml.training.settings import local_device
+from raymaml.training.worker import train_worker
 
 MAX_PROBLEMS = 20
 """Maximum number of problems reported; a mistake in the space is one in each trial."""
+DIGITS = 6
+"""Significant digits of a drawn number: as it reads in a config, so it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +163,46 @@ def _rung_problems(sweep: Sweep) -> Iterator[str]:
         yield f"{grace} below outer.num_steps, {sweep.max_steps}, or nothing is ever compared"
 
 
+def draw_values(settings: SweepConfig, trial: int) -> dict[str, Any]:
+    """Return the values of one trial by dotted key, a function of seed, trial and key.
+
+    Every key has a stream of its own: another key, or more trials, change nothing (contract 4).
+    """
+    turn = trial % settings.grid_size
+    values = {}
+    for key, dimension in settings.space.items():
+        if dimension.grid is not None:
+            turn, place = divmod(turn, len(dimension.grid))
+            values[key] = dimension.grid[place]
+        else:
+            bits = bit_stream(settings.seed, "sweep", "draw", trial, key)
+            values[key] = draw(dimension, float(uniform(bits, 1)[0]))
+    return values
+
+
+def draw(dimension: Dimension, unit: float) -> Any:
+    """Return the value at ``unit`` (0 <= unit < 1) of a dimension."""
+    if dimension.integer is not None:
+        low, high = dimension.integer
+        return low + int(unit * (high - low + 1))
+    if dimension.bounds is None:
+        return dimension.values[int(unit * len(dimension.values))]
+    start, end = dimension.bounds
+    if dimension.log_uniform is None:
+        value = start + unit * (end - start)
+    else:
+        value = math.exp(math.log(start) + unit * (math.log(end) - math.log(start)))
+    return min(max(float(f"{value:.{DIGITS}g}"), start), end)
+
+
+def edges(settings: SweepConfig) -> Iterator[dict[str, Any]]:
+    """Yield trial 0's values with one key at a bound, or at one value of its list."""
+    first = draw_values(settings, 0)
+    for key, dimension in settings.space.items():
+        for value in dimension.bounds or dimension.values:
+            yield first | {key: value}
+
+
 def run_sweep(
     sweep: Sweep, *, runner: Runner, decide: Decide, propose: Propose, echo: Echo
 ) -> Place:
@@ -203,3 +253,40 @@ def _unfinished(sweep: Sweep, journal: Journal, propose: Propose) -> Iterator[Tr
             continue
         if journal.status(number, trial.config.outer.num_steps) == "begun":
             yield trial
+
+
+def train_alone(config: Config, device: torch.device, ask: Ask, stop: Callable[[], bool]) -> None:
+    """Train a trial in this process, from its last checkpoint on.
+
+    Args:
+        config: the trial's.
+        device: the device to learn on.
+        ask: called with each validation; returns whether the trial goes on.
+        stop: called at every outer step; the run is saved there, and ends, when it is true.
+
+    Raises:
+        UserError: data do not fit, a loss is not finite, or another process writes the run.
+    """
+    run = open_run(config, device)
+    session = LocalSession(run.data, device, ask, stop)
+    make_folder(run.folder, "run_dir")
+    with contextlib.suppress(EndedEarly):
+        train_worker(run, session, lambda _line: None)
+
+
+def run_in_order(sweep: Sweep, trials: Iterator[Trial], journal: Journal) -> None:
+    """Run the trials in this process, in their order, without Ray."""
+    stop = threading.Event()
+    with on_interrupt(stop.set, sweep.base.cluster.grace_seconds):
+        for trial in trials:
+            device = local_device(trial.config.cluster)
+            try:
+                train_alone(
+                    trial.config, device, partial(journal.report, trial.number), stop.is_set
+                )
+            except StorageError:  # not a fault of the trial
+                raise
+            except UserError as error:
+                journal.fail(trial.number, "; ".join(error.problems))
+            if stop.is_set():
+                raise stopped()

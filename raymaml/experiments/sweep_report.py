@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -13,7 +13,7 @@ from raymaml.common.errors import UserError
 from raymaml.common.untrusted import checked, json_text, parse_json
 from raymaml.config.load import dump_config
 from raymaml.evaluation.campaign import Echo
-from raymaml.experiments.journal import Journal, Report, Status
+from raymaml.experiments.journal import Journal, Report
 from raymaml.experiments.sweep import Sweep, run_name
 from raymaml.report.document import (
     bullets,
@@ -38,18 +38,6 @@ _FROM = "from.json"
 _REPORT = TypeAdapter(Report)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialRow:
-    """One trial in the report; ``steps`` are the outer steps at its last validation."""
-
-    trial: int
-    status: Status
-    steps: int
-    best: Report | None
-    values: dict[str, Any]
-    problem: str | None
-
-
 def write_sweep_report(sweep: Sweep, journal: Journal, echo: Echo) -> Place:
     """Write ``sweep.json``, ``sweep.md`` and ``sweep.html``; export the best checkpoint.
 
@@ -59,19 +47,20 @@ def write_sweep_report(sweep: Sweep, journal: Journal, echo: Echo) -> Place:
     Raises:
         UserError: no trial has an accuracy.
     """
-    folder, title, rows = sweep.folder, sweep.settings.title, trial_rows(sweep, journal)
-    best, counts = rows[0].best, Counter(row.status for row in rows)
+    folder, rows = sweep.folder, trial_rows(sweep, journal)
+    best = journal.best(rows[0]["trial"])
     if best is None:
-        problems = [f"trial {row.trial}: {row.problem}" for row in rows if row.problem]
+        problems = [f"trial {row['trial']}: {row['problem']}" for row in rows if row["problem"]]
         raise UserError(f"{folder}: no trial came to a validation", *problems)
     config_path = export_best(sweep, best)
+    counts = Counter(row["status"] for row in rows)
     count = ", ".join(f"{number} {status}" for status, number in counts.items())
-    write_document(folder, "sweep", title, page_blocks(sweep, rows, best, count))
+    write_document(folder, "sweep", sweep.settings.title, page_blocks(sweep, rows, best, count))
     content = {
         "schema_version": SCHEMA_VERSION,
         "sweep": sweep.settings.model_dump(mode="json"),
         "best": asdict(best),
-        "trials": [asdict(row) for row in rows],
+        "trials": [row | {"best": row["best"] and asdict(row["best"])} for row in rows],
     }
     write_text(folder / "sweep.json", json_text(content, indent=2) + "\n")
     echo(f"{folder}: {count}; the best is {run_name(best.trial)}, {best.text}")
@@ -79,29 +68,34 @@ def write_sweep_report(sweep: Sweep, journal: Journal, echo: Echo) -> Place:
     return folder / "sweep.json"
 
 
-def trial_rows(sweep: Sweep, journal: Journal) -> list[TrialRow]:
-    """Return the trials by accuracy, the best first; those without one stand last."""
-    rows = []
-    for trial in range(sweep.settings.count):
-        values = journal.values[trial]
-        num_steps = values.get("outer.num_steps", sweep.base.outer.num_steps)
-        row = TrialRow(
-            trial=trial,
-            status=journal.status(trial, num_steps),
-            steps=max((report.step for report in journal.of(trial)), default=0),
-            best=journal.best(trial),
-            values=values,
-            problem=journal.failures.get(trial),
-        )
-        rows.append(row)
-    return sorted(rows, key=lambda row: -row.best.accuracy if row.best else 1.0)
+def trial_rows(sweep: Sweep, journal: Journal) -> list[dict[str, Any]]:
+    """Return the trials by accuracy, the best first; those without one stand last.
+
+    ``steps`` are the outer steps at the last validation, ``best`` is a ``Report`` or None.
+    """
+    rows: list[dict[str, Any]] = [
+        {
+            "trial": trial,
+            "status": journal.status(
+                trial, values.get("outer.num_steps", sweep.base.outer.num_steps)
+            ),
+            "steps": max((report.step for report in journal.of(trial)), default=0),
+            "best": journal.best(trial),
+            "values": values,
+            "problem": journal.failures.get(trial),
+        }
+        for trial, values in sorted(journal.values.items())[: sweep.settings.count]
+    ]
+    return sorted(rows, key=lambda row: -row["best"].accuracy if row["best"] else 1.0)
 
 
-def page_blocks(sweep: Sweep, rows: Sequence[TrialRow], best: Report, count: str) -> list[str]:
+def page_blocks(
+    sweep: Sweep, rows: Sequence[Mapping[str, Any]], best: Report, count: str
+) -> list[str]:
     """Return the blocks of the page."""
     settings = sweep.settings
     options = settings.scheduler.model_dump(exclude_none=True)
-    taken, steps = sum(row.steps for row in rows), sweep.max_steps * len(rows)
+    taken, steps = sum(row["steps"] for row in rows), sweep.max_steps * len(rows)
     run = f"{run_name(best.trial)} before outer step {best.step}"
     facts = {
         "search": f"{settings.search}, seed {settings.seed}",
@@ -111,15 +105,13 @@ def page_blocks(sweep: Sweep, rows: Sequence[TrialRow], best: Report, count: str
     }
     cells = [
         {
-            "trial": str(row.trial),
-            "status": row.status,
-            "steps": str(row.steps),
-            "best validation accuracy": row.best.text if row.best else "-",
-            **{key: str(row.values[key]) for key in settings.space},
+            **{key: str(row[key]) for key in ("trial", "status", "steps")},
+            "best validation accuracy": row["best"].text if row["best"] else "-",
+            **{key: str(row["values"][key]) for key in settings.space},
         }
         for row in rows
     ]
-    failed = [(run_name(row.trial), row.problem) for row in rows if row.problem]
+    failed = [(run_name(row["trial"]), row["problem"]) for row in rows if row["problem"]]
     return [
         paragraph(strong(f"{best.text} on the validation episodes by {run}")),
         paragraph(

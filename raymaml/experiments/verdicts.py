@@ -68,9 +68,8 @@ class Evidence:
     """Fewest of any training."""
     smallest_group: int
     """Fewest that any mean in it rests on."""
-    over_episodes: Estimate
-    over_trainings: Estimate | None
-    """None: a side was trained once."""
+    estimates: tuple[Estimate, ...]
+    """Over the episodes; then over the trainings, unless a side was trained once."""
     scope: str
     others: str = ""
     """Further intervals, as text."""
@@ -84,25 +83,21 @@ class Evidence:
             return self.refusal
         if self.smallest_group < FEWEST_EPISODES:
             return f"no verdict rests on fewer than {FEWEST_EPISODES} episodes"
-        found = [estimate(LEVEL) for estimate in self._estimates]
+        found = [estimate(LEVEL) for estimate in self.estimates]
         if any(each.high - each.low <= NO_WIDTH for each in found):
             return "no verdict rests on an interval without width"
-        if self.over_trainings is None:
+        if len(found) == 1:
             return "to replicate it, give its models seeds, as in seeds: [0, 1, 2]"
-        if math.isinf(found[-1].high):
+        if math.isinf(found[1].high):
             return "its trainings came out alike, so the spread over trainings is unknown"
         return ""
-
-    @property
-    def _estimates(self) -> list[Estimate]:
-        return [each for each in (self.over_episodes, self.over_trainings) if each is not None]
 
     def outcome(self, check: Check, level: float) -> Outcome:
         """Decide a claim by intervals of this level, which must agree."""
         if self.refusal or self.smallest_group < FEWEST_EPISODES:
             return UNDECIDED
-        intervals = [estimate(level) for estimate in self._estimates]
-        found = {outcome(each.low, each.high, _expected(check), check.margin) for each in intervals}
+        intervals = [estimate(level) for estimate in self.estimates]
+        found = {outcome(each.low, each.high, check.expect, check.margin) for each in intervals}
         return found.pop() if len(found) == 1 else UNDECIDED
 
     def p_value(self, check: Check) -> float:
@@ -193,12 +188,12 @@ def evidence_of(
 
     values = [estimate(LEVEL).mean for estimate in estimates]
     several = len(values) > 1
+    over = [partial(over_trainings, values, lowest=-1.0)] if several else []
     return Evidence(
         what=what,
         episodes=episodes,
         smallest_group=smallest_group,
-        over_episodes=over_episodes,
-        over_trainings=partial(over_trainings, values, lowest=-1.0) if several else None,
+        estimates=(over_episodes, *over),
         scope=f"{len(values)} trainings" if several else NOT_REPLICATED,
         refusal=_STOPS_EARLY if stops_early else "",
     )
@@ -215,15 +210,17 @@ def _of_difference(
         {seed: float(arm.accuracy[np.isin(arm.episode, both)].mean()) for seed, arm in side.items()}
         for side in (ours, theirs)
     ]
-    estimate, scope = _compared_trainings(*by_seed)
+    over, scope = _over_trainings(*by_seed)
     return Evidence(
         what=f"{check.arm} minus {check.minus}",
         episodes=len(both),
         smallest_group=len(both),
-        over_episodes=partial(any_look_difference, one - other)
-        if stops_early
-        else partial(bounded_interval, one - other, lowest=-1.0),
-        over_trainings=estimate,
+        estimates=(
+            partial(any_look_difference, one - other)
+            if stops_early
+            else partial(bounded_interval, one - other, lowest=-1.0),
+            *over,
+        ),
         scope=scope,
         others=f"; for new classes {span(new_classes.low, new_classes.high)}",
     )
@@ -238,29 +235,28 @@ def mean_over_trainings(arm: Trainings) -> RecordArrays:
     return replace(shared, accuracy=np.mean(accuracies, axis=0))
 
 
-def _compared_trainings(
+def _over_trainings(
     ours: Mapping[int, float], theirs: Mapping[int, float]
-) -> tuple[Estimate | None, str]:
-    """Return the estimate of the difference over trainings, and its scope in words."""
+) -> tuple[list[Estimate], str]:
+    """Return the estimate of the difference over trainings, if there is one, and its scope."""
     if min(len(ours), len(theirs)) < 2:
-        return None, NOT_REPLICATED
+        return [], NOT_REPLICATED
     if ours.keys() == theirs.keys():
         differences = [ours[seed] - theirs[seed] for seed in ours]
         scope = f"{len(ours)} trainings of each, paired by seed"
-        return partial(over_trainings, differences, lowest=-1.0), scope
+        return [partial(over_trainings, differences, lowest=-1.0)], scope
     sides = np.array([*ours.values()]), np.array([*theirs.values()])
-    return partial(welch_interval, *sides), f"{len(ours)} trainings against {len(theirs)}"
+    return [partial(welch_interval, *sides)], f"{len(ours)} trainings against {len(theirs)}"
 
 
 def _verdict(check: Check, evidence: Evidence, p: float) -> Verdict:
-    found = evidence.over_episodes(LEVEL)
-    intervals = f"over {evidence.episodes:,} episodes {span(found.low, found.high)}"
-    if evidence.over_trainings is not None:
-        over = evidence.over_trainings(LEVEL)
-        intervals = f"over {evidence.scope} {span(over.low, over.high)}; {intervals}"
+    found, *over = (estimate(LEVEL) for estimate in evidence.estimates)
+    spans = [f"over {evidence.scope} {span(each.low, each.high)}" for each in over]
+    spans.append(f"over {evidence.episodes:,} episodes {span(found.low, found.high)}")
+    intervals = "; ".join(spans) + evidence.others
     numbers = [
-        f"{evidence.what}: {100 * found.mean:+.2f}% (95% intervals: {intervals}{evidence.others})",
-        f"claimed: {_claimed(_expected(check), check.margin)}",
+        f"{evidence.what}: {100 * found.mean:+.2f}% (95% intervals: {intervals})",
+        f"claimed: {_claimed(check.expect, check.margin)}",
         f"p {p:.2g} (Holm)",
         evidence.reason,
     ]
@@ -271,10 +267,6 @@ def _verdict(check: Check, evidence: Evidence, p: float) -> Verdict:
         numbers="; ".join(filter(None, numbers)),
         p=p,
     )
-
-
-def _expected(check: Check) -> Literal["more than", "less than", "within"]:
-    return "more than" if check.kind == "precision" else check.expect
 
 
 def _claimed(expect: str, margin: float) -> str:

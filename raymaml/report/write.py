@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ _WORST = ("worst", "second worst", "third worst")
 def write_test_report(campaign: Campaign) -> Place:
     """Write the report of a run's finished test; return the path of ``summary.json``."""
     main = campaign.arms[0]
-    curve = read_metrics(main.run_folder / METRICS_FILE)
+    curve = read_metrics(main.config.run_folder / METRICS_FILE)
     path = write_report(
         campaign.folder,
         campaign.results(),
@@ -137,52 +138,47 @@ def _pictures(
 ) -> Iterator[str]:
     """Draw the pictures into ``folder``; yield the blocks that show them."""
     with on_disk(folder) as place:
-        yield from _figures(place, records, arms)
-        points = [point for point in json_ready(curve) if point.get("val_accuracy") is not None]
-        if points:
-            figures.learning_curve(place / "learning_curve.png", points)
-            yield picture("learning_curve.png", "Validation accuracy over the outer steps")
-        if bank is not None:
-            yield from _worst_episodes(place, next(iter(records.values())), bank)
+        for name, text, draw in _drawings(records, arms, curve, bank):
+            draw(place / f"{name}.png")
+            yield picture(f"{name}.png", text)
 
 
-def _figures(
-    folder: Path, records: Mapping[str, RecordArrays], arms: Mapping[str, Numbers]
-) -> Iterator[str]:
-    name, *others = records
-    main = records[name]
+def _drawings(
+    records: Mapping[str, RecordArrays],
+    arms: Mapping[str, Numbers],
+    curve: Sequence[Mapping[str, Any]],
+    bank: ImageBank | None,
+) -> Iterator[tuple[str, str, Callable[[Path], None]]]:
+    """Yield name and text of each picture, and a function that draws it into a file."""
+    (name, main), *others = records.items()
     if others:
-        figures.mean_accuracies(folder / "arms.png", arms)
-        yield picture("arms.png", "Mean accuracy of the arms, with two intervals")
-    file = "accuracy_distribution.png"
-    figures.distribution(folder / file, main.accuracy, arms[name]["accuracy"])
-    yield picture(file, f"Accuracy of the test episodes ({name})")
-    accuracies = {arm: each.accuracy for arm, each in records.items()}
-    figures.running_mean(folder / "running_mean.png", accuracies)
-    text = "Mean accuracy over the first episodes, with its 95% interval"
-    yield picture("running_mean.png", text)
-    chance = 1 / main.class_ids.shape[1]
-    figures.accuracy_by_step(folder / "accuracy_by_step.png", arms, chance)
-    yield picture("accuracy_by_step.png", "Mean test accuracy after each inner step")
-    figures.accuracy_by_confidence(folder / "calibration.png", arms)
-    yield picture("calibration.png", "Accuracy of the queries by their confidence")
-
-
-def _worst_episodes(folder: Path, records: RecordArrays, bank: ImageBank) -> Iterator[str]:
-    places = worst_episodes(records, len(_WORST))
-    for number, (at, word) in enumerate(zip(places, _WORST, strict=False), 1):
+        text = "Mean accuracy of the arms, with two intervals"
+        yield "arms", text, partial(figures.mean_accuracies, arms=arms)
+    draw = partial(figures.distribution, accuracy=main.accuracy, mean=arms[name]["accuracy"])
+    yield "accuracy_distribution", f"Accuracy of the test episodes ({name})", draw
+    draw = partial(figures.running_mean, arms={arm: each.accuracy for arm, each in records.items()})
+    yield "running_mean", "Mean accuracy over the first episodes, with its 95% interval", draw
+    draw = partial(figures.accuracy_by_step, arms=arms, chance=1 / main.class_ids.shape[1])
+    yield "accuracy_by_step", "Mean test accuracy after each inner step", draw
+    draw = partial(figures.accuracy_by_confidence, arms=arms)
+    yield "calibration", "Accuracy of the queries by their confidence", draw
+    if points := [each for each in json_ready(curve) if each.get("val_accuracy") is not None]:
+        draw = partial(figures.learning_curve, points=points)
+        yield "learning_curve", "Validation accuracy over the outer steps", draw
+    if bank is None:
+        return
+    for number, place in enumerate(worst_episodes(main, len(_WORST))):
         rows = EpisodeRows(
-            index=int(records.episode[at]),
+            index=int(main.episode[place]),
             seed=0,
-            classes=records.class_ids[at],
-            support=records.support_rows[at],
-            support_labels=records.support_labels[at],
-            query=records.query_rows[at],
-            query_labels=records.query_labels[at],
+            classes=main.class_ids[place],
+            support=main.support_rows[place],
+            support_labels=main.support_labels[place],
+            query=main.query_rows[place],
+            query_labels=main.query_labels[place],
         )
-        episode_sheet(bank, rows, folder / f"worst_{number}.png")
-        text = f"Episode {rows.index}, the {word}: {records.accuracy[at]:.1%}"
-        yield picture(f"worst_{number}.png", text)
+        text = f"Episode {rows.index}, the {_WORST[number]}: {main.accuracy[place]:.1%}"
+        yield f"worst_{number + 1}", text, partial(episode_sheet, bank, rows)
 
 
 def worst_episodes(records: RecordArrays, count: int) -> Sequence[int]:

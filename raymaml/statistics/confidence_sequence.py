@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,23 +82,6 @@ def _ends(
     return means, np.minimum(low, means), np.maximum(high, means)
 
 
-def first_look_within(
-    values: NDArray[np.float64], target_half_width: float, looks: Sequence[int]
-) -> int | None:
-    """Return the first of ``looks`` at which the mean is known to ``target_half_width``.
-
-    Both ends of the interval are no further than that from the mean, as ``any_look_interval`` says.
-
-    Args:
-        values: accuracies 0..1 in the order of the episodes.
-        target_half_width: 0..1.
-        looks: numbers of episodes, ascending, none above ``len(values)``.
-    """
-    means, low, high = _ends(values)
-    reach = np.maximum(high - means, means - low)
-    return next((look for look in looks if reach[look - 1] <= target_half_width), None)
-
-
 LOOK = 100
 """Number of episodes between two looks at how precisely the accuracy of an arm is known."""
 
@@ -115,11 +97,14 @@ class Stopping:
     def needed(self, accuracies: NDArray[np.float64]) -> int:
         """Return how many episodes to judge, given the accuracies of the first ones: [n].
 
-        It is a function of the episodes, not of chunks or processes.
+        It is the first look at which both ends of ``any_look_interval`` are within the target, and
+        a function of the episodes, not of chunks or processes.
         """
+        means, low, high = _ends(accuracies)
+        reach = np.maximum(high - means, means - low)
         looks = range(LOOK, min(len(accuracies), self.most_episodes) + 1, LOOK)
-        found = first_look_within(accuracies, self.target_half_width, looks)
-        return self.most_episodes if found is None else found
+        precise = (look for look in looks if reach[look - 1] <= self.target_half_width)
+        return next(precise, self.most_episodes)
 
     def ending(self, count: int) -> dict[str, Any]:
         """Return the rule, and where judging ended by it, after ``count`` episodes."""

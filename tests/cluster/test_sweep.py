@@ -21,9 +21,14 @@ from raymaml.cluster.sweep import run_on_tune
 from raymaml.common.errors import UserError
 from raymaml.config.sweep import SweepConfig
 from raymaml.experiments.journal import STATE_FILE, Journal
-from raymaml.experiments.local_trials import run_in_order
-from raymaml.experiments.search_space import draw_values
-from raymaml.experiments.sweep import Runner, Sweep, read_sweep, run_sweep
+from raymaml.experiments.sweep import (
+    Runner,
+    Sweep,
+    draw_values,
+    read_sweep,
+    run_in_order,
+    run_sweep,
+)
 from raymaml.training.state import Validation
 from raymaml.training.worker import train_locally
 

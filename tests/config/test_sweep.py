@@ -85,6 +85,10 @@ def test_grids_have_a_number_of_trials_themselves(tmp_path: Path) -> None:
             )
             for text in ("pbt", "{kind: pbt, perturb_every: 5, quantile: 0.25}")
         ),
+        *(
+            (f"{LR}num_trials: {count}\n", "these are more than 10,000 trials; give fewer")
+            for count in (10_001, 2**62)
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:

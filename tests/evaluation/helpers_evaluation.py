@@ -11,7 +11,7 @@ from helpers_faults import quiet
 
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import Campaign, judge_locally
-from raymaml.evaluation.records import EpisodeRecord, RecordArrays
+from raymaml.evaluation.records import COLUMNS, Record, RecordArrays
 from raymaml.evaluation.run_test import plan_test
 
 
@@ -20,7 +20,7 @@ def judge_run(config: Config, echo: Callable[[str], None] = quiet) -> Campaign:
     return judge_locally(partial(plan_test, config), config.cluster, echo)
 
 
-def record(episode: int, **values: Any) -> EpisodeRecord:
+def record(episode: int, **values: Any) -> Record:
     """A record of 5 ways, 1 shot and 3 queries; accuracy and loss are those of the last step."""
     values = {"accuracy_by_step": (0.2, 0.8), **values}
     values = {"loss_by_step": (1.0,) * len(values["accuracy_by_step"]), **values}
@@ -43,15 +43,16 @@ def record(episode: int, **values: Any) -> EpisodeRecord:
         images, num_ways = len(found[f"{which}_rows"]), len(found["class_ids"])
         each = images // num_ways
         found.setdefault(f"{which}_labels", tuple(at // each for at in range(images)))
-    return EpisodeRecord(episode=episode, **found)
+    return {"episode": episode, **found}
 
 
 def arrays(accuracy: np.ndarray, rows: np.ndarray) -> RecordArrays:
     """Records of these accuracies [E]; classes and images are ``rows`` [E, n], one per label."""
     count = len(accuracy)
-    columns = dict.fromkeys(RecordArrays.__annotations__, np.zeros(count))
-    columns["bank"] = ""
+    columns = dict.fromkeys(COLUMNS, np.zeros(count))
     labels = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
     ids = {"class_ids": rows, "support_rows": rows, "query_rows": rows}
     ids |= {"support_labels": labels, "query_labels": labels}
-    return RecordArrays(**(columns | ids | {"episode": np.arange(count), "accuracy": accuracy}))
+    return RecordArrays(
+        bank="", **(columns | ids | {"episode": np.arange(count), "accuracy": accuracy})
+    )

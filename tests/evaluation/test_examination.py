@@ -19,6 +19,7 @@ import raymaml
 from raymaml.common.errors import UserError
 from raymaml.config.model import NormPolicy
 from raymaml.config.schema import Config
+from raymaml.evaluation.campaign import replay
 from raymaml.evaluation.examination import (
     EXAMINATION_FILE,
     Examination,
@@ -27,8 +28,7 @@ from raymaml.evaluation.examination import (
     write_examination,
 )
 from raymaml.evaluation.external import Predict, examine_predictions, nearest_class_mean
-from raymaml.evaluation.replay import replay
-from raymaml.evaluation.results import protocol_of
+from raymaml.evaluation.results import Protocol
 from raymaml.evaluation.run_test import plan_test
 from raymaml.report.write import write_test_report
 from raymaml.training.data import open_episode_sets
@@ -90,6 +90,10 @@ def examined(make_config, bank, *overrides: str) -> Examination:
     return examine_learner(learner, episodes_of(config, bank), "float32")
 
 
+def protocol(config: Config, found: Examination) -> Protocol:
+    return Protocol(spec=config.episodes.test, model=config.model, num_steps=2, examination=found)
+
+
 def own(encoder: type[nn.Module]) -> list[str]:
     return [f"model.encoder={__name__}:{encoder.__name__}", "model.norm=none", "model.width=null"]
 
@@ -103,20 +107,22 @@ def test_every_norm_follows_its_images(make_config, tiny_bank, norm: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("encoder", "caution", "inductive"),
+    ("encoder", "caution", "norm"),
     [
-        (Flat, "", True),
-        (ByPlace, "do not follow their images", False),
-        (Neighbour, "do not follow their images", False),
-        (BatchMean, "", False),
-        (Dropout, "random at test", None),
+        (Flat, "", "inductive, measured on 3 episodes"),
+        (ByPlace, "do not follow their images", "transductive, measured on 3 episodes"),
+        (Neighbour, "do not follow their images", "transductive, measured on 3 episodes"),
+        (BatchMean, "", "transductive, measured on 3 episodes"),
+        (Dropout, "random at test", "not known to be inductive"),
     ],
 )
-def test_own_encoders(make_config, tiny_bank, encoder, caution: str, inductive) -> None:
+def test_the_word_inductive_rests_on_a_measurement_of_an_own_encoder(
+    make_config, tiny_bank, encoder, caution: str, norm: str
+) -> None:
     found = examined(make_config, tiny_bank, *own(encoder))
     assert caution in found.caution
     assert bool(found.caution) == bool(caution)
-    assert found.is_inductive is inductive
+    assert protocol(make_config("examined", *own(encoder)), found).norm == f"{norm} (none)"
 
 
 def test_logits_that_are_no_numbers_prove_nothing(make_config, tiny_bank) -> None:
@@ -174,38 +180,25 @@ def test_a_model_that_needs_more_than_one_query_is_not_inductive(make_config, ti
     assert "more than 1 value per channel" in found.alone_error
     assert found.caution == "caution: it cannot predict one query alone"
     assert found.is_inductive is False
-    assert protocol_of(config.episodes.test, config.model, 2, found).is_transductive
+    assert protocol(config, found).is_transductive
 
 
 def test_the_label_of_an_own_norm_gives_way_to_the_measurement(make_config) -> None:
     config = make_config("context", "model.norm=context")
     found = Examination(episodes=3, finite=True, **(NUMBERS | {"company": 0.5}))
-    line = str(protocol_of(config.episodes.test, config.model, 2, found))
-    assert line.split(" | ")[1] == "transductive, measured on 3 episodes (context)"
+    assert protocol(config, found).norm == "transductive, measured on 3 episodes (context)"
     same = found.model_copy(update={"company": 0.0})
-    line = str(protocol_of(config.episodes.test, config.model, 2, same))
-    assert line.split(" | ")[1] == "inductive (context)"
+    assert protocol(config, same).norm == "inductive (context)"
 
 
-def test_a_predictor_that_needs_all_queries_keeps_its_records(
-    make_config, caplog: pytest.LogCaptureFixture
-) -> None:
-    def balanced(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        rows = query_x.view(3, 2, *query_x.shape[1:]).flatten(0, 1)  # 3 ways of 2 queries
-        return nearest_class_mean()(support_x, support_y, rows)
-
-    found = raymaml.judge(balanced, make_config("balanced"), num_episodes=4)
-    usual = raymaml.judge(nearest_class_mean(), make_config("usual"), num_episodes=4)
-    assert found.accuracy.tolist() == usual.accuracy.tolist()
-    assert found.examination is not None
-    assert found.examination.is_inductive is False
-    assert "predict: caution: it cannot predict one query alone" in caplog.text
-
-
-def test_an_examination_that_fails_costs_no_record(
+def test_what_an_examination_finds_costs_no_record(
     make_config, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls: list[int] = []
+
+    def balanced(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        rows = query_x.view(3, 2, *query_x.shape[1:]).flatten(0, 1)  # 3 ways of 2 queries
+        return nearest_class_mean()(support_x, support_y, rows)
 
     def fails_at_first(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         calls.append(len(query_x))
@@ -213,9 +206,16 @@ def test_an_examination_that_fails_costs_no_record(
             raise ValueError("not warm yet")
         return nearest_class_mean()(support_x, support_y, query_x)
 
-    found = raymaml.judge(fails_at_first, make_config("late"), num_episodes=4)
-    assert len(found.accuracy) == 4
-    assert found.examination is None
+    config = make_config("run")
+    usual, found, late = (
+        raymaml.judge(predict, config, num_episodes=4)
+        for predict in (nearest_class_mean(), balanced, fails_at_first)
+    )
+    assert found.accuracy.tolist() == late.accuracy.tolist() == usual.accuracy.tolist()
+    assert found.examination is not None
+    assert found.examination.is_inductive is False
+    assert "predict: caution: it cannot predict one query alone" in caplog.text
+    assert late.examination is None
     assert "predict: could not be examined (" in caplog.text
     assert "not warm yet" in caplog.text
 
@@ -271,16 +271,9 @@ def test_a_run_is_examined_and_its_report_says_what_was_found(make_config) -> No
     before = found.stat().st_mtime_ns
     assert json.loads(write_test_report(again).read_text())["protocol"] == summary["protocol"]
     assert found.stat().st_mtime_ns == before
-
-
-def test_the_word_inductive_rests_on_a_measurement(make_config) -> None:
-    for encoder, words in (
-        (Flat, "inductive, measured on 3 episodes (none)"),
-        (BatchMean, "transductive, measured on 3 episodes (none)"),
-        (Dropout, "not known to be inductive (none)"),
-    ):
-        _, summary, _ = a_run(make_config, f"name={encoder.__name__}", *own(encoder))
-        assert words in summary["protocol"].split(" | ")
+    found.unlink()
+    protocol = json.loads(write_test_report(again).read_text())["protocol"]
+    assert protocol.endswith("caution: not examined whether its logits follow their images")
 
 
 def test_dropout_at_test_is_repeated_whatever_the_chunks_and_the_past(make_config) -> None:
@@ -305,15 +298,6 @@ def test_other_peoples_random_models_are_repeated(make_config) -> None:
     few, more = (raymaml.judge(guesses, make_config("g"), num_episodes=n) for n in (3, 8))
     assert few.loss.tolist() == more.loss[:3].tolist()
     assert len(set(more.loss.tolist())) == 8
-
-
-def test_records_without_an_examination_say_so(make_config) -> None:
-    config, _, _ = a_run(make_config)
-    campaign = plan_test(config, CPU)
-    (found,) = campaign.folder.rglob(EXAMINATION_FILE)
-    found.unlink()
-    protocol = json.loads(write_test_report(campaign).read_text())["protocol"]
-    assert protocol.endswith("caution: not examined whether its logits follow their images")
 
 
 def test_a_damaged_examination_is_refused(tmp_path: Path) -> None:

@@ -38,11 +38,13 @@ def run(make_config: Any) -> Config:
     return config
 
 
-def dealt(folder: Path, names: dict[str, str]) -> ImageBank:
-    """The tiny bank with two classes of training among the five of the test, by other names."""
+def dealt(folder: Path, splits: dict[str, str] = SWAPPED, **names: str) -> ImageBank:
+    """The tiny bank with classes in other splits, and by other names."""
     classes = [
         replace(
-            each, split=SWAPPED.get(each.name, each.split), name=names.get(each.name, each.name)
+            each,
+            split=splits.get(each.name, each.split),
+            name=names.get(each.name.replace("-", "_"), each.name),
         )
         for each in tiny_classes()
     ]
@@ -59,11 +61,22 @@ def under(config: Config, bank: ImageBank, *, allowed: bool = False) -> Config:
     return changed
 
 
-@pytest.mark.parametrize("names", [{}, {"train-0": "new", "train-1": "newer"}])
-def test_another_bank_is_refused_with_the_number_of_classes_that_were_trained_on(
-    run: Config, tmp_path: Path, names: dict[str, str]
+@pytest.mark.parametrize(
+    ("splits", "names", "seen"),
+    [
+        (SWAPPED, {}, "trained on 2 of its 5 test classes"),  # train-0 and train-1
+        (SWAPPED, {"train_0": "new", "train_1": "newer"}, "trained on 2 of its 5 test classes"),
+        (
+            {"val-0": "test", "test-0": "val"},
+            {},
+            "trained on 0 of its 5 test classes, and chosen by 1",
+        ),
+    ],
+)
+def test_another_bank_is_refused_with_the_number_of_classes_that_were_seen(
+    run: Config, tmp_path: Path, splits: dict[str, str], names: dict[str, str], seen: str
 ) -> None:
-    other = under(run, dealt(tmp_path / "dealt", names))
+    other = under(run, dealt(tmp_path / "dealt", splits, **names))
     for reader in (
         lambda: plan_test(other, CPU),
         lambda: audit_run(other, quiet),
@@ -72,13 +85,13 @@ def test_another_bank_is_refused_with_the_number_of_classes_that_were_trained_on
         with pytest.raises(UserError) as caught:
             reader()
         (problem,) = caught.value.problems
-        assert "trained on 2 of its 5 test classes" in problem  # train-0 and train-1
+        assert seen in problem
         assert str(tmp_path / "dealt") in problem
         assert "evaluation.other_bank: true" in problem
 
 
 def test_another_bank_that_is_allowed_is_reported(run: Config, tmp_path: Path) -> None:
-    other = under(run, dealt(tmp_path / "dealt", {}), allowed=True)
+    other = under(run, dealt(tmp_path / "dealt"), allowed=True)
     campaign = judge_run(other)
     path = write_test_report(campaign)
     summary = json.loads(path.read_text())
@@ -90,16 +103,6 @@ def test_another_bank_that_is_allowed_is_reported(run: Config, tmp_path: Path) -
     assert raymaml.load_learner(other) is not None
 
 
-def test_classes_of_validation_count_by_themselves(run: Config, tmp_path: Path) -> None:
-    classes = [
-        replace(each, split={"val-0": "test", "test-0": "val"}.get(each.name, each.split))
-        for each in tiny_classes()
-    ]
-    bank = write_bank(tmp_path / "dealt", classes, source="x", licence="x", image_shape=(1, 16, 16))
-    with pytest.raises(UserError, match="trained on 0 of its 5 test classes, and chosen by 1"):
-        plan_test(under(run, bank), CPU)
-
-
 def test_a_run_of_an_older_version_does_not_know_its_classes(run: Config, tmp_path: Path) -> None:
     path = run.run_folder / "run.json"
     identity = json.loads(path.read_text())
@@ -107,7 +110,7 @@ def test_a_run_of_an_older_version_does_not_know_its_classes(run: Config, tmp_pa
     path.write_text(json.dumps(identity))
     assert plan_test(run, CPU).arms
     with pytest.raises(UserError, match="another bank than in training, whose classes are not"):
-        plan_test(under(run, dealt(tmp_path / "dealt", {})), CPU)
+        plan_test(under(run, dealt(tmp_path / "dealt")), CPU)
 
 
 def test_a_class_is_known_by_its_name_or_by_some_of_its_images(
@@ -128,7 +131,7 @@ def test_an_arm_of_a_study_says_that_its_bank_is_another(
     run: Config, make_config: Any, tmp_path: Path
 ) -> None:
     make_config("st")
-    bank = dealt(tmp_path / "dealt", {})
+    bank = dealt(tmp_path / "dealt")
     text = (
         "name: s\ntitle: T\nconfig: config.yaml\nset: {outer.num_steps: 1}\narms:\n"
         f"  - {{name: a}}\n  - {{name: b, set: {{data.bank: {bank.folder}}}}}\n"

@@ -60,13 +60,6 @@ def test_p_values_are_those_of_whole_queries(queries: int, episodes: int) -> Non
         assert found.difference.mean == pytest.approx(counts.mean() / queries, abs=1e-12)
 
 
-def of_counts(differences: list[int]) -> float:
-    """Return Wilcoxon's p-value of these differences, in right queries of 9."""
-    right = np.array([np.maximum(differences, 0), np.maximum(np.negative(differences), 0)])
-    rows = np.zeros((len(differences), 9), dtype=np.int64)
-    return paired(*(arrays(count / 9, rows) for count in right), NAMES).wilcoxon_p
-
-
 @pytest.mark.parametrize("size", [3, 8, 14])
 def test_wilcoxons_p_is_that_of_all_choices_of_signs(size: int) -> None:
     generator = np.random.default_rng(size)
@@ -81,7 +74,7 @@ def test_wilcoxons_p_is_that_of_all_choices_of_signs(size: int) -> None:
         )
         every = np.array(list(product((-1, 1), repeat=size))) @ ranks
         expected = np.mean(np.abs(every) >= abs(signs @ ranks))
-        assert of_counts([*(signs * sizes), 0, 0]) == pytest.approx(expected)
+        assert signed_rank_p(np.array([*(signs * sizes), 0, 0])) == pytest.approx(expected)
 
 
 def test_wilcoxons_p_of_many_differences_is_that_of_a_normal_distribution() -> None:
@@ -91,7 +84,7 @@ def test_wilcoxons_p_of_many_differences_is_that_of_a_normal_distribution() -> N
             [-1, 1], count, p=[0.45, 0.55]
         )
         usual = stats.wilcoxon(differences, method="asymptotic").pvalue
-        found = of_counts([*differences, 0])
+        found = signed_rank_p(np.array([*differences, 0]))
         assert found == pytest.approx(usual, rel=0.05)
         assert (found == usual) == (count > 200)
 
@@ -141,11 +134,13 @@ def test_other_episodes_are_refused(tmp_path: Path, column: str, what: str) -> N
         paired(a, replace(a, **fewer), NAMES)
 
 
-def test_the_same_rows_of_another_bank_are_refused(tmp_path: Path) -> None:
+def test_other_banks_and_no_common_episode_are_refused(tmp_path: Path) -> None:
     # mini-ImageNet and CIFAR-FS have 100 classes of 600 images each: one seed, the same rows
     a = arm(tmp_path, "a", [0.5, 0.75])
     with pytest.raises(UserError, match=r"different banks \(aaaaaaaaaaaa and b\)"):
         paired(replace(a, bank="a" * 64), replace(a, bank="b"), NAMES)
+    with pytest.raises(UserError, match="no episode in common"):
+        paired(a, replace(a, episode=a.episode + 2), NAMES)
 
 
 def test_the_difference_has_an_interval_for_new_classes(tmp_path: Path) -> None:
@@ -171,12 +166,6 @@ def test_few_episodes_allow_no_verdict(tmp_path: Path, count: int, enough: bool)
         assert found.sign_p == found.wilcoxon_p == 0.5
 
 
-def test_no_common_episode_is_refused(tmp_path: Path) -> None:
-    a = arm(tmp_path, "a", [0.5])
-    with pytest.raises(UserError, match="no episode in common"):
-        paired(a, replace(a, episode=a.episode + 1), NAMES)
-
-
 def test_fewer_queries_of_the_same_episodes_are_compared(tmp_path: Path) -> None:
     a = arm(tmp_path, "a", [0.5, 0.75])
 
@@ -191,16 +180,12 @@ def test_fewer_queries_of_the_same_episodes_are_compared(tmp_path: Path) -> None
         paired(a, chosen(1, [0, 1, 2, 3, 4]), NAMES)
 
 
-def test_holm_by_hand() -> None:
+def test_holm_by_hand_and_as_statsmodels_to_the_bit() -> None:
     # 0.01 * 3; 0.02 * 2 = 0.04; 0.5
     assert holm([0.5, 0.01, 0.02]) == pytest.approx([0.5, 0.03, 0.04])
-    assert holm([0.02, 0.015]) == pytest.approx([0.03, 0.03])
     assert holm([]) == []
-
-
-def test_holm_is_that_of_statsmodels_to_the_bit() -> None:
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
     # statsmodels 0.15.0, multipletests(p, method="holm")[1]; with ties, and products above 1
     p_values = [0.3, 0.011, 0.04, 0.0007, 0.04, 0.012, 0.9, 0.31]
     adjusted = [0.8999999999999999, 0.077, 0.2, 0.0056, 0.2, 0.077, 0.9, 0.8999999999999999]
     assert holm(p_values) == adjusted
-    assert holm([0.6, 0.7]) == [1.0, 1.0]

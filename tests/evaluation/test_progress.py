@@ -16,47 +16,34 @@ def test_lines_hold_arms_means_and_time(monkeypatch: pytest.MonkeyPatch) -> None
     ticks = iter([100.0, 102.0, 104.0, 106.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     lines: list[str] = []
-    with Progress({"a": 4, "b": 2}, {"a": [], "b": []}, lines.append) as progress:
+    rows: list[Mapping[str, Any]] = []
+    recorded = {"a": [0.5, 1.0, 0.5, 1.0], "b": []}
+    with Progress({"a": 8, "b": 2}, recorded, lines.append, rows.append) as progress:
         progress.add("a", 2, [0.5, 1.0])
         progress.add("b", 2, [])  # left out: the arm was precise enough
         progress.add("a", 2, [0.75, 0.75])
-    assert lines == [
-        "2/6 episodes  0/2 arms done  a 75.00 +- 75.00% over 2  1.0 episodes/s  0m04s left",
-        # of 4 episodes in all 2 are judged, in 4 s; what is left out is no work done
-        "2/4 episodes  1/2 arms done  b - over 0  0.5 episodes/s  0m04s left",
+    assert [line.strip() for line in lines] == [
+        # what was recorded before counts, but not for the rate: 2 episodes in 2 s, 4 are left
+        "6/10 episodes  0/2 arms done  a 75.00 +- 38.30% over 6  1.0 episodes/s  0m04s left",
+        # of 8 episodes in all 6 are judged, 2 in 4 s; what is left out is no work done
+        "6/8 episodes  1/2 arms done  b - over 0  0.5 episodes/s  0m04s left",
         # 4 episodes in 6 s
-        "4/4 episodes  2/2 arms done  a 75.00 +- 63.95% over 4  0.7 episodes/s  0m00s left",
+        "8/8 episodes  2/2 arms done  a 75.00 +- 24.65% over 8  0.7 episodes/s  0m00s left",
     ]
+    shown = [(row["arm"], row["episodes"], row["episodes_per_second"]) for row in rows[:3]]
+    assert shown == [("a", 4, 0.0), ("b", 0, 0.0), ("a", 6, 1.0)]
+    assert rows[2]["accuracy"] == 0.75
+    assert 100 * rows[2]["ci95"] == pytest.approx(38.30, abs=0.005)
 
 
-def test_episodes_that_are_left_out_count_as_neither_judged_nor_missing() -> None:
-    """4 recorded episodes showed an arm to be precise enough: 996 are left out, none judged."""
+def test_an_arm_that_was_precise_enough_before_has_no_rate() -> None:
+    """4 recorded episodes showed it: 996 are left out, none judged."""
     lines: list[str] = []
-    rows: list[Mapping[str, Any]] = []
-    with Progress({"a": 1000}, {"a": [0.5, 1.0, 0.5, 1.0]}, lines.append, rows.append) as progress:
+    with Progress({"a": 1000}, {"a": [0.5, 1.0, 0.5, 1.0]}, lines.append) as progress:
         progress.add("a", 500, [])
         progress.add("a", 496, [])
     assert [line.strip().split("  ")[0] for line in lines] == ["4/500 episodes", "4/4 episodes"]
     assert [line.split("  ")[-1] for line in lines] == ["? left", "0m00s left"]
-    assert [row["episodes_per_second"] for row in rows] == [0.0, 0.0, 0.0]
-
-
-def test_recorded_episodes_count_but_not_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([100.0, 102.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    lines: list[str] = []
-    rows: list[Mapping[str, Any]] = []
-    recorded = {"a": [0.5, 1.0, 0.5, 1.0], "done": [0.5]}
-    with Progress({"a": 8, "done": 1}, recorded, lines.append, rows.append) as progress:
-        progress.add("a", 2, [0.5, 1.0])
-    # 2 episodes in 2 s, 2 are left
-    assert lines == [
-        "7/9 episodes  1/2 arms done  a 75.00 +- 38.30% over 6  1.0 episodes/s  0m02s left"
-    ]
-    shown = [(row["arm"], row["episodes"], row["episodes_per_second"]) for row in rows]
-    assert shown == [("a", 4, 0.0), ("done", 1, 0.0), ("a", 6, 1.0)]
-    assert [row["accuracy"] for row in rows] == [0.75, 0.5, 0.75]
-    assert 100 * rows[-1]["ci95"] == pytest.approx(38.30, abs=0.005)
 
 
 class Terminal(io.StringIO):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raymaml.config.sweep import Dimension, SweepConfig
-from raymaml.experiments.search_space import draw, draw_values, edges
+from raymaml.experiments.sweep import draw, draw_values, edges
 
 
 def sweep(space: dict[str, Any], **more: Any) -> SweepConfig:

@@ -170,9 +170,7 @@ def test_a_model_is_trained_for_each_of_its_seeds_and_judged_on_the_same_episode
 
 
 def test_a_checkpoint_by_name_is_one_training(make_config, tmp_path) -> None:
-    config = make_config("st")
-    run(write(tmp_path / "st"))
-    checkpoint = config.run_dir / "tiny" / "checkpoint_00000001"
+    checkpoint = make_config("st").run_dir / "tiny" / "checkpoint_00000001"
     text = STUDY.replace("one: {}", "one: {seeds: [0, 1]}").replace(
         "{name: a, model: one}", f"{{name: a, model: one, checkpoint: {checkpoint}}}"
     )

@@ -174,7 +174,7 @@ def test_the_first_trials_and_the_others_must_both_be_enough(count: int, decided
 def test_the_interval_of_the_first_trials_squares_and_adds_two_intervals() -> None:
     accuracy = np.concatenate([np.tile([0.5, 1.0], 50), np.tile([0.25, 0.75], 250)])
     one, other = bounded_interval(accuracy[:100]), bounded_interval(accuracy[100:])
-    found = evidence_of(first(100), {"a": {0: arrays(accuracy)}}).over_episodes(0.95)
+    found = evidence_of(first(100), {"a": {0: arrays(accuracy)}}).estimates[0](0.95)
     assert found.mean == pytest.approx(0.25)  # 0.75 - 0.5
     below, above = one.mean - one.low, one.high - one.mean
     assert found.low == pytest.approx(0.25 - math.sqrt(below**2 + (other.high - other.mean) ** 2))

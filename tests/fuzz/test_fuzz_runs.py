@@ -23,9 +23,9 @@ from helpers_fuzz import NUMBERS, Fuzz, changed_bytes, changed_tree, hostile_val
 from hypothesis import strategies as st
 
 from raymaml.common.untrusted import json_ready
-from raymaml.config.schema import Config
+from raymaml.config.model import ModelConfig
+from raymaml.config.schema import Config, EpisodesConfig
 from raymaml.evaluation.campaign import Campaign
-from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.record_files import (
     leading_accuracies,
     missing_chunks,
@@ -33,7 +33,7 @@ from raymaml.evaluation.record_files import (
     read_records,
     write_chunk,
 )
-from raymaml.evaluation.records import EpisodeRecord, record_arrays
+from raymaml.evaluation.records import Record, record_arrays
 from raymaml.evaluation.results import ArmResult, Protocol
 from raymaml.evaluation.run_audit import read_audits
 from raymaml.report.content import audits
@@ -254,27 +254,27 @@ def test_metrics(fuzz: Fuzz) -> None:
     fuzz(changed_bytes(text_of(rows)) | trees, write, read, names="metrics.jsonl")
 
 
-def record(episode: int, ways: int = 3, shots: int = 1, queries: int = 2) -> EpisodeRecord:
+def record(episode: int, ways: int = 3, shots: int = 1, queries: int = 2) -> Record:
     generator = np.random.default_rng(episode)
     steps = tuple(generator.random(3).tolist())
-    return EpisodeRecord(
-        episode=episode,
-        accuracy=steps[-1],
-        loss=steps[-1],
-        accuracy_by_step=steps,
-        loss_by_step=steps,
-        class_accuracy=tuple(generator.random(ways).tolist()),
-        class_ids=tuple(range(ways)),
-        support_rows=tuple(range(ways * shots)),
-        support_labels=tuple(range(ways)) * shots,
-        query_rows=tuple(range(ways * queries)),
-        query_labels=tuple(range(ways)) * queries,
-        bin_count=(ways * queries, *[0] * 14),
-        bin_confidence=(0.1, *[0.0] * 14),
-        bin_correct=(1, *[0] * 14),
-        brier=0.5,
-        seconds=0.1,
-    )
+    return {
+        "episode": episode,
+        "accuracy": steps[-1],
+        "loss": steps[-1],
+        "accuracy_by_step": steps,
+        "loss_by_step": steps,
+        "class_accuracy": generator.random(ways).tolist(),
+        "class_ids": range(ways),
+        "support_rows": range(ways * shots),
+        "support_labels": [*range(ways)] * shots,
+        "query_rows": range(ways * queries),
+        "query_labels": [*range(ways)] * queries,
+        "bin_count": [ways * queries, *[0] * 14],
+        "bin_confidence": [0.1, *[0.0] * 14],
+        "bin_correct": [1, *[0] * 14],
+        "brier": 0.5,
+        "seconds": 0.1,
+    }
 
 
 IDENTITY = {"weights": "abc", "model": "{}"}
@@ -352,8 +352,13 @@ def test_records(fuzz: Fuzz, chunk: bytes) -> None:
         read_circumstances(fuzz.place)
         found = read_records(fuzz.place, 5, IDENTITY)
         arrays = record_arrays(found)
-        are_of_bank(vars(arrays), 5, 20)
-        protocol = Protocol(episodes="", norm="none", num_steps=1, head="zero")
+        arrays.are_of_bank(5, 20)
+        protocol = Protocol(
+            spec=EpisodesConfig(num_episodes=1),
+            model=ModelConfig(),
+            num_steps=1,
+            examination=None,
+        )
         summarize_arm(
             ArmResult(name="m", description="", protocol=protocol, records=found, identity={}),
             arrays,

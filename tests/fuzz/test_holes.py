@@ -40,7 +40,6 @@ from raymaml.data.formats.archives import read_tar
 from raymaml.data.importers.images import decode_files, squashed
 from raymaml.data.sampling import EpisodeRows
 from raymaml.data.shards import EpisodeShards, Sampling
-from raymaml.evaluation.record_checks import are_of_bank
 from raymaml.evaluation.record_files import read_circumstances, read_records, write_chunk
 from raymaml.evaluation.records import record_arrays
 from raymaml.storage.place import to_place
@@ -329,7 +328,7 @@ def test_values_that_no_judgement_gives(tmp_path: Path) -> None:
 
 def test_images_that_the_bank_does_not_hold(tmp_path: Path) -> None:
     chunk(tmp_path, query_rows=10**6)
-    assert not are_of_bank(vars(record_arrays(read_records(tmp_path))), 22, 176)
+    assert not record_arrays(read_records(tmp_path)).are_of_bank(22, 176)
 
 
 def test_metadata_that_are_no_text_and_no_json(tmp_path: Path) -> None:

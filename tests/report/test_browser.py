@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from helpers_evaluation import record
 
+from raymaml.config.model import ModelConfig
+from raymaml.config.schema import EpisodesConfig
 from raymaml.evaluation.audit import AuditResult
 from raymaml.evaluation.records import records_table
 from raymaml.evaluation.results import ArmResult, Protocol
@@ -54,7 +56,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = [record(i, accuracy_by_step=tuple(row)) for i, row in enumerate(steps.tolist())]
         table = records_table(records)
         protocol = Protocol(
-            episodes="5-way 1-shot 3-query", norm="inductive (context)", num_steps=5, head="zero"
+            spec=EpisodesConfig(num_episodes=1),
+            model=ModelConfig(norm="context", head="zero"),
+            num_steps=5,
+            examination=None,
         )
         identity = {"weights": "0123456789abcdef" * 4, "model": "x" * 300}
         arms.append(

@@ -24,7 +24,7 @@ from raymaml.data.bank import ImageBank
 from raymaml.evaluation.audit import AuditResult
 from raymaml.evaluation.examination import Examination
 from raymaml.evaluation.records import record_arrays, records_table
-from raymaml.evaluation.results import ArmResult, protocol_of
+from raymaml.evaluation.results import ArmResult, Protocol
 from raymaml.report.content import content
 from raymaml.report.summary import summarize_arms
 from raymaml.report.write import write_report
@@ -35,7 +35,7 @@ SPEC = EpisodesConfig(num_episodes=4)
 EXAMINED = Examination(
     episodes=3, finite=True, rounding=0, chance=0, support_order=0, query_order=0, company=0
 )
-PROTOCOL = protocol_of(SPEC, ModelConfig(head="zero"), 1, EXAMINED)
+PROTOCOL = Protocol(spec=SPEC, model=ModelConfig(head="zero"), num_steps=1, examination=EXAMINED)
 CURVE: list[dict[str, Any]] = [
     {"step": 0, "val_accuracy": 0.2, "val_ci95": 0.01},
     {"step": 500, "val_accuracy": 0.8},
@@ -119,7 +119,8 @@ def test_protocol_line(
     shape: dict[str, int], model: ModelConfig, num_steps: int, expected: str
 ) -> None:
     spec = EpisodesConfig(num_episodes=1, **shape)
-    assert str(protocol_of(spec, model, num_steps, EXAMINED)) == expected
+    protocol = Protocol(spec=spec, model=model, num_steps=num_steps, examination=EXAMINED)
+    assert str(protocol) == expected
 
 
 def test_summary_holds_the_numbers() -> None:
@@ -302,7 +303,7 @@ def test_the_page_says_what_the_protocol_means() -> None:
     assert "depends on the number of queries" in page
     assert "the accuracy is 25.00% by construction" in page
     assert "caution" not in page
-    other = protocol_of(SPEC, ModelConfig(norm="context"), 1, None)
+    other = replace(PROTOCOL, model=ModelConfig(norm="context"), examination=None)
     _, page = words(*(replace(each, protocol=other) for each in both))
     caution = "caution: not examined whether its logits follow their images"
     assert f"**a: {caution}.**\n\n**b: {caution}.**" in page

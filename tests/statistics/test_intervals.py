@@ -30,15 +30,12 @@ def test_interval_agrees_with_scipy(level: float) -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
-def test_equal_values_have_no_width() -> None:
+def test_equal_values_have_no_width_and_one_value_has_no_end() -> None:
     values = np.full(3, 0.1)
     assert np.mean(values) != 0.1  # which is why it is a case of its own
     found = mean_interval(values)
     assert (found.mean, found.low, found.high) == (0.1, 0.1, 0.1)
     assert (found.half_width, found.std, found.count) == (0.0, 0.0, 3)
-
-
-def test_one_value_has_an_infinite_interval() -> None:
     found = mean_interval(np.array([0.4]))
     assert (found.mean, found.low, found.high) == (0.4, -math.inf, math.inf)
     assert found.half_width == math.inf
@@ -53,17 +50,14 @@ def test_a_value_that_is_not_finite_leaves_nothing_defined(bad: float) -> None:
     assert all(map(math.isnan, quantiles(values).values()))
 
 
-@pytest.mark.parametrize("function", [mean_interval, quantiles])
-@pytest.mark.parametrize("values", [np.array([]), np.zeros((2, 2))])
-def test_only_a_row_of_values_is_taken(function: object, values: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="expected values of shape"):
-        function(values)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, 95])
-def test_a_level_is_between_0_and_1(level: float) -> None:
-    with pytest.raises(ValueError, match="level is"):
-        mean_interval(np.array([1.0, 2.0]), level)
+def test_only_a_row_of_values_and_a_level_between_0_and_1_are_taken() -> None:
+    for values in (np.array([]), np.zeros((2, 2))):
+        for function in (mean_interval, quantiles):
+            with pytest.raises(ValueError, match="expected values of shape"):
+                function(values)
+    for level in (0.0, 1.0, 95):
+        with pytest.raises(ValueError, match="level is"):
+            mean_interval(np.array([1.0, 2.0]), level)
 
 
 def test_quantiles_lie_on_the_line_between_order_statistics() -> None:

@@ -19,9 +19,8 @@ from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank, write_bank
 from raymaml.data.bank_format import in_memory
 from raymaml.data.shards import EpisodeShards
-from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally
+from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally, replay_locally
 from raymaml.evaluation.record_files import read_records
-from raymaml.evaluation.replay import replay_locally
 from raymaml.evaluation.run_test import plan_test
 from raymaml.experiments.study import provide_data
 from raymaml.report.write import write_test_report
