@@ -116,7 +116,7 @@ def in_brief(content: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-def test_every_trial_is_a_training_run_and_ends_in_its_bits(make_sweep, tmp_path):
+def test_every_trial_ends_in_the_bits_of_a_training_run_and_is_not_run_again(make_sweep, tmp_path):
     sweep = make_sweep()
     content = run(sweep)
     assert [trial["status"] for trial in content["trials"]] == ["done"] * 3
@@ -130,6 +130,14 @@ def test_every_trial_is_a_training_run_and_ends_in_its_bits(make_sweep, tmp_path
     bests = [read_card(find_checkpoint(t.config.run_folder, "last")).best for t in sweep.checked]
     assert content["best"]["accuracy"] == max(best.accuracy for best in bests)
 
+    def no_runner(_sweep: Sweep, _trials: Iterator[Trial], _journal: Journal) -> None:
+        pytest.fail("nothing is left to do")
+
+    assert run(sweep, runner=no_runner) == content
+    after = run(make_sweep(ALL.replace("num_trials: 3", "num_trials: 4")))
+    assert in_brief(after)[:3] == in_brief(content)  # more trials leave the others as they are
+    assert in_brief(after)[3][1] == "done"
+
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_through_kills(make_sweep):
@@ -140,20 +148,6 @@ def test_a_sweep_goes_on_through_kills(make_sweep):
     assert in_brief(found) == in_brief(expected)
     for one, other in zip(killed.checked, whole.checked, strict=True):
         assert same_bits(one.config.run_folder, other.config.run_folder)
-
-
-@pytest.mark.slow
-def test_what_is_over_is_not_run_again_and_more_trials_leave_the_rest(make_sweep):
-    sweep = make_sweep()
-    before = run(sweep)
-
-    def no_runner(_sweep: Sweep, _trials: Iterator[Trial], _journal: Journal) -> None:
-        pytest.fail("nothing is left to do")
-
-    assert run(sweep, runner=no_runner) == before
-    after = run(make_sweep(ALL.replace("num_trials: 3", "num_trials: 4")))
-    assert in_brief(after)[:3] == in_brief(before)
-    assert in_brief(after)[3][1] == "done"
 
 
 def test_a_stopped_trial_stays_stopped_and_the_report_lists_trials_by_accuracy(make_sweep):
