@@ -30,11 +30,10 @@ _MOST_STEPS = 1000
 def new_classes_interval(
     accuracy: NDArray[np.float64],  # [E]
     class_ids: NDArray[np.int64],  # [E, N]
-    level: float = 0.95,
     *,
     lowest: float = 0.0,
 ) -> Interval:
-    """Return the mean accuracy and its interval for other classes: a class-cluster bootstrap.
+    """Return the mean accuracy and its 95% interval for other classes: a class-cluster bootstrap.
 
     The mean over all episodes is a U-statistic of degree N in the M classes (Hoeffding 1948). Each
     resample draws M classes with replacement, class c ``w_c`` times, and weighs an episode by the
@@ -48,7 +47,7 @@ def new_classes_interval(
     - times ``((M - 1) / (M - N))**2``: an episode with class c has the others that much less often,
       so that what a class does shows too small in ``moved_c`` (Arvesen 1969);
     - less what the noise of single episodes puts in (``s**2`` around the sum of what the classes of
-      an episode do): each is in N classes and counted so often, times these factors; once is right.
+      an episode do): it is counted in each of N classes, times these factors; once is right.
 
     Its ends are those of ``bounded_ends``; where all episodes are alike it is the interval of M
     values that are alike. It reaches as far as ``bounded_interval`` at both ends. The degrees of
@@ -61,7 +60,6 @@ def new_classes_interval(
     Args:
         accuracy: of each episode, or a difference of two.
         class_ids: the classes of each episode.
-        level: probability to cover the mean over classes.
         lowest: least value that an episode may have, 0 for accuracies and -1 for differences; the
             highest is 1.
     """
@@ -81,10 +79,8 @@ def new_classes_interval(
     error, std = math.sqrt(variance), math.sqrt(variance * count)
     degrees = float(degrees_of_freedom(count, np.mean(moved**2), np.mean(moved**4)))
     degrees = max(degrees * min(variance / raw, 1.0), min(degrees, 2.0)) if raw else degrees
-    same = bounded_interval(accuracy, level, lowest=lowest)
-    found = interval_within(
-        same.mean, error, std, count, degrees=degrees, level=level, lowest=lowest
-    )
+    same = bounded_interval(accuracy, lowest=lowest)
+    found = interval_within(same.mean, error, std, count, degrees=degrees, lowest=lowest)
     return widened(found, same)
 
 
@@ -119,11 +115,11 @@ def disjoint_tasks(image_rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def disjoint_tasks_interval(
-    accuracy: NDArray[np.float64], image_rows: NDArray[np.int64], level: float = 0.95
+    accuracy: NDArray[np.float64], image_rows: NDArray[np.int64]
 ) -> Interval:
     """Return the mean and ``bounded_interval`` over episodes that share no image.
 
     Sampling without replacement, as Lafargue et al. 2024 (arXiv 2409.02850) ask for: the interval
     for other images of these classes. ``count`` is the number of episodes that could be taken.
     """
-    return bounded_interval(accuracy[disjoint_tasks(image_rows)], level)
+    return bounded_interval(accuracy[disjoint_tasks(image_rows)])
