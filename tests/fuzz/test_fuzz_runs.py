@@ -14,11 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers_evaluation import record
 from helpers_fuzz import NUMBERS, Fuzz, changed_bytes, changed_tree, hostile_values
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ from raymaml.evaluation.record_files import (
     read_records,
     write_chunk,
 )
-from raymaml.evaluation.records import Record, record_arrays
+from raymaml.evaluation.records import record_arrays
 from raymaml.evaluation.results import ArmResult, Protocol
 from raymaml.evaluation.run_audit import read_audits
 from raymaml.report.content import audits
@@ -252,29 +252,6 @@ def test_metrics(fuzz: Fuzz) -> None:
 
     write = path.write_bytes
     fuzz(changed_bytes(text_of(rows)) | trees, write, read, names="metrics.jsonl")
-
-
-def record(episode: int, ways: int = 3, shots: int = 1, queries: int = 2) -> Record:
-    generator = np.random.default_rng(episode)
-    steps = tuple(generator.random(3).tolist())
-    return {
-        "episode": episode,
-        "accuracy": steps[-1],
-        "loss": steps[-1],
-        "accuracy_by_step": steps,
-        "loss_by_step": steps,
-        "class_accuracy": generator.random(ways).tolist(),
-        "class_ids": range(ways),
-        "support_rows": range(ways * shots),
-        "support_labels": [*range(ways)] * shots,
-        "query_rows": range(ways * queries),
-        "query_labels": [*range(ways)] * queries,
-        "bin_count": [ways * queries, *[0] * 14],
-        "bin_confidence": [0.1, *[0.0] * 14],
-        "bin_correct": [1, *[0] * 14],
-        "brier": 0.5,
-        "seconds": 0.1,
-    }
 
 
 IDENTITY = {"weights": "abc", "model": "{}"}

@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers_data import make_bank, raw_png, rewritten, spec_of, with_entry
+from helpers_evaluation import record
 from helpers_imports import classes, import_source, plan_source, zipped
 from PIL import Image
 from test_fuzz_imports import HEADERS, npy, tar_tricks
-from test_fuzz_runs import IDENTITY, parquet, record, trained
+from test_fuzz_runs import IDENTITY, parquet, trained
 
 from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
