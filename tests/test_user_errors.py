@@ -135,41 +135,15 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def images(folder: Path, count: int) -> None:
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for number in range(count):
-        pixels = generator.integers(0, 256, (16, 16), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-
-
 def good_source(place: Place) -> None:
     for split in ("train", "val", "test"):
-        for number in range(3):
-            images(place.folder / "images" / split / f"{split}{number}", 3)
-
-
-def broken_source(place: Place) -> None:
-    good_source(place)
-    source = place.folder / "images"
-    (source / "train" / "train0" / "0.png").write_text("no image")
-    (source / "train" / "empty").mkdir()
-    images(source / "val" / "train1", 3)  # is in train too
-    images(source / "test" / "few", 2)  # an episode needs 1 + 2
-
-
-def foreign_folder(place: Place) -> None:
-    good_source(place)
-    (place.folder / "mine").mkdir()
-    (place.folder / "mine" / "thesis.txt").write_text("irreplaceable")
+        for number in range(9):
+            path = place.folder / f"images/{split}/{split}{number // 3}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((16, 16), 64).save(path)
 
 
 OF_A_FILE: list[tuple[Callable[[Place], object], str, str]] = [
-    (
-        lambda place: (place.folder / "bank/bank.json").write_text("{"),
-        "train",
-        "{place}/bank/bank.json: is damaged (not JSON) ... import it again",
-    ),
     (
         lambda place: truncate(place.folder / "bank/images.arrow"),
         "train",
@@ -187,22 +161,9 @@ OF_A_FILE: list[tuple[Callable[[Place], object], str, str]] = [
         "shards/test/manifest.json: spec.num_episodes is 10, config and bank ask for 13",
     ),
     (
-        broken_source,
-        "data-import data.bank={place}/new",
-        "images/train/train0/0.png: is not a readable image ... "
-        "class empty of split train: has no images ... "
-        "class train1: is in the splits train and val; keep it in one ... "
-        "the fewest are 2, of class few",
-    ),
-    (
         good_source,
         "data-import",
         "{place}/bank: holds another image bank ... set data.bank to another path",
-    ),
-    (
-        foreign_folder,
-        "data-import data.bank={place}/mine",
-        "{place}/mine: exists and is not an image bank",
     ),
     (
         lambda place: truncate(place.config.run_folder / "run.json"),
@@ -287,12 +248,10 @@ def test_without_a_mistake_the_same_commands_succeed(place: Place) -> None:
 
 
 def test_a_run_that_another_process_writes_is_refused(place: Place) -> None:
-    before = snapshot(place.folder)
     with FileLock(place.config.run_folder / ".lock"):
         outcome = place.run("train")
     assert outcome.exit_code == 2
     assert f"{place.config.run_folder}: another process is writing this run" in outcome.output
-    assert snapshot(place.folder) == before
 
 
 def test_images_too_small_for_the_encoder_are_refused(place: Place) -> None:

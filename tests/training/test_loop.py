@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,46 +228,57 @@ def test_a_run_validates_logs_and_keeps_what_the_config_says(config: Config) -> 
     assert len({row["query_loss"] for row in rows if "query_loss" in row}) == STEPS
 
 
-def test_a_run_may_stop_after_every_step(config: Config, fresh: Config) -> None:
-    for step in range(STEPS):
-        run(fresh, stop_during=step)
-        assert saved_step(fresh.run_folder) == step + 1
-    run(fresh)
-    assert result(fresh.run_folder) == result(config.run_folder)
+def stopped(config: Config, *during: int) -> None:
+    for step in during:
+        run(config, stop_during=step)
+        assert saved_step(config.run_folder) == step + 1
 
 
-KILLS = [{"die_before": 0}, {"die_before": 5}, {"die_at_report": 1}, {"die_at_report": 2}]
-
-
-@pytest.mark.fault("driver killed")
-@pytest.mark.fault("checkpoint torn")
-@pytest.mark.parametrize("kill", KILLS)
-def test_a_killed_run_goes_on_to_the_same_bits(
-    config: Config, fresh: Config, kill: dict[str, int]
-) -> None:
+def killed(config: Config, saved: int, **kill: int) -> None:
+    """Leave what a kill may tear as well."""
     with pytest.raises(Killed):
-        run(fresh, **kill)
-    half = fresh.run_folder / ".checkpoint_00000005.partial-00ff"
+        run(config, **kill)
+    assert saved_step(config.run_folder) == saved
+    half = config.run_folder / ".checkpoint_00000005.partial-00ff"
     half.mkdir()
     (half / "params.pt").write_bytes(b"half")
-    with (fresh.run_folder / METRICS_FILE).open("a") as file:
+    with (config.run_folder / METRICS_FILE).open("a") as file:
         file.write('{"step": 5, "query_lo')
-    run(fresh)
-    assert result(fresh.run_folder) == result(config.run_folder)
-    assert not half.exists()
-
-
-def test_checkpoints_between_validations_save_work(config: Config, fresh: Config) -> None:
-    often = with_outer(fresh, checkpoint_every=2)
-    with pytest.raises(Killed):
-        run(often, die_before=5)
-    assert saved_step(often.run_folder) == 4
-    run(often)
-    assert result(often.run_folder) == result(config.run_folder)
 
 
 def with_outer(config: Config, **changes: Any) -> Config:
     return config.model_copy(update={"outer": config.outer.model_copy(update=changes)})
+
+
+def with_two_workers_from_step_2_on(config: Config) -> None:
+    stopped(config, 1)
+    run_with_workers(config, 2)
+
+
+# 3 episodes and 4 validation episodes: 2+1 and 2+2, 1+1+1 and 2+1+1, 1+1+1+0 and 1+1+1+1
+WAYS: dict[str, Callable[[Config], object]] = {
+    **{f"{n} workers": partial(run_with_workers, world_size=n) for n in (1, 2, 3, 4)},
+    "another number of workers": with_two_workers_from_step_2_on,
+    "stopped after every step": lambda config: stopped(config, *range(STEPS)),
+    "killed before step 0": lambda config: killed(config, 0, die_before=0),
+    "killed before step 5": lambda config: killed(config, 3, die_before=5),
+    "killed while it saves step 0": lambda config: killed(config, 0, die_at_report=1),
+    "killed while it saves step 3": lambda config: killed(config, 3, die_at_report=2),
+    "checkpoints between validations save work": (
+        lambda config: killed(with_outer(config, checkpoint_every=2), 4, die_before=5)
+    ),
+    "made longer": lambda config: run(with_outer(config, num_steps=3)),
+}
+
+
+@pytest.mark.fault("driver killed")
+@pytest.mark.fault("checkpoint torn")
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_ends_in_the_same_bits(config: Config, fresh: Config, way: str) -> None:
+    WAYS[way](fresh)
+    run(fresh)
+    assert result(fresh.run_folder) == result(config.run_folder)
+    assert not [*fresh.run_folder.glob(".*partial*")]
 
 
 def test_a_finished_run_is_left_as_it_is(config: Config) -> None:
@@ -275,21 +287,6 @@ def test_a_finished_run_is_left_as_it_is(config: Config) -> None:
     run(config)
     assert result(config.run_folder) == before
     assert times == {path: path.stat().st_mtime_ns for path in times}
-
-
-def test_a_finished_run_can_be_made_longer(config: Config, fresh: Config) -> None:
-    run(with_outer(fresh, num_steps=3))
-    run(fresh)
-    assert result(fresh.run_folder) == result(config.run_folder)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_the_number_of_workers_does_not_change_a_bit(
-    config: Config, fresh: Config, world_size: int
-) -> None:
-    # 3 episodes and 4 validation episodes: 2+1 and 2+2, 1+1+1 and 2+1+1, 1+1+1+0 and 1+1+1+1
-    run_with_workers(fresh, world_size)
-    assert result(fresh.run_folder) == result(config.run_folder)
 
 
 def test_chunks_of_episodes_are_the_same_for_any_number_of_workers(
@@ -304,12 +301,6 @@ def test_chunks_of_episodes_are_the_same_for_any_number_of_workers(
         runs = tmp_path / f"by {world_size}"
         folder = run_with_workers(config.model_copy(update={"run_dir": runs}), world_size)
         assert result(folder) == lone
-
-
-def test_a_run_may_go_on_with_another_number_of_workers(config: Config, fresh: Config) -> None:
-    run(fresh, stop_during=1)
-    run_with_workers(fresh, 2)
-    assert result(fresh.run_folder) == result(config.run_folder)
 
 
 def test_another_seed_gives_other_bits(config: Config, make_config: Any) -> None:
