@@ -9,7 +9,7 @@ import torch
 from raymaml.seeding import fold_in
 from raymaml.training.data import TrainingData
 from raymaml.training.explain import NotFiniteError, require_exact, require_finite
-from raymaml.training.metrics import MetricsWriter, StepMetrics
+from raymaml.training.metrics import MetricsWriter
 from raymaml.training.optimizer import update
 from raymaml.training.reduction import flatten, mean_in_order, share, share_sizes, unflatten
 from raymaml.training.run import Run
@@ -45,13 +45,13 @@ def meta_train(
                 store.save(state, session)
 
             try:
-                metrics, stop = meta_step(state, next(meta_batches), run, session)
+                means, stop = meta_step(state, next(meta_batches), run, session)
             except NotFiniteError:  # on all workers alike, and before the update
                 store.save(state, session)
                 raise
             state.step += 1
             if state.step % outer.log_every == 0:
-                writer.training(state.step, metrics)
+                writer.training(state.step, means)
 
     if state.step == outer.num_steps:
         judge_and_save(state, data, store, writer, session)
@@ -62,7 +62,7 @@ def meta_train(
 
 def meta_step(
     state: TrainState, episodes: EpisodeBatch, run: Run, session: Session
-) -> tuple[StepMetrics, bool]:
+) -> tuple[dict[str, float], bool]:
     """Take one outer step; also return whether any worker was asked to stop."""
     outer, learner, at_once = run.config.outer, state.learner, run.data.episodes_per_chunk
     moments = learner.running_moments
@@ -90,8 +90,8 @@ def meta_step(
     if moments:
         learner.absorb([{name: of_all[name][row] for name in moments} for row in range(sum(sizes))])
     mean_of = {name: mean_in_order(of_all[name]).item() for name in ("loss", "accuracy", "stop")}
-    metrics = StepMetrics(loss=mean_of["loss"], accuracy=mean_of["accuracy"], grad_norm=grad_norm)
-    return metrics, mean_of["stop"] > 0
+    means = {"query_loss": mean_of["loss"], "query_accuracy": mean_of["accuracy"]}
+    return {**means, "grad_norm": grad_norm}, mean_of["stop"] > 0
 
 
 def judge_and_save(

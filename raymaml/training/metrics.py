@@ -6,7 +6,6 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,6 @@ METRICS_FILE = "metrics.jsonl"
 Show = Callable[[Mapping[str, Any]], None]
 """Shows the numbers of a row, by name, somewhere else as well."""
 _ROW = TypeAdapter(dict[str, Count | float | None])
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """Means over the episodes of one outer step."""
-
-    loss: float
-    """Query cross-entropy."""
-    accuracy: float
-    """Query accuracy, 0..1."""
-    grad_norm: float
-    """Euclidean norm of the meta-gradient, before clipping."""
 
 
 class NoMetrics:
@@ -103,16 +90,18 @@ class RunMetrics:
             self._tensorboard = _EventFile(self._events, purge_step=step + 1)
         self._clock = (step, time.perf_counter())
 
-    def training(self, step: int, metrics: StepMetrics) -> None:
-        """Write loss, accuracy, gradient norm and rate."""
+    def training(self, step: int, means: Mapping[str, float]) -> None:
+        """Write the means over the episodes of an outer step, and the rate.
+
+        They are ``query_loss``, a cross-entropy; ``query_accuracy``, 0..1; and ``grad_norm``, the
+        Euclidean norm of the meta-gradient before clipping.
+        """
         now = time.perf_counter()
         steps_per_second = (step - self._clock[0]) / (now - self._clock[1])
         self._clock = (step, now)
         row = {
             "step": step,
-            "query_loss": metrics.loss,
-            "query_accuracy": metrics.accuracy,
-            "grad_norm": metrics.grad_norm,
+            **means,
             "episodes_per_second": steps_per_second * self._outer.meta_batch_size,
             "seconds_left": (self._outer.num_steps - step) / steps_per_second,
             "workers": self._workers,
