@@ -46,7 +46,7 @@ def test_a_job_that_is_stopped_killed_and_submitted_again_ends_in_the_bits_of_a_
     head, short_folder, make_config, same_as_alone, start
 ):
     """Between the jobs a command that joins the cluster trains the run as well."""
-    steps = ("outer.num_steps=450", "outer.validate_every=75")
+    steps = ("outer.num_steps=300", "outer.validate_every=75")
     config = make_config("run", "name=job", "cluster.num_workers=2", *steps)
     place, folder = config.run_dir.parent, config.run_folder
     code = copy_of_the_code(place / "code")
@@ -60,7 +60,7 @@ def test_a_job_that_is_stopped_killed_and_submitted_again_ends_in_the_bits_of_a_
     stopped = subprocess.run(stop, env=environment, check=True, capture_output=True, text=True)
     assert "was stopped" in stopped.stdout + stopped.stderr
     at = list_steps(folder)[-1]
-    assert at == trained_steps(folder) < 450  # it saved what it had done
+    assert at == trained_steps(folder) < 300  # it saved what it had done
 
     assert submit(code, head, *arguments, options="--no-wait").returncode == 0
     wait_until(lambda: trained_steps(folder) >= at + 5, "five steps further")
@@ -80,7 +80,7 @@ def test_a_job_that_is_stopped_killed_and_submitted_again_ends_in_the_bits_of_a_
     assert joined.finish() == 143
     assert joined.errors == ""
     assert joined.lines[0] == f"{folder}: 2 CPU {SETTINGS}"
-    assert trained_steps(folder) < 450
+    assert trained_steps(folder) < 300
 
     job = submit(code, head, *arguments)
     assert job.returncode == 0, job.stdout + job.stderr

@@ -44,7 +44,7 @@ def nodes(short_folder: Path) -> Iterator[Nodes]:
 def test_what_is_lost_and_replaced_leaves_no_trace(nodes, tmp_path, make_config, same_as_alone):
     """A node is lost and replaced; Ray Train's controller; the head with all nodes; a node again,
     for good."""
-    steps = ("outer.num_steps=700", "outer.validate_every=5", "cluster.num_workers=2")
+    steps = ("outer.num_steps=200", "outer.validate_every=5", "cluster.num_workers=2")
     config = make_config("run", "name=lost", *steps)
     train = partial(nodes.command, "train", str(tmp_path / "run/config.yaml"))
     nodes.environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
@@ -77,7 +77,7 @@ def test_what_is_lost_and_replaced_leaves_no_trace(nodes, tmp_path, make_config,
     (line,) = command.errors.splitlines()
     assert line.startswith("raymaml: cluster.num_workers is 2 but for 10 s (cluster.wait_seconds)")
     assert "has had room for 1 worker(s); add nodes, end what else uses them, or lower it" in line
-    assert list_steps(config.run_folder)[-1] < 700
+    assert list_steps(config.run_folder)[-1] < 200
 
     nodes.join()
     command = train()

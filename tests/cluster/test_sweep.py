@@ -180,7 +180,7 @@ def test_a_trial_that_fails_is_recorded_and_one_whose_process_is_killed_is_tried
 ):
     sweep = make_sweep(
         "name: s\ntitle: A sweep\nconfig: config.yaml\nscheduler: none\nmax_concurrent_trials: 1\n"
-        "space: {inner.lr: {grid: [0.1, 1.0e+30, 0.2]}}\nset: {outer.num_steps: 120}\n",
+        "space: {inner.lr: {grid: [0.1, 1.0e+30, 0.2]}}\nset: {outer.num_steps: 60}\n",
         "run",
     )
 
