@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,14 @@ from raymaml.layers import LOCK
 from raymaml.models.encoders import ConvNet4, ResNet12, ResNet18
 from raymaml.models.heads import Classifier
 from raymaml.models.policies import apply_policies
+
+_BUILDERS: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
+    "convnet4": ConvNet4,
+    "resnet12": ResNet12,
+    "resnet18": ResNet18,
+    "resnet10": partial(ResNet18, blocks=1),
+}
+"""(channels of the images, widths) -> encoder."""
 
 
 def build_model(
@@ -35,7 +44,10 @@ def build_model(
     # an own encoder may draw its weights from torch's random numbers, which all threads share
     with LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = _build_encoder(model, image_shape[0])
+        if own := model.encoder not in ENCODERS:
+            encoder = _own_encoder(model)
+        else:
+            encoder = _BUILDERS[model.encoder](image_shape[0], model.stage_widths)
         classifier = Classifier(
             encoder,
             _count_features(encoder, model, image_shape),
@@ -47,7 +59,6 @@ def build_model(
             classifier, model.norm_by_pattern, eps=model.norm_eps, momentum=model.norm_momentum
         )
         classifier.head_start = model.head
-        own = model.encoder not in ENCODERS
         _initialize(classifier.head if own else classifier, torch.Generator().manual_seed(seed))
     return classifier
 
@@ -62,17 +73,6 @@ def check_image_size(model: ModelConfig, image_shape: tuple[int, int, int]) -> N
             " times",
             remedy=f"use at least {2**halvings}",
         )
-
-
-def _build_encoder(model: ModelConfig, channels: int) -> nn.Module:
-    if model.encoder not in ENCODERS:
-        return _own_encoder(model)
-    widths = model.stage_widths
-    if model.encoder == "convnet4":
-        return ConvNet4(channels, widths[0])
-    if model.encoder == "resnet12":
-        return ResNet12(channels, widths)
-    return ResNet18(channels, widths, blocks=2 if model.encoder == "resnet18" else 1)
 
 
 def _own_encoder(model: ModelConfig) -> nn.Module:

@@ -33,19 +33,19 @@ class ConvBlock(nn.Module):
 
 
 class ConvNet4(nn.Module):
-    """Four blocks, flattened: ``[B, C, H, W] -> [B, width * (H//16) * (W//16)]``.
+    """Four blocks, flattened: ``[B, C, H, W] -> [B, widths[3] * (H//16) * (W//16)]``.
 
     Args:
         in_channels: C of the images, which are at least 16 pixels wide and high.
-        width: channels of every block.
+        widths: channels of the four blocks.
     """
 
-    def __init__(self, in_channels: int, width: int) -> None:
+    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.conv1 = ConvBlock(in_channels, width)
-        self.conv2 = ConvBlock(width, width)
-        self.conv3 = ConvBlock(width, width)
-        self.conv4 = ConvBlock(width, width)
+        self.conv1 = ConvBlock(in_channels, widths[0])
+        self.conv2 = ConvBlock(widths[0], widths[1])
+        self.conv3 = ConvBlock(widths[1], widths[2])
+        self.conv4 = ConvBlock(widths[2], widths[3])
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode images."""

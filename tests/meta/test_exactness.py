@@ -1,4 +1,7 @@
-"""Contracts 1 and 8 over encoders, norms, heads, update rules and freezing (float64)."""
+"""Contracts 1 and 8 over encoders, norms, heads, update rules and freezing (float64).
+
+Then several episodes at once, by vmap, and autocast, beside the same.
+"""
 
 from __future__ import annotations
 
@@ -180,3 +183,89 @@ def test_the_temperature_scales_the_logits_and_is_learned_but_not_adapted() -> N
     *_, fast = learner.adapt(episode)
     assert fast.params["temperature"].item() == 3
     assert learner.episode_gradient(episode).grads["temperature"].item() != 0
+
+
+CHUNKS = [
+    ("convnet4", "transductive", "zero", {"momentum": 0.9}, ("encoder.conv1",)),
+    ("convnet4", "context", "shared", {"weight_decay": 0.05}, ("*.norm",)),
+    ("resnet12", "transductive", "learned", {"momentum": 0.9, "weight_decay": 0.05}, ()),
+    ("resnet10", "layer", "learned", {}, ("head",)),
+    *(("convnet4", norm, "learned", {}, ()) for norm in POLICIES),
+]
+
+
+@pytest.mark.parametrize(("encoder", "norm", "head", "rule", "frozen"), CHUNKS)
+def test_a_chunk_is_the_loop(encoder, norm, head, rule, frozen) -> None:
+    batch = episodes(3)
+    for gradient in METHODS:
+        learner = build(encoder, norm, head, frozen=frozen, gradient=gradient, **rule)
+        for result, episode in zip(learner.chunk_gradients(batch), batch, strict=True):
+            wanted = learner.episode_gradient(episode)
+            torch.testing.assert_close(result.loss, wanted.loss, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(result.logits, wanted.logits, rtol=1e-10, atol=1e-10)
+            assert relative_error(flat(result.grads), flat(wanted.grads)) < 1e-10, gradient
+            assert result.grads.keys() == wanted.grads.keys()
+            for name, value in wanted.buffers.items():
+                torch.testing.assert_close(result.buffers[name], value)
+
+
+def test_in_float32_a_chunk_is_the_loop_to_rounding() -> None:
+    batch = episodes(2, dtype=torch.float32)
+    for gradient in METHODS:
+        learner = build(gradient=gradient)
+        learner.model.float()
+        for result, episode in zip(learner.chunk_gradients(batch), batch, strict=True):
+            wanted = learner.episode_gradient(episode)
+            torch.testing.assert_close(result.logits, wanted.logits, rtol=5e-6, atol=5e-6)
+            assert relative_error(flat(result.grads), flat(wanted.grads)) < 5e-6, gradient
+
+
+def test_one_episode_is_no_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raymaml.meta.forward.vmap", None)
+    learner, batch = build(), next(episodes(2).chunks(1))
+    (found,) = learner.chunk_gradients(batch)
+    assert torch.equal(flat(found.grads), flat(learner.episode_gradient(batch[0]).grads))
+
+
+def test_chunks_cover_a_batch_in_order() -> None:
+    chunks = list(episodes(5).chunks(2))
+    assert [len(chunk) for chunk in chunks] == [2, 2, 1]
+    assert torch.equal(torch.cat([chunk.support_x for chunk in chunks]), episodes(5).support_x)
+
+
+def of_precision(half: torch.dtype | None, gradient: str, norm: str, layout: bool) -> MetaLearner:
+    built = build(norm=norm, gradient=gradient)
+    model = built.model.float()
+    return MetaLearner(model, built.inner, channels_last=layout, half_precision=half)
+
+
+@pytest.mark.parametrize("gradient", METHODS)
+@pytest.mark.parametrize("norm", ["transductive", "context", "running", "tasknorm_i", "layer"])
+@pytest.mark.parametrize("layout", [False, True])
+def test_only_convolutions_and_products_lose_digits(gradient, norm, layout: bool) -> None:
+    batch = episodes(2, dtype=torch.float32)
+    exact = of_precision(None, gradient, norm, layout).episode_gradient(batch[0])
+    half = of_precision(torch.bfloat16, gradient, norm, layout)
+    result = half.episode_gradient(batch[0])
+    tensors = [result.loss, result.logits, *result.grads.values(), *result.buffers.values()]
+    tensors += [half.predict(batch), half.logits_by_step(batch[0])]
+    assert {value.dtype for value in tensors} == {torch.float32}
+    # 8 bits of mantissa; a step moves maxima and kinks, so a gradient may lose a digit more
+    torch.testing.assert_close(result.logits, exact.logits, rtol=0.1, atol=0.1)
+    assert 1e-4 < relative_error(flat(result.grads), flat(exact.grads)) < 0.7
+    (chunked, _) = half.chunk_gradients(batch)
+    assert torch.isfinite(flat(chunked.grads)).all()
+
+
+def test_convolutions_see_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    convolve = torch.nn.functional.conv2d
+
+    def spy(x, *args):
+        seen.add(x.dtype)
+        return convolve(x, *args)
+
+    half = of_precision(torch.bfloat16, "mixed_mode", "transductive", True)
+    monkeypatch.setattr("raymaml.models.closed_rules.duals.F.conv2d", spy)
+    half.episode_gradient(episodes(dtype=torch.float32)[0])
+    assert seen == {torch.bfloat16}

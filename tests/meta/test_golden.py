@@ -1,4 +1,4 @@
-"""The vectors of the reference, where they are at hand (float32, one thread).
+"""Other libraries, and the vectors of the reference where they are at hand (float32, one thread).
 
 Through ``raymaml.convert`` and the public API, as a user who moves over would.
 
@@ -21,10 +21,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers_bench import tiny
 from helpers_data import SHARED
 from numpy.typing import NDArray
 
 from raymaml import EpisodeBatch, MetaLearner
+from raymaml.bench.contenders import EXACT_METHODS, PHASES, Contender, why_not
 from raymaml.convert import from_reference, reference_names
 from raymaml.meta.start import restored
 from raymaml.models.norm import RunningNorm2d
@@ -187,3 +189,37 @@ def test_predictions_are_the_references(name: str) -> None:
         return largest_error(learner.predict(batch), expected["eval_logits"])
 
     require_small(name, error)
+
+
+@pytest.mark.parametrize(
+    ("library", "inner"),
+    [
+        ("plain", {"lr": 0.1, "head_lr": 0.3}),
+        ("higher", {"lr": 0.1}),
+        ("higher", {"lr": 0.1, "head_lr": 0.3, "momentum": 0.5, "weight_decay": 0.1}),
+        ("torchopt", {"lr": 0.1}),
+        ("torchopt", {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.1}),
+    ],
+)
+def test_all_contenders_compute_one_gradient(library: str, inner: dict[str, Any]) -> None:
+    """In float64; twice each, since an episode must leave nothing behind."""
+    if library != "plain":
+        pytest.importorskip(library)
+    config = tiny(inner={"num_steps": 3, **inner})
+
+    def build(library: str, method: str) -> Contender:
+        cpu = torch.device("cpu")
+        return Contender(library, method, config=config, device=cpu, dtype=torch.float64)
+
+    theirs = build(library, "unrolled")
+    assert why_not(library, config, theirs.model) is None
+    before = {name: value.clone() for name, value in theirs.model.state_dict().items()}
+    for phase in PHASES:
+        wanted = theirs.compute(phase)
+        torch.testing.assert_close(theirs.compute(phase), wanted, rtol=0, atol=0)
+        assert wanted.abs().max() > 0
+        for method in EXACT_METHODS:
+            found = build("raymaml", method).compute(phase)
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    after = theirs.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
