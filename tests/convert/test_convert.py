@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.convert import from_reference, reference_names
-from raymaml.convert.settings import frozen_patterns
 from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
 
 
@@ -82,48 +82,76 @@ def test_a_training_and_a_test_configuration_become_one_of_ours(tmp_path: Path) 
     assert config.data.image_size == 84
 
 
-@pytest.mark.parametrize(
-    ("bn", "norm"),
-    [
-        ({"track_running_stats": False}, "transductive"),
-        ({}, "running"),
-        ({"episodic": ["conv3"]}, {"encoder.conv3": "episodic_biased", "*": "running"}),
-        ({"episodic": BLOCKS, "alpha": True}, "tasknorm_reference"),
-    ],
-)
-def test_each_way_of_the_references_batch_norm_has_its_policy(
-    bn: dict[str, Any], norm: object, tmp_path: Path
+NORMS = [
+    ({"track_running_stats": False}, "transductive"),
+    ({}, "running"),
+    ({"episodic": ["conv3"]}, {"encoder.conv3": "episodic_biased", "*": "running"}),
+    ({"episodic": BLOCKS, "alpha": True}, "tasknorm_reference"),
+]
+ENCODERS = [
+    ("wide-convnet4", "convnet4", (64, 64, 64, 64)),
+    ("resnet12", "resnet12", (64, 128, 256, 512)),
+    ("wide-resnet12", "resnet12", (64, 160, 320, 640)),
+    ("resnet18", "resnet10", (64, 128, 256, 512)),
+]
+FROZEN = [
+    (["bn"], ("*.norm",)),
+    (["encoder"], ("encoder",)),
+    (["classifier"], ("head",)),
+    (["conv1", "linear.bias"], ("encoder.conv1", "head.bias")),
+]
+SMALL = {"encoder_args": {"bn_args": {}}, "train__image_size": 16, "val__image_size": 16}
+CONVERTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    *(
+        (
+            {"encoder_args__bn_args": {**bn, "momentum": 0.2, "eps": 1e-3}},
+            {"model.norm": norm, "model.norm_momentum": 0.2, "model.norm_eps": 1e-3},
+        )
+        for bn, norm in NORMS
+    ),
+    *(
+        ({**SMALL, "encoder": theirs}, {"model.encoder": ours, "model.stage_widths": widths})
+        for theirs, ours, widths in ENCODERS
+    ),
+    *(({"inner_args__frozen": texts}, {"inner.frozen": patterns}) for texts, patterns in FROZEN),
+    ({"dataset": "meta-inatural"}, {"data.source.path": Path("materials/inatural")}),
+]
+
+
+@pytest.mark.parametrize(("change", "wanted"), CONVERTED)
+def test_each_setting_has_its_counterpart(
+    change: dict[str, Any], wanted: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = changed(TRAIN, encoder_args__bn_args={**bn, "momentum": 0.2, "eps": 1e-3})
-    model = converted(tmp_path, config)[0].model
-    assert (model.norm, model.norm_momentum, model.norm_eps) == (norm, 0.2, 1e-3)
+    config, _ = converted(tmp_path, changed(TRAIN, **change))
+    assert {key: reduce(getattr, key.split("."), config) for key in wanted} == wanted
 
 
 @pytest.mark.parametrize(
-    ("encoder", "ours", "widths"),
+    ("encoder", "ours", "theirs"),
     [
-        ("wide-convnet4", "convnet4", (64, 64, 64, 64)),
-        ("resnet12", "resnet12", (64, 128, 256, 512)),
-        ("wide-resnet12", "resnet12", (64, 160, 320, 640)),
-        ("resnet18", "resnet10", (64, 128, 256, 512)),
+        ("convnet4", "encoder.conv3.norm.bias", "encoder.encoder.conv3.bn.bias"),
+        ("resnet12", "encoder.layer2.conv3.norm.bias", "encoder.layer2.bn3.bias"),
+        ("resnet12", "encoder.layer1.shortcut.conv.weight", "encoder.layer1.res_conv.conv.weight"),
+        ("resnet18", "encoder.stem.norm.weight", "encoder.layer0.bn.weight"),
+        ("resnet18", "encoder.layer2.0.conv1.conv.weight", "encoder.layer2.conv1.weight"),
+        ("resnet18", "head.bias", "classifier.linear.bias"),
     ],
 )
-def test_encoders_keep_their_widths_and_names(
-    encoder: str, ours: str, widths: tuple[int, ...], tmp_path: Path
-) -> None:
-    config = changed(TRAIN, encoder=encoder, encoder_args={"bn_args": {}}, train__image_size=16)
-    config = changed(config, val__image_size=16)
-    model = converted(tmp_path, config)[0].model
-    assert (model.encoder, model.stage_widths) == (ours, widths)
-    names = reference_names(from_reference(config, None))
+def test_each_parameter_has_a_name_in_the_reference(encoder: str, ours: str, theirs: str) -> None:
+    names = reference_names(from_reference(changed(TRAIN, **SMALL, encoder=encoder), None))
+    assert names[ours] == theirs
     assert len(set(names.values())) == len(names)
-    if ours == "resnet12":
-        assert names["encoder.layer2.conv3.norm.bias"] == "encoder.layer2.bn3.bias"
-        assert names["encoder.layer1.shortcut.conv.weight"] == "encoder.layer1.res_conv.conv.weight"
-    if ours == "resnet10":
-        assert names["encoder.stem.norm.weight"] == "encoder.layer0.bn.weight"
-        assert names["encoder.layer2.0.conv1.conv.weight"] == "encoder.layer2.conv1.weight"
-    assert names["head.bias"] == "classifier.linear.bias"
+
+
+def test_notes_say_where_the_reference_deviates_from_its_own_settings(tmp_path: Path) -> None:
+    config = changed(TRAIN, inner_args__n_step=0, inner_args__encoder_lr=0, dataset="meta-cub200")
+    config["inner_args"]["frozen"] = ["bn", "nothing"]
+    ours, output = converted(tmp_path, config)
+    assert (ours.inner.num_steps, ours.inner.lr, ours.inner.frozen) == (5, 0.01, ("*.norm",))
+    zeros = ("n_step: 0 stands for 5", "encoder_lr: 0 stands for 0.01")
+    for text in (*zeros, "'nothing' is in no", "check the name"):
+        assert text in output
+        assert text in (tmp_path / "ours.yaml").read_text(encoding="utf-8")
 
 
 def test_a_checkpoint_becomes_a_run_that_can_be_tested(
@@ -149,32 +177,6 @@ def test_a_checkpoint_becomes_a_run_that_can_be_tested(
     assert again.exit_code == 2
     assert "holds checkpoints; give another --name" in again.output
     assert not (tmp_path / "other.yaml").exists()
-
-
-def test_zero_means_the_default_in_the_reference_and_is_said(tmp_path: Path) -> None:
-    config = changed(TRAIN, inner_args__n_step=0, inner_args__encoder_lr=0)
-    config["inner_args"]["frozen"] = ["bn", "nothing"]
-    ours, output = converted(tmp_path, config)
-    inner = ours.inner
-    assert (inner.num_steps, inner.lr, inner.frozen) == (5, 0.01, ("*.norm",))
-    for text in ("n_step: 0 stands for 5", "encoder_lr: 0 stands for 0.01", "'nothing' is in no"):
-        assert text in output
-        assert text in (tmp_path / "ours.yaml").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("texts", "patterns"),
-    [
-        (["bn"], ["*.norm"]),
-        (["encoder"], ["encoder"]),
-        (["classifier"], ["head"]),
-        (["conv1", "linear.bias"], ["encoder.conv1", "head.bias"]),
-        ([], []),
-    ],
-)
-def test_frozen_parts_of_names_become_patterns(texts: list[str], patterns: list[str]) -> None:
-    theirs = reference_names(from_reference(TRAIN, None))
-    assert frozen_patterns(texts, theirs) == patterns
 
 
 BN = "encoder_args.bn_args"
@@ -260,15 +262,3 @@ def test_mistakes_of_both_files_come_at_once_with_their_lines(tmp_path: Path) ->
     ):
         assert says in outcome.output
     assert not (tmp_path / "o").exists()
-
-
-@pytest.mark.parametrize(
-    ("dataset", "path"),
-    [("meta-cub200", "materials/cub200"), ("meta-inatural", "materials/inatural")],
-)
-def test_data_stays_where_the_reference_looks_for_it(
-    tmp_path: Path, dataset: str, path: str
-) -> None:
-    config, output = converted(tmp_path, changed(TRAIN, dataset=dataset))
-    assert config.data.source.path == Path(path)
-    assert ("check the name" in output) == (dataset == "meta-cub200")
