@@ -60,11 +60,7 @@ def convert_files(
 def _read(
     paths: Sequence[Path], checkpoint: Path | None, saved: Saved | None
 ) -> tuple[Training, Testing | None]:
-    """Return the configurations, the first perhaps from the checkpoint.
-
-    Raises:
-        UserError: naming every key and value of either that has no counterpart.
-    """
+    """Return the configurations, the first perhaps from the checkpoint."""
     files: list[tuple[Path | None, Mapping[str, Any], Origins]]
     files = [(path, *read_yaml(path)) for path in paths]
     if saved and saved.config and all(kind_of(tree) is Testing for _, tree, _ in files):

@@ -107,11 +107,7 @@ def _swept(
 def _gradient_along(
     support_loss: SupportLoss, state: Fast, frozen: Params, direction: Params
 ) -> Params:
-    """Differentiate the gradient of the support loss at ``state`` along a direction.
-
-    Returns:
-        By name, for parameters of both kinds on which the loss depends at all.
-    """
+    """Differentiate the gradient of the support loss along a direction, where there is one."""
     with forward_ad.dual_level():
         params = {
             name: forward_ad.make_dual(value, direction[name])
@@ -139,16 +135,10 @@ def make_forward_mode_ready() -> None:
 def _trajectory(
     support_loss: SupportLoss, start: Fast, inner: InnerConfig
 ) -> tuple[list[tuple[Fast, Generators]], Fast]:
-    """Adapt without a graph.
-
-    The copies lie in memory that is taken at once: small tensors that stay among large ones that
-    go leave holes in the heap, which grew by a third over 50 steps.
-
-    Returns:
-        The start of each inner step, with the states of torch's generators there (dropout draws
-        from them), no steps if nothing adapts; and the adapted weights.
-    """
-    count = inner.num_steps if start.params else 0
+    """Return the state before each inner step, with torch's generators there; and that after."""
+    count = inner.num_steps if start.params else 0  # no step takes anything back if nothing adapts
+    # Memory that is taken at once: small tensors that stay among large ones that go leave holes in
+    # the heap, which grew by a third over 50 steps.
     memory = [
         {name: value.new_empty(count, *value.shape) for name, value in part.items()}
         for part in (start.params, start.velocity)

@@ -27,13 +27,6 @@ class Fast:
     buffers: Buffers
     """Moments that norm layers accumulate; never differentiated through."""
 
-    @classmethod
-    def at(cls, params: Params, buffers: Buffers, inner: InnerConfig) -> Fast:
-        """Start at ``params``, at rest."""
-        moving = params if inner.momentum else {}
-        velocity = {name: torch.zeros_like(value) for name, value in moving.items()}
-        return cls(params=params, velocity=velocity, buffers=buffers)
-
     def detached(self) -> Fast:
         """Return fresh leaves of the same values."""
         return Fast(

@@ -44,7 +44,9 @@ def begin(
         params, buffers = _repeated(params, len(episode)), _repeated(buffers, len(episode))
     adapting = {name: value for name, value in params.items() if name not in frozen}
     fixed = {name: value.detach() for name, value in params.items() if name in frozen}
-    return fixed, Fast.at(adapting, buffers, inner)
+    moving = adapting if inner.momentum else {}
+    velocity = {name: torch.zeros_like(value) for name, value in moving.items()}
+    return fixed, Fast(params=adapting, velocity=velocity, buffers=buffers)
 
 
 def _require_gradients(episode: Episode | EpisodeBatch) -> None:
