@@ -140,19 +140,14 @@ def inner_settings(inner: InnerArguments, theirs: Mapping[str, str]) -> tuple[Se
         "head_lr": inner.classifier_lr or ZERO_STANDS_FOR["classifier_lr"],
         "momentum": inner.momentum,
         "weight_decay": inner.weight_decay,
-        "frozen": frozen_patterns(inner.frozen, theirs),
+        "frozen": _frozen_patterns(inner.frozen, theirs),
         "gradient": "first_order" if inner.first_order else "unrolled",
     }
     return settings, notes
 
 
-def frozen_patterns(texts: Sequence[str], theirs: Mapping[str, str]) -> list[str]:
-    """Return the widest patterns for the parameters whose name in the reference holds a text.
-
-    Args:
-        texts: parts of the reference's names.
-        theirs: the reference's name of each of our parameters.
-    """
+def _frozen_patterns(texts: Sequence[str], theirs: Mapping[str, str]) -> list[str]:
+    """Return the widest patterns for the parameters whose name in the reference holds a text."""
     chosen = {ours for ours, name in theirs.items() if any(text in name for text in texts)}
     parts = [name.split(".") for name in theirs]
     prefixes = [".".join(part[:depth]) for depth in range(1, 10) for part in parts]
