@@ -10,7 +10,7 @@ from helpers_fuzz import Fuzz, changed_bytes, changed_tree, hostile_values
 from helpers_reference import saved
 from hypothesis import strategies as st
 from test_fuzz_config import TRICKS, as_yaml
-from test_fuzz_runs import hostile_torch, torch_cases, torch_file, trees_of_tensors
+from test_fuzz_runs import hostile_torch, torch_cases, torch_file
 
 from raymaml.convert import from_reference
 from raymaml.convert.command import convert_files
@@ -76,7 +76,6 @@ def test_checkpoints(fuzz: Fuzz) -> None:
         changed_tree(described, hostile_values(fuzz.root)).map(
             lambda tree: torch_file({**honest, **tree}) if isinstance(tree, dict) else b""
         ),
-        trees_of_tensors(honest).map(torch_file),
         st.sampled_from(hostile_torch(weights, torch_file(honest))),
         st.sampled_from(
             [None, weights[key].to(torch.complex64), weights[key].expand(2, -1, -1, -1, -1)]
