@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import raymaml
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank, write_bank
+from raymaml.data.bank_format import in_memory
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.run_audit import audit_run
 from raymaml.evaluation.run_test import plan_test
@@ -41,12 +41,12 @@ def run(make_config: Any) -> Config:
 def dealt(folder: Path, splits: dict[str, str] = SWAPPED, **names: str) -> ImageBank:
     """The tiny bank with classes in other splits, and by other names."""
     classes = [
-        replace(
-            each,
-            split=splits.get(each.name, each.split),
-            name=names.get(each.name.replace("-", "_"), each.name),
+        in_memory(
+            names.get(each.name.replace("-", "_"), each.name),
+            splits.get(each.name, each.split),
+            *images,
         )
-        for each in tiny_classes()
+        for each, images in tiny_classes()
     ]
     return write_bank(folder, classes, source="dealt", licence="none", image_shape=(1, 16, 16))
 
@@ -116,11 +116,12 @@ def test_a_run_of_an_older_version_does_not_know_its_classes(run: Config, tmp_pa
 def test_a_class_is_known_by_its_name_or_by_some_of_its_images(
     tiny_bank: ImageBank, tmp_path: Path
 ) -> None:
-    (first, *_) = classes = tiny_classes()
-    changed = first.images.copy()
+    (first, (images,)), *others = tiny_classes()
+    changed = images.copy()
     changed[4] ^= 1  # the middle one of eight
     write = {"source": "x", "licence": "x", "image_shape": (1, 16, 16)}
-    other = write_bank(tmp_path / "other", [replace(first, images=changed), *classes[1:]], **write)
+    classes = [in_memory(first.name, first.split, changed), *others]
+    other = write_bank(tmp_path / "other", classes, **write)
     assert other.class_digest(0) != tiny_bank.class_digest(0)
     assert other.class_digest(1) == tiny_bank.class_digest(1)
     assert len({tiny_bank.class_digest(each) for each in range(22)}) == 22
