@@ -6,6 +6,7 @@ Everything is a function of fixed seeds. 16x16 is the smallest image that ConvNe
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from raymaml.storage.place import Place, is_remote, to_place
 from raymaml.training.data import sample_shards
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets background jobs ignore it
 
 MakeConfig = Callable[..., Config]
 

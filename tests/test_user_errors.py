@@ -74,13 +74,13 @@ OF_A_COMMAND = {
     "train name=new model.width=null model.encoder=no_such_package:Encoder": (
         "model.encoder: no_such_package:Encoder cannot be imported ... No module named"
     ),
-    "train name=new model.width=null model.encoder=torch.nn:Linear": (
-        "model.encoder: torch.nn:Linear cannot be ... model.encoder_args {} ... in_features"
+    "train name=new model.width=null model.encoder=helpers_encoders:Linear": (
+        "model.encoder: helpers_encoders:Linear cannot be ... model.encoder_args {} ... in_features"
     ),
-    "train name=new model.width=null model.encoder=torch.nn:Identity": (
+    "train name=new model.width=null model.encoder=helpers_encoders:Identity": (
         "turns 2 images into [2, 1, 16, 16]; it must give features of shape [2, number"
     ),
-    "train name=new 'model={encoder: torch.nn:Flatten, norm: none, head: zero}'": (
+    "train name=new 'model={encoder: helpers_encoders:Flatten, norm: none, head: zero}'": (
         "model: has no parameters to learn: the encoder has none, and the head starts at"
     ),
     "train name=new 'data.normalize={mean: [0, 0, 0], std: [1, 1, 1]}'": (
@@ -113,7 +113,7 @@ OF_A_COMMAND = {
     ),
     "data-import": "data.source.path: {place}/images is not a folder; give one that exists",
     "data-import 'data.source={kind: omniglot, path: nowhere}'": (
-        "data.source.path: nowhere is not a folder; it must hold images_background.zip"
+        "data.source.path: nowhere is not a folder; give one that exists"
     ),
     # the run
     "train inner.lr=0.2 model.width=8": (

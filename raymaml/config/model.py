@@ -31,6 +31,12 @@ NormPolicy = Literal[
     "layer",
     "none",
 ]
+TRANSDUCTIVE = {"transductive"}
+"""Policies by which a prediction depends on the other queries."""
+BY_THE_BATCH = {
+    *("transductive", "running", "episodic", "episodic_biased", "context", "tasknorm_reference")
+}
+"""Policies that normalise the support set by its batch, for which there are closed rules."""
 NormByPattern = Annotated[dict[str, NormPolicy], Field(min_length=1)]
 Width = Annotated[PositiveInt, Field(le=65_536)]
 FourWidths = tuple[Width, Width, Width, Width]
@@ -85,7 +91,7 @@ class ModelConfig(Section):
     @property
     def is_transductive(self) -> bool:
         """Whether predictions depend on the other queries."""
-        return "transductive" in self.norm_by_pattern.values()
+        return not TRANSDUCTIVE.isdisjoint(self.norm_by_pattern.values())
 
     @property
     def stage_widths(self) -> tuple[int, int, int, int]:

@@ -13,13 +13,15 @@ from raymaml.types import Params
 def build_optimizer(outer: OuterConfig, params: Params) -> torch.optim.Optimizer:
     """Return the optimizer of the meta-parameters."""
     values, lr, decay = list(params.values()), outer.lr, outer.weight_decay
-    if outer.optimizer == "adam":
-        return torch.optim.Adam(values, lr=lr, weight_decay=decay)
-    if outer.optimizer == "adamw":
-        return torch.optim.AdamW(values, lr=lr, weight_decay=decay)
-    if outer.optimizer == "rmsprop":
-        return torch.optim.RMSprop(values, lr=lr, weight_decay=decay, momentum=outer.momentum)
-    return torch.optim.SGD(values, lr=lr, weight_decay=decay, momentum=outer.momentum)
+    match outer.optimizer:
+        case "adam":
+            return torch.optim.Adam(values, lr=lr, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(values, lr=lr, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(values, lr=lr, weight_decay=decay, momentum=outer.momentum)
+        case "sgd":
+            return torch.optim.SGD(values, lr=lr, weight_decay=decay, momentum=outer.momentum)
 
 
 def learning_rate(outer: OuterConfig, step: int) -> float:

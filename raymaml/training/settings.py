@@ -9,13 +9,9 @@ from collections.abc import Sequence
 import torch
 
 from raymaml.common.errors import UserError
-from raymaml.config.model import ENCODERS
+from raymaml.config.model import BY_THE_BATCH, ENCODERS
 from raymaml.config.schema import ClusterConfig, Config
 
-BY_THE_BATCH = {
-    *("transductive", "running", "episodic", "episodic_biased", "context", "tasknorm_reference")
-}
-"""Norm policies that normalise the support set by its batch, for which there are closed rules."""
 WORTH_IT = {"convnet4": 150_000}
 """Activations of the first layer, over a support set, from which on mixed_mode is faster..."""
 WORTH_IT_ELSEWHERE = 1_000_000

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# PyTorch's own, under a module of few files: all files of an encoder's package are read.
+Linear, Identity, Flatten = nn.Linear, nn.Identity, nn.Flatten
+
 
 class Plain(nn.Module):
     """Without random numbers."""
