@@ -18,9 +18,6 @@ config: c.yaml
 """
 
 
-MANY = list(range(1000))
-
-
 def study(tmp_path: Path, text: str = "") -> Path:
     path = tmp_path / "s.yaml"
     path.write_text(SMALLEST + text, encoding="utf-8")
@@ -62,10 +59,6 @@ cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]
     [
         ("nam: x\n", "s.yaml:4: nam is unknown; did you mean name?"),
         ("arms: []\n", "s.yaml:4: arms is []"),
-        (  # counted before they are made
-            f"cross: {{inner.lr: {MANY}, inner.head_lr: {MANY}, inner.num_steps: {MANY}}}\n",
-            "cross: it makes 1,000,000,000 arms, and a study has 1,000 at most",
-        ),
         ("arms: [{name: a}, {name: a}]\n", "a is the name of 2 arms; give each its own"),
         (
             "arms: [{name: a, model: x}]\nmodels: {m: {}}\n",
@@ -100,6 +93,12 @@ cross: {episodes.test.num_queries: [1, 15], evaluation.inner.lr: [0.1, 0.2, 0.3]
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     (problem,) = load_study(study(tmp_path, text))[1]
     assert message in problem
+
+
+def test_crossed_values_are_counted_before_they_are_made(tmp_path: Path) -> None:
+    keys = ", ".join(f"inner.{key}: {list(range(1000))}" for key in ("lr", "head_lr", "num_steps"))
+    with pytest.raises(UserError, match="cross: it makes 1,000,000,000 arms, and a study has 1,0"):
+        load_study(study(tmp_path, f"cross: {{{keys}}}\n"))
 
 
 def test_correct_parts_are_understood_beside_wrong_ones(tmp_path: Path) -> None:
