@@ -46,7 +46,7 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
     """
     run = open_run(config, torch.device("cpu"))
     with claim(run):
-        if not is_done(config):
+        if not is_done(run.folder, config.outer):
             verify_images(run.data)
             with connected(config.cluster):
                 _train(run, echo)
@@ -56,7 +56,7 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
 def _train(run: Run, echo: Echo) -> None:
     """Train with one crew after the other, each as large as the cluster has room for."""
     config, folder = run.config, run.folder
-    crew = plan_crew(config, ray.cluster_resources())
+    crew = plan_crew(config.cluster, config.outer.meta_batch_size, ray.cluster_resources())
     asked = threading.Event()
 
     def stop() -> None:
@@ -76,7 +76,7 @@ def _train(run: Run, echo: Echo) -> None:
         on_interrupt(stop, config.cluster.grace_seconds),
     ):
         workers, patience = 0, Patience(config.cluster.max_failures)
-        while not is_done(config):
+        while not is_done(folder, config.outer):
             before = workers
             try:
                 workers = call_in_thread(partial(find_room, crew, config.cluster, asked, echo))
@@ -89,7 +89,7 @@ def _train(run: Run, echo: Echo) -> None:
             if asked.is_set():
                 break
             announce(workers, before)
-            failure = _let_train(config, crew, workers, asked)
+            failure = _let_train(run, crew, workers, asked)
             if failure is None:
                 withdraw_stop(folder)
             if asked.is_set():
@@ -100,18 +100,16 @@ def _train(run: Run, echo: Echo) -> None:
         raise stopped()
 
 
-def _let_train(
-    config: Config, crew: Crew, workers: int, asked: threading.Event
-) -> Exception | None:
+def _let_train(run: Run, crew: Crew, workers: int, asked: threading.Event) -> Exception | None:
     """Train with ``workers`` until they end; return the error if workers failed and others may
     succeed. An error that other workers would meet as well is raised.
     """
-    folder = config.run_folder
+    folder = run.folder
     started = folder / STARTED
     remove(started)
     with growing(crew, workers, partial(exists, started), lambda: request_stop(folder)):
         try:
-            call_in_thread(build_trainer(config, workers, crew.use_gpu, start_attempts=1).fit)
+            call_in_thread(build_trainer(run.config, workers, crew.use_gpu, start_attempts=1).fit)
         except Exception as error:
             # The signal that asked for a stop may have ended the cluster as well.
             if is_recoverable(error) or (asked.is_set() and user_error(error) is None):

@@ -20,7 +20,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 
 from raymaml.cluster.runtime import in_background
 from raymaml.common.errors import UserError
-from raymaml.config.schema import ClusterConfig, Config
+from raymaml.config.schema import ClusterConfig
 from raymaml.training.settings import require_precision
 
 WORKER_CPUS = 0.9
@@ -110,7 +110,7 @@ class Crew:
     use_gpu: bool
 
 
-def plan_crew(config: Config, resources: Mapping[str, float]) -> Crew:
+def plan_crew(cluster: ClusterConfig, meta_batch_size: int, resources: Mapping[str, float]) -> Crew:
     """Return how many training workers there may be: fixed, unless there is a minimum.
 
     More workers than chunks of episodes in a meta-batch would have nothing to learn from.
@@ -119,11 +119,10 @@ def plan_crew(config: Config, resources: Mapping[str, float]) -> Crew:
         UserError: the number is fixed, and the cluster is too small for it; or it lacks the
             precision.
     """
-    cluster = config.cluster
     if cluster.min_workers is None:
         count, use_gpu = plan_workers(cluster, resources)
         return Crew(minimum=count, maximum=count, use_gpu=use_gpu)
-    chunks = -(-config.outer.meta_batch_size // cluster.episodes_per_chunk)
+    chunks = -(-meta_batch_size // cluster.episodes_per_chunk)
     useful = max(cluster.min_workers, chunks)
     return Crew(
         minimum=cluster.min_workers,

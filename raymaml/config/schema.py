@@ -230,6 +230,41 @@ class Config(Section):
         """The inner loop of validation and test."""
         return self.evaluation.inner.apply(self.inner)
 
+    @property
+    def learning(self) -> dict[str, Any]:
+        """The keys that decide the weights, which a resumed run may not change, in their sections.
+
+        Everything else (workers, devices, rhythm of logging, evaluation) may change when a run
+        resumes; so may the number of outer steps, unless a schedule depends on it.
+        """
+        free = {"log_every", "validate_every", "checkpoint_every"}
+        if self.outer.schedule != "cosine":
+            free.add("num_steps")
+        return self.model_dump(
+            mode="json",
+            include={
+                "seed": True,
+                "data": {"image_size": True, "normalize": True, "augment": {"train"}},
+                "episodes": {"seed", "train"},
+                "model": True,
+                "inner": True,
+                "outer": set(OuterConfig.model_fields) - free,
+                "cluster": {
+                    "threads_per_worker",
+                    "precision",
+                    "memory_format",
+                    "episodes_per_chunk",
+                },
+            },
+        )
+
+    @property
+    def validating(self) -> dict[str, Any]:
+        """The keys that decide a validation beside weights, bank and seeds, in their sections."""
+        include: Any = {"episodes": {"val"}, "data": {"augment": {"val"}}}
+        inner = self.test_inner.model_dump(mode="json", exclude={"gradient"})
+        return {**self.model_dump(mode="json", include=include), "evaluation": {"inner": inner}}
+
     @model_validator(mode="after")
     def _learned_head_keeps_its_ways(self) -> Config:
         ways = {split: self.episodes.of(split).num_ways for split in SPLITS}
@@ -239,26 +274,3 @@ class Config(Section):
                 " one row a way, so the ways must be equal (or set model.head: zero)"
             )
         return self
-
-
-def learning_fingerprint(config: Config) -> dict[str, Any]:
-    """Return the keys that decide the weights, which a resumed run may not change.
-
-    Everything else (workers, devices, rhythm of logging, evaluation) may change when a run resumes;
-    so may the number of outer steps, unless a schedule depends on it.
-    """
-    free = {"log_every", "validate_every", "checkpoint_every"}
-    if config.outer.schedule != "cosine":
-        free.add("num_steps")
-    return config.model_dump(
-        mode="json",
-        include={
-            "seed": True,
-            "data": {"image_size": True, "normalize": True, "augment": {"train"}},
-            "episodes": {"seed", "train"},
-            "model": True,
-            "inner": True,
-            "outer": set(OuterConfig.model_fields) - free,
-            "cluster": {"threads_per_worker", "precision", "memory_format", "episodes_per_chunk"},
-        },
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
     if (checkpoint := arms[0].checkpoint) is not None:
         require_same_model(checkpoint, config, arms[0].bank.image_shape)
     arms[0].build()
-    return _campaign(config, arms)
+    return _campaign(*arms)
 
 
 def plan_report(config: Config) -> Campaign:
@@ -39,7 +39,7 @@ def plan_report(config: Config) -> Campaign:
     """
     arms = _arms(config, torch.device("cpu"), code={})
     chunk_size = config.evaluation.chunk_size
-    return _campaign(config, [_as_recorded(arm, chunk_size) for arm in arms]).require_finished()
+    return _campaign(*(_as_recorded(arm, chunk_size) for arm in arms)).require_finished()
 
 
 def _as_recorded(arm: Arm, chunk_size: int) -> Arm:
@@ -52,14 +52,14 @@ def _as_recorded(arm: Arm, chunk_size: int) -> Arm:
     return next(iter([*finished, *recorded]), arm)
 
 
-def _campaign(config: Config, arms: Iterable[Arm]) -> Campaign:
-    folder = config.run_folder / "test"
+def _campaign(model: Arm, *baselines: Arm) -> Campaign:
+    folder = model.folder.parent
     return Campaign(
-        name=config.name,
+        name=model.config.name,
         folder=folder,
         records=folder,
-        arms=tuple(arms),
-        chunk_size=config.evaluation.chunk_size,
+        arms=(model, *baselines),
+        chunk_size=model.config.evaluation.chunk_size,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.common.logs import plain
-from raymaml.config.schema import SPLITS, Config
+from raymaml.config.schema import SPLITS, AllEpisodes, Config, DataConfig
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.importers import import_bank
@@ -50,7 +51,7 @@ def run_study(
     configs = {config.name: config for config in study.trainings}.values()
     untrained = [config for config in configs if not _is_trained(config)]
     for config in untrained:
-        provide_data(config, echo)
+        provide_data(config.data, config.episodes, echo)
     if untrained:
         with gathered() as mistakes:
             for arm in study.arms:
@@ -70,20 +71,20 @@ def _is_trained(config: Config) -> bool:
         UserError: it is of another config, or an earlier raymaml started it.
     """
     require_of_today(config.run_folder)
-    if not is_done(config):
+    if not is_done(config.run_folder, config.outer):
         return False
     require_trained_by(config)
     return True
 
 
-def provide_data(config: Config, echo: Echo) -> None:
+def provide_data(data: DataConfig, episodes: AllEpisodes, echo: Echo) -> None:
     """Make bank and shards, where they are not there; what is there is left to be checked."""
-    if not exists(config.data.bank / HEADER_FILE):
-        bank = import_bank(config.data, config.episodes, lambda note: echo(plain(note)))
+    if not exists(data.bank / HEADER_FILE):
+        bank = import_bank(data, episodes, lambda note: echo(plain(note)))
         echo(plain(f"{bank.folder}: {bank.num_images} images of {bank.source}"))
-    manifests = (config.data.shards / split / MANIFEST_FILE for split in SPLITS[:2])
+    manifests = (data.shards / split / MANIFEST_FILE for split in SPLITS[:2])
     if not all(exists(manifest) for manifest in manifests):
-        for shards in sample_shards(config.data, config.episodes, open_bank(config.data)):
+        for shards in sample_shards(data, episodes, open_bank(data)):
             echo(f"{shards.folder}: {shards.count} episodes")
 
 
@@ -143,11 +144,15 @@ def _arm(study: Study, arm: TrainedArm, shared: Shared) -> Arm:
         require_of_its_run(checkpoint, model)
         other_bank(checkpoint, bank, asked=config.evaluation.other_bank)  # before it is sampled
     changes = ", ".join(f"{key} {value}" for key, value in chosen.set.items())
+    shards = _sample_test(
+        study.folder.parent / "episodes", bank, config.episodes, config.data.cache
+    )
+    data = config.data.model_copy(update={"shards": shards})
     return Arm(
         name=chosen.name,
         description=f"{model.name}, {'initial weights' if checkpoint is None else checkpoint.name}"
         + (f", {changes}" if changes else ""),
-        config=_with_episodes(study, bank, config),
+        config=config.model_copy(update={"data": data}),
         checkpoint=checkpoint,
         num_episodes=config.episodes.test.num_episodes,
         target_half_width=study.base.evaluation.target_half_width,
@@ -156,16 +161,12 @@ def _arm(study: Study, arm: TrainedArm, shared: Shared) -> Arm:
     )
 
 
-def _with_episodes(study: Study, bank: ImageBank, config: Config) -> Config:
-    """Sample the test episodes of an arm; arms of one seed and shape share the folder."""
-    spec = config.episodes.test
-    seed, cache = config.episodes.seed, config.data.cache
-    digest = fold_in(seed, bank.hash, spec.model_dump_json())
-    shards = study.folder.parent / "episodes" / f"{digest:016x}"
-    sampling = Sampling(bank, spec, seed=seed, split="test", folder=shards / "test", cache=cache)
-    sampling.write()
-    data = config.data.model_copy(update={"shards": shards})
-    return config.model_copy(update={"data": data})
+def _sample_test(folder: Place, bank: ImageBank, episodes: AllEpisodes, cache: Path) -> Place:
+    """Sample the test episodes of an arm below ``folder``; arms of one seed and shape share."""
+    seed, spec = episodes.seed, episodes.test
+    shards = folder / f"{fold_in(seed, bank.hash, spec.model_dump_json()):016x}"
+    Sampling(bank, spec, seed=seed, split="test", folder=shards / "test", cache=cache).write()
+    return shards
 
 
 def write_study_report(study: Study, campaign: Campaign) -> Place:

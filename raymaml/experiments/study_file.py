@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raymaml.common.errors import Mistakes, UserError, gathered
 from raymaml.config.load import Changes, load_config, load_study, named_config
-from raymaml.config.schema import Config, learning_fingerprint
+from raymaml.config.schema import Config
 from raymaml.config.study import StudyArm, StudyConfig, with_seed_in_name
 from raymaml.storage.place import Place
 
@@ -115,7 +115,7 @@ def _note_runs_of_two_models(
     runs: dict[str, Config] = {}
     for model, config in ((model, each) for model, found in trainings.items() for each in found):
         other = runs.setdefault(config.name, config)
-        same = learning_fingerprint(config) == learning_fingerprint(other)
+        same = config.learning == other.learning
         if not same or config.outer.num_steps != other.outer.num_steps:
             mistakes.add(
                 f"{path}: models: {model}: is the run {config.name}, as is a model that learns"

@@ -25,7 +25,7 @@ from raymaml.seeding import bit_stream, uniform
 from raymaml.storage.files import make_folder
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
-from raymaml.training.identity import deciding, judging
+from raymaml.training.identity import flat
 from raymaml.training.run import claim, open_run
 from raymaml.training.session import Ask, EndedEarly, LocalSession
 from raymaml.training.settings import local_device
@@ -107,8 +107,8 @@ class Sweep:
         return {
             **{f"sweep.{key}": value for key, value in own.items()},
             **{f"outer.{key}": value for key, value in steps.items()},
-            **deciding(self.base),
-            **judging(self.base),
+            **flat(self.base.learning),
+            **flat(self.base.validating),
         }
 
 
@@ -217,7 +217,7 @@ def run_sweep(
     """
     from raymaml.experiments.sweep_report import write_sweep_report
 
-    provide_data(sweep.base, echo)
+    provide_data(sweep.base.data, sweep.base.episodes, echo)
     make_folder(sweep.folder, "run_dir")
     what = f"{sweep.folder}: another process runs this sweep"
     taken = UserError(what, remedy="wait for it, or stop it")

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.common.untrusted import checked, parse_json, shortened
-from raymaml.config.schema import Config, learning_fingerprint
+from raymaml.config.schema import Config
 from raymaml.data.bank_format import ImageShape
 from raymaml.models.source import encoder_source
 from raymaml.storage.files import exists, read_bytes
@@ -48,7 +48,7 @@ class Identity:
     def of_run(self) -> dict[str, Any]:
         """Return what ``run.json`` says of learning, in sections as the config."""
         return {
-            **learning_fingerprint(self.config),
+            **self.config.learning,
             "bank_hash": self.bank_hash,
             "train_manifest": self.train_manifest,
             "encoder_source": self.encoder_source,
@@ -125,24 +125,6 @@ def as_meant(tree: Mapping[str, Any]) -> dict[str, Any]:
         case {"seed": seed, "episodes": {**episodes}}:  # before they had a seed it was theirs
             meant["episodes"] = {"seed": seed, **episodes}
     return meant
-
-
-def deciding(config: Config) -> dict[str, Any]:
-    """Return the keys that decide the weights of ``config``, each with its value."""
-    return flat(learning_fingerprint(config))
-
-
-def judging(config: Config) -> dict[str, Any]:
-    """Return the keys that decide a validation beside weights, bank and seeds, as they count."""
-    dump = config.model_dump(mode="json")
-    inner = config.test_inner.model_dump(mode="json", exclude={"gradient"})
-    return flat(
-        {
-            "evaluation": {"inner": inner},
-            "episodes": {"val": dump["episodes"]["val"]},
-            "data": {"augment": {"val": dump["data"]["augment"]["val"]}},
-        }
-    )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -12,6 +12,7 @@ import torch
 from raymaml.common.errors import StorageError, UserError
 from raymaml.common.untrusted import json_text
 from raymaml.config.load import dump_config
+from raymaml.config.model import OuterConfig
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.meta.learner import MetaLearner
@@ -23,7 +24,7 @@ from raymaml.training.checkpoint import CARD, checkpoint_path, list_steps, read_
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import explained
 from raymaml.training.identity import IDENTITY, SCHEMA_VERSION, Classes, Identity, identity_of
-from raymaml.training.settings import gradient_method, settings_line
+from raymaml.training.settings import gradient_method, workers_line
 from raymaml.training.state import build_learner
 from raymaml.training.store import check_last
 from raymaml.training.trust import require_of_today, require_same_start
@@ -48,9 +49,17 @@ class Run:
 
     def introduction(self, device: torch.device, num_workers: int) -> str:
         """Return lines that say how workers on ``device`` train, and how each module adapts."""
-        settings = settings_line(self.config, self.data.image_shape, device, num_workers)
-        table = self.learner.adaptation_table()
-        return f"{settings}\n{self.folder}: the inner loop adapts\n{table}"
+        config, spec = self.config, self.config.episodes.train
+        support = (spec.num_ways * spec.num_shots, *self.data.image_shape)
+        method = gradient_method(config.inner, config.model, config.cluster, support, device)
+        chosen = " (auto)" if config.inner.gradient == "auto" else ""
+        workers = workers_line([config.cluster], device, num_workers)
+        chunk = config.cluster.episodes_per_chunk
+        at_once = f", {chunk} episodes at once" if chunk > 1 else ""
+        return (
+            f"{self.folder}: {workers}{at_once}; meta-gradient by {method}{chosen}\n"
+            f"{self.folder}: the inner loop adapts\n{self.learner.adaptation_table()}"
+        )
 
 
 def open_run(config: Config, device: torch.device) -> Run:
@@ -62,12 +71,11 @@ def open_run(config: Config, device: torch.device) -> Run:
     """
     require_of_today(config.run_folder)
     data = open_training_data(config, device)
-    method = gradient_method(config, data.image_shape, device)
     shards = data.train.shards
     identity = identity_of(
         config, data.image_shape, shards.manifest.bank_hash, shards.manifest_hash
     )
-    with explained(config.run_folder, config.cluster, method):
+    with explained(config.run_folder, config.cluster):
         learner = build_learner(config, data.image_shape, config.episodes.train.num_ways, device)
     return Run(
         config=config, folder=config.run_folder, data=data, learner=learner, identity=identity
@@ -161,9 +169,9 @@ def write_identity(run: Run) -> None:
     write_text(folder / "config.yaml", dump_config(run.config))
 
 
-def is_done(config: Config) -> bool:
-    """Return whether no outer step of the run of ``config`` is left to do."""
-    return saved_step(config.run_folder) >= config.outer.num_steps
+def is_done(folder: Place, outer: OuterConfig) -> bool:
+    """Return whether the run in ``folder`` has no outer step left to do."""
+    return saved_step(folder) >= outer.num_steps
 
 
 def _classes(bank: ImageBank) -> Classes:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from raymaml.common.errors import UserError
-from raymaml.config.model import BY_THE_BATCH, ENCODERS
-from raymaml.config.schema import ClusterConfig, Config
+from raymaml.config.model import BY_THE_BATCH, ENCODERS, InnerConfig, ModelConfig
+from raymaml.config.schema import ClusterConfig
 
 WORTH_IT = {"convnet4": 150_000}
 """Activations of the first layer, over a support set, from which on mixed_mode is faster..."""
@@ -31,22 +31,33 @@ MALLOC_ENVIRONMENT = {
 a heap of its own, before our code runs in it."""
 
 
-def gradient_method(config: Config, image_shape: tuple[int, int, int], device: torch.device) -> str:
-    """Return the method of the meta-gradient: the config's, or the fastest one measured.
+def gradient_method(
+    inner: InnerConfig,
+    model: ModelConfig,
+    cluster: ClusterConfig,
+    support_shape: tuple[int, int, int, int],
+    device: torch.device,
+) -> str:
+    """Return the method of the meta-gradient: the one asked for, or the fastest one measured.
 
     On CPU: ``mixed_mode`` for encoders of raymaml with norms that have closed rules, unless images
     are so few and small that the plain graph is faster. ``checkpointed``, which needs no rules but
     PyTorch's and has a memory as flat, for all that was not measured or where it was faster; of a
     single step there is nothing to save, and the plain graph does.
+
+    Args:
+        inner: the inner loop.
+        model: encoder and norm decide.
+        cluster: the memory layout decides.
+        support_shape: of the images of a support set, [S, C, H, W].
+        device: to learn on.
     """
-    inner, model, train = config.inner, config.model, config.episodes.train
     if inner.gradient != "auto":
         return inner.gradient
     known = model.encoder in ENCODERS and set(model.norm_by_pattern.values()) <= BY_THE_BATCH
-    if not known or device.type != "cpu" or image_layout(config.cluster, device) != "channels_last":
+    if not known or device.type != "cpu" or image_layout(cluster, device) != "channels_last":
         return "unrolled" if inner.num_steps <= 1 else "checkpointed"  # one step: nothing to save
-    _, height, width = image_shape
-    support = train.num_ways * train.num_shots
+    support, _, height, width = support_shape
     activations = support * height * width * model.stage_widths[0]
     worth_it = activations >= WORTH_IT.get(model.encoder, WORTH_IT_ELSEWHERE)
     return "mixed_mode" if worth_it or inner.num_steps > FEW_STEPS else "unrolled"
@@ -57,17 +68,6 @@ def image_layout(cluster: ClusterConfig, device: torch.device) -> str:
     if cluster.memory_format != "auto":
         return cluster.memory_format
     return "channels_last" if device.type == "cpu" else "contiguous"
-
-
-def settings_line(
-    config: Config, image_shape: tuple[int, int, int], device: torch.device, num_workers: int
-) -> str:
-    """Return a line that lists the settings of a run, chosen and asked for."""
-    line = f"{config.run_folder}: {workers_line([config.cluster], device, num_workers)}"
-    if config.cluster.episodes_per_chunk > 1:
-        line += f", {config.cluster.episodes_per_chunk} episodes at once"
-    chosen = " (auto)" if config.inner.gradient == "auto" else ""
-    return f"{line}; meta-gradient by {gradient_method(config, image_shape, device)}{chosen}"
 
 
 def workers_line(clusters: Sequence[ClusterConfig], device: torch.device, num_workers: int) -> str:

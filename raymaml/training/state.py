@@ -96,7 +96,9 @@ def build_learner(
         num_ways=num_ways,
         seed=fold_in(config.seed, "init"),
     )
-    method = gradient_method(config, image_shape, device)
+    train = config.episodes.train
+    support = (train.num_ways * train.num_shots, *image_shape)
+    method = gradient_method(config.inner, config.model, config.cluster, support, device)
     learner = MetaLearner(
         model.to(device),
         config.inner.model_copy(update={"gradient": method}),

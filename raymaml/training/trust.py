@@ -24,8 +24,7 @@ from raymaml.training.identity import (
     SCHEMA_VERSION,
     Identity,
     as_meant,
-    deciding,
-    judging,
+    flat,
     read_run_file,
     require_equal,
 )
@@ -67,7 +66,9 @@ def require_trained_by(config: Config) -> None:
         UserError: there is no run, or it was not.
     """
     trained = trained_config(find_checkpoint(config.run_folder, "last"), config)
-    require_equal(config.run_folder, deciding(trained), deciding(config), _STARTED, _TO_RESUME)
+    require_equal(
+        config.run_folder, flat(trained.learning), flat(config.learning), _STARTED, _TO_RESUME
+    )
 
 
 def require_of_run(last: Place, identity: Identity) -> None:
@@ -87,8 +88,8 @@ def require_of_run(last: Place, identity: Identity) -> None:
         if read_card(path).validation is not None:
             require_equal(
                 path / CARD,
-                judging(trained_config(path, config)),
-                judging(config),
+                flat(trained_config(path, config).validating),
+                flat(config.validating),
                 "was validated with {key} = {had}, the config now says {has}, and the best of both"
                 " would not be one of either",
                 "give the old value to go on, and give the new one to `raymaml test` alone, or"
@@ -116,7 +117,7 @@ def require_of_its_run(path: Place, own: Config, now: Identity | None = None) ->
     if knows_no_bank(path, card):
         unsaid.add("bank_hash")
     says = {
-        **deciding(trained_config(path, own)),
+        **flat(trained_config(path, own).learning),
         **card.model_dump(include={"image_shape", "bank_hash", "encoder_source"}),
     }
     sentence = "{key} is {has}, " + whose + " {had}"
@@ -151,7 +152,7 @@ def require_same_model(path: Place, config: Config, image_shape: tuple[int, int,
     """
     trained, shape = trained_config(path, config), "the image shape (C, H, W)"
     before, now = (
-        {key: value for key, value in deciding(each).items() if key.startswith("model.")}
+        {key: value for key, value in flat(each.learning).items() if key.startswith("model.")}
         for each in (trained, config)
     )
     before[shape], now[shape] = read_card(path).image_shape, image_shape

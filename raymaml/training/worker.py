@@ -38,7 +38,7 @@ def train_locally(config: Config, echo: Echo) -> bool:
     device = local_device(config.cluster)
     run = open_run(config, device)
     with claim(run):
-        if not is_done(config):
+        if not is_done(run.folder, config.outer):
             verify_images(run.data)
             echo(run.introduction(device, 1))
             session = LocalSession(run.data, device)

@@ -38,13 +38,14 @@ def test_the_crew_is_what_the_config_says(
 ) -> None:
     config = make_config("run", "outer.meta_batch_size=7", *overrides)
     minimum, maximum, use_gpu = crew
-    assert plan_crew(config, resources) == Crew(minimum=minimum, maximum=maximum, use_gpu=use_gpu)
+    found = plan_crew(config.cluster, config.outer.meta_batch_size, resources)
+    assert found == Crew(minimum=minimum, maximum=maximum, use_gpu=use_gpu)
 
 
 def test_a_fixed_crew_needs_the_whole_cluster_at_the_start(make_config: Any) -> None:
     config = make_config("run", "cluster.num_workers=3")
     with pytest.raises(UserError, match=r"cluster.num_workers is 3 but the Ray cluster has 2 CPU"):
-        plan_crew(config, CPUS)
+        plan_crew(config.cluster, config.outer.meta_batch_size, CPUS)
 
 
 @pytest.mark.parametrize(

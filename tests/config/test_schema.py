@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from raymaml.config.explain import models_in
 from raymaml.config.model import InnerConfig, InnerOverride
-from raymaml.config.schema import AllEpisodes, Config, learning_fingerprint
+from raymaml.config.schema import AllEpisodes, Config
 from raymaml.config.study import StudyConfig
 from raymaml.config.sweep import SweepConfig
 
@@ -146,7 +146,7 @@ DECIDING: list[tuple[str, dict[str, Any]]] = [
 
 def test_the_fingerprint_has_the_settings_that_decide_the_weights() -> None:
     def fingerprint(section: str = "outer", **keys: Any) -> dict[str, Any]:
-        return learning_fingerprint(make(**{section: keys}))
+        return make(**{section: keys}).learning
 
     assert all(fingerprint(section, **keys) == fingerprint() for section, keys in FREE)
     assert all(fingerprint(section, **keys) != fingerprint() for section, keys in DECIDING)

@@ -182,4 +182,4 @@ def test_data_that_cannot_be_reached_are_one_message(
 
     monkeypatch.setattr(type(config.data.bank), "exists", no_credentials)
     with pytest.raises(UserError, match=r"bank\.json: cannot be reached \(Unable to locate cred"):
-        provide_data(config, quiet)
+        provide_data(config.data, config.episodes, quiet)

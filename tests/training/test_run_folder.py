@@ -14,7 +14,7 @@ from raymaml.common.errors import StorageError, UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.training import run as run_module
-from raymaml.training.identity import ABSENT, IDENTITY, as_meant, deciding, differences
+from raymaml.training.identity import ABSENT, IDENTITY, as_meant, differences, flat
 from raymaml.training.run import (
     claim,
     open_run,
@@ -134,7 +134,7 @@ def test_what_is_no_identity_is_refused(config: Config, content: str, says: str)
 
 def test_patterns_and_arguments_are_values(make_config: Any) -> None:
     config = make_config("tiny", "model.norm={encoder.conv1: none, '*': context}")
-    norm = deciding(config)["model.norm"]
+    norm = flat(config.learning)["model.norm"]
     assert norm == {"encoder.conv1": "none", "*": "context"}
     assert differences({"model.norm": "running"}, {"model.norm": norm}) == {
         "model.norm": ("running", norm)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.training.settings import gradient_method, image_layout, settings_line, workers_line
+from raymaml.training.run import Run
+from raymaml.training.settings import gradient_method, image_layout, workers_line
 from raymaml.training.state import build_learner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +22,12 @@ COLOUR = (3, 84, 84)
 
 def config(*overrides: str) -> Config:
     return load_config(ROOT / "configs/mini-imagenet/convnet4-5way-1shot-template.yaml", overrides)
+
+
+def method_of(config: Config, shape: tuple[int, int, int], device: torch.device) -> str:
+    spec = config.episodes.train
+    support = (spec.num_ways * spec.num_shots, *shape)
+    return gradient_method(config.inner, config.model, config.cluster, support, device)
 
 
 @pytest.mark.parametrize(
@@ -42,11 +51,11 @@ def config(*overrides: str) -> Config:
     ],
 )
 def test_auto_picks_what_was_measured(overrides, shape, method: str) -> None:
-    assert gradient_method(config(*overrides), shape, CPU) == method
+    assert method_of(config(*overrides), shape, CPU) == method
 
 
 def test_what_was_not_measured_gets_what_is_always_right() -> None:
-    assert gradient_method(config(), COLOUR, CUDA) == "checkpointed"
+    assert method_of(config(), COLOUR, CUDA) == "checkpointed"
     assert image_layout(config().cluster, CUDA) == "contiguous"
     asked = config("cluster.memory_format=channels_last").cluster
     assert image_layout(asked, CUDA) == "channels_last"
@@ -83,7 +92,14 @@ ASKED = ("inner.gradient=unrolled", "cluster.precision=bf16", "cluster.episodes_
 )
 def test_the_line_says_all(overrides, device, workers: int, says: str) -> None:
     chosen = config("run_dir=r", "name=n", *overrides)
-    assert settings_line(chosen, COLOUR, device, workers) == f"r/n: {says}"
+    run = Run(
+        config=chosen,
+        folder=chosen.run_folder,
+        data=cast("Any", SimpleNamespace(image_shape=COLOUR)),
+        learner=build_learner(chosen, COLOUR, 5, CPU),
+        identity=cast("Any", None),
+    )
+    assert run.introduction(device, workers).splitlines()[0] == f"r/n: {says}"
 
 
 def test_the_line_of_judging_says_what_its_arms_are_judged_with() -> None:
