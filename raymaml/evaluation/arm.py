@@ -14,7 +14,7 @@ import torch
 
 from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig
-from raymaml.config.schema import Config
+from raymaml.config.schema import AllEpisodes, Config, DataConfig
 from raymaml.data.bank import ImageBank
 from raymaml.data.shard_format import SCHEMA_VERSION as ORDER
 from raymaml.evaluation.examination import (
@@ -60,13 +60,13 @@ class Shared:
         self._opened: dict[str, tuple[ImageBank, EpisodeSet]] = {}
         self._codes: dict[str, dict[str, str]] = {}
 
-    def data(self, config: Config) -> tuple[ImageBank, EpisodeSet]:
-        """Return the bank and the test episodes of a config."""
-        shape = config.episodes.test.model_dump(exclude={"num_episodes"})
-        key = json.dumps([config.episodes.seed, config.data.model_dump(mode="json"), shape])
+    def data(self, data: DataConfig, episodes: AllEpisodes) -> tuple[ImageBank, EpisodeSet]:
+        """Return the bank and the test episodes."""
+        shape = episodes.test.model_dump(exclude={"num_episodes"})
+        key = json.dumps([episodes.seed, data.model_dump(mode="json"), shape])
         if key not in self._opened:
-            bank = open_bank(config.data)
-            sets = open_episode_sets(config.data, config.episodes, bank, ("test",), self.device)
+            bank = open_bank(data)
+            sets = open_episode_sets(data, episodes, bank, ("test",), self.device)
             self._opened[key] = bank, sets["test"]
         return self._opened[key]
 
@@ -114,12 +114,12 @@ class Arm:
     @property
     def bank(self) -> ImageBank:
         """The bank of the test episodes."""
-        return self.shared.data(self.config)[0]
+        return self.shared.data(self.config.data, self.config.episodes)[0]
 
     @property
     def episodes(self) -> EpisodeSet:
         """The test episodes."""
-        return self.shared.data(self.config)[1]
+        return self.shared.data(self.config.data, self.config.episodes)[1]
 
     @cached_property
     def card(self) -> CheckpointCard | None:

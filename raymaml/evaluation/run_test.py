@@ -24,7 +24,8 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
     arms = _arms(config, device)
     # every mistake is reported now, before any work
     if (checkpoint := arms[0].checkpoint) is not None:
-        require_same_model(checkpoint, config, arms[0].bank.image_shape)
+        ways = config.episodes.test.num_ways
+        require_same_model(checkpoint, config.model, ways, arms[0].bank.image_shape)
     arms[0].build()
     return _campaign(*arms)
 
@@ -67,7 +68,7 @@ def _arms(config: Config, device: torch.device, code: Mapping[str, str] | None =
     """Return the arms of a test: the model, and the baselines that show what it learned."""
     evaluation, count = config.evaluation, config.episodes.test.num_episodes
     checkpoint = find_checkpoint(config.run_folder, evaluation.checkpoint)
-    require_of_its_run(checkpoint, config)
+    require_of_its_run(checkpoint)
     model = Arm(
         name="model",
         description=f"{evaluation.checkpoint} checkpoint, adapted",

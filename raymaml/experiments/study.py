@@ -49,7 +49,13 @@ def run_study(
         UserError: any of these steps finds a mistake; mistakes of arms are found before training.
     """
     configs = {config.name: config for config in study.trainings}.values()
-    untrained = [config for config in configs if not _is_trained(config)]
+    untrained = []
+    for config in configs:
+        require_of_today(config.run_folder)
+        if is_done(config.run_folder, config.outer):
+            require_trained_by(config.run_folder, config.learning)
+        else:
+            untrained.append(config)
     for config in untrained:
         provide_data(config.data, config.episodes, echo)
     if untrained:
@@ -62,19 +68,6 @@ def run_study(
             return None
     plan: Plan = partial(plan_study, study)
     return write_study_report(study, judge(plan, study.base.cluster, echo))
-
-
-def _is_trained(config: Config) -> bool:
-    """Return whether the run is done.
-
-    Raises:
-        UserError: it is of another config, or an earlier raymaml started it.
-    """
-    require_of_today(config.run_folder)
-    if not is_done(config.run_folder, config.outer):
-        return False
-    require_trained_by(config)
-    return True
 
 
 def provide_data(data: DataConfig, episodes: AllEpisodes, echo: Echo) -> None:
@@ -141,7 +134,7 @@ def _arm(study: Study, arm: TrainedArm, shared: Shared) -> Arm:
     if chosen.checkpoint != "initial":
         which = chosen.checkpoint
         checkpoint = find_checkpoint(model.run_folder, which) if isinstance(which, str) else which
-        require_of_its_run(checkpoint, model)
+        require_of_its_run(checkpoint)
         other_bank(checkpoint, bank, asked=config.evaluation.other_bank)  # before it is sampled
     changes = ", ".join(f"{key} {value}" for key, value in chosen.set.items())
     shards = _sample_test(

@@ -142,9 +142,11 @@ def export_best(sweep: Sweep, best: Report) -> Place:
             aside = aside.with_name(f"{aside.name}-again")
         rename_folder(folder, aside.name, _FROM)
     source = checkpoint_path(run, best.step)
-    config = trained_config(source, sweep.base)
+    config = trained_config(source)
     evaluation = config.evaluation.model_copy(update={"checkpoint": "best"})
-    own = {"name": BEST, "run_dir": sweep.folder, "evaluation": evaluation}
+    places = {key: getattr(sweep.base.data, key) for key in ("source", "bank", "shards", "cache")}
+    data = config.data.model_copy(update=places)
+    own = {"name": BEST, "run_dir": sweep.folder, "evaluation": evaluation, "data": data}
     files = [f"{source.name}/{name}" for name in (*read_card(source).files, CARD)]
     files += [name for name in (METRICS_FILE, IDENTITY) if exists(run / name)]
     with new_folder(folder, _FROM) as partial:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.config.explain import validated
+from raymaml.config.model import ModelConfig
 from raymaml.config.schema import Config
+from raymaml.data.bank_format import ImageShape
 from raymaml.models.source import source_files
 from raymaml.storage.place import Place
 from raymaml.training.checkpoint import (
@@ -59,16 +62,14 @@ def require_same_start(folder: Place, identity: Identity) -> None:
     require_equal(folder, before, now, _STARTED, _TO_RESUME, remedies=_REMEDIES, ignored=unsaid)
 
 
-def require_trained_by(config: Config) -> None:
-    """Check that the run was trained by what ``config`` says of learning.
+def require_trained_by(folder: Place, learning: Mapping[str, Any]) -> None:
+    """Check that a run was trained by these keys, ``Config.learning``.
 
     Raises:
         UserError: there is no run, or it was not.
     """
-    trained = trained_config(find_checkpoint(config.run_folder, "last"), config)
-    require_equal(
-        config.run_folder, flat(trained.learning), flat(config.learning), _STARTED, _TO_RESUME
-    )
+    trained = trained_config(find_checkpoint(folder, "last")).learning
+    require_equal(folder, flat(trained), flat(learning), _STARTED, _TO_RESUME)
 
 
 def require_of_run(last: Place, identity: Identity) -> None:
@@ -78,17 +79,17 @@ def require_of_run(last: Place, identity: Identity) -> None:
         UserError: naming everything in which either differs.
     """
     config = identity.config
-    require_of_its_run(last, config, identity)
+    require_of_its_run(last, identity)
     best = best_checkpoint(last)  # which another run's checkpoint may not have
     if best != last:
-        require_of_its_run(best, config, identity)
+        require_of_its_run(best, identity)
     if read_card(last).step >= config.outer.num_steps:
         return
     for path in dict.fromkeys((last, best)):
         if read_card(path).validation is not None:
             require_equal(
                 path / CARD,
-                flat(trained_config(path, config).validating),
+                flat(trained_config(path).validating),
                 flat(config.validating),
                 "was validated with {key} = {had}, the config now says {has}, and the best of both"
                 " would not be one of either",
@@ -97,7 +98,7 @@ def require_of_run(last: Place, identity: Identity) -> None:
             )
 
 
-def require_of_its_run(path: Place, own: Config, now: Identity | None = None) -> None:
+def require_of_its_run(path: Place, now: Identity | None = None) -> None:
     """Check that a checkpoint says what its run says: ``run.json``, if there is one.
 
     With the identity that the run has ``now``, check that it says that.
@@ -117,7 +118,7 @@ def require_of_its_run(path: Place, own: Config, now: Identity | None = None) ->
     if knows_no_bank(path, card):
         unsaid.add("bank_hash")
     says = {
-        **flat(trained_config(path, own).learning),
+        **flat(trained_config(path).learning),
         **card.model_dump(include={"image_shape", "bank_hash", "encoder_source"}),
     }
     sentence = "{key} is {has}, " + whose + " {had}"
@@ -144,21 +145,20 @@ def _not_measured(path: Place, card: CheckpointCard) -> Iterator[str]:
             )
 
 
-def require_same_model(path: Place, config: Config, image_shape: tuple[int, int, int]) -> None:
-    """Check that the weights of a checkpoint fit the model that ``config`` and images ask for.
+def require_same_model(
+    path: Place, model: ModelConfig, num_ways: int, image_shape: ImageShape
+) -> None:
+    """Check that the weights of a checkpoint fit a model, its ways and its images.
 
     Raises:
         UserError: naming everything that differs.
     """
-    trained, shape = trained_config(path, config), "the image shape (C, H, W)"
-    before, now = (
-        {key: value for key, value in flat(each.learning).items() if key.startswith("model.")}
-        for each in (trained, config)
-    )
+    trained, shape = trained_config(path), "the image shape (C, H, W)"
+    before = flat(trained.model.model_dump(mode="json"), "model.")
+    now = flat(model.model_dump(mode="json"), "model.")
     before[shape], now[shape] = read_card(path).image_shape, image_shape
-    if config.model.head == "learned":
-        before["num_ways"] = trained.episodes.train.num_ways
-        now["num_ways"] = config.episodes.test.num_ways
+    if model.head == "learned":
+        before["num_ways"], now["num_ways"] = trained.episodes.train.num_ways, num_ways
     sentence = "was trained with {key} = {had}, config and bank now say {has}"
     remedy = "give the old value, or train under another name"
     require_equal(path, before, now, sentence, remedy)
@@ -192,11 +192,11 @@ def require_of_today(folder: Place) -> None:
         )
 
 
-def trained_config(path: Place, own: Config) -> Config:
+def trained_config(path: Place) -> Config:
     """Return the config that a checkpoint was written with, but for source and places.
 
-    Those are of ``own``: nothing is opened, imported or reached because a file says so, and a URI
-    is enough for fsspec to do that.
+    Stand-ins take their place: nothing is opened, imported or reached because a file says so, and a
+    URI is enough for fsspec to do that.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -204,6 +204,6 @@ def trained_config(path: Place, own: Config) -> Config:
     tree = as_meant(read_card(path).config)
     data = tree.get("data")
     if isinstance(data, Mapping):
-        kept = {key: getattr(own.data, key) for key in ("source", "bank", "shards", "cache")}
-        data = {**data, **kept}
-    return validated(Config, {**tree, "run_dir": own.run_dir, "data": data}, str(path / CARD))
+        data = {**data, "source": {"kind": "glyphs"}, "bank": "bank", "shards": "shards"}
+        data.pop("cache", None)
+    return validated(Config, {**tree, "run_dir": "runs", "data": data}, str(path / CARD))

@@ -201,8 +201,8 @@ def test_a_checkpoint(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> No
     def read(_: object) -> None:
         check_last(folder, identity)
         found = find_checkpoint(folder, "best")
-        require_same_model(found, config, SHAPE)
-        require_trained_by(config)
+        require_same_model(found, config.model, config.episodes.test.num_ways, SHAPE)
+        require_trained_by(config.run_folder, config.learning)
         restored = build_state(config, SHAPE, CPU)
         store.restore(restored, session)
         for value in restored.params.values():

@@ -236,9 +236,9 @@ def test_a_card_whose_config_names_code_and_places_elsewhere(
     with pytest.raises(
         UserError, match=r"model\.encoder = 'evil_nets:Net', config and bank now say"
     ):
-        require_same_model(path, run, SHAPE)
+        require_same_model(path, run.model, run.episodes.test.num_ways, SHAPE)
     with pytest.raises(UserError, match=r"was started with model\.encoder = 'evil_nets:Net'"):
-        require_trained_by(run)
+        require_trained_by(run.run_folder, run.learning)
     assert "evil_nets" not in sys.modules
     assert not seen
 
@@ -247,7 +247,7 @@ def test_a_card_whose_config_is_none(run: Config) -> None:
     for config in ({}, {"model": 3}, {"data": []}):
         sign(run, config=config)
         with pytest.raises(UserError, match=r"checkpoint\.json"):
-            require_trained_by(run)
+            require_trained_by(run.run_folder, run.learning)
 
 
 def test_weights_that_spread_over_what_they_do_not_fit(run: Config) -> None:

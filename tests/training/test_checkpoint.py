@@ -232,11 +232,11 @@ def test_all_that_keeps_weights_from_fitting_a_model_is_named(
 ) -> None:
     store.save(state_at(config, 3), ALONE)
     path = checkpoint_path(store.folder, 3)
-    require_same_model(path, config, SHAPE)
+    require_same_model(path, config.model, config.episodes.test.num_ways, SHAPE)
     episodes = [f"episodes.{split}.num_ways=4" for split in ("train", "val", "test")]
     other = make_config("other", "model.width=8", *episodes)
     with pytest.raises(UserError) as caught:
-        require_same_model(path, other, (3, 16, 16))
+        require_same_model(path, other.model, 4, (3, 16, 16))
     assert len(caught.value.problems) == 3
     for text in (
         "model.width = 4, config and bank now say 8",
