@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from raymaml.config.data_sources import ImageFolderSource
 from raymaml.config.explain import validated
 from raymaml.config.load import load_config
 from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
-from raymaml.config.sources import ImageFolderSource
 from raymaml.layers import PassAware
 from raymaml.meta.inner_loop import leaves
 from raymaml.meta.learner import METHODS

@@ -20,8 +20,8 @@ from raymaml.config.base import (
     Seconds,
     Section,
 )
+from raymaml.config.data_sources import Source
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig, OuterConfig
-from raymaml.config.sources import Source
 from raymaml.storage.place import Place
 
 Split = Literal["train", "val", "test"]

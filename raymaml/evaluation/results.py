@@ -17,7 +17,7 @@ from raymaml.statistics.confidence_sequence import Stopping
 from raymaml.storage.place import Place
 from raymaml.training.checkpoint import CARD, read_card
 from raymaml.training.identity import read_run_file
-from raymaml.training.trust import knows_no_bank
+from raymaml.training.origin import knows_no_bank
 
 OTHER_BANK_REMEDY = (
     "give the data.bank of training, or set evaluation.other_bank: true to judge on this one,"

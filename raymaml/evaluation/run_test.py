@@ -12,7 +12,7 @@ from raymaml.config.schema import Config
 from raymaml.evaluation.arm import CODE, Arm, Shared
 from raymaml.evaluation.campaign import Campaign
 from raymaml.training.checkpoint import find_checkpoint
-from raymaml.training.trust import require_of_its_run, require_same_model
+from raymaml.training.origin import require_of_its_run, require_same_model
 
 
 def plan_test(config: Config, device: torch.device) -> Campaign:

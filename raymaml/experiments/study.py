@@ -28,9 +28,9 @@ from raymaml.storage.files import exists
 from raymaml.storage.place import Place
 from raymaml.training.checkpoint import find_checkpoint, read_card
 from raymaml.training.data import open_bank, sample_shards
+from raymaml.training.origin import require_of_its_run, require_of_today, require_trained_by
 from raymaml.training.run import is_done
 from raymaml.training.state import build_learner, require_fitting
-from raymaml.training.trust import require_of_its_run, require_of_today, require_trained_by
 
 
 def run_study(

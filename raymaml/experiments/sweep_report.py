@@ -29,7 +29,7 @@ from raymaml.storage.place import Place
 from raymaml.training.checkpoint import CARD, checkpoint_path, read_card
 from raymaml.training.identity import IDENTITY
 from raymaml.training.metrics import METRICS_FILE
-from raymaml.training.trust import trained_config
+from raymaml.training.origin import trained_config
 
 SCHEMA_VERSION = 2
 BEST = "best"

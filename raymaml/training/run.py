@@ -24,10 +24,10 @@ from raymaml.training.checkpoint import CARD, checkpoint_path, list_steps, read_
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import explained
 from raymaml.training.identity import IDENTITY, SCHEMA_VERSION, Classes, Identity, identity_of
+from raymaml.training.origin import require_of_today, require_same_start
 from raymaml.training.settings import gradient_method, workers_line
 from raymaml.training.state import build_learner
 from raymaml.training.store import check_last
-from raymaml.training.trust import require_of_today, require_same_start
 
 STOP = "STOP"
 _LOOK_EVERY = 2.0

@@ -21,10 +21,10 @@ from raymaml.training.checkpoint import (
     write_checkpoint,
 )
 from raymaml.training.identity import Identity
+from raymaml.training.origin import require_of_run
 from raymaml.training.session import Session
 from raymaml.training.state import TrainState, load_params, require_fitting
 from raymaml.training.tensor_file import load_optimizer
-from raymaml.training.trust import require_of_run
 
 
 class CheckpointStore:

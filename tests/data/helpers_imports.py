@@ -17,8 +17,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from raymaml.common.errors import UserError
+from raymaml.config.data_sources import AnySource, Source
 from raymaml.config.schema import SPLITS, AllEpisodes, DataConfig
-from raymaml.config.sources import AnySource, Source
 from raymaml.data.bank import ImageBank
 from raymaml.data.formats.pickles import load_pickle
 from raymaml.data.formats.spool import open_blob

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from raymaml.config.sources import GlyphsSource
+from raymaml.config.data_sources import GlyphsSource
 from raymaml.data.importers.glyphs import (
     frame,
     plan_glyphs,

@@ -98,7 +98,7 @@ SIDE = 4096
 _CHILD = """
 import json, sys
 from pathlib import Path
-from raymaml.config.sources import ImageFolderSource
+from raymaml.config.data_sources import ImageFolderSource
 from raymaml.data.importers.image_folder import plan_image_folder
 small, large = (plan_image_folder(ImageFolderSource(kind="image-folder", path=path), 32).classes[0]
     for path in sys.argv[1:])

@@ -42,11 +42,11 @@ from raymaml.report.write import worst_episodes
 from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, write_checkpoint
 from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics
+from raymaml.training.origin import require_same_model, require_trained_by
 from raymaml.training.run import claim, open_run, write_identity
 from raymaml.training.session import LocalSession
 from raymaml.training.state import TrainState, Validation, build_state
 from raymaml.training.store import CheckpointStore, check_last
-from raymaml.training.trust import require_same_model, require_trained_by
 
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., Config]

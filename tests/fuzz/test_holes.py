@@ -47,10 +47,10 @@ from raymaml.storage.place import to_place
 from raymaml.training.checkpoint import checkpoint_path, load_tensors, read_card, write_checkpoint
 from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics
+from raymaml.training.origin import require_same_model, require_trained_by
 from raymaml.training.session import LocalSession
 from raymaml.training.state import TrainState, build_state
 from raymaml.training.store import CheckpointStore, check_last
-from raymaml.training.trust import require_same_model, require_trained_by
 
 CPU = torch.device("cpu")
 SHAPE = (1, 16, 16)

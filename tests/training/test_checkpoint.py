@@ -16,10 +16,10 @@ from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, list_steps, read_card
 from raymaml.training.identity import identity_of
+from raymaml.training.origin import require_same_model
 from raymaml.training.session import LocalSession
 from raymaml.training.state import TrainState, Validation, build_state
 from raymaml.training.store import CheckpointStore
-from raymaml.training.trust import require_same_model
 
 CPU = torch.device("cpu")
 SHAPE = (1, 16, 16)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.common.errors import Mistakes, UserError, gathered
+from raymaml.config.data_sources import AnySource
 from raymaml.config.schema import SPLITS, AllEpisodes, DataConfig
-from raymaml.config.sources import AnySource
 from raymaml.data.bank import ImageBank, write_bank
 from raymaml.data.bank_format import BankClass, ClassImages
 from raymaml.data.importers.cifar import plan_cifar

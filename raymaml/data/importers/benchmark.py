@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.common.errors import Mistake, UserError, gathered
+from raymaml.config.data_sources import BenchmarkSource
 from raymaml.config.schema import SPLITS, Split
-from raymaml.config.sources import BenchmarkSource
 from raymaml.data.importers.images import Images, Transform, decode_files
 from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
 

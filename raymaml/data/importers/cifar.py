@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.common.errors import UserError
+from raymaml.config.data_sources import CifarFsSource, Fc100Source
 from raymaml.config.schema import SPLITS, Split
-from raymaml.config.sources import CifarFsSource, Fc100Source
 from raymaml.data.formats.archives import Tree, find_tree
 from raymaml.data.formats.spool import StoredArray
 from raymaml.data.importers.benchmark import (

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raymaml.common.errors import gathered
+from raymaml.config.data_sources import CubSource
 from raymaml.config.schema import Split
-from raymaml.config.sources import CubSource
 from raymaml.data.formats.archives import Tree, find_tree
 from raymaml.data.importers.benchmark import (
     KEEP_ANYWAY,

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
+from raymaml.config.data_sources import GlyphsSource
 from raymaml.config.schema import SPLITS, Split
-from raymaml.config.sources import GlyphsSource
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.seeding import bit_stream, draw_without_replacement, uniform
 

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 from raymaml.common.errors import Mistakes, UserError
 from raymaml.common.untrusted import stays_inside
+from raymaml.config.data_sources import ImageFolderSource
 from raymaml.config.schema import SPLITS
-from raymaml.config.sources import ImageFolderSource
 from raymaml.data.importers.depth import bands
 from raymaml.data.importers.folders import (
     Files,

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.common.untrusted import stays_inside
-from raymaml.config.sources import INaturalist2017Source
+from raymaml.config.data_sources import INaturalist2017Source
 from raymaml.data.importers.benchmark import (
     Benchmark,
     LabelledFile,

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from raymaml.common.errors import gathered
 from raymaml.common.untrusted import stays_inside
+from raymaml.config.data_sources import MiniImageNetSource
 from raymaml.config.schema import SPLITS, Split
-from raymaml.config.sources import MiniImageNetSource
 from raymaml.data.importers.benchmark import (
     IMAGENET_LICENCE,
     Benchmark,

@@ -21,7 +21,7 @@ from PIL import Image
 
 from raymaml.common.errors import UserError
 from raymaml.common.untrusted import stays_inside
-from raymaml.config.sources import OmniglotSource
+from raymaml.config.data_sources import OmniglotSource
 from raymaml.data.formats.spool import require_unpacked, whole
 from raymaml.data.importers.images import Images, Read, decode, read_whole, require_length
 from raymaml.data.importers.plan import ImportPlan, PlannedClass

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.common.errors import Mistakes, UserError, gathered
-from raymaml.config.sources import TieredImageNetSource
+from raymaml.config.data_sources import TieredImageNetSource
 from raymaml.data.formats.npz import NpzArray, open_npz
 from raymaml.data.formats.spool import Blob, StoredArray
 from raymaml.data.importers.benchmark import (
