@@ -118,6 +118,18 @@ def test_links_and_pictures_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+def test_files_that_are_named_are_there() -> None:
+    """From the root, from the package, or from the page; ``test_x.py`` anywhere below tests."""
+    for page in PAGES:
+        for name in re.findall(
+            r"`([\w/.-]+\.(?:py|sh|yaml))`|# ([\w/]+\.py)$", page.read_text(), re.M
+        ):
+            named = "".join(name)
+            places = (ROOT, ROOT / "raymaml", page.parent, page.parent.parent)
+            there = any((place / named).exists() for place in places)
+            assert there or list(ROOT.rglob(f"tests/**/{named}")), f"{page}: {named}"
+
+
 def test_the_readme_is_one_sitting() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
 
