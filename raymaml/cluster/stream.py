@@ -9,18 +9,17 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray.data
 
 from raymaml.cluster.internals import slow_down
+from raymaml.cluster.reading import read_steps
 from raymaml.cluster.workers import READER_CPUS
 from raymaml.data.loader import EpisodeLoader
 from raymaml.data.prefetch import prefetch
 from raymaml.data.shard_format import cut, read_pixels, read_rows
 from raymaml.data.shards import EpisodeShards
-from raymaml.storage.place import Place
 from raymaml.training.data import MetaBatches, TrainingData
 from raymaml.types import EpisodeBatch
 
@@ -58,7 +57,7 @@ def _tables(data: TrainingData, steps: range, mine: range) -> Iterator[Any]:
         {"start": start, "stop": min(start + at_once, steps.stop)} for start in steps[::at_once]
     ]
     read = functools.partial(
-        _read,
+        read_steps,
         place=shards.place.absolute(),
         cache=shards.cache,
         count=shards.count,
@@ -107,25 +106,6 @@ def _steps_at_once(data: TrainingData, per_step: int) -> int:
     channels, height, width = data.image_shape
     images = max(1, per_step) * shards.spec.num_ways * shards.spec.images_per_class
     return max(1, PIXELS_AT_ONCE // (images * channels * height * width))
-
-
-def _read(
-    block: Any, *, place: Place, cache: Path, count: int, meta_batch_size: int, mine: range
-) -> Any:
-    """Read the episodes of the outer steps that the rows of ``block`` name."""
-    indices = [
-        (step * meta_batch_size + first) % count
-        for row in block.to_pylist()
-        for step in range(row["start"], row["stop"])
-        for first in mine
-    ]
-    return _open(place, cache).table(indices)
-
-
-@functools.lru_cache(maxsize=4)
-def _open(place: Place, cache: Path) -> EpisodeShards:
-    # The driver and every worker have verified the hashes.
-    return EpisodeShards.open(place, cache, verify=False)
 
 
 def _load(

@@ -191,14 +191,14 @@ from raymaml.config.load import load_config
 from raymaml.training.data import open_training_data
 
 config, places = map(Path, sys.argv[1:])
-read = stream._read
+read = stream.read_steps
 
 def recording(block, **options):
     node = ray.get_runtime_context().get_node_id()
     (places / f"{block['start'][0]}-{node}").touch()
     return read(block, **options)
 
-stream._read, stream.PIXELS_AT_ONCE = recording, 400_000
+stream.read_steps, stream.PIXELS_AT_ONCE = recording, 400_000
 ray.init(address="auto", log_to_driver=False)
 print(json.dumps([node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")]))
 data = open_training_data(load_config(config), torch.device("cpu"))
