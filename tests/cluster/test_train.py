@@ -37,16 +37,17 @@ CHUNKS = ("inner.gradient=mixed_mode", "cluster.episodes_per_chunk=2")
 @pytest.mark.parametrize(
     ("num_workers", "options"),
     [
-        (3, ("outer.meta_batch_size=4", *EVERYTHING)),  # 2 + 1 + 1
-        (2, ("outer.meta_batch_size=4", *CHUNKS)),  # a chunk of 2 each
-        (2, ("outer.meta_batch_size=1",)),  # 1 + 0: a worker that only helps to validate
+        # 1 + 1 + 0: a worker that only helps to validate; 13 steps of 2 are 26 of 24 episodes
+        (3, ("outer.meta_batch_size=2", "outer.num_steps=13", *EVERYTHING)),
+        # a chunk of 2 each; 7 steps of 4 are 28 of 24 episodes
+        (2, ("outer.meta_batch_size=4", "outer.num_steps=7", *CHUNKS)),
     ],
 )
 def test_workers_end_in_the_bits_of_a_lone_process(
     cluster, make_config, same_as_alone, num_workers, options
 ):
-    # 7 steps of 4 are 28 of 24 episodes: the stream goes round again in the last step
-    steps = ("outer.num_steps=7", f"cluster.num_workers={num_workers}", *options)
+    """The stream goes round again in the last steps."""
+    steps = (f"cluster.num_workers={num_workers}", *options)
     together = make_config("run", "name=together", *steps)
 
     assert train_on_cluster(together, quiet)
