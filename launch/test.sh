@@ -15,4 +15,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 raymaml_install "[test]"
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# A test that hangs ends its process (pytest-timeout); xdist would wait for ever for the rest of its file.
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"

@@ -37,6 +37,7 @@ def nodes(short_folder: Path) -> Iterator[Nodes]:
     cluster.close()
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.fault("node lost")
 @pytest.mark.fault("controller killed")
 @pytest.mark.fault("head killed")
