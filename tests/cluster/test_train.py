@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 from pathlib import Path
@@ -170,9 +169,9 @@ def test_a_user_error_of_all_workers_is_shown_and_not_tried_again(cluster, make_
 
     # every worker sees the outcomes of all; this seed's training starts with episodes 5, 6 and 7
     assert training_episodes(config, 0) == [5, 6, 7]
-    message = re.escape("outer step 0: training episode 5 gave a loss or gradient that is not")
+    message = "outer step 0: training episode 5 gave a loss or gradient that is not finite; "
     assert len(raised.value.problems) == 1
-    assert re.match(message, raised.value.problems[0])
+    assert raised.value.problems[0].startswith(message)
     assert attempts(config.run_folder) == 1
 
 
