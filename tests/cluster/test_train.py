@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from helpers_cluster import attempts, trained_steps
@@ -86,9 +84,9 @@ def test_a_user_error_of_all_workers_is_shown_and_not_tried_again(cluster, make_
 
     # every worker sees the outcomes of all; this seed's training starts with episodes 5, 6 and 7
     assert open_training_data(config, torch.device("cpu")).episodes_of(0) == [5, 6, 7]
-    message = re.escape("outer step 0: training episode 5 gave a loss or gradient that is not")
+    message = "outer step 0: training episode 5 gave a loss or gradient that is not finite; "
     assert len(raised.value.problems) == 1
-    assert re.match(message, raised.value.problems[0])
+    assert raised.value.problems[0].startswith(message)
     assert attempts(config.run_folder) == 1
 
 
