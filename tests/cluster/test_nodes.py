@@ -149,7 +149,7 @@ def test_a_campaign_and_a_sweep_whose_head_is_killed_end_with_one_message(
     nodes, tmp_path, make_config
 ):
     """Both run at once, on a core each; the campaign then ends in the records of a lone process."""
-    several = ("episodes.test.num_episodes=3000", "evaluation.chunk_size=20")
+    several = ("episodes.test.num_episodes=1000", "evaluation.chunk_size=20")
     config = make_config("run", "outer.num_steps=1", "cluster.num_workers=1", *several)
     assert train_locally(config, quiet)
     alone = copied(config, "alone", config.run_dir)
@@ -161,9 +161,9 @@ def test_a_campaign_and_a_sweep_whose_head_is_killed_end_with_one_message(
         return len(list((config.run_folder / "test").glob("*/*/*.parquet")))
 
     test = partial(nodes.command, "test", str(tmp_path / "run/config.yaml"))
-    campaign = test()
     sweep = nodes.command("sweep", str(tmp_path / "swept/s.yaml"))
     sweep.wait_until(lambda: any("  validation accuracy " in line for line in sweep.lines), "swept")
+    campaign = test()
     campaign.wait_until(lambda: judged() >= 2, "judging")
     nodes.kill_head()
 

@@ -29,42 +29,31 @@ EVERYTHING = (  # that is drawn, accumulated or kept from step to step
 )
 
 
-CHUNKS = ("inner.gradient=mixed_mode", "cluster.episodes_per_chunk=2")
-
-
-@pytest.mark.parametrize(
-    ("num_workers", "options"),
-    [
-        # 1 + 1 + 0: a worker that only helps to validate; 13 steps of 2 are 26 of 24 episodes
-        (3, ("outer.meta_batch_size=2", "outer.num_steps=13", *EVERYTHING)),
-        # a chunk of 2 each; 7 steps of 4 are 28 of 24 episodes
-        (2, ("outer.meta_batch_size=4", "outer.num_steps=7", *CHUNKS)),
-    ],
-)
-def test_workers_end_in_the_bits_of_a_lone_process(
-    cluster, make_config, same_as_alone, num_workers, options
-):
-    """The stream goes round again in the last steps."""
-    steps = (f"cluster.num_workers={num_workers}", *options)
-    together = make_config("run", "name=together", *steps)
+def test_workers_end_in_the_bits_of_a_lone_process(cluster, make_config, same_as_alone):
+    """Three workers: 1 + 1 + 0, one only helps to validate; 13 steps of 2 are 26 of 24 episodes."""
+    steps = ("outer.meta_batch_size=2", "outer.num_steps=13", *EVERYTHING)
+    together = make_config("run", "name=together", "cluster.num_workers=3", *steps)
 
     assert train_on_cluster(together, quiet)
 
-    same_as_alone(together, *steps)
+    same_as_alone(together, "cluster.num_workers=3", *steps)
 
 
 @pytest.mark.fault("checkpoint torn")
 def test_a_torn_ray_snapshot_does_not_matter_and_a_finished_run_stays_as_it_is(
     cluster, make_config, same_as_alone
 ):
-    half = make_config("run", "name=resumed", "outer.num_steps=3")
-    whole = make_config("run", "name=resumed")
+    """Two workers, a chunk of 2 episodes each; 7 steps of 4 are 28 of 24 episodes."""
+    chunks = ("inner.gradient=mixed_mode", "cluster.episodes_per_chunk=2", "cluster.num_workers=2")
+    steps = ("outer.meta_batch_size=4", *chunks)
+    half = make_config("run", "name=resumed", "outer.num_steps=3", *steps)
+    whole = make_config("run", "name=resumed", "outer.num_steps=7", *steps)
     assert train_locally(half, quiet)
     (half.run_folder / RAY_SNAPSHOT).write_text('{"ray_version": "2.6')
 
-    assert train_on_cluster(whole, quiet)  # steps 3, 4, 5
+    assert train_on_cluster(whole, quiet)
 
-    same_as_alone(whole)
+    same_as_alone(whole, "outer.num_steps=7", *steps)
     written = {each: each.stat().st_mtime_ns for each in whole.run_folder.glob("checkpoint_*/*")}
     metrics = (whole.run_folder / "metrics.jsonl").read_bytes()
     lines: list[str] = []
