@@ -16,15 +16,10 @@ if TYPE_CHECKING:
     from raymaml.common.errors import UserError
     from raymaml.config.load import load_config
     from raymaml.config.model import InnerConfig, ModelConfig
-    from raymaml.evaluation.external import (
-        features,
-        judge,
-        load_learner,
-        nearest_class_mean,
-        predictor,
-    )
+    from raymaml.evaluation.external import judge, load_learner
     from raymaml.evaluation.paired import paired
     from raymaml.meta.agreement import check_gradient
+    from raymaml.meta.features import features, nearest_class_mean, predictor
     from raymaml.meta.learner import MetaLearner
     from raymaml.models import build_model
     from raymaml.models.policies import apply_policies
@@ -60,15 +55,10 @@ _HOMES = {
     "raymaml.common.errors": {"UserError"},
     "raymaml.config.load": {"load_config"},
     "raymaml.config.model": {"InnerConfig", "ModelConfig"},
-    "raymaml.evaluation.external": {
-        "features",
-        "judge",
-        "load_learner",
-        "nearest_class_mean",
-        "predictor",
-    },
+    "raymaml.evaluation.external": {"judge", "load_learner"},
     "raymaml.evaluation.paired": {"paired"},
     "raymaml.meta.agreement": {"check_gradient"},
+    "raymaml.meta.features": {"features", "nearest_class_mean", "predictor"},
     "raymaml.meta.learner": {"MetaLearner"},
     "raymaml.models": {"build_model"},
     "raymaml.models.policies": {"apply_policies"},

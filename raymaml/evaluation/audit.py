@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
-from raymaml.evaluation.external import Predict
+from raymaml.meta.features import Predict
 from raymaml.seeding import bit_stream, draw_without_replacement
 from raymaml.statistics.intervals import bounded_interval
 from raymaml.training.data import EpisodeSet

@@ -11,8 +11,8 @@ from raymaml.config.schema import Config
 from raymaml.evaluation.audit import AuditResult, Subject, all_audits
 from raymaml.evaluation.campaign import Campaign, Echo
 from raymaml.evaluation.examination import read_json
-from raymaml.evaluation.external import predictor
 from raymaml.evaluation.run_test import plan_test
+from raymaml.meta.features import predictor
 from raymaml.storage.files import write_text
 from raymaml.storage.place import Place
 from raymaml.training.settings import local_device, prepare_process

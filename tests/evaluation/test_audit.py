@@ -19,7 +19,7 @@ from raymaml.evaluation.audit import (
     audit_support,
     audit_transduction,
 )
-from raymaml.evaluation.external import Predict, nearest_class_mean, predictor
+from raymaml.meta.features import Predict, nearest_class_mean, predictor
 from raymaml.training.data import open_episode_sets
 from raymaml.training.state import build_learner
 

@@ -1,0 +1,98 @@
+"""A meta-learner as a function of images: its predictions, its features, and the class means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raymaml.meta.calls import alone
+from raymaml.meta.learner import MetaLearner
+from raymaml.types import Episode, EpisodeBatch
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(support images [N*K, C, H, W], support labels [N*K], query images [N*Q, C, H, W]) -> logits
+[N*Q, N]."""
+
+
+def predictor(learner: MetaLearner) -> Predict:
+    """Return a meta-learner as a callable: it adapts to the support set and predicts."""
+
+    def predict(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        labels = torch.zeros(len(query_x), dtype=torch.int64, device=support_y.device)  # not read
+        one = EpisodeBatch(
+            support_x=support_x[None],
+            support_y=support_y[None],
+            query_x=query_x[None],
+            query_y=labels[None],
+        )
+        return learner.predict(one)[0]
+
+    return predict
+
+
+def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return a callable for the encoder's features of support and query images: ``[B, F]`` each.
+
+    It adapts nothing. The features are float32, computed in the learner's precision. Images pass as
+    query images do, by the moments of the norm policy.
+    """
+    inner = learner.test_inner.model_copy(update={"num_steps": 0})
+    still = MetaLearner(
+        learner.model,
+        learner.inner,
+        head=learner.head,
+        test_inner=inner,
+        channels_last=learner.channels_last,
+        half_precision=learner.half_precision,
+    )
+    predict = predictor(still)
+    captured: list[Tensor] = []
+
+    def passed(images: Tensor, support_x: Tensor, support_y: Tensor) -> Tensor:
+        head = learner.model.get_submodule("head")
+        hook = head.register_forward_pre_hook(lambda _head, inputs: captured.append(inputs[0]))
+        try:
+            predict(support_x, support_y, images)
+        finally:
+            hook.remove()
+        last = captured[-1]
+        captured.clear()
+        return last.detach().float()
+
+    @alone()
+    def embed(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            passed(support_x, support_x, support_y),
+            passed(query_x, support_x, support_y),
+        )
+
+    return embed
+
+
+def nearest_class_mean(
+    embed: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> Predict:
+    """Return the classifier by the nearest class mean (Snell et al. 2017, equation 2).
+
+    The logits are negative squared distances, divided by the number of features.
+
+    Args:
+        embed: support images, support labels and query images -> features of both, as
+            ``features`` returns it; None: the pixels.
+    """
+
+    def predict(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        labels = support_y.new_zeros(len(query_x))  # not read
+        task = Episode(support_x=support_x, support_y=support_y, query_x=query_x, query_y=labels)
+        support_y = task.support_y
+        support, query = (
+            (support_x, query_x) if embed is None else embed(support_x, support_y, query_x)
+        )
+        support, query = support.flatten(1), query.flatten(1)
+        ways = range(int(support_y.max()) + 1)
+        means = torch.stack([support[support_y == way].mean(0) for way in ways])
+        return -torch.cdist(query, means).square() / means.shape[1]
+
+    return predict
