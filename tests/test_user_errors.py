@@ -176,14 +176,14 @@ OF_A_FILE: list[tuple[Callable[[Place], object], str, str]] = [
         "run_dir: {place}/file/tiny cannot be made a folder",
     ),
     (
-        lambda place: truncate(place.last / "params.pt"),
+        lambda place: truncate(place.last / "params.safetensors"),
         "train",
-        "checkpoint_00000002/params.pt: is damaged (its sha256 is not ... move {place}/runs",
+        "params.safetensors: is damaged (its sha256 is not ... move {place}/runs",
     ),
     (
-        lambda place: truncate(place.last / "params.pt"),
+        lambda place: truncate(place.last / "params.safetensors"),
         "test evaluation.checkpoint=last",
-        "checkpoint_00000002/params.pt: is damaged (",
+        "checkpoint_00000002/params.safetensors: is damaged (",
     ),
 ]
 """Damage to files, and a command as above; ``{place}`` stands for the folder."""

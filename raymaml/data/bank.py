@@ -102,6 +102,10 @@ class ImageBank:
         """Return the ids (positions in ``classes``) of the classes of ``split``, ascending."""
         return self._ids_of_split.get(split, np.empty(0, dtype=np.int64))
 
+    def class_names(self, split: str) -> tuple[str, ...]:
+        """Return the names of the classes of ``split``, in the order of their ids."""
+        return tuple(self.classes[class_id].name for class_id in self.class_ids(split).tolist())
+
     def class_images(self, class_id: int) -> NDArray[np.uint8]:
         """Return all images [n, H, W, C] of a class: a read-only view of the mapped file."""
         return np.moveaxis(self._class_planes(class_id), 1, -1)

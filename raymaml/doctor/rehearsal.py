@@ -24,7 +24,7 @@ from raymaml.report.write import write_test_report
 from raymaml.storage.files import make_folder, remove_folder, write_text
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import held, own_name, remove_dead
-from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
+from raymaml.training.checkpoint import find_checkpoint, weights_of
 from raymaml.training.data import sample_shards
 from raymaml.training.worker import train_locally
 
@@ -141,7 +141,7 @@ def _compare(config: Config, alone: Config) -> str:
     train_locally(alone, lambda _line: None)
     paths = [find_checkpoint(run.run_folder, "last") for run in (config, alone)]
     cpu = torch.device("cpu")
-    found, expected = (load_tensors(path, read_card(path), "params.pt", cpu) for path in paths)
+    found, expected = (weights_of(path, cpu) for path in paths)
     differences = [(found[name] - expected[name]).abs().max() for name in expected]
     furthest = torch.stack(differences).max().item()
     if furthest == 0:

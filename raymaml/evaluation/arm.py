@@ -42,10 +42,10 @@ from raymaml.seeding import fold_in
 from raymaml.statistics.confidence_sequence import Stopping
 from raymaml.storage.files import reaching
 from raymaml.storage.place import Place
-from raymaml.training.checkpoint import CheckpointCard, load_tensors, read_card, versions
+from raymaml.training.checkpoint import CheckpointCard, load_weights, read_card, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.explain import explained
-from raymaml.training.state import build_learner, load_params, require_fitting
+from raymaml.training.state import build_learner
 
 CODE = ("versions", "encoder_source")
 """The keys of an identity that name the code; a report of finished records does not depend on
@@ -140,7 +140,7 @@ class Arm:
         config, card = self.config, self.card
         spec = config.episodes.test.model_dump(exclude={"num_episodes"})
         return {
-            "weights": f"initial, seed {config.seed}" if card is None else card.files["params.pt"],
+            "weights": f"initial, seed {config.seed}" if card is None else card.files[card.weights],
             "model": config.model.model_dump_json(),
             "inner": config.test_inner.model_dump_json(),
             "precision": config.cluster.precision,
@@ -183,10 +183,8 @@ class Arm:
         config, device = self.config, self.shared.device
         num_ways = config.episodes.test.num_ways
         learner = build_learner(config, self.bank.image_shape, num_ways, device)
-        if self.checkpoint is not None and self.card is not None:
-            params = load_tensors(self.checkpoint, self.card, "params.pt", device)
-            require_fitting(self.checkpoint, params, learner.params | learner.moments)
-            load_params(learner, params)
+        if self.checkpoint is not None:
+            load_weights(learner, self.checkpoint, device)
         return learner
 
     def of_any_code(self) -> list[dict[str, str]]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from raymaml.common.errors import UserError, reason_of
 from raymaml.common.logs import LOG
-from raymaml.config.schema import Config
+from raymaml.config.schema import ClusterConfig, Config
+from raymaml.data.bank_format import HEADER_FILE
 from raymaml.evaluation.examination import (
     EPISODES,
     Examination,
@@ -21,11 +22,14 @@ from raymaml.evaluation.examination import (
 )
 from raymaml.evaluation.judge import judge as judge_episodes
 from raymaml.evaluation.records import RecordArrays, record_arrays, records_table
-from raymaml.evaluation.run_test import plan_test
+from raymaml.evaluation.results import other_bank
 from raymaml.meta.features import Predict
 from raymaml.meta.learner import MetaLearner
+from raymaml.storage.files import exists
+from raymaml.storage.place import Place
 from raymaml.training.data import open_bank, open_episode_sets
 from raymaml.training.settings import local_device, set_precision
+from raymaml.training.trained import open_trained
 from raymaml.types import Episode, EpisodeBatch
 
 
@@ -128,11 +132,21 @@ def _logits(predict: Predict, episode: Episode, which: str) -> Tensor:
     return logits.detach().to(episode.query_y.device)
 
 
-def load_learner(config: Config) -> MetaLearner:
+def load_learner(where: Config | Place | str) -> MetaLearner:
     """Return the meta-learner of a run, at the checkpoint that `raymaml test` judges.
 
+    Neither bank nor episodes are needed. A bank that is there has to be the one of training, unless
+    ``evaluation.other_bank`` asks for another.
+
+    Args:
+        where: its config, or its folder.
+
     Raises:
-        UserError: as `raymaml test`.
+        UserError: as ``open_trained``, or the bank is another.
     """
-    campaign = plan_test(config, local_device(config.cluster))
-    return campaign.arm("model").build()
+    cluster = where.cluster if isinstance(where, Config) else ClusterConfig()
+    found = open_trained(where, local_device(cluster))
+    if isinstance(where, Config) and exists(where.data.bank / HEADER_FILE):
+        asked = where.evaluation.other_bank
+        other_bank(where.run_folder / found.checkpoint, open_bank(where.data), asked=asked)
+    return found.learner

@@ -1,8 +1,8 @@
 """Checkpoints: folders that a person can read, whole or absent.
 
-``checkpoint_00000500/`` holds the state before outer step 500: ``params.pt`` (meta-parameters and
-running moments, all that evaluation needs), ``optimizer.pt`` (what else training needs), and
-``checkpoint.json``, its card.
+``checkpoint_00000500/`` holds the state before outer step 500: ``params.safetensors``
+(meta-parameters and running moments, all that evaluation needs; ``params.pt`` up to schema version
+2), ``optimizer.pt`` (the rest that training needs), and ``checkpoint.json``, its card.
 """
 
 from __future__ import annotations
@@ -22,16 +22,27 @@ from raymaml.common.errors import UserError, gathered, reason_of
 from raymaml.common.untrusted import checked, parse_json, shortened
 from raymaml.config.base import Count
 from raymaml.data.bank_format import ImageShape
+from raymaml.data.preprocessing import Preprocessing
+from raymaml.meta.learner import MetaLearner
 from raymaml.storage.files import exists, new_folder, reaching, read_bytes, sha256_of_file
 from raymaml.storage.place import Place, is_remote
 from raymaml.training.identity import Identity
-from raymaml.training.state import TrainState, Validation
-from raymaml.training.tensor_file import read_tensors
+from raymaml.training.state import (
+    WEIGHTS,
+    TrainState,
+    Validation,
+    load_params,
+    require_fitting,
+)
+from raymaml.training.tensor_file import read_tensors, read_weights, weights_bytes
+from raymaml.types import Params
 
-SCHEMA_VERSION = 2
-_READABLE = (1, 2)
+SCHEMA_VERSION = 3
+"""2: the images of an episode stand in random order; 3: weights are safetensors, and the card knows
+the way from a picture to its tensor and the classes of training."""
+_READABLE = range(1, SCHEMA_VERSION + 1)
 CARD = "checkpoint.json"
-CheckpointFile = Literal["params.pt", "optimizer.pt"]
+CheckpointFile = Literal["params.safetensors", "params.pt", "optimizer.pt"]
 _NAME = re.compile(r"checkpoint_(\d{8,})")
 
 
@@ -53,6 +64,15 @@ class CheckpointCard(BaseModel):
     """Of an encoder of one's own, see ``raymaml.models.source``."""
     versions: dict[str, str]
     config: dict[str, Any]
+    preprocessing: Preprocessing | None = None
+    """None in older cards, and for converted weights whose moments are unknown."""
+    train_classes: tuple[str, ...] = ()
+    """Empty in older cards, and for converted weights."""
+
+    @property
+    def weights(self) -> CheckpointFile:
+        """The name of the file of weights."""
+        return WEIGHTS if WEIGHTS in self.files else "params.pt"
 
     def as_text(self) -> str:
         """Return the content of the file."""
@@ -135,13 +155,13 @@ def read_card(path: Place) -> CheckpointCard:
         if found not in _READABLE:
             raise UserError(
                 f"{path / CARD}: has schema_version {shortened(found)}, this raymaml reads"
-                f" {' and '.join(map(str, _READABLE))}",
+                f" 1 to {SCHEMA_VERSION}",
                 remedy="use the raymaml that wrote it",
             )
         content.pop("inherited_from", None)  # earlier versions had population-based training
         card = checked(_CARD, content)
-        if "params.pt" not in card.files:
-            raise ValueError("it names no params.pt")
+        if card.weights not in card.files:
+            raise ValueError(f"it names no {WEIGHTS}")
     except (OSError, ValueError) as error:
         raise damaged(path, CARD, reason_of(error)) from None
     match = _NAME.fullmatch(path.name)
@@ -155,6 +175,8 @@ def _contradictions(card: CheckpointCard, number: int | None) -> Iterator[str]:
     """Yield where a card contradicts itself, or the ``number`` in the name of its folder."""
     if number is not None and number != card.step:
         yield f"step is {card.step}, the folder's name says {number}"
+    if (known := card.preprocessing) and known.image_shape != card.image_shape:
+        yield f"image_shape is {card.image_shape}, preprocessing.image_shape {known.image_shape}"
     last, best = card.validation, card.best
     if last is None or best is None:
         if best is not None:
@@ -175,11 +197,11 @@ def _contradictions(card: CheckpointCard, number: int | None) -> Iterator[str]:
 def write_checkpoint(path: Place, state: TrainState, identity: Identity) -> None:
     """Write the checkpoint folder ``path``, whole or not at all."""
     with new_folder(path, CARD) as folder:
-        for name, tensors in state.tensors().items():
-            # By way of memory: torch hides what a disk that is full says, "unexpected pos 576".
-            content = io.BytesIO()
-            torch.save(tensors, content)
-            (folder / name).write_bytes(content.getbuffer())
+        # By way of memory: torch hides what a disk that is full says, "unexpected pos 576".
+        content = io.BytesIO()
+        torch.save(state.optimizer.state_dict(), content)
+        (folder / "optimizer.pt").write_bytes(content.getbuffer())
+        (folder / WEIGHTS).write_bytes(weights_bytes(state.weights))
         card = CheckpointCard(
             schema_version=SCHEMA_VERSION,
             step=state.step,
@@ -191,6 +213,8 @@ def write_checkpoint(path: Place, state: TrainState, identity: Identity) -> None
             encoder_source=identity.encoder_source,
             versions=versions(),
             config=identity.config.model_dump(mode="json"),
+            preprocessing=identity.preprocessing,
+            train_classes=identity.train_classes,
         )
         (folder / CARD).write_text(card.as_text(), encoding="utf-8")
 
@@ -219,12 +243,29 @@ def load_tensors(
     if hashlib.sha256(content).hexdigest() != card.files.get(name):
         raise damaged(path, name, "its sha256 is not the one in checkpoint.json")
     try:
-        tensors = read_tensors(content, device)
+        tensors = (read_weights if name == WEIGHTS else read_tensors)(content, device)
         if not isinstance(tensors, dict):
             raise ValueError("it holds no tensors by name")
     except ValueError as error:
         raise damaged(path, name, str(error)) from None
     return tensors
+
+
+def weights_of(path: Place, device: torch.device) -> Params:
+    """Load the weights of a checkpoint, as ``load_tensors`` does."""
+    card = read_card(path)
+    return load_tensors(path, card, card.weights, device)
+
+
+def load_weights(learner: MetaLearner, path: Place, device: torch.device) -> None:
+    """Load the weights of a checkpoint into a learner.
+
+    Raises:
+        UserError: the file is damaged, or does not fit.
+    """
+    params = weights_of(path, device)
+    require_fitting(path, params, learner.params | learner.moments)
+    load_params(learner, params)
 
 
 def damaged(path: Place, name: str, reason: str) -> UserError:

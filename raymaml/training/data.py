@@ -13,6 +13,7 @@ from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.loader import EpisodeLoader, Normalize
 from raymaml.data.prefetch import prefetch
+from raymaml.data.preprocessing import preprocessing_of
 from raymaml.data.sampling import check_spec
 from raymaml.data.shards import EpisodeShards, Sampling
 from raymaml.data.watch import Watch
@@ -195,16 +196,6 @@ def _sampling(data: DataConfig, episodes: AllEpisodes, bank: ImageBank, split: S
 
 
 def _normalize(data: DataConfig, bank: ImageBank) -> Normalize:
-    channels = bank.image_shape[0]
-    if data.normalize == "bank":
-        return Normalize(bank.mean, bank.std)
-    if data.normalize == "none":
-        return Normalize((0.0,) * channels, (1.0,) * channels)
-    lengths = len(data.normalize.mean), len(data.normalize.std)
-    if lengths != (channels, channels):
-        raise UserError(
-            f"data.normalize has {lengths[0]} means and {lengths[1]} stds, the bank {data.bank}"
-            f" {channels} channels",
-            remedy=f"give {channels} of each",
-        )
-    return Normalize(data.normalize.mean, data.normalize.std)
+    found = preprocessing_of(data, bank.image_shape, bank)
+    assert found is not None  # with a bank its moments are known
+    return Normalize(found.mean, found.std)

@@ -17,14 +17,17 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from raymaml.common.errors import UserError, gathered
 from raymaml.common.untrusted import checked, parse_json, shortened
 from raymaml.config.schema import Config
+from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import ImageShape
+from raymaml.data.preprocessing import Preprocessing, preprocessing_of
 from raymaml.models.source import encoder_source
 from raymaml.storage.files import exists, read_bytes
 from raymaml.storage.place import Place
 
 IDENTITY = "run.json"
-SCHEMA_VERSION = 2
-"""2: the images of an episode stand in random order, and the key is there."""
+SCHEMA_VERSION = 3
+"""2: the images of an episode stand in random order, and the key is there; 3: preprocessing."""
+RANDOM_ORDER = 2
 ABSENT = "absent"
 _VALUES = {"data.normalize", "model.norm", "model.encoder_args"}
 """Mappings that are values, not sections."""
@@ -44,6 +47,10 @@ class Identity:
     """Hash of the training episodes; empty for converted weights, which saw none."""
     encoder_source: str | None
     """Of an encoder of one's own, as this process has imported it."""
+    preprocessing: Preprocessing | None
+    """None for converted weights whose moments are unknown."""
+    train_classes: tuple[str, ...]
+    """Empty for converted weights."""
 
     def of_run(self) -> dict[str, Any]:
         """Return what ``run.json`` says of learning, in sections as the config."""
@@ -52,6 +59,7 @@ class Identity:
             "bank_hash": self.bank_hash,
             "train_manifest": self.train_manifest,
             "encoder_source": self.encoder_source,
+            **pictures(self.preprocessing),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -59,8 +67,20 @@ class Identity:
         return {**flat(self.of_run()), "image_shape": self.image_shape}
 
 
+def pictures(preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """Return the section of an identity on pictures, but for the limit on their size; empty: it is
+    not known."""
+    if preprocessing is None:
+        return {}
+    return {"preprocessing": preprocessing.model_dump(mode="json", exclude={"max_pixels"})}
+
+
 def identity_of(
-    config: Config, image_shape: ImageShape, bank_hash: str, train_manifest: str = ""
+    config: Config,
+    image_shape: ImageShape,
+    bank_hash: str,
+    train_manifest: str = "",
+    bank: ImageBank | None = None,
 ) -> Identity:
     """Return the identity of the run of ``config``, reading the source of its encoder."""
     return Identity(
@@ -69,6 +89,8 @@ def identity_of(
         bank_hash=bank_hash,
         train_manifest=train_manifest,
         encoder_source=encoder_source(config.model),
+        preprocessing=preprocessing_of(config.data, image_shape, bank),
+        train_classes=() if bank is None else bank.class_names("train"),
     )
 
 
@@ -102,9 +124,9 @@ def read_run_file(folder: Place) -> RunFile | None:
         raise UserError(
             f"{path}: is damaged", remedy="restore it from a copy, or choose another name"
         ) from None
-    if version not in (1, SCHEMA_VERSION):
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise UserError(
-            f"{path}: has schema_version {shortened(version)}, this raymaml reads 1 and"
+            f"{path}: has schema_version {shortened(version)}, this raymaml reads 1 to"
             f" {SCHEMA_VERSION}",
             remedy="use the raymaml that wrote it, or choose another name",
         )
@@ -167,6 +189,12 @@ def require_equal(
             if key not in ignored:
                 text = sentence.format(key=key, had=shortened(had), has=shortened(has))
                 mistakes.add(f"{place}: {text}", (remedies or {}).get(key, remedy))
+
+
+def unsaid_on_pictures(*sides: Mapping[str, Any]) -> set[str]:
+    """Return the keys of the section on pictures, if a flat identity, of before, lacks it."""
+    keys = [{key for key in side if key.startswith("preprocessing.")} for side in sides]
+    return set() if all(keys) else set().union(*keys)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

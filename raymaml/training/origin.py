@@ -24,12 +24,14 @@ from raymaml.training.checkpoint import (
 )
 from raymaml.training.identity import (
     IDENTITY,
-    SCHEMA_VERSION,
+    RANDOM_ORDER,
     Identity,
     as_meant,
     flat,
+    pictures,
     read_run_file,
     require_equal,
+    unsaid_on_pictures,
 )
 
 _STARTED = "was started with {key} = {had}, the config now says {has}"
@@ -58,7 +60,8 @@ def require_same_start(folder: Place, identity: Identity) -> None:
             f" started ({files})",
             remedy="put it back as it was to go on, or choose another name",
         )
-    unsaid, now = {"encoder_source", "image_shape"}, identity.facts()
+    now = identity.facts()
+    unsaid = {"encoder_source", "image_shape"} | unsaid_on_pictures(before, now)
     require_equal(folder, before, now, _STARTED, _TO_RESUME, remedies=_REMEDIES, ignored=unsaid)
 
 
@@ -120,13 +123,19 @@ def require_of_its_run(path: Place, now: Identity | None = None) -> None:
     says = {
         **flat(trained_config(path).learning),
         **card.model_dump(include={"image_shape", "bank_hash", "encoder_source"}),
+        **flat(pictures(card.preprocessing)),
     }
+    unsaid |= unsaid_on_pictures(wanted, says)
     sentence = "{key} is {has}, " + whose + " {had}"
     with gathered() as mistakes:
         with mistakes.kept():
             require_equal(path / CARD, wanted, says, sentence, move_away(path), ignored=unsaid)
         for problem in _not_measured(path, card):
             mistakes.add(f"{path / CARD}: {problem}", move_away(path))
+        known = run.classes.get("train", {}).keys() if run and run.classes else set()
+        if known and card.train_classes and known != set(card.train_classes):
+            problem = f"{path / CARD}: train_classes are not those of {IDENTITY}"
+            mistakes.add(problem, move_away(path))
 
 
 def _not_measured(path: Place, card: CheckpointCard) -> Iterator[str]:
@@ -183,8 +192,8 @@ def require_of_today(folder: Place) -> None:
         version = found.version
     else:
         cards = (read_card(checkpoint_path(folder, step)) for step in list_steps(folder)[-1:])
-        version = next((card.schema_version for card in cards if card.bank_hash), SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
+        version = next((card.schema_version for card in cards if card.bank_hash), RANDOM_ORDER)
+    if version < RANDOM_ORDER:
         raise UserError(
             f"{folder}: was started by an earlier raymaml, whose images stood in another order",
             remedy="choose another name, or finish it with that version; `raymaml test` judges what"

@@ -73,7 +73,11 @@ def open_run(config: Config, device: torch.device) -> Run:
     data = open_training_data(config, device)
     shards = data.train.shards
     identity = identity_of(
-        config, data.image_shape, shards.manifest.bank_hash, shards.manifest_hash
+        config,
+        data.image_shape,
+        shards.manifest.bank_hash,
+        shards.manifest_hash,
+        data.train.loader.bank,
     )
     with explained(config.run_folder, config.cluster):
         learner = build_learner(config, data.image_shape, config.episodes.train.num_ways, device)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.config.base import Count
@@ -18,8 +19,11 @@ from raymaml.seeding import fold_in
 from raymaml.storage.place import Place
 from raymaml.training.optimizer import build_optimizer
 from raymaml.training.settings import gradient_method, image_layout
-from raymaml.training.tensor_file import is_plain
+from raymaml.training.tensor_file import can_be_kept, is_plain
 from raymaml.types import Params
+
+WEIGHTS: Literal["params.safetensors"] = "params.safetensors"
+"""The file of a checkpoint that evaluation needs."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class TrainState:
     def digest(self) -> int:
         """Return 63 bits that differ when any bit of the weights or running moments differs."""
         sha = hashlib.sha256()
-        for value in (self.params | self.learner.moments).values():
-            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+        for value in self.weights.values():
+            sha.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return int.from_bytes(sha.digest()[:8], "big") >> 1
 
     def record(self, validation: Validation) -> None:
@@ -69,11 +73,10 @@ class TrainState:
         if self.best is None or validation.accuracy > self.best.accuracy:
             self.best = validation
 
-    def tensors(self) -> dict[str, dict[str, Any]]:
-        """Return the tensors to keep, by file: parameters alone are enough to evaluate."""
-        lasting = self.params | self.learner.moments
-        params = {name: value.detach().cpu() for name, value in lasting.items()}
-        return {"params.pt": params, "optimizer.pt": self.optimizer.state_dict()}
+    @property
+    def weights(self) -> Params:
+        """Meta-parameters and moments: all that evaluation needs."""
+        return self.params | self.learner.moments
 
 
 def build_learner(
@@ -112,6 +115,13 @@ def build_learner(
             "model: has no parameters to learn: the encoder has none, and the head starts at zero",
             remedy="set model.head: learned, or take another encoder",
         )
+    lasting = learner.params | learner.moments
+    if odd := [name for name, value in lasting.items() if not can_be_kept(value)]:
+        raise UserError(
+            f"model: checkpoints cannot hold {', '.join(odd)} ({lasting[odd[0]].dtype},"
+            f" {lasting[odd[0]].layout})",
+            remedy="register it with persistent=False, or give it a plain type such as float32",
+        )
     return learner
 
 
@@ -145,7 +155,7 @@ def require_fitting(path: Place, params: Params, wanted: Params) -> None:
     """
     with gathered() as mistakes:
         remedy = "judge it as it was trained"
-        missing = [name for name in wanted if not _is_number(params.get(name))]
+        missing = [name for name, value in wanted.items() if not _fits(params.get(name), value)]
         if missing:
             mistakes.add(f"{path}: holds no {', '.join(missing)}, which the model needs", remedy)
         for name, value in wanted.items():
@@ -156,5 +166,9 @@ def require_fitting(path: Place, params: Params, wanted: Params) -> None:
                 )
 
 
-def _is_number(value: object) -> bool:
-    return is_plain(value) and torch.is_floating_point(value)  # type: ignore[arg-type]
+def _fits(value: object, wanted: Tensor) -> bool:
+    """Whether a value is a plain tensor of the wanted type, or of another floating-point type."""
+    if not isinstance(value, Tensor) or not is_plain(value):
+        return False
+    both = value.is_floating_point() and wanted.is_floating_point()
+    return both or value.dtype == wanted.dtype

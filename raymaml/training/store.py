@@ -53,8 +53,8 @@ class CheckpointStore:
         path = checkpoint_path(self.folder, step)
         require_of_run(path, self._identity)
         card = read_card(path)
-        params = load_tensors(path, card, "params.pt", session.device)
-        require_fitting(path, params, state.params | state.learner.moments)
+        params = load_tensors(path, card, card.weights, session.device)
+        require_fitting(path, params, state.weights)
         optimizer = load_tensors(path, card, "optimizer.pt", session.device)
         try:
             load_optimizer(state.optimizer, optimizer)

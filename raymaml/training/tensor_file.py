@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from raymaml.common.errors import reason_of
+from raymaml.types import Params
 
 
 def read_tensors(content: bytes, device: torch.device) -> Any:
@@ -35,6 +37,38 @@ def read_tensors(content: bytes, device: torch.device) -> Any:
         raise ValueError("it holds more than tensors, which is not loaded") from None
     except Exception as error:  # torch's reader has no list of what it raises on damage
         raise ValueError(f"torch cannot read it: {reason_of(error)[:200]}") from None
+
+
+def weights_bytes(weights: Params) -> bytes:
+    """Return the content of a safetensors file. Each tensor is copied: the format knows neither
+    shared memory nor strides."""
+    apart = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in weights.items()
+    }
+    return safetensors.torch.save(apart)
+
+
+def read_weights(content: bytes, device: torch.device) -> Params:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        ValueError: the content is damaged.
+    """
+    try:
+        found = safetensors.torch.load(content)
+    except Exception as error:  # some damage is an assertion or a missing key of the library
+        raise ValueError(f"safetensors cannot read it: {reason_of(error)[:200]}") from None
+    return {name: value.to(device) for name, value in found.items()}
+
+
+def can_be_kept(value: Tensor) -> bool:
+    """Whether a safetensors file can hold such a tensor."""
+    try:
+        weights_bytes({"": value[:0] if value.ndim else value})
+    except Exception:  # a type that it does not know, or a tensor without memory of its own
+        return False
+    return True
 
 
 def is_plain(value: object) -> bool:

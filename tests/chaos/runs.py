@@ -12,6 +12,7 @@ from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.evaluation.record_files import read_records
 from raymaml.evaluation.run_test import plan_test
+from raymaml.training import checkpoint
 from raymaml.training.checkpoint import find_checkpoint
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 
@@ -63,8 +64,9 @@ class Job:
 
 def weights_of(job: Job) -> dict[str, bytes]:
     """Return the bits of the last weights of a run."""
-    path = find_checkpoint(job.config.run_folder, "last") / "params.pt"
-    params = torch.load(path, weights_only=True)
+    params = checkpoint.weights_of(
+        find_checkpoint(job.config.run_folder, "last"), torch.device("cpu")
+    )
     return {name: value.numpy().tobytes() for name, value in params.items()}
 
 

@@ -147,7 +147,12 @@ def copy_of_the_code(folder: Path) -> Path:
     for name in SENT:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
-    for name in ("data/bank/images.arrow", "runs/x/params.pt", "more.arrow", ".venv/python"):
+    for name in (
+        "data/bank/images.arrow",
+        "runs/x/params.safetensors",
+        "more.arrow",
+        ".venv/python",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"large")
     return folder

@@ -19,7 +19,7 @@ from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.convert import from_reference, reference_names
-from raymaml.training.checkpoint import find_checkpoint, load_tensors, read_card
+from raymaml.training.checkpoint import find_checkpoint, weights_of
 
 
 def changed(config: dict[str, Any], **keys: Any) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def test_a_checkpoint_becomes_a_run_that_can_be_tested(
     assert outcome.exit_code == 0, outcome.output
     config = load_config(out)
     found = find_checkpoint(config.run_folder, "best")
-    params = load_tensors(found, read_card(found), "params.pt", torch.device("cpu"))
+    params = weights_of(found, torch.device("cpu"))
     learner = from_reference(TEST, path)
     assert learner.inner.num_steps == 10
     assert set(params) == {*learner.params}

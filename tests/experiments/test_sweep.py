@@ -27,7 +27,7 @@ from raymaml.experiments.sweep import (
     run_sweep,
 )
 from raymaml.storage.files import write_text
-from raymaml.training.checkpoint import find_checkpoint, read_card
+from raymaml.training.checkpoint import find_checkpoint, read_card, weights_of
 from raymaml.training.state import Validation
 from raymaml.training.worker import train_locally
 
@@ -100,7 +100,7 @@ def run_through_kills(
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(find_checkpoint(folder, "last") / "params.pt", weights_only=True)
+    return weights_of(find_checkpoint(folder, "last"), torch.device("cpu"))
 
 
 def same_bits(one: Path, other: Path) -> bool:

@@ -21,9 +21,11 @@ from raymaml.training.checkpoint import (
     checkpoint_path,
     find_checkpoint,
     list_steps,
-    load_tensors,
     read_card,
+    weights_of,
 )
+
+CPU = torch.device("cpu")
 
 
 def quiet(_line: str) -> None:
@@ -33,8 +35,7 @@ def quiet(_line: str) -> None:
 def bits(folder: Place, which: Literal["best", "last"] = "last") -> dict[str, bytes]:
     """Return the bits of the weights and running moments in a checkpoint of a run."""
     path = find_checkpoint(folder, which)
-    params = load_tensors(path, read_card(path), "params.pt", torch.device("cpu"))
-    return {name: value.numpy().tobytes() for name, value in params.items()}
+    return {name: value.numpy().tobytes() for name, value in weights_of(path, CPU).items()}
 
 
 def assert_same_bits(one: Config, other: Config) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
+import safetensors.torch
 from helpers_faults import bits, command, quiet, stands_whole
 
 from raymaml.common.errors import StorageError, storage_error
@@ -195,6 +195,8 @@ def test_a_checkpoint_file_is_the_same_whatever_it_was_written_through(tmp_path,
     other = make_config("two", "outer.num_steps=1")
     for each in (config, other):
         assert train_locally(each, quiet)
-    files = [each.run_folder / "checkpoint_00000001" / "params.pt" for each in (config, other)]
+    files = [
+        each.run_folder / "checkpoint_00000001" / "params.safetensors" for each in (config, other)
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert torch.load(files[0], weights_only=True)
+    assert safetensors.torch.load_file(files[0])

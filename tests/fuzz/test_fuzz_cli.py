@@ -32,7 +32,7 @@ COMMANDS = {
     "shards/train/shard-00000.arrow": ["train --local", "data sample"],
     "run.json": ["train --local"],
     "checkpoint.json": ["train --local", "report"],
-    "params.pt": ["train --local", "report", "test --local"],
+    "params.safetensors": ["train --local", "report", "test --local"],
     "optimizer.pt": ["train --local"],
     "metrics.jsonl": ["report"],
     "parquet": ["report", "test --local --replay"],

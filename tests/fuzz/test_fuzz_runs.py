@@ -20,6 +20,7 @@ import pytest
 import torch
 from helpers_evaluation import record
 from helpers_fuzz import NUMBERS, Fuzz, changed_bytes, changed_tree, hostile_values
+from helpers_trained import NEW
 from hypothesis import strategies as st
 
 from raymaml.common.untrusted import json_ready
@@ -45,8 +46,10 @@ from raymaml.training.metrics import read_metrics
 from raymaml.training.origin import require_same_model, require_trained_by
 from raymaml.training.run import claim, open_run, write_identity
 from raymaml.training.session import LocalSession
-from raymaml.training.state import TrainState, Validation, build_state
+from raymaml.training.state import WEIGHTS, TrainState, Validation, build_state
 from raymaml.training.store import CheckpointStore, check_last
+from raymaml.training.tensor_file import weights_bytes
+from raymaml.types import Params
 
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., Config]
@@ -141,6 +144,26 @@ def torch_cases(honest: dict[str, Any]) -> st.SearchStrategy[bytes]:
     )
 
 
+def weights_cases(honest: Params) -> st.SearchStrategy[bytes]:
+    """Safetensors files: bytes changed, the header changed, and honest files of something else."""
+    data = weights_bytes(honest)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    values = st.sampled_from([*NUMBERS, -1, 2**70, None, "x", [], {}, "F64", "BF16", [2**62, 4]])
+
+    def with_header(tree: Any) -> bytes:
+        text = json.dumps(tree).encode()
+        return len(text).to_bytes(8, "little") + text + data[end:]
+
+    name, value = next(iter(honest.items()))
+    others = [torch.zeros(1), value.double(), value.to(torch.int8), value[None], value[:0]]
+    files = [weights_bytes(honest | {name: other}) for other in others]
+    files += [weights_bytes({}), b"", b"\xff" * 8, b"\0" * 8, (2**40).to_bytes(8, "little") + data]
+    files += [torch_file(dict(honest)), pickle.dumps(Bomb())]
+    trees = changed_tree(header, values)
+    return changed_bytes(data) | trees.map(with_header) | st.sampled_from(files)
+
+
 def _nth_number(content: bytes, number: int, new: bytes) -> bytes:
     """Replace a small number of a pickle (``K`` and a byte): a size, a stride, an offset, ..."""
     places = [at for at in range(len(content) - 1) if content[at : at + 1] == b"K"]
@@ -160,13 +183,19 @@ def test_a_checkpoint(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> No
     identity = identity_of(config, SHAPE, "x")
     write_checkpoint(path, state, identity)
     card = json.loads((path / "checkpoint.json").read_text())
-    honest = state.tensors()
-    files = {name: (path / name).read_bytes() for name in honest}
+    honest: dict[str, Any] = {
+        "params.pt": dict(state.weights),
+        "optimizer.pt": state.optimizer.state_dict(),
+    }
+    files = {name: (path / name).read_bytes() for name in card["files"]}
+    files_before = {name: torch_file(value) for name, value in honest.items()}
+    before = {key: value for key, value in card.items() if key not in NEW}
+    before |= {"schema_version": 2, "files": dict.fromkeys(files_before, "")}
     text = (path / "checkpoint.json").read_bytes()
 
     def signed(case: tuple[Any, str, bytes]) -> tuple[Any, dict[str, bytes]]:
         tree, name, data = case
-        content = {**files, name: data}
+        content = {**(files_before if name == "params.pt" else files), name: data}
         sums = {key: hashlib.sha256(value).hexdigest() for key, value in content.items()}
         if isinstance(tree, dict) and isinstance(tree.get("files"), dict):
             tree = {**tree, "files": {**tree["files"], **sums}}
@@ -180,10 +209,11 @@ def test_a_checkpoint(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> No
     redirected += [of_config(data=card["config"]["data"] | {"bank": place}) for place in ELSEWHERE]
     trees = changed_tree(card, hostile_values(fuzz.root))
     cases = st.one_of(
-        st.tuples(trees, st.just("params.pt"), st.just(files["params.pt"])).map(signed),
+        st.tuples(trees, st.just(WEIGHTS), st.just(files[WEIGHTS])).map(signed),
+        st.tuples(st.just(card), st.just(WEIGHTS), weights_cases(state.weights)).map(signed),
         *(
-            st.tuples(st.just(card), st.just(name), torch_cases(honest[name])).map(signed)
-            for name in ("params.pt", "optimizer.pt")
+            st.tuples(st.just(tree), st.just(name), torch_cases(honest[name])).map(signed)
+            for name, tree in (("params.pt", before), ("optimizer.pt", card))
         ),
         st.sampled_from(redirected).map(lambda tree: (tree, files)),
         changed_bytes(text).map(lambda data: (data, files)),
@@ -210,6 +240,8 @@ def test_a_checkpoint(fuzz: Fuzz, make_config: MakeConfig, tmp_path: Path) -> No
         restored.optimizer.step()
 
     write((card, files))
+    read(None)
+    write(signed((before, "params.pt", files_before["params.pt"])))
     read(None)
     fuzz(cases, write, read)
 

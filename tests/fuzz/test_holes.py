@@ -22,10 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 from helpers_data import make_bank, raw_png, rewritten, spec_of, with_entry
 from helpers_evaluation import record
 from helpers_imports import classes, import_source, plan_source, zipped
+from helpers_trained import as_before
 from PIL import Image
 from test_fuzz_imports import HEADERS, npy, tar_tricks
 from test_fuzz_runs import IDENTITY, parquet, trained
@@ -44,7 +46,7 @@ from raymaml.data.shards import EpisodeShards, Sampling
 from raymaml.evaluation.record_files import read_circumstances, read_records, write_chunk
 from raymaml.evaluation.records import record_arrays
 from raymaml.storage.place import to_place
-from raymaml.training.checkpoint import checkpoint_path, load_tensors, read_card, write_checkpoint
+from raymaml.training.checkpoint import checkpoint_path, weights_of, write_checkpoint
 from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics
 from raymaml.training.origin import require_same_model, require_trained_by
@@ -192,7 +194,8 @@ def sign(run: Config, **changes: Any) -> Path:
     """Change the card, and write the checksums of the files as they are into it."""
     path = checkpoint_path(run.run_folder, 2)
     card = json.loads((path / "checkpoint.json").read_text())
-    sums = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in path.glob("*.pt")}
+    files = (file for file in path.iterdir() if file.name != "checkpoint.json")
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     (path / "checkpoint.json").write_text(json.dumps(card | {"files": sums} | changes))
     return path
 
@@ -200,7 +203,10 @@ def sign(run: Config, **changes: Any) -> Path:
 def resave(run: Config, file: str, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change the content of a file of the checkpoint, and sign it."""
     path = checkpoint_path(run.run_folder, 2) / file
-    torch.save(change(torch.load(path, weights_only=True)), path)
+    if path.suffix == ".pt":
+        torch.save(change(torch.load(path, weights_only=True)), path)
+    else:
+        safetensors.torch.save_file(change(safetensors.torch.load_file(path)), path)
     sign(run)
 
 
@@ -215,7 +221,7 @@ def restore(run: Config) -> TrainState:
 def test_a_card_that_names_a_file_elsewhere(run: Config, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "secret.pt")
     digest = hashlib.sha256((tmp_path / "secret.pt").read_bytes()).hexdigest()
-    sign(run, files={"params.pt": digest, "../../../../secret.pt": digest})
+    sign(run, files={"params.safetensors": digest, "../../../../secret.pt": digest})
     with pytest.raises(UserError, match=r"checkpoint\.json: is damaged \(files"):
         check_last(run.run_folder, identity_of(run, SHAPE, "x"))
 
@@ -251,7 +257,7 @@ def test_a_card_whose_config_is_none(run: Config) -> None:
 
 
 def test_weights_that_spread_over_what_they_do_not_fit(run: Config) -> None:
-    resave(run, "params.pt", lambda params: {name: torch.zeros(1) for name in params})
+    resave(run, "params.safetensors", lambda params: {name: torch.zeros(1) for name in params})
     with pytest.raises(UserError, match=r"has the shape \[1\], the model needs"):
         restore(run)
 
@@ -286,12 +292,13 @@ def test_rates_that_only_the_file_says_are_not_taken(run: Config) -> None:
 
 def test_a_torch_file_that_unpacks_to_more_than_it_is(run: Config) -> None:
     path = checkpoint_path(run.run_folder, 2)
+    as_before(path)
     source = zipfile.ZipFile(path / "params.pt")
     members = {name: source.read(name) for name in source.namelist()} | {"bomb": bytes(1 << 20)}
     (path / "params.pt").write_bytes(zipped(members, zipfile.ZIP_DEFLATED))
     sign(run)
     with pytest.raises(UserError, match="its parts are packed"):
-        load_tensors(path, read_card(path), "params.pt", CPU)
+        weights_of(path, CPU)
 
 
 def test_a_line_of_metrics_that_is_no_row(tmp_path: Path) -> None:

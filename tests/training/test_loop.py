@@ -23,7 +23,13 @@ from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.training.checkpoint import find_checkpoint, list_steps, read_card, saved_step
+from raymaml.training.checkpoint import (
+    find_checkpoint,
+    list_steps,
+    read_card,
+    saved_step,
+    weights_of,
+)
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import require_exact
 from raymaml.training.loop import meta_train
@@ -177,7 +183,7 @@ def result(folder: Path) -> tuple[Any, ...]:
     """All that must be equal to the last bit: weights, optimizer, validations, metrics."""
     path = find_checkpoint(folder, "last")
     card = read_card(path)
-    tensors = [torch.load(path / name, weights_only=True) for name in ("params.pt", "optimizer.pt")]
+    tensors = [weights_of(path, CPU), torch.load(path / "optimizer.pt", weights_only=True)]
     timing = {"episodes_per_second", "seconds_left"}
     rows = [
         {key: value for key, value in row.items() if key not in timing}
@@ -222,7 +228,7 @@ def test_a_run_validates_logs_and_keeps_what_the_config_says(config: Config) -> 
     assert best.accuracy == max(row["val_accuracy"] for row in rows if "val_accuracy" in row)
     assert set(steps) == {STEPS, best.step}
     # weights and metrics change with every step
-    params = torch.load(find_checkpoint(config.run_folder, "last") / "params.pt", weights_only=True)
+    params = weights_of(find_checkpoint(config.run_folder, "last"), CPU)
     state = build_state(config, (1, 16, 16), CPU)
     assert not any(torch.equal(value, params[name]) for name, value in state.params.items())
     assert len({row["query_loss"] for row in rows if "query_loss" in row}) == STEPS
@@ -241,7 +247,7 @@ def killed(config: Config, saved: int, **kill: int) -> None:
     assert saved_step(config.run_folder) == saved
     half = config.run_folder / ".checkpoint_00000005.partial-00ff"
     half.mkdir()
-    (half / "params.pt").write_bytes(b"half")
+    (half / "params.safetensors").write_bytes(b"half")
     with (config.run_folder / METRICS_FILE).open("a") as file:
         file.write('{"step": 5, "query_lo')
 

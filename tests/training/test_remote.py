@@ -97,7 +97,7 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint_at_the_uri(
     here, there = make_config("here"), remote()
     train_locally(here, quiet)
     train_locally(remote("outer.num_steps=3"), quiet)
-    (checkpoint_path(there.run_folder, 4) / "params.pt").write_bytes(b"half")
+    (checkpoint_path(there.run_folder, 4) / "params.safetensors").write_bytes(b"half")
     assert max(list_steps(there.run_folder)) == 3
     assert train_locally(there, quiet)
     assert max(list_steps(there.run_folder)) == 6

@@ -119,7 +119,7 @@ def test_a_key_that_this_version_does_not_know_is_named(config: Config) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"schema_version": 3}', "has schema_version 3, this raymaml reads 1 and 2; use the ray"),
+        ('{"schema_version": 4}', "has schema_version 4, this raymaml reads 1 to 3; use the ray"),
         ('{"schema_version": "x"}', "has schema_version 'x'"),
         ('{"data": 3}', "was started by an earlier raymaml"),
         ("[]", "run.json: is damaged; restore it"),
@@ -153,7 +153,7 @@ def test_a_stop_is_asked_for_once(config: Config) -> None:
 def test_the_writer_sweeps_up_what_a_kill_left(tmp_path: Path) -> None:
     for name in (".checkpoint_00000002.partial-12ab", ".checkpoint_00000001.partial-old"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "params.pt").write_text("half")
+        (tmp_path / name / "params.safetensors").write_text("half")
     (tmp_path / ".metrics.jsonl.partial-12ab").write_text("half")
     (tmp_path / "checkpoint_00000001").mkdir()
     (tmp_path / ".mine").mkdir()

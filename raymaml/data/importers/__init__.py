@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.common.errors import Mistakes, UserError, gathered
-from raymaml.config.data_sources import AnySource
+from raymaml.config.data_sources import AnySource, GlyphsSource
 from raymaml.config.schema import SPLITS, AllEpisodes, DataConfig
 from raymaml.data.bank import ImageBank, write_bank
 from raymaml.data.bank_format import BankClass, ClassImages
 from raymaml.data.importers.cifar import plan_cifar
 from raymaml.data.importers.cub import plan_cub
-from raymaml.data.importers.glyphs import plan_glyphs
 from raymaml.data.importers.image_folder import plan_image_folder
 from raymaml.data.importers.inaturalist import plan_inaturalist
 from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
@@ -77,7 +76,7 @@ def plan_import(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
             problem = f"data.source.path: {source.path} is not {kinds}"
             raise UserError(problem, remedy="give one that exists")
     planners: dict[str, Callable[[Any, int], ImportPlan]] = {
-        "glyphs": plan_glyphs,
+        "glyphs": _plan_glyphs,
         "omniglot": plan_omniglot,
         "image-folder": plan_image_folder,
         "mini-imagenet": plan_mini_imagenet,
@@ -88,6 +87,12 @@ def plan_import(source: AnySource, image_size: int, bank: Path) -> ImportPlan:
         "inaturalist-2017": plan_inaturalist,
     }
     return planners[source.kind](source, image_size)
+
+
+def _plan_glyphs(source: GlyphsSource, image_size: int) -> ImportPlan:
+    from raymaml.data.importers.glyphs import plan_glyphs  # loads matplotlib
+
+    return plan_glyphs(source, image_size)
 
 
 def _streams(

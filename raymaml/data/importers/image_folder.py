@@ -18,7 +18,6 @@ from raymaml.common.errors import Mistakes, UserError
 from raymaml.common.untrusted import stays_inside
 from raymaml.config.data_sources import ImageFolderSource
 from raymaml.config.schema import SPLITS
-from raymaml.data.importers.depth import bands
 from raymaml.data.importers.folders import (
     Files,
     LeftOut,
@@ -28,7 +27,7 @@ from raymaml.data.importers.folders import (
     read_csv,
     split_named,
 )
-from raymaml.data.importers.images import Images, decode_files, is_file
+from raymaml.data.importers.images import Images, decode_files, is_file, upright
 from raymaml.data.importers.plan import ImportPlan, PlannedClass, in_order
 from raymaml.seeding import bit_stream, draw_without_replacement
 
@@ -131,22 +130,5 @@ def _parse(folder: Path, row: Sequence[str]) -> tuple[tuple[str, str], Path]:
 
 def _square(image: Image.Image, mode: str, size: int) -> Images:
     """Turn upright, scale the shorter side to ``size`` with Lanczos' filter, crop the middle."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = _on_white(image, mode)
-    elif image.mode != mode:
-        image = image.convert(mode)
-    fitted = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(fitted)
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-
-def _on_white(image: Image.Image, mode: str) -> Image.Image:
-    """Lay a transparent image on white: pixels under transparency are arbitrary."""
-    flat = Image.new(mode, image.size)
-    for box in bands(image.size):
-        overlay = image.crop(box).convert("RGBA")
-        white = Image.new("RGBA", overlay.size, "white")
-        white.alpha_composite(overlay)
-        flat.paste(white.convert(mode), box)
-    return flat
+    fitted = ImageOps.fit(upright(image, mode), (size, size), Image.Resampling.LANCZOS)
+    return np.atleast_3d(np.asarray(fitted))

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from raymaml.common.errors import gathered, reason_of
+from raymaml.common.errors import UserError, gathered, reason_of
 from raymaml.data.formats.spool import Blob
-from raymaml.data.importers.depth import in_eight_bits
+from raymaml.data.importers.depth import bands, in_eight_bits
 
 UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow knows and that are not read: for PostScript it would start Ghostscript, of
@@ -61,22 +61,36 @@ def decode(files: Iterable[tuple[str, Read, Transform]], most_pixels: int | None
     images = []
     with gathered() as mistakes:
         for name, read, transform in files:
-            try:
-                with mistakes.kept():
-                    images.append(_decoded(read(), transform, most_pixels or PIXELS))
-            except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-                larger = "raise data.source.max_megapixels" if most_pixels else "remove it"
-                size = str(error).partition(" exceeds")[0]
-                mistakes.append(
-                    f"{name}: is not a readable image ({size} exceeds {most_pixels or PIXELS});"
-                    f" scale it down, or {larger}"
-                )
-            except Exception as error:  # Pillow has no list of the exceptions that damage raises
-                # Pillow's own message for this one names an object in memory
-                unknown = isinstance(error, UnidentifiedImageError)
-                reason = "unknown format" if unknown else reason_of(error)
-                mistakes.append(f"{name}: is not a readable image ({reason}); mend or remove it")
+            with mistakes.kept(), readable(name, most_pixels):
+                images.append(_decoded(read(), transform, most_pixels or PIXELS))
     return np.stack(images)
+
+
+@contextlib.contextmanager
+def readable(name: str, most_pixels: int | None = None) -> Iterator[None]:
+    """Name the image that the block cannot read; the arguments are those of ``decode``.
+
+    Raises:
+        UserError: instead of any other error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        larger = "raise data.source.max_megapixels" if most_pixels else "remove it"
+        size = str(error).partition(" exceeds")[0]
+        raise UserError(
+            f"{name}: is not a readable image ({size} exceeds {most_pixels or PIXELS})",
+            remedy=f"scale it down, or {larger}",
+        ) from None
+    except Exception as error:  # Pillow has no list of the exceptions that damage raises
+        # Pillow's own message for this one names an object in memory
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown format" if unknown else reason_of(error)
+        raise UserError(
+            f"{name}: is not a readable image ({reason})", remedy="mend or remove it"
+        ) from None
 
 
 def _decoded(data: bytes | Blob, transform: Transform, most_pixels: int) -> NDArray[np.uint8]:
@@ -169,6 +183,25 @@ def squared(size: int) -> Transform:
     return lambda image: np.asarray(
         ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
     )
+
+
+def upright(image: Image.Image, mode: str) -> Image.Image:
+    """Return an image as it is meant to be seen, "RGB" or "L": turned upright, on white."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if "A" in image.getbands() or "transparency" in image.info:
+        return _on_white(image, mode)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
+    """Lay a transparent image on white: pixels under transparency are arbitrary."""
+    flat = Image.new(mode, image.size)
+    for box in bands(image.size):
+        overlay = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", overlay.size, "white")
+        white.alpha_composite(overlay)
+        flat.paste(white.convert(mode), box)
+    return flat
 
 
 def resized(images: Images, size: int) -> Images:
