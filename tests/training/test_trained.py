@@ -21,6 +21,7 @@ from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.evaluation.run_test import plan_test
 from raymaml.meta.learner import MetaLearner
+from raymaml.training import state as state_module
 from raymaml.training.checkpoint import find_checkpoint, read_card
 from raymaml.training.state import TrainState, initial_state
 from raymaml.training.tensor_file import can_be_kept, read_weights, weights_bytes
@@ -28,6 +29,7 @@ from raymaml.training.trained import TrainedModel, open_trained
 from raymaml.training.worker import train_locally
 
 CPU = torch.device("cpu")
+OWN = ("model.encoder=helpers_encoders:Plain", "model.width=null", "model.norm=none")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,8 @@ def test_a_folder_that_names_code_is_not_run(run: Config) -> None:
     for path in Path(str(run.run_folder)).rglob("*.json"):
         tree = json.loads(path.read_text())
         model = tree.get("config", tree)["model"]
-        model |= {"encoder": "os:system", "encoder_args": {"command": "touch pwned"}}
+        model |= {"encoder": "os:system", "encoder_args": {"command": "touch x"}}
+        model |= {"width": None, "norm": "none"}
         path.write_text(json.dumps(tree))
     with pytest.raises(UserError, match=r"model\.encoder is os:system, and code is not imported"):
         open_trained(run.run_folder, CPU)
@@ -208,7 +211,7 @@ class Odd(nn.Module):
         both = torch.randn(2, 6)
         self.linear = nn.Linear(256, 4)
         self.turned = nn.Parameter(torch.randn(4, 3).T)
-        self.register_buffer("half", torch.tensor([0.1, -0.0, torch.inf, torch.nan]).bfloat16())
+        self.register_buffer("bf16", torch.tensor([0.1, -0.0, torch.inf, torch.nan]).bfloat16())
         self.register_buffer("count", torch.tensor(2**62 + 1))
         self.register_buffer("mask", torch.tensor([True, False]))
         self.register_buffer("top", both[0])
@@ -244,16 +247,16 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(make_config: Any) -> None:
     assert len({value.untyped_storage().data_ptr() for value in found.values()}) >= 11
 
 
-def test_a_tensor_that_no_file_can_hold_is_found_before_training(make_config: Any) -> None:
+def test_a_tensor_that_no_file_can_hold_is_found_before_training(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert can_be_kept(torch.zeros(2, 3).bfloat16())
     assert not can_be_kept(torch.zeros(2, dtype=torch.complex128))
     assert not can_be_kept(torch.zeros(2, 2).to_sparse())
-    config = make_config("odd", "model.encoder=helpers_encoders:Plain", "model.width=null")
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        patch.setattr(raymaml.training.state, "can_be_kept", lambda _value: False)
-        with pytest.raises(UserError, match=r"model: checkpoints cannot hold encoder\.linear"):
-            train_locally(config, quiet)
+    config = make_config("odd", *OWN)
+    monkeypatch.setattr(state_module, "can_be_kept", lambda _value: False)
+    with pytest.raises(UserError, match=r"model: checkpoints cannot hold encoder\.linear"):
+        train_locally(config, quiet)
     assert not config.run_folder.exists()
 
 
