@@ -64,7 +64,8 @@ class TrainState:
         """Return 63 bits that differ when any bit of the weights or running moments differs."""
         sha = hashlib.sha256()
         for value in self.weights.values():
-            sha.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            apart = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            sha.update(apart.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bf16
         return int.from_bytes(sha.digest()[:8], "big") >> 1
 
     def record(self, validation: Validation) -> None:
