@@ -105,6 +105,18 @@ def train(config: Config, local: bool) -> None:
 @main.command()
 @takes_config
 @LOCAL
+def pretrain(config: Config, local: bool) -> None:
+    """Train the encoder of CONFIG as a classifier over all training classes, or resume it.
+
+    The section `pretrain` says how; the run is `<name>-pretrain`.
+    """
+    if not _train(local)(config.pretraining, say):
+        sys.exit(stop_code())
+
+
+@main.command()
+@takes_config
+@LOCAL
 @click.option("--replay", is_flag=True, help="Judge all records again, here, and compare them.")
 def test(config: Config, local: bool, replay: bool) -> None:
     """Judge the run that CONFIG names on its test episodes, and write the report."""

@@ -15,6 +15,7 @@ TRAINING = {
     "query_accuracy": ("raymaml_training_accuracy_ratio", "Mean query accuracy, 0..1"),
     "grad_norm": ("raymaml_training_gradient_norm", "Length of the meta-gradient before clipping"),
     "episodes_per_second": ("raymaml_training_episodes_per_second", "Training episodes a second"),
+    "images_per_second": ("raymaml_training_images_per_second", "Images a second, to pretrain"),
     "seconds_left": ("raymaml_training_left_seconds", "Time to the last outer step, at this rate"),
     "workers": ("raymaml_training_workers", "Workers that learn"),
     "val_accuracy": ("raymaml_validation_accuracy_ratio", "Accuracy over the val episodes, 0..1"),

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from raymaml.cluster.stream import stream_meta_batches
 from raymaml.storage.place import Place, is_remote
 from raymaml.training.data import MetaBatches, TrainingData
+from raymaml.training.images import LabelledImages
 from raymaml.training.reduction import mean_in_order
 from raymaml.training.run import watch_stop
 from raymaml.training.session import Ask, EndedEarly
@@ -52,7 +53,9 @@ class RaySession:
         self._ask = ask
 
     def meta_batches(self, first_step: int) -> MetaBatches:
-        """Stream this worker's share through Ray Data."""
+        """Stream this worker's share through Ray Data; images without episodes are read here."""
+        if isinstance(self._data.train, LabelledImages):
+            return self._data.meta_batches(first_step, self.rank, self.world_size)
         steps = range(first_step, self._num_steps)
         return stream_meta_batches(self._data, steps, self.rank, self.world_size, self._timeout)
 

@@ -20,7 +20,7 @@ from raymaml.data.loader import EpisodeLoader
 from raymaml.data.prefetch import prefetch
 from raymaml.data.shard_format import cut, read_pixels, read_rows
 from raymaml.data.shards import EpisodeShards
-from raymaml.training.data import MetaBatches, TrainingData
+from raymaml.training.data import EpisodeSet, MetaBatches, TrainingData
 from raymaml.types import EpisodeBatch
 
 ROWS_AT_ONCE = 2048
@@ -38,21 +38,22 @@ def stream_meta_batches(
         RuntimeError: Ray Data delivered an episode out of turn.
         TimeoutError: nothing came for ``timeout`` seconds.
     """
-    mine = data.indices(0, rank, world_size)
+    train, mine = data.train, data.indices(0, rank, world_size)
+    assert isinstance(train, EpisodeSet)
 
     def load() -> Iterator[EpisodeBatch]:
-        pieces = cut(_tables(data, steps, mine), itertools.repeat(len(mine), len(steps)))
+        tables = _tables(data, train.shards, steps, mine)
+        pieces = cut(tables, itertools.repeat(len(mine), len(steps)))
         for step, piece in zip(steps, pieces, strict=True):
             wanted = data.indices(step, rank, world_size)
-            yield _load(piece, wanted, data.train.shards, data.train.loader)
+            yield _load(piece, wanted, train.shards, train.loader)
 
     return prefetch(load(), timeout=timeout)
 
 
-def _tables(data: TrainingData, steps: range, mine: range) -> Iterator[Any]:
+def _tables(data: TrainingData, shards: EpisodeShards, steps: range, mine: range) -> Iterator[Any]:
     """Yield tables of the episodes, in order, read by Ray Data tasks; ``mine`` are of step 0."""
-    shards = data.train.shards
-    at_once = _steps_at_once(data, len(mine))
+    at_once = _steps_at_once(shards, data.image_shape, len(mine))
     tasks = [
         {"start": start, "stop": min(start + at_once, steps.stop)} for start in steps[::at_once]
     ]
@@ -98,12 +99,11 @@ def _away_from_gpus() -> dict[str, Any]:
     }
 
 
-def _steps_at_once(data: TrainingData, per_step: int) -> int:
+def _steps_at_once(shards: EpisodeShards, image_shape: tuple[int, int, int], per_step: int) -> int:
     """Return how many outer steps one reading task covers."""
-    shards = data.train.shards
     if not shards.materialized:
         return max(1, ROWS_AT_ONCE // max(1, per_step))
-    channels, height, width = data.image_shape
+    channels, height, width = image_shape
     images = max(1, per_step) * shards.spec.num_ways * shards.spec.images_per_class
     return max(1, PIXELS_AT_ONCE // (images * channels * height * width))
 

@@ -46,17 +46,17 @@ def train_on_cluster(config: Config, echo: Echo) -> bool:
     """
     run = open_run(config, torch.device("cpu"))
     with claim(run):
-        if not is_done(run.folder, config.outer):
+        if not is_done(run.folder, config.steps):
             verify_images(run.data)
             with connected(config.cluster):
                 _train(run, echo)
-        return conclude(run.folder, config.outer.num_steps, echo)
+        return conclude(run.folder, config.steps.num_steps, echo)
 
 
 def _train(run: Run, echo: Echo) -> None:
     """Train with one crew after the other, each as large as the cluster has room for."""
     config, folder = run.config, run.folder
-    crew = plan_crew(config.cluster, config.outer.meta_batch_size, ray.cluster_resources())
+    crew = plan_crew(config.cluster, config.steps.meta_batch_size, ray.cluster_resources())
     asked = threading.Event()
 
     def stop() -> None:
@@ -72,11 +72,11 @@ def _train(run: Run, echo: Echo) -> None:
             echo(f"{folder}: {workers} worker(s) from outer step {step} on, {before} before")
 
     with (
-        in_background(partial(_follow, folder, config.outer.num_steps, echo)),
+        in_background(partial(_follow, folder, config.steps.num_steps, echo)),
         on_interrupt(stop, config.cluster.grace_seconds),
     ):
         workers, patience = 0, Patience(config.cluster.max_failures)
-        while not is_done(folder, config.outer):
+        while not is_done(folder, config.steps):
             before = workers
             try:
                 workers = call_in_thread(partial(find_room, crew, config.cluster, asked, echo))

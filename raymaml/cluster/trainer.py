@@ -99,7 +99,7 @@ def _run_worker(job: dict[str, Any]) -> None:
     config: Config = job["config"]
     os.chdir(job["directory"])
     run = open_run(config, get_device())
-    steps, timeout = config.outer.num_steps, config.cluster.timeout
+    steps, timeout = config.steps.num_steps, config.cluster.timeout
     session = RaySession(job["stop"], run.data, steps, timeout, job["ask"])
     gauges, workers = Gauges(TRAINING, config.name), {"workers": session.world_size}
 

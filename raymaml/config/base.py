@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -53,6 +53,7 @@ Rate = Annotated[Number, Field(ge=0)]
 PositiveRate = Annotated[Number, Field(gt=0)]
 PlaceField = Annotated[Place, PlainValidator(read_place), PlainSerializer(str, when_used="json")]
 """A folder on disk, or a URI."""
+Augmentation = Literal["none", "flip", "crop", "color", "resize", "enlarge"]
 PathField = Annotated[Path, AfterValidator(_with_reason(at_home))]
 """A file or folder on disk."""
 

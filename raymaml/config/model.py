@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -165,13 +165,15 @@ class InnerOverride(Section):
         return inner.model_copy(update=self.model_dump(exclude_none=True))
 
 
-class OuterConfig(Section):
-    """Learning of the meta-parameters (algorithm 1, line 8) and its rhythm, in outer steps."""
+class OuterSteps(Section):
+    """The update rule, its schedule, and the rhythm of a run, in outer steps."""
 
+    section: ClassVar[str]
+    """Key of the section in the configuration."""
+    unit: ClassVar[str]
+    """Name, in the plural, of the things that a step learns from."""
     num_steps: PositiveInt
     """Outer steps of the whole run."""
-    meta_batch_size: Annotated[PositiveInt, Field(le=100_000)] = 4
-    """Episodes per outer step, over all workers; at most 100,000."""
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     """Update rule."""
     lr: PositiveRate = 1e-3
@@ -201,24 +203,38 @@ class OuterConfig(Section):
     """Outer steps between further checkpoints; null writes none between validations."""
 
     @model_validator(mode="after")
-    def _options_belong_to_the_choices(self) -> OuterConfig:
-        milestones, is_step = list(self.milestones), self.schedule == "step"
+    def _options_belong_to_the_choices(self) -> OuterSteps:
+        key, milestones, is_step = self.section, list(self.milestones), self.schedule == "step"
         own_momentum = self.optimizer in {"sgd", "rmsprop"}
         problems: dict[str, object] = {
-            f"outer.momentum is {self.momentum} but outer.optimizer is {self.optimizer}:"
+            f"{key}.momentum is {self.momentum} but {key}.optimizer is {self.optimizer}:"
             " momentum belongs to sgd and rmsprop": self.momentum and not own_momentum,
-            f"outer.milestones is {milestones} but outer.schedule is {self.schedule}: step"
+            f"{key}.milestones is {milestones} but {key}.schedule is {self.schedule}: step"
             " needs milestones, and nothing else has them": bool(milestones) != is_step,
-            f"outer.gamma is {self.gamma} but outer.schedule is {self.schedule}: gamma belongs"
+            f"{key}.gamma is {self.gamma} but {key}.schedule is {self.schedule}: gamma belongs"
             " to step": self.gamma != 0.1 and not is_step,
-            f"outer.milestones is {milestones}; it must ascend": (
+            f"{key}.milestones is {milestones}; it must ascend": (
                 milestones != sorted(set(milestones))
             ),
-            f"outer.milestones is {milestones}; they are outer steps below outer.num_steps,"
+            f"{key}.milestones is {milestones}; they are outer steps below {key}.num_steps,"
             f" {self.num_steps}": milestones and milestones[-1] >= self.num_steps,
-            f"outer.warmup_steps is {self.warmup_steps}; it must be below outer.num_steps,"
+            f"{key}.warmup_steps is {self.warmup_steps}; it must be below {key}.num_steps,"
             f" {self.num_steps}": self.warmup_steps >= self.num_steps,
         }
         if found := [problem for problem, holds in problems.items() if holds]:
             raise ValueError("; ".join(found))
         return self
+
+
+class OuterConfig(OuterSteps):
+    """Learning of the meta-parameters (algorithm 1, line 8) and its rhythm, in outer steps."""
+
+    section = "outer"
+    unit = "episodes"
+    meta_batch_size: Annotated[PositiveInt, Field(le=100_000)] = 4
+    """Episodes per outer step, over all workers; at most 100,000."""
+
+    @property
+    def per_step(self) -> int:
+        """Episodes per outer step."""
+        return self.meta_batch_size

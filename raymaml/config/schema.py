@@ -11,7 +11,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from raymaml.common.errors import UserError
 from raymaml.config.base import (
+    Augmentation,
     Count,
     Number,
     PlaceField,
@@ -22,6 +24,7 @@ from raymaml.config.base import (
 )
 from raymaml.config.data_sources import Source
 from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig, OuterConfig
+from raymaml.config.pretrain import PretrainConfig
 from raymaml.storage.place import Place
 
 Split = Literal["train", "val", "test"]
@@ -49,9 +52,6 @@ class Moments(Section):
     """Subtracted from the pixels."""
     std: Annotated[tuple[PositiveRate, ...], Field(min_length=1)]
     """The result is divided by it."""
-
-
-Augmentation = Literal["none", "flip", "crop", "color", "resize", "enlarge"]
 
 
 class AugmentPair(Section):
@@ -217,6 +217,10 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     inner: InnerConfig = InnerConfig()
     outer: OuterConfig
+    pretrain: PretrainConfig | None = None
+    """The step before: `raymaml pretrain`. null: there is none."""
+    stage: Literal["train", "pretrain"] = "train"
+    """pretrain: the run is the pretraining. `raymaml pretrain` sets it in the config of its run."""
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
 
@@ -231,6 +235,26 @@ class Config(Section):
         return self.evaluation.inner.apply(self.inner)
 
     @property
+    def steps(self) -> OuterConfig | PretrainConfig:
+        """The steps by which this run learns."""
+        return self.pretrain if self.stage == "pretrain" and self.pretrain else self.outer
+
+    @property
+    def pretraining(self) -> Config:
+        """The config of the pretraining: the run `<name>-pretrain`.
+
+        Raises:
+            UserError: the config has no section `pretrain`.
+        """
+        if self.pretrain is None:
+            raise UserError(
+                "pretrain is missing: the config does not say how to pretrain",
+                remedy="add a section, such as pretrain: {num_steps: 5000}",
+            )
+        name = self.name if self.stage == "pretrain" else f"{self.name}-pretrain"
+        return self.model_copy(update={"name": name, "stage": "pretrain"})
+
+    @property
     def learning(self) -> dict[str, Any]:
         """The keys that decide the weights, which a resumed run may not change, in their sections.
 
@@ -238,32 +262,34 @@ class Config(Section):
         resumes; so may the number of outer steps, unless a schedule depends on it.
         """
         free = {"log_every", "validate_every", "checkpoint_every"}
-        if self.outer.schedule != "cosine":
+        if self.steps.schedule != "cosine":
             free.add("num_steps")
-        return self.model_dump(
-            mode="json",
-            include={
-                "seed": True,
-                "data": {"image_size": True, "normalize": True, "augment": {"train"}},
-                "episodes": {"seed", "train"},
-                "model": True,
-                "inner": True,
-                "outer": set(OuterConfig.model_fields) - free,
-                "cluster": {
-                    "threads_per_worker",
-                    "precision",
-                    "memory_format",
-                    "episodes_per_chunk",
-                },
-            },
-        )
+        data: dict[str, Any] = {"image_size": True, "normalize": True}
+        cluster = {"threads_per_worker", "precision", "memory_format"}
+        include: dict[str, Any] = {
+            **{"seed": True, "stage": True, "model": True, "data": data, "cluster": cluster},
+            self.steps.section: set(type(self.steps).model_fields) - free,
+        }
+        if self.stage == "train":
+            data["augment"] = {"train"}
+            cluster.add("episodes_per_chunk")
+            include |= {"episodes": {"seed", "train"}, "inner": True}
+        return self.model_dump(mode="json", include=include)
 
     @property
     def validating(self) -> dict[str, Any]:
         """The keys that decide a validation beside weights, bank and seeds, in their sections."""
         include: Any = {"episodes": {"val"}, "data": {"augment": {"val"}}}
+        if self.stage == "pretrain":  # by class means: nothing adapts
+            return self.model_dump(mode="json", include=include)
         inner = self.test_inner.model_dump(mode="json", exclude={"gradient"})
         return {**self.model_dump(mode="json", include=include), "evaluation": {"inner": inner}}
+
+    @model_validator(mode="after")
+    def _stage_has_its_section(self) -> Config:
+        if self.stage == "pretrain" and self.pretrain is None:
+            raise ValueError("stage is pretrain, but there is no section pretrain; add it")
+        return self
 
     @model_validator(mode="after")
     def _learned_head_keeps_its_ways(self) -> Config:

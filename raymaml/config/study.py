@@ -46,7 +46,10 @@ def _with_seeds(changes: dict[str, Any]) -> dict[str, Any]:
 ModelChanges = Annotated[Overrides, AfterValidator(_with_seeds)]
 """Values by dotted config key, and by `seeds`: one training for each."""
 
-NOT_OF_AN_ARM = ("name", "seed", "run_dir", "outer", "episodes.train", "episodes.val")
+NOT_OF_AN_ARM = (
+    *("name", "seed", "run_dir", "stage", "outer", "pretrain"),
+    *("episodes.train", "episodes.val"),
+)
 """Keys that decide training alone; they belong to a model."""
 MOST_ARMS = 1_000
 """Maximum number of arms per study, each with every combination of `cross`."""

@@ -14,8 +14,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from raymaml.common.errors import UserError
-from raymaml.config.base import Momentum, Number, PositiveRate, Rate, Section
-from raymaml.config.schema import Augmentation
+from raymaml.config.base import Augmentation, Momentum, Number, PositiveRate, Rate, Section
 from raymaml.meta.learner import MetaLearner
 from raymaml.models.encoders import ConvNet4, ResNet12, ResNet18
 

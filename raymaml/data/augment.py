@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymaml.config.schema import Augmentation, AugmentPair
+from raymaml.config.base import Augmentation
+from raymaml.config.schema import AugmentPair
 from raymaml.seeding import bit_stream, uniform
 
 PADDING = 8

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymaml.common.episode_checks import unchecked
-from raymaml.config.schema import EpisodesConfig
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
@@ -75,7 +74,6 @@ class EpisodeLoader:
     """
 
     bank: ImageBank
-    spec: EpisodesConfig
     normalize: Normalize
     augment: Augmenter
     device: torch.device
@@ -105,9 +103,9 @@ class EpisodeLoader:
 
     def _gathered(self, rows: Sequence[EpisodeRows], name: str) -> NDArray[np.uint8]:
         """Read the support or query images [E, n, H, W, C] from the bank."""
-        each = self.spec.num_shots if name == "support" else self.spec.num_queries
-        pixels = self.bank.images(_joined([getattr(episode, name) for episode in rows]))
-        return pixels.reshape(len(rows), self.spec.num_ways * each, *pixels.shape[1:])
+        sets = [getattr(episode, name) for episode in rows]
+        pixels = self.bank.images(_joined(sets))
+        return pixels.reshape(len(rows), len(sets[0]) if sets else 0, *pixels.shape[1:])
 
     def _images(
         self, pixels: NDArray[np.uint8], name: str, indices: Sequence[int] | range

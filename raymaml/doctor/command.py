@@ -70,7 +70,7 @@ def _run_folder(config: Config) -> str:
     state = "is new"
     if exists(run.folder / "run.json"):
         with claim(run):
-            state = "is done" if is_done(config.run_folder, config.outer) else "can go on"
+            state = "is done" if is_done(config.run_folder, config.steps) else "can go on"
     return f"{run.folder}: {state}; {total} parameters, {adapting} adapt"
 
 

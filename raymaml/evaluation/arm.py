@@ -260,7 +260,7 @@ class Arm:
             name=self.name,
             description=self.description,
             protocol=Protocol(
-                spec=self.episodes.loader.spec,
+                spec=self.config.episodes.test,
                 model=self.config.model,
                 num_steps=self.config.test_inner.num_steps,
                 examination=read_examination(self.records),

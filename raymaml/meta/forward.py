@@ -84,8 +84,7 @@ class Passes:
             return count * F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
         def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:
-            logits, buffers = self._run("support", frozen | params, buffers, episode.support_x)
-            buffers = {name: value.detach() for name, value in buffers.items()}
+            logits, buffers = self.support_logits(frozen | params, buffers, episode.support_x)
             return loss_of(logits, episode.support_y), buffers
 
         def query(params: Params, buffers: Buffers) -> tuple[Tensor, Tensor]:
@@ -93,6 +92,12 @@ class Passes:
             return loss_of(logits, episode.query_y), logits
 
         return EpisodeLosses(support=support, query=query)
+
+    def support_logits(self, params: Params, buffers: Buffers, x: Tensor) -> tuple[Tensor, Buffers]:
+        """Return the logits of a support set, and the moments after the pass, which are
+        constants."""
+        logits, buffers = self._run("support", params, buffers, x)
+        return logits, {name: value.detach() for name, value in buffers.items()}
 
     def query_logits(
         self, params: Params, buffers: Buffers, episode: Episode | EpisodeBatch

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from raymaml.common.errors import UserError, gathered
-from raymaml.config.schema import SPLITS, AllEpisodes, Config, DataConfig, Split
+from raymaml.config.pretrain import PretrainConfig
+from raymaml.config.schema import (
+    SPLITS,
+    AllEpisodes,
+    AugmentPair,
+    Config,
+    DataConfig,
+    Split,
+)
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.loader import EpisodeLoader, Normalize
@@ -19,6 +27,7 @@ from raymaml.data.shards import EpisodeShards, Sampling
 from raymaml.data.watch import Watch
 from raymaml.models import check_image_size
 from raymaml.seeding import fold_in
+from raymaml.training.images import LabelledImages
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch
 
@@ -40,6 +49,16 @@ class EpisodeSet:
         manifest = self.shards.manifest
         return fold_in(manifest.seed, "judge", manifest.split, index)
 
+    @property
+    def manifest_hash(self) -> str:
+        """Hash of the manifest of the shards."""
+        return self.shards.manifest_hash
+
+    def names(self, indices: range) -> list[str]:
+        """Return how messages name episodes."""
+        split = {"train": "training", "val": "validation"}.get(self.shards.manifest.split, "test")
+        return [f"{split} episode {index % self.shards.count}" for index in indices]
+
     def load(self, indices: range) -> EpisodeBatch:
         """Read episodes by index, going round again past the last one."""
         wrapped = [index % self.shards.count for index in indices]
@@ -49,10 +68,10 @@ class EpisodeSet:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Training and validation episodes of one run."""
+    """Training and validation episodes of one run; images to learn from in a pretraining."""
 
     image_shape: tuple[int, int, int]  # C, H, W
-    train: EpisodeSet
+    train: EpisodeSet | LabelledImages
     val: EpisodeSet
     first_episode: int
     meta_batch_size: int
@@ -84,9 +103,9 @@ class TrainingData:
         first = self.first_episode + step * self.meta_batch_size
         return range(first + mine.start, first + mine.stop)
 
-    def episodes_of(self, step: int) -> list[int]:
-        """Return the training episodes of one outer step by their index in the shards."""
-        return [index % self.train.shards.count for index in self.indices(step, 0, 1)]
+    def names(self, step: int) -> list[str]:
+        """Return how messages name the training episodes, or slices, of one outer step."""
+        return self.train.names(self.indices(step, 0, 1))
 
 
 def open_training_data(config: Config, device: torch.device) -> TrainingData:
@@ -99,9 +118,12 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
     bank = open_bank(config.data)
     check_image_size(config.model, bank.image_shape)
     check_spec(bank, config.episodes.test, "test")
+    splits: tuple[Split, ...] = ("val",) if config.stage == "pretrain" else ("train", "val")
     sets = open_episode_sets(
-        config.data, config.episodes, bank, ("train", "val"), device, train_seed=config.seed
+        config.data, config.episodes, bank, splits, device, train_seed=config.seed
     )
+    if config.stage == "pretrain" and config.pretrain is not None:
+        return _images_of(config, config.pretrain, sets["val"])
     order = fold_in(config.seed, "order")  # replicas see the episodes in other orders
     return TrainingData(
         image_shape=bank.image_shape,
@@ -110,6 +132,25 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
         first_episode=order % config.episodes.train.num_episodes,
         meta_batch_size=config.outer.meta_batch_size,
         episodes_per_chunk=config.cluster.episodes_per_chunk,
+    )
+
+
+def _images_of(config: Config, pretrain: PretrainConfig, val: EpisodeSet) -> TrainingData:
+    """Return the training images of the bank that ``val`` comes from, for a pretraining."""
+    pair = AugmentPair(query=pretrain.augment)
+    augment = Augmenter(pair=pair, seed=config.seed, split="pretrain")
+    return TrainingData(
+        image_shape=val.loader.bank.image_shape,
+        train=LabelledImages(
+            loader=replace(val.loader, augment=augment),
+            watch=val.watch,
+            seed=config.seed,
+            slice_size=pretrain.slice_size,
+        ),
+        val=val,
+        first_episode=0,
+        meta_batch_size=pretrain.meta_batch_size,
+        episodes_per_chunk=1,
     )
 
 
@@ -157,7 +198,6 @@ def open_episode_sets(
                 seed = train_seed if split == "train" else episodes.seed
                 loader = EpisodeLoader(
                     bank=bank,
-                    spec=episodes.of(split),
                     normalize=_normalize(data, bank),
                     augment=Augmenter(pair=data.augment.of(split), seed=seed, split=split),
                     device=device,

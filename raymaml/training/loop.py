@@ -7,7 +7,6 @@ from contextlib import closing
 import torch
 
 from raymaml.seeding import fold_in
-from raymaml.training.data import TrainingData
 from raymaml.training.explain import NotFiniteError, require_exact, require_finite
 from raymaml.training.metrics import MetricsWriter
 from raymaml.training.optimizer import update
@@ -29,7 +28,7 @@ def meta_train(
     episodes depend on (seed, split, index) alone; so a run that is killed anywhere goes on to the
     same bits (contract 3).
     """
-    outer, data = run.config.outer, run.data
+    outer, data = run.config.steps, run.data
     state = initial_state(run.learner, outer)
     store.restore(state, session)
     ways = run.config.episodes.train.num_ways
@@ -40,7 +39,7 @@ def meta_train(
     with closing(session.meta_batches(state.step)) as meta_batches:
         while not stop and state.step < outer.num_steps:
             if state.step % outer.validate_every == 0:
-                judge_and_save(state, data, store, writer, session)
+                judge_and_save(state, run, store, writer, session)
             elif outer.checkpoint_every is not None and state.step % outer.checkpoint_every == 0:
                 store.save(state, session)
 
@@ -54,7 +53,7 @@ def meta_train(
                 writer.training(state.step, means)
 
     if state.step == outer.num_steps:
-        judge_and_save(state, data, store, writer, session)
+        judge_and_save(state, run, store, writer, session)
     else:
         store.save(state, session)
     return state
@@ -64,14 +63,14 @@ def meta_step(
     state: TrainState, episodes: EpisodeBatch, run: Run, session: Session
 ) -> tuple[dict[str, float], bool]:
     """Take one outer step; also return whether any worker was asked to stop."""
-    outer, learner, at_once = run.config.outer, state.learner, run.data.episodes_per_chunk
+    outer, learner, at_once = run.config.steps, state.learner, run.data.episodes_per_chunk
     moments = learner.running_moments
     stop = torch.tensor(float(session.stop_requested()), device=session.device)
     gradients, outcomes = [torch.empty(0, state.num_params, device=session.device)], []
     mine = share(outer.meta_batch_size, session.rank, session.world_size, at_once)
     for number, chunk in zip(mine[::at_once], episodes.chunks(at_once), strict=True):
         torch.manual_seed(fold_in(run.config.seed, "episode", state.step, number))  # for dropout
-        for result, labels in zip(learner.chunk_gradients(chunk), chunk.query_y, strict=True):
+        for result, labels in zip(run.gradients(chunk), chunk.query_y, strict=True):
             gradient = flatten({name: result.grads[name] for name in state.params})
             # A gradient that is not finite makes the loss NaN: all workers see the losses.
             loss = torch.where(gradient.isfinite().all(), result.loss, torch.nan)
@@ -82,8 +81,8 @@ def meta_step(
     sizes = share_sizes(outer.meta_batch_size, session.world_size, at_once)
     like = {"loss": stop, "accuracy": stop, "stop": stop, **moments}
     of_all = gather_by_name(session, outcomes, like, sizes)  # each [E, ...], in episode order
-    which = run.data.episodes_of(state.step)
-    require_finite(of_all, "a loss or gradient", step=state.step, kind="training", of=which)
+    which = run.data.names(state.step)
+    require_finite(of_all, "a loss or gradient", step=state.step, of=which, section=outer.section)
     mean = session.mean(torch.cat(gradients), sizes)  # [P], added up in episode order
     grad_norm = mean.norm().item()
     update(state.optimizer, outer, state.params, unflatten(mean, state.params), state.step)
@@ -96,7 +95,7 @@ def meta_step(
 
 def judge_and_save(
     state: TrainState,
-    data: TrainingData,
+    run: Run,
     store: CheckpointStore,
     writer: MetricsWriter,
     session: Session,
@@ -104,7 +103,7 @@ def judge_and_save(
     """Judge the state on the validation episodes, unless that is done already, and save a
     checkpoint."""
     if state.validation is None or state.validation.step != state.step:
-        validation = validate(state, data, session)
+        validation = validate(state, run, session)
         state.record(validation)
         writer.validation(validation)
     store.save(state, session)

@@ -18,6 +18,7 @@ from raymaml.common.errors import UserError, reason_of
 from raymaml.common.untrusted import checked, json_ready, json_text, parse_json
 from raymaml.config.base import Count
 from raymaml.config.model import OuterConfig
+from raymaml.config.pretrain import PretrainConfig
 from raymaml.storage.files import (
     append_text,
     exists,
@@ -62,7 +63,7 @@ class RunMetrics:
     def __init__(
         self,
         folder: Place,
-        outer: OuterConfig,
+        outer: OuterConfig | PretrainConfig,
         echo: Callable[[str], None],
         show: Show = lambda _row: None,
         *,
@@ -102,7 +103,7 @@ class RunMetrics:
         row = {
             "step": step,
             **means,
-            "episodes_per_second": steps_per_second * self._outer.meta_batch_size,
+            f"{self._outer.unit}_per_second": steps_per_second * self._outer.per_step,
             "seconds_left": (self._outer.num_steps - step) / steps_per_second,
             "workers": self._workers,
         }
@@ -218,9 +219,10 @@ def progress_line(row: dict[str, Any], num_steps: int) -> str:
         return (
             f"{step}  validation accuracy {accuracy:.2f} +- {ci95:.2f}%  loss {row['val_loss']:.4f}"
         )
+    unit = "images" if "images_per_second" in row else "episodes"
     return (
         f"{step}  loss {row['query_loss']:.4f}  accuracy {100 * row['query_accuracy']:.2f}%"
-        f"  {row['episodes_per_second']:.1f} episodes/s  {duration(row['seconds_left'])} left"
+        f"  {row[f'{unit}_per_second']:.1f} {unit}/s  {duration(row['seconds_left'])} left"
     )
 
 

@@ -6,11 +6,11 @@ import math
 
 import torch
 
-from raymaml.config.model import OuterConfig
+from raymaml.config.model import OuterSteps
 from raymaml.types import Params
 
 
-def build_optimizer(outer: OuterConfig, params: Params) -> torch.optim.Optimizer:
+def build_optimizer(outer: OuterSteps, params: Params) -> torch.optim.Optimizer:
     """Return the optimizer of the meta-parameters."""
     values, lr, decay = list(params.values()), outer.lr, outer.weight_decay
     match outer.optimizer:
@@ -24,13 +24,13 @@ def build_optimizer(outer: OuterConfig, params: Params) -> torch.optim.Optimizer
             return torch.optim.SGD(values, lr=lr, weight_decay=decay, momentum=outer.momentum)
 
 
-def learning_rate(outer: OuterConfig, step: int) -> float:
+def learning_rate(outer: OuterSteps, step: int) -> float:
     """Return the rate of outer step ``step``: a function of the step, so that resuming is exact."""
     warm = min(1.0, (step + 1) / outer.warmup_steps) if outer.warmup_steps else 1.0
     return outer.lr * warm * _scheduled(outer, step)
 
 
-def _scheduled(outer: OuterConfig, step: int) -> float:
+def _scheduled(outer: OuterSteps, step: int) -> float:
     """Return the share of the full rate that the schedule leaves."""
     if outer.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * step / outer.num_steps))
@@ -39,7 +39,7 @@ def _scheduled(outer: OuterConfig, step: int) -> float:
 
 
 def update(
-    optimizer: torch.optim.Optimizer, outer: OuterConfig, params: Params, grads: Params, step: int
+    optimizer: torch.optim.Optimizer, outer: OuterSteps, params: Params, grads: Params, step: int
 ) -> None:
     """Move the meta-parameters down ``grads`` (algorithm 1, line 8), in place.
 

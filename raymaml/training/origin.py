@@ -86,7 +86,7 @@ def require_of_run(last: Place, identity: Identity) -> None:
     best = best_checkpoint(last)  # which another run's checkpoint may not have
     if best != last:
         require_of_its_run(best, identity)
-    if read_card(last).step >= config.outer.num_steps:
+    if read_card(last).step >= config.steps.num_steps:
         return
     for path in dict.fromkeys((last, best)):
         if read_card(path).validation is not None:

@@ -6,16 +6,21 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from raymaml.common.errors import StorageError, UserError
 from raymaml.common.untrusted import json_text
 from raymaml.config.load import dump_config
-from raymaml.config.model import OuterConfig
+from raymaml.config.model import OuterSteps
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
+from raymaml.meta.features import by_class_means
+from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.learner import MetaLearner
+from raymaml.meta.plain import plain_gradients
 from raymaml.storage.files import exists, make_folder, reaching, remove, write_text
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place, is_remote
@@ -24,11 +29,14 @@ from raymaml.training.checkpoint import CARD, checkpoint_path, list_steps, read_
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import explained
 from raymaml.training.identity import IDENTITY, SCHEMA_VERSION, Classes, Identity, identity_of
+from raymaml.training.images import LabelledImages
 from raymaml.training.origin import require_of_today, require_same_start
 from raymaml.training.settings import gradient_method, workers_line
-from raymaml.training.state import build_learner
+from raymaml.training.state import build_classifier, build_learner
 from raymaml.training.store import check_last
+from raymaml.types import EpisodeBatch
 
+Gradients = Callable[[EpisodeBatch], list[EpisodeGradient]]
 STOP = "STOP"
 _LOOK_EVERY = 2.0
 """Seconds between two looks for a stop at a URI: a step should not wait for the network."""
@@ -46,14 +54,23 @@ class Run:
     data: TrainingData
     learner: MetaLearner
     identity: Identity
+    gradients: Gradients
+    """The gradients of training episodes, or of slices of labelled images."""
+    predict: Callable[[EpisodeBatch], Tensor]
+    """The query logits ``[E, N*Q, N]`` of validation episodes."""
 
     def introduction(self, device: torch.device, num_workers: int) -> str:
         """Return lines that say how workers on ``device`` train, and how each module adapts."""
+        workers = workers_line([self.config.cluster], device, num_workers)
+        if isinstance(images := self.data.train, LabelledImages):
+            return (
+                f"{self.folder}: {workers}; cross-entropy over {images.num_classes} classes,"
+                f" {self.data.meta_batch_size} slices of {images.slice_size} images a step"
+            )
         config, spec = self.config, self.config.episodes.train
         support = (spec.num_ways * spec.num_shots, *self.data.image_shape)
         method = gradient_method(config.inner, config.model, config.cluster, support, device)
         chosen = " (auto)" if config.inner.gradient == "auto" else ""
-        workers = workers_line([config.cluster], device, num_workers)
         chunk = config.cluster.episodes_per_chunk
         at_once = f", {chunk} episodes at once" if chunk > 1 else ""
         return (
@@ -71,18 +88,25 @@ def open_run(config: Config, device: torch.device) -> Run:
     """
     require_of_today(config.run_folder)
     data = open_training_data(config, device)
-    shards = data.train.shards
-    identity = identity_of(
-        config,
-        data.image_shape,
-        shards.manifest.bank_hash,
-        shards.manifest_hash,
-        data.train.loader.bank,
-    )
+    train, shape = data.train, data.image_shape
+    bank = train.loader.bank
+    identity = identity_of(config, shape, bank.hash, train.manifest_hash, bank)
     with explained(config.run_folder, config.cluster):
-        learner = build_learner(config, data.image_shape, config.episodes.train.num_ways, device)
+        if isinstance(train, LabelledImages):
+            learner = build_classifier(config, shape, train.num_classes, device)
+            gradients: Gradients = partial(plain_gradients, learner)
+            predict = by_class_means(learner)
+        else:
+            learner = build_learner(config, shape, config.episodes.train.num_ways, device)
+            gradients, predict = learner.chunk_gradients, learner.predict
     return Run(
-        config=config, folder=config.run_folder, data=data, learner=learner, identity=identity
+        config=config,
+        folder=config.run_folder,
+        data=data,
+        learner=learner,
+        identity=identity,
+        gradients=gradients,
+        predict=predict,
     )
 
 
@@ -173,7 +197,7 @@ def write_identity(run: Run) -> None:
     write_text(folder / "config.yaml", dump_config(run.config))
 
 
-def is_done(folder: Place, outer: OuterConfig) -> bool:
+def is_done(folder: Place, outer: OuterSteps) -> bool:
     """Return whether the run in ``folder`` has no outer step left to do."""
     return saved_step(folder) >= outer.num_steps
 

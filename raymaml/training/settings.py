@@ -16,7 +16,7 @@ WORTH_IT = {"convnet4": 150_000}
 """Activations of the first layer, over a support set, from which on mixed_mode is faster..."""
 WORTH_IT_ELSEWHERE = 1_000_000
 """...also in resnets. Below, PyTorch spends its time in calls, and mixed_mode makes more."""
-METHODS_OF_LITTLE_MEMORY = {"checkpointed", "mixed_mode", "first_order"}
+METHODS_OF_LITTLE_MEMORY = {"checkpointed", "mixed_mode", "first_order", "plain"}
 """They keep one inner step."""
 FEW_STEPS = 10
 """Inner steps up to which the graph of such small images is small as well."""

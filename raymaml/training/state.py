@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.config.base import Count
-from raymaml.config.model import InnerConfig, OuterConfig
+from raymaml.config.model import InnerConfig, OuterSteps
 from raymaml.config.schema import Config
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
@@ -126,6 +126,18 @@ def build_learner(
     return learner
 
 
+def build_classifier(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int, device: torch.device
+) -> MetaLearner:
+    """Return the model with a head over all training classes, as a learner that adapts nothing."""
+    model = config.model.model_copy(update={"head": "learned"})
+    still = InnerConfig(num_steps=0, gradient="first_order")
+    plain = config.model_copy(update={"model": model})
+    return build_learner(
+        plain.model_copy(update={"inner": still}), image_shape, num_classes, device, still
+    )
+
+
 def build_state(
     config: Config, image_shape: tuple[int, int, int], device: torch.device
 ) -> TrainState:
@@ -134,7 +146,7 @@ def build_state(
     return initial_state(learner, config.outer)
 
 
-def initial_state(learner: MetaLearner, outer: OuterConfig) -> TrainState:
+def initial_state(learner: MetaLearner, outer: OuterSteps) -> TrainState:
     """Return the state before outer step 0, from the weights that ``learner`` has."""
     return TrainState(learner, build_optimizer(outer, learner.params))
 

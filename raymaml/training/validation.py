@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from raymaml.common.logs import LOG
 from raymaml.statistics.intervals import bounded_interval
-from raymaml.training.data import TrainingData
 from raymaml.training.explain import require_finite
 from raymaml.training.reduction import share, share_sizes
+from raymaml.training.run import Run
 from raymaml.training.session import Session, gather_by_name
 from raymaml.training.state import TrainState, Validation
 
@@ -17,26 +17,27 @@ EPISODES_AT_ONCE = 8
 """Episodes whose images are in memory together; the result does not depend on it."""
 
 
-def validate(state: TrainState, data: TrainingData, session: Session) -> Validation:
+def validate(state: TrainState, run: Run, session: Session) -> Validation:
     """Judge the state on all validation episodes; equal on all workers, for any number of them.
 
     Raises:
         NotFiniteError: naming the first episode whose loss is not finite, on all workers alike.
     """
-    count = data.val.shards.count
+    data, count = run.data, run.data.val.shards.count
     mine = share(count, session.rank, session.world_size)
     outcomes = []
     for start in range(mine.start, mine.stop, EPISODES_AT_ONCE):
         some = range(start, min(start + EPISODES_AT_ONCE, mine.stop))
         for index, episode in zip(some, data.val.load(some).chunks(1), strict=True):
             torch.manual_seed(data.val.seed_of(index))
-            (scores,), (labels,) = state.learner.predict(episode), episode.query_y
+            (scores,), (labels,) = run.predict(episode), episode.query_y
             accuracy = (scores.argmax(-1) == labels).float().mean()
             outcomes.append({"loss": F.cross_entropy(scores, labels), "accuracy": accuracy})
     number = torch.zeros((), device=session.device)
     sizes = share_sizes(count, session.world_size)
     of_all = gather_by_name(session, outcomes, {"loss": number, "accuracy": number}, sizes)
-    require_finite(of_all, "a loss", step=state.step, kind="validation", of=range(count))
+    which, section = data.val.names(range(count)), run.config.steps.section
+    require_finite(of_all, "a loss", step=state.step, of=which, section=section)
     interval = bounded_interval(of_all["accuracy"].double().cpu().numpy())
     found = Validation(
         step=state.step,

@@ -38,13 +38,13 @@ def train_locally(config: Config, echo: Echo) -> bool:
     device = local_device(config.cluster)
     run = open_run(config, device)
     with claim(run):
-        if not is_done(run.folder, config.outer):
+        if not is_done(run.folder, config.steps):
             verify_images(run.data)
             echo(run.introduction(device, 1))
             session = LocalSession(run.data, device)
             with on_interrupt(session.stop.set, config.cluster.grace_seconds):
                 train_worker(run, session, echo)
-        return conclude(run.folder, config.outer.num_steps, echo)
+        return conclude(run.folder, config.steps.num_steps, echo)
 
 
 def train_worker(
@@ -55,9 +55,10 @@ def train_worker(
     Raises:
         UserError: memory or storage do not suffice, data were altered, or numbers are not finite.
     """
-    folder, outer, cluster = run.folder, run.config.outer, run.config.cluster
+    folder, outer, cluster = run.folder, run.config.steps, run.config.cluster
     prepare_process(cluster, session.device)
-    unaltered, method = run.data.require_unaltered, run.learner.inner.gradient
+    unaltered = run.data.require_unaltered
+    method = "plain" if run.config.stage == "pretrain" else run.learner.inner.gradient
     with run_log(folder, run.config.name, session), explained(folder, cluster, method, unaltered):
         if session.rank != 0:
             store = CheckpointStore(folder, run.identity, unaltered)

@@ -11,7 +11,8 @@ from helpers_data import make_bank, spec_of
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from raymaml.config.schema import Augmentation, AugmentPair
+from raymaml.config.base import Augmentation
+from raymaml.config.schema import AugmentPair
 from raymaml.data import augment
 from raymaml.data.augment import Augmenter
 from raymaml.data.loader import EpisodeLoader, Normalize
@@ -136,7 +137,6 @@ def test_an_episode_is_the_same_from_the_bank_and_from_stored_pixels(tmp_path: P
     pair = AugmentPair(support="crop", query="flip")
     loader = EpisodeLoader(
         bank=bank,
-        spec=spec,
         normalize=Normalize((0.5,) * 3, (0.25,) * 3),
         augment=Augmenter(pair=pair, seed=1, split="train"),
         device=torch.device("cpu"),

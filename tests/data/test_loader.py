@@ -25,7 +25,6 @@ def loader(bank: ImageBank) -> EpisodeLoader:
     """Of 4 ways, 2 shots and 3 queries; it leaves the values of pixels / 255."""
     return EpisodeLoader(
         bank=bank,
-        spec=spec_of(4, 2, 3, 9),
         normalize=Normalize((0.0,) * 3, (1.0,) * 3),
         augment=Augmenter(pair=AugmentPair(), seed=0, split="train"),
         device=torch.device("cpu"),
@@ -57,7 +56,7 @@ def test_normalisation_does_not_depend_on_how_much_is_converted_at_once() -> Non
 
 
 def test_a_batch_holds_the_images_of_its_episodes(bank: ImageBank, loader: EpisodeLoader) -> None:
-    rows = [sample_episode(bank, loader.spec, 0, "train", index) for index in (5, 2)]
+    rows = [sample_episode(bank, spec_of(4, 2, 3, 9), 0, "train", index) for index in (5, 2)]
     batch = loader.load(rows, range(len(rows)))
     assert batch.support_x.shape == (2, 8, 3, 5, 5)
     assert batch.query_x.shape == (2, 12, 3, 5, 5)
@@ -73,5 +72,5 @@ def test_a_batch_holds_the_images_of_its_episodes(bank: ImageBank, loader: Episo
 def test_a_share_may_be_empty(loader: EpisodeLoader) -> None:
     batch = loader.load([], [])
     assert len(batch) == 0
-    assert batch.query_x.shape == (0, 12, 3, 5, 5)
-    assert batch.query_y.shape == (0, 12)
+    assert batch.query_x.shape == (0, 0, 3, 5, 5)
+    assert batch.query_y.shape == (0, 0)

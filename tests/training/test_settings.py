@@ -95,9 +95,11 @@ def test_the_line_says_all(overrides, device, workers: int, says: str) -> None:
     run = Run(
         config=chosen,
         folder=chosen.run_folder,
-        data=cast("Any", SimpleNamespace(image_shape=COLOUR)),
+        data=cast("Any", SimpleNamespace(image_shape=COLOUR, train=None)),
         learner=build_learner(chosen, COLOUR, 5, CPU),
         identity=cast("Any", None),
+        gradients=cast("Any", None),
+        predict=cast("Any", None),
     )
     assert run.introduction(device, workers).splitlines()[0] == f"r/n: {says}"
 

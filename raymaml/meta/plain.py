@@ -1,0 +1,42 @@
+"""Plain learning: the gradient of a classifier on labelled images, without adaptation."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from raymaml.meta.calls import alone
+from raymaml.meta.forward import Passes
+from raymaml.meta.gradients import EpisodeGradient
+from raymaml.meta.inner_loop import leaves
+from raymaml.meta.learner import MetaLearner
+from raymaml.meta.start import running_moments
+from raymaml.types import EpisodeBatch
+
+
+@alone()
+@torch.enable_grad()
+def plain_gradients(learner: MetaLearner, batch: EpisodeBatch) -> list[EpisodeGradient]:
+    """Return mean cross-entropy, logits and gradient in theta of each set of query images.
+
+    The images pass as a support set does: each norm takes the moments of the set.
+    """
+    passes, model = Passes(learner.model, learner.half_precision, rules="closed"), learner.model
+    buffers, results = dict(model.named_buffers()), []
+    for episode in batch:
+        laid = episode.channels_last() if learner.channels_last else episode
+        params = leaves(learner.params)
+        logits, after = passes.support_logits(params, buffers, laid.query_x)
+        loss = F.cross_entropy(logits, laid.query_y)
+        found = torch.autograd.grad(
+            loss, list(params.values()), allow_unused=True, materialize_grads=True
+        )
+        results.append(
+            EpisodeGradient(
+                loss=loss.detach(),
+                logits=logits.detach(),
+                grads=dict(zip(params, found, strict=True)),
+                buffers=running_moments(model, after),
+            )
+        )
+    return results
