@@ -1,76 +1,71 @@
 """raymaml: train and judge MAML on one CPU, one GPU or a Ray cluster.
 
-These names are stable. For a loop of your own: ``MetaLearner``, ``EpisodeBatch``, ``Episode``,
+These names are stable. To do as the commands do: ``episodes``, ``train``, ``test``, ``report``,
+``load_config``. For a loop of your own: ``MetaLearner``, ``EpisodeBatch``, ``Episode``,
 ``InnerConfig``, ``ModelConfig``, ``build_model``, ``apply_policies``, ``check_gradient``,
 ``UserError``, and the module ``raymaml.convert``. To judge a model of your own: ``judge``,
-``paired``, ``load_config``, ``load_learner``, ``predictor``, ``features``, ``nearest_class_mean``.
-Each is imported at its first use, so that ``import raymaml`` is quick.
+``paired``, ``load_learner``, ``predictor``, ``features``, ``nearest_class_mean``. Each is imported
+at its first use, so that ``import raymaml`` is quick.
 """
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from raymaml import convert
-    from raymaml.common.errors import UserError
-    from raymaml.config.load import load_config
-    from raymaml.config.model import InnerConfig, ModelConfig
-    from raymaml.evaluation.external import judge, load_learner
-    from raymaml.evaluation.paired import paired
-    from raymaml.meta.agreement import check_gradient
-    from raymaml.meta.features import features, nearest_class_mean, predictor
-    from raymaml.meta.learner import MetaLearner
-    from raymaml.models import build_model
-    from raymaml.models.policies import apply_policies
-    from raymaml.types import Episode, EpisodeBatch
+if TYPE_CHECKING:  # for type checkers: the same names as in _HOMES
+    from raymaml import convert as convert
+    from raymaml.common.errors import UserError as UserError
+    from raymaml.config.load import load_config as load_config
+    from raymaml.config.model import InnerConfig as InnerConfig
+    from raymaml.config.model import ModelConfig as ModelConfig
+    from raymaml.evaluation.external import judge as judge
+    from raymaml.evaluation.external import load_learner as load_learner
+    from raymaml.evaluation.paired import paired as paired
+    from raymaml.library import Episodes as Episodes
+    from raymaml.library import ReportResult as ReportResult
+    from raymaml.library import TrainResult as TrainResult
+    from raymaml.library import episodes as episodes
+    from raymaml.library import report as report
+    from raymaml.library import test as test
+    from raymaml.library import train as train
+    from raymaml.meta.agreement import check_gradient as check_gradient
+    from raymaml.meta.features import features as features
+    from raymaml.meta.features import nearest_class_mean as nearest_class_mean
+    from raymaml.meta.features import predictor as predictor
+    from raymaml.meta.learner import MetaLearner as MetaLearner
+    from raymaml.models import build_model as build_model
+    from raymaml.models.policies import apply_policies as apply_policies
+    from raymaml.types import Episode as Episode
+    from raymaml.types import EpisodeBatch as EpisodeBatch
+
+_HOMES = {
+    "common.errors": "UserError",
+    "config.load": "load_config",
+    "config.model": "InnerConfig ModelConfig",
+    "evaluation.external": "judge load_learner",
+    "evaluation.paired": "paired",
+    "library": "Episodes ReportResult TrainResult episodes report test train",
+    "meta.agreement": "check_gradient",
+    "meta.features": "features nearest_class_mean predictor",
+    "meta.learner": "MetaLearner",
+    "models": "build_model",
+    "models.policies": "apply_policies",
+    "types": "Episode EpisodeBatch",
+}
+"""The names of each module."""
+_HOME = {name: f"raymaml.{module}" for module, names in _HOMES.items() for name in names.split()}
+__all__ = ["__version__", "convert", *_HOME]  # noqa: PLE0604
 
 try:
     __version__ = version("raymaml")
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = [
-    "Episode",
-    "EpisodeBatch",
-    "InnerConfig",
-    "MetaLearner",
-    "ModelConfig",
-    "UserError",
-    "__version__",
-    "apply_policies",
-    "build_model",
-    "check_gradient",
-    "convert",
-    "features",
-    "judge",
-    "load_config",
-    "load_learner",
-    "nearest_class_mean",
-    "paired",
-    "predictor",
-]
-
-_HOMES = {
-    "raymaml.common.errors": {"UserError"},
-    "raymaml.config.load": {"load_config"},
-    "raymaml.config.model": {"InnerConfig", "ModelConfig"},
-    "raymaml.evaluation.external": {"judge", "load_learner"},
-    "raymaml.evaluation.paired": {"paired"},
-    "raymaml.meta.agreement": {"check_gradient"},
-    "raymaml.meta.features": {"features", "nearest_class_mean", "predictor"},
-    "raymaml.meta.learner": {"MetaLearner"},
-    "raymaml.models": {"build_model"},
-    "raymaml.models.policies": {"apply_policies"},
-    "raymaml.types": {"Episode", "EpisodeBatch"},
-}
-
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name == "convert":
         return importlib.import_module("raymaml.convert")
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module 'raymaml' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'raymaml' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

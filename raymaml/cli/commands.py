@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +29,7 @@ from raymaml.config.schema import SPLITS, Config, Split
 from raymaml.storage.place import Place
 
 if TYPE_CHECKING:
-    from raymaml.evaluation.campaign import Campaign
+    from raymaml.library import ReportResult
 
 
 @click.group(cls=Commands)
@@ -98,7 +97,9 @@ def show(config: Config, split: Split, episode: int | None, out: Path) -> None:
 @LOCAL
 def train(config: Config, local: bool) -> None:
     """Train the run that CONFIG names, or resume it."""
-    if not _train(local)(config, say):
+    from raymaml import library
+
+    if not library.train(config, local=local, echo=say).done:
         sys.exit(stop_code())
 
 
@@ -120,24 +121,25 @@ def pretrain(config: Config, local: bool) -> None:
 @click.option("--replay", is_flag=True, help="Judge all records again, here, and compare them.")
 def test(config: Config, local: bool, replay: bool) -> None:
     """Judge the run that CONFIG names on its test episodes, and write the report."""
-    from raymaml.evaluation.run_test import plan_test
+    from raymaml import library
 
     if replay:
         from raymaml.evaluation.campaign import replay_locally
+        from raymaml.evaluation.run_test import plan_test
 
         count = replay_locally(partial(plan_test, config), config.cluster, say)
         say(f"{config.run_folder}: all {count} records repeated")
         return
-    _show_report(_judge(local)(partial(plan_test, config), config.cluster, say))
+    _show_report(library.test(config, local=local, echo=say))
 
 
 @main.command()
 @takes_config
 def report(config: Config) -> None:
     """Write the report of a finished campaign again."""
-    from raymaml.evaluation.run_test import plan_report
+    from raymaml import library
 
-    _show_report(plan_report(config))
+    _show_report(library.report(config))
 
 
 @main.command()
@@ -165,10 +167,11 @@ def study(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     """
     from raymaml.experiments.study import run_study
     from raymaml.experiments.study_file import read_study
+    from raymaml.library import judge_of, trainer
 
     found = read_study(plan_path, overrides, config)
     require_kept(found.base)
-    path = run_study(found, train=_train(local), judge=_judge(local), echo=say)
+    path = run_study(found, train=trainer(local=local), judge=judge_of(local=local), echo=say)
     if path is None:
         sys.exit(stop_code())
     say(path)
@@ -194,29 +197,10 @@ def sweep(plan_path: Place, overrides: tuple[str, ...], config: Place | None, lo
     say(run_sweep(found, runner=runner, decide=decisions(found), propose=propose, echo=say))
 
 
-def _show_report(campaign: Campaign) -> None:
-    """Write the report; print its number and its page, last the path of ``summary.json``."""
-    from raymaml.report.write import headline_of, write_test_report
-
-    path = write_test_report(campaign)
-    say(headline_of(path))
-    say(path)
-
-
-def _train(local: bool) -> Callable[..., bool]:
-    if local:
-        from raymaml.training.worker import train_locally as run
-    else:
-        from raymaml.cluster.train import train_on_cluster as run
-    return run
-
-
-def _judge(local: bool) -> Callable[..., Campaign]:
-    if local:
-        from raymaml.evaluation.campaign import judge_locally as run
-    else:
-        from raymaml.cluster.campaign import judge_on_cluster as run
-    return run
+def _show_report(result: ReportResult) -> None:
+    """Print the number and the page, last the path of ``summary.json``."""
+    say(result.headline)
+    say(result.path)
 
 
 @main.command()

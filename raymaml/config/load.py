@@ -50,17 +50,23 @@ class Changes:
     values: Mapping[str, Any]
 
 
-def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Config:
+def load_config(path: Config | Place | str, *overrides: Sequence[str] | Changes) -> Config:
     """Read ``path``, a file or a URI, apply ``overrides`` in their order and check the whole.
+
+    A ``Config`` in the place of a path is the one that the overrides change.
 
     Raises:
         UserError: with every problem found: file, line, key, value and the allowed values.
     """
-    try:
-        file = to_place(path)
-    except ValueError as error:
-        raise UserError(f"{path}: it {error}") from None
-    tree, origins = _read(file, Config)
+    tree: dict[str, Any]
+    origins: Origins
+    if isinstance(path, Config):
+        tree, origins, name = path.model_dump(mode="json"), {}, f"config {path.name}"
+    else:
+        try:
+            (tree, origins), name = _read(to_place(path), Config), str(path)
+        except ValueError as error:
+            raise UserError(f"{path}: it {error}") from None
     with gathered() as mistakes:
         for override in overrides:
             if isinstance(override, Changes):
@@ -73,7 +79,7 @@ def load_config(path: Place | str, *overrides: Sequence[str] | Changes) -> Confi
             for text in override:
                 with mistakes.kept():
                     _change(tree, origins, *_read_override(text), text=cut(text, 200))
-        return validated(Config, tree, str(path), origins)
+        return validated(Config, tree, name, origins)
 
 
 def load_sweep(path: Place) -> SweepConfig:

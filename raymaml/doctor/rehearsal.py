@@ -20,7 +20,7 @@ from raymaml.data.bank_format import in_memory
 from raymaml.doctor import Finding, attempt
 from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.run_test import plan_test
-from raymaml.report.write import write_test_report
+from raymaml.reports.write import write_test_report
 from raymaml.storage.files import make_folder, remove_folder, write_text
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import held, own_name, remove_dead

@@ -38,7 +38,7 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
 
     Inner steps are not visible: values by step have one entry, the result. To compare two models on
     the same episodes, give their records to ``paired``; to keep or report them, see
-    ``raymaml.evaluation.record_files`` and ``raymaml.report.write``.
+    ``raymaml.evaluation.record_files`` and ``raymaml.reports.write``.
 
     Args:
         predict: the model, called with gradients switched off (``torch.enable_grad`` switches them

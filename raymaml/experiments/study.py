@@ -166,7 +166,7 @@ def write_study_report(study: Study, campaign: Campaign) -> Place:
     """Write the report of a study's finished campaign; return the path of ``summary.json``."""
     # they import matplotlib and scipy.stats, which a process that only judges does not need
     from raymaml.experiments.verdicts import reach_verdicts
-    from raymaml.report.write import show_in_tensorboard, write_report
+    from raymaml.reports.write import show_in_tensorboard, write_report
 
     results = campaign.results()
     records = {result.name: record_arrays(result.records) for result in results}

@@ -15,7 +15,7 @@ from raymaml.config.load import dump_config
 from raymaml.evaluation.campaign import Echo
 from raymaml.experiments.journal import Journal, Report
 from raymaml.experiments.sweep import Sweep, run_name
-from raymaml.report.document import (
+from raymaml.reports.document import (
     bullets,
     code,
     heading,

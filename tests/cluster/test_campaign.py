@@ -25,7 +25,7 @@ from raymaml.evaluation.record_files import read_records
 from raymaml.evaluation.run_test import plan_test
 from raymaml.experiments.study import plan_study, run_study
 from raymaml.experiments.study_file import read_study
-from raymaml.report.write import write_test_report
+from raymaml.reports.write import write_test_report
 from raymaml.training.worker import train_locally
 
 pytestmark = pytest.mark.ray

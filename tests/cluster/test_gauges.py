@@ -22,7 +22,7 @@ from raymaml.cluster.campaign import judge_on_cluster
 from raymaml.cluster.gauges import CAMPAIGN, TRAINING
 from raymaml.cluster.train import train_on_cluster
 from raymaml.evaluation.run_test import plan_test
-from raymaml.report.write import write_test_report
+from raymaml.reports.write import write_test_report
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 from raymaml.training.worker import train_locally
 

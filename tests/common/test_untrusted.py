@@ -15,7 +15,7 @@ from raymaml.common.untrusted import json_ready, json_text, parse_json
 from raymaml.evaluation.campaign import judge_locally
 from raymaml.evaluation.run_audit import audit_run
 from raymaml.evaluation.run_test import plan_test
-from raymaml.report.write import write_test_report
+from raymaml.reports.write import write_test_report
 from raymaml.training.metrics import METRICS_FILE, RunMetrics, read_metrics
 from raymaml.training.state import Validation
 from raymaml.training.worker import train_locally

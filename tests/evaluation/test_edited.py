@@ -20,7 +20,7 @@ from raymaml.config.schema import Config
 from raymaml.evaluation import arm
 from raymaml.evaluation.run_test import plan_report, plan_test
 from raymaml.models.source import encoder_source, source_files
-from raymaml.report.write import write_test_report
+from raymaml.reports.write import write_test_report
 from raymaml.training.worker import train_locally
 
 CPU = torch.device("cpu")

@@ -31,7 +31,7 @@ from raymaml.evaluation.external import examine_predictions
 from raymaml.evaluation.results import Protocol
 from raymaml.evaluation.run_test import plan_test
 from raymaml.meta.features import Predict, nearest_class_mean
-from raymaml.report.write import write_test_report
+from raymaml.reports.write import write_test_report
 from raymaml.training.data import open_episode_sets
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally

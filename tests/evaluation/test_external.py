@@ -19,7 +19,7 @@ from raymaml.evaluation import judge as judging
 from raymaml.evaluation.campaign import replay
 from raymaml.evaluation.records import record_arrays
 from raymaml.evaluation.run_test import plan_test
-from raymaml.report.write import write_test_report
+from raymaml.reports.write import write_test_report
 from raymaml.training.data import sample_shards
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally

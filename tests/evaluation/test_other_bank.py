@@ -22,7 +22,7 @@ from raymaml.evaluation.run_audit import audit_run
 from raymaml.evaluation.run_test import plan_test
 from raymaml.experiments.study import plan_study, run_study
 from raymaml.experiments.study_file import read_study
-from raymaml.report.write import write_test_report
+from raymaml.reports.write import write_test_report
 from raymaml.training.data import sample_shards
 from raymaml.training.worker import train_locally
 from tests.conftest import tiny_classes

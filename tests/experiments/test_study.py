@@ -19,7 +19,7 @@ from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.evaluation.run_test import plan_test
 from raymaml.experiments.study import plan_study, run_study
 from raymaml.experiments.study_file import read_study
-from raymaml.report.write import headline_of, write_test_report
+from raymaml.reports.write import headline_of, write_test_report
 from raymaml.statistics.confidence_sequence import any_look_interval
 from raymaml.statistics.intervals import bounded_interval
 from raymaml.training.worker import train_locally

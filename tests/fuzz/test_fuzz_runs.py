@@ -37,9 +37,9 @@ from raymaml.evaluation.record_files import (
 from raymaml.evaluation.records import record_arrays
 from raymaml.evaluation.results import ArmResult, Protocol
 from raymaml.evaluation.run_audit import read_audits
-from raymaml.report.content import audits
-from raymaml.report.summary import summarize_arm
-from raymaml.report.write import worst_episodes
+from raymaml.reports.content import audits
+from raymaml.reports.summary import summarize_arm
+from raymaml.reports.write import worst_episodes
 from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, write_checkpoint
 from raymaml.training.identity import identity_of
 from raymaml.training.metrics import read_metrics

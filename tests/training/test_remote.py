@@ -23,7 +23,7 @@ from raymaml.evaluation.campaign import Campaign, Chunk, judge_locally, replay_l
 from raymaml.evaluation.record_files import read_records
 from raymaml.evaluation.run_test import plan_test
 from raymaml.experiments.study import provide_data
-from raymaml.report.write import write_test_report
+from raymaml.reports.write import write_test_report
 from raymaml.storage import cache
 from raymaml.storage.files import upload
 from raymaml.storage.place import Place

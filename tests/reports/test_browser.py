@@ -16,7 +16,7 @@ from raymaml.config.schema import EpisodesConfig
 from raymaml.evaluation.audit import AuditResult
 from raymaml.evaluation.records import records_table
 from raymaml.evaluation.results import ArmResult, Protocol
-from raymaml.report.write import write_report
+from raymaml.reports.write import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TABLES_OUTSIDE = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raymaml.report.figures import bar_edges, round_ticks, spread_labels
+from raymaml.reports.figures import bar_edges, round_ticks, spread_labels
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 5, 75, 100, 375, 2000])

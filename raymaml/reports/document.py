@@ -105,7 +105,7 @@ def _html(folder: Place, title: str, text: str) -> str:
             if child.type == "image":
                 data = base64.b64encode(read_bytes(folder / str(child.attrGet("src"))))
                 child.attrSet("src", f"data:image/png;base64,{data.decode('ascii')}")
-    source = importlib.resources.files("raymaml.report") / "page.html.jinja"
+    source = importlib.resources.files("raymaml.reports") / "page.html.jinja"
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         source.read_text(encoding="utf-8")
     )

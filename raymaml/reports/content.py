@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from raymaml.evaluation.paired import FEWEST_EPISODES
 from raymaml.evaluation.results import ArmResult
-from raymaml.report.document import bullets, code, heading, paragraph, strong, table
-from raymaml.report.summary import PLUS_MINUS, Numbers, margin, percent
+from raymaml.reports.document import bullets, code, heading, paragraph, strong, table
+from raymaml.reports.summary import PLUS_MINUS, Numbers, margin, percent
 from raymaml.statistics.intervals import FIRST_EPISODES, span
 
 _INTERVALS = {

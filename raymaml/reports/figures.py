@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from raymaml.report.summary import Numbers, percent
+from raymaml.reports.summary import Numbers, percent
 from raymaml.statistics.intervals import FIRST_EPISODES, bounded_interval
 from raymaml.storage.files import replacing
 

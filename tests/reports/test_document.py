@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raymaml.report.document import (
+from raymaml.reports.document import (
     bullets,
     code,
     heading,

@@ -25,9 +25,9 @@ from raymaml.evaluation.audit import AuditResult
 from raymaml.evaluation.examination import Examination
 from raymaml.evaluation.records import record_arrays, records_table
 from raymaml.evaluation.results import ArmResult, Protocol
-from raymaml.report.content import content
-from raymaml.report.summary import summarize_arms
-from raymaml.report.write import write_report
+from raymaml.reports.content import content
+from raymaml.reports.summary import summarize_arms
+from raymaml.reports.write import write_report
 from raymaml.statistics.confidence_sequence import Stopping, any_look_interval
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"

@@ -21,10 +21,10 @@ from raymaml.evaluation.campaign import Campaign
 from raymaml.evaluation.records import RecordArrays, record_arrays
 from raymaml.evaluation.results import ArmResult
 from raymaml.evaluation.run_audit import read_audits
-from raymaml.report import figures
-from raymaml.report.content import content
-from raymaml.report.document import picture, write_document
-from raymaml.report.summary import PLUS_MINUS, Numbers, Trainings, summarize_arms
+from raymaml.reports import figures
+from raymaml.reports.content import content
+from raymaml.reports.document import picture, write_document
+from raymaml.reports.summary import PLUS_MINUS, Numbers, Trainings, summarize_arms
 from raymaml.storage.files import on_disk, read_text, write_text
 from raymaml.storage.place import Place
 from raymaml.training.metrics import METRICS_FILE, read_metrics, write_tensorboard
