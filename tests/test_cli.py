@@ -27,7 +27,7 @@ from raymaml.evaluation.records import record_arrays
 from raymaml.training import loop
 from raymaml.training.checkpoint import list_steps
 
-COMMANDS = ["data import", "data sample", "data show", "train", "test", "report"]
+COMMANDS = ["init", "data import", "data sample", "data show", "train", "test", "report"]
 
 
 def raymaml_(*arguments: object, exit_code: int = 0) -> Result:
@@ -184,6 +184,25 @@ def check_summary(path: Path) -> None:
     for picture in ("accuracy_distribution", "accuracy_by_step", "learning_curve"):
         assert f"{picture}.png" in page
         assert (path.parent / f"{picture}.png").stat().st_size > 1000
+
+
+def test_fewer_queries_where_the_smallest_class_leaves_no_more(make_config: Any) -> None:
+    # 8 images a class and 1 shot leave 7 queries, where 9 are asked for
+    asked = [f"episodes.{split}.num_queries=9" for split in ("train", "test")]
+    with pytest.raises(raymaml.UserError, match=r"set episodes\.train\.num_queries to 7"):
+        make_config("fit", *asked)
+    config = make_config("fit", *asked, "episodes.fit_queries=true")
+    path = config.run_dir.parent / "config.yaml"
+    train, val, test = raymaml_("data", "sample", path).output.splitlines()
+    text = "episodes with 7 queries a class: the smallest class of {} leaves no more"
+    assert train.endswith(text.format("train"))
+    assert val.endswith("episodes")
+    assert test.endswith(text.format("test"))
+    (batch,) = raymaml.episodes(config, "train", batch_size=24)
+    assert batch.query_y.shape == (24, 21)
+    raymaml_("train", "--local", path, "outer.num_steps=1")
+    headline, _ = raymaml_("test", "--local", path).output.splitlines()[-2:]
+    assert "3-way 1-shot 7-query" in headline
 
 
 def test_a_campaign_goes_on_where_it_was_cut_off(trained: Any) -> None:

@@ -63,7 +63,7 @@ def parsed(words: list[str]) -> click.Context:
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(python_blocks()) == 3
+    assert len(python_blocks()) == 4
     assert len(list(commands())) >= 25
 
 
@@ -110,6 +110,18 @@ def test_the_python_runs_as_written(holds: str) -> None:
     assert names["logits"].shape == (4, 75, 5)
     assert names["loss"].isfinite().all()
     assert names["grads"].keys() == names["learner"].params.keys()
+
+
+def test_the_commands_run_from_python_as_written(
+    make_config: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make_config("tiny")
+    code = next(block for block in python_blocks() if "raymaml.episodes" in block)
+    config = tmp_path / "tiny" / "config.yaml"
+    code = code.replace("configs/glyphs/quickstart.yaml", str(config)).replace("=100", "=1")
+    exec(compile(code, "README.md", "exec"), {})
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == "torch.Size([4, 3, 1, 16, 16]) torch.Size([4, 6, 1, 16, 16])"
 
 
 def test_links_and_pictures_lead_somewhere() -> None:

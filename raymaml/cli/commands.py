@@ -26,6 +26,7 @@ from raymaml.cli.options import (
 )
 from raymaml.common.stopping import INTERRUPTED, stop_code
 from raymaml.config.schema import SPLITS, Config, Split
+from raymaml.config.starters import STARTERS, write_starter
 from raymaml.storage.place import Place
 
 if TYPE_CHECKING:
@@ -39,6 +40,17 @@ def main() -> None:
 
     Every command takes a YAML config and key.path=value overrides.
     """
+
+
+@main.command()
+@click.argument("name", type=click.Choice([*STARTERS]), default="images")
+@reports_user_errors
+def init(name: str) -> None:
+    """Write a starter config for NAME, by default your own images, into the current folder."""
+    path = write_starter(name, Path())
+    say(f"{path}: read it, then run")
+    for command in ("data import", "data sample", "train", "test"):
+        say(f"  raymaml {command} {path}")
 
 
 @main.group()
@@ -67,8 +79,15 @@ def sample(config: Config) -> None:
     """Sample the episodes of all splits into shards under data.shards."""
     from raymaml.training.data import open_bank, sample_shards
 
-    for shards in sample_shards(config.data, config.episodes, open_bank(config.data)):
-        say_line(f"{shards.folder}: {shards.count} episodes")
+    sampled = sample_shards(config.data, config.episodes, open_bank(config.data))
+    for split, shards in zip(SPLITS, sampled, strict=True):
+        queries = shards.spec.num_queries
+        fewer = (
+            f" with {queries} queries a class: the smallest class of {split} leaves no more"
+            if queries < config.episodes.of(split).num_queries
+            else ""
+        )
+        say_line(f"{shards.folder}: {shards.count} episodes{fewer}")
 
 
 @data.command()
@@ -79,14 +98,14 @@ def sample(config: Config) -> None:
 def show(config: Config, split: Split, episode: int | None, out: Path) -> None:
     """Draw a contact sheet (PNG) of the bank, or of one episode."""
     from raymaml.data.contact_sheet import bank_sheet, episode_sheet
-    from raymaml.data.sampling import check_spec, sample_episode
+    from raymaml.data.sampling import check_spec, sample_episode, spec_in
     from raymaml.training.data import open_bank
 
     bank = open_bank(config.data)
     if episode is None:
         bank_sheet(bank, out)
     else:
-        spec = config.episodes.of(split)
+        spec = spec_in(bank, config.episodes, split)
         check_spec(bank, spec, split)
         episode_sheet(bank, sample_episode(bank, spec, config.episodes.seed, split, episode), out)
     say_line(out)

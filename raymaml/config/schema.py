@@ -124,6 +124,9 @@ class AllEpisodes(BySplit[EpisodesConfig]):
     seed: Count = 0
     """Decides which episodes are sampled, and how those of val and test are augmented. Runs that
     differ in the top-level `seed` alone share episodes, and are judged on the same ones."""
+    fit_queries: bool = False
+    """Take fewer queries in a split whose smallest class has fewer than num_shots + num_queries
+    images: as many as that class leaves."""
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymaml.common.errors import UserError
-from raymaml.config.schema import EpisodesConfig
+from raymaml.config.schema import AllEpisodes, EpisodesConfig, Split
 from raymaml.data.bank import ImageBank
 from raymaml.seeding import bit_stream, draw_without_replacement, fold_in
 
@@ -82,6 +82,28 @@ def by_label(values: NDArray[Any], labels: NDArray[np.int64], num_ways: int) -> 
     """Group values [..., N*n] by their labels: [..., N, n], the order within a label kept."""
     order = np.argsort(labels, axis=-1, kind="stable")
     return np.take_along_axis(values, order, -1).reshape(*labels.shape[:-1], num_ways, -1)
+
+
+def spec_in(bank: ImageBank, episodes: AllEpisodes, split: Split) -> EpisodesConfig:
+    """Return the spec of a split's episodes, as ``fitted`` to the classes of ``bank``."""
+    ids = bank.class_ids(split).tolist()
+    return fitted(episodes, split, [bank.classes[i].count for i in ids])
+
+
+def fitted(episodes: AllEpisodes, split: Split, sizes: Collection[int]) -> EpisodesConfig:
+    """Return the spec of a split, with fewer queries where ``fit_queries`` asks for it.
+
+    Args:
+        episodes: of the config.
+        split: whose spec it is.
+        sizes: numbers of images of its classes. Where even the support set takes all of a class,
+            the spec stays as it is, which ``fit_problems`` reports.
+    """
+    spec = episodes.of(split)
+    most = min(sizes, default=0) - spec.num_shots
+    if episodes.fit_queries and 0 < most < spec.num_queries:
+        return spec.model_copy(update={"num_queries": most})
+    return spec
 
 
 def check_spec(bank: ImageBank, spec: EpisodesConfig, split: str) -> None:

@@ -16,6 +16,7 @@ from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import AllEpisodes, Config, DataConfig
 from raymaml.data.bank import ImageBank
+from raymaml.data.sampling import spec_in
 from raymaml.data.shard_format import SCHEMA_VERSION as ORDER
 from raymaml.evaluation.examination import (
     EPISODES,
@@ -260,7 +261,7 @@ class Arm:
             name=self.name,
             description=self.description,
             protocol=Protocol(
-                spec=self.config.episodes.test,
+                spec=spec_in(bank, self.config.episodes, "test"),
                 model=self.config.model,
                 num_steps=self.config.test_inner.num_steps,
                 examination=read_examination(self.records),

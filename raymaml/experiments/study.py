@@ -15,7 +15,7 @@ from raymaml.config.schema import SPLITS, AllEpisodes, Config, DataConfig
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.data.importers import import_bank
-from raymaml.data.sampling import check_spec
+from raymaml.data.sampling import check_spec, spec_in
 from raymaml.data.shard_format import MANIFEST_FILE
 from raymaml.data.shards import Sampling
 from raymaml.evaluation.arm import Arm, Shared
@@ -112,7 +112,8 @@ def _require_judgeable(arm: TrainedArm) -> None:
     chosen, config, source = arm.chosen, arm.config, arm.model
     if not isinstance(chosen.checkpoint, str):
         read_card(chosen.checkpoint)
-    bank, spec = open_bank(config.data), config.episodes.test
+    bank = open_bank(config.data)
+    spec = spec_in(bank, config.episodes, "test")
     check_spec(bank, spec, "test")
     cpu = torch.device("cpu")
     judged = build_learner(config, bank.image_shape, spec.num_ways, cpu)
@@ -156,7 +157,7 @@ def _arm(study: Study, arm: TrainedArm, shared: Shared) -> Arm:
 
 def _sample_test(folder: Place, bank: ImageBank, episodes: AllEpisodes, cache: Path) -> Place:
     """Sample the test episodes of an arm below ``folder``; arms of one seed and shape share."""
-    seed, spec = episodes.seed, episodes.test
+    seed, spec = episodes.seed, spec_in(bank, episodes, "test")
     shards = folder / f"{fold_in(seed, bank.hash, spec.model_dump_json()):016x}"
     Sampling(bank, spec, seed=seed, split="test", folder=shards / "test", cache=cache).write()
     return shards

@@ -22,7 +22,7 @@ from raymaml.data.bank import ImageBank
 from raymaml.data.loader import EpisodeLoader, Normalize
 from raymaml.data.prefetch import prefetch
 from raymaml.data.preprocessing import preprocessing_of
-from raymaml.data.sampling import check_spec
+from raymaml.data.sampling import check_spec, spec_in
 from raymaml.data.shards import EpisodeShards, Sampling
 from raymaml.data.watch import Watch
 from raymaml.models import check_image_size
@@ -117,7 +117,7 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
     """
     bank = open_bank(config.data)
     check_image_size(config.model, bank.image_shape)
-    check_spec(bank, config.episodes.test, "test")
+    check_spec(bank, spec_in(bank, config.episodes, "test"), "test")
     splits: tuple[Split, ...] = ("val",) if config.stage == "pretrain" else ("train", "val")
     sets = open_episode_sets(
         config.data, config.episodes, bank, splits, device, train_seed=config.seed
@@ -226,7 +226,7 @@ def sample_shards(
 def _sampling(data: DataConfig, episodes: AllEpisodes, bank: ImageBank, split: Split) -> Sampling:
     return Sampling(
         bank,
-        episodes.of(split),
+        spec_in(bank, episodes, split),
         seed=episodes.seed,
         split=split,
         folder=data.shards / split,

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from raymaml.config.schema import AllEpisodes
 from raymaml.data.bank import ImageBank
-from raymaml.data.sampling import by_label, sample_episode
+from raymaml.data.sampling import by_label, fitted, sample_episode
 
 COUNTS = {"train": [20] * 12, "val": [20] * 5, "test": [20] * 6}
 RECORDED = [
@@ -135,3 +136,22 @@ def test_classes_and_images_are_drawn_uniformly(bank: ImageBank) -> None:
         kinds = len(counts)
         statistic = stats.chisquare(counts).statistic * (kinds - 1) / (kinds - taken)
         assert 0.001 < stats.chi2.sf(statistic, kinds - 1) < 0.999
+
+
+@pytest.mark.parametrize(
+    ("fit", "sizes", "queries"),
+    [
+        (True, [9, 7, 6], 5),  # 6 images are enough for 1 shot and 5 queries
+        (True, [9, 7, 4], 3),
+        (True, [9, 2], 1),
+        (True, [9, 1], 5),  # no query is left: ``fit_problems`` says so
+        (True, [], 5),
+        (False, [9, 4], 5),
+    ],
+)
+def test_queries_fit_the_smallest_class_where_asked(
+    fit: bool, sizes: list[int], queries: int
+) -> None:
+    spec = spec_of(5, 1, 5, 10)
+    episodes = AllEpisodes(train=spec, val=spec, test=spec, fit_queries=fit)
+    assert fitted(episodes, "train", sizes) == spec_of(5, 1, queries, 10)

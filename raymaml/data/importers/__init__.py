@@ -25,7 +25,7 @@ from raymaml.data.importers.mini_imagenet import plan_mini_imagenet
 from raymaml.data.importers.omniglot import plan_omniglot
 from raymaml.data.importers.plan import ImportPlan, PlannedClass
 from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
-from raymaml.data.sampling import fit_problems, listed
+from raymaml.data.sampling import fit_problems, fitted, listed
 from raymaml.storage.place import is_remote
 
 
@@ -145,5 +145,6 @@ def _split_problems(plan: ImportPlan, episodes: AllEpisodes) -> list[str]:
     ]
     for split in SPLITS:
         counts = {p.name: p.count for p in plan.classes if p.split == split and p.count}
-        problems += fit_problems(episodes.of(split), split, counts, plan.share)
+        spec = fitted(episodes, split, counts.values())
+        problems += fit_problems(spec, split, counts, plan.share)
     return problems
