@@ -45,7 +45,8 @@ def record_of(
     """Return the record of query logits ``[T+1, N*Q, N]``, one row per inner step."""
     losses = torch.stack([F.cross_entropy(scores, labels) for scores in logits]).double().tolist()
     # argmax takes what is not a number for the largest: no image is right by that
-    right = (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)  # [T+1, N*Q]
+    predicted = logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)  # [T+1, N*Q]
+    right = predicted == labels
     accuracies = (right.sum(1).double() / len(labels)).tolist()
     probabilities = logits[-1].double().softmax(1)
     confidence = probabilities.amax(1).nan_to_num()  # what is not a number, in the first bin
@@ -64,6 +65,7 @@ def record_of(
         "support_labels": rows.support_labels.tolist(),
         "query_rows": rows.query.tolist(),
         "query_labels": rows.query_labels.tolist(),
+        "query_predictions": predicted[-1].tolist(),
         "bin_count": torch.bincount(bins, minlength=BINS).tolist(),
         "bin_confidence": torch.bincount(bins, confidence, BINS).tolist(),
         "bin_correct": torch.bincount(bins, right[-1].double(), BINS).long().tolist(),

@@ -26,6 +26,7 @@ from raymaml.evaluation.records import (
     identity_of,
     records_table,
     value_problem,
+    with_predictions,
 )
 from raymaml.storage.files import reaching, read_bytes, replacing
 from raymaml.storage.place import Place
@@ -186,7 +187,7 @@ def read_chunk(path: Place) -> pa.Table:
             problem = column_problem(file.schema_arrow)
             if problem is None:
                 _require_reasonable(file, source.size())
-                table = file.read(use_threads=False)
+                table = with_predictions(file.read(use_threads=False))
                 table.validate(full=True)
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist") from None

@@ -46,6 +46,7 @@ COLUMNS = {
     "support_labels": _NUMBERS,
     "query_rows": _NUMBERS,
     "query_labels": _NUMBERS,
+    "query_predictions": _NUMBERS._replace(low=-1),
     "bin_count": _NUMBERS,
     "bin_confidence": Column(_REAL, is_list=True, may_diverge=True),
     "bin_correct": _NUMBERS,
@@ -54,6 +55,7 @@ COLUMNS = {
 }
 """In the order of a file."""
 _LABELS = {"support_labels", "query_labels"}
+_PREDICTIONS = "query_predictions"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +87,8 @@ class RecordArrays:
     query_rows: NDArray[np.int64]  # [E, N*Q]
     """Rows of the bank, in the order in which the model sees the query images."""
     query_labels: NDArray[np.int64]  # [E, N*Q]
+    query_predictions: NDArray[np.int64]  # [E, N*Q]
+    """Predicted label; -1: the logits are not numbers, or an earlier raymaml did not record it."""
     bin_count: NDArray[np.int64]  # [E, BINS]
     """Query images by their largest probability p: those of bin ``floor(15 p)``, 0..14..."""
     bin_confidence: NDArray[np.float64]  # [E, BINS]
@@ -174,16 +178,33 @@ def column_problem(found: pa.Schema) -> str | None:
     Raises:
         KeyError: a list is missing.
     """
-    if COLUMNS.keys() - set(found.names) == _LABELS:
+    if COLUMNS.keys() - {_PREDICTIONS, *found.names} == _LABELS:
         return (
             "is of an older raymaml, which showed images in the order of their labels, so that"
             " their place gave the label away; sample again with `raymaml data sample`"
         )
-    lists = [name for name, each in COLUMNS.items() if each.is_list]
-    expected = record_schema({name: found.field(name).type.list_size for name in lists})
+    earlier = _PREDICTIONS not in found.names
+    lists = {name: name for name, each in COLUMNS.items() if each.is_list}
+    if earlier:
+        lists[_PREDICTIONS] = "query_labels"
+    lengths = {name: found.field(like).type.list_size for name, like in lists.items()}
+    expected = record_schema(lengths)
+    if earlier:
+        expected = expected.remove(expected.get_field_index(_PREDICTIONS))
     if not found.equals(expected, check_metadata=False):
         return "has other columns than a file of records"
     return None
+
+
+def with_predictions(table: pa.Table) -> pa.Table:
+    """Return ``table``; one of an earlier raymaml gets the column of predictions, none known."""
+    if _PREDICTIONS in table.schema.names:
+        return table
+    at = table.schema.get_field_index("query_labels")
+    kind = table.schema.field(at).type
+    unknown = pa.array(np.full(len(table) * kind.list_size, -1))
+    column = pa.FixedSizeListArray.from_arrays(unknown, type=kind)
+    return table.add_column(at + 1, pa.field(_PREDICTIONS, kind), column)
 
 
 def value_problem(table: pa.Table) -> str | None:
@@ -208,6 +229,9 @@ def value_problem(table: pa.Table) -> str | None:
             inside |= ~np.isfinite(value)
         if not inside.all() or (name in _LABELS and not _are_balanced(value, ways)):
             strange.append(name)
+    predictions = columns[_PREDICTIONS]
+    if predictions.shape != columns["query_labels"].shape or (predictions >= ways).any():
+        strange.append(_PREDICTIONS)
     return f"has impossible values of {', '.join(strange)}" if strange else None
 
 

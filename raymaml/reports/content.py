@@ -52,6 +52,9 @@ _COMPARISONS = (
     " different."
 )
 
+_WORST_CLASSES, _MOST_STEPS = 10, 7
+"""Rows of a table, and its columns after the first step: more would not fit on a page."""
+
 
 def content(arms: Sequence[ArmResult], summary: Numbers, pictures: Iterable[str]) -> Iterator[str]:
     """Yield the blocks of a report.
@@ -59,15 +62,19 @@ def content(arms: Sequence[ArmResult], summary: Numbers, pictures: Iterable[str]
     Args:
         arms: the results.
         summary: the content of ``summary.json``.
-        pictures: blocks that show them.
+        pictures: blocks that show them; the first one opens the report.
     """
     numbers = summary["arms"]
+    first, *others = [*pictures] or [""]
     yield from _opening(arms, summary)
+    yield first
     yield from _results(arms, numbers)
     yield from _trainings(summary["trainings"])
     yield from _comparisons(summary["comparisons"])
-    yield heading("Pictures")
-    yield from pictures
+    yield from _classes(summary["classes"], arms[0].name)
+    if others:
+        yield heading("Pictures")
+        yield from others
     yield from audits(summary["audits"])
     yield from _details(numbers)
     if identity := [*_identity(numbers, summary["circumstances"])]:
@@ -222,6 +229,36 @@ def _comparison(each: Numbers) -> dict[str, str]:
     }
 
 
+def _classes(found: Sequence[Numbers], arm: str) -> Iterator[str]:
+    """Yield the worst classes of an arm, and the classes that their queries were taken for."""
+    if not found:
+        return
+    yield heading("Accuracy by class")
+    yield table(
+        [
+            {
+                "class": each["name"],
+                "taken for": _others(each["taken_for"]),
+                "accuracy": percent(each["accuracy"]),
+                "episodes": f"{each['accuracy']['num_episodes']:,}",
+            }
+            for each in found[:_WORST_CLASSES]
+        ],
+        left=2,
+    )
+    yield paragraph(
+        f"The worst of {len(found):,} classes in the episodes of {arm}; summary.json holds all of"
+        " them. Behind another class stands the number of queries that were taken for it, of those"
+        " in episodes with both classes."
+    )
+
+
+def _others(found: Sequence[Numbers] | None) -> str:
+    if found is None:
+        return "not recorded by an earlier raymaml"
+    return ", ".join(f"{each['name']} ({each['queries']:,} of {each['of']:,})" for each in found)
+
+
 def audits(found: Sequence[Numbers]) -> Iterator[str]:
     """Yield the outcomes of audits, each the fields of an ``AuditResult``."""
     for audit in found:
@@ -236,11 +273,12 @@ def _details(numbers: Mapping[str, Numbers]) -> Iterator[str]:
     """Yield accuracy by step, and cost."""
     yield heading("Accuracy by inner step")
     steps = {arm: [*map(percent, each["accuracy_by_step"])] for arm, each in numbers.items()}
+    last = max(map(len, steps.values())) - 1
+    shown = sorted({round(at * last / _MOST_STEPS) for at in range(_MOST_STEPS + 1)})
     yield table(
         [
-            {"inner steps": str(at)}
-            | {name: each[at] if at < len(each) else "" for name, each in steps.items()}
-            for at in range(max(map(len, steps.values())))
+            {"arm": name} | {f"step {at}": each[at] if at < len(each) else "" for at in shown}
+            for name, each in steps.items()
         ]
     )
     yield heading("Cost")

@@ -154,6 +154,20 @@ def accuracy_by_confidence(path: Path, arms: Mapping[str, Numbers]) -> None:
     _save(figure, path)
 
 
+def accuracy_by_class(path: Path, classes: Sequence[Numbers]) -> None:
+    """Draw the accuracy of each class with its interval, the worst class first."""
+    title, x_label = "Accuracy by class", "classes, the worst first"
+    figure, axes = _figure(title, x_label, "accuracy", x_format=_COUNT)
+    rank = np.arange(1, len(classes) + 1)
+    found = [each["accuracy"] for each in classes]
+    means, low, high = np.array([(each["mean"], *each["interval95"]) for each in found]).T
+    axes.vlines(rank, low, high, color=_BARS, linewidth=min(6, 400 / len(classes)))
+    axes.plot(rank, means, color=_MAIN, linestyle="", marker="o", markersize=4)
+    axes.set_ylim(0, 1.02)
+    axes.set_xticks(round_ticks(1, len(classes), integer=True))
+    _save(figure, path)
+
+
 def learning_curve(path: Path, points: Sequence[Mapping[str, Any]]) -> None:
     """Draw the validation accuracy over the outer steps, with its best and last values.
 

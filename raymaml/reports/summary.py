@@ -42,7 +42,10 @@ Trainings = Mapping[str, Mapping[int, str]]
 
 
 def summarize_arms(
-    arms: Sequence[ArmResult], records: Mapping[str, RecordArrays], trainings: Trainings
+    arms: Sequence[ArmResult],
+    records: Mapping[str, RecordArrays],
+    trainings: Trainings,
+    class_names: Sequence[str] = (),
 ) -> Numbers:
     """Return the numbers of a report.
 
@@ -50,6 +53,7 @@ def summarize_arms(
         arms: the results, the model first.
         records: their records, by name of the arm.
         trainings: the models that were trained more than once.
+        class_names: those of the bank; without any there are no numbers by class.
     """
     numbers = {arm.name: summarize_arm(arm, records[arm.name]) for arm in arms}
     main = numbers[arms[0].name]
@@ -63,6 +67,7 @@ def summarize_arms(
             for model, names in trainings.items()
             if len(names) > 1
         },
+        "classes": by_class(records[arms[0].name], class_names) if class_names else [],
         "comparisons": _comparisons(records, trainings),
         "circumstances": {arm.name: arm.circumstances for arm in arms},
     }
@@ -139,6 +144,46 @@ def calibration(records: RecordArrays) -> Numbers:
     error = float((count[some] * np.abs(confidence - accuracy)).sum() / count.sum())
     lists = {"confidence": confidence, "accuracy": accuracy, "count": count[some]}
     return {"error": error, **{name: values.tolist() for name, values in lists.items()}}
+
+
+def by_class(records: RecordArrays, names: Sequence[str]) -> list[Numbers]:
+    """Return the numbers of each class that was judged, the one with the lowest accuracy first.
+
+    ``taken_for`` names up to three other classes, those that most of its queries were taken for;
+    ``of`` is the number of its queries in episodes that hold the other class too. It is None where
+    the records hold no predictions.
+    """
+    ids, inverse = np.unique(records.class_ids, return_inverse=True)
+    place = inverse.reshape(records.class_ids.shape)  # [E, N]
+    known = records.query_predictions >= 0
+    mistaken = known & (records.query_predictions != records.query_labels)
+    true, taken = (
+        np.take_along_axis(place, np.maximum(labels, 0), 1)[mistaken]
+        for labels in (records.query_labels, records.query_predictions)
+    )
+    both = place[known.any(1)]
+    queries = records.query_labels.shape[1] // records.class_ids.shape[1]
+    mistakes = _pairs(true, taken, len(ids))
+    chances = queries * _pairs(both[:, :, None], both[:, None, :], len(ids))
+
+    def numbers(at: int) -> Numbers:
+        worst = np.argsort(-mistakes[at], kind="stable")[:3]
+        others = [
+            {"name": names[ids[other]], "queries": mistakes[at, other], "of": chances[at, other]}
+            for other in worst[mistakes[at, worst] > 0]
+        ]
+        return {
+            "name": names[ids[at]],
+            "accuracy": _interval(bounded_interval(records.class_accuracy[place == at])),
+            "taken_for": others if chances[at].any() else None,
+        }
+
+    return sorted(map(numbers, range(len(ids))), key=lambda each: each["accuracy"]["mean"])
+
+
+def _pairs(first: NDArray[np.int64], second: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Count each pair of numbers below ``count``: [count, count]."""
+    return np.bincount((first * count + second).ravel(), minlength=count**2).reshape(count, count)
 
 
 def percent(interval: Numbers) -> str:

@@ -76,7 +76,7 @@ def write_report(
         verdicts: on the claims of a study: ``claim``, ``outcome``, ``scope``, ``numbers``, ``p``.
         trainings: the models that were trained more than once.
         audits: their outcomes.
-        bank: draws the worst episodes; None leaves them out.
+        bank: names the classes and draws the worst episodes; None leaves both out.
 
     Raises:
         ValueError: when there is no arm, or two have one name.
@@ -87,12 +87,13 @@ def write_report(
     if identity:
         arms = [replace(arm, identity={**identity, **arm.identity}) for arm in arms]
     records = {arm.name: record_arrays(arm.records) for arm in arms}
+    class_names = [] if bank is None else [each.name for each in bank.classes]
     summary = {
-        **summarize_arms(arms, records, trainings or {}),
+        **summarize_arms(arms, records, trainings or {}, class_names),
         "verdicts": verdicts,
         "audits": [asdict(audit) for audit in audits],
     }
-    pictures = _pictures(folder, records, summary["arms"], curve, bank)
+    pictures = _pictures(folder, records, summary, curve, bank)
     write_document(folder, "report", title, content(arms, summary, pictures))
     path = folder / "summary.json"
     write_text(path, json_text(summary, indent=2) + "\n")
@@ -132,25 +133,26 @@ def show_in_tensorboard(path: Place) -> None:
 def _pictures(
     folder: Place,
     records: Mapping[str, RecordArrays],
-    arms: Mapping[str, Numbers],
+    summary: Numbers,
     curve: Sequence[Mapping[str, Any]],
     bank: ImageBank | None,
 ) -> Iterator[str]:
     """Draw the pictures into ``folder``; yield the blocks that show them."""
     with on_disk(folder) as place:
-        for name, text, draw in _drawings(records, arms, curve, bank):
+        for name, text, draw in _drawings(records, summary, curve, bank):
             draw(place / f"{name}.png")
             yield picture(f"{name}.png", text)
 
 
 def _drawings(
     records: Mapping[str, RecordArrays],
-    arms: Mapping[str, Numbers],
+    summary: Numbers,
     curve: Sequence[Mapping[str, Any]],
     bank: ImageBank | None,
 ) -> Iterator[tuple[str, str, Callable[[Path], None]]]:
     """Yield name and text of each picture, and a function that draws it into a file."""
     (name, main), *others = records.items()
+    arms = summary["arms"]
     if others:
         text = "Mean accuracy of the arms, with two intervals"
         yield "arms", text, partial(figures.mean_accuracies, arms=arms)
@@ -167,6 +169,8 @@ def _drawings(
         yield "learning_curve", "Validation accuracy over the outer steps", draw
     if bank is None:
         return
+    draw = partial(figures.accuracy_by_class, classes=summary["classes"])
+    yield "accuracy_by_class", f"Accuracy of the test classes ({name})", draw
     for number, place in enumerate(worst_episodes(main, len(_WORST))):
         rows = EpisodeRows(
             index=int(main.episode[place]),
@@ -177,8 +181,10 @@ def _drawings(
             query=main.query_rows[place],
             query_labels=main.query_labels[place],
         )
+        taken = main.query_predictions[place]
+        known = taken if (taken >= 0).any() else None
         text = f"Episode {rows.index}, the {_WORST[number]}: {main.accuracy[place]:.1%}"
-        yield f"worst_{number + 1}", text, partial(episode_sheet, bank, rows)
+        yield f"worst_{number + 1}", text, partial(episode_sheet, bank, rows, predictions=known)
 
 
 def worst_episodes(records: RecordArrays, count: int) -> Sequence[int]:

@@ -43,6 +43,7 @@ def record(episode: int, **values: Any) -> Record:
         images, num_ways = len(found[f"{which}_rows"]), len(found["class_ids"])
         each = images // num_ways
         found.setdefault(f"{which}_labels", tuple(at // each for at in range(images)))
+    found.setdefault("query_predictions", found["query_labels"])
     return {"episode": episode, **found}
 
 

@@ -219,6 +219,23 @@ def test_labels_that_no_episode_has_are_refused(tmp_path: Path) -> None:
         assert first_of(problems(tmp_path)) == [f"{chunk}: has impossible values of support_labels"]
 
 
+def test_records_of_before_have_no_predictions_and_stay_good(tmp_path: Path) -> None:
+    path = write(tmp_path, 0, 2)
+    pq.write_table(pq.read_table(path).drop(["query_predictions"]), path)
+    write(tmp_path, 2, 2)
+    assert missing_chunks(tmp_path, 4, 3, IDENTITY) == []
+    found = record_arrays(read_records(tmp_path, 4, IDENTITY)).query_predictions
+    assert found.tolist() == [[-1] * 15] * 2 + [[0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3] * 2
+
+
+def test_predictions_that_no_model_makes_are_refused(tmp_path: Path) -> None:
+    for taken in ((5, *[0] * 14), (-2, *[0] * 14), (0,) * 14):
+        chunk = chunk_path(tmp_path, 0, 1)
+        write_chunk(chunk, [record(0) | {"query_predictions": taken}], IDENTITY)
+        (problem,) = problems(tmp_path)
+        assert problem.startswith(f"{chunk}: has impossible values of query_predictions")
+
+
 def test_only_what_no_complete_chunk_holds_is_missing(tmp_path: Path) -> None:
     assert missing_chunks(tmp_path, 7, 3, IDENTITY) == [range(3), range(3, 6), range(6, 7)]
     write(tmp_path, 2, 2)

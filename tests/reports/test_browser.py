@@ -13,6 +13,9 @@ from helpers_evaluation import record
 
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import EpisodesConfig
+from raymaml.data.bank import write_bank
+from raymaml.data.bank_format import in_memory
+from raymaml.data.contact_sheet import TEXT
 from raymaml.evaluation.audit import AuditResult
 from raymaml.evaluation.records import records_table
 from raymaml.evaluation.results import ArmResult, Protocol
@@ -23,6 +26,19 @@ TABLES_OUTSIDE = """
 return [...document.querySelectorAll("table")].filter(box =>
   box.getBoundingClientRect().right > document.documentElement.clientWidth + 1
   || (box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX != "auto")).length
+"""
+CUT = """
+return [...document.querySelectorAll("table")].filter(table =>
+  [table, ...table.querySelectorAll("th, td")].some(box => box.scrollWidth > box.clientWidth + 1)
+).map(table => table.innerText.slice(0, 80))
+"""
+SHEETS = """
+return [...document.images].filter(image => image.alt.startsWith("Episode"))
+  .map(image => image.clientWidth / image.naturalWidth)
+"""
+FIRST_PICTURE_BEFORE_RESULTS = """
+const results = [...document.querySelectorAll("h2")].find(each => each.innerText == "Results");
+return document.images[0].compareDocumentPosition(results) & Node.DOCUMENT_POSITION_FOLLOWING
 """
 EMPTY_IMAGES = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
 
@@ -50,11 +66,27 @@ def browser() -> Iterator[Any]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
+    names = [f"Alphabet_of_the_Magi/character_number_{number:02d}" for number in range(5)]
+    bank = write_bank(
+        folder / "bank",
+        [in_memory(name, "test", images) for name in names],
+        source="noise",
+        licence="none",
+        image_shape=(1, 28, 28),
+    )
+    rows = np.arange(20).reshape(5, 4)
+    drawn = {"support_rows": tuple(rows[:, 0]), "query_rows": tuple(rows[:, 1:].ravel())}
     arms = []
-    for name in ("a-model-with-a-long-name-that-does-not-break", "another=one-queries=15"):
-        steps = generator.integers(0, 16, (700, 6)) / 15
-        records = [record(i, accuracy_by_step=tuple(row)) for i, row in enumerate(steps.tolist())]
-        table = records_table(records)
+    for name in ("a-model-with-a-long-name-that-does-not-break", *(f"norm=n{i}" for i in range(7))):
+        steps = generator.integers(0, 16, (150, 11)) / 15
+        taken = generator.integers(0, 5, (150, 15))
+        table = records_table(
+            [
+                record(i, accuracy_by_step=tuple(row), query_predictions=tuple(taken[i]), **drawn)
+                for i, row in enumerate(steps.tolist())
+            ]
+        )
         protocol = Protocol(
             spec=EpisodesConfig(num_episodes=1),
             model=ModelConfig(norm="context", head="zero"),
@@ -72,7 +104,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audit = AuditResult(
         name="x", title="Audit", outcome="passed", sentence="s", rows=[{"a": 1, "b": "c" * 50}]
     )
-    write_report(folder, arms, verdicts=[verdict], audits=[audit], title="Report")
+    write_report(folder, arms, verdicts=[verdict], audits=[audit], title="Report", bank=bank)
     return folder / "report.html"
 
 
@@ -83,13 +115,19 @@ def test_the_report_renders_and_fits(browser: Any, page: Path, width: int) -> No
     browser.get(page.as_uri())
     assert browser.title == "Report"
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
-    assert browser.execute_script("return document.images.length") == 5
+    assert browser.execute_script("return document.images.length") == 9
     assert browser.execute_script(EMPTY_IMAGES) == 0
     assert browser.execute_script("return innerWidth") == width
     root = "return document.documentElement"
     assert browser.execute_script(f"{root}.scrollWidth <= {root[7:]}.clientWidth")
-    assert browser.execute_script("return document.querySelectorAll('table').length") == 9
+    assert browser.execute_script("return document.querySelectorAll('table').length") == 10
     assert browser.execute_script(TABLES_OUTSIDE) == 0
+    assert browser.execute_script(FIRST_PICTURE_BEFORE_RESULTS)
+    scales = browser.execute_script(SHEETS)
+    assert len(scales) == 3
+    assert all(TEXT * scale >= 11 for scale in scales)  # letters of class names, pixels
+    if width > 1000:
+        assert browser.execute_script(CUT) == []
 
 
 def test_the_report_prints(browser: Any, page: Path) -> None:

@@ -25,8 +25,8 @@ from raymaml.evaluation.audit import AuditResult
 from raymaml.evaluation.examination import Examination
 from raymaml.evaluation.records import record_arrays, records_table
 from raymaml.evaluation.results import ArmResult, Protocol
-from raymaml.reports.content import content
-from raymaml.reports.summary import summarize_arms
+from raymaml.reports.content import _classes, content
+from raymaml.reports.summary import by_class, summarize_arms
 from raymaml.reports.write import write_report
 from raymaml.statistics.confidence_sequence import Stopping, any_look_interval
 
@@ -283,7 +283,7 @@ def test_the_page_says_what_was_judged_and_how() -> None:
     shown = ["63.0%", "75.0%", "80.0%", "85.0%", "97.0%"]
     assert model[header.index("quantile 5%") : header.index("loss")] == shown
     assert baseline[0] == "no-adaptation"
-    assert [row[0] for row in steps[2:]] == ["0", "1"]
+    assert steps[0] == ["arm", "step 0", "step 1"]
     assert steps[3][2] == ""  # no-adaptation takes no step
     assert identities[2:] == [
         ["checkpoint", "`c0ffee`"],
@@ -333,6 +333,7 @@ def test_equal_results_give_equal_files_and_pictures_on_white(tmp_path: Path) ->
     assert summary["identity"] == {"seed": 7, "weights": "model"}
     page = (first.parent / "report.md").read_text(encoding="utf-8")
     assert page.startswith("# Glyphs\n")
+    assert page.index("(arms.png)") < page.index("## Results")  # it opens with its picture
     names = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
     assert names == [
         "arms.png",
@@ -362,7 +363,7 @@ def test_the_worst_episodes_are_drawn_and_no_curve_without_history(
 ) -> None:
     images = {"class_ids": (17, 18), "support_rows": (140, 148), "query_rows": (141, 149)}
     records = [
-        record(index, accuracy_by_step=(accuracy,), **images)
+        record(index, accuracy_by_step=(accuracy,), class_accuracy=(accuracy,) * 2, **images)
         for index, accuracy in enumerate([0.5, 0.0, 1.0, 0.25])
     ]
     result = replace(MODEL, records=records_table(records))
@@ -378,6 +379,31 @@ def test_the_worst_episodes_are_drawn_and_no_curve_without_history(
     assert all((path.parent / name).is_file() for _, name in found)
     assert "learning_curve" not in page
     assert not (path.parent / "learning_curve.png").exists()
+
+
+def test_the_worst_classes_are_named_with_the_classes_they_are_taken_for() -> None:
+    # 3 queries of labels 0..4 each; in episode 0 all of label 2 are taken for 0, one of 1 for 4
+    labels = [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    taken = [0] * 3 + [4, 1, 1] + [0] * 3 + [3] * 3 + [4] * 3
+    shares = (1.0, 2 / 3, 0.0, 1.0, 1.0)
+    records = [
+        record(0, query_predictions=tuple(taken), class_accuracy=shares),
+        record(1, class_accuracy=(1.0,) * 5),  # all are right
+        record(2, query_predictions=(-1,) * 15, class_ids=(0, 1, 2, 3, 5)),  # not recorded
+    ]
+    found = by_class(record_arrays(records_table(records)), [*"abcdef"])
+    assert labels == list(record(0)["query_labels"])
+    # c: 0, 1, 0.8 (the helper's accuracy); b: 2/3, 1, 0.8; f: 0.8
+    assert [each["name"] for each in found] == ["c", "f", "b", "a", "d", "e"]
+    assert found[0]["accuracy"]["mean"] == pytest.approx(1.8 / 3)
+    assert found[0]["taken_for"] == [{"name": "a", "queries": 3, "of": 6}]
+    assert found[1]["taken_for"] is None
+    assert found[2]["taken_for"] == [{"name": "e", "queries": 1, "of": 6}]
+    assert found[3]["taken_for"] == []
+    page = "\n".join(_classes(found, "model"))
+    assert "| c | a (3 of 6) | 60.00%" in page
+    assert "| f | not recorded by an earlier raymaml | 80.00%" in page
+    assert "The worst of 6 classes" in page
 
 
 def test_arms_need_names_of_their_own(tmp_path: Path) -> None:
