@@ -27,7 +27,7 @@ from raymaml.evaluation.records import record_arrays
 from raymaml.training import loop
 from raymaml.training.checkpoint import list_steps
 
-COMMANDS = ["init", "data import", "data sample", "data show", "train", "test", "report"]
+COMMANDS = ["data import", "data sample", "data show", "train", "test", "report"]
 
 
 def raymaml_(*arguments: object, exit_code: int = 0) -> Result:
