@@ -66,8 +66,7 @@ def content(arms: Sequence[ArmResult], summary: Numbers, pictures: Iterable[str]
     """
     numbers = summary["arms"]
     first, *others = [*pictures] or [""]
-    yield from _opening(arms, summary)
-    yield first
+    yield from _opening(arms, summary, first)
     yield from _results(arms, numbers)
     yield from _trainings(summary["trainings"])
     yield from _comparisons(summary["comparisons"])
@@ -82,8 +81,8 @@ def content(arms: Sequence[ArmResult], summary: Numbers, pictures: Iterable[str]
         yield table([{"key": key, "value": code(value)} for key, value in identity], left=2)
 
 
-def _opening(arms: Sequence[ArmResult], summary: Numbers) -> Iterator[str]:
-    """Yield the headline or the verdicts, the protocols and their cautions."""
+def _opening(arms: Sequence[ArmResult], summary: Numbers, picture: str) -> Iterator[str]:
+    """Yield the headline or the verdicts, the protocols, the picture, and the cautions."""
     if summary["verdicts"]:
         yield heading("Verdicts")
         yield table(
@@ -101,6 +100,7 @@ def _opening(arms: Sequence[ArmResult], summary: Numbers) -> Iterator[str]:
         yield paragraph(strong(summary["headline"]))
     lines = {arm.name: code(str(arm.protocol)) for arm in arms}
     yield bullets(lines.items()) if len({*lines.values()}) > 1 else paragraph(lines[arms[0].name])
+    yield picture
     for arm in arms:
         if arm.protocol.caution:
             yield paragraph(strong(f"{arm.name}: {arm.protocol.caution}."))
