@@ -31,7 +31,7 @@ def test_train_test_and_report_do_what_the_commands_do(make_config: Any) -> None
     assert trained.validation is not None
     assert trained.validation.step == 6
     weights = [
-        (config.run_folder / "checkpoint_00000006" / "params.pt").read_bytes()
+        (config.run_folder / "checkpoint_00000006" / "params.safetensors").read_bytes()
         for config in (mine, theirs)
     ]
     assert weights[0] == weights[1]
