@@ -106,7 +106,7 @@ class Episodes:
 
     @property
     def _stop(self) -> int:
-        count = self.found.loader.spec.num_episodes
+        count = self.found.shards.count
         return (self.start // count + 1) * count
 
 

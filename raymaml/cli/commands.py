@@ -130,7 +130,9 @@ def pretrain(config: Config, local: bool) -> None:
 
     The section `pretrain` says how; the run is `<name>-pretrain`.
     """
-    if not _train(local)(config.pretraining, say):
+    from raymaml.library import trainer
+
+    if not trainer(local=local)(config.pretraining, say):
         sys.exit(stop_code())
 
 
