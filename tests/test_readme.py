@@ -146,6 +146,17 @@ def test_the_readme_is_one_sitting() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
 
 
+def test_a_run_folder_is_opened_as_written(make_config: Any) -> None:
+    config = make_config("tiny", "outer.num_steps=1")
+    assert train_locally(config, lambda _line: None)
+    code = next(block for block in python_blocks() if "open_trained" in block)
+    code = code.replace("runs/glyphs-5way-1shot", str(config.run_folder))
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("launch/", f"{ROOT}/launch/"), "README.md", "exec"), names)
+    assert names["tensor"].shape == (1, 1, 16, 16)
+    assert names["weights"].keys() == names["learner"].params.keys()
+
+
 def test_models_of_others_are_judged_as_written(
     make_config: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -56,7 +56,7 @@ class TrainedModel:
 
 def open_trained(
     where: Config | Place | str,
-    device: torch.device,
+    device: torch.device | str,
     which: Literal["best", "last"] | None = None,
 ) -> TrainedModel:
     """Open the model of a run.
@@ -71,7 +71,7 @@ def open_trained(
             config; a folder names an encoder that is not raymaml's; or an older checkpoint needs
             its bank for the moments, and that is not there.
     """
-    path = _checkpoint(where, which)
+    path, device = _checkpoint(where, which), torch.device(device)
     require_of_its_run(path)
     card = read_card(path)
     config = where if isinstance(where, Config) else _config_of(path)
