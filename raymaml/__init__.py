@@ -2,10 +2,11 @@
 
 These names are stable. To do as the commands do: ``episodes``, ``train``, ``test``, ``report``,
 ``load_config``. For a loop of your own: ``MetaLearner``, ``EpisodeBatch``, ``Episode``,
-``InnerConfig``, ``ModelConfig``, ``build_model``, ``apply_policies``, ``check_gradient``,
-``UserError``, and the module ``raymaml.convert``. To judge a model of your own: ``judge``,
-``paired``, ``load_learner``, ``predictor``, ``features``, ``nearest_class_mean``. Each is imported
-at its first use, so that ``import raymaml`` is quick.
+``InnerConfig``, ``ModelConfig``, ``build_model``, ``create_encoder``, ``list_encoders``,
+``list_norms``, ``apply_policies``, ``check_gradient``, ``UserError``, and the module
+``raymaml.convert``. To judge a model of your own: ``judge``, ``paired``, ``load_learner``,
+``predictor``, ``features``, ``nearest_class_mean``. Each is imported at its first use, so that
+``import raymaml`` is quick.
 """
 
 import importlib
@@ -34,7 +35,10 @@ if TYPE_CHECKING:  # for type checkers: the same names as in _HOMES
     from raymaml.meta.features import predictor as predictor
     from raymaml.meta.learner import MetaLearner as MetaLearner
     from raymaml.models import build_model as build_model
+    from raymaml.models import list_encoders as list_encoders
+    from raymaml.models import list_norms as list_norms
     from raymaml.models.policies import apply_policies as apply_policies
+    from raymaml.training.weights import create_encoder as create_encoder
     from raymaml.types import Episode as Episode
     from raymaml.types import EpisodeBatch as EpisodeBatch
 
@@ -48,8 +52,9 @@ _HOMES = {
     "meta.agreement": "check_gradient",
     "meta.features": "features nearest_class_mean predictor",
     "meta.learner": "MetaLearner",
-    "models": "build_model",
+    "models": "build_model list_encoders list_norms",
     "models.policies": "apply_policies",
+    "training.weights": "create_encoder",
     "types": "Episode EpisodeBatch",
 }
 """The names of each module."""

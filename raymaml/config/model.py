@@ -42,16 +42,24 @@ Width = Annotated[PositiveInt, Field(le=65_536)]
 FourWidths = tuple[Width, Width, Width, Width]
 ENCODERS = {"convnet4": 4, "resnet12": 4, "resnet18": 0, "resnet10": 0}
 """The encoders of raymaml, and how often each halves an image by pooling."""
+LIBRARIES = ("timm", "torchvision")
+"""Libraries with encoders, as ``library:NAME``."""
+PRETRAINED = "pretrained"
+"""``model.weights`` for the weights that the encoder's library downloads."""
 
 
 class ModelConfig(Section):
     """Encoder, norm and head."""
 
     encoder: str = "convnet4"
-    """convnet4; resnet12; resnet18; resnet10 (one block per stage); or your own nn.Module as
-    package.module:Name, which turns [B, C, H, W] into [B, features]."""
+    """convnet4; resnet12; resnet18; resnet10 (one block per stage); timm:NAME; torchvision:NAME;
+    or your own nn.Module as package.module:Name, which turns [B, C, H, W] into [B, features]."""
     encoder_args: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of your own encoder."""
+    """Arguments of your own encoder, or of the one of timm or torchvision."""
+    weights: Annotated[str | None, Field(min_length=1)] = None
+    """The weights that training starts from: a safetensors file; a torch state dict; a run folder
+    of raymaml (its best checkpoint) or one checkpoint in it; or `pretrained`, which timm or
+    torchvision downloads. null: random ones, by the seed."""
     width: Annotated[
         Annotated[Width | None, Tag("one width")] | Annotated[FourWidths, Tag("widths")],
         Discriminator(lambda value: "widths" if isinstance(value, list | tuple) else "one width"),
@@ -75,6 +83,12 @@ class ModelConfig(Section):
     """The logits are multiplied by this number."""
     learn_temperature: bool = False
     """Meta-learn the temperature, starting at `temperature`; the inner loop does not adapt it."""
+
+    @property
+    def library(self) -> str | None:
+        """The library that has the encoder, if one has."""
+        library = self.encoder.partition(":")[0]
+        return library if library in LIBRARIES else None
 
     @property
     def norm_by_pattern(self) -> dict[str, NormPolicy]:
@@ -107,15 +121,27 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _encoder_is_known(self) -> ModelConfig:
         own = self.encoder not in ENCODERS
-        if own and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.encoder):
+        if own and not re.fullmatch(
+            r"[A-Za-z_][\w.]*:[A-Za-z_]\w*" if self.library is None else r"\w+:\w[\w.-]*",
+            self.encoder,
+        ):
             raise ValueError(
-                f"model.encoder is {self.encoder!r}; it must be one of {', '.join(ENCODERS)}, or"
+                f"model.encoder is {self.encoder!r}; it must be one of {', '.join(ENCODERS)},"
+                " timm:NAME, torchvision:NAME, or"
                 f" package.module:Name{did_you_mean(self.encoder, ENCODERS)}"
             )
         if self.encoder_args and not own:
-            raise ValueError("model.encoder_args belong to your own encoder; leave them out")
+            raise ValueError(
+                f"model.encoder_args: {self.encoder} takes none; leave them out: they belong to an"
+                " encoder of your own, of timm or of torchvision"
+            )
         if own and self.width is not None:
-            raise ValueError("model.width: your own encoder has none; use model.encoder_args")
+            raise ValueError(f"model.width: {self.encoder} has none; use model.encoder_args")
+        if self.weights == PRETRAINED and self.library is None:
+            raise ValueError(
+                f"model.weights is {PRETRAINED} but model.encoder is {self.encoder}: timm:NAME and"
+                " torchvision:NAME have such weights; give a file or a run folder"
+            )
         if self.encoder == "convnet4" and isinstance(self.width, tuple):
             raise ValueError("model.width: convnet4 has blocks of one width; give one number")
         return self

@@ -47,6 +47,7 @@ from raymaml.training.checkpoint import CheckpointCard, load_weights, read_card,
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.explain import explained
 from raymaml.training.state import build_learner
+from raymaml.training.weights import start_from_weights, weights_hash
 
 CODE = ("versions", "encoder_source")
 """The keys of an identity that name the code; a report of finished records does not depend on
@@ -80,7 +81,7 @@ class Shared:
         if key not in self._codes:
             source = encoder_source(model)
             own = {} if source is None else {"encoder_source": source}
-            self._codes[key] = {"versions": json.dumps(versions(), sort_keys=True), **own}
+            self._codes[key] = {"versions": json.dumps(versions(model), sort_keys=True), **own}
         return self._codes[key]
 
 
@@ -141,8 +142,8 @@ class Arm:
         config, card = self.config, self.card
         spec = config.episodes.test.model_dump(exclude={"num_episodes"})
         return {
-            "weights": f"initial, seed {config.seed}" if card is None else card.files[card.weights],
-            "model": config.model.model_dump_json(),
+            "weights": self._initial_weights() if card is None else card.files[card.weights],
+            "model": config.model.model_dump_json(exclude={"weights"}),
             "inner": config.test_inner.model_dump_json(),
             "precision": config.cluster.precision,
             "memory_format": config.cluster.memory_format,
@@ -186,7 +187,13 @@ class Arm:
         learner = build_learner(config, self.bank.image_shape, num_ways, device)
         if self.checkpoint is not None:
             load_weights(learner, self.checkpoint, device)
+        else:
+            start_from_weights(config, learner.model, self.bank.image_shape)
         return learner
+
+    def _initial_weights(self) -> str:
+        start = weights_hash(self.config, self.bank.image_shape)
+        return f"initial, seed {self.config.seed}" + (f", from {start}" if start else "")
 
     def of_any_code(self) -> list[dict[str, str]]:
         """Return the identities of records of these settings, by any code, the newest first."""

@@ -14,7 +14,8 @@ from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.layers import LOCK
 from raymaml.models.encoders import ConvNet4, ResNet12, ResNet18
 from raymaml.models.heads import Classifier
-from raymaml.models.policies import apply_policies
+from raymaml.models.libraries import library_encoder, library_names
+from raymaml.models.policies import POLICIES, apply_policies
 
 _BUILDERS: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
     "convnet4": ConvNet4,
@@ -38,16 +39,30 @@ def build_model(
 
     Raises:
         UserError: the images are too small for the encoder, an own encoder cannot be imported or
-            built or does not give ``[B, features]``, or ``model.norm`` does not fit the layers.
+            built or does not give ``[B, features]``, timm or torchvision is not installed or has
+            no such encoder, or ``model.norm`` does not fit the layers.
+    """
+    classifier = plain_model(model, image_shape=image_shape, num_ways=num_ways, seed=seed)
+    with LOCK:
+        apply_policies(
+            classifier, model.norm_by_pattern, eps=model.norm_eps, momentum=model.norm_momentum
+        )
+    return classifier
+
+
+def plain_model(
+    model: ModelConfig, *, image_shape: tuple[int, int, int], num_ways: int, seed: int
+) -> Classifier:
+    """Build a model as ``build_model`` does, with the encoder's own norms.
+
+    Raises:
+        UserError: as ``build_model``, but for ``model.norm``.
     """
     check_image_size(model, image_shape)
     # an own encoder may draw its weights from torch's random numbers, which all threads share
     with LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if own := model.encoder not in ENCODERS:
-            encoder = _own_encoder(model)
-        else:
-            encoder = _BUILDERS[model.encoder](image_shape[0], model.stage_widths)
+        encoder = _encoder(model, image_shape[0])
         classifier = Classifier(
             encoder,
             _count_features(encoder, model, image_shape),
@@ -55,12 +70,30 @@ def build_model(
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
         )
-        apply_policies(
-            classifier, model.norm_by_pattern, eps=model.norm_eps, momentum=model.norm_momentum
-        )
         classifier.head_start = model.head
-        _initialize(classifier.head if own else classifier, torch.Generator().manual_seed(seed))
+        drawn = classifier if model.encoder in ENCODERS else classifier.head
+        _initialize(drawn, torch.Generator().manual_seed(seed))
     return classifier
+
+
+def _encoder(model: ModelConfig, channels: int) -> nn.Module:
+    if model.encoder in ENCODERS:
+        return _BUILDERS[model.encoder](channels, model.stage_widths)
+    return _own_encoder(model) if model.library is None else library_encoder(model, channels)
+
+
+def list_encoders(library: str = "") -> list[str]:
+    """Return the names for ``model.encoder``: of raymaml, or of ``timm`` or ``torchvision``.
+
+    Raises:
+        UserError: there is no such library, or it is not installed.
+    """
+    return library_names(library) if library else sorted(ENCODERS)
+
+
+def list_norms() -> list[str]:
+    """Return the policies of ``model.norm``, in the order of the table in README.md here."""
+    return list(POLICIES)
 
 
 def check_image_size(model: ModelConfig, image_shape: tuple[int, int, int]) -> None:

@@ -28,12 +28,12 @@ _INSTALLED = tuple(
 def encoder_source(model: ModelConfig) -> str | None:
     """Return the SHA-256 of an own encoder's ``source_files``.
 
-    None for raymaml's encoders, which the version of raymaml names.
+    None for the encoders of raymaml and of libraries, which a version names.
 
     Raises:
         UserError: the encoder's module cannot be imported.
     """
-    if model.encoder in ENCODERS:
+    if model.encoder in ENCODERS or model.library is not None:
         return None
     digest = hashlib.sha256()
     for name, path in sorted(source_files(model).items()):

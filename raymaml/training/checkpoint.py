@@ -21,9 +21,11 @@ import raymaml
 from raymaml.common.errors import UserError, gathered, reason_of
 from raymaml.common.untrusted import checked, parse_json, shortened
 from raymaml.config.base import Count
+from raymaml.config.model import ModelConfig
 from raymaml.data.bank_format import ImageShape
 from raymaml.data.preprocessing import Preprocessing
 from raymaml.meta.learner import MetaLearner
+from raymaml.models.libraries import library_versions
 from raymaml.storage.files import exists, new_folder, reaching, read_bytes, sha256_of_file
 from raymaml.storage.place import Place, is_remote
 from raymaml.training.identity import Identity
@@ -211,7 +213,7 @@ def write_checkpoint(path: Place, state: TrainState, identity: Identity) -> None
             image_shape=identity.image_shape,
             bank_hash=identity.bank_hash,
             encoder_source=identity.encoder_source,
-            versions=versions(),
+            versions=versions(identity.config.model),
             config=identity.config.model_dump(mode="json"),
             preprocessing=identity.preprocessing,
             train_classes=identity.train_classes,
@@ -219,12 +221,13 @@ def write_checkpoint(path: Place, state: TrainState, identity: Identity) -> None
         (folder / CARD).write_text(card.as_text(), encoding="utf-8")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+def versions(model: ModelConfig) -> dict[str, str]:
+    """Return the versions that a result of a model depends on."""
     return {
         "raymaml": raymaml.__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
+        **library_versions(model),
     }
 
 

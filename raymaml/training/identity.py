@@ -51,6 +51,8 @@ class Identity:
     """None for converted weights whose moments are unknown."""
     train_classes: tuple[str, ...]
     """Empty for converted weights."""
+    weights_hash: str | None = None
+    """Of the ``model.weights`` that the run starts from."""
 
     def of_run(self) -> dict[str, Any]:
         """Return what ``run.json`` says of learning, in sections as the config."""
@@ -60,6 +62,7 @@ class Identity:
             "train_manifest": self.train_manifest,
             "encoder_source": self.encoder_source,
             **pictures(self.preprocessing),
+            "weights_hash": self.weights_hash,
         }
 
     def facts(self) -> dict[str, Any]:
@@ -81,6 +84,7 @@ def identity_of(
     bank_hash: str,
     train_manifest: str = "",
     bank: ImageBank | None = None,
+    weights_hash: str | None = None,
 ) -> Identity:
     """Return the identity of the run of ``config``, reading the source of its encoder."""
     return Identity(
@@ -91,6 +95,7 @@ def identity_of(
         encoder_source=encoder_source(config.model),
         preprocessing=preprocessing_of(config.data, image_shape, bank),
         train_classes=() if bank is None else bank.class_names("train"),
+        weights_hash=weights_hash,
     )
 
 

@@ -110,7 +110,7 @@ def require_of_its_run(path: Place, now: Identity | None = None) -> None:
         UserError: naming everything that differs.
     """
     card, run = read_card(path), read_run_file(path.parent)
-    unsaid = {"train_manifest"}  # by checkpoints
+    unsaid = {"train_manifest", "weights_hash"}  # by checkpoints
     if now is not None:
         wanted, whose = now.facts(), "the config and its bank say"
     elif run is not None:
@@ -170,7 +170,7 @@ def require_same_model(
         before["num_ways"], now["num_ways"] = trained.episodes.train.num_ways, num_ways
     sentence = "was trained with {key} = {had}, config and bank now say {has}"
     remedy = "give the old value, or train under another name"
-    require_equal(path, before, now, sentence, remedy)
+    require_equal(path, before, now, sentence, remedy, ignored={"model.weights"})
 
 
 def knows_no_bank(path: Place, card: CheckpointCard) -> bool:

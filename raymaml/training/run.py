@@ -34,6 +34,7 @@ from raymaml.training.origin import require_of_today, require_same_start
 from raymaml.training.settings import gradient_method, workers_line
 from raymaml.training.state import build_classifier, build_learner
 from raymaml.training.store import check_last
+from raymaml.training.weights import Start, start_from_weights, weights_hash
 from raymaml.types import EpisodeBatch
 
 Gradients = Callable[[EpisodeBatch], list[EpisodeGradient]]
@@ -58,6 +59,8 @@ class Run:
     """The gradients of training episodes, or of slices of labelled images."""
     predict: Callable[[EpisodeBatch], Tensor]
     """The query logits ``[E, N*Q, N]`` of validation episodes."""
+    start: str = ""
+    """A sentence on the ``model.weights`` that the learner has; empty where it has none of them."""
 
     def introduction(self, device: torch.device, num_workers: int) -> str:
         """Return lines that say how workers on ``device`` train, and how each module adapts."""
@@ -73,8 +76,9 @@ class Run:
         chosen = " (auto)" if config.inner.gradient == "auto" else ""
         chunk = config.cluster.episodes_per_chunk
         at_once = f", {chunk} episodes at once" if chunk > 1 else ""
+        start = f"{self.folder}: {self.start}\n" if self.start else ""
         return (
-            f"{self.folder}: {workers}{at_once}; meta-gradient by {method}{chosen}\n"
+            f"{start}{self.folder}: {workers}{at_once}; meta-gradient by {method}{chosen}\n"
             f"{self.folder}: the inner loop adapts\n{self.learner.adaptation_table()}"
         )
 
@@ -82,15 +86,17 @@ class Run:
 def open_run(config: Config, device: torch.device) -> Run:
     """Open the data of a run and build its learner on ``device``.
 
+    A run without a checkpoint starts from ``model.weights``, if the config names any.
+
     Raises:
         UserError: data are missing, damaged, made for another config or too small; the model cannot
-            be built, or name patterns do not fit it; or an earlier raymaml started the run.
+            be built, or name patterns do not fit it; ``model.weights`` cannot be read or do not
+            fit; or an earlier raymaml, or other weights, started the run.
     """
     require_of_today(config.run_folder)
     data = open_training_data(config, device)
     train, shape = data.train, data.image_shape
     bank = train.loader.bank
-    identity = identity_of(config, shape, bank.hash, train.manifest_hash, bank)
     with explained(config.run_folder, config.cluster):
         if isinstance(train, LabelledImages):
             learner = build_classifier(config, shape, train.num_classes, device)
@@ -99,6 +105,13 @@ def open_run(config: Config, device: torch.device) -> Run:
         else:
             learner = build_learner(config, shape, config.episodes.train.num_ways, device)
             gradients, predict = learner.chunk_gradients, learner.predict
+    if saved_step(config.run_folder) < 0:
+        start = start_from_weights(config, learner.model, shape)
+    else:
+        start = Start(weights_hash(config, shape))
+    identity = identity_of(
+        config, shape, bank.hash, train.manifest_hash, bank, weights_hash=start.hash
+    )
     return Run(
         config=config,
         folder=config.run_folder,
@@ -107,6 +120,7 @@ def open_run(config: Config, device: torch.device) -> Run:
         identity=identity,
         gradients=gradients,
         predict=predict,
+        start=start.text,
     )
 
 
