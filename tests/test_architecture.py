@@ -38,6 +38,7 @@ HOMES = {
     "jinja2": ["reports/document.py"],
     "markdown_it": ["reports/document.py"],
     "click": ["cli/"],
+    "safetensors": ["training/"],
     "upath": ["storage/place.py", "storage/lease.py"],
 }
 

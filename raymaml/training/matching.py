@@ -104,7 +104,7 @@ def _best_match(model: nn.Module, content: object, where: str) -> _Match:
     schemes = [spelled] if plain == spelled else [spelled, plain]
     found = [each for names in schemes for each in _matches(content, names, others)]
     best = max(found, key=lambda match: match.count, default=_Match({}, spelled, {}, 0, ""))
-    equal = [match.place for match in found if match.count == best.count]
+    equal = {match.place: match for match in found if match.count == best.count}
     if len(equal) > 1 and 2 * best.count > len(encoder):
         raise UserError(
             f"model.weights: {where} holds the encoder {len(equal)} times: {_listed(equal)}",

@@ -172,7 +172,8 @@ def _content(place: Place) -> bytes:
     try:
         return read_bytes(place)
     except OSError as error:
-        problem = "holds no checkpoint" if isinstance(error, IsADirectoryError) else error.strerror
+        is_folder = isinstance(error, IsADirectoryError)
+        problem = "it is a folder without a checkpoint" if is_folder else error.strerror
         raise UserError(
             f"model.weights: {place} cannot be read ({problem})",
             remedy="give a safetensors file, a torch state dict, or a run folder of raymaml",
