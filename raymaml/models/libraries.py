@@ -127,7 +127,7 @@ def _of_timm(
         if isinstance(module, nn.BatchNorm2d) and type(module).__name__ == "BatchNormAct2d":
             network.set_submodule(place, NormAct(module))
         if "fused_attn" in vars(module):  # PyTorch has no second derivative of it
-            module.fused_attn = False
+            vars(module)["fused_attn"] = False
     return network
 
 

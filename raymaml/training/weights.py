@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from raymaml.common.errors import UserError, reason_of
@@ -126,13 +127,14 @@ def create_encoder(
         policies = {"*": norm} if isinstance(norm, str) else norm
         apply_policies(network, policies, eps=model.norm_eps, momentum=model.norm_momentum)
     encoder = network.encoder
-    encoder.num_features = network.head.in_features
+    vars(encoder)["num_features"] = network.head.in_features  # a number: no part of the module
     return encoder
 
 
 def _hash_of_run(config: Config) -> str | None:
     run = read_run_file(config.run_folder)
-    return None if run is None else run.facts.get("weights_hash")
+    found: str | None = None if run is None else run.facts.get("weights_hash")
+    return found
 
 
 def _require_same(config: Config, source: _Source) -> None:
@@ -186,7 +188,7 @@ def _tensors(where: str, content: bytes) -> Any:
         if content[8:9] == b"{":  # behind the length of a safetensors header
             return safetensors.torch.load(content)
         return read_tensors(content, _CPU)
-    except (ValueError, safetensors.SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise UserError(
             f"model.weights: {where} is no safetensors file and no torch state dict"
             f" ({reason_of(error)})"
