@@ -84,6 +84,7 @@ def identity_of(
     bank_hash: str,
     train_manifest: str = "",
     bank: ImageBank | None = None,
+    *,
     weights_hash: str | None = None,
 ) -> Identity:
     """Return the identity of the run of ``config``, reading the source of its encoder."""

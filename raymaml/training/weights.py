@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from raymaml.common.errors import UserError, reason_of
@@ -28,12 +26,12 @@ from raymaml.training.checkpoint import (
     CARD,
     find_checkpoint,
     list_steps,
-    load_tensors,
     read_card,
+    weights_of,
 )
 from raymaml.training.identity import read_run_file
 from raymaml.training.matching import copy_matching
-from raymaml.training.tensor_file import read_tensors
+from raymaml.training.tensor_file import read_tensors, read_weights
 
 _CPU = torch.device("cpu")
 
@@ -164,8 +162,7 @@ def _source(model: ModelConfig, image_shape: ImageShape) -> _Source:
     if exists(place / CARD) or list_steps(place):
         path = place if exists(place / CARD) else find_checkpoint(place, "best")
         card = read_card(path)
-        load = partial(load_tensors, path, card, "params.pt", _CPU)
-        return _Source(str(path), card.files["params.pt"], load)
+        return _Source(str(path), card.files[card.weights], partial(weights_of, path, _CPU))
     content = _content(place)
     return _Source(text, hashlib.sha256(content).hexdigest(), partial(_tensors, text, content))
 
@@ -186,9 +183,9 @@ def _tensors(where: str, content: bytes) -> Any:
     """Return what a safetensors file or one of ``torch.save`` holds."""
     try:
         if content[8:9] == b"{":  # behind the length of a safetensors header
-            return safetensors.torch.load(content)
+            return read_weights(content, _CPU)
         return read_tensors(content, _CPU)
-    except (ValueError, SafetensorError) as error:
+    except ValueError as error:
         raise UserError(
             f"model.weights: {where} is no safetensors file and no torch state dict"
             f" ({reason_of(error)})"

@@ -195,7 +195,7 @@ def test_a_run_of_raymaml_gives_its_best_checkpoint(make_config: Any, trained: C
     for place in (trained.run_folder, best):
         run = opened(make_config, place)
         assert all(torch.equal(value, weights[name]) for name, value in run.learner.params.items())
-        assert run.identity.weights_hash == read_card(best).files["params.pt"]
+        assert run.identity.weights_hash == read_card(best).files["params.safetensors"]
     narrow = r"has other shapes: encoder\.conv1\.conv\.weight has \[4, 1, 3, 3\], the encoder need"
     with pytest.raises(UserError, match=narrow):
         opened(make_config, trained.run_folder, "model.width=2")
