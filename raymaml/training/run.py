@@ -65,9 +65,10 @@ class Run:
     def introduction(self, device: torch.device, num_workers: int) -> str:
         """Return lines that say how workers on ``device`` train, and how each module adapts."""
         workers = workers_line([self.config.cluster], device, num_workers)
+        start = f"{self.folder}: {self.start}\n" if self.start else ""
         if isinstance(images := self.data.train, LabelledImages):
             return (
-                f"{self.folder}: {workers}; cross-entropy over {images.num_classes} classes,"
+                f"{start}{self.folder}: {workers}; cross-entropy over {images.num_classes} classes,"
                 f" {self.data.meta_batch_size} slices of {images.slice_size} images a step"
             )
         config, spec = self.config, self.config.episodes.train
@@ -76,7 +77,6 @@ class Run:
         chosen = " (auto)" if config.inner.gradient == "auto" else ""
         chunk = config.cluster.episodes_per_chunk
         at_once = f", {chunk} episodes at once" if chunk > 1 else ""
-        start = f"{self.folder}: {self.start}\n" if self.start else ""
         return (
             f"{start}{self.folder}: {workers}{at_once}; meta-gradient by {method}{chosen}\n"
             f"{self.folder}: the inner loop adapts\n{self.learner.adaptation_table()}"
