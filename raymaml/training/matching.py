@@ -32,7 +32,7 @@ class _Match(NamedTuple):
     """Names of the encoder's weights in the model -> in the file."""
     others: Mapping[str, str]
     """The same of head and temperature, which need not be there."""
-    count: int
+    hits: int
     """Number of the encoder's names that the file has."""
     place: str
     """In the file."""
@@ -103,9 +103,9 @@ def _best_match(model: nn.Module, content: object, where: str) -> _Match:
     others = [name for name in ours if name not in plain]
     schemes = [spelled] if plain == spelled else [spelled, plain]
     found = [each for names in schemes for each in _matches(content, names, others)]
-    best = max(found, key=lambda match: match.count, default=_Match({}, spelled, {}, 0, ""))
-    equal = {match.place: match for match in found if match.count == best.count}
-    if len(equal) > 1 and 2 * best.count > len(encoder):
+    best = max(found, key=lambda match: match.hits, default=_Match({}, spelled, {}, 0, ""))
+    equal = {match.place: match for match in found if match.hits == best.hits}
+    if len(equal) > 1 and 2 * best.hits > len(encoder):
         raise UserError(
             f"model.weights: {where} holds the encoder {len(equal)} times: {_listed(equal)}",
             remedy="save one of them in a file of its own",
