@@ -9,7 +9,15 @@ from pydantic import Field
 from raymaml.config.base import Count, PathField, PositiveInt, PositiveRate, Section
 
 
-class GlyphsSource(Section):
+class _DataSource(Section):
+    duplicates: Literal["keep", "drop", "refuse"] = "keep"
+    """Pictures that are in two splits, equal or nearly so: keep warns of them; drop takes those of
+    train that are in val or test, and those of val that are in test, out, so that test stays whole;
+    refuse imports nothing then. Of equal pictures of one class an image-folder keeps one, and a
+    published data set all, or one with drop."""
+
+
+class GlyphsSource(_DataSource):
     """Characters drawn with the fonts that matplotlib ships; no download."""
 
     kind: Literal["glyphs"]
@@ -23,7 +31,7 @@ class GlyphsSource(Section):
     """Seed of the drawn instances."""
 
 
-class OmniglotSource(Section):
+class OmniglotSource(_DataSource):
     """Omniglot (Lake et al. 2015): 1,623 characters of 50 alphabets, 20 drawings each."""
 
     kind: Literal["omniglot"]
@@ -38,7 +46,7 @@ class OmniglotSource(Section):
     learns from more classes; val and test get them too, as in Santoro et al. 2016)."""
 
 
-class ImageFolderSource(Section):
+class ImageFolderSource(_DataSource):
     """Images of your own."""
 
     kind: Literal["image-folder"]
@@ -60,7 +68,7 @@ class ImageFolderSource(Section):
     picture takes up to 12 bytes a pixel of memory while it is read."""
 
 
-class BenchmarkSource(Section):
+class BenchmarkSource(_DataSource):
     """A published benchmark, whose classes and images are counted on import."""
 
     path: PathField

@@ -12,7 +12,7 @@ as planes, [n, C, H, W]. Learning uses this order, so no conversion moves bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class ImageBank:
         self.image_shape: tuple[int, int, int] = header.image_shape
         self.mean = header.mean
         self.std = header.std
+        self.duplicates = header.duplicates
         self.classes = header.classes
         counts = [bank_class.count for bank_class in self.classes]
         self.first_row: NDArray[np.int64] = np.cumsum([0, *counts], dtype=np.int64)  # [classes + 1]
@@ -166,11 +167,15 @@ def write_bank(
     licence: str,
     image_shape: tuple[int, int, int],
     cache: Path = CACHE,
+    observe: Callable[[NDArray[np.uint8]], object] = id,
+    finish: Callable[[ImageBank], dict[str, Any]] = lambda _bank: {},
 ) -> ImageBank:
     """Write a bank class by class and open it; memory holds one class, or one batch, at a time.
 
-    ``image_shape`` is (C, H, W). The folder appears complete or not at all. A bank of the same
-    content that is there already is kept and opened.
+    ``image_shape`` is (C, H, W). ``observe`` sees all images, [n, C, H, W]. ``finish`` takes the
+    bank before its folder appears, and returns the entries of the header that it changes. The
+    folder appears complete or not at all. A bank of the same content that is there already is kept
+    and opened.
 
     Raises:
         UserError: ``folder`` exists and is anything but a bank of this very content.
@@ -186,7 +191,9 @@ def write_bank(
     }
     try:
         with new_folder(folder, HEADER_FILE) as partial:
-            header |= write_images(partial / IMAGES_FILE, classes, image_shape)
+            header |= write_images(partial / IMAGES_FILE, classes, image_shape, observe)
+            (partial / HEADER_FILE).write_text(header_text(header), encoding="utf-8")
+            header |= finish(ImageBank.open(partial))
             (partial / HEADER_FILE).write_text(header_text(header), encoding="utf-8")
     except FileExistsError:
         bank = ImageBank.open(folder, cache)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from raymaml.config.base import Number, PositiveInt, PositiveRate, Section
+from raymaml.config.base import Count, Number, PositiveInt, PositiveRate, Section
+from raymaml.config.schema import Split
 from raymaml.data.arrow_file import tensor_column, tensor_type
 
 SCHEMA_VERSION = 1
@@ -38,6 +39,51 @@ class BankClass:
     count: PositiveInt
 
 
+MOST_EXAMPLES = 5
+"""Of copies that are named."""
+
+
+class Overlap(Section):
+    """The images of ``split`` that have a copy in another class, of the split ``other``."""
+
+    split: Split
+    other: Split
+    images: Count
+    """Of ``split`` in all."""
+    equal: Count
+    """Those with an equal copy."""
+    near: Count
+    """The others, whose copy is nearly equal."""
+    examples: Annotated[tuple[str, ...], Field(max_length=MOST_EXAMPLES)]
+    """``image = copy``."""
+
+    @property
+    def is_leak(self) -> bool:
+        """Whether two splits share pictures."""
+        return self.split != self.other
+
+    def __str__(self) -> str:
+        """Return ``3 of 40 test images are in train as well (2 equal, 1 nearly equal), ...``."""
+        there = f"in {self.other} as well" if self.is_leak else "in two classes"
+        return (
+            f"{self.equal + self.near:,} of {self.images:,} {self.split} images are {there}"
+            f" ({self.equal:,} equal, {self.near:,} nearly equal), such as {self.examples[0]}"
+        )
+
+
+class Duplicates(Section):
+    """The copies that a bank holds, as its import found them."""
+
+    overlaps: tuple[Overlap, ...] = ()
+    in_class: Count = 0
+    """Images that are equal to an earlier one of their class."""
+
+    @property
+    def leaks(self) -> tuple[Overlap, ...]:
+        """The overlaps of two splits."""
+        return tuple(each for each in self.overlaps if each.is_leak)
+
+
 class BankHeader(Section):
     """The content of ``bank.json``."""
 
@@ -53,6 +99,8 @@ class BankHeader(Section):
     """As ``mean``."""
     images_bytes: PositiveInt
     """Length of the file of pixels."""
+    duplicates: Duplicates | None = None
+    """None: nobody looked for them, as before raymaml did."""
     classes: Annotated[tuple[BankClass, ...], Field(min_length=1)]
     """In the order of the file."""
 
@@ -80,12 +128,16 @@ def in_memory(name: str, split: str, images: NDArray[np.uint8]) -> ClassImages:
 
 
 def write_images(
-    path: Path, classes: Iterable[ClassImages], image_shape: tuple[int, int, int]
+    path: Path,
+    classes: Iterable[ClassImages],
+    image_shape: tuple[int, int, int],
+    observe: Callable[[NDArray[np.uint8]], object] = id,
 ) -> dict[str, Any]:
     """Stream the classes into ``path``; return the entries of the header that describe them.
 
     Arrow writes record batches whole. So each class is first a batch of zeros, which take no memory
-    as long as nobody writes to them, and then its images replace these in the file.
+    as long as nobody writes to them, and then its images replace these in the file. ``observe``
+    sees all images in their order, [n, C, H, W].
 
     Raises:
         ValueError: a class is empty, named twice, or its images have another shape or number.
@@ -112,6 +164,7 @@ def write_images(
             for planes in _planes(entry, batches, image_shape):
                 pixels.write(planes.data)
                 digest.update(planes.data)
+                observe(planes)
                 if entry.split == "train":
                     histogram += _histogram(planes)
     mean, std = _moments(histogram)

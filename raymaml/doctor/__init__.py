@@ -26,15 +26,16 @@ class Finding:
 
 
 def attempt(
-    checks: Mapping[str, Callable[[], str]], *, until_failure: bool = False
+    checks: Mapping[str, Callable[[], str | Finding]], *, until_failure: bool = False
 ) -> Iterator[Finding]:
-    """Yield the text that each check returns, or a failure for each problem that it raises.
+    """Yield the finding or the text of each check, or a failure for each problem that it raises.
 
     With ``until_failure`` the first check that fails is the last one.
     """
     for what, check in checks.items():
         try:
-            yield Finding("ok", what, check())
+            found = check()
+            yield found if isinstance(found, Finding) else Finding("ok", what, found)
             continue
         except UserError as error:
             yield from failures(what, error)

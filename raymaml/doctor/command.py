@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -14,6 +15,7 @@ from raymaml.common.errors import UserError
 from raymaml.common.logs import is_verbose, plain
 from raymaml.common.untrusted import json_text
 from raymaml.config.schema import SPLITS, ClusterConfig, Config
+from raymaml.data.duplicates import found_in
 from raymaml.doctor import Finding, attempt, failures
 from raymaml.doctor.machine import disk_finding, machine_findings
 from raymaml.doctor.rehearsal import rehearsal_folder, rehearse
@@ -25,6 +27,9 @@ from raymaml.training.run import claim, is_done, open_run
 from raymaml.training.worker import train_locally
 
 _CPU = torch.device("cpu")
+COPIES_REMEDY = (
+    "set data.source.duplicates: drop and import into another data.bank, or remove the copies"
+)
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -50,8 +55,10 @@ def examine(config: Config | None, *, local: bool) -> Iterator[Finding]:
 
 def config_findings(config: Config) -> Iterator[Finding]:
     """Check all that a run would open: data, with their hashes, model and run folder."""
-    checks = {"data": lambda: _data(config), "run folder": lambda: _run_folder(config)}
-    yield from attempt(checks, until_failure=True)
+    checks = {"data": _data, "copies": _copies, "run folder": _run_folder}
+    yield from attempt(
+        {name: partial(check, config) for name, check in checks.items()}, until_failure=True
+    )
     if not is_remote(config.run_dir):
         yield disk_finding("disk for run_dir", config.run_dir)
 
@@ -62,6 +69,16 @@ def _data(config: Config) -> str:
     sets = open_episode_sets(config.data, config.episodes, bank, SPLITS, _CPU)
     counts = ", ".join(f"{each.shards.count} {split}" for split, each in sets.items())
     return f"{bank.num_images} images, {counts} episodes, hashes as written"
+
+
+def _copies(config: Config) -> Finding:
+    """Warn of pictures in two splits; a bank of before, which does not name them, is searched."""
+    bank = open_bank(config.data)
+    found = found_in(bank)
+    now = ", found now: its import did not look" if bank.duplicates is None else ""
+    if not found.leaks:
+        return Finding("ok", "copies", f"no picture is in two splits{now}")
+    return Finding("warn", "copies", f"{'; '.join(map(str, found.leaks))}{now}", COPIES_REMEDY)
 
 
 def _run_folder(config: Config) -> str:

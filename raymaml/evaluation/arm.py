@@ -36,7 +36,7 @@ from raymaml.evaluation.record_files import (
     write_chunk,
 )
 from raymaml.evaluation.records import identity_of, record_arrays
-from raymaml.evaluation.results import ArmResult, OtherBank, Protocol, other_bank
+from raymaml.evaluation.results import ArmResult, OtherBank, Protocol, leak_remarks, other_bank
 from raymaml.meta.learner import MetaLearner
 from raymaml.models.source import encoder_source
 from raymaml.seeding import fold_in
@@ -275,6 +275,7 @@ class Arm:
                 remarks=[
                     *([other.text] if other else []),
                     *(["encoder edited after training"] if self.was_edited else []),
+                    *leak_remarks(bank),
                 ],
             ),
             records=records,

@@ -130,6 +130,14 @@ class OtherBank:
         return f"another bank than in training, {seen}{chosen}"
 
 
+def leak_remarks(bank: ImageBank) -> list[str]:
+    """Return the caution where test images are in train or val too; see ``data/duplicates.py``."""
+    leaks = bank.duplicates.leaks if bank.duplicates else ()
+    counts = [(each.equal + each.near, each.other) for each in leaks if each.split == "test"]
+    places = ", ".join(f"{count:,} in {split}" for count, split in counts)
+    return [f"caution: test images are in other splits as well ({places})"] if counts else []
+
+
 def other_bank(checkpoint: Place, bank: ImageBank, *, asked: bool) -> OtherBank | None:
     """Return which classes of ``bank`` the model has seen; None where it is the bank of training.
 

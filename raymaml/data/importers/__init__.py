@@ -17,7 +17,9 @@ from raymaml.config.data_sources import AnySource, GlyphsSource
 from raymaml.config.schema import SPLITS, AllEpisodes, DataConfig
 from raymaml.data.bank import ImageBank, write_bank
 from raymaml.data.bank_format import BankClass, ClassImages
+from raymaml.data.duplicates import Fingerprints
 from raymaml.data.importers.cifar import plan_cifar
+from raymaml.data.importers.copies import sort_out
 from raymaml.data.importers.cub import plan_cub
 from raymaml.data.importers.image_folder import plan_image_folder
 from raymaml.data.importers.inaturalist import plan_inaturalist
@@ -28,6 +30,9 @@ from raymaml.data.importers.tiered_imagenet import plan_tiered_imagenet
 from raymaml.data.sampling import fit_problems, fitted, listed
 from raymaml.storage.place import is_remote
 
+NAMED = 10
+"""Classes of each split that an import names."""
+
 
 def import_bank(
     data: DataConfig, episodes: AllEpisodes, report: Callable[[str], object] = str
@@ -37,12 +42,21 @@ def import_bank(
     Args:
         data: the source, the image size and the bank.
         episodes: the classes must have enough images for them.
-        report: takes each line about files that the import leaves out, once the bank is there.
+        report: takes a line for each split, with its classes, and each line about files that the
+            import leaves out and about copies, once the bank is there.
 
     Raises:
         UserError: listing every broken image, empty class, class in two splits, and every class
-            or split too small for ``episodes``; nothing half-written stays behind.
+            or split too small for ``episodes``, and copies that the source refuses; nothing
+            half-written stays behind.
     """
+    prints, lines = Fingerprints(), list[str]()
+
+    def finish(unfinished: ImageBank) -> dict[str, Any]:
+        changes, found = sort_out(unfinished, prints, plan, data.source, episodes)
+        lines.extend(found)
+        return changes
+
     # an import unpacks beside the bank, or beside the copy of one that goes to a URI
     beside = Path(tempfile.gettempdir(), "bank") if is_remote(data.bank) else data.bank
     try:
@@ -55,12 +69,22 @@ def import_bank(
             licence=plan.licence,
             image_shape=image_shape,
             cache=data.cache,
+            observe=prints.add,
+            finish=finish,
         )
     except UserError as error:
         raise type(error)(*listed(error.problems)) from None
-    for note in plan.notes:
-        report(note)
+    for line in (*plan.notes, *lines, *_class_lines(bank)):
+        report(line)
     return bank
+
+
+def _class_lines(bank: ImageBank) -> Iterator[str]:
+    """Yield the first classes of each split, by the names that they have from now on."""
+    for split in SPLITS:
+        ids = bank.class_ids(split).tolist()
+        names = ", ".join(bank.classes[class_id].name for class_id in ids[:NAMED])
+        yield f"{split}: {names}" + f" and {len(ids) - NAMED} more" * (len(ids) > NAMED)
 
 
 def plan_import(source: AnySource, image_size: int, bank: Path) -> ImportPlan:

@@ -85,7 +85,7 @@ def plan_glyphs(source: GlyphsSource, image_size: int) -> ImportPlan:
     shares = ", ".join(
         f"{counts[s]} {s} ({which})" for s, which in zip(SPLITS, scripts, strict=True)
     )
-    facts = source.model_dump_json(exclude={"kind"})
+    facts = source.model_dump_json(exclude={"kind", "duplicates"})
     return ImportPlan(
         source=f"glyphs of matplotlib's DejaVu and STIX fonts: {shares}; {facts}",
         licence=LICENCE,
