@@ -45,6 +45,7 @@ class Fingerprints:
 
     def add(self, planes: NDArray[np.uint8]) -> None:
         """Take images [n, C, H, W]."""
+        planes = np.ascontiguousarray(planes)
         self._exact += [hashlib.blake2b(each, digest_size=8).digest() for each in planes]
         self._perceptual.append(perceptual_hash(planes))
 
