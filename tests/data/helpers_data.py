@@ -38,18 +38,20 @@ outer: {{num_steps: 1}}
 
 
 def write_class_folders(folder: Path, first: str = "a", second: str = "b") -> None:
-    """Write ``<split>/<class>/<image>``: two classes a split, named apart, of two 8x8 pictures.
+    """Write ``<split>/<class>/<image>``: two classes a split, named apart, of two 8x8 pictures,
+    each of another shade.
 
     Args:
         folder: of the splits.
         first, second: how the classes of the train split begin; elsewhere they are a and b.
     """
+    shades = iter(range(12))
     for split in ("train", "val", "test"):
         for name in (first, second) if split == "train" else ("a", "b"):
             for image in range(2):
                 path = folder / split / f"{name}{split}" / f"{image}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("L", (8, 8)).save(path)
+                Image.new("L", (8, 8), next(shades)).save(path)
 
 
 def make_classes(

@@ -24,11 +24,18 @@ def save(path: Path, colour: str | int = "red", mode: str = "RGB", size: int = 8
     return path
 
 
+def mark(path: Path, number: int) -> None:
+    """Draw a dot that no other number gives, so that no two pictures of a class are equal."""
+    with Image.open(path) as image:
+        image.putpixel((number % 8, 4 + number // 8), (9, 9, 9))
+        image.save(path)
+
+
 def write_splits(folder: Path, classes: int = 2, images: int = 3) -> None:
     for split, colour in COLOURS.items():
         for number in range(classes):
             for image in range(images):
-                save(folder / split / f"{split}{number}" / f"{image}.png", colour)
+                mark(save(folder / split / f"{split}{number}" / f"{image}.png", colour), image)
 
 
 def run(folder: Path, ways: int = 2, **changes: Any) -> ImageBank:
@@ -62,6 +69,7 @@ def test_a_csv_names_path_class_and_split(tmp_path: Path) -> None:
     for split, colour in COLOURS.items():
         for number in range(6):
             path = save(tmp_path / "in" / "all" / f"{split}{number}.png", colour)
+            mark(path, number)
             lines.append(f"all/{path.name},{split} {number % 2},{split}")
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n\n", encoding="utf-8-sig")
     bank = run(tmp_path, csv=tmp_path / "table.csv")

@@ -17,7 +17,7 @@ from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.schema import ClusterConfig, Config
 from raymaml.doctor import Finding, attempt, failures
-from raymaml.doctor.command import config_findings, examine, show
+from raymaml.doctor.command import COPIES_REMEDY, config_findings, examine, show
 from raymaml.doctor.rehearsal import MARKER, rehearsal_folder, rehearse
 from raymaml.evaluation.campaign import Campaign, judge_locally
 from raymaml.training.worker import train_locally
@@ -46,7 +46,7 @@ def test_an_error_in_a_check_is_a_finding(caplog: pytest.LogCaptureFixture) -> N
 def test_a_config_whose_places_are_well(make_config: Any) -> None:
     config = make_config("run")
     found = by_name(config_findings(config))
-    assert list(found) == ["data", "run folder", "disk for run_dir"]
+    assert list(found) == ["data", "copies", "run folder", "disk for run_dir"]
     assert found["data"].found.startswith("176 images, 24 train, 4 val, 10 test episodes")
     # convolutions of 3x3 from 1 and thrice from 4 channels to 4, biases, norms; a head of 4 to 3
     total = (9 * 4 + 4 + 8) + 3 * (9 * 4 * 4 + 4 + 8) + (4 * 3 + 3)
@@ -56,6 +56,30 @@ def test_a_config_whose_places_are_well(make_config: Any) -> None:
     train_locally(config, lambda _line: None)
     found = by_name(config_findings(config))
     assert found["run folder"].found == f"{config.run_folder}: is done; {about}"
+
+
+def test_pictures_in_two_splits_are_a_warning(make_config: Any, tmp_path: Path) -> None:
+    config: Config = make_config("run")
+    old = by_name(config_findings(config))["copies"]
+    assert old == Finding(
+        "ok", "copies", "no picture is in two splits, found now: its import did not look"
+    )
+    leak = {"split": "test", "other": "train", "images": 40, "equal": 2, "near": 1}
+    inside = leak | {"split": "train", "equal": 5}  # no leak
+    found = {"overlaps": [each | {"examples": ["a = b"]} for each in (leak, inside)]}
+    bank = tmp_path / "bank"
+    shutil.copytree(config.data.bank, bank)
+    header = json.loads((bank / "bank.json").read_text())
+    (bank / "bank.json").write_text(json.dumps(header | {"duplicates": found}))
+    data = config.data.model_copy(update={"bank": bank})
+    findings = by_name(config_findings(config.model_copy(update={"data": data})))
+    assert findings["copies"] == Finding(
+        "warn",
+        "copies",
+        "3 of 40 test images are in train as well (2 equal, 1 nearly equal), such as a = b",
+        COPIES_REMEDY,
+    )
+    assert findings["run folder"].status == "ok"  # the checks go on
 
 
 def test_data_that_was_changed_and_a_run_of_another_config(make_config: Any) -> None:

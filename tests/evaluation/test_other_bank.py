@@ -90,6 +90,24 @@ def test_another_bank_is_refused_with_the_number_of_classes_that_were_seen(
         assert "evaluation.other_bank: true" in problem
 
 
+def test_pictures_of_test_in_other_splits_are_a_caution(run: Config, tmp_path: Path) -> None:
+    """The import has named them in the header, which the hash does not cover."""
+    bank = dealt(tmp_path / "same", {})
+    leak = {"split": "test", "images": 40, "examples": ["a = b"]}
+    overlaps = [
+        leak | {"other": "train", "equal": 2, "near": 1},
+        leak | {"other": "val", "equal": 0, "near": 4},
+        leak | {"split": "val", "other": "train", "equal": 9, "near": 0},
+    ]
+    header = json.loads((bank.folder / "bank.json").read_text())
+    found = header | {"duplicates": {"overlaps": overlaps}}
+    (bank.folder / "bank.json").write_text(json.dumps(found))
+    path = write_test_report(judge_run(under(run, ImageBank.open(bank.folder))))
+    said = "caution: test images are in other splits as well (3 in train, 4 in val)"
+    assert json.loads(path.read_text())["protocol"].endswith(f" | {said}")
+    assert said in path.with_name("report.html").read_text()
+
+
 def test_another_bank_that_is_allowed_is_reported(run: Config, tmp_path: Path) -> None:
     other = under(run, dealt(tmp_path / "dealt"), allowed=True)
     campaign = judge_run(other)
