@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -55,10 +55,12 @@ def examine(config: Config | None, *, local: bool) -> Iterator[Finding]:
 
 def config_findings(config: Config) -> Iterator[Finding]:
     """Check all that a run would open: data, with their hashes, model and run folder."""
-    checks = {"data": _data, "copies": _copies, "run folder": _run_folder}
-    yield from attempt(
-        {name: partial(check, config) for name, check in checks.items()}, until_failure=True
-    )
+    checks: dict[str, Callable[[], str | Finding]] = {
+        "data": partial(_data, config),
+        "copies": partial(_copies, config),
+        "run folder": partial(_run_folder, config),
+    }
+    yield from attempt(checks, until_failure=True)
     if not is_remote(config.run_dir):
         yield disk_finding("disk for run_dir", config.run_dir)
 
