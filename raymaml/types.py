@@ -23,7 +23,11 @@ Buffers = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One support set and one query set of a task; a ``UserError`` names every mistake in them."""
+    """One support set and one query set of a task; a ``UserError`` names every mistake in them.
+
+    Whole numbers as targets are labels of images. Floating-point targets, as of a regression, are
+    of any shape ``[n, ...]``, and so are their inputs.
+    """
 
     support_x: Tensor  # [N*K, C, H, W]
     support_y: Tensor  # [N*K], int64 in 0..N-1
@@ -36,7 +40,8 @@ class Episode:
     def channels_last(self) -> Episode:
         """Return the same episode with images in the channels-last memory format."""
         layout = torch.channels_last  # by `to`: `contiguous` leaves the strides of one channel
-        laid = {name: getattr(self, name).to(memory_format=layout) for name in _IMAGES}
+        images = {name: getattr(self, name) for name in _IMAGES if getattr(self, name).dim() == 4}
+        laid = {name: value.to(memory_format=layout) for name, value in images.items()}
         return unchecked(Episode, vars(self) | laid)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from raymaml.common.errors import UserError
 
 Made = TypeVar("Made")
 _SETS = ("support", "query")
+_NUMBERS = (torch.float32, torch.float64)
 
 
 def unchecked(kind: type[Made], tensors: Mapping[str, Any]) -> Made:
@@ -27,6 +28,8 @@ def unchecked(kind: type[Made], tensors: Mapping[str, Any]) -> Made:
 def checked(tensors: Mapping[str, Any], *, batch: bool) -> dict[str, Tensor]:
     """Return the tensors of an episode, or of a batch of them, with labels as int64.
 
+    Targets of floating point are no labels: they, and their inputs, are of any shape ``[n, ...]``.
+
     Raises:
         UserError: naming all that is wrong with them.
     """
@@ -35,45 +38,28 @@ def checked(tensors: Mapping[str, Any], *, batch: bool) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if not isinstance(value, Tensor)
     ]
-    problems = problems or _form_problems(tensors, batch) or _label_problems(tensors)
+    problems = problems or _form_problems(tensors, batch)
+    labelled = not problems and not tensors["support_y"].is_floating_point()
+    if labelled:
+        problems = _label_problems(tensors)
     if problems:
         kind = "EpisodeBatch" if batch else "Episode"
         raise UserError(*(f"{kind}.{problem}" for problem in problems))
-    return {name: y.long() if name.endswith("_y") else y for name, y in tensors.items()}
+    return {n: y.long() if labelled and n.endswith("_y") else y for n, y in tensors.items()}
 
 
 def _form_problems(tensors: Mapping[str, Tensor], batch: bool) -> list[str]:
     """Return the problems of types, shapes and devices."""
-    axes = "E, n, C, H, W" if batch else "n, C, H, W"
-    dims, problems = 4 + batch, []
-    for name in _SETS:
-        x, y = tensors[f"{name}_x"], tensors[f"{name}_y"]
-        if x.dtype not in (torch.float32, torch.float64):
-            remedy = (
-                "half_precision of MetaLearner computes in bfloat16; give x.float()"
-                if x.is_floating_point()
-                else "give x.float() / 255, normalised as in training"
-            )
-            problems.append(f"{name}_x: holds {x.dtype}; images are float32 or float64: {remedy}")
-        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            problems.append(f"{name}_y: holds {y.dtype}; labels are whole numbers 0 to N-1")
-        if x.dim() != dims:
-            problems.append(f"{name}_x: is of shape {list(x.shape)}; images are [{axes}]")
-        elif y.shape != x.shape[: dims - 3]:
-            problems.append(
-                f"{name}_y: is of shape {list(y.shape)}; the images of {name}_x need labels of"
-                f" shape {list(x.shape[: dims - 3])}"
-            )
-        elif y.numel() == 0:
-            problems.append(f"{name}_x: holds no image ({list(x.shape)}); give at least one")
-    a, b = tensors["support_x"], tensors["query_x"]
-    if a.dim() == b.dim() == dims:
+    problems = [problem for name in _SETS for problem in _set_problems(tensors, name, batch)]
+    a, b, first = tensors["support_x"], tensors["query_x"], 1 + batch
+    things, _, fits = _kind(tensors, batch)
+    if fits(a) and fits(b):
         if batch and len(a) != len(b):
             problems.append(f"query_x: holds {len(b)} episodes, support_x {len(a)}; give as many")
-        if a.shape[-3:] != b.shape[-3:]:
+        if a.shape[first:] != b.shape[first:]:
             problems.append(
-                f"query_x: has images of shape {list(b.shape[-3:])}, support_x of"
-                f" {list(a.shape[-3:])}; give one shape"
+                f"query_x: has {things} of shape {list(b.shape[first:])}, support_x of"
+                f" {list(a.shape[first:])}; give one shape"
             )
     if a.dtype != b.dtype:
         problems.append(f"query_x: holds {b.dtype}, support_x {a.dtype}; give one type")
@@ -82,6 +68,45 @@ def _form_problems(tensors: Mapping[str, Tensor], batch: bool) -> list[str]:
         places = ", ".join(f"{name} on {device}" for name, device in devices.items())
         problems.append(f"support_x: lies on another device than the rest ({places}); give one")
     return problems
+
+
+def _kind(tensors: Mapping[str, Tensor], batch: bool) -> tuple[str, str, Callable[[Tensor], bool]]:
+    """Return the word for the inputs, their axes, and whether an input has as many."""
+    first, episodes = 1 + batch, "E, " * batch
+    if tensors["support_y"].is_floating_point():
+        return "inputs", f"{episodes}n, ...", lambda x: x.dim() >= first
+    return "images", f"{episodes}n, C, H, W", lambda x: x.dim() == first + 3
+
+
+def _set_problems(tensors: Mapping[str, Tensor], name: str, batch: bool) -> Iterator[str]:
+    """Yield the problems of the inputs and targets of one set, ``support`` or ``query``."""
+    x, y, first = tensors[f"{name}_x"], tensors[f"{name}_y"], 1 + batch
+    things, axes, fits = _kind(tensors, batch)
+    labelled = things == "images"
+    if x.dtype not in _NUMBERS:
+        remedy = (
+            "half_precision of MetaLearner computes in bfloat16; give x.float()"
+            if x.is_floating_point()
+            else "give x.float() / 255, normalised as in training"
+        )
+        yield f"{name}_x: holds {x.dtype}; {things} are float32 or float64: {remedy}"
+    if y.is_complex() or y.dtype == torch.bool or y.is_floating_point() == labelled:
+        yield (
+            f"{name}_y: holds {y.dtype}; targets are labels, whole numbers 0 to N-1, or floating"
+            " point in both sets"
+        )
+    elif not labelled and y.dtype != x.dtype and x.dtype in _NUMBERS:
+        yield f"{name}_y: holds {y.dtype}, {name}_x {x.dtype}; give one type"
+    if not fits(x):
+        yield f"{name}_x: is of shape {list(x.shape)}; {things} are [{axes}]"
+    elif (y.shape if labelled else y.shape[:first]) != x.shape[:first]:
+        wanted = ", ".join(map(str, x.shape[:first])) + ", ..." * (not labelled)
+        yield (
+            f"{name}_y: is of shape {list(y.shape)}; the {things} of {name}_x need targets of shape"
+            f" [{wanted}]"
+        )
+    elif x.shape[:first].numel() == 0:
+        yield f"{name}_x: holds no {things[:-1]} ({list(x.shape)}); give at least one"
 
 
 def _label_problems(tensors: Mapping[str, Tensor]) -> list[str]:

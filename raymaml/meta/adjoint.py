@@ -40,7 +40,6 @@ from torch.autograd import forward_ad
 from raymaml.config.model import InnerConfig
 from raymaml.meta.gradients import EpisodeGradient, EpisodeLosses, query_gradient
 from raymaml.meta.inner_loop import Fast, SupportLoss, leaves, step, unroll
-from raymaml.meta.rules import learning_rate
 from raymaml.types import Params
 
 Generators = tuple[Tensor, dict[torch.device, Tensor]]
@@ -77,7 +76,7 @@ def mixed_mode(
     """Compute the exact second-order gradient by Hessian-vector products, forward over reverse."""
 
     def step_back(state: Fast, lam: Params, nu: Params) -> tuple[Params, Params, Params]:
-        u = {name: -learning_rate(name, inner) * value for name, value in lam.items()}
+        u = {name: -state.rates[name] * value for name, value in lam.items()}
         u = {name: value + nu[name] for name, value in u.items()} if nu else u
         products = _gradient_along(losses.support, state, frozen, u)
         moved = [name for name in lam if name in products]  # a step leaves the others alone
@@ -150,7 +149,7 @@ def _trajectory(
                 {name: rows[name][number].copy_(value.detach()) for name, value in part.items()}
                 for rows, part in zip(memory, (fast.params, fast.velocity), strict=True)
             )
-            kept = Fast(params=leaves(params), velocity=leaves(velocity), buffers=fast.buffers)
+            kept = replace(fast, params=leaves(params), velocity=leaves(velocity))
             states.append((kept, _generators(fast)))
     return states, fast
 

@@ -20,9 +20,10 @@ from raymaml.meta.calls import alone
 from raymaml.meta.forward import Passes
 from raymaml.meta.inner_loop import unroll
 from raymaml.meta.learner import MetaLearner
+from raymaml.meta.losses import once_differentiable
 from raymaml.meta.rules import frozen_params
 from raymaml.meta.start import begin
-from raymaml.types import Episode
+from raymaml.types import Buffers, Episode, Params
 
 EXACT = {"auto", "checkpointed", "mixed_mode"}
 """Methods that claim the number of ``unrolled``."""
@@ -34,7 +35,7 @@ float32 all the same; in float32 to 1e-5. Products in bfloat16 are 4e-3 off."""
 
 _NOT_COMPARED = (
     "inner.gradient: mixed_mode could not be compared with unrolled, since an operation of the"
-    " model has no second derivative backward"
+    " model or of the loss has no second derivative backward"
 )
 
 
@@ -61,9 +62,11 @@ def check_gradient(learner: MetaLearner, episode: Episode) -> None:
 def _disagreement(learner: MetaLearner, episode: Episode) -> str | None:
     with _random_numbers_kept():
         try:
-            return _compared(learner, copy.deepcopy(learner.model).double(), None, episode)
+            twin = copy.deepcopy(learner).double()
+            twin.half_precision = None
+            return _compared(twin, episode)
         except Exception:  # of a user's module, which may be made for one type alone
-            return _compared(learner, learner.model, learner.half_precision, episode)
+            return _compared(copy.copy(learner), episode)
 
 
 def made_up_episode(
@@ -76,18 +79,15 @@ def made_up_episode(
     return Episode(support_x=support, support_y=labels, query_x=query, query_y=labels)
 
 
-def _compared(
-    learner: MetaLearner, model: nn.Module, half: torch.dtype | None, episode: Episode
-) -> str | None:
-    inner = learner.inner.model_copy(update={"num_steps": min(learner.inner.num_steps, STEPS)})
-    layout = learner.channels_last
-    twin = MetaLearner(model, inner, head=learner.head, channels_last=layout, half_precision=half)
-    dtype = next(model.parameters()).dtype
-    tolerance = TOLERANCE[half or dtype]
-    episode = replace(
-        episode, support_x=episode.support_x.to(dtype), query_x=episode.query_x.to(dtype)
-    )
-    with _no_second_runs(model):
+def _compared(twin: MetaLearner, episode: Episode) -> str | None:
+    """Compare on a copy of the learner, whose inner loop this changes."""
+    inner = twin.inner
+    twin.inner = inner.model_copy(update={"num_steps": min(inner.num_steps, STEPS)})
+    dtype = next(twin.model.parameters()).dtype
+    tolerance = TOLERANCE[twin.half_precision or dtype]
+    numbers = {n: v.to(dtype) for n, v in vars(episode).items() if v.is_floating_point()}
+    episode = replace(episode, **numbers)
+    with _no_second_runs(twin.model):
         found = _gradient(twin, episode)
         _require_repeated(found, _gradient(twin, episode), tolerance)
         return difference(inner.gradient, found, _exact(twin, episode, found), tolerance)
@@ -126,8 +126,8 @@ def _exact(twin: MetaLearner, episode: Episode, found: Tensor) -> Tensor:
     if method != "first_order" and _has_single_derivatives(twin, episode):
         if method != "mixed_mode":
             raise UserError(
-                "inner.gradient: an operation of the model is once_differentiable, so that its"
-                f" second derivative would be left out by {method}",
+                "inner.gradient: an operation of the model or of the loss is once_differentiable,"
+                f" so that its second derivative would be left out by {method}",
                 remedy="set inner.gradient: first_order",
             )
         LOG.warning(_NOT_COMPARED)
@@ -143,29 +143,23 @@ def _exact(twin: MetaLearner, episode: Episode, found: Tensor) -> Tensor:
 
 
 def _has_single_derivatives(twin: MetaLearner, episode: Episode) -> bool:
-    """Return whether an operation in an inner step cannot be differentiated a second time.
-
-    PyTorch puts a node behind its gradient that raises an error when it runs. A derivative in given
-    inputs does not run it, since no input lies behind it, and is wrong.
-    """
+    """Return whether an operation in an inner step cannot be differentiated a second time."""
     if twin.inner.num_steps == 0:
         return False
     inner = twin.inner.model_copy(update={"num_steps": 1})
     fixed = frozen_params("inner.frozen", twin.model, inner.frozen)
     frozen, start = begin(twin.model, twin.head, episode, fixed, inner)
-    losses = Passes(twin.model, twin.half_precision).losses(episode, frozen)
-    *_, fast = unroll(losses.support, start.detached(), inner, create_graph=True)
-    waiting = [value.grad_fn for value in fast.params.values()]
-    seen: set[Any] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            return True
-        seen.add(node)
-        waiting.extend(following for following, _ in node.next_functions)
-    return False
+    losses = Passes(twin.model, twin.loss_fn, twin.half_precision).losses(episode, frozen)
+    scale = torch.ones(
+        (), requires_grad=True
+    )  # else PyTorch does not mark the loss's last operation
+
+    def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:
+        loss, buffers = losses.support(params, buffers)
+        return scale * loss, buffers
+
+    *_, fast = unroll(support, start.detached(), inner, create_graph=True)
+    return once_differentiable(fast.params.values())
 
 
 def _gradient(learner: MetaLearner, episode: Episode) -> Tensor:

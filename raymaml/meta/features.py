@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from raymaml.meta.calls import alone
+from raymaml.meta.fitting import Head
 from raymaml.meta.learner import MetaLearner
 from raymaml.types import Episode, EpisodeBatch
 
@@ -18,18 +20,7 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def predictor(learner: MetaLearner) -> Predict:
     """Return a meta-learner as a callable: it adapts to the support set and predicts."""
-
-    def predict(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        labels = torch.zeros(len(query_x), dtype=torch.int64, device=support_y.device)  # not read
-        one = EpisodeBatch(
-            support_x=support_x[None],
-            support_y=support_y[None],
-            query_x=query_x[None],
-            query_y=labels[None],
-        )
-        return learner.predict(one)[0]
-
-    return predict
+    return learner
 
 
 def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -38,23 +29,16 @@ def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[T
     It adapts nothing. The features are float32, computed in the learner's precision. Images pass as
     query images do, by the moments of the norm policy.
     """
-    inner = learner.test_inner.model_copy(update={"num_steps": 0})
-    still = MetaLearner(
-        learner.model,
-        learner.inner,
-        head="zero",  # whose rows fit any labels; it is not asked
-        test_inner=inner,
-        channels_last=learner.channels_last,
-        half_precision=learner.half_precision,
-    )
-    predict = predictor(still)
+    still = copy.copy(learner)  # of the same model
+    still.head = Head(learner.head.name, "zero")  # whose rows fit any labels; it is not asked
+    still.test_inner = learner.test_inner.model_copy(update={"num_steps": 0})
     captured: list[Tensor] = []
 
     def passed(images: Tensor, support_x: Tensor, support_y: Tensor) -> Tensor:
-        head = learner.model.get_submodule("head")
+        head = learner.model.get_submodule(learner.head.name)
         hook = head.register_forward_pre_hook(lambda _head, inputs: captured.append(inputs[0]))
         try:
-            predict(support_x, support_y, images)
+            still(support_x, support_y, images)
         finally:
             hook.remove()
         last = captured[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from functools import partial
 from logging import Logger
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -14,10 +15,21 @@ from torch.nn.parameter import is_lazy
 
 from raymaml.common.errors import UserError
 from raymaml.layers import ATOMS, BOOKKEEPING, CONTAINERS, reachable_modules, tracking_norms
-from raymaml.meta.rules import HEAD
 
-Head = Literal["learned", "zero", "shared"]
+HeadStart = Literal["learned", "zero", "shared"]
 """``model.head``: where the head starts in each episode."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a model: the name of the module, and where it starts in each episode."""
+
+    name: str
+    start: HeadStart
+
+    def holds(self, parameter: str) -> bool:
+        """Return whether the parameter of this name belongs to the head, not to the encoder."""
+        return parameter.startswith(f"{self.name}.")
 
 
 def require_fitting(model: nn.Module, head: Head) -> None:
@@ -67,25 +79,27 @@ def _refuse(names: Sequence[str], problem: str, remedy: str) -> None:
 
 def _require_head(model: nn.Module, head: Head) -> None:
     named = dict(model.named_parameters(remove_duplicate=False))
-    held = {id(value) for name, value in named.items() if name.startswith(HEAD)}
-    elsewhere = [n for n, value in named.items() if not n.startswith(HEAD) and id(value) in held]
+    held = {id(value) for name, value in named.items() if head.holds(name)}
+    elsewhere = [n for n, value in named.items() if not head.holds(n) and id(value) in held]
     if elsewhere:
         raise UserError(
             f"head: its parameters are {', '.join(elsewhere)} too, so that it cannot start or"
             " learn apart from the encoder",
             remedy="give the model a head that is nowhere else in it",
         )
-    if f"{HEAD}weight" not in named:
+    weight = f"{head.name}.weight"
+    if weight not in named:
         linear = [name for name, each in model.named_modules() if isinstance(each, nn.Linear)]
         found = f"its linear layers are {', '.join(linear)}" if linear else "it has no linear layer"
         raise UserError(
-            f"model: has no linear layer named head ({found})",
-            remedy="name the classifier so, as in self.head = nn.Linear(features, num_ways)",
+            f"model: has no linear layer named {head.name} ({found})",
+            remedy="give the name of its last layer by head=, or name that so: self.head ="
+            " nn.Linear(features, num_ways)",
         )
-    rows = len(named[f"{HEAD}weight"])
-    if (head == "shared") != (rows == 1):
+    rows = len(named[weight])
+    if head.start == "shared" and rows != 1:
         raise UserError(
-            f"head: is {head}, and head.weight has {rows} row(s)", remedy="a shared head has one"
+            f"head: is shared, and {weight} has {rows} rows", remedy="a shared head has one"
         )
 
 

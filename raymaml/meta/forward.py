@@ -33,6 +33,7 @@ from raymaml.layers import (
 )
 from raymaml.meta.gradients import EpisodeLosses
 from raymaml.meta.inner_loop import Fast
+from raymaml.meta.losses import LossFn, loss_of, require_targets
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 
@@ -40,7 +41,8 @@ class Passes:
     """Calls a model without changing it; to make one takes as long as a small pass.
 
     Args:
-        model: images ``[B, C, H, W]`` -> logits ``[B, N]``.
+        model: images ``[B, C, H, W]`` -> logits ``[B, N]``, or whatever -> outputs ``[B, ...]``.
+        loss_fn: (outputs, targets) -> loss of one set.
         half_precision: type that convolutions and products are autocast to, if any.
         training: whether passes are those of training, or of evaluation.
         rules: the derivatives that layers with rules of their own give.
@@ -49,12 +51,14 @@ class Passes:
     def __init__(
         self,
         model: nn.Module,
+        loss_fn: LossFn = F.cross_entropy,
         half_precision: torch.dtype | None = None,
         *,
         training: bool = True,
         rules: Rules = "torch",
     ) -> None:
         self._model = model
+        self._loss_fn = loss_fn
         self._half_precision = half_precision
         self._rules = rules
         self._modules = list(reachable_modules(model).values())
@@ -78,34 +82,38 @@ class Passes:
         axis E: no episode's loss depends on another's weights. Moments after a support pass are
         constants.
         """
-        count = len(episode) if isinstance(episode, EpisodeBatch) else 1
-
-        def loss_of(logits: Tensor, labels: Tensor) -> Tensor:  # [..., B, N], [..., B]
-            return count * F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+        require_targets(self._loss_fn, episode.support_y)
+        several = isinstance(episode, EpisodeBatch)
+        loss = partial(loss_of, self._loss_fn, several=several)
 
         def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:
-            logits, buffers = self.support_logits(frozen | params, buffers, episode.support_x)
-            return loss_of(logits, episode.support_y), buffers
+            logits, buffers = self.support_logits(
+                frozen | params, buffers, episode.support_x, labelled=_labelled(episode)
+            )
+            return loss(logits, episode.support_y), buffers
 
         def query(params: Params, buffers: Buffers) -> tuple[Tensor, Tensor]:
             logits = self.query_logits(frozen | params, buffers, episode)
-            return loss_of(logits, episode.query_y), logits
+            return loss(logits, episode.query_y), logits
 
         return EpisodeLosses(support=support, query=query)
 
-    def support_logits(self, params: Params, buffers: Buffers, x: Tensor) -> tuple[Tensor, Buffers]:
+    def support_logits(
+        self, params: Params, buffers: Buffers, x: Tensor, *, labelled: bool = True
+    ) -> tuple[Tensor, Buffers]:
         """Return the logits of a support set, and the moments after the pass, which are
         constants."""
-        logits, buffers = self._run("support", params, buffers, x)
+        logits, buffers = self._run("support", params, buffers, x, labelled)
         return logits, {name: value.detach() for name, value in buffers.items()}
 
     def query_logits(
         self, params: Params, buffers: Buffers, episode: Episode | EpisodeBatch
     ) -> Tensor:
         """Return the query logits, after a context pass if a norm reads one."""
+        labelled = _labelled(episode)
         if any(layer.reads_context for layer in self._layers):
-            _, buffers = self._run("context", params, buffers, episode.support_x)
-        logits, _ = self._run("query", params, buffers, episode.query_x)
+            _, buffers = self._run("context", params, buffers, episode.support_x, labelled)
+        logits, _ = self._run("query", params, buffers, episode.query_x, labelled)
         return logits
 
     @torch.no_grad()
@@ -121,10 +129,11 @@ class Passes:
             return replace(fast, buffers=losses.support(fast.params, fast.buffers)[1])
 
     def _run(
-        self, current: Pass, params: Params, buffers: Buffers, x: Tensor
+        self, current: Pass, params: Params, buffers: Buffers, x: Tensor, labelled: bool = True
     ) -> tuple[Tensor, Buffers]:
-        call: Callable[..., tuple[Tensor, Buffers]] = partial(self._call, current)
-        if x.dim() == 5:  # several episodes
+        call: Callable[..., tuple[Tensor, Buffers]] = partial(self._call, current, labelled)
+        name, value = next(iter(params.items()))
+        if value.dim() > self._params[name].dim():  # several episodes, each with its weights
             call = vmap(call, randomness="different")
         half = self._half_precision
         # The autocast cache is off: a derivative would find casts of another pass in it.
@@ -133,7 +142,7 @@ class Passes:
         return logits if half is None else logits.float(), buffers
 
     def _call(
-        self, current: Pass, params: Params, buffers: Buffers, x: Tensor
+        self, current: Pass, labelled: bool, params: Params, buffers: Buffers, x: Tensor
     ) -> tuple[Tensor, Buffers]:
         # Buffers are cloned: a layer may change them in place, and the pass may run again.
         stand_ins = {id(self._params[name]): value for name, value in params.items()}
@@ -146,7 +155,7 @@ class Passes:
                 if isinstance(module, PassAware):
                     module.current_pass = current
             logits = self._model(x)
-            _require_logits(logits, len(x))
+            _require_outputs(logits, len(x), labelled)
             return logits, {name: self._buffer_now(name) for name in buffers}
 
     def _buffer_now(self, name: str) -> Tensor:
@@ -161,16 +170,27 @@ class Passes:
         return first
 
 
-def _require_logits(logits: object, count: int) -> None:
-    if not isinstance(logits, Tensor):
-        found = f"a {type(logits).__name__}"
-    elif logits.dim() != 2 or len(logits) != count or not logits.is_floating_point():
-        found = f"a tensor of shape {list(logits.shape)} and type {logits.dtype}"
+def _labelled(episode: Episode | EpisodeBatch) -> bool:
+    return not episode.support_y.is_floating_point()
+
+
+def _require_outputs(outputs: object, count: int, labelled: bool) -> None:
+    """Check that a model gives outputs ``[count, ...]``, for labels logits ``[count, N]``."""
+    if not isinstance(outputs, Tensor):
+        found = f"a {type(outputs).__name__}"
+    elif (
+        outputs.shape[:1] != (count,)
+        or (labelled and outputs.dim() != 2)
+        or not outputs.is_floating_point()
+    ):
+        found = f"a tensor of shape {list(outputs.shape)} and type {outputs.dtype}"
     else:
         return
+    things, wanted = ("images", "logits") if labelled else ("inputs", "outputs")
+    shape = "number of ways" if labelled else "..."
     raise UserError(
-        f"model: turns {count} images into {found}",
-        remedy=f"it must give logits, floating-point numbers of shape [{count}, number of ways]",
+        f"model: turns {count} {things} into {found}",
+        remedy=f"it must give {wanted}, floating-point numbers of shape [{count}, {shape}]",
     )
 
 

@@ -23,9 +23,9 @@ class EpisodeLosses:
     """The two losses of an episode, as functions of the parameters that adapt."""
 
     support: SupportLoss
-    """Mean cross-entropy on the support set, and the moments after the pass."""
+    """Loss on the support set, and the moments after the pass."""
     query: Callable[[Params, Buffers], tuple[Tensor, Tensor]]
-    """Mean cross-entropy on the query set, and the logits ``[N*Q, N]``."""
+    """Loss on the query set, and the logits ``[N*Q, N]``, or outputs ``[Q, ...]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class EpisodeGradient:
     """The outcome of one episode, detached."""
 
     loss: Tensor  # []
-    logits: Tensor  # [N*Q, N]
+    logits: Tensor  # [N*Q, N], or outputs [Q, ...]
     grads: Params
     buffers: Buffers
     """Moments after the last support pass; from a learner, the running ones alone."""

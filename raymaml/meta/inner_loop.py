@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,12 +26,12 @@ class Fast:
     """Velocities of the momentum, by the same names; empty without momentum."""
     buffers: Buffers
     """Moments that norm layers accumulate; never differentiated through."""
+    rates: Mapping[str, float]
+    """The inner rate of each parameter, which no step changes."""
 
     def detached(self) -> Fast:
         """Return fresh leaves of the same values."""
-        return Fast(
-            params=leaves(self.params), velocity=leaves(self.velocity), buffers=self.buffers
-        )
+        return replace(self, params=leaves(self.params), velocity=leaves(self.velocity))
 
 
 def unroll(
@@ -45,7 +45,7 @@ def unroll(
     Args:
         support_loss: the loss that each step descends.
         start: where adaptation starts.
-        inner: number of steps, rates, momentum and weight decay.
+        inner: number of steps, momentum and weight decay.
         create_graph: keep the weights differentiable in ``start`` (second order). Without it the
             weights are fresh leaves after each step, and the graph of a step is freed after use.
     """
@@ -62,13 +62,13 @@ def step(support_loss: SupportLoss, fast: Fast, inner: InnerConfig, *, create_gr
     """Take one inner step."""
     loss, buffers = support_loss(fast.params, fast.buffers)
     if not fast.params:  # all is frozen, and autograd refuses to have nothing to do
-        return Fast(params={}, velocity={}, buffers=buffers)
+        return replace(fast, buffers=buffers)
     found = torch.autograd.grad(
         loss, list(fast.params.values()), create_graph=create_graph, allow_unused=True
     )
     grads = dict(zip(fast.params, found, strict=True))
-    params, velocity = rules.sgd(fast.params, fast.velocity, grads, inner)
-    return Fast(params=params, velocity=velocity, buffers=buffers)
+    params, velocity = rules.sgd(fast.params, fast.velocity, grads, fast.rates, inner)
+    return replace(fast, params=params, velocity=velocity, buffers=buffers)
 
 
 def leaves(params: Params) -> Params:

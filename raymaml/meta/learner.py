@@ -8,16 +8,18 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from raymaml.config.model import InnerConfig
 from raymaml.layers import Rules
 from raymaml.meta.adjoint import checkpointed, mixed_mode
-from raymaml.meta.calls import alone
-from raymaml.meta.fitting import Head, require_fitting
+from raymaml.meta.calls import Guarded, alone
+from raymaml.meta.fitting import Head, HeadStart, require_fitting
 from raymaml.meta.forward import Passes
 from raymaml.meta.gradients import EpisodeGradient, Method, first_order, unrolled
 from raymaml.meta.inner_loop import Fast, leaves, unroll
-from raymaml.meta.rules import HEAD, adaptation_table, frozen_params
+from raymaml.meta.losses import LossFn
+from raymaml.meta.rules import adaptation_table, frozen_params
 from raymaml.meta.start import absorb, apart, begin, in_parameters, restored, running_moments
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
@@ -34,17 +36,23 @@ SINGLE_BACKWARD = {"mixed_mode", "first_order"}
 forward."""
 
 
-class MetaLearner:
-    """MAML over any ``nn.Module`` whose linear head is named ``head``.
+class MetaLearner(Guarded):
+    """MAML over any ``nn.Module``: ``learner(support_x, support_y, query_x)`` adapts and predicts.
 
-    Calls leave the model as it was, and run one after the other, from several threads too.
+    Calls leave the model as it was, and run one after the other, from several threads too; pickle
+    it while none runs. Gradients take passes of training and predictions those of evaluation,
+    whatever ``train`` and ``eval`` have set.
 
     Args:
         model: images ``[B, C, H, W]`` -> logits ``[B, N]``; its parameters are the starting point.
+            With targets that are no labels, inputs ``[B, ...]`` -> outputs ``[B, ...]``, which are
+            then in the place of the logits below.
         inner: the inner loop of training.
-        head: ``learned`` starts each episode at the model's head; ``zero`` at zeros, which are no
-            meta-parameters; ``shared`` at the one row of the model's head, repeated for each way.
-            None is the model's own ``head_start``, which ``build_model`` sets, or ``learned``.
+        head: name of the module that is the head, such as ``fc``; it has a ``weight``.
+        head_start: ``learned`` starts each episode at the model's head; ``zero`` at zeros, which
+            are no meta-parameters; ``shared`` at the one row of the model's head, repeated for each
+            way. None is the model's own ``head_start``, which ``build_model`` sets, or ``learned``.
+        loss_fn: (outputs, targets) -> the loss of a support or query set, one number.
         test_inner: the inner loop of ``predict`` and ``logits_by_step``; that of training if None.
         channels_last: use the channels-last layout for images. ``unrolled`` and ``checkpointed``
             keep the plain layout: their second backward pass is slower in channels-last, and
@@ -54,8 +62,8 @@ class MetaLearner:
             and losses stay as they are.
 
     Raises:
-        UserError: a pattern of ``frozen`` matches no parameter, a shared head has not one row, or a
-            norm keeps moments from episode to episode.
+        UserError: a pattern of ``frozen`` matches no parameter, there is no such head, a shared one
+            has not one row, or a norm keeps moments from episode to episode.
     """
 
     @alone()
@@ -64,14 +72,19 @@ class MetaLearner:
         model: nn.Module,
         inner: InnerConfig,
         *,
-        head: Head | None = None,
+        head: str = "head",
+        head_start: HeadStart | None = None,
+        loss_fn: LossFn = F.cross_entropy,
         test_inner: InnerConfig | None = None,
         channels_last: bool = False,
         half_precision: torch.dtype | None = None,
     ) -> None:
+        super().__init__()
         self.model = model
         self.inner = inner
-        self.head: Head = getattr(model, "head_start", "learned") if head is None else head
+        own: HeadStart = getattr(model, "head_start", "learned")
+        self.head = Head(head, head_start or own)
+        self.loss_fn = loss_fn
         self.test_inner = inner if test_inner is None else test_inner
         self.channels_last = channels_last
         require_fitting(model, self.head)
@@ -87,7 +100,7 @@ class MetaLearner:
         return {
             name: parameter
             for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and (self.head != "zero" or not name.startswith(HEAD))
+            if parameter.requires_grad and not (self.head.start == "zero" and self.head.holds(name))
         }
 
     @property
@@ -119,11 +132,11 @@ class MetaLearner:
             return [self.episode_gradient(episodes[0])]
         rules: Rules = "composed" if self.inner.gradient in SINGLE_BACKWARD else "torch"
         with alone(several=True):
-            return apart(self._gradient(episodes, rules), episodes.query_y)
+            return apart(self._gradient(episodes, rules), episodes.query_y, self.loss_fn)
 
     @torch.enable_grad()
     def _gradient(self, episode: Episode | EpisodeBatch, rules: Rules) -> EpisodeGradient:
-        passes = Passes(self.model, self.half_precision, rules=rules)
+        passes = Passes(self.model, self.loss_fn, self.half_precision, rules=rules)
         frozen, start = begin(self.model, self.head, episode, self._frozen, self.inner)
         frozen = leaves(frozen)
         losses = passes.losses(episode, frozen)
@@ -164,6 +177,18 @@ class MetaLearner:
         return loss, torch.stack([result.logits for result in results]), grads
 
     @alone()
+    def backward(self, episodes: EpisodeBatch) -> Tensor:
+        """Add the gradient of the mean query loss to ``.grad`` of ``params``; return that loss.
+
+        The running moments (norm policy ``running``) move, as in any training pass.
+        """
+        loss, _, grads = self.meta_gradient(episodes, update_moments=True)
+        for name, parameter in self.params.items():
+            before = parameter.grad
+            parameter.grad = grads[name] if before is None else before.add_(grads[name])
+        return loss
+
+    @alone()
     def absorb(self, buffers: Sequence[Buffers]) -> None:
         """Move the running moments by episodes that started from them, in order."""
         absorb(self.model, buffers)
@@ -194,6 +219,15 @@ class MetaLearner:
             logits.append(passes.judged(fast, episode))
         return torch.stack(logits)
 
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        """Adapt to one support set and return the query logits ``[N*Q, N]``, without a graph.
+
+        ``backward`` gives the gradient.
+        """
+        unread = support_y.new_zeros(1, len(query_x), *support_y.shape[1:])
+        sets = {"support_x": support_x[None], "support_y": support_y[None]}
+        return self.predict(EpisodeBatch(**sets, query_x=query_x[None], query_y=unread))[0]
+
     @alone()
     def adaptation_table(self) -> str:
         """Lay out which modules adapt in training, with their numbers of parameters."""
@@ -205,7 +239,7 @@ class MetaLearner:
         return self._passes_of_test().judged(fast, episode)
 
     def _passes_of_test(self) -> Passes:
-        return Passes(self.model, self.half_precision, training=False)
+        return Passes(self.model, self.loss_fn, self.half_precision, training=False)
 
     @torch.enable_grad()
     def _adapted(self, passes: Passes, episode: Episode) -> Iterator[Fast]:

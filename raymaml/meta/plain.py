@@ -21,7 +21,8 @@ def plain_gradients(learner: MetaLearner, batch: EpisodeBatch) -> list[EpisodeGr
 
     The images pass as a support set does: each norm takes the moments of the set.
     """
-    passes, model = Passes(learner.model, learner.half_precision, rules="closed"), learner.model
+    model = learner.model
+    passes = Passes(model, half_precision=learner.half_precision, rules="closed")
     buffers, results = dict(model.named_buffers()), []
     for episode in batch:
         laid = episode.channels_last() if learner.channels_last else episode

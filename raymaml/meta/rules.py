@@ -10,21 +10,23 @@ from raymaml.common.patterns import matches, require_matches
 from raymaml.config.model import InnerConfig
 from raymaml.types import Params
 
-HEAD = "head."
-"""Names under this prefix belong to the head, all others to the encoder."""
 NEVER_ADAPTED = ("temperature", "*.alpha_scale", "*.alpha_offset")
 """Meta-parameters that no inner step moves: the temperature, and how TaskNorm mixes moments."""
 
 
-def learning_rate(name: str, inner: InnerConfig) -> float:
-    """Return the inner rate of the parameter ``name``."""
-    if name.startswith(HEAD) and inner.head_lr is not None:
+def learning_rate(name: str, inner: InnerConfig, head: str = "head") -> float:
+    """Return the inner rate of the parameter ``name``; ``head`` is the name of the head."""
+    if name.startswith(f"{head}.") and inner.head_lr is not None:
         return inner.head_lr
     return inner.lr
 
 
 def sgd(
-    fast: Params, velocity: Params, grads: Mapping[str, Tensor | None], inner: InnerConfig
+    fast: Params,
+    velocity: Params,
+    grads: Mapping[str, Tensor | None],
+    rates: Mapping[str, float],
+    inner: InnerConfig,
 ) -> tuple[Params, Params]:
     """Take one step of gradient descent with weight decay and momentum, as ``torch.optim.SGD``.
 
@@ -32,7 +34,8 @@ def sgd(
         fast: weights before the step.
         velocity: by the same names, zero before the first step; empty without momentum.
         grads: None for a weight that the loss does not depend on, which stays as it is.
-        inner: rates, momentum and weight decay.
+        rates: inner rates by the same names.
+        inner: momentum and weight decay.
 
     Returns:
         Weights and velocity after the step: new dictionaries, differentiable in all arguments.
@@ -46,7 +49,7 @@ def sgd(
             move = move + inner.weight_decay * weight
         if inner.momentum:
             move = new_velocity[name] = move + inner.momentum * velocity[name]
-        new_fast[name] = weight - learning_rate(name, inner) * move
+        new_fast[name] = weight - rates[name] * move
     return new_fast, new_velocity
 
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn import functional as F
 
 from raymaml.common.errors import UserError
 from raymaml.config.model import InnerConfig
@@ -16,7 +15,8 @@ from raymaml.layers import PassAware
 from raymaml.meta.fitting import Head
 from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.inner_loop import Fast
-from raymaml.meta.rules import HEAD
+from raymaml.meta.losses import LossFn
+from raymaml.meta.rules import learning_rate
 from raymaml.types import Buffers, Episode, EpisodeBatch, Params
 
 
@@ -35,7 +35,7 @@ def begin(
     _require_gradients(episode)
     _require_rows(model, head, episode)
     params = {
-        name: _head_start(head, value, episode) if name.startswith(HEAD) else value
+        name: _head_start(head, value, episode) if head.holds(name) else value
         for name, value in model.named_parameters()
     }
     # cloned: a layer of the user may change its buffers in place
@@ -46,7 +46,8 @@ def begin(
     fixed = {name: value.detach() for name, value in params.items() if name in frozen}
     moving = adapting if inner.momentum else {}
     velocity = {name: torch.zeros_like(value) for name, value in moving.items()}
-    return fixed, Fast(params=adapting, velocity=velocity, buffers=buffers)
+    rates = {name: learning_rate(name, inner, head.name) for name in adapting}
+    return fixed, Fast(params=adapting, velocity=velocity, buffers=buffers, rates=rates)
 
 
 def _require_gradients(episode: Episode | EpisodeBatch) -> None:
@@ -67,12 +68,13 @@ def _require_gradients(episode: Episode | EpisodeBatch) -> None:
 def _require_rows(model: nn.Module, head: Head, episode: Episode | EpisodeBatch) -> None:
     labels = episode.support_y
     # Only where it costs nothing: each step of training would wait for a GPU.
-    if head != "learned" or labels.device.type != "cpu" or isinstance(labels, FakeTensor):
+    if head.start != "learned" or labels.device.type != "cpu" or isinstance(labels, FakeTensor):
         return
-    rows, ways = len(model.get_parameter(f"{HEAD}weight")), int(labels.max()) + 1
+    rows = len(model.get_parameter(f"{head.name}.weight"))
+    ways = _num_ways(episode, rows)
     if ways != rows:
         raise UserError(
-            f"head: has {rows} rows and the episode {ways} classes",
+            f"{head.name}: has {rows} rows and the episode {ways} classes",
             remedy=f"build the model with num_ways={ways}, or give a head that starts at zero or"
             " is shared",
         )
@@ -80,12 +82,18 @@ def _require_rows(model: nn.Module, head: Head, episode: Episode | EpisodeBatch)
 
 def _head_start(head: Head, value: Tensor, episode: Episode | EpisodeBatch) -> Tensor:
     """Return where a parameter of the head, [rows, ...], starts in the episode."""
-    if head == "learned":
+    if head.start == "learned":
         return value
-    ways = int(episode.support_y.max()) + 1
-    if head == "zero":
+    ways = _num_ways(episode, len(value))
+    if head.start == "zero":
         return value.new_zeros(ways, *value.shape[1:])
     return value.repeat(ways, *([1] * (value.ndim - 1)))
+
+
+def _num_ways(episode: Episode | EpisodeBatch, rows: int) -> int:
+    """Return the number of classes; targets that are no labels leave the head its rows."""
+    labels = episode.support_y
+    return rows if labels.is_floating_point() else int(labels.max()) + 1
 
 
 def _repeated(values: Params, count: int) -> Params:
@@ -97,7 +105,7 @@ def in_parameters(model: nn.Module, head: Head, grads: Params) -> Params:
     """Turn gradients in the start of an episode into gradients in the model's parameters."""
 
     def of(name: str) -> Tensor:
-        if head == "shared" and name.startswith(HEAD):
+        if head.start == "shared" and head.holds(name):
             rows = -2 if name.endswith("weight") else -1  # of [E, N, features] or [E, N]
             return grads[name].sum(rows, keepdim=True)
         return grads[name]
@@ -105,21 +113,22 @@ def in_parameters(model: nn.Module, head: Head, grads: Params) -> Params:
     return {name: of(name) for name, _ in model.named_parameters()}
 
 
-def apart(batch: EpisodeGradient, labels: Tensor) -> list[EpisodeGradient]:
+def apart(batch: EpisodeGradient, targets: Tensor, loss_fn: LossFn) -> list[EpisodeGradient]:
     """Take the results of a batch apart, an episode each.
 
     Args:
         batch: each tensor with a leading axis E; its loss is the sum.
-        labels: ``[E, N*Q]``, by which each episode has its own loss.
+        targets: ``[E, Q, ...]``, by which each episode has its own loss.
+        loss_fn: (outputs, targets) -> loss of an episode.
     """
     return [
         EpisodeGradient(
-            loss=F.cross_entropy(batch.logits[number], labels[number]),
+            loss=loss_fn(batch.logits[number], targets[number]).detach(),
             logits=batch.logits[number],
             grads={name: value[number] for name, value in batch.grads.items()},
             buffers={name: value[number] for name, value in batch.buffers.items()},
         )
-        for number in range(len(labels))
+        for number in range(len(targets))
     ]
 
 

@@ -106,7 +106,7 @@ def build_learner(
     learner = MetaLearner(
         model.to(device),
         config.inner.model_copy(update={"gradient": method}),
-        head=config.model.head,
+        head_start=config.model.head,
         test_inner=config.test_inner if test_inner is None else test_inner,
         channels_last=image_layout(config.cluster, device) == "channels_last",
         half_precision=torch.bfloat16 if config.cluster.precision == "bf16" else None,

@@ -41,7 +41,7 @@ class Model(nn.Module):
 
 
 def learner(rows: int = 3, head: Any = "learned") -> raymaml.MetaLearner:
-    return raymaml.MetaLearner(Model(rows), InnerConfig(num_steps=1), head=head)
+    return raymaml.MetaLearner(Model(rows), InnerConfig(num_steps=1), head_start=head)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,18 @@ def learner(rows: int = 3, head: Any = "learned") -> raymaml.MetaLearner:
         ({"query_y": Y.repeat(1, 2) - 100}, "query_y: holds the label -100; labels are 0 to N-1"),
         ({"support_y": torch.tensor([[0, 1, 2], [0, 1, 1]])}, "label 2 of episode 1 has no supp"),
         ({"support_y": Y * 10**9}, "labels 0, 1000000000, 2000000000 on 3 images"),
-        ({"support_y": Y.float()}, "support_y: holds torch.float32; labels are whole numbers"),
+        (
+            {"support_y": Y.float()},
+            "query_y: holds torch.int64; targets are labels, .* in both sets",
+        ),
+        ({"query_y": Y.float()}, "query_y: holds torch.float32; targets are labels, whole numbers"),
+        ({"query_y": Y.bool()}, "query_y: holds torch.bool; targets are labels, whole numbers"),
         ({"query_x": X(2, 0, 1, 4, 4), "query_y": X(2, 0).long()}, "query_x: holds no image"),
         ({"support_x": X(2, 3, 1, 4, 4).byte()}, "support_x: holds torch.uint8; images are float"),
         ({"query_x": X(2, 6, 1, 4, 4).half()}, r"query_x: holds torch.float16; .* give x.float"),
         ({"query_x": X(2, 6, 1, 4, 4).double()}, "query_x: holds torch.float64, support_x torch.f"),
         ({"support_x": X(6, 1, 4, 4)}, r"support_x: is of shape \[6, 1, 4, 4\]; images are \[E, n"),
-        ({"support_y": Y[:, :2]}, r"support_y: is of shape \[2, 2\]; .* need labels of shape"),
+        ({"support_y": Y[:, :2]}, r"support_y: is of shape \[2, 2\]; .* need targets of shape"),
         ({"query_x": X(3, 6, 1, 4, 4), "query_y": X(3, 6).long()}, "3 episodes, support_x 2"),
         ({"query_x": X(2, 6, 3, 4, 4)}, r"query_x: has images of shape \[3, 4, 4\], support_x of"),
         ({"support_y": [[0, 1, 2]] * 2}, "support_y: is of type list; give a torch.Tensor"),
@@ -74,6 +79,30 @@ def test_all_problems_are_in_one_message() -> None:
     with pytest.raises(UserError) as caught:
         batch(support_x=X(2, 3, 1, 4, 4).byte(), support_y=Y.float(), query_y=Y)
     assert len(caught.value.problems) == 4, caught.value.problems  # the types of x differ too
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 4)])
+def test_targets_that_are_no_labels_are_of_any_shape(shape: tuple[int, ...]) -> None:
+    sets = {"support_x": X(2, 3, 5), "support_y": X(2, 3, *shape)}
+    sets |= {"query_x": X(2, 7, 5), "query_y": X(2, 7, *shape)}
+    found = EpisodeBatch(**sets)
+    assert torch.equal(found.query_y, sets["query_y"])
+    assert found[1].channels_last().query_x.shape == (7, 5)
+    for changes, message in (
+        (
+            {"query_y": X(2, 7, *shape).double()},
+            "query_y: holds torch.float64, query_x torch.float32",
+        ),
+        (
+            {"query_y": X(2, 6, *shape)},
+            r"query_y: is of .* the inputs of query_x need targets of shape \[2, 7, ...\]",
+        ),
+        ({"query_x": X(2, 7, 4)}, r"query_x: has inputs of shape \[4\], support_x of \[5\]"),
+        ({"query_x": X(2)}, r"query_x: is of shape \[2\]; inputs are \[E, n, ...\]"),
+        ({"query_x": X(2, 0, 5), "query_y": X(2, 0, *shape)}, "query_x: holds no input"),
+    ):
+        with pytest.raises(UserError, match=rf"EpisodeBatch\.{message}"):
+            EpisodeBatch(**(sets | changes))
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int32", "uint32"])

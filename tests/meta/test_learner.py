@@ -130,7 +130,7 @@ def test_the_head_has_a_rate_of_its_own() -> None:
 
 def test_a_zero_head_starts_at_zero_and_is_no_meta_parameter() -> None:
     model, episode = convnet(), episodes()[0]
-    maml = MetaLearner(model, InnerConfig(num_steps=2, lr=0.3), head="zero")
+    maml = MetaLearner(model, InnerConfig(num_steps=2, lr=0.3), head_start="zero")
     assert len(maml.params) == len(list(model.parameters())) - 2
     assert not any(name.startswith("head.") for name in maml.params)
     zeros = {n: torch.zeros_like(v) if "head" in n else v for n, v in theta(model).items()}
