@@ -5,7 +5,8 @@ These names are stable. To do as the commands do: ``episodes``, ``train``, ``tes
 ``InnerConfig``, ``ModelConfig``, ``build_model``, ``create_encoder``, ``list_encoders``,
 ``list_norms``, ``apply_policies``, ``check_gradient``, ``UserError``, and the module
 ``raymaml.convert``. To judge a model of your own: ``judge``, ``paired``, ``load_learner``,
-``predictor``, ``features``, ``nearest_class_mean``. Each is imported at its first use, so that
+``predictor``, ``features``, ``nearest_class_mean``. To use a trained model on one's own images:
+``FewShotClassifier``. Each is imported at its first use, so that
 ``import raymaml`` is quick.
 """
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers: the same names as in _HOMES
     from raymaml import convert as convert
+    from raymaml.classify.classifier import FewShotClassifier as FewShotClassifier
     from raymaml.common.errors import UserError as UserError
     from raymaml.config.load import load_config as load_config
     from raymaml.config.model import InnerConfig as InnerConfig
@@ -43,6 +45,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in _HOMES
     from raymaml.types import EpisodeBatch as EpisodeBatch
 
 _HOMES = {
+    "classify.classifier": "FewShotClassifier",
     "common.errors": "UserError",
     "config.load": "load_config",
     "config.model": "InnerConfig ModelConfig",

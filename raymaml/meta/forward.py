@@ -111,9 +111,22 @@ class Passes:
     ) -> Tensor:
         """Return the query logits, after a context pass if a norm reads one."""
         labelled = _labelled(episode)
+        buffers = self.with_context(params, buffers, episode.support_x, labelled=labelled)
+        return self.query(params, buffers, episode.query_x, labelled=labelled)
+
+    def with_context(
+        self, params: Params, buffers: Buffers, support_x: Tensor, *, labelled: bool = True
+    ) -> Buffers:
+        """Return the moments for the query pass, after a context pass if a norm reads one."""
         if any(layer.reads_context for layer in self._layers):
-            _, buffers = self._run("context", params, buffers, episode.support_x, labelled)
-        logits, _ = self._run("query", params, buffers, episode.query_x, labelled)
+            _, buffers = self._run("context", params, buffers, support_x, labelled)
+        return buffers
+
+    def query(
+        self, params: Params, buffers: Buffers, query_x: Tensor, *, labelled: bool = True
+    ) -> Tensor:
+        """Return the query logits with moments that are ready."""
+        logits, _ = self._run("query", params, buffers, query_x, labelled)
         return logits
 
     @torch.no_grad()

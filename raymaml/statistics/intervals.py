@@ -166,6 +166,27 @@ def bounded_ends(
     return np.where(equal, mean * seen, low), np.where(equal, mean * seen + 1 - seen, high)
 
 
+def wilson_interval(successes: int, count: int, level: float = 0.95) -> Interval:
+    """Return the share of ``count`` trials that succeed, and its score interval (Wilson 1927).
+
+    With ``p = successes / count`` and ``z`` the ``(1 + level) / 2`` quantile of the normal
+    distribution, the ends are ``(p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) /
+    (1 + z^2 / n)``.
+
+    Raises:
+        ValueError: there is no trial, or not 0 to ``count`` of them succeed.
+    """
+    if not 0 <= successes <= count or count < 1:
+        raise ValueError(f"{successes} of {count} trials cannot succeed")
+    share, z = successes / count, float(special.ndtri((1 + level) / 2))
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    reach /= 1 + z**2 / count
+    low, high = min(max(middle - reach, 0.0), share), max(min(middle + reach, 1.0), share)
+    std = math.nan if count == 1 else math.sqrt(share * (1 - share) * count / (count - 1))
+    return spanning_interval(share, low, high, std, count)
+
+
 def degrees_of_freedom(
     count: ArrayLike, second: ArrayLike, fourth: ArrayLike
 ) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raymaml.statistics.intervals import mean_interval, quantiles
+from raymaml.statistics.intervals import mean_interval, quantiles, wilson_interval
 
 
 def test_interval_of_four_numbers_by_hand() -> None:
@@ -65,3 +65,18 @@ def test_quantiles_lie_on_the_line_between_order_statistics() -> None:
     found = quantiles(np.array([40.0, 0.0, 30.0, 10.0, 20.0]))
     assert list(found) == [0.05, 0.25, 0.5, 0.75, 0.95]
     assert list(found.values()) == pytest.approx([2, 10, 20, 30, 38], rel=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 10), (10, 10), (7, 10), (1, 1), (45, 50)])
+def test_wilson_interval_agrees_with_scipy(successes: int, count: int) -> None:
+    found = wilson_interval(successes, count)
+    wanted = stats.binomtest(successes, count).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+    assert found.mean == successes / count
+    assert found.count == count
+
+
+def test_wilson_interval_needs_trials() -> None:
+    for successes, count in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="trials cannot succeed"):
+            wilson_interval(successes, count)

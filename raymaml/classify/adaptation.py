@@ -1,0 +1,113 @@
+"""A trained model, adapted to one support set: pixels in, probabilities out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from raymaml.common.errors import UserError
+from raymaml.meta.adapted import adapted, query_logits
+from raymaml.meta.inner_loop import Fast
+from raymaml.seeding import bit_stream, draw_without_replacement
+from raymaml.statistics.intervals import Interval, wilson_interval
+from raymaml.training.trained import TrainedModel
+
+BATCH = 16
+"""Images in a pass of an inductive model. Some kernels round by the size of the batch, so that the
+last batch is filled up to it."""
+MOST_FOLDS = 50
+Pixels = NDArray[np.uint8]
+"""[n, H, W, C], as ``Preprocessing.pixels`` gives them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adaptation:
+    """Adapted weights, and the model that they belong to."""
+
+    trained: TrainedModel
+    fast: Fast
+    shots: tuple[int, ...]
+    """Support images of each class."""
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether the answer for an image depends on the images that are judged with it."""
+        return self.trained.config.model.is_transductive
+
+    def probabilities(self, pixels: Pixels, group: int | None = None) -> NDArray[np.float64]:
+        """Return the probabilities of the classes, [n, N].
+
+        Args:
+            pixels: of the images.
+            group: images that a transductive model judges together; None: all.
+        """
+        size = (group or len(pixels)) if self.is_transductive else BATCH
+        found = np.empty((len(pixels), len(self.shots)))
+        for first in range(0, len(pixels), max(size, 1)):
+            images = _tensor(self.trained, pixels[first : first + size])
+            count = len(images)
+            if not self.is_transductive:
+                images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - count))
+            logits = query_logits(self.trained.learner, self.fast, images)[:count]
+            found[first : first + count] = logits.double().softmax(1).cpu().numpy()
+        return found
+
+
+class LeaveOneOut(NamedTuple):
+    """How often a support image is recognised by an adaptation to the others."""
+
+    accuracy: float
+    interval: Interval
+    """Of Wilson 1927, at 95%."""
+    folds: int
+    """Number of the support images that were left out, one after the other."""
+
+
+def adapt(trained: TrainedModel, pixels: Pixels, numbers: NDArray[np.int64]) -> Adaptation:
+    """Adapt to images of the classes ``numbers``, [n] in 0..N-1.
+
+    Raises:
+        UserError: the adapted weights are not finite.
+    """
+    images = _tensor(trained, pixels)
+    fast = adapted(trained.learner, images, torch.from_numpy(numbers).to(images.device))
+    if not all(bool(value.isfinite().all()) for value in fast.params.values()):
+        raise UserError(
+            "evaluation.inner: the adapted weights are not finite",
+            remedy="take a lower rate, or fewer steps",
+        )
+    return Adaptation(trained=trained, fast=fast, shots=tuple(np.bincount(numbers).tolist()))
+
+
+def leave_one_out(
+    trained: TrainedModel, pixels: Pixels, numbers: NDArray[np.int64], seed: int
+) -> LeaveOneOut | None:
+    """Predict each image, or ``MOST_FOLDS`` drawn by the seed, by an adaptation to all others.
+
+    Returns:
+        None where a class has one image, so that nothing can be estimated.
+    """
+    if np.bincount(numbers).min() < 2:
+        return None
+    folds = min(len(numbers), MOST_FOLDS)
+    bits = bit_stream(seed, "leave-one-out")
+    right = 0
+    for left_out in sorted(draw_without_replacement(bits, len(numbers), folds).tolist()):
+        others = np.arange(len(numbers)) != left_out
+        adaptation = adapt(trained, pixels[others], numbers[others])
+        found = adaptation.probabilities(pixels[[left_out]])
+        right += int(found.argmax() == numbers[left_out])
+    interval = wilson_interval(right, folds)
+    return LeaveOneOut(interval.mean, interval, folds)
+
+
+def _tensor(trained: TrainedModel, pixels: Pixels) -> Tensor:
+    device = next(trained.learner.model.parameters()).device
+    owned = pixels if pixels.flags.writeable else pixels.copy()
+    return trained.preprocessing.tensor(torch.from_numpy(owned).to(device))

@@ -1,0 +1,50 @@
+"""Adapted once, asked often: one support set, and query images in batches of any size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from raymaml.meta.calls import alone
+from raymaml.meta.forward import Passes
+from raymaml.meta.inner_loop import Fast
+from raymaml.meta.learner import MetaLearner
+from raymaml.types import Episode
+
+
+@alone()
+def adapted(learner: MetaLearner, support_x: Tensor, support_y: Tensor) -> Fast:
+    """Adapt to a support set, as ``MetaLearner.predict`` does.
+
+    Args:
+        learner: adapts by its ``test_inner``.
+        support_x: ``[S, C, H, W]``.
+        support_y: ``[S]``, 0..N-1; classes may have different numbers of images.
+
+    Returns:
+        The adapted weights, and buffers with the moments that normalise its queries.
+    """
+    episode = Episode(
+        support_x=support_x, support_y=support_y, query_x=support_x, query_y=support_y
+    )
+    episode = episode.channels_last() if learner.channels_last else episode
+    *_, fast = learner.adapt(episode)
+    params = {name: value.detach() for name, value in fast.params.items()}
+    with torch.no_grad():
+        buffers = _passes(learner).with_context(params, fast.buffers, episode.support_x)
+    return replace(fast, params=params, velocity={}, buffers=buffers)
+
+
+@alone()
+@torch.no_grad()
+def query_logits(learner: MetaLearner, fast: Fast, images: Tensor) -> Tensor:
+    """Return the logits ``[B, N]`` of images ``[B, C, H, W]`` at what ``adapted`` returned."""
+    if learner.channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    return _passes(learner).query(fast.params, fast.buffers, images)
+
+
+def _passes(learner: MetaLearner) -> Passes:
+    return Passes(learner.model, half_precision=learner.half_precision, training=False)
