@@ -60,6 +60,8 @@ def small_overrides(config: Config, folder: Path) -> list[str]:
         overrides.append("outer.milestones=[1]")
     if config.outer.warmup_steps:
         overrides.append("outer.warmup_steps=1")
+    if config.pretrain:
+        overrides += ["pretrain.num_steps=1", "pretrain.batch_size=4", "pretrain.slice_size=2"]
     if config.model.encoder.startswith("resnet"):
         overrides.append("model.width=[4,8,8,8]")
     return overrides
@@ -73,7 +75,7 @@ def run(*arguments: object) -> list[str]:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_config_opens_with_its_claim_and_its_command(name: str) -> None:
-    assert (len(SHIPPED), len(STUDIES), len(SWEEPS)) == (17, 6, 1)
+    assert (len(SHIPPED), len(STUDIES), len(SWEEPS)) == (18, 7, 1)
     lines = (CONFIGS / name).read_text("utf-8").splitlines()
     head = list(takewhile(lambda line: line.startswith("#"), lines))
     config = load_config(CONFIGS / name)
@@ -91,9 +93,10 @@ def test_a_config_opens_with_its_claim_and_its_command(name: str) -> None:
 def test_a_config_imports_samples_trains_and_tests(name: str, tmp_path: Path) -> None:
     path = CONFIGS / name
     overrides = small_overrides(load_config(path), tmp_path)
-    for command in ("data import", "data sample", "train --local", "test --local"):
-        run(*command.split(), path, *overrides)
     config = load_config(path, overrides)
+    pretrain = ["pretrain --local"] if config.pretrain else []
+    for command in ("data import", "data sample", *pretrain, "train --local", "test --local"):
+        run(*command.split(), path, *overrides)
     assert read_card(find_checkpoint(config.run_folder, "last")).step == 2
     summary = json.loads((config.run_folder / "test" / "summary.json").read_text("utf-8"))
     assert summary["arms"]["model"]["num_episodes"] == 2
@@ -108,7 +111,12 @@ def test_a_study_trains_judges_and_ends_in_verdicts(name: str, tmp_path: Path) -
     assert f"#   raymaml study configs/{name}" in lines
     settings, _ = load_study(path)
     overrides = small_overrides(load_config(path.parent / settings.config), tmp_path)
-    arguments = ["study", path, *overrides, "inner.num_steps=1", "--local"]
+    # a number of outer steps that a model has of its own wins over the overrides
+    text = re.sub(r"outer.num_steps: \d+", "outer.num_steps: 2", "\n".join(lines))
+    text = re.sub(r"config: .*", f"config: {(path.parent / settings.config).resolve()}", text)
+    small = tmp_path / "study.yaml"
+    small.write_text(text, encoding="utf-8")
+    arguments = ["study", small, *overrides, "inner.num_steps=1", "--local"]
     *_, last = run(*arguments)
     summary = json.loads(Path(last).read_text("utf-8"))
     assert list(summary["arms"]) == [arm.name for arm in settings.crossed_arms()]

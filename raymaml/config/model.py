@@ -46,6 +46,8 @@ LIBRARIES = ("timm", "torchvision")
 """Libraries with encoders, as ``library:NAME``."""
 PRETRAINED = "pretrained"
 """``model.weights`` for the weights that the encoder's library downloads."""
+PRETRAIN = "pretrain"
+"""``model.weights`` for those of the run of `raymaml pretrain`."""
 
 
 class ModelConfig(Section):
@@ -58,8 +60,9 @@ class ModelConfig(Section):
     """Arguments of your own encoder, or of the one of timm or torchvision."""
     weights: Annotated[str | None, Field(min_length=1)] = None
     """The weights that training starts from: a safetensors file; a torch state dict; a run folder
-    of raymaml (its best checkpoint) or one checkpoint in it; or `pretrained`, which timm or
-    torchvision downloads. null: random ones, by the seed."""
+    of raymaml (its best checkpoint) or one checkpoint in it; `pretrain`: the run of `raymaml
+    pretrain` of this config; or `pretrained`, which timm or torchvision downloads. null: random
+    ones, by the seed."""
     width: Annotated[
         Annotated[Width | None, Tag("one width")] | Annotated[FourWidths, Tag("widths")],
         Discriminator(lambda value: "widths" if isinstance(value, list | tuple) else "one width"),

@@ -23,7 +23,7 @@ from raymaml.config.base import (
     Section,
 )
 from raymaml.config.data_sources import Source
-from raymaml.config.model import InnerConfig, InnerOverride, ModelConfig, OuterConfig
+from raymaml.config.model import PRETRAIN, InnerConfig, InnerOverride, ModelConfig, OuterConfig
 from raymaml.config.pretrain import PretrainConfig
 from raymaml.storage.place import Place
 
@@ -255,7 +255,14 @@ class Config(Section):
                 remedy="add a section, such as pretrain: {num_steps: 5000}",
             )
         name = self.name if self.stage == "pretrain" else f"{self.name}-pretrain"
-        return self.model_copy(update={"name": name, "stage": "pretrain"})
+        own = self.model.weights == PRETRAIN
+        model = self.model.model_copy(update={"weights": None}) if own else self.model
+        return self.model_copy(update={"name": name, "stage": "pretrain", "model": model})
+
+    @property
+    def stages(self) -> tuple[Config, ...]:
+        """The configs of the runs that this one consists of, in their order."""
+        return (self.pretraining, self) if self.model.weights == PRETRAIN else (self,)
 
     @property
     def learning(self) -> dict[str, Any]:
@@ -289,9 +296,12 @@ class Config(Section):
         return {**self.model_dump(mode="json", include=include), "evaluation": {"inner": inner}}
 
     @model_validator(mode="after")
-    def _stage_has_its_section(self) -> Config:
-        if self.stage == "pretrain" and self.pretrain is None:
-            raise ValueError("stage is pretrain, but there is no section pretrain; add it")
+    def _pretraining_has_its_section(self) -> Config:
+        asks = {"stage": self.stage, "model.weights": self.model.weights}
+        if self.pretrain is None and (keys := [key for key, it in asks.items() if it == PRETRAIN]):
+            raise ValueError(
+                f"{' and '.join(keys)}: pretrain, but there is no section pretrain; add it"
+            )
         return self
 
     @model_validator(mode="after")

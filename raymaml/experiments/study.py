@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -63,8 +64,8 @@ def run_study(
             for arm in study.arms:
                 with mistakes.kept(arm.chosen.name):
                     _require_judgeable(arm)
-    for config in untrained:
-        if not train(config, echo):
+    for run in itertools.chain(*(config.stages for config in untrained)):
+        if not train(run, echo):
             return None
     plan: Plan = partial(plan_study, study)
     return write_study_report(study, judge(plan, study.base.cluster, echo))

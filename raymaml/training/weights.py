@@ -27,6 +27,7 @@ from raymaml.training.checkpoint import (
     find_checkpoint,
     list_steps,
     read_card,
+    saved_step,
     weights_of,
 )
 from raymaml.training.identity import read_run_file
@@ -61,7 +62,7 @@ def start_from_weights(config: Config, network: nn.Module, image_shape: ImageSha
     """
     if config.model.weights is None:
         return Start()
-    source = _source(config.model, image_shape)
+    source = _source(_start(config), image_shape)
     _require_same(config, source)
     text = copy_matching(network, source.load(), source.place)
     return Start(source.hash, f"starts from {source.place} (sha256 {source.hash[:12]}): {text}")
@@ -82,7 +83,7 @@ def weights_hash(config: Config, image_shape: ImageShape) -> str | None:
     if started is not None and config.model.weights == PRETRAINED:
         return started
     try:
-        source = _source(config.model, image_shape)
+        source = _source(_start(config), image_shape)
     except UserError:
         if started is None:
             raise
@@ -127,6 +128,25 @@ def create_encoder(
     encoder = network.encoder
     vars(encoder)["num_features"] = network.head.in_features  # a number: no part of the module
     return encoder
+
+
+def _start(config: Config) -> ModelConfig:
+    """Return ``model`` with the run folder that ``model.weights: pretrain`` stands for.
+
+    Raises:
+        UserError: the pretraining is not finished.
+    """
+    *before, last = config.stages
+    for run in before:
+        step, steps = saved_step(run.run_folder), run.steps.num_steps
+        if step < steps:
+            state = f"stands before step {step} of {steps}" if step >= 0 else "holds no checkpoint"
+            raise UserError(
+                f"model.weights is pretrain, but {run.run_folder} {state}",
+                remedy="run `raymaml pretrain CONFIG` first",
+            )
+        return last.model.model_copy(update={"weights": str(run.run_folder)})
+    return last.model
 
 
 def _hash_of_run(config: Config) -> str | None:

@@ -62,6 +62,22 @@ def chunk_files(folder: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
 
 
+def test_a_study_pretrains_each_training_that_starts_from_it(make_config, tmp_path) -> None:
+    config = make_config("st", "pretrain={num_steps: 1, batch_size: 4, slice_size: 2}")
+    two = "two: {model.weights: pretrain, model.head: shared, seeds: [0, 1]}"
+    summary, count = run(write(tmp_path / "st", STUDY.replace("two: {inner.lr: 0.2}", two)))
+    assert summary is not None
+    assert count == 4 * 10
+    runs = sorted(folder.name for folder in config.run_dir.iterdir())
+    seeds = [
+        "tiny-two-seed0",
+        "tiny-two-seed0-pretrain",
+        "tiny-two-seed1",
+        "tiny-two-seed1-pretrain",
+    ]
+    assert runs == ["studies", "tiny", *seeds]
+
+
 def test_a_study_trains_judges_and_never_repeats(make_config, tmp_path) -> None:
     config = make_config("st")
     path = write(tmp_path / "st")

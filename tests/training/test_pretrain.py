@@ -34,6 +34,7 @@ SECTION = (
     " validate_every: 3, augment: crop}"
 )
 """Steps of three slices; validations before steps 0 and 3 and after 4."""
+FIRST = "encoder.conv1.conv.weight"
 
 
 @pytest.fixture
@@ -182,10 +183,34 @@ def test_what_does_not_decide_its_weights_may_change(make_config: Any) -> None:
     assert message in outcome.output
 
 
+def test_training_starts_from_its_best_encoder(make_config: Any) -> None:
+    own = ("model.weights=pretrain", "model.head=shared", "inner.num_steps=1")
+    config = make_config("tiny", SECTION, "pretrain.checkpoint_every=1", *own)
+    first, last = config.stages
+    assert (first, last) == (config.pretraining, config)
+    assert first.model.weights is None
+    for state in ("holds no checkpoint", "stands before step 2 of 5"):
+        with pytest.raises(UserError, match=f"tiny-pretrain {state}; run `raymaml pretrain"):
+            open_run(config, CPU)
+        stopped(first)
+    run(first)
+    best = weights_of(find_checkpoint(first.run_folder, "best"), CPU)
+    params = open_run(config, CPU).learner.params
+    assert params["head.weight"].shape == (1, 4)
+    assert len(params) == len(best) == 18
+    assert all(torch.equal(best[name], params[name]) for name in best if "encoder" in name)
+    run(config)
+    assert not torch.equal(
+        weights_of(find_checkpoint(last.run_folder, "last"), CPU)[FIRST], best[FIRST]
+    )
+
+
 def test_mistakes(make_config: Any) -> None:
     with pytest.raises(UserError, match="pretrain is missing: the config does not say how"):
         _ = make_config("tiny").pretraining
-    with pytest.raises(UserError, match="stage is pretrain, but there is no section pretrain"):
+    with pytest.raises(
+        UserError, match="stage: pretrain, but there is no section pretrain; add it"
+    ):
         make_config("tiny", "stage=pretrain")
     with pytest.raises(UserError, match=r"batch_size is 12 and pretrain\.slice_size is 5"):
         make_config("tiny", SECTION, "pretrain.slice_size=5")
