@@ -49,6 +49,9 @@ PRETRAINED = "pretrained"
 PRETRAIN = "pretrain"
 """``model.weights`` for those of the run of `raymaml pretrain`."""
 
+_WEIGHTS = {"checkpoint_path", "pretrained", "weights"}
+"""Arguments by which timm and torchvision take weights."""
+
 
 class ModelConfig(Section):
     """Encoder, norm and head."""
@@ -137,6 +140,11 @@ class ModelConfig(Section):
             raise ValueError(
                 f"model.encoder_args: {self.encoder} takes none; leave them out: they belong to an"
                 " encoder of your own, of timm or of torchvision"
+            )
+        if self.library and (named := sorted(_WEIGHTS & self.encoder_args.keys())):
+            raise ValueError(
+                f"model.encoder_args: {', '.join(named)} would be weights that the run does not"
+                " know; give them as model.weights"
             )
         if own and self.width is not None:
             raise ValueError(f"model.width: {self.encoder} has none; use model.encoder_args")

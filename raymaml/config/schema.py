@@ -25,7 +25,7 @@ from raymaml.config.base import (
 from raymaml.config.data_sources import Source
 from raymaml.config.model import PRETRAIN, InnerConfig, InnerOverride, ModelConfig, OuterConfig
 from raymaml.config.pretrain import PretrainConfig
-from raymaml.storage.place import Place
+from raymaml.storage.place import Place, is_in
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -246,6 +246,8 @@ class Config(Section):
     def pretraining(self) -> Config:
         """The config of the pretraining: the run `<name>-pretrain`.
 
+        `model.weights` of training may name this run; it starts from random weights then.
+
         Raises:
             UserError: the config has no section `pretrain`.
         """
@@ -255,7 +257,8 @@ class Config(Section):
                 remedy="add a section, such as pretrain: {num_steps: 5000}",
             )
         name = self.name if self.stage == "pretrain" else f"{self.name}-pretrain"
-        own = self.model.weights == PRETRAIN
+        weights = self.model.weights
+        own = weights == PRETRAIN or (weights and is_in(weights, self.run_dir / name))
         model = self.model.model_copy(update={"weights": None}) if own else self.model
         return self.model_copy(update={"name": name, "stage": "pretrain", "model": model})
 

@@ -66,6 +66,15 @@ def beside(file: Place, name: Path) -> Place:
     return name if is_remote(file) else file.parent / name
 
 
+def is_in(text: str, folder: Place) -> bool:
+    """Return whether a text names a folder, or what lies directly in it."""
+    try:
+        place = to_place(text).resolve()
+    except ValueError:  # which the one who opens the place says
+        return False
+    return folder.resolve() in (place, place.parent)
+
+
 def is_remote(place: Place) -> TypeIs[UPath]:
     """Return whether ``place`` is a URI, and not a path of the operating system."""
     return not isinstance(place, Path)

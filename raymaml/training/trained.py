@@ -68,8 +68,9 @@ def open_trained(
 
     Raises:
         UserError: there is no checkpoint; it is damaged, of another run, or does not fit the
-            config; a folder names an encoder that is not raymaml's; or an older checkpoint needs
-            its bank for the moments, and that is not there.
+            config; a folder names an encoder that is neither raymaml's nor of a library, or that
+            library is not installed; or an older checkpoint needs its bank for the moments, and
+            that is not there.
     """
     path, device = _checkpoint(where, which), torch.device(device)
     require_of_its_run(path)
@@ -102,9 +103,12 @@ def _checkpoint(where: Config | Place | str, which: Literal["best", "last"] | No
 
 
 def _config_of(path: Place) -> Config:
-    """Return the config that a folder holds; it may have been written by anybody."""
+    """Return the config that a folder holds; it may have been written by anybody.
+
+    timm and torchvision are libraries, of which it names a network: no code of the folder runs.
+    """
     config = trained_config(path)
-    if config.model.encoder not in ENCODERS:
+    if config.model.encoder not in ENCODERS and config.model.library is None:
         raise UserError(
             f"{path / CARD}: model.encoder is {config.model.encoder}, and code is not imported"
             " because a folder says so",

@@ -195,7 +195,8 @@ def _content(place: Place) -> bytes:
         problem = "it is a folder without a checkpoint" if is_folder else error.strerror
         raise UserError(
             f"model.weights: {place} cannot be read ({problem})",
-            remedy="give a safetensors file, a torch state dict, or a run folder of raymaml",
+            remedy="give a safetensors file, a torch state dict, or a run folder of raymaml (of"
+            " `raymaml train` or `raymaml pretrain`)",
         ) from None
 
 

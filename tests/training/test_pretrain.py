@@ -205,6 +205,39 @@ def test_training_starts_from_its_best_encoder(make_config: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("by", ["word", "folder"])
+def test_one_config_pretrains_trains_and_tests_by_the_commands(make_config: Any, by: str) -> None:
+    """`model.weights` may name the run of pretraining before there is one."""
+    base = make_config("tiny")
+    folder = base.run_dir / "tiny-pretrain"
+    weights = "pretrain" if by == "word" else str(folder)
+    path = str(base.run_dir.parent / "config.yaml")
+    config = make_config("tiny", SECTION, "outer.num_steps=2", f"model.weights={weights}")
+
+    def outcome(command: str, code: int, *overrides: str) -> list[str]:
+        found = CliRunner().invoke(main, [command, path, "--local", *overrides])
+        assert found.exit_code == code, found.output
+        return found.output.splitlines()
+
+    (early,) = outcome("train", 2)
+    assert str(folder) in early
+    assert "`raymaml pretrain" in early
+    assert not config.run_dir.exists()
+    *_, pretrained = outcome("pretrain", 0)
+    assert outcome("pretrain", 0) == [pretrained]
+    assert outcome("pretrain", 0, "model.weights=null") == [pretrained]  # it is the same run
+    best = find_checkpoint(folder, "best")
+    params, wanted = open_run(config, CPU).learner.params, weights_of(best, CPU)
+    assert all(torch.equal(params[name], wanted[name]) for name in params if "encoder" in name)
+    first, *_, last = outcome("train", 0)
+    assert first.startswith(f"{config.run_folder}: starts from {best} (sha256 ")
+    assert first.endswith(": 16 tensors; left over head.bias, head.weight")
+    assert outcome("train", 0) == [last]
+    headline, summary = outcome("test", 0)[-2:]
+    assert " accuracy on 10 test episodes" in headline
+    assert Path(summary).is_file()
+
+
 def test_mistakes(make_config: Any) -> None:
     with pytest.raises(UserError, match="pretrain is missing: the config does not say how"):
         _ = make_config("tiny").pretraining

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from torch import Tensor, nn
 
 import raymaml
 from raymaml.common.errors import UserError
+from raymaml.config.load import load_config
 from raymaml.config.schema import Config
-from raymaml.data.bank import ImageBank
+from raymaml.data.bank import ImageBank, write_bank
+from raymaml.data.bank_format import in_memory
 from raymaml.evaluation.run_test import plan_test
 from raymaml.meta.learner import MetaLearner
 from raymaml.training import state as state_module
 from raymaml.training.checkpoint import find_checkpoint, read_card
+from raymaml.training.data import sample_shards
 from raymaml.training.state import TrainState, initial_state
 from raymaml.training.tensor_file import can_be_kept, read_weights, weights_bytes
 from raymaml.training.trained import TrainedModel, open_trained
 from raymaml.training.worker import train_locally
+from tests.conftest import tiny_classes
 
 CPU = torch.device("cpu")
 OWN = ("model.encoder=helpers_encoders:Plain", "model.width=null", "model.norm=none")
@@ -191,6 +196,51 @@ def test_a_folder_that_names_code_is_not_run(run: Config) -> None:
         open_trained(run.run_folder, CPU)
     with pytest.raises(UserError, match=r"model\.encoder = 'os:system'"):
         open_trained(run, CPU)
+
+
+def of_library(tmp_path: Path, make_config: Any, name: str, *overrides: str) -> Config:
+    """A config for colour images, the tiny ones three times over."""
+    path = make_config().run_dir.parent / "config.yaml"
+    colour = [
+        in_memory(each.name, each.split, np.repeat(images, 3, axis=-1))
+        for each, (images,) in tiny_classes()
+    ]
+    folder = tmp_path / "colour"
+    facts = {"source": "patterns", "licence": "none", "image_shape": (3, 16, 16)}
+    bank = write_bank(folder / "bank", colour, **facts)
+    places = (f"data.bank={folder}/bank", f"data.shards={folder}/shards", f"run_dir={folder}")
+    small = ("outer.num_steps=1", "inner.num_steps=1", "model.width=null", f"model.encoder={name}")
+    config = load_config(path, [*places, *small, *overrides])
+    assert len(list(sample_shards(config.data, config.episodes, bank))) == 3
+    return config
+
+
+@pytest.mark.parametrize("encoder", ["timm:test_resnet", "torchvision:shufflenet_v2_x0_5"])
+def test_a_run_folder_with_an_encoder_of_a_library_opens_without_its_first_weights(
+    tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch, encoder: str
+) -> None:
+    library, _, name = encoder.partition(":")
+    module = pytest.importorskip(library)
+    network = module.create_model(name) if library == "timm" else module.models.get_model(name)
+    weights = tmp_path / "weights.pt"
+    torch.save(network.state_dict(), weights)
+    config = of_library(tmp_path, make_config, encoder, f"model.weights={weights}")
+    assert train_locally(config, quiet)
+    expected = plan_test(config, CPU).arm("model").build()
+    weights.unlink()
+    same_weights(open_trained(config.run_folder, CPU).learner, expected)
+    same_weights(open_trained(config, CPU).learner, expected)
+
+    for path in Path(str(config.run_folder)).rglob("*.json"):  # as of a run from `pretrained`
+        tree = json.loads(path.read_text())
+        tree.get("config", tree)["model"]["weights"] = "pretrained"
+        path.write_text(json.dumps(tree))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it reaches for a network"))
+    same_weights(open_trained(config.run_folder, CPU).learner, expected)
+
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=f"{library} cannot be imported .*; pip install"):
+        open_trained(config.run_folder, CPU)
 
 
 def test_a_config_of_another_model_is_refused(run: Config) -> None:

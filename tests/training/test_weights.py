@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from click.testing import CliRunner
 from torch import Tensor
 
 import raymaml
+from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import Config
@@ -292,18 +295,58 @@ def test_torchvision_downloads_its_own_weights(
     assert torch.equal(encoder.conv5[1].running_var, network.conv5[1].running_var)
 
 
-@pytest.mark.parametrize("encoder", ["timm:test_resnet", "torchvision:shufflenet_v2_x0_5"])
-def test_without_a_network_pretrained_is_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str
-) -> None:
-    pytest.importorskip(encoder.partition(":")[0])
-
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise OSError("no route to host")
 
+    pytest.importorskip("timm")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", fails)
     monkeypatch.setattr("timm.models._builder.load_pretrained", fails)
+
+
+MISTAKES = {
+    "model.encoder=timm:test_resnte": "model.encoder: timm {timm} has no network test_resnte; near"
+    " are test_resnet",
+    "model.encoder=torchvision:resnet18": "model.encoder: torchvision:resnet18 takes images of 3"
+    " channels, these have 1; import them in colour",
+    "model.encoder=timm:hf-hub:a/b": "model.encoder is 'timm:hf-hub:a/b'; it must be one of",
+    "model.encoder=timm:test_resnet model.encoder_args={pretrained: true}": "pretrained would be"
+    " weights that the run does not know; give them as model.weights",
+    "model.encoder=timm:test_resnet model.encoder_args={depth: 3}": "model.encoder:"
+    " timm:test_resnet cannot be built with model.encoder_args {'depth': 3} (TypeError",
+    "model.encoder=timm:test_resnet model.weights=pretrained": "model.weights: pretrained weights"
+    " of timm:test_resnet cannot be had (OSError: no route to host); check the network, or bring",
+    "model.weights=nowhere.pt": "model.weights: nowhere.pt cannot be read (No such file or"
+    " directory); give a safetensors file, a torch state dict, or a run folder",
+    "model.weights=nowhere://file": "model.weights is 'nowhere://file'; it should be a path, or a"
+    " URI that fsspec knows (",
+}
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("overrides", MISTAKES)
+def test_by_the_command_a_mistake_is_one_message(
+    make_config: Any, tmp_path: Path, overrides: str
+) -> None:
+    config = make_config()
+    path, before = config.run_dir.parent / "config.yaml", sorted(tmp_path.rglob("*"))
+    changes = [f"model.{each}" for each in overrides.removeprefix("model.").split(" model.")]
+    outcome = CliRunner().invoke(
+        main, ["train", "--local", str(path), "model.width=null", *changes]
+    )
+    assert outcome.exit_code == 2, outcome.output
+    (line,) = outcome.output.splitlines()
+    assert line.startswith("raymaml: ")
+    version = importlib.import_module("timm").__version__
+    assert MISTAKES[overrides].replace("{timm}", version) in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("encoder", ["timm:test_resnet", "torchvision:shufflenet_v2_x0_5"])
+def test_without_a_network_pretrained_is_one_message(encoder: str) -> None:
     with pytest.raises(UserError) as caught:
         raymaml.create_encoder(encoder, image_shape=(3, 32, 32), weights="pretrained")
     assert caught.value.problems == (
