@@ -59,7 +59,8 @@ def read_weights(content: bytes, device: torch.device) -> Params:
         found = safetensors.torch.load(content)
     except Exception as error:  # some damage is an assertion or a missing key of the library
         raise ValueError(f"safetensors cannot read it: {reason_of(error)[:200]}") from None
-    return {name: value.to(device) for name, value in found.items()}
+    # in an order that is always the same, which that of the library is not
+    return {name: found[name].to(device) for name in sorted(found)}
 
 
 def can_be_kept(value: Tensor) -> bool:
