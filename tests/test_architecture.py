@@ -32,7 +32,7 @@ LAYERS = [
 HOMES = {
     "ray": ["cluster/"],
     "yaml": ["config/yaml_text.py"],
-    "pyarrow": ["data/", "evaluation/", "cluster/session.py"],
+    "pyarrow": ["data/", "evaluation/", "classify/", "cluster/session.py", "cluster/predict.py"],
     "tensorboardX": ["training/metrics.py"],
     "matplotlib": ["reports/figures.py", "data/importers/glyph", "bench/report.py"],
     "sklearn": ["classify/classifier.py"],

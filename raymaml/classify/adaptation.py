@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,15 @@ class Adaptation:
     def is_transductive(self) -> bool:
         """Whether the answer for an image depends on the images that are judged with it."""
         return self.trained.config.model.is_transductive
+
+    def to(self, device: torch.device) -> Adaptation:
+        """Return the same on ``device``; the model moves there as well."""
+        self.trained.learner.model.to(device)
+        params, buffers = (
+            {name: value.to(device) for name, value in tensors.items()}
+            for tensors in (self.fast.params, self.fast.buffers)
+        )
+        return replace(self, fast=replace(self.fast, params=params, buffers=buffers))
 
     def probabilities(self, pixels: Pixels, group: int | None = None) -> NDArray[np.float64]:
         """Return the probabilities of the classes, [n, N].

@@ -144,6 +144,15 @@ class FewShotClassifier:
         and without a warning."""
         return self._fitted().probabilities(pixels, self.group)
 
+    def to(self, device: torch.device) -> FewShotClassifier:
+        """Move model and adapted weights to a device, on which ``probabilities`` then judges.
+
+        Raises:
+            UserError: ``fit`` was not called.
+        """
+        self._adaptation = self._fitted().to(device)
+        return self
+
     def score(self, images: Any, labels: Any) -> float:
         """Return the share of images whose class is predicted."""
         return float(np.mean(self.predict(images) == np.asarray(labels)))

@@ -24,6 +24,7 @@ from raymaml.cli.options import (
     takes_config,
     takes_plan,
 )
+from raymaml.cli.predict import predict
 from raymaml.common.stopping import INTERRUPTED, stop_code
 from raymaml.config.schema import SPLITS, Config, Split
 from raymaml.config.starters import STARTERS, write_starter
@@ -40,6 +41,9 @@ def main() -> None:
 
     Every command takes a YAML config and key.path=value overrides.
     """
+
+
+main.add_command(predict)
 
 
 @main.command()

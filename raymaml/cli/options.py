@@ -49,7 +49,7 @@ class Commands(click.Group):
             ) from None
 
 
-def _place(value: str) -> Place:
+def as_place(value: str) -> Place:
     """Return the path or URI that a text names; ``click.Path`` would drop a slash of a URI."""
     if re.match(r"[a-z][a-z_.]*=", value) and not os.path.lexists(value):
         raise click.BadParameter(f"{value}: it is an override; they stand behind CONFIG")
@@ -107,7 +107,7 @@ def require_kept(config: Config) -> None:
                 )
 
 
-OPTIONAL_CONFIG = click.argument("config_path", metavar="[CONFIG]", required=False, type=_place)
+OPTIONAL_CONFIG = click.argument("config_path", metavar="[CONFIG]", required=False, type=as_place)
 LOCAL = click.option("--local", is_flag=True, help="Run in this process, without Ray: same bits.")
 OVERRIDES = click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 
@@ -152,7 +152,7 @@ def takes_config(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*, config_path: Place, overrides: Sequence[str], **options: Any) -> Any:
         return command(load(config_path, overrides), **options)
 
-    file = click.argument("config_path", metavar="CONFIG", type=_place)
+    file = click.argument("config_path", metavar="CONFIG", type=as_place)
     return file(OVERRIDES(reports_user_errors(run)))
 
 
@@ -160,9 +160,9 @@ def takes_plan(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the file ``name``, KEY=VALUE..., --config and --local."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        file = click.argument("plan_path", metavar=name, type=_place)
+        file = click.argument("plan_path", metavar=name, type=as_place)
         config = click.option(
-            "--config", metavar="CONFIG", type=_place, help="Start from this one instead."
+            "--config", metavar="CONFIG", type=as_place, help="Start from this one instead."
         )
         return file(OVERRIDES(config(LOCAL(reports_user_errors(command)))))
 

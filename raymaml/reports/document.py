@@ -105,8 +105,12 @@ def _html(folder: Place, title: str, text: str) -> str:
             if child.type == "image":
                 data = base64.b64encode(read_bytes(folder / str(child.attrGet("src"))))
                 child.attrSet("src", f"data:image/png;base64,{data.decode('ascii')}")
-    source = importlib.resources.files("raymaml.reports") / "page.html.jinja"
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        source.read_text(encoding="utf-8")
-    )
-    return template.render(title=title, body=parser.renderer.render(tokens, parser.options, {}))
+    body = parser.renderer.render(tokens, parser.options, {})
+    return rendered("raymaml.reports", "page.html.jinja", title=title, body=body)
+
+
+def rendered(package: str, template: str, **values: object) -> str:
+    """Return a page made from a template that lies in ``package``; text in it is escaped."""
+    source = importlib.resources.files(package) / template
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(source.read_text(encoding="utf-8")).render(values)

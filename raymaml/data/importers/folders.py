@@ -21,6 +21,8 @@ from typing import TypeVar
 from raymaml.common.errors import Mistakes, UserError
 from raymaml.config.schema import SPLITS, Split
 from raymaml.data.importers.images import is_file, read_whole, suffixes
+from raymaml.storage.files import read_bytes
+from raymaml.storage.place import Place, is_remote
 
 SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -47,10 +49,10 @@ def split_named(name: str) -> Split | None:
 
 def find_classes(root: Path, mistakes: Mistakes, left_out: LeftOut) -> Files:
     """Find the class folders of either layout and their images, sorted by path."""
-    folders = _folders_in(root)
-    while len(folders) == 1 and not split_named(folders[0].name) and _folders_in(folders[0]):
+    folders = folders_in(root)
+    while len(folders) == 1 and not split_named(folders[0].name) and folders_in(folders[0]):
         _leave_loose(root, left_out)
-        root, folders = folders[0], _folders_in(folders[0])
+        root, folders = folders[0], folders_in(folders[0])
     splits = {path: split for path in folders if (split := split_named(path.name))}
     are_sure = any(path.name.lower() not in _ALSO_CLASSES for path in splits)
     parents: Mapping[Path, str] = {root: ""}
@@ -62,8 +64,8 @@ def find_classes(root: Path, mistakes: Mistakes, left_out: LeftOut) -> Files:
             _leave_loose(parent, left_out)
     files: Files = {}
     for parent, name in parents.items():
-        for folder in _folders_in(parent):
-            files.setdefault((name, folder.name), []).extend(_images_in(folder, left_out))
+        for folder in folders_in(parent):
+            files.setdefault((name, folder.name), []).extend(images_in(folder, left_out))
     return files
 
 
@@ -91,20 +93,20 @@ def _split_problems(root: Path, splits: Mapping[Path, Split], others: list[str])
     return problems
 
 
-def _folders_in(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
     """Return the visible folders in ``folder``, links to folders included."""
-    return [path for path in sorted(folder.iterdir()) if _is_visible(path.name) and path.is_dir()]
+    return [path for path in sorted(folder.iterdir()) if is_visible(path.name) and path.is_dir()]
 
 
-def _images_in(folder: Path, left_out: LeftOut) -> list[Path]:
+def images_in(folder: Path, left_out: LeftOut) -> list[Path]:
     """List the pictures of a class folder and of the folders below it, sorted by path."""
     images = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if _is_visible(name)]
+        folders[:] = [name for name in folders if is_visible(name)]
         for path in (Path(parent, name) for name in folders):
             if path.is_symlink():
                 left_out["left out", "links to folders"].append(path)
-        for path in (Path(parent, name) for name in names if _is_visible(name)):
+        for path in (Path(parent, name) for name in names if is_visible(name)):
             if reason := _why_not(path):
                 left_out["left out", reason].append(path)
                 continue
@@ -117,7 +119,7 @@ def _images_in(folder: Path, left_out: LeftOut) -> list[Path]:
 def _leave_loose(folder: Path, left_out: LeftOut) -> None:
     """Count the files that lie in no class folder."""
     for path in folder.iterdir():
-        if _is_visible(path.name) and not path.is_dir():
+        if is_visible(path.name) and not path.is_dir():
             reason = _why_not(path) or "pictures outside of any class folder"
             left_out["left out", reason].append(path)
 
@@ -132,7 +134,8 @@ def _why_not(path: Path) -> str:
     return f"{suffix} files, which Pillow does not read" if suffix else "files without a suffix"
 
 
-def _is_visible(name: str) -> bool:
+def is_visible(name: str) -> bool:
+    """Return whether a file or folder is taken notice of."""
     return not name.startswith(".") and name != _PASSED_OVER
 
 
@@ -142,14 +145,15 @@ def _raise(error: OSError) -> Iterator[None]:
     )
 
 
-def read_csv(table: Path, name: str, remedy: str) -> list[list[str]]:
-    """Return the rows of a CSV.
+def read_csv(table: Place, name: str, remedy: str) -> list[list[str]]:
+    """Return the rows of a CSV on disk or at a URI.
 
     Raises:
         UserError: it cannot be read; ``name`` begins the message and ``remedy`` ends it.
     """
     try:
-        text = _text(read_whole(table, _MOST_BYTES))
+        data = read_bytes(table) if is_remote(table) else read_whole(table, _MOST_BYTES)
+        text = _text(data)
         first = text.partition("\n")[0]
         comma = next((mark for mark in ",;\t" if mark in first), ",")
         return list(csv.reader(StringIO(text, newline=""), delimiter=comma))
