@@ -122,7 +122,8 @@ class FewShotClassifier:
 
     def predict(self, images: Any) -> NDArray[Any]:
         """Return the most probable class of each image, [n]."""
-        found: NDArray[Any] = self.classes_[self.predict_proba(images).argmax(axis=1)]
+        most_probable = self.predict_proba(images).argmax(axis=1)
+        found: NDArray[Any] = self.classes_[most_probable]
         return found
 
     def predict_proba(self, images: Any) -> NDArray[np.float64]:
