@@ -119,7 +119,9 @@ def test_a_study_trains_judges_and_ends_in_verdicts(name: str, tmp_path: Path) -
     arguments = ["study", small, *overrides, "inner.num_steps=1", "--local"]
     *_, last = run(*arguments)
     summary = json.loads(Path(last).read_text("utf-8"))
-    assert list(summary["arms"]) == [arm.name for arm in settings.crossed_arms()]
+    crossed = settings.crossed_arms()
+    arms = [each.name for arm in crossed for each in settings.trainings_of(arm).values()]
+    assert list(summary["arms"]) == arms
     assert all(arm["num_episodes"] == 2 for arm in summary["arms"].values())
     assert [each["claim"] for each in summary["verdicts"]] == [c.claim for c in settings.checks]
     assert all("refusal" not in each for each in summary["comparisons"])

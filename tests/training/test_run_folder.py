@@ -65,7 +65,7 @@ def test_a_claim_makes_the_folder_and_the_writer_says_what_it_is(make_config: An
         _ = 1 / 0
     assert claimed(config) == config.run_folder  # free again
     found = identity(config)
-    assert (found["schema_version"], found["model"]["width"]) == (2, 4)
+    assert (found["schema_version"], found["model"]["width"]) == (3, 4)
     assert len(found["bank_hash"]) == len(found["train_manifest"]) == 64
     assert load_config(config.run_folder / "config.yaml") == config
 
