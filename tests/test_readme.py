@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 
 from raymaml.cli import main
 from raymaml.config.load import load_config, load_study, load_sweep
@@ -119,6 +120,13 @@ def test_the_python_runs_as_written(holds: str, result: str, shape: tuple[int, .
     params = names["learner"].params
     grads = names.get("grads") or {n: v.grad for n, v in params.items() if v.grad is not None}
     assert grads.keys() == params.keys()
+
+
+def test_an_encoder_is_created_as_written() -> None:
+    code = next(block for block in python_blocks() if "create_encoder" in block)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("84", "16"), "README.md", "exec"), names)
+    assert names["model"](torch.zeros(2, 3, 16, 16)).shape == (2, 5)
 
 
 def test_the_commands_run_from_python_as_written(
