@@ -256,7 +256,10 @@ def test_a_published_data_set_stays_as_published(tmp_path: Path) -> None:
     bank = import_source("omniglot", tmp_path, tmp_path, tell=lines.append, **split)
     assert bank.num_images == 7 * 2 * 2
     assert lines[0].startswith("equal to another image of their class: 14 images, first train/A/")
-    assert lines[0].endswith("; they stay, as published")
+    assert lines[0].endswith(
+        "; they stay, as published, so support and query can be one picture;"
+        " data.source.duplicates: drop leaves them out"
+    )
     assert bank.duplicates is not None
     assert bank.duplicates.in_class == 14
 

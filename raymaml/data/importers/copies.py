@@ -22,6 +22,10 @@ from raymaml.data.importers.plan import ImportPlan
 from raymaml.data.sampling import fit_problems
 
 REMEDY = "data.source.duplicates: drop takes them out of train and val, and keeps test whole"
+AS_PUBLISHED = (
+    "they stay, as published, so support and query can be one picture;"
+    " data.source.duplicates: drop leaves them out"
+)
 
 
 def sort_out(
@@ -52,7 +56,7 @@ def sort_out(
         first = name(int(np.argmax(again)))
         line = f"equal to another image of their class: {again.sum():,} images, first {first}"
         is_out = is_drop or source.kind == "image-folder"
-        lines.append(f"{line}; {'left out' if is_out else 'they stay, as published'}")
+        lines.append(f"{line}; {'left out' if is_out else AS_PUBLISHED}")
         found = found.without(again) if is_out else found
     overlaps = tuple(found.overlaps(name))
     leaks = [each for each in overlaps if each.is_leak]
