@@ -30,7 +30,7 @@ SAME = 0.015
 WINDOW = 64
 """Images that each is compared with where more than these share a segment: those that follow in
 the order of all 64 bits. So the search takes time in proportion to the images."""
-_PART = 1 << 18  # bytes of pixels, as float32, that are compared at a time; or one pair
+_PART = 640 << 10  # bytes of pixels, as float32, that are compared at a time; or one pair
 Hashes = NDArray[np.uint64]
 Name = Callable[[int], str]
 """Names the image of a row."""
