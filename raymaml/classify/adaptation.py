@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from raymaml.meta.adapted import adapted, query_logits
 from raymaml.meta.inner_loop import Fast
 from raymaml.seeding import bit_stream, draw_without_replacement
 from raymaml.statistics.intervals import Interval, wilson_interval
+from raymaml.training.tensor_file import weights_bytes
 from raymaml.training.trained import TrainedModel
 
 BATCH = 16
@@ -39,6 +41,11 @@ class Adaptation:
     def is_transductive(self) -> bool:
         """Whether the answer for an image depends on the images that are judged with it."""
         return self.trained.config.model.is_transductive
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the adapted weights."""
+        return hashlib.sha256(weights_bytes(self.fast.params | self.fast.buffers)).hexdigest()
 
     def to(self, device: torch.device) -> Adaptation:
         """Return the same on ``device``; the model moves there as well."""

@@ -154,6 +154,15 @@ class FewShotClassifier:
         self._adaptation = self._fitted().to(device)
         return self
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the adapted weights.
+
+        Raises:
+            UserError: ``fit`` was not called.
+        """
+        return self._fitted().digest
+
     def score(self, images: Any, labels: Any) -> float:
         """Return the share of images whose class is predicted."""
         return float(np.mean(self.predict(images) == np.asarray(labels)))

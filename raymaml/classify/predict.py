@@ -213,7 +213,7 @@ def _record(prediction: Prediction, support: Support) -> dict[str, object]:
     return {
         "model": _hash(json_text([trained.origin, model])),
         "set of classes": prediction.classes,
-        "support set": _hash(json_text(shots)),
+        "support set": _hash(json_text(shots)) if support else prediction.classifier.digest,
         "list of pictures": pictures.hexdigest(),
         "number of pictures": len(reader.pictures),
         "group": reader.group,

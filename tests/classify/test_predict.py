@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,21 @@ def test_a_folder_goes_on_where_it_was_cut_off(
     other = usual(run, "evaluation.inner.num_steps=1", "--out", "shards")
     assert "begun with another model;" in predict(*other, code=2).stderr
     assert [parts[number].stat().st_mtime_ns for number in (0, 2)] == before
+
+
+def test_another_saved_classifier_is_refused(
+    run: Config, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was fitted in this process stands for a saved one: it has its classes as well."""
+
+    def load(number: int, _model: object, *, device: str) -> FewShotClassifier:
+        images = [f"labelled/{name}/{number}.png" for name in CLASSES]
+        return FewShotClassifier(run, device=device).fit(images, CLASSES)
+
+    for number, code in ((0, 0), (0, 0), (1, 2)):
+        monkeypatch.setattr(FewShotClassifier, "load", partial(load, number))
+        said = predict(config_file(run), "--images", "new", "--out", "shards", code=code)
+    assert "--out: shards was begun with another support set;" in said.stderr
 
 
 def test_a_transductive_model_says_so_and_judges_in_groups(
