@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from raymaml.classify.adaptation import Adaptation, LeaveOneOut, Pixels, adapt, leave_one_out
 from raymaml.classify.inputs import InputError, classes_of, pixels_of
+from raymaml.classify.saved import Saved, is_saved, read_classifier, write_classifier
 from raymaml.common.errors import UserError, did_you_mean
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
@@ -31,8 +32,8 @@ class FewShotClassifier:
     ``cross_val_score`` and the like work. It does not need scikit-learn.
 
     Args:
-        model: the folder of a run, on disk or a URI; a config, or its YAML file; or what
-            ``open_trained`` returned.
+        model: the folder of a run or of a saved classifier, on disk or a URI; a config, or its
+            YAML file; or the result of ``open_trained``.
         which: the checkpoint of a run; None: the one that its config judges.
         device: such as ``cuda``; None: a GPU if there is one.
         group: number of images that a transductive model judges together, in the given order;
@@ -41,7 +42,7 @@ class FewShotClassifier:
 
     classes_: NDArray[Any]
     """The labels that ``fit`` was given, sorted, [N]."""
-    _opened: tuple[tuple[Any, ...], TrainedModel] | None = None
+    _opened: tuple[tuple[Any, ...], tuple[TrainedModel, Saved | None]] | None = None
     _adaptation: Adaptation | None = None
     _support: tuple[Pixels, NDArray[np.int64]] | None = None
 
@@ -60,7 +61,7 @@ class FewShotClassifier:
 
     @classmethod
     def load(cls, model: Model, **params: Any) -> FewShotClassifier:
-        """Return a classifier whose model is open.
+        """Return a classifier whose model is open; a saved one has its classes.
 
         Args:
             model: as ``FewShotClassifier`` takes it.
@@ -70,8 +71,19 @@ class FewShotClassifier:
             UserError: there is no such model, or it is damaged.
         """
         classifier = cls(model, **params)
-        _ = classifier.trained
+        if saved := classifier._open()[1]:
+            classifier._adaptation, classifier.classes_ = saved
         return classifier
+
+    def save(self, folder: Place | str) -> None:
+        """Write weights, adapted weights and a card into a new folder, which ``load`` reads.
+
+        The folder needs neither the run nor its data; it holds no support images.
+
+        Raises:
+            UserError: ``fit`` was not called, or ``write_classifier`` refuses.
+        """
+        write_classifier(_place(folder, "save"), self._fitted(), self.classes_)
 
     @property
     def trained(self) -> TrainedModel:
@@ -80,9 +92,12 @@ class FewShotClassifier:
         Raises:
             UserError: it cannot be opened, or a parameter is wrong.
         """
+        return self._open()[0]
+
+    def _open(self) -> tuple[TrainedModel, Saved | None]:
         key = (self.model, self.which, self.device)
         if self._opened is None or self._opened[0] != key:
-            self._opened = key, _open(self.model, self.which, self.device)
+            self._opened = key, _opened(*key)
         return self._opened[1]
 
     @property
@@ -142,8 +157,15 @@ class FewShotClassifier:
 
     def probabilities(self, pixels: Pixels) -> NDArray[np.float64]:
         """As ``predict_proba``, of pixels, uint8 [n, H, W, C], that ``preprocessing.pixels`` gave,
-        and without a warning."""
-        return self._fitted().probabilities(pixels, self.group)
+        and without a warning.
+
+        Raises:
+            UserError: ``fit`` was not called, or ``group`` is no number of images.
+        """
+        adaptation = self._fitted()
+        if self.group is not None and self.group < 1:
+            raise InputError(f"group: is {self.group}", remedy="give at least 1, or None for all")
+        return adaptation.probabilities(pixels, self.group)
 
     def to(self, device: torch.device) -> FewShotClassifier:
         """Move model and adapted weights to a device, on which ``probabilities`` then judges.
@@ -231,27 +253,35 @@ class FewShotClassifier:
         return self._adaptation
 
 
-def _open(model: Model | None, which: Literal["best", "last"] | None, name: str | None) -> Any:
+def _opened(
+    model: Model | None, which: Literal["best", "last"] | None, name: str | None
+) -> tuple[TrainedModel, Saved | None]:
+    if isinstance(model, TrainedModel):
+        return model, None
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
+        _ = torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
         raise InputError(
-            f"device: {name!r} is no device of PyTorch", remedy="give cpu or cuda"
+            f"device: {name!r} is no device that PyTorch can use here", remedy="give cpu"
         ) from None
-    if isinstance(model, TrainedModel):
-        return model
     if isinstance(model, str | Path) and Path(model).suffix in (".yaml", ".yml"):
         model = load_config(model)
-    if isinstance(model, str):
-        try:
-            model = to_place(model)
-        except ValueError as error:
-            raise InputError(f"model: {model}: it {error}") from None
-    if not isinstance(model, Config | Place):
+    if not isinstance(model, Config):
+        model = _place(model, "model")
+        if is_saved(model):
+            saved = read_classifier(model, device)
+            return saved.adaptation.trained, saved
+    return open_trained(model, device, which), None
+
+
+def _place(value: object, what: str) -> Place:
+    try:
+        return to_place(value)
+    except ValueError as error:
         raise InputError(
-            f"model: is {model!r}", remedy="give the folder of a run, or a config: model='runs/...'"
-        )
-    return open_trained(model, device, which)
+            f"{what}: is {value!r}, and it {error}", remedy=f"give a path, as in {what}='runs/...'"
+        ) from None
 
 
 def _require_ways(config: Config, ways: int) -> None:

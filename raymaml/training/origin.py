@@ -210,9 +210,14 @@ def trained_config(path: Place) -> Config:
     Raises:
         UserError: the checkpoint is damaged.
     """
-    tree = as_meant(read_card(path).config)
+    tree = without_places(as_meant(read_card(path).config))
+    return validated(Config, tree, str(path / CARD))
+
+
+def without_places(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree of a config with stand-ins for source and places."""
     data = tree.get("data")
     if isinstance(data, Mapping):
         data = {**data, "source": {"kind": "glyphs"}, "bank": "bank", "shards": "shards"}
         data.pop("cache", None)
-    return validated(Config, {**tree, "run_dir": "runs", "data": data}, str(path / CARD))
+    return {**tree, "run_dir": "runs", "data": data}

@@ -81,6 +81,8 @@ def test_a_transductive_model_judges_groups_in_order_and_warns(make_config: Make
     assert_array_equal(grouped, np.concatenate([
         found.set_params(group=None).probabilities(queries[at : at + 4]) for at in (0, 4, 8)
     ]))  # fmt: skip
+    with pytest.raises(UserError, match="group: is 0; give at least 1"):
+        found.set_params(group=0).probabilities(queries)
     assert not classifier(make_config).caution
 
 
@@ -190,10 +192,11 @@ def test_weights_that_are_not_finite_are_named(make_config: MakeConfig) -> None:
     ("params", "message"),
     [
         ({}, "model: is None"),
-        ({"model": "no-such://place"}, "model: no-such://place: it"),
+        ({"model": "no-such://place"}, "model: is 'no-such://place', and it"),
         ({"model": "runs/none"}, "runs/none: holds no checkpoint"),
         ({"model": "runs/none.yaml"}, "runs/none.yaml: "),
         ({"model": "runs", "device": "abacus"}, "device: 'abacus' is no device"),
+        ({"model": "runs", "device": "meta:x"}, "device: 'meta:x' is no device"),
     ],
 )
 def test_a_model_that_cannot_be_opened(params: dict[str, Any], message: str) -> None:
