@@ -17,10 +17,12 @@ from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Config
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "glyphs" / "quickstart.yaml"
+STEPS = ("num_steps", "log_every", "validate_every", "checkpoint_every")
 FREE = {
     # they take memory and time only as the run goes on
-    *("seed", "episodes.seed", "data.source.seed", "outer.num_steps", "outer.log_every"),
-    *("outer.validate_every", "outer.checkpoint_every", "cluster.max_failures"),
+    *("seed", "episodes.seed", "data.source.seed", "cluster.max_failures"),
+    *(f"outer.{key}" for key in STEPS),
+    *(f"pretrain.{key}" for key in STEPS),
     *("cluster.episodes_per_chunk", "evaluation.chunk_size", "evaluation.baseline_episodes"),
     # the cluster must have as many
     *("cluster.num_workers", "cluster.min_workers"),
@@ -44,7 +46,7 @@ def numbers(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def problems_of(key: str, value: str) -> str:
     try:
-        load_config(QUICKSTART, [f"{key}={value}"])
+        load_config(QUICKSTART, ["pretrain.num_steps=1", f"{key}={value}"])
     except UserError as error:
         return str(error)
     return ""
