@@ -13,6 +13,7 @@ from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 import ray
+from packaging.version import Version
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymaml.cluster.internals import own_sessions, token_mode, unprinted_errors
@@ -97,7 +98,10 @@ def environment(cluster: ClusterConfig) -> dict[str, str]:
 def _joined(address: str) -> Iterator[dict[str, Any]]:
     """Yield the arguments of ``ray.init`` that join a cluster, for the block."""
     _require_answer(address)
-    with token_mode() if has_token() else contextlib.nullcontext():
+    # Earlier releases ask for a token only where RAY_AUTH_MODE says so; with it here alone, the
+    # cluster's calls of this process would be refused.
+    by_default = Version(ray.__version__) >= Version("2.59")
+    with token_mode() if by_default and has_token() else contextlib.nullcontext():
         yield {"address": address}
 
 

@@ -60,7 +60,8 @@ class Nodes:
     ) -> None:
         self._folder, self._cpus, self._python = folder, cpus, python
         own = fresh_shell(folder, RAY_AUTH_MODE="disabled", PYTHONPATH=str(ROOT))
-        self.environment = dict(environment or own)
+        # by default Ray's workers give way to all else on this machine: to other tests, for minutes
+        self.environment = {**(environment or own), "RAY_worker_niceness": "0"}
         folder.mkdir(parents=True, exist_ok=True)
         self.restart()
 

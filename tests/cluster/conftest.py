@@ -54,6 +54,7 @@ def cluster(short_folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, set_where_unset(environment(ClusterConfig())):
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_AUTH_MODE", "disabled")  # no token is written into the home
+        patch.setenv("RAY_worker_niceness", "0")  # or workers wait for the other process of tests
         # workers import an encoder from there
         patch.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
         patch.setenv("RAY_metrics_report_interval_ms", "2000")  # Ray's default is 10 s

@@ -13,6 +13,7 @@ import pytest
 from machinery import fresh_shell
 
 from raymaml.cluster import own_ray as module
+from raymaml.cluster import runtime
 from raymaml.cluster.own_ray import has_token, own_ray
 from raymaml.common.errors import UserError
 
@@ -148,6 +149,20 @@ def test_the_token_of_a_user_without_a_home_and_of_one_who_wants_none(
         assert len(bytes.fromhex(token)) == 32
     with own_ray():  # Ray remembers it, for as long as the process lives
         assert os.environ["RAY_AUTH_TOKEN"] == token
+
+
+@pytest.mark.parametrize(("release", "found"), [("2.58.1", None), ("2.59.0", "token")])
+def test_a_cluster_is_joined_with_the_token_where_its_release_asks_for_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, found: str | None
+) -> None:
+    """Earlier releases ask where RAY_AUTH_MODE says so, and then here as well."""
+    monkeypatch.setattr(runtime, "_require_answer", lambda _address: None)
+    monkeypatch.setattr(runtime.ray, "__version__", release)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64, encoding="ascii")
+    with runtime._joined("127.0.0.1:1"):
+        assert os.environ.get("RAY_AUTH_MODE") == found
 
 
 def test_the_environment_is_as_before_after_the_block(
