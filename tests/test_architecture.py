@@ -36,6 +36,7 @@ HOMES = {
     "tensorboardX": ["training/metrics.py"],
     "matplotlib": ["reports/figures.py", "data/importers/glyph", "bench/report.py"],
     "sklearn": ["classify/classifier.py"],
+    "onnxruntime": ["classify/export.py"],
     "jinja2": ["reports/document.py"],
     "markdown_it": ["reports/document.py"],
     "click": ["cli/"],

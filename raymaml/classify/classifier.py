@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from raymaml.classify.adaptation import Adaptation, LeaveOneOut, Pixels, adapt, leave_one_out
+from raymaml.classify.export import export
 from raymaml.classify.inputs import InputError, classes_of, pixels_of
 from raymaml.classify.saved import Saved, is_saved, read_classifier, write_classifier
 from raymaml.common.errors import UserError, did_you_mean
@@ -84,6 +85,14 @@ class FewShotClassifier:
             UserError: ``fit`` was not called, or ``write_classifier`` refuses.
         """
         write_classifier(_place(folder, "save"), self._fitted(), self.classes_)
+
+    def export(self, file: Place | str) -> None:
+        """Write the adapted network as ``.onnx`` or ``.pt2``, see ``raymaml.classify.export``.
+
+        Raises:
+            UserError: ``fit`` was not called, or the network cannot be written.
+        """
+        export(self._fitted(), self.classes_, _place(file, "export"))
 
     @property
     def trained(self) -> TrainedModel:

@@ -48,7 +48,7 @@ class Classifier(nn.Module):
             UserError: the encoder gives no features ``[B, num_features]`` of the head's type.
         """
         features = self.encoder(x)
-        self._require_features(features, len(x))
+        self._require_features(features, x.shape[0])  # len(x) would fix the size in an export
         logits: Tensor = self.head(features) * self.temperature
         return logits
 
