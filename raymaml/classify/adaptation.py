@@ -106,6 +106,8 @@ def leave_one_out(
 ) -> LeaveOneOut | None:
     """Predict each image, or ``MOST_FOLDS`` drawn by the seed, by an adaptation to all others.
 
+    A transductive model judges it together with the others; any other model judges it alone.
+
     Returns:
         None where a class has one image, so that nothing can be estimated.
     """
@@ -117,7 +119,10 @@ def leave_one_out(
     for left_out in sorted(draw_without_replacement(bits, len(numbers), folds).tolist()):
         others = np.arange(len(numbers)) != left_out
         adaptation = adapt(trained, pixels[others], numbers[others])
-        found = adaptation.probabilities(pixels[[left_out]])
+        if adaptation.is_transductive:
+            found = adaptation.probabilities(pixels)[left_out]
+        else:
+            found = adaptation.probabilities(pixels[[left_out]])[0]
         right += int(found.argmax() == numbers[left_out])
     interval = wilson_interval(right, folds)
     return LeaveOneOut(interval.mean, interval, folds)

@@ -193,10 +193,10 @@ def _remarks(prediction: Prediction, support: Support) -> Iterator[str]:
             )
         else:
             low, high = found.interval.low, found.interval.high
-            alone = ", each judged alone" if classifier.caution else ""
+            among = ", each judged among the others" if classifier.caution else ""
             yield (
                 f"leave-one-out accuracy on the support set: {found.accuracy:.1%} (95% interval"
-                f" {low:.1%} to {high:.1%}, {found.folds} folds{alone})"
+                f" {low:.1%} to {high:.1%}, {found.folds} folds{among})"
             )
     if classifier.caution:
         yield f"warning: {classifier.caution}"

@@ -125,14 +125,21 @@ def test_any_labels(make_config: MakeConfig, labels: Any) -> None:
     assert found.score(pixels, labels) in {0, 1 / 3, 2 / 3, 1}
 
 
-def test_leave_one_out_adapts_to_the_others(make_config: MakeConfig) -> None:
-    found = classifier(make_config)
+@pytest.mark.parametrize("norm", ["context", "transductive"])
+def test_leave_one_out_adapts_to_the_others(make_config: MakeConfig, norm: str) -> None:
+    """A transductive model judges the image among the others, any other model alone."""
+    found = classifier(make_config, f"model.norm={norm}")
     pixels, labels = images((3, 2, 2))
     right = 0
     for left_out in range(7):
         others = [index for index in range(7) if index != left_out]
         found.fit(pixels[others], labels[others])
-        right += int(found.predict(pixels[[left_out]])[0] == labels[left_out])
+        if norm == "transductive":
+            with pytest.warns(UserWarning, match="transductive"):
+                answer = found.predict(pixels)[left_out]
+        else:
+            (answer,) = found.predict(pixels[[left_out]])
+        right += int(answer == labels[left_out])
     accuracy, interval, folds = found.fit(pixels, labels).leave_one_out()
     assert (accuracy, folds) == (right / 7, 7)
     assert 0 <= interval.low <= accuracy <= interval.high <= 1

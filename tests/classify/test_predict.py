@@ -181,7 +181,7 @@ def test_a_transductive_model_says_so_and_judges_in_groups(
     for group in (2, 3, 50):
         out = f"{group}.parquet"
         lines = predict(*usual(config, "--group", group, "--out", out)).output.splitlines()
-        assert lines[-3].endswith(" folds, each judged alone)")
+        assert lines[-3].endswith(" folds, each judged among the others)")
         assert lines[-2].startswith("warning: model.norm is transductive: ")
         assert f"{group} images" in lines[-2]
         found[group] = np.array([row["p_ant"] for row in pq.read_table(out).to_pylist()], float)
