@@ -207,7 +207,7 @@ def test_records_of_another_order_of_images_are_others(
 
 def with_versions(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
     found = {"raymaml": "0.1", "torch": "2.9.0", "python": "3.11.7"} | changes
-    monkeypatch.setattr(arm, "versions", lambda: found)
+    monkeypatch.setattr(arm, "versions", lambda _model: found)
 
 
 def test_finished_records_are_rendered_whatever_the_versions(
