@@ -98,8 +98,8 @@ def environment(cluster: ClusterConfig) -> dict[str, str]:
 def _joined(address: str) -> Iterator[dict[str, Any]]:
     """Yield the arguments of ``ray.init`` that join a cluster, for the block."""
     _require_answer(address)
-    # Earlier releases ask for a token only where RAY_AUTH_MODE says so; with it here alone, the
-    # cluster's calls of this process would be refused.
+    # Earlier releases ask for a token only where RAY_AUTH_MODE says so. A process that asks alone
+    # would refuse the calls of its cluster, which come without one.
     by_default = Version(ray.__version__) >= Version("2.59")
     with token_mode() if by_default and has_token() else contextlib.nullcontext():
         yield {"address": address}

@@ -34,7 +34,7 @@ def test_workers_that_leave_stand_still_die_and_hang_leave_no_trace(
     cluster, make_config, same_as_alone
 ):
     """One run of two workers: SIGTERM, three seconds of SIGSTOP, SIGKILL, SIGSTOP for good."""
-    steps = ("outer.num_steps=200", "outer.validate_every=25", "cluster.timeout=15")
+    steps = ("outer.num_steps=200", "outer.validate_every=25", "cluster.timeout=30")
     config = make_config("run", "name=disturbed", *steps, "cluster.num_workers=2")
     folder, lines = config.run_folder, []
 
@@ -51,23 +51,23 @@ def test_workers_that_leave_stand_still_die_and_hang_leave_no_trace(
         assert len(done) == len(set(done)) >= 15  # the run was saved first: no step is done twice
 
         worker = pids("RayTrainWorker")[-1]
-        so_far = attempts(folder)
         os.kill(worker, signal.SIGSTOP)
         before = trained_steps(folder)
         threading.Event().wait(3)  # the fault itself: three seconds without this worker
         assert trained_steps(folder) - before <= 1  # the step it was in
         os.kill(worker, signal.SIGCONT)
-        after(before, attempt=so_far)
-        assert attempts(folder) == so_far  # it was waited for
+        after(before, attempt=2)
+        assert attempts(folder) == 2  # it was waited for
 
         signal_worker(signal.SIGKILL)
-        after(trained_steps(folder), attempt=so_far + 1)
+        after(trained_steps(folder), attempt=3)
+        assert attempts(folder) == 3
         signal_worker(signal.SIGSTOP)  # the other waits for it in a collective
 
     with at_step(folder, 15, disturb):
         assert train_on_cluster(config, lines.append)
 
-    assert attempts(folder) >= 4  # more where a new worker takes longer than 15 s to import
+    assert attempts(folder) >= 4  # a new one, still importing, can take that long too
     same_as_alone(config, *steps)
 
 
@@ -81,7 +81,7 @@ def test_a_worker_alone_that_hangs_is_replaced(cluster, make_config, same_as_alo
     with at_step(hung.run_folder, 15, lambda: signal_worker(signal.SIGSTOP)):
         assert train_on_cluster(hung, quiet)
 
-    assert attempts(hung.run_folder) >= 2
+    assert attempts(hung.run_folder) >= 2  # a new one, still importing, can take that long too
     same_as_alone(hung, *steps)
 
 

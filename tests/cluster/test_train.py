@@ -31,12 +31,12 @@ EVERYTHING = (  # that is drawn, accumulated or kept from step to step
 
 def test_workers_end_in_the_bits_of_a_lone_process(cluster, make_config, same_as_alone):
     """Three workers: 1 + 1 + 0, one only helps to validate; 13 steps of 2 are 26 of 24 episodes."""
-    steps = ("outer.meta_batch_size=2", "outer.num_steps=13", *EVERYTHING)
-    together = make_config("run", "name=together", "cluster.num_workers=3", *steps)
+    steps = ("cluster.num_workers=3", "outer.meta_batch_size=2", "outer.num_steps=13", *EVERYTHING)
+    together = make_config("run", "name=together", *steps)
 
     assert train_on_cluster(together, quiet)
 
-    same_as_alone(together, "cluster.num_workers=3", *steps)
+    same_as_alone(together, *steps)
 
 
 def test_workers_pretrain_to_the_bits_of_a_lone_process(cluster, make_config, same_as_alone):
