@@ -202,7 +202,7 @@ class FewShotClassifier:
         """Estimate the accuracy from the support images alone.
 
         Each of them, or 50 drawn by the seed, is predicted by an adaptation to all others. A
-        transductive model, too, judges it alone.
+        transductive model judges it together with them, any other model alone.
 
         Returns:
             None where a class has one image, so that nothing can be estimated.

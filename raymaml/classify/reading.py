@@ -27,6 +27,8 @@ class Chunk:
     """Pictures that are read: pixels of those that can be, and what is wrong with the others."""
 
     number: int
+    names: Sequence[str]
+    """One for each picture."""
     pixels: NDArray[np.uint8]
     """[n, H, W, C], of the pictures without error."""
     errors: Sequence[str | None]
@@ -53,30 +55,36 @@ class Reader:
         """Chunks in all."""
         return -(-len(self.pictures) // self.chunk_size)
 
-    def names(self, number: int) -> list[str]:
-        """Return the names of the pictures of a chunk."""
-        return [picture.name for picture in self._mine(number)]
+    def chunk(self, number: int) -> Sequence[Picture]:
+        """Return the pictures of a chunk."""
+        return self.pictures[number * self.chunk_size :][: self.chunk_size]
 
     def read(self, number: int) -> Chunk:
-        """Read the pictures of a chunk.
+        """Read a chunk, see ``read_chunk``."""
+        return read_chunk(number, self.chunk(number), self.preprocessing)
 
-        Raises:
-            StorageError: a URI cannot be reached.
-        """
-        pixels: list[NDArray[np.uint8]] = []
-        errors: list[str | None] = []
-        for picture in self._mine(number):
-            try:
-                pixels.append(self.preprocessing.pixels(picture.place))
-                errors.append(None)
-            except StorageError:
-                raise
-            except UserError as error:
-                problem = error.mistakes[0].problem
-                errors.append(plain(problem.removeprefix(f"{picture.place}: ")))
-        channels, height, width = self.preprocessing.image_shape
-        shape = (len(pixels), height, width, channels)
-        return Chunk(number=number, pixels=np.array(pixels, np.uint8).reshape(shape), errors=errors)
 
-    def _mine(self, number: int) -> Sequence[Picture]:
-        return self.pictures[number * self.chunk_size :][: self.chunk_size]
+def read_chunk(number: int, pictures: Sequence[Picture], preprocessing: Preprocessing) -> Chunk:
+    """Read the pictures of a chunk.
+
+    Raises:
+        StorageError: a URI cannot be reached.
+    """
+    pixels: list[NDArray[np.uint8]] = []
+    errors: list[str | None] = []
+    for picture in pictures:
+        try:
+            pixels.append(preprocessing.pixels(picture.place))
+            errors.append(None)
+        except StorageError:
+            raise
+        except UserError as error:
+            problem = error.mistakes[0].problem
+            errors.append(plain(problem.removeprefix(f"{picture.place}: ")))
+    channels, height, width = preprocessing.image_shape
+    return Chunk(
+        number=number,
+        names=[picture.name for picture in pictures],
+        pixels=np.array(pixels, np.uint8).reshape(-1, height, width, channels),
+        errors=errors,
+    )

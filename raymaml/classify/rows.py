@@ -65,8 +65,8 @@ class Prediction:
         probability, *others = (
             pa.array(values, mask=np.isnan(values)) for values in (highest, *chances.T)
         )
-        names, errors = self.reader.names(chunk.number), pa.array(chunk.errors, pa.string())
-        predicted = pa.array(predicted, pa.string())
+        texts = (pa.array(each, pa.string()) for each in (chunk.names, predicted, chunk.errors))
+        names, predicted, errors = texts
         return pa.table([names, predicted, probability, errors, *others], schema=self.schema)
 
     def rows(self, number: int) -> pa.Table:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -15,14 +15,16 @@ import ray.data
 import torch
 
 from raymaml.classify.output import write_shard
+from raymaml.classify.pictures import Picture
 from raymaml.classify.predict import ANNOUNCE_SECONDS
-from raymaml.classify.reading import Chunk, Reader
+from raymaml.classify.reading import Chunk, read_chunk
 from raymaml.classify.rows import Prediction
 from raymaml.cluster.explain import cluster_failed, user_error
 from raymaml.cluster.runtime import call_in_thread, connected
 from raymaml.cluster.workers import READER_CPUS, plan_workers, worker_resources
 from raymaml.config.schema import ClusterConfig
-from raymaml.storage.place import Place
+from raymaml.data.preprocessing import Preprocessing
+from raymaml.storage.place import Place, is_remote, to_place
 from raymaml.training.settings import prepare_process
 
 
@@ -50,12 +52,13 @@ def predict_on_cluster(
     cluster = prediction.classifier.trained.config.cluster.model_copy(update=wanted)
     with connected(cluster):
         count, use_gpu = plan_workers(cluster, ray.cluster_resources())
-        resources, here = worker_resources(use_gpu), Path.cwd()
+        resources, reader = worker_resources(use_gpu), prediction.reader
+        # each task has the pictures of its chunk, not the whole list
         tasks = ray.data.from_items(
-            [{"number": each} for each in numbers], override_num_blocks=len(numbers)
+            [_task(each, reader.chunk(each)) for each in numbers], override_num_blocks=len(numbers)
         )
         chunks = tasks.map_batches(
-            partial(_read, reader=prediction.reader, directory=here),
+            partial(_read, preprocessing=reader.preprocessing),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=READER_CPUS,
@@ -63,7 +66,12 @@ def predict_on_cluster(
         )
         written = chunks.map_batches(
             _Judge,
-            fn_constructor_args=(prediction, folder, cluster, use_gpu, here),
+            fn_constructor_args=(
+                replace(prediction, reader=replace(reader, pictures=())),
+                _absolute(folder),
+                cluster,
+                use_gpu,
+            ),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=resources["CPU"],
@@ -87,13 +95,29 @@ def _follow(written: Any, count: int, echo: Callable[[str], None]) -> None:
             echo(f"{done:,} of {count:,} shards")
 
 
-def _read(block: pa.Table, *, reader: Reader, directory: Path) -> pa.Table:
-    """Return number, pixels and errors of the one chunk that a block names."""
-    os.chdir(directory)
-    chunk = reader.read(block["number"][0].as_py())
-    columns = {"number": [chunk.number], "pixels": [chunk.pixels.tobytes()]}
-    errors = pa.array([chunk.errors], pa.list_(pa.string()))
-    return pa.table({**columns, "errors": errors})
+def _absolute(place: Place) -> Place:
+    """Return a place that is the same in a process with another working directory."""
+    return place if is_remote(place) else place.absolute()
+
+
+def _task(number: int, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """Return a chunk as a row: names may hold any bytes, which no text of Arrow does."""
+    return {
+        "number": number,
+        "names": [picture.name for picture in pictures],
+        "places": [os.fsencode(str(_absolute(picture.place))) for picture in pictures],
+    }
+
+
+def _read(block: pa.Table, *, preprocessing: Preprocessing) -> pa.Table:
+    """Return number, names, pixels and errors of the one chunk that a block lists."""
+    (task,) = block.to_pylist()
+    places = (to_place(os.fsdecode(place)) for place in task["places"])
+    pictures = list(map(Picture, task["names"], places))
+    chunk = read_chunk(task["number"], pictures, preprocessing)
+    texts = (pa.array([each], pa.list_(pa.string())) for each in (chunk.names, chunk.errors))
+    columns = [pa.array([chunk.number]), pa.array([chunk.pixels.tobytes()]), *texts]
+    return pa.table(columns, names=["number", "pixels", "names", "errors"])
 
 
 class _Judge:
@@ -105,9 +129,7 @@ class _Judge:
         folder: Place,
         cluster: ClusterConfig,
         use_gpu: bool,
-        directory: Path,
     ) -> None:
-        os.chdir(directory)
         device = torch.device("cuda" if use_gpu else "cpu")
         prepare_process(cluster, device)
         prediction.classifier.to(device)
@@ -118,6 +140,7 @@ class _Judge:
         pixels = np.frombuffer(block["pixels"][0].as_buffer(), np.uint8)
         chunk = Chunk(
             number=block["number"][0].as_py(),
+            names=block["names"][0].as_py(),
             pixels=pixels.reshape(-1, height, width, channels),
             errors=block["errors"][0].as_py(),
         )

@@ -128,7 +128,7 @@ def test_any_labels(make_config: MakeConfig, labels: Any) -> None:
 @pytest.mark.parametrize("norm", ["context", "transductive"])
 def test_leave_one_out_adapts_to_the_others(make_config: MakeConfig, norm: str) -> None:
     """A transductive model judges the image among the others, any other model alone."""
-    found = classifier(make_config, f"model.norm={norm}")
+    found = classifier(make_config, f"model.norm={norm}", "seed=4")  # alone, none is right
     pixels, labels = images((3, 2, 2))
     right = 0
     for left_out in range(7):

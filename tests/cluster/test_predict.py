@@ -56,10 +56,10 @@ def test_reader_and_judge_write_the_rows_of_one_process(request_of: Any, tmp_pat
     def run(prediction: Prediction, numbers: Sequence[int], folder: Path) -> None:
         sent = pickle.loads(pickle.dumps(prediction))
         cluster = sent.classifier.trained.config.cluster
-        judge = on_ray._Judge(sent, folder, cluster, False, Path.cwd())
+        judge = on_ray._Judge(sent, folder, cluster, False)
         for number in reversed(numbers):
-            task = pa.table({"number": [number]})
-            judge(on_ray._read(task, reader=sent.reader, directory=Path.cwd()))
+            task = pa.Table.from_pylist([on_ray._task(number, sent.reader.chunk(number))])
+            judge(on_ray._read(task, preprocessing=sent.reader.preprocessing))
 
     predict(together, run, print)
     assert pq.read_table(together.out).equals(pq.read_table(alone.out))
