@@ -61,10 +61,10 @@ def load_config(path: Config | Place | str, *overrides: Sequence[str] | Changes)
     tree: dict[str, Any]
     origins: Origins
     if isinstance(path, Config):
-        tree, origins, name = path.model_dump(mode="json"), {}, f"config {path.name}"
+        tree, origins, file = path.model_dump(mode="json"), {}, f"config {path.name}"
     else:
         try:
-            (tree, origins), name = _read(to_place(path), Config), str(path)
+            (tree, origins), file = _read(to_place(path), Config), str(path)
         except ValueError as error:
             raise UserError(f"{path}: it {error}") from None
     with gathered() as mistakes:
@@ -79,7 +79,7 @@ def load_config(path: Config | Place | str, *overrides: Sequence[str] | Changes)
             for text in override:
                 with mistakes.kept():
                     _change(tree, origins, *_read_override(text), text=cut(text, 200))
-        return validated(Config, tree, name, origins)
+        return validated(Config, tree, file, origins)
 
 
 def load_sweep(path: Place) -> SweepConfig:

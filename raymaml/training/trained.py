@@ -68,7 +68,7 @@ def open_trained(
 
     Raises:
         UserError: there is no checkpoint; it is damaged, of another run, or does not fit the
-            config; a folder names an encoder that is neither raymaml's nor of a library, or that
+            config; it is of a pretraining, and the head does not start at zero; a folder names an encoder that is neither raymaml's nor of a library, or that
             library is not installed; or an older checkpoint needs its bank for the moments, and
             that is not there.
     """
@@ -76,6 +76,11 @@ def open_trained(
     require_of_its_run(path)
     card = read_card(path)
     config = where if isinstance(where, Config) else _config_of(path)
+    if config.stage == "pretrain" and config.model.head != "zero":
+        raise UserError(
+            f"{path}: is of a pretraining, whose head knows the classes of training alone",
+            remedy=f"give the run that starts from it (model.weights: {path.parent})",
+        )
     channels, _, width = card.image_shape
     ways = config.episodes.test.num_ways
     require_same_model(path, config.model, ways, (channels, config.data.image_size, width))

@@ -28,6 +28,7 @@ from raymaml.training.images import LabelledImages
 from raymaml.training.metrics import METRICS_FILE, read_metrics
 from raymaml.training.run import open_run
 from raymaml.training.state import build_classifier, load_params
+from raymaml.training.trained import open_trained
 
 SECTION = (
     "pretrain={num_steps: 5, batch_size: 12, slice_size: 4, lr: 0.01, log_every: 1,"
@@ -168,6 +169,19 @@ def test_the_command_resumes_and_its_run_folder_names_the_run(make_config: Any) 
     again = CliRunner().invoke(main, ["train", str(folder / "config.yaml"), "--local"])
     assert again.output.splitlines() == [last]
     assert json.loads((folder / "run.json").read_text("utf-8"))["stage"] == "pretrain"
+
+
+@pytest.mark.parametrize("head", ["zero", "shared", "learned"])
+def test_a_pretraining_is_a_model_for_use_where_the_head_starts_at_zero(
+    make_config: Any, head: str
+) -> None:
+    folder = run(make_config("tiny", SECTION, f"model.head={head}").pretraining)
+    if head == "zero":
+        weights = weights_of(find_checkpoint(folder, "best"), CPU)
+        assert torch.equal(open_trained(folder, CPU).learner.params[FIRST], weights[FIRST])
+        return
+    with pytest.raises(UserError, match=rf"is of a pretraining.*weights: {folder}\)"):
+        open_trained(folder, CPU)
 
 
 def test_what_does_not_decide_its_weights_may_change(make_config: Any) -> None:
