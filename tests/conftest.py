@@ -6,12 +6,14 @@ Everything is a function of fixed seeds. 16x16 is the smallest image that ConvNe
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,3 +153,25 @@ def s3(s3_server: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert is_remote(bucket)
     bucket.mkdir(exist_ok=True)
     return bucket / tmp_path.name
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by its own driver; skipped where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program, driver = (
+        next(filter(None, map(shutil.which, names)), None),
+        shutil.which("chromedriver"),
+    )
+    if program is None or driver is None:
+        pytest.skip("no chromium and chromedriver on the PATH (Debian: chromium chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()

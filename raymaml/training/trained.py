@@ -68,9 +68,9 @@ def open_trained(
 
     Raises:
         UserError: there is no checkpoint; it is damaged, of another run, or does not fit the
-            config; it is of a pretraining, and the head does not start at zero; a folder names an encoder that is neither raymaml's nor of a library, or that
-            library is not installed; or an older checkpoint needs its bank for the moments, and
-            that is not there.
+            config; it is of a pretraining, and the head does not start at zero; a folder names an
+            encoder that is neither raymaml's nor of a library, or that library is not installed; or
+            an older checkpoint needs its bank for the moments, and that is not there.
     """
     path, device = _checkpoint(where, which), torch.device(device)
     require_of_its_run(path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from helpers_predict import INDUCTIVE, config_file, draw, draw_classes, predict,
 
 from raymaml.classify.page import Tally, page
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 EMPTY_IMAGES = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
 ORDER = """
 return [...document.querySelectorAll(".predicted")].map(part =>
@@ -85,25 +82,6 @@ def test_the_page_needs_nothing_else_and_escapes_names(made: Path) -> None:
     assert "&lt;b&gt;ant" in text
     assert NASTY not in text
     assert "&lt;u&gt;.png</strong> is not a readable image (unknown format)" in text
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """A headless Chromium, driven by its own driver."""
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no chromium and chromedriver on the PATH (Debian: chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 def test_the_page_renders_and_fits(browser: Any, made: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from raymaml.evaluation.records import records_table
 from raymaml.evaluation.results import ArmResult, Protocol
 from raymaml.reports.write import write_report
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TABLES_OUTSIDE = """
 return [...document.querySelectorAll("table")].filter(box =>
   box.getBoundingClientRect().right > document.documentElement.clientWidth + 1
@@ -41,25 +38,6 @@ const results = [...document.querySelectorAll("h2")].find(each => each.innerText
 return document.images[0].compareDocumentPosition(results) & Node.DOCUMENT_POSITION_FOLLOWING
 """
 EMPTY_IMAGES = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium, driven by its own driver."""
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no chromium and chromedriver on the PATH (Debian: chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 @pytest.fixture(scope="module")
