@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from raymaml.meta.calls import alone
 from raymaml.meta.forward import Passes
 from raymaml.meta.inner_loop import Fast
 from raymaml.meta.learner import MetaLearner
+from raymaml.meta.losses import balanced_cross_entropy
 from raymaml.types import Episode
 
 
 @alone()
 def adapted(learner: MetaLearner, support_x: Tensor, support_y: Tensor) -> Fast:
     """Adapt to a support set, as ``MetaLearner.predict`` does.
+
+    Where classes have different numbers of images, which no episode of training has, cross-entropy
+    weighs the classes equally. Else few steps at a high rate would teach the head how often a class
+    comes, and a class with one image less would hardly be predicted.
 
     Args:
         learner: adapts by its ``test_inner``.
@@ -30,6 +37,10 @@ def adapted(learner: MetaLearner, support_x: Tensor, support_y: Tensor) -> Fast:
         support_x=support_x, support_y=support_y, query_x=support_x, query_y=support_y
     )
     episode = episode.channels_last() if learner.channels_last else episode
+    counts = support_y.bincount()
+    if learner.loss_fn is F.cross_entropy and not bool((counts == counts[0]).all()):
+        learner = copy.copy(learner)  # of the same model
+        learner.loss_fn = balanced_cross_entropy(counts)
     *_, fast = learner.adapt(episode)
     params = {name: value.detach() for name, value in fast.params.items()}
     with torch.no_grad():

@@ -16,6 +16,12 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 """(outputs ``[B, ...]``, targets ``[B, ...]``) -> the loss of one set, a number."""
 
 
+def balanced_cross_entropy(counts: Tensor) -> LossFn:
+    """Return the mean over classes of the mean cross-entropy of each, of ``counts`` images: [N]."""
+    shares = 1 / counts
+    return lambda outputs, targets: F.cross_entropy(outputs, targets, shares.to(outputs.dtype))
+
+
 def require_targets(loss_fn: LossFn, targets: Tensor) -> None:
     """Raise a ``UserError`` for floating-point targets of cross-entropy: of one column it is 0."""
     if loss_fn is F.cross_entropy and targets.is_floating_point():

@@ -126,6 +126,20 @@ def test_any_labels(make_config: MakeConfig, labels: Any) -> None:
 
 
 @pytest.mark.parametrize("norm", ["context", "transductive"])
+def test_classes_weigh_the_same_however_many_images_they_have(
+    make_config: MakeConfig, norm: str
+) -> None:
+    """At a head of zeros each of three classes has 1/3: one step leaves the biases where they are.
+
+    A mean over images would move them by lr * (n / 6 - 1/3), for n = 3, 2, 1.
+    """
+    found = classifier(make_config, f"model.norm={norm}", "inner.num_steps=1", "inner.head_lr=1")
+    adapted_to = found.fit(*images((3, 2, 1)))._fitted().fast.params
+    assert adapted_to["head.bias"].abs().max() < 1e-6
+    assert adapted_to["head.weight"].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("norm", ["context", "transductive"])
 def test_leave_one_out_adapts_to_the_others(make_config: MakeConfig, norm: str) -> None:
     """A transductive model judges the image among the others, any other model alone."""
     found = classifier(make_config, f"model.norm={norm}", "seed=4")  # alone, none is right
