@@ -24,6 +24,7 @@ BATCH = 16
 """Images in a pass of an inductive model. Some kernels round by the size of the batch, so that the
 last batch is filled up to it."""
 MOST_FOLDS = 50
+_GENTLER = "take a lower rate, or fewer steps"
 Pixels = NDArray[np.uint8]
 """[n, H, W, C], as ``Preprocessing.pixels`` gives them."""
 
@@ -62,6 +63,9 @@ class Adaptation:
         Args:
             pixels: of the images.
             group: images that a transductive model judges together; None: all.
+
+        Raises:
+            UserError: a probability is not finite.
         """
         size = (group or len(pixels)) if self.is_transductive else BATCH
         found = np.empty((len(pixels), len(self.shots)))
@@ -72,6 +76,8 @@ class Adaptation:
                 images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - count))
             logits = query_logits(self.trained.learner, self.fast, images)[:count]
             found[first : first + count] = logits.double().softmax(1).cpu().numpy()
+        if not np.isfinite(found).all():
+            raise UserError("evaluation.inner: probabilities are not finite", remedy=_GENTLER)
         return found
 
 
@@ -94,10 +100,7 @@ def adapt(trained: TrainedModel, pixels: Pixels, numbers: NDArray[np.int64]) -> 
     images = _tensor(trained, pixels)
     fast = adapted(trained.learner, images, torch.from_numpy(numbers).to(images.device))
     if not all(bool(value.isfinite().all()) for value in fast.params.values()):
-        raise UserError(
-            "evaluation.inner: the adapted weights are not finite",
-            remedy="take a lower rate, or fewer steps",
-        )
+        raise UserError("evaluation.inner: the adapted weights are not finite", remedy=_GENTLER)
     return Adaptation(trained=trained, fast=fast, shots=tuple(np.bincount(numbers).tolist()))
 
 
@@ -106,11 +109,15 @@ def leave_one_out(
 ) -> LeaveOneOut | None:
     """Predict each image, or ``MOST_FOLDS`` drawn by the seed, by an adaptation to all others.
 
-    A transductive model judges it together with the others; any other model judges it alone.
+    A transductive model judges it together with the others; any other model judges it alone. Copies
+    of an image within a class count once: none is judged by its own copy.
 
     Returns:
         None where a class has one image, so that nothing can be estimated.
     """
+    pairs = zip(numbers.tolist(), pixels, strict=True)
+    last = {(way, image.tobytes()): index for index, (way, image) in enumerate(pairs)}
+    pixels, numbers = (values[sorted(last.values())] for values in (pixels, numbers))
     if np.bincount(numbers).min() < 2:
         return None
     folds = min(len(numbers), MOST_FOLDS)

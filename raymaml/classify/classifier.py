@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raymaml.classify.adaptation import Adaptation, LeaveOneOut, Pixels, adapt, leave_one_out
 from raymaml.classify.export import export
-from raymaml.classify.inputs import InputError, classes_of, pixels_of
+from raymaml.classify.inputs import InputError, classes_of, labels_of, pixels_of
 from raymaml.classify.saved import Saved, is_saved, read_classifier, write_classifier
 from raymaml.common.errors import UserError, did_you_mean
 from raymaml.config.load import load_config
@@ -195,8 +195,13 @@ class FewShotClassifier:
         return self._fitted().digest
 
     def score(self, images: Any, labels: Any) -> float:
-        """Return the share of images whose class is predicted."""
-        return float(np.mean(self.predict(images) == np.asarray(labels)))
+        """Return the share of images whose class is predicted.
+
+        Raises:
+            UserError: as ``predict_proba``, or there is not a label for each image.
+        """
+        found = self.predict(images)
+        return float(np.mean(found == labels_of(labels, len(found))))
 
     def leave_one_out(self, *, seed: int = 0) -> LeaveOneOut | None:
         """Estimate the accuracy from the support images alone.

@@ -49,12 +49,11 @@ def pixels_of(images: Any, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     return found
 
 
-def classes_of(labels: Any, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the sorted classes [N], and the class of each of ``count`` images, [n] in 0..N-1.
+def labels_of(labels: Any, count: int) -> NDArray[Any]:
+    """Return the labels of ``count`` images, [n].
 
     Raises:
-        InputError: there are other than ``count`` labels, or less than two classes; or labels are
-            of a type that names no class.
+        InputError: there are other than ``count`` labels.
     """
     values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if values.ndim != 1 or len(values) != count:
@@ -62,6 +61,17 @@ def classes_of(labels: Any, count: int) -> tuple[NDArray[Any], NDArray[np.int64]
             f"labels: are of shape {list(values.shape)}, for {count} images",
             remedy="give a label for each image",
         )
+    return values
+
+
+def classes_of(labels: Any, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the sorted classes [N], and the class of each of ``count`` images, [n] in 0..N-1.
+
+    Raises:
+        InputError: there are other than ``count`` labels, or less than two classes; or labels are
+            of a type that names no class.
+    """
+    values = labels_of(labels, count)
     if values.dtype.kind in "fc" and not np.array_equal(values, np.round(values)):
         raise InputError(
             f"labels: Unknown label type: {values.dtype}, with values that are no whole numbers",

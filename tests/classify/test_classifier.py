@@ -204,6 +204,33 @@ def test_all_images_that_cannot_be_read_are_named(make_config: MakeConfig, tmp_p
             classifier(make_config).fit(wrong, ["a", "b"])
 
 
+def test_copies_of_an_image_do_not_recognise_each_other(make_config: MakeConfig) -> None:
+    """Each picture counts once in a class, so that none is judged by its own copy."""
+    pixels, labels = images((3, 2, 2))
+    found = classifier(make_config, "seed=4")
+    alone = found.fit(pixels, labels).leave_one_out()
+    again = np.tile(pixels, (3, 1, 1, 1))
+    assert found.fit(again, np.tile(labels, 3)).leave_one_out() == alone
+    one = np.repeat(images((1, 1))[0], 2, axis=0)
+    assert found.fit(one, ["a", "a", "b", "b"]).leave_one_out() is None
+
+
+def test_probabilities_that_are_not_finite_are_named(make_config: MakeConfig) -> None:
+    found = classifier(make_config, "inner.lr=1e30", "inner.num_steps=1").fit(*images((2, 2)))
+    for weight in found._fitted().fast.params.values():
+        weight.fill_(1e38)
+    with pytest.raises(UserError, match="probabilities are not finite; take a lower rate"):
+        found.predict(images((1,))[0])
+
+
+@pytest.mark.parametrize("labels", [["a"], [["a"], ["a"], ["b"]]])
+def test_a_score_needs_a_label_for_each_image(make_config: MakeConfig, labels: Any) -> None:
+    pixels, right = images((2, 1))
+    found = classifier(make_config).fit(pixels, right)
+    with pytest.raises(UserError, match=r"labels: are of shape .*, for 3 images; give a label"):
+        found.score(pixels, labels)
+
+
 def test_weights_that_are_not_finite_are_named(make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match="the adapted weights are not finite"):
         classifier(make_config, "inner.lr=1e38", "inner.num_steps=5").fit(*images((2, 2)))
