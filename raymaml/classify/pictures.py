@@ -27,6 +27,11 @@ Support = dict[str, list["Picture"]]
 """Class name -> its pictures."""
 
 
+def writable(name: str) -> str:
+    """Return a name as text that can be written: bytes that are no text are escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 class Picture(NamedTuple):
     """A picture that is listed and not yet read."""
 
@@ -36,8 +41,8 @@ class Picture(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The path as text that can be written: bytes that are no text are escapes."""
-        return self.path.encode("utf-8", "backslashreplace").decode()
+        """The path as ``writable``."""
+        return writable(self.path)
 
 
 def list_images(texts: Sequence[str], echo: Callable[[str], None]) -> list[Picture]:
@@ -218,7 +223,9 @@ def _class_folders(folder: Place, echo: Callable[[str], None]) -> Support:
         return support
     left_out = LeftOut(list)
     for each in folders_in(folder):
-        support[each.name] = [Picture(str(path), path) for path in images_in(each, left_out)]
+        support[writable(each.name)] = [
+            Picture(str(path), path) for path in images_in(each, left_out)
+        ]
     _tell(left_out, folder, echo)
     return support
 

@@ -90,7 +90,7 @@ def predict(request: Request, run: Run | None, echo: Echo) -> str:
     record = _record(prediction, support)
     if folder:
         check_folder(request.out, record)
-    lines = list(_remarks(prediction, support))
+    lines = list(_remarks(prediction, shown))
     for line in lines:
         echo(line)
     tally = Tally(classes=prediction.classes, most_shown=MOST_SHOWN if request.html else 0)
@@ -180,16 +180,17 @@ def _fit(classifier: FewShotClassifier, support: Support) -> dict[str, list[tupl
     return shown
 
 
-def _remarks(prediction: Prediction, support: Support) -> Iterator[str]:
+def _remarks(prediction: Prediction, shown: dict[str, list[tuple[str, Pixels]]]) -> Iterator[str]:
     """Yield what is known of the accuracy, and the warning of a transductive model."""
     classifier = prediction.classifier
-    if support:
+    if shown:
         found = classifier.leave_one_out()
         if found is None:
-            few = min(support, key=lambda name: len(support[name]))
+            few = min(shown, key=lambda name: len({image.tobytes() for _, image in shown[name]}))
+            copies = ", the others are copies" if len(shown[few]) > 1 else ""
             yield (
-                f"accuracy: nothing can be estimated, since class {few} has one support image;"
-                " give two or more of each class"
+                f"accuracy: nothing can be estimated, since class {few} has one support image"
+                f"{copies}; give two or more of each class"
             )
         else:
             low, high = found.interval.low, found.interval.high
@@ -207,6 +208,7 @@ def _record(prediction: Prediction, support: Support) -> dict[str, object]:
     trained, reader = prediction.classifier.trained, prediction.reader
     settings = {"model": trained.config.model, "inner": trained.config.test_inner}
     model = {name: each.model_dump(mode="json") for name, each in settings.items()}
+    model["precision"] = trained.config.cluster.precision
     shots = {name: sorted(map(content_key, own)) for name, own in support.items()}
     pictures = hashlib.sha256()
     for picture in reader.pictures:

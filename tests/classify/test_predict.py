@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,26 @@ def test_pictures_of_new_classes(run: Config, here: Path) -> None:
 
 
 def test_one_image_a_class_gives_no_estimate(run: Config, here: Path) -> None:
-    (here / "labelled/bee/1.png").unlink()
-    lines = predict(*usual(run, "--out", "found.csv")).output.splitlines()
-    assert lines[0] == (
-        "accuracy: nothing can be estimated, since class bee has one support image; give two or"
-        " more of each class"
-    )
+    first, second = (here / f"labelled/bee/{number}.png" for number in (0, 1))
+    second.write_bytes(first.read_bytes())
+    start = "accuracy: nothing can be estimated, since class bee has one support image"
+    for copies, out in ((", the others are copies", "1.csv"), ("", "2.csv")):
+        line = predict(*usual(run, "--out", out)).output.splitlines()[0]
+        assert line == f"{start}{copies}; give two or more of each class"
+        second.unlink(missing_ok=True)
+
+
+def test_names_may_hold_any_bytes(run: Config, here: Path) -> None:
+    (here / "labelled" / "ant").rename(here / "labelled" / os.fsdecode(b'a,"\r\n\xff'))
+    (here / "new" / "ant-0.png").rename(here / "new" / os.fsdecode(b"0\r\xfe.png"))
+    for out in ("found.csv", "found.parquet"):
+        predict(*usual(run, "--out", out))
+    found = rows_of(here / "found.csv")
+    assert len(found) == 9
+    assert found[0]["path"] == "new/0\r\\xfe.png"
+    assert list(found[0])[4:] == ['p_a,"\r\n\\xff', "p_bee", "p_cow"]
+    texts = as_text(pq.read_table("found.parquet")).to_pylist()
+    assert [{name: text or "" for name, text in row.items()} for row in texts] == found
 
 
 def test_parquet_lists_and_a_run_folder_give_the_same_rows(run: Config, here: Path) -> None:
@@ -153,6 +168,8 @@ def test_a_folder_goes_on_where_it_was_cut_off(
     )
     (here / "labelled" / "ant" / "more.png").unlink()
     other = usual(run, "evaluation.inner.num_steps=1", "--out", "shards")
+    assert "begun with another model;" in predict(*other, code=2).stderr
+    other = usual(run, "cluster.precision=bf16", "--out", "shards")
     assert "begun with another model;" in predict(*other, code=2).stderr
     assert [parts[number].stat().st_mtime_ns for number in (0, 2)] == before
 
