@@ -21,7 +21,7 @@ from raymaml.training.tensor_file import is_plain
 _ENCODER = "encoder."
 _MOMENTS = {"mean": "running_mean", "var": "running_var"}
 """Names of a policy's running moments -> those of ``nn.BatchNorm2d``."""
-_OF_BATCH_NORM = {"running_mean", "running_var", "num_batches_tracked"}
+_OF_BATCH_NORM = set(_MOMENTS.values())
 _REMEDY = "take the encoder, width and image channels that they were trained with"
 
 
@@ -59,7 +59,7 @@ def copy_matching(model: nn.Module, content: object, where: str) -> str:
     copied, lacking, misfits = dict[str, str](), list[str](), list[str]()
     for name, theirs in found.names.items():
         value = found.tensors.get(theirs)
-        if value is None:
+        if value is None or value.is_floating_point() != own[name].is_floating_point():
             lacking.append(name)
         elif value.shape != own[name].shape:
             has, needs = list(value.shape), list(own[name].shape)
@@ -140,7 +140,7 @@ def _states(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
                 {
                     str(name): value
                     for name, value in tree.items()
-                    if is_plain(value) and torch.is_floating_point(value)
+                    if is_plain(value) and _leaf(str(name)) != "num_batches_tracked"
                 },
             )
 

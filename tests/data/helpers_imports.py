@@ -139,6 +139,7 @@ def import_source(
     *,
     ways: int = 2,
     images: int = 2,
+    fit_queries: bool = False,
     tell: Callable[[str], object] = str,
     **changes: Any,
 ) -> ImageBank:
@@ -146,7 +147,8 @@ def import_source(
     bank, spec = folder / "bank", spec_of(ways, 1, images - 1, 1)
     source = SOURCES.validate_python({"kind": kind, "path": path} | changes)
     data = DataConfig(source=source, bank=bank, shards=folder / "shards", image_size=size)
-    return import_bank(data, AllEpisodes(train=spec, val=spec, test=spec), tell)
+    episodes = AllEpisodes(train=spec, val=spec, test=spec, fit_queries=fit_queries)
+    return import_bank(data, episodes, tell)
 
 
 def save_halves(path: Path, width: int = 30, height: int = 20, **options: Any) -> Path:

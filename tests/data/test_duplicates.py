@@ -230,6 +230,12 @@ def test_drop_names_classes_that_become_too_small(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_fewer_queries_fit_what_is_left_without_copies(tmp_path: Path) -> None:
+    """Of two equal pictures of train/b one stays: it has 3, and 1 shot leaves 2 queries."""
+    bank = run(tmp_path, [], images=4, fit_queries=True)
+    assert counts(bank)["b"] == 3
+
+
 def test_refuse_imports_nothing_and_names_all(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         run(tmp_path, [], duplicates="refuse")

@@ -112,6 +112,16 @@ def test_a_head_is_taken_where_it_fits_and_left_over_where_not() -> None:
     assert "; left over head.weight, fc.bias;" in text
 
 
+def test_a_whole_number_of_the_encoder_is_taken_as_it_is() -> None:
+    """As ``relative_position_index`` of torchvision's Swin; a weight is never taken from one."""
+    network = build_model(ModelConfig(width=4), image_shape=SHAPE, num_ways=3, seed=0)
+    network.encoder.register_buffer("order", torch.tensor([0, 1]))
+    copy_matching(network, prefixed("module.", state() | {"order": torch.tensor([1, 0])}), "f")
+    assert network.encoder.get_buffer("order").tolist() == [1, 0]
+    wrong = state() | {"conv2.conv.bias": torch.tensor([1, 2, 3, 4])}
+    assert refused(wrong).startswith("model.weights: file.pt lacks 1 of the 16 weights of the enc")
+
+
 def test_the_encoder_must_be_there_as_a_whole() -> None:
     some = {name: value for name, value in state().items() if not name.startswith("conv2.")}
     problem = refused(some)

@@ -19,7 +19,7 @@ from raymaml.data.bank_format import IMAGES_FILE, ClassImages, Duplicates, write
 from raymaml.data.duplicates import Fingerprints, name_in, survey
 from raymaml.data.importers import plan as planning
 from raymaml.data.importers.plan import ImportPlan
-from raymaml.data.sampling import fit_problems
+from raymaml.data.sampling import fit_problems, fitted
 
 REMEDY = "data.source.duplicates: drop takes them out of train and val, and keeps test whole"
 AS_PUBLISHED = (
@@ -87,7 +87,7 @@ def _rewrite(bank: ImageBank, kept: NDArray[np.bool_], episodes: AllEpisodes) ->
     problems = []
     for split in SPLITS:
         counts = {each.name: len(rows) for each, rows in pairs if each.split == split}
-        problems += fit_problems(episodes.of(split), split, counts)
+        problems += fit_problems(fitted(episodes, split, counts.values()), split, counts)
     if problems:
         raise UserError(*(f"without copies, {each}" for each in problems))
     classes: Iterator[ClassImages] = (
