@@ -13,7 +13,7 @@ from torch import nn
 
 from raymaml.common.errors import UserError, reason_of
 from raymaml.config.explain import validated
-from raymaml.config.model import PRETRAINED, ModelConfig
+from raymaml.config.model import PRETRAIN, PRETRAINED, ModelConfig
 from raymaml.config.schema import Config
 from raymaml.data.bank_format import ImageShape
 from raymaml.layers import LOCK
@@ -33,6 +33,7 @@ from raymaml.training.checkpoint import (
 from raymaml.training.identity import read_run_file
 from raymaml.training.matching import copy_matching
 from raymaml.training.tensor_file import read_tensors, read_weights
+from raymaml.types import Params
 
 _CPU = torch.device("cpu")
 
@@ -182,9 +183,18 @@ def _source(model: ModelConfig, image_shape: ImageShape) -> _Source:
     if exists(place / CARD) or list_steps(place):
         path = place if exists(place / CARD) else find_checkpoint(place, "best")
         card = read_card(path)
-        return _Source(str(path), card.files[card.weights], partial(weights_of, path, _CPU))
+        stage = str(card.config.get("stage"))
+        return _Source(str(path), card.files[card.weights], partial(_of_run, path, stage))
     content = _content(place)
     return _Source(text, hashlib.sha256(content).hexdigest(), partial(_tensors, text, content))
+
+
+def _of_run(path: Place, stage: str) -> Params:
+    """Load a checkpoint; the head of a pretraining gets a name by which it is left over."""
+    weights = weights_of(path, _CPU)
+    if stage != PRETRAIN:
+        return weights
+    return {f"{stage}.{n}" if n.startswith("head.") else n: each for n, each in weights.items()}
 
 
 def _content(place: Place) -> bytes:

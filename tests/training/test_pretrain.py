@@ -22,6 +22,7 @@ from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.meta.plain import plain_gradients
+from raymaml.models import build_model
 from raymaml.training.checkpoint import find_checkpoint, read_card, weights_of
 from raymaml.training.data import open_training_data
 from raymaml.training.images import LabelledImages
@@ -29,6 +30,7 @@ from raymaml.training.metrics import METRICS_FILE, read_metrics
 from raymaml.training.run import open_run
 from raymaml.training.state import build_classifier, load_params
 from raymaml.training.trained import open_trained
+from raymaml.training.weights import start_from_weights
 
 SECTION = (
     "pretrain={num_steps: 5, batch_size: 12, slice_size: 4, lr: 0.01, log_every: 1,"
@@ -217,6 +219,17 @@ def test_training_starts_from_its_best_encoder(make_config: Any) -> None:
     assert not torch.equal(
         weights_of(find_checkpoint(last.run_folder, "last"), CPU)[FIRST], best[FIRST]
     )
+
+
+def test_its_head_is_left_behind_though_it_fits(make_config: Any) -> None:
+    """Of 12 training classes and 12 ways; the rows of an episode are other classes."""
+    config = make_config("tiny", SECTION, "model.weights=pretrain")
+    run(config.pretraining)
+    network = build_model(config.model, image_shape=(1, 16, 16), num_ways=12, seed=0)
+    before = network.head.weight.detach().clone()
+    start = start_from_weights(config, network, (1, 16, 16))
+    assert torch.equal(network.head.weight, before)
+    assert start.text.endswith("left over pretrain.head.bias, pretrain.head.weight")
 
 
 @pytest.mark.parametrize("by", ["word", "folder"])
