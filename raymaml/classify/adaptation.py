@@ -117,7 +117,8 @@ def leave_one_out(
     """
     pairs = zip(numbers.tolist(), pixels, strict=True)
     last = {(way, image.tobytes()): index for index, (way, image) in enumerate(pairs)}
-    pixels, numbers = (values[sorted(last.values())] for values in (pixels, numbers))
+    unlike = sorted(last.values())
+    pixels, numbers = pixels[unlike], numbers[unlike]
     if np.bincount(numbers).min() < 2:
         return None
     folds = min(len(numbers), MOST_FOLDS)

@@ -208,7 +208,7 @@ def _record(prediction: Prediction, support: Support) -> dict[str, object]:
     trained, reader = prediction.classifier.trained, prediction.reader
     settings = {"model": trained.config.model, "inner": trained.config.test_inner}
     model = {name: each.model_dump(mode="json") for name, each in settings.items()}
-    model["precision"] = trained.config.cluster.precision
+    model["cluster"] = {"precision": trained.config.cluster.precision}
     shots = {name: sorted(map(content_key, own)) for name, own in support.items()}
     pictures = hashlib.sha256()
     for picture in reader.pictures:
