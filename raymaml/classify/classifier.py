@@ -119,7 +119,9 @@ class FewShotClassifier:
         """A warning of a transductive model; empty for an inductive one."""
         if not self.trained.config.model.is_transductive:
             return ""
-        together = f"{self.group} images, in the given order" if self.group else "all images given"
+        together = "all images given"
+        if self.group:
+            together = f"up to {self.group} images, in the given order"
         return (
             "model.norm is transductive: the answer for an image depends on the images that are"
             f" judged with it, here {together}; a model with norm context judges each alone"
@@ -272,6 +274,8 @@ def _opened(
 ) -> tuple[TrainedModel, Saved | None]:
     if isinstance(model, TrainedModel):
         return model, None
+    if which not in (None, "best", "last"):
+        raise InputError(f"which: is {which!r}", remedy="give best, last or None")
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         _ = torch.empty(0, device=device)

@@ -72,7 +72,7 @@ def classes_of(labels: Any, count: int) -> tuple[NDArray[Any], NDArray[np.int64]
             of a type that names no class.
     """
     values = labels_of(labels, count)
-    if values.dtype.kind in "fc" and not np.array_equal(values, np.round(values)):
+    if values.dtype.kind in "fc" and not (np.isfinite(values) & (values == np.round(values))).all():
         raise InputError(
             f"labels: Unknown label type: {values.dtype}, with values that are no whole numbers",
             remedy="give texts or whole numbers",

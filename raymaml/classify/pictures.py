@@ -79,9 +79,8 @@ def _listed(text: str, mistakes: Mistakes, echo: Callable[[str], None]) -> list[
                 remedy="give a folder, a picture, a CSV (path), or a pattern in quotes",
             )
     if not pictures:
-        raise UserError(
-            f"--images: {text} has no pictures that Pillow reads", remedy="give another place"
-        )
+        lacks = "has no pictures that Pillow reads" if place.is_dir() else "matches no file"
+        raise UserError(f"--images: {text} {lacks}", remedy="give another place")
     return pictures
 
 

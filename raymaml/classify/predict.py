@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -11,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from raymaml.classify.classifier import FewShotClassifier
@@ -181,10 +184,13 @@ def _fit(classifier: FewShotClassifier, support: Support) -> dict[str, list[tupl
 
 
 def _remarks(prediction: Prediction, shown: dict[str, list[tuple[str, Pixels]]]) -> Iterator[str]:
-    """Yield what is known of the accuracy, and the warning of a transductive model."""
-    classifier = prediction.classifier
+    """Yield the model, what is known of the accuracy, and the warning of a transductive model."""
+    classifier, trained = prediction.classifier, prediction.classifier.trained
+    of = f"of {trained.config.steps.num_steps:,} outer steps"
+    yield f"model: {trained.config.name}, {trained.checkpoint} {of}"
     if shown:
-        found = classifier.leave_one_out()
+        with _threads(len(os.sched_getaffinity(0))):
+            found = classifier.leave_one_out()
         if found is None:
             few = min(shown, key=lambda name: len({image.tobytes() for _, image in shown[name]}))
             copies = ", the others are copies" if len(shown[few]) > 1 else ""
@@ -201,6 +207,17 @@ def _remarks(prediction: Prediction, shown: dict[str, list[tuple[str, Pixels]]])
             )
     if classifier.caution:
         yield f"warning: {classifier.caution}"
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let PyTorch use `count` threads in the block, or more if it does already."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(count, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _record(prediction: Prediction, support: Support) -> dict[str, object]:

@@ -103,7 +103,8 @@ def _best_match(model: nn.Module, content: object, where: str) -> _Match:
     others = [name for name in ours if name not in plain]
     schemes = [spelled] if plain == spelled else [spelled, plain]
     found = [each for names in schemes for each in _matches(content, names, others)]
-    best = max(found, key=lambda match: match.hits, default=_Match({}, spelled, {}, 0, ""))
+    first = next((tensors for _, tensors in _states(content) if tensors), {})
+    best = max(found, key=lambda match: match.hits, default=_Match(first, spelled, {}, 0, ""))
     equal = {match.place: match for match in found if match.hits == best.hits}
     if len(equal) > 1 and 2 * best.hits > len(encoder):
         raise UserError(

@@ -118,6 +118,8 @@ def create_encoder(
         UserError: there is no such encoder or option, or the weights or the norm do not fit.
     """
     tree = {"encoder": name, "weights": weights, **options}
+    if strange := options.keys() - {"width", "encoder_args", "norm_eps", "norm_momentum"}:
+        raise UserError(f"create_encoder: has no option {', '.join(sorted(strange))}")
     model = validated(ModelConfig, tree, "create_encoder")
     network = plain_model(model, image_shape=image_shape, num_ways=1, seed=seed)
     if model.weights is not None:

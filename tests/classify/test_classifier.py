@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_a_transductive_model_judges_groups_in_order_and_warns(make_config: Make
     queries, _ = images((5, 5))
     with pytest.warns(UserWarning, match="here all images given"):
         together = found.predict_proba(queries)
-    with pytest.warns(UserWarning, match="here 4 images, in the given order"):
+    with pytest.warns(UserWarning, match="here up to 4 images, in the given order"):
         grouped = found.set_params(group=4).predict_proba(queries)
     assert np.abs(grouped - together).max() > 1e-3
     assert_array_equal(grouped, np.concatenate([
@@ -177,6 +178,8 @@ def test_of_many_images_some_are_left_out(
         ((), 2, ["a"], "labels: are of shape [1], for 2 images"),
         ((), 2, ["a", "a"], "labels: hold one class, 'a'"),
         ((), 2, [0.5, 1], "labels: Unknown label type: float64"),
+        ((), 2, [math.nan, 1], "labels: Unknown label type: float64"),
+        ((), 2, [math.inf, 1], "labels: Unknown label type: float64"),
         ((), 2, np.array([None, "a"], dtype=object), "labels: '<' not supported"),
         ((), 0, [], "labels: hold no class"),
         (("model.head=learned",), 2, [1, 2], "labels: hold 2 classes, and the model has a learned"
@@ -191,6 +194,11 @@ def test_labels_that_do_not_fit(
     assert str(caught.value).startswith(message)
 
 
+def test_a_misspelt_checkpoint_is_a_mistake() -> None:
+    with pytest.raises(UserError, match="which: is 'beste'; give best, last or None"):
+        raymaml.FewShotClassifier.load("runs/x", which="beste")
+
+
 def test_all_images_that_cannot_be_read_are_named(make_config: MakeConfig, tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("no image")
@@ -199,6 +207,7 @@ def test_all_images_that_cannot_be_read_are_named(make_config: MakeConfig, tmp_p
         classifier(make_config).fit(given, ["a", "b", "c", "d"])
     named = [problem.split(":")[0] for problem in caught.value.problems]
     assert named == ["images[1]", "images[2]", "images[3]"]
+    assert caught.value.problems[1].endswith("absent.png: does not exist; mend the path")
     for wrong in ("text.png", 3, np.zeros((2, 2))):
         with pytest.raises(UserError, match=r"^images: is of"):
             classifier(make_config).fit(wrong, ["a", "b"])

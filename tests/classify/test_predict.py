@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,11 @@ def expected(config: Config, paths: list[str]) -> Any:
 def test_pictures_of_new_classes(run: Config, here: Path) -> None:
     (here / "new" / "broken.png").write_text("this is text")
     lines = predict(*usual(run, "--out", "found.csv")).output.splitlines()
-    assert lines[0].startswith("leave-one-out accuracy on the support set: ")
-    assert lines[0].endswith(", 6 folds)")
-    assert lines[1:] == ["9 pictures predicted, of 3 classes, 1 could not be read: found.csv"]
+    steps = f"of {run.outer.num_steps} outer steps"
+    assert re.fullmatch(rf"model: {run.name}, checkpoint_\d+ {steps}", lines[0])
+    assert lines[1].startswith("leave-one-out accuracy on the support set: ")
+    assert lines[1].endswith(", 6 folds)")
+    assert lines[2:] == ["9 pictures predicted, of 3 classes, 1 could not be read: found.csv"]
     found = rows_of(here / "found.csv")
     assert list(found[0]) == COLUMNS
     assert [row["path"] for row in found] == sorted(map(str, Path("new").iterdir()))
@@ -90,7 +93,7 @@ def test_one_image_a_class_gives_no_estimate(run: Config, here: Path) -> None:
     second.write_bytes(first.read_bytes())
     start = "accuracy: nothing can be estimated, since class bee has one support image"
     for copies, out in ((", the others are copies", "1.csv"), ("", "2.csv")):
-        line = predict(*usual(run, "--out", out)).output.splitlines()[0]
+        line = predict(*usual(run, "--out", out)).output.splitlines()[1]
         assert line == f"{start}{copies}; give two or more of each class"
         second.unlink(missing_ok=True)
 

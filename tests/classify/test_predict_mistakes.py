@@ -150,7 +150,7 @@ MISTAKES: dict[str, tuple[str, Mess, str]] = {
     "a pattern that matches nothing": (
         "{config} --support labelled --images 'new/*.jpg' --out found.csv",
         nothing,
-        "--images: new/*.jpg has no pictures that Pillow reads; give another place",
+        "--images: new/*.jpg matches no file; give another place",
     ),
     "a folder without pictures": (
         "{config} --support labelled --images empty --out found.csv",

@@ -153,3 +153,5 @@ def test_an_encoder_alone() -> None:
     assert sum(isinstance(module, PassAware) for module in policy.modules()) == 4
     with pytest.raises(raymaml.UserError, match="did you mean convnet4"):
         raymaml.create_encoder("convnet5")
+    with pytest.raises(raymaml.UserError, match="create_encoder: has no option head"):
+        raymaml.create_encoder("convnet4", head="zero")

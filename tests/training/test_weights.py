@@ -127,7 +127,9 @@ def test_the_encoder_must_be_there_as_a_whole() -> None:
     problem = refused(some)
     assert "file.pt lacks 4 of the 16 weights of the encoder: conv2.conv.weight, conv2." in problem
     assert "it holds conv1.conv.weight" in problem
-    assert "lacks 16 of the 16" in refused({"stem.weight": torch.zeros(2)})
+    problem = refused({"stem.weight": torch.zeros(2)})
+    assert "lacks 16 of the 16" in problem
+    assert "it holds stem.weight" in problem
     assert "lacks 16 of the 16" in refused([1, 2])
     assert "it holds nothing" in refused({})
 

@@ -84,6 +84,8 @@ def readable(name: str, most_pixels: int | None = None) -> Iterator[None]:
             f"{name}: is not a readable image ({size} exceeds {most_pixels or PIXELS})",
             remedy=f"scale it down, or {larger}",
         ) from None
+    except FileNotFoundError:
+        raise UserError(f"{name}: does not exist", remedy="mend the path") from None
     except Exception as error:  # Pillow has no list of the exceptions that damage raises
         # Pillow's own message for this one names an object in memory
         unknown = isinstance(error, UnidentifiedImageError)
