@@ -255,7 +255,7 @@ def test_a_model_that_does_not_adapt_is_not_judged_twice(trained: Any) -> None:
 SAVED = "runs/tiny: stopped before outer step 4 of 6, and saved; run the same command to go on"
 NO_END = (
     "raymaml: terminated: no step ended within cluster.grace_seconds, 0.05 s, of the signal;"
-    " run the same command again: it goes on from what is written"
+    " what is written is kept: run the same command to go on"
 )
 
 
@@ -311,7 +311,7 @@ def test_chunks_that_are_judged_are_kept(
     monkeypatch.setattr(Campaign, "judge", stopping)
     output = raymaml_("test", "--local", path, exit_code=128 + number).output
     assert output.splitlines()[-1] == (
-        f"raymaml: {word}; run the same command again: it goes on from what is written"
+        f"raymaml: {word}; what is written is kept: run the same command to go on"
     )
     monkeypatch.undo()
     (records,) = (config.run_folder / "test" / "model").iterdir()

@@ -138,7 +138,7 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except (KeyboardInterrupt, Terminated) as stop:
             terminated = isinstance(stop, Terminated)
             word = str(stop) or ("terminated" if terminated else "interrupted")
-            remedy = "run the same command again: it goes on from what is written"
+            remedy = "what is written is kept: run the same command to go on"
             say_line(f"raymaml: {word}; {remedy}", err=True)
             sys.exit(TERMINATED if terminated else INTERRUPTED)
 

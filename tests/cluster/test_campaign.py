@@ -177,7 +177,7 @@ def test_a_study_that_is_interrupted_and_killed_ends_in_the_records_of_one_that_
     command.interrupt()
     assert command.finish() == 130
     assert command.errors == (
-        "raymaml: interrupted; run the same command again: it goes on from what is written\n"
+        "raymaml: interrupted; what is written is kept: run the same command to go on\n"
     )
     ours = f"{folder}/kills: {SETTINGS} 1 episodes"
     judging = command.lines[command.lines.index(ours) + 1 :]

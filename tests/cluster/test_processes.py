@@ -153,7 +153,7 @@ def test_a_cluster_that_does_not_answer_is_one_message(tmp_path, make_config, st
     assert re.fullmatch(message, train.errors)
     assert doctor.errors == ""
     findings = json.loads("\n".join(doctor.lines))["findings"]
-    (finding,) = [each for each in findings if each["status"] == "fail"]
-    assert finding["what"] == "cluster"
+    (finding,) = [each for each in findings if each["what"] == "cluster"]
+    assert finding["status"] == "fail"
     assert finding["found"].startswith(problem)
     assert finding["remedy"] == remedy

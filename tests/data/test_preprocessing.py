@@ -145,7 +145,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         made().pixels(path)
     with pytest.raises(UserError, match="bytes: is not a readable image"):
         made().pixels(b"no picture")
-    with pytest.raises(UserError, match=r"missing\.png: is not a readable image"):
+    with pytest.raises(UserError, match=r"missing\.png: does not exist"):
         made().pixels(str(tmp_path / "missing.png"))
     with pytest.raises(UserError, match=r"exceeds 100\); scale it down"):
         made(max_pixels=100).pixels(save(noise(), tmp_path / "large.png"))

@@ -258,7 +258,7 @@ def test_one_config_pretrains_trains_and_tests_by_the_commands(make_config: Any,
     assert all(torch.equal(params[name], wanted[name]) for name in params if "encoder" in name)
     first, *_, last = outcome("train", 0)
     assert first.startswith(f"{config.run_folder}: starts from {best} (sha256 ")
-    assert first.endswith(": 16 tensors; left over head.bias, head.weight")
+    assert first.endswith(": 16 tensors; left over pretrain.head.bias, pretrain.head.weight")
     assert outcome("train", 0) == [last]
     headline, summary = outcome("test", 0)[-2:]
     assert " accuracy on 10 test episodes" in headline
