@@ -138,8 +138,15 @@ class FewShotClassifier:
             UserError: the model cannot be opened, images cannot be read, the labels do not fit
                 them, or the model has a learned head for another number of classes.
         """
+        return self.fit_pixels(pixels_of(images, self.preprocessing), labels)
+
+    def fit_pixels(self, pixels: Pixels, labels: Any) -> FewShotClassifier:
+        """As ``fit``, to pixels, uint8 [n, H, W, C], that ``preprocessing.pixels`` gave.
+
+        Raises:
+            UserError: as ``fit``, but for images.
+        """
         trained = self.trained
-        pixels = pixels_of(images, trained.preprocessing)
         classes, numbers = classes_of(labels, len(pixels))
         _require_ways(trained.config, len(classes))
         self._adaptation = adapt(trained, pixels, numbers)

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from raymaml.classify.adaptation import Adaptation, Pixels
 from raymaml.common.errors import UserError
-from raymaml.data.preprocessing import Preprocessing
+from raymaml.data.loader import scale_and_shift
 from raymaml.layers import OwnRules, PassAware
 from raymaml.storage.files import exists, replacing
 from raymaml.storage.place import Place
@@ -35,10 +35,10 @@ class _Network(nn.Module):
     def __init__(self, adaptation: Adaptation) -> None:
         super().__init__()
         self.model = _adapted_model(adaptation)
-        preprocessing: Preprocessing = adaptation.trained.preprocessing
-        mean, std = (torch.tensor(each) for each in (preprocessing.mean, preprocessing.std))
-        self.register_buffer("scale", (1 / (255 * std)).view(-1, 1, 1))
-        self.register_buffer("shift", (-mean / std).view(-1, 1, 1))
+        how = adaptation.trained.preprocessing
+        scale, shift = scale_and_shift(how.mean, how.std, torch.device("cpu"))
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Classify."""

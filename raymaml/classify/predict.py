@@ -179,7 +179,8 @@ def _fit(classifier: FewShotClassifier, support: Support) -> dict[str, list[tupl
                 pixels = classifier.preprocessing.pixels(picture.place)
                 shown[name].append((picture.name, pixels))
     if pairs:
-        classifier.fit([picture.place for _, picture in pairs], [name for name, _ in pairs])
+        pixels = np.stack([image for images in shown.values() for _, image in images])
+        classifier.fit_pixels(pixels, [name for name, _ in pairs])
     return shown
 
 

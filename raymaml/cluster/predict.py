@@ -24,7 +24,7 @@ from raymaml.cluster.runtime import call_in_thread, connected
 from raymaml.cluster.workers import READER_CPUS, plan_workers, worker_resources
 from raymaml.config.schema import ClusterConfig
 from raymaml.data.preprocessing import Preprocessing
-from raymaml.storage.place import Place, is_remote, to_place
+from raymaml.storage.place import Place, to_place
 from raymaml.training.settings import prepare_process
 
 
@@ -68,7 +68,7 @@ def predict_on_cluster(
             _Judge,
             fn_constructor_args=(
                 replace(prediction, reader=replace(reader, pictures=())),
-                _absolute(folder),
+                folder.absolute(),
                 cluster,
                 use_gpu,
             ),
@@ -95,17 +95,12 @@ def _follow(written: Any, count: int, echo: Callable[[str], None]) -> None:
             echo(f"{done:,} of {count:,} shards")
 
 
-def _absolute(place: Place) -> Place:
-    """Return a place that is the same in a process with another working directory."""
-    return place if is_remote(place) else place.absolute()
-
-
 def _task(number: int, pictures: Sequence[Picture]) -> dict[str, Any]:
     """Return a chunk as a row: names may hold any bytes, which no text of Arrow does."""
     return {
         "number": number,
         "names": [picture.name for picture in pictures],
-        "places": [os.fsencode(str(_absolute(picture.place))) for picture in pictures],
+        "places": [os.fsencode(str(picture.place.absolute())) for picture in pictures],
     }
 
 

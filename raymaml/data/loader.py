@@ -33,7 +33,7 @@ class Normalize:
 
         Fastest where the channels are planes in memory, as a bank gives them.
         """
-        scale, shift = _scale_and_shift(self.mean, self.std, pixels.device)
+        scale, shift = scale_and_shift(self.mean, self.std, pixels.device)
         planes = pixels.movedim(-1, -3)  # [..., C, H, W]
         images = _empty(planes.shape, pixels.device)
         flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
@@ -46,7 +46,7 @@ class Normalize:
 
 
 @functools.lru_cache(maxsize=16)
-def _scale_and_shift(
+def scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the factor and the summand that turn bytes into normalised values, [C, 1, 1] each."""

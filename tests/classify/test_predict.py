@@ -31,6 +31,7 @@ from PIL import Image
 from raymaml.classify import reading, rows
 from raymaml.classify.classifier import FewShotClassifier
 from raymaml.config.schema import Config
+from raymaml.data.preprocessing import Preprocessing
 from raymaml.storage.place import Place
 
 COLUMNS = ["path", "predicted", "probability", "error", "p_ant", "p_bee", "p_cow"]
@@ -86,6 +87,19 @@ def test_pictures_of_new_classes(run: Config, here: Path) -> None:
     right = [row["predicted"] == Path(row["path"]).name.split("-")[0] for row in good]
     assert sum(right) >= 6  # of 9; by chance 3
     assert {path.name for path in here.iterdir()} == {"labelled", "new", "found.csv"}
+
+
+def test_each_picture_is_read_once(
+    run: Config, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, pixels = list[Any](), Preprocessing.pixels
+    monkeypatch.setattr(
+        Preprocessing,
+        "pixels",
+        lambda self, picture: (read.append(picture), pixels(self, picture))[1],
+    )
+    predict(*usual(run, "--out", "found.csv"))
+    assert sorted(map(str, read)) == sorted(map(str, Path().glob("*/**/*.png")))
 
 
 def test_one_image_a_class_gives_no_estimate(run: Config, here: Path) -> None:
