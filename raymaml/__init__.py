@@ -31,15 +31,15 @@ if TYPE_CHECKING:  # for type checkers: the same names as in _HOMES
     from raymaml.library import report as report
     from raymaml.library import test as test
     from raymaml.library import train as train
-    from raymaml.meta.agreement import check_gradient as check_gradient
-    from raymaml.meta.features import features as features
-    from raymaml.meta.features import nearest_class_mean as nearest_class_mean
-    from raymaml.meta.features import predictor as predictor
     from raymaml.meta.learner import MetaLearner as MetaLearner
     from raymaml.models import build_model as build_model
     from raymaml.models import list_encoders as list_encoders
     from raymaml.models import list_norms as list_norms
     from raymaml.models.policies import apply_policies as apply_policies
+    from raymaml.training.agreement import check_gradient as check_gradient
+    from raymaml.training.features import features as features
+    from raymaml.training.features import nearest_class_mean as nearest_class_mean
+    from raymaml.training.features import predictor as predictor
     from raymaml.training.weights import create_encoder as create_encoder
     from raymaml.types import Episode as Episode
     from raymaml.types import EpisodeBatch as EpisodeBatch
@@ -52,8 +52,8 @@ _HOMES = {
     "evaluation.external": "judge load_learner",
     "evaluation.paired": "paired",
     "library": "Episodes ReportResult TrainResult episodes report test train",
-    "meta.agreement": "check_gradient",
-    "meta.features": "features nearest_class_mean predictor",
+    "training.agreement": "check_gradient",
+    "training.features": "features nearest_class_mean predictor",
     "meta.learner": "MetaLearner",
     "models": "build_model list_encoders list_norms",
     "models.policies": "apply_policies",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 LOCK = threading.RLock()
 """Held by every call of any learner in the process, and while a model is built. A pass puts other
@@ -109,3 +111,61 @@ class PassAware(OwnRules):
     """The query pass reads buffers that a context pass has written."""
     outlives_episodes: bool = False
     """The moments stay from one meta-batch to the next; otherwise each episode resets them."""
+
+
+StandIns = dict[int, Tensor]
+"""By ``id`` of the tensor that it replaces: one tensor under many names stays one tensor."""
+
+
+@contextmanager
+def standing_in(modules: Sequence[nn.Module], stand_ins: StandIns) -> Iterator[None]:
+    """Let ``modules``, all that the pass reaches, work on copies of their attributes in the block.
+
+    ``stand_ins`` replace parameters and buffers; every other tensor is copied.
+
+    ``torch.func.functional_call`` swaps tensors by name. It swaps a layer with two names twice, and
+    afterwards that layer holds the tensors of the pass, not its parameters. Here each module gets
+    another dictionary of attributes for the pass, and its own again afterwards, so whatever a pass
+    assigns (a buffer, a flag, an attribute of any kind) is gone with it, after an error too.
+    """
+    before = [(module, vars(module)) for module in modules]
+    stand_ins = dict(stand_ins)
+    try:
+        for module, attributes in before:
+            new = {
+                key: value if key in BOOKKEEPING else _copied(value, stand_ins)
+                for key, value in attributes.items()
+            }
+            # past __setattr__, which a user's module may define
+            object.__setattr__(module, "__dict__", new)
+        yield
+    finally:
+        for module, attributes in before:
+            object.__setattr__(module, "__dict__", attributes)
+
+
+def _copied(value: Any, stand_ins: StandIns) -> Any:
+    """Copy containers, replace tensors, and keep all else."""
+    if type(value) in ATOMS:
+        return value
+    if isinstance(value, Tensor):
+        if id(value) not in stand_ins:
+            stand_ins[id(value)] = value.clone()
+        return stand_ins[id(value)]
+    if isinstance(value, tuple | frozenset):
+        items = [_copied(item, stand_ins) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return getattr(type(value), "_make", type(value))(items)  # _make: of a namedtuple
+    if not isinstance(value, dict | list | set | deque):
+        return value
+    new = copy.copy(value)  # keeps a class that derives from these
+    if isinstance(new, dict):
+        new.update({key: _copied(item, stand_ins) for key, item in new.items()})
+    elif isinstance(new, list):
+        new[:] = [_copied(item, stand_ins) for item in new]
+    else:
+        items = [_copied(item, stand_ins) for item in new]
+        new.clear()
+        new.update(items) if isinstance(new, set) else new.extend(items)
+    return new

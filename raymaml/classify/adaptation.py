@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from raymaml.classify.adapted import adapted, query_logits
 from raymaml.common.errors import UserError
-from raymaml.meta.adapted import adapted, query_logits
 from raymaml.meta.inner_loop import Fast
 from raymaml.seeding import bit_stream, draw_without_replacement
 from raymaml.statistics.intervals import Interval, wilson_interval

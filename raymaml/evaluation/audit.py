@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
-from raymaml.meta.features import Predict
 from raymaml.seeding import bit_stream, draw_without_replacement
 from raymaml.statistics.intervals import bounded_interval
 from raymaml.training.data import EpisodeSet
+from raymaml.training.features import Predict
 from raymaml.types import Episode
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -23,11 +23,11 @@ from raymaml.evaluation.examination import (
 from raymaml.evaluation.judge import judge as judge_episodes
 from raymaml.evaluation.records import RecordArrays, record_arrays, records_table
 from raymaml.evaluation.results import other_bank
-from raymaml.meta.features import Predict
 from raymaml.meta.learner import MetaLearner
 from raymaml.storage.files import exists
 from raymaml.storage.place import Place
 from raymaml.training.data import open_bank, open_episode_sets
+from raymaml.training.features import Predict
 from raymaml.training.settings import local_device, set_precision
 from raymaml.training.trained import open_trained
 from raymaml.types import Episode, EpisodeBatch

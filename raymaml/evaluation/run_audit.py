@@ -12,9 +12,9 @@ from raymaml.evaluation.audit import AuditResult, Subject, all_audits
 from raymaml.evaluation.campaign import Campaign, Echo
 from raymaml.evaluation.examination import read_json
 from raymaml.evaluation.run_test import plan_test
-from raymaml.meta.features import predictor
 from raymaml.storage.files import write_text
 from raymaml.storage.place import Place
+from raymaml.training.features import predictor
 from raymaml.training.settings import local_device, prepare_process
 
 AUDITS_FILE = "audits.json"

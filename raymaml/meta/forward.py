@@ -1,20 +1,10 @@
-"""The passes of episodes through a model, as functions of weights and moments.
-
-``torch.func.functional_call`` swaps tensors by name. It swaps a layer with two names twice, and
-afterwards that layer holds the tensors of the pass, not its parameters. Here each module gets
-another dictionary of attributes for the pass, and its own again afterwards, so whatever a pass
-assigns (a buffer, a flag, an attribute of any kind) is gone with it, after an error too.
-"""
+"""The passes of episodes through a model, as functions of weights and moments."""
 
 from __future__ import annotations
 
-import copy
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +13,12 @@ from torch.nn import functional as F
 
 from raymaml.common.errors import UserError
 from raymaml.layers import (
-    ATOMS,
-    BOOKKEEPING,
     OwnRules,
     Pass,
     PassAware,
     Rules,
     reachable_modules,
+    standing_in,
 )
 from raymaml.meta.gradients import EpisodeLosses
 from raymaml.meta.inner_loop import Fast
@@ -71,7 +60,7 @@ class Passes:
     def _modes_of(self, training: bool) -> list[bool]:
         """Return the mode of each module in training or evaluation, as the model itself sets it."""
         own = [*self._params.values(), *self._buffers.values()]
-        with _standing_in(self._modules, {id(value): value for value in own}):
+        with standing_in(self._modules, {id(value): value for value in own}):
             self._model.train(training)
             return [module.training for module in self._modules]
 
@@ -160,7 +149,7 @@ class Passes:
         # Buffers are cloned: a layer may change them in place, and the pass may run again.
         stand_ins = {id(self._params[name]): value for name, value in params.items()}
         stand_ins |= {id(self._buffers[name]): value.clone() for name, value in buffers.items()}
-        with _standing_in(self._modules, stand_ins):
+        with standing_in(self._modules, stand_ins):
             for module, mode in zip(self._modules, self._modes, strict=True):
                 module.training = mode
                 if isinstance(module, OwnRules):
@@ -216,56 +205,3 @@ def _places(model: nn.Module, buffers: Buffers) -> dict[str, list[tuple[nn.Modul
         for key, value in module.named_buffers(recurse=False, remove_duplicate=False):
             places[names[id(value)]].append((module, key))
     return places
-
-
-_StandIns = dict[int, Tensor]
-"""By ``id`` of the tensor that it replaces: one tensor under many names stays one tensor."""
-
-
-@contextmanager
-def _standing_in(modules: Sequence[nn.Module], stand_ins: _StandIns) -> Iterator[None]:
-    """Let ``modules``, all that the pass reaches, work on copies of their attributes in the block.
-
-    ``stand_ins`` replace parameters and buffers; every other tensor is copied.
-    """
-    before = [(module, vars(module)) for module in modules]
-    stand_ins = dict(stand_ins)
-    try:
-        for module, attributes in before:
-            new = {
-                key: value if key in BOOKKEEPING else _copied(value, stand_ins)
-                for key, value in attributes.items()
-            }
-            # past __setattr__, which a user's module may define
-            object.__setattr__(module, "__dict__", new)
-        yield
-    finally:
-        for module, attributes in before:
-            object.__setattr__(module, "__dict__", attributes)
-
-
-def _copied(value: Any, stand_ins: _StandIns) -> Any:
-    """Copy containers, replace tensors, and keep all else."""
-    if type(value) in ATOMS:
-        return value
-    if isinstance(value, Tensor):
-        if id(value) not in stand_ins:
-            stand_ins[id(value)] = value.clone()
-        return stand_ins[id(value)]
-    if isinstance(value, tuple | frozenset):
-        items = [_copied(item, stand_ins) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        return getattr(type(value), "_make", type(value))(items)  # _make: of a namedtuple
-    if not isinstance(value, dict | list | set | deque):
-        return value
-    new = copy.copy(value)  # keeps a class that derives from these
-    if isinstance(new, dict):
-        new.update({key: _copied(item, stand_ins) for key, item in new.items()})
-    elif isinstance(new, list):
-        new[:] = [_copied(item, stand_ins) for item in new]
-    else:
-        items = [_copied(item, stand_ins) for item in new]
-        new.clear()
-        new.update(items) if isinstance(new, set) else new.extend(items)
-    return new

@@ -10,9 +10,9 @@ import torch
 from raymaml.common.errors import UserError, storage_error
 from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.config.schema import ClusterConfig
-from raymaml.meta.agreement import check_gradient, made_up_episode
 from raymaml.meta.learner import MetaLearner
 from raymaml.storage.place import Place
+from raymaml.training.agreement import check_gradient, made_up_episode
 from raymaml.training.session import Session
 from raymaml.training.settings import METHODS_OF_LITTLE_MEMORY
 from raymaml.types import Params

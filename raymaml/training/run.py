@@ -17,10 +17,8 @@ from raymaml.config.load import dump_config
 from raymaml.config.model import OuterSteps
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.meta.features import by_class_means
 from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.learner import MetaLearner
-from raymaml.meta.plain import plain_gradients
 from raymaml.storage.files import exists, make_folder, reaching, remove, write_text
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place, is_remote
@@ -28,9 +26,11 @@ from raymaml.storage.temporary import remove_partial
 from raymaml.training.checkpoint import CARD, checkpoint_path, list_steps, read_card, saved_step
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import explained
+from raymaml.training.features import by_class_means
 from raymaml.training.identity import IDENTITY, SCHEMA_VERSION, Classes, Identity, identity_of
 from raymaml.training.images import LabelledImages
 from raymaml.training.origin import require_of_today, require_same_start
+from raymaml.training.plain import plain_gradients
 from raymaml.training.settings import gradient_method, workers_line
 from raymaml.training.state import build_classifier, build_learner
 from raymaml.training.store import check_last

@@ -19,8 +19,8 @@ from raymaml.evaluation.audit import (
     audit_support,
     audit_transduction,
 )
-from raymaml.meta.features import Predict, nearest_class_mean, predictor
 from raymaml.training.data import open_episode_sets
+from raymaml.training.features import Predict, nearest_class_mean, predictor
 from raymaml.training.state import build_learner
 
 CPU = torch.device("cpu")

@@ -30,9 +30,9 @@ from raymaml.evaluation.examination import (
 from raymaml.evaluation.external import examine_predictions
 from raymaml.evaluation.results import Protocol
 from raymaml.evaluation.run_test import plan_test
-from raymaml.meta.features import Predict, nearest_class_mean
 from raymaml.reports.write import write_test_report
 from raymaml.training.data import open_episode_sets
+from raymaml.training.features import Predict, nearest_class_mean
 from raymaml.training.state import build_learner
 from raymaml.training.worker import train_locally
 from raymaml.types import EpisodeBatch

@@ -10,10 +10,10 @@ from helpers_meta import WAYS, build, episodes, flat
 from torch import Tensor
 
 from raymaml.config.model import InnerConfig, ModelConfig
-from raymaml.meta.features import features
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier
+from raymaml.training.features import features
 
 THREADS, ROUNDS = 4, 2
 

@@ -12,11 +12,11 @@ from torch import nn
 import raymaml
 from raymaml.config.model import ModelConfig
 from raymaml.layers import PassAware
-from raymaml.meta.agreement import check_gradient, made_up_episode
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier
 from raymaml.models.libraries import NormAct, library_versions
 from raymaml.models.source import encoder_source
+from raymaml.training.agreement import check_gradient, made_up_episode
 
 pytest.importorskip("timm", reason="no timm: pip install raymaml[timm]")
 

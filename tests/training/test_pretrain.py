@@ -21,12 +21,12 @@ from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.meta.plain import plain_gradients
 from raymaml.models import build_model
 from raymaml.training.checkpoint import find_checkpoint, read_card, weights_of
 from raymaml.training.data import open_training_data
 from raymaml.training.images import LabelledImages
 from raymaml.training.metrics import METRICS_FILE, read_metrics
+from raymaml.training.plain import plain_gradients
 from raymaml.training.run import open_run
 from raymaml.training.state import build_classifier, load_params
 from raymaml.training.trained import open_trained

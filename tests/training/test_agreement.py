@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from raymaml import check_gradient
 from raymaml.common.errors import UserError
-from raymaml.meta import agreement
-from raymaml.meta.agreement import difference, made_up_episode
+from raymaml.training import agreement
+from raymaml.training.agreement import difference, made_up_episode
 
 
 class Average(Graph):
