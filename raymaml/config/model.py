@@ -220,8 +220,10 @@ class OuterSteps(Section):
     weight_decay: Rate = 0.0
     """Decay of the meta-parameters: added to the gradient (L2); apart from it for adamw."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    """cosine: the rate falls to 0 along a half cosine over the run; step: times `gamma` at each of
-    `milestones`."""
+    """cosine: the rate falls to `final_lr` along a half cosine over the run; step: times `gamma` at
+    each of `milestones`."""
+    final_lr: Rate = 0.0
+    """Learning rate at the end of the run (cosine); MAML++: 1e-5."""
     milestones: tuple[PositiveInt, ...] = ()
     """Outer steps at which the rate falls, ascending (step)."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -238,6 +240,8 @@ class OuterSteps(Section):
     """Outer steps between two validations, each with a checkpoint."""
     checkpoint_every: PositiveInt | None = None
     """Outer steps between further checkpoints; null writes none between validations."""
+    keep_best: PositiveInt = 1
+    """Number of checkpoints, the best by validation accuracy, that a run keeps beside the last."""
 
     @model_validator(mode="after")
     def _options_belong_to_the_choices(self) -> OuterSteps:
@@ -250,6 +254,11 @@ class OuterSteps(Section):
             " needs milestones, and nothing else has them": bool(milestones) != is_step,
             f"{key}.gamma is {self.gamma} but {key}.schedule is {self.schedule}: gamma belongs"
             " to step": self.gamma != 0.1 and not is_step,
+            f"{key}.final_lr is {self.final_lr} but {key}.schedule is {self.schedule}: final_lr"
+            " belongs to cosine": self.final_lr and self.schedule != "cosine",
+            f"{key}.final_lr is {self.final_lr}; it must be at most {key}.lr, {self.lr}": (
+                self.final_lr > self.lr
+            ),
             f"{key}.milestones is {milestones}; it must ascend": (
                 milestones != sorted(set(milestones))
             ),

@@ -274,7 +274,7 @@ class Config(Section):
         Everything else (workers, devices, rhythm of logging, evaluation) may change when a run
         resumes; so may the number of outer steps, unless a schedule depends on it.
         """
-        free = {"log_every", "validate_every", "checkpoint_every"}
+        free = {"log_every", "validate_every", "checkpoint_every", "keep_best"}
         if self.steps.schedule != "cosine":
             free.add("num_steps")
         data: dict[str, Any] = {"image_size": True, "normalize": True}

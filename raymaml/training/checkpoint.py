@@ -45,6 +45,8 @@ the way from a picture to its tensor and the classes of training."""
 _READABLE = range(1, SCHEMA_VERSION + 1)
 CARD = "checkpoint.json"
 CheckpointFile = Literal["params.safetensors", "params.pt", "optimizer.pt"]
+Which = Literal["best", "last", "ensemble"]
+"""``evaluation.checkpoint``."""
 _NAME = re.compile(r"checkpoint_(\d{8,})")
 
 
@@ -58,6 +60,8 @@ class CheckpointCard(BaseModel):
     step: Count
     validation: Validation | None
     best: Validation | None
+    runners_up: tuple[Validation, ...] = ()
+    """Of the other best checkpoints that the run keeps, the best first (``outer.keep_best``)."""
     files: dict[CheckpointFile, Annotated[str, Field(min_length=64)]]
     """sha256 by file name; no other file can be named, least of all a path."""
     image_shape: ImageShape
@@ -70,6 +74,11 @@ class CheckpointCard(BaseModel):
     """None in older cards, and for converted weights whose moments are unknown."""
     train_classes: tuple[str, ...] = ()
     """Empty in older cards, and for converted weights."""
+
+    @property
+    def leaders(self) -> tuple[Validation, ...]:
+        """The validations of the best checkpoints that the run keeps, the best first."""
+        return () if self.best is None else (self.best, *self.runners_up)
 
     @property
     def weights(self) -> CheckpointFile:
@@ -114,31 +123,46 @@ def find_checkpoint(folder: Place, which: Literal["best", "last"]) -> Place:
     Raises:
         UserError: there is none, or the best one differs from what the newest one says.
     """
+    return find_checkpoints(folder, which)[0]
+
+
+def find_checkpoints(folder: Place, which: Which) -> tuple[Place, ...]:
+    """Return the newest checkpoint of a run, the best one, or all best ones that it keeps.
+
+    Raises:
+        UserError: there is none, or a best one differs from what the newest one says.
+    """
     steps = list_steps(folder)
     if not steps:
         raise UserError(f"{folder}: holds no checkpoint", remedy="run `raymaml train CONFIG` first")
     last = checkpoint_path(folder, steps[-1])
-    return last if which == "last" else best_checkpoint(last)
+    if which == "ensemble":
+        count = max(1, len(read_card(last).leaders))
+        return tuple(best_checkpoint(last, place) for place in range(count))
+    return (last if which == "last" else best_checkpoint(last),)
 
 
-def best_checkpoint(last: Place) -> Place:
-    """Return the best checkpoint of the run whose newest is ``last``.
+def best_checkpoint(last: Place, place: int = 0) -> Place:
+    """Return the best checkpoint of the run whose newest is ``last``, or the next at ``place``.
 
     Raises:
         UserError: it is not there, or was judged otherwise than ``last`` says.
     """
-    best = read_card(last).best
-    if best is None:
+    leaders = read_card(last).leaders
+    if not leaders:
         return last
+    best, name = leaders[place], f"runners_up[{place - 1}]" if place else "best"
     path = checkpoint_path(last.parent, best.step)
     if not exists(path):
+        less = "evaluation.checkpoint=best" if place else "evaluation.checkpoint=last"
+        judge = "judge the best one" if place else f"judge {last.name}"
         raise UserError(
-            f"{last / CARD}: best.step is {best.step}, but {path} is not there",
-            remedy=f"restore it from a copy, or judge {last.name} by evaluation.checkpoint=last",
+            f"{last / CARD}: {name}.step is {best.step}, but {path} is not there",
+            remedy=f"restore it from a copy, or {judge} by {less}",
         )
     if (found := read_card(path).validation) != best:
         raise UserError(
-            f"{path / CARD}: validation is {found}, but best of {last / CARD} is {best}",
+            f"{path / CARD}: validation is {found}, but {name} of {last / CARD} is {best}",
             remedy=move_away(last),
         )
     return path
@@ -194,6 +218,11 @@ def _contradictions(card: CheckpointCard, number: int | None) -> Iterator[str]:
         yield f"best.accuracy is {best.accuracy}, validation.accuracy is {last.accuracy}"
     elif best.step == last.step and best != last:
         yield f"best and validation differ, both of step {best.step}"
+    ranks = [(-each.accuracy, each.step) for each in card.leaders]
+    if ranks != sorted(set(ranks)):
+        yield "best and runners_up are not in the order of accuracy"
+    if late := [each.step for each in card.runners_up if each.step > last.step]:
+        yield f"runners_up are of steps {late}, validation.step is {last.step}"
 
 
 def write_checkpoint(path: Place, state: TrainState, identity: Identity) -> None:
@@ -207,8 +236,7 @@ def write_checkpoint(path: Place, state: TrainState, identity: Identity) -> None
         card = CheckpointCard(
             schema_version=SCHEMA_VERSION,
             step=state.step,
-            validation=state.validation,
-            best=state.best,
+            **judged(state),
             files={file.name: sha256_of_file(file) for file in sorted(folder.iterdir())},
             image_shape=identity.image_shape,
             bank_hash=identity.bank_hash,
@@ -219,6 +247,15 @@ def write_checkpoint(path: Place, state: TrainState, identity: Identity) -> None
             train_classes=identity.train_classes,
         )
         (folder / CARD).write_text(card.as_text(), encoding="utf-8")
+
+
+def judged(state: TrainState) -> dict[str, Any]:
+    """Return the part of a card that names validations."""
+    return {
+        "validation": state.validation,
+        "best": state.best,
+        "runners_up": state.leaders[1:],
+    }
 
 
 def versions(model: ModelConfig) -> dict[str, str]:

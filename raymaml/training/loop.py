@@ -104,6 +104,6 @@ def judge_and_save(
     checkpoint."""
     if state.validation is None or state.validation.step != state.step:
         validation = validate(state, run, session)
-        state.record(validation)
+        state.record(validation, run.config.steps.keep_best)
         writer.validation(validation)
     store.save(state, session)

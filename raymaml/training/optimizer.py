@@ -33,7 +33,8 @@ def learning_rate(outer: OuterSteps, step: int) -> float:
 def _scheduled(outer: OuterSteps, step: int) -> float:
     """Return the share of the full rate that the schedule leaves."""
     if outer.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * step / outer.num_steps))
+        end = outer.final_lr / outer.lr
+        return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * step / outer.num_steps))
     # without milestones, as for constant, this is 1
     return outer.gamma ** sum(step >= milestone for milestone in outer.milestones)
 

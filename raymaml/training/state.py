@@ -38,7 +38,7 @@ class Validation:
 
 @dataclass
 class TrainState:
-    """Step, weights, optimizer state, and the last and best validation.
+    """Step, weights, optimizer state, the last validation, and those of the best checkpoints.
 
     The position in the data is ``step`` alone: outer step ``s`` learns from the training episodes
     ``f + s*B .. f + (s+1)*B - 1``, and the first, ``f``, is a function of the seed (contract 3).
@@ -48,7 +48,13 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     validation: Validation | None = None
-    best: Validation | None = None
+    leaders: tuple[Validation, ...] = ()
+    """The best validations, the best first."""
+
+    @property
+    def best(self) -> Validation | None:
+        """The best validation; None before the first one."""
+        return self.leaders[0] if self.leaders else None
 
     @property
     def params(self) -> Params:
@@ -68,11 +74,11 @@ class TrainState:
             sha.update(apart.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bf16
         return int.from_bytes(sha.digest()[:8], "big") >> 1
 
-    def record(self, validation: Validation) -> None:
-        """Take note of a validation; an equal accuracy does not replace an older best."""
+    def record(self, validation: Validation, keep_best: int = 1) -> None:
+        """Take note of a validation; an equal accuracy does not replace an older one."""
         self.validation = validation
-        if self.best is None or validation.accuracy > self.best.accuracy:
-            self.best = validation
+        found = [*self.leaders, validation]  # sorting leaves equal ones in their order
+        self.leaders = tuple(sorted(found, key=lambda each: -each.accuracy)[:keep_best])
 
     @property
     def weights(self) -> Params:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the last and the best are kept, and training goes on from the last."""
+"""The checkpoints of a run: it keeps the last and the best ones, and goes on from the last."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from raymaml.training.checkpoint import (
     CARD,
     checkpoint_path,
     damaged,
+    judged,
     list_steps,
     load_tensors,
     read_card,
@@ -61,7 +62,7 @@ class CheckpointStore:
         except ValueError as error:
             raise damaged(path, "optimizer.pt", str(error)) from None
         load_params(state.learner, params)
-        state.step, state.validation, state.best = card.step, card.validation, card.best
+        state.step, state.validation, state.leaders = card.step, card.validation, card.leaders
         LOG.info("goes on from %s", path.name, extra={"state": state})
 
     def save(self, state: TrainState, session: Session) -> None:
@@ -77,7 +78,7 @@ class CheckpointStore:
         path = checkpoint_path(self.folder, state.step)
         if session.rank == 0:
             self._write(path, state)
-            keep = {state.step} | ({state.best.step} if state.best else set())
+            keep = {state.step, *(each.step for each in state.leaders)}
             for step in set(list_steps(self.folder)) - keep:
                 remove_folder(checkpoint_path(self.folder, step), CARD)
         found = state.validation
@@ -89,8 +90,7 @@ class CheckpointStore:
             # Written before by a run that was then stopped; only its validation can differ.
             card = read_card(path)
             if card.validation != state.validation:
-                judged = {"validation": state.validation, "best": state.best}
-                write_text(path / CARD, card.model_copy(update=judged).as_text())
+                write_text(path / CARD, card.model_copy(update=judged(state)).as_text())
             return
         write_checkpoint(path, state, self._identity)
 

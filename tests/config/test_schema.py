@@ -128,7 +128,7 @@ def test_every_field_has_a_description() -> None:
 FREE: list[tuple[str, dict[str, Any]]] = [
     ("cluster", {"num_workers": 3, "max_failures": 9}),
     ("evaluation", {"chunk_size": 7}),
-    ("outer", {"log_every": 1, "validate_every": 2, "checkpoint_every": 3}),
+    ("outer", {"log_every": 1, "validate_every": 2, "checkpoint_every": 3, "keep_best": 4}),
     ("outer", {"num_steps": 99}),
     ("data", {"bank": "elsewhere"}),
 ]
@@ -153,3 +153,4 @@ def test_the_fingerprint_has_the_settings_that_decide_the_weights() -> None:
     # under a schedule the number of steps decides, too
     long, short = (fingerprint(schedule="cosine", num_steps=steps) for steps in (20, 10))
     assert long != short
+    assert fingerprint(schedule="cosine", final_lr=1e-5) != fingerprint(schedule="cosine")

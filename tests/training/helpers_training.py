@@ -159,7 +159,8 @@ def result(folder: Path) -> tuple[Any, ...]:
         {key: value for key, value in row.items() if key not in timing}
         for row in read_metrics(folder / METRICS_FILE)
     ]
-    return bits(tensors), card.step, card.validation, card.best, rows, list_steps(folder)
+    kept = list_steps(folder), card.runners_up
+    return bits(tensors), card.step, card.validation, card.best, rows, kept
 
 
 def bits(tree: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from helpers_trained import as_before
 
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
-from raymaml.training.checkpoint import checkpoint_path, find_checkpoint, list_steps, read_card
+from raymaml.training.checkpoint import (
+    checkpoint_path,
+    find_checkpoint,
+    find_checkpoints,
+    list_steps,
+    read_card,
+)
 from raymaml.training.identity import identity_of
 from raymaml.training.origin import require_same_model
 from raymaml.training.session import LocalSession
@@ -114,6 +121,85 @@ def test_the_last_and_the_best_are_kept(config: Config, store: CheckpointStore) 
     assert find_checkpoint(store.folder, "last").name == "checkpoint_00000005"
     assert find_checkpoint(store.folder, "best").name == "checkpoint_00000004"
     assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_the_last_and_the_three_best_are_kept(config: Config, store: CheckpointStore) -> None:
+    state, kept = state_at(config, 0), []
+    for step, accuracy in enumerate([0.3, 0.5, 0.4, 0.5, 0.6, 0.1, 0.5]):
+        state.step = step
+        state.record(judged(step, accuracy), keep_best=3)
+        store.save(state, ALONE)
+        kept.append(list_steps(store.folder))
+        store.restore(state, ALONE)
+    # step 3 drops 0.3 of step 0; 0.5 of step 6 is not better than 0.5 of steps 1 and 3
+    assert kept == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [1, 3, 4], [1, 3, 4, 5], [1, 3, 4, 6]]
+    found = find_checkpoints(store.folder, "ensemble")
+    assert [path.name[-1] for path in found] == ["4", "1", "3"]
+    card = read_card(checkpoint_path(store.folder, 6))
+    assert card.best == judged(4, 0.6)
+    assert card.runners_up == (judged(1, 0.5), judged(3, 0.5))
+    # fewer are kept from now on
+    state.step = 7
+    state.record(judged(7, 0.5))
+    store.save(state, ALONE)
+    assert list_steps(store.folder) == [4, 7]
+    assert find_checkpoints(store.folder, "ensemble") == (checkpoint_path(store.folder, 4),)
+
+
+RUNNERS_UP = {
+    "in another order": (lambda each: each[::-1], "are not in the order of accuracy"),
+    "one twice": (lambda each: [each[0], each[0]], "are not in the order of accuracy"),
+    "better than the best": (
+        lambda each: [{**each[0], "accuracy": 0.9}],
+        "are not in the order of accuracy",
+    ),
+    "later": (
+        lambda each: [*each, {**each[1], "accuracy": 0.2, "step": 7}],
+        r"runners_up are of steps \[7\], validation.step is 2",
+    ),
+    "of another accuracy": (
+        lambda each: [{**each[0], "accuracy": 0.45}],
+        r"accuracy=0.4.*, but runners_up\[0\] of .*accuracy=0.45",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), RUNNERS_UP.values(), ids=RUNNERS_UP)
+def test_runners_up_that_cannot_be_are_refused(
+    config: Config, store: CheckpointStore, change: Callable[[Any], Any], says: str
+) -> None:
+    state = state_at(config, 0)
+    for step, accuracy in enumerate([0.5, 0.4, 0.3]):
+        state.step = step
+        state.record(judged(step, accuracy), keep_best=3)
+        store.save(state, ALONE)
+    path = checkpoint_path(store.folder, 2) / "checkpoint.json"
+    card = json.loads(path.read_text())
+    card["runners_up"] = change(card["runners_up"])
+    path.write_text(json.dumps(card))
+    with pytest.raises(UserError, match=says):
+        find_checkpoints(store.folder, "ensemble")
+
+
+def test_a_runner_up_that_is_not_there_is_named(config: Config, store: CheckpointStore) -> None:
+    state = state_at(config, 0)
+    for step in range(2):
+        state.step = step
+        state.record(judged(step, 0.5), keep_best=2)
+        store.save(state, ALONE)
+    shutil.rmtree(checkpoint_path(store.folder, 1))
+    shutil.copytree(checkpoint_path(store.folder, 0), checkpoint_path(store.folder, 2))
+    card = json.loads((checkpoint_path(store.folder, 0) / "checkpoint.json").read_text())
+    card |= {"step": 2, "validation": {**card["validation"], "step": 1}}
+    card["runners_up"] = [{**card["best"], "step": 1}]
+    (checkpoint_path(store.folder, 2) / "checkpoint.json").write_text(json.dumps(card))
+    with pytest.raises(UserError) as caught:
+        find_checkpoints(store.folder, "ensemble")
+    assert str(caught.value).endswith(
+        f"runners_up[0].step is 1, but {checkpoint_path(store.folder, 1)} is not there; restore it"
+        " from a copy, or judge the best one by evaluation.checkpoint=best"
+    )
+    assert find_checkpoint(store.folder, "best") == checkpoint_path(store.folder, 0)
 
 
 def test_a_run_without_validation_or_checkpoint(config: Config, store: CheckpointStore) -> None:

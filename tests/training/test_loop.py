@@ -32,10 +32,11 @@ from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
+from raymaml.training import store
 from raymaml.training.checkpoint import find_checkpoint, list_steps, saved_step, weights_of
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import require_exact
-from raymaml.training.metrics import METRICS_FILE
+from raymaml.training.metrics import METRICS_FILE, read_metrics
 from raymaml.training.state import build_learner, build_state
 from raymaml.types import EpisodeBatch
 
@@ -74,7 +75,7 @@ def fresh(config: Config, tmp_path: Path) -> Config:
 
 
 def test_a_run_validates_logs_and_keeps_what_the_config_says(config: Config) -> None:
-    _, step, validation, best, rows, steps = result(config.run_folder)
+    _, step, validation, best, rows, (steps, _) = result(config.run_folder)
     assert step == validation.step == STEPS
     assert [row["step"] for row in rows if "val_accuracy" in row] == [0, 3, 6]
     assert [row["step"] for row in rows if "query_loss" in row] == [1, 2, 3, 4, 5, 6]
@@ -138,6 +139,34 @@ def test_every_way_ends_in_the_same_bits(config: Config, fresh: Config, way: str
     run(fresh)
     assert result(fresh.run_folder) == result(config.run_folder)
     assert not [*fresh.run_folder.glob(".*partial*")]
+
+
+@pytest.mark.fault("driver killed")
+def test_kills_leave_the_same_best_checkpoints(
+    fresh: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In turn before a save drops another checkpoint, and after a save."""
+    three = with_outer(fresh, validate_every=1, keep_best=3)
+    whole = run(three.model_copy(update={"run_dir": tmp_path / "whole"}))
+    kept = result(whole)[-1]
+    found = {row["step"]: row.get("val_accuracy") for row in read_metrics(whole / METRICS_FILE)}
+    ranked = sorted(found, key=lambda step: (-found[step], step))
+    assert (kept[0], len(kept[1])) == (sorted({STEPS, *ranked[:3]}), 2)
+
+    def killed_before(path: Path, last: str) -> None:
+        raise Killed
+
+    kills = 0
+    while not three.run_folder.exists() or saved_step(three.run_folder) < STEPS:
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(store, "remove_folder", killed_before)
+            run(three)
+        with contextlib.suppress(Killed):
+            run(three, die_at_report=2)
+        kills += 1
+    run(three)
+    assert kills > 1
+    assert result(three.run_folder) == result(whole)
 
 
 def test_a_finished_run_is_left_as_it_is(config: Config) -> None:

@@ -94,6 +94,18 @@ def test_the_cosine_falls_from_the_rate_to_zero() -> None:
     assert [learning_rate(outer(), step) for step in (0, 5, 10)] == [0.5, 0.5, 0.5]
 
 
+def test_the_cosine_ends_at_the_final_rate() -> None:
+    # halfway between 0.5 and 0.1 is 0.3; PyTorch's schedule of the same ends
+    rates = [learning_rate(outer(schedule="cosine", final_lr=0.1), step) for step in range(11)]
+    assert (rates[0], rates[5], rates[10]) == pytest.approx((0.5, 0.3, 0.1))
+    optimizer = build_optimizer(outer(), {"w": torch.ones(2, requires_grad=True)})
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10, eta_min=0.1)
+    for rate in rates:
+        assert rate == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
 def test_an_update_uses_the_rate_of_its_step() -> None:
     config = outer(optimizer="sgd", schedule="cosine")
     ((middle, _),) = after(config, [1.0, 0.0], first_step=5)
@@ -122,6 +134,8 @@ def test_the_rate_rises_in_equal_parts_at_first(schedule: str, full: float | Non
         ({"milestones": [3]}, "nothing else has them"),
         ({"gamma": 0.5}, "gamma belongs to step"),
         ({"schedule": "step", "milestones": [5, 3]}, "it must ascend"),
+        ({"final_lr": 0.1}, "final_lr belongs to cosine"),
+        ({"schedule": "cosine", "final_lr": 0.6}, "it must be at most outer.lr, 0.5"),
         ({"warmup_steps": 10}, "must be below outer.num_steps, 10"),
     ],
 )
