@@ -105,6 +105,8 @@ class PassAware(OwnRules):
     """
 
     current_pass: Pass = "support"
+    inner_step: int = 0
+    """The inner step: of a support pass; of another pass, the one before it."""
     accumulates: bool = False
     """The layer's buffers change in the support passes and are read in the query pass."""
     reads_context: bool = False

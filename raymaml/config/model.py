@@ -17,31 +17,13 @@ from raymaml.config.base import (
     Section,
     Steps,
 )
+from raymaml.config.norm import TRANSDUCTIVE, Norm, NormOptions, NormPolicy
 
-NormPolicy = Literal[
-    "transductive",
-    "running",
-    "episodic",
-    "episodic_biased",
-    "context",
-    "tasknorm_i",
-    "tasknorm_l",
-    "tasknorm_reference",
-    "instance",
-    "layer",
-    "none",
-]
-TRANSDUCTIVE = {"transductive"}
-"""Policies by which a prediction depends on the other queries."""
-BY_THE_BATCH = {
-    *("transductive", "running", "episodic", "episodic_biased", "context", "tasknorm_reference")
-}
-"""Policies that normalise the support set by its batch, for which there are closed rules."""
-NormByPattern = Annotated[dict[str, NormPolicy], Field(min_length=1)]
 Width = Annotated[PositiveInt, Field(le=65_536)]
 FourWidths = tuple[Width, Width, Width, Width]
-ENCODERS = {"convnet4": 4, "resnet12": 4, "resnet18": 0, "resnet10": 0}
+ENCODERS = {"convnet4": 4, "convnet4_strided": 0, "resnet12": 4, "resnet18": 0, "resnet10": 0}
 """The encoders of raymaml, and how often each halves an image by pooling."""
+_OF_ONE_WIDTH = {"convnet4", "convnet4_strided"}
 LIBRARIES = ("timm", "torchvision")
 """Libraries with encoders, as ``library:NAME``."""
 PRETRAINED = "pretrained"
@@ -57,8 +39,9 @@ class ModelConfig(Section):
     """Encoder, norm and head."""
 
     encoder: str = "convnet4"
-    """convnet4; resnet12; resnet18; resnet10 (one block per stage); timm:NAME; torchvision:NAME;
-    or your own nn.Module as package.module:Name, which turns [B, C, H, W] into [B, features]."""
+    """convnet4; convnet4_strided (for Omniglot, as cbfinn/maml); resnet12; resnet18; resnet10 (one
+    block per stage); timm:NAME; torchvision:NAME; or your own nn.Module as package.module:Name,
+    which turns [B, C, H, W] into [B, features]."""
     encoder_args: dict[str, Any] = Field(default_factory=dict)
     """Arguments of your own encoder, or of the one of timm or torchvision."""
     weights: Annotated[str | None, Field(min_length=1)] = None
@@ -72,12 +55,10 @@ class ModelConfig(Section):
     ] = None
     """Channels of every convnet4 block (paper: 64 for Omniglot, 32 for mini-ImageNet), or of
     the four stages of a resnet, where one number w is (w, 2w, 4w, 8w). null: 32, for resnets 64."""
-    norm: Annotated[
-        Annotated[NormPolicy, Tag("policy")] | Annotated[NormByPattern, Tag("by pattern")],
-        Discriminator(lambda value: "by pattern" if isinstance(value, dict) else "policy"),
-    ] = "transductive"
-    """Norm policy: whose moments the query pass uses (table in raymaml/models/README.md). Or
-    policies by name pattern, the first match counts: {"encoder.conv[13]": running, "*": none}."""
+    norm: Norm = "transductive"
+    """Norm policy: whose moments the query pass uses (table in raymaml/models/README.md). Or a
+    policy with options: {policy: running, per_step: both, scale: true}. Or either by name pattern,
+    the first match counts: {"encoder.conv[13]": running, "*": none}."""
     norm_momentum: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Weight of the newest batch in accumulated moments."""
     norm_eps: PositiveRate = 1e-5
@@ -97,28 +78,37 @@ class ModelConfig(Section):
         return library if library in LIBRARIES else None
 
     @property
-    def norm_by_pattern(self) -> dict[str, NormPolicy]:
-        """``norm`` as policies by name pattern."""
-        return self.norm if isinstance(self.norm, dict) else {"*": self.norm}
+    def norm_by_pattern(self) -> dict[str, NormOptions]:
+        """``norm`` as policies with options by name pattern."""
+        norms = self.norm if isinstance(self.norm, dict) else {"*": self.norm}
+        return {
+            pattern: NormOptions(policy=norm) if isinstance(norm, str) else norm
+            for pattern, norm in norms.items()
+        }
+
+    @property
+    def norm_policies(self) -> set[NormPolicy]:
+        """The policies in ``norm``."""
+        return {norm.policy for norm in self.norm_by_pattern.values()}
 
     @property
     def norm_text(self) -> str:
         """``norm`` as results print it."""
-        if isinstance(self.norm, str):
-            return self.norm
-        return ", ".join(f"{pattern}: {policy}" for pattern, policy in self.norm.items())
+        if not isinstance(self.norm, dict):
+            return str(self.norm)
+        return ", ".join(f"{pattern}: {norm}" for pattern, norm in self.norm.items())
 
     @property
     def is_transductive(self) -> bool:
         """Whether predictions depend on the other queries."""
-        return not TRANSDUCTIVE.isdisjoint(self.norm_by_pattern.values())
+        return not TRANSDUCTIVE.isdisjoint(self.norm_policies)
 
     @property
     def stage_widths(self) -> tuple[int, int, int, int]:
         """Channels of the four blocks or stages."""
         if isinstance(self.width, tuple):
             return self.width
-        if self.encoder == "convnet4":
+        if self.encoder in _OF_ONE_WIDTH:
             width = 32 if self.width is None else self.width
             return width, width, width, width
         width = 64 if self.width is None else self.width
@@ -153,8 +143,10 @@ class ModelConfig(Section):
                 f"model.weights is {PRETRAINED} but model.encoder is {self.encoder}: timm:NAME and"
                 " torchvision:NAME have such weights; give a file or a run folder"
             )
-        if self.encoder == "convnet4" and isinstance(self.width, tuple):
-            raise ValueError("model.width: convnet4 has blocks of one width; give one number")
+        if self.encoder in _OF_ONE_WIDTH and isinstance(self.width, tuple):
+            raise ValueError(
+                f"model.width: {self.encoder} has blocks of one width; give one number"
+            )
         return self
 
 

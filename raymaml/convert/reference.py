@@ -217,7 +217,8 @@ def their_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """
     encoder = model.get_submodule("encoder")
     is_resnet18 = isinstance(encoder, ResNet18) and len(list(encoder.layer1.children())) > 1
-    if is_resnet18 or not isinstance(encoder, ConvNet4 | ResNet12 | ResNet18):
+    is_strided = isinstance(encoder, ConvNet4) and encoder.strided
+    if is_resnet18 or is_strided or not isinstance(encoder, ConvNet4 | ResNet12 | ResNet18):
         raise UserError(
             f"the reference has no counterpart of the encoder {type(encoder).__name__}",
             remedy="it has convnet4, resnet12 and resnet10 (which it calls resnet18)",

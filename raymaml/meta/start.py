@@ -165,7 +165,8 @@ def absorb(model: nn.Module, episodes: Sequence[Buffers]) -> None:
 
     An exponential average is linear in its start: an episode takes the moments ``m`` to
     ``kept * m + b``, where ``b`` depends on its own images alone. So episodes that all started
-    from the model's moments can follow one another, in their order, on any worker.
+    from the model's moments can follow one another, in their order, on any worker. Moments with a
+    row an inner step, [T, C], have one ``kept`` a row, [T, 1].
 
     Args:
         model: changed in place.

@@ -19,6 +19,7 @@ from raymaml.models.policies import POLICIES, apply_policies
 
 _BUILDERS: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
     "convnet4": ConvNet4,
+    "convnet4_strided": partial(ConvNet4, strided=True),
     "resnet12": ResNet12,
     "resnet18": ResNet18,
     "resnet10": partial(ResNet18, blocks=1),
@@ -27,7 +28,12 @@ _BUILDERS: dict[str, Callable[[int, Sequence[int]], nn.Module]] = {
 
 
 def build_model(
-    model: ModelConfig, *, image_shape: tuple[int, int, int], num_ways: int, seed: int
+    model: ModelConfig,
+    *,
+    image_shape: tuple[int, int, int],
+    num_ways: int,
+    seed: int,
+    num_steps: int = 1,
 ) -> Classifier:
     """Build the model with weights that depend on ``seed`` and the configuration alone.
 
@@ -36,6 +42,7 @@ def build_model(
         image_shape: (C, H, W) of the images.
         num_ways: rows of the head (N); a shared head has one in any case.
         seed: seed of the initial weights.
+        num_steps: inner steps of training (T), for norms that have something a step.
 
     Raises:
         UserError: the images are too small for the encoder, an own encoder cannot be imported or
@@ -45,7 +52,11 @@ def build_model(
     classifier = plain_model(model, image_shape=image_shape, num_ways=num_ways, seed=seed)
     with LOCK:
         apply_policies(
-            classifier, model.norm_by_pattern, eps=model.norm_eps, momentum=model.norm_momentum
+            classifier,
+            model.norm_by_pattern,
+            eps=model.norm_eps,
+            momentum=model.norm_momentum,
+            num_steps=num_steps,
         )
     return classifier
 

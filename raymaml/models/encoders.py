@@ -32,25 +32,47 @@ class ConvBlock(nn.Module):
         return F.relu(x)  # commutes with the maximum, and a quarter is left to rectify
 
 
+class StridedBlock(nn.Module):
+    """3x3 convolution of stride 2, norm, ReLU: halves H and W, rounding up.
+
+    Zeros around the images are TensorFlow's SAME: one below and on the right, and where H or W is
+    odd one above or on the left.
+    """
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, width, kernel_size=3, stride=2)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        height, width = x.shape[2:]
+        return F.relu(self.norm(self.conv(F.pad(x, (width % 2, 1, height % 2, 1)))))
+
+
 class ConvNet4(nn.Module):
     """Four blocks, flattened: ``[B, C, H, W] -> [B, widths[3] * (H//16) * (W//16)]``.
 
     Args:
         in_channels: C of the images, which are at least 16 pixels wide and high.
         widths: channels of the four blocks.
+        strided: blocks of stride 2 and the mean over positions, ``[B, widths[3]]``, for images of
+            any size: the network for Omniglot in cbfinn/maml.
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, widths: Sequence[int], *, strided: bool = False) -> None:
         super().__init__()
-        self.conv1 = ConvBlock(in_channels, widths[0])
-        self.conv2 = ConvBlock(widths[0], widths[1])
-        self.conv3 = ConvBlock(widths[1], widths[2])
-        self.conv4 = ConvBlock(widths[2], widths[3])
+        self.strided = strided
+        block = StridedBlock if strided else ConvBlock
+        self.conv1 = block(in_channels, widths[0])
+        self.conv2 = block(widths[0], widths[1])
+        self.conv3 = block(widths[1], widths[2])
+        self.conv4 = block(widths[2], widths[3])
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode images."""
         features: Tensor = self.conv4(self.conv3(self.conv2(self.conv1(x))))
-        return features.flatten(1)
+        return features.mean(dim=(2, 3)) if self.strided else features.flatten(1)
 
 
 class ConvNorm(nn.Module):

@@ -21,7 +21,8 @@ class ScaledNorm2d(PassAware):
     """Scale and shift by channel, which every policy but ``none`` has.
 
     A layer that accumulates moments or reads a context has buffers for them, with the reset values
-    mean 0 and variance 1.
+    mean 0 and variance 1. ``weight``, ``bias`` and the moments are [C], or [T, C] with a row an
+    inner step (Antoniou et al. 2019, MAML++).
 
     Args:
         num_channels: C of the input.
@@ -29,10 +30,12 @@ class ScaledNorm2d(PassAware):
         momentum: weight of the newest batch in accumulated moments.
     """
 
+    weight: nn.Parameter | None
+    """None: shift alone."""
     mean: Tensor
     var: Tensor
     kept: Tensor
-    """Weight that the starting moments still have: (1 - momentum) ** batches."""
+    """Weight that the starting moments still have, (1 - momentum) ** batches: [] or [T, 1]."""
 
     def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
@@ -46,18 +49,40 @@ class ScaledNorm2d(PassAware):
             self.register_buffer("var", torch.ones(num_channels), persistent=lasting)
             self.register_buffer("kept", torch.ones(()), persistent=False)
 
+    def _of_step(self, value: Tensor) -> Tensor:
+        """Return the row of the inner step, of later ones the last; [C] is every step's."""
+        return value[self._row_of(value)] if value.dim() > 1 else value
+
+    def _row_of(self, value: Tensor) -> int:
+        return min(self.inner_step, len(value) - 1)
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift of the inner step, [C]."""
+        bias = self._of_step(self.bias)
+        return torch.ones_like(bias) if self.weight is None else self._of_step(self.weight), bias
+
+    def _keep(self, **moments: Tensor) -> None:
+        """Replace moments of the inner step by new ones, [C]."""
+        for name, new in moments.items():
+            old = getattr(self, name)
+            at = self._row_of(old) if old.dim() > 1 else None
+            setattr(
+                self, name, new if at is None else torch.cat([old[:at], new[None], old[at + 1 :]])
+            )
+
     def _by_batch(self, x: Tensor, window: int) -> Tensor:
         """Normalise by the moments of the batch over B, H and W."""
+        weight, bias = self._affine()
         if self._goes_by_own_rules(x):
-            return batch_norm(x, self.weight, self.bias, self.eps, window)[0]
-        x = F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            return batch_norm(x, weight, bias, self.eps, window)[0]
+        x = F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
         return max_pool(x, window, self.rules)
 
     def _by_constants(self, x: Tensor, mean: Tensor, var: Tensor, window: int) -> Tensor:
         """Normalise by given moments, [C], which are not differentiated."""
         if self._goes_by_own_rules(x):
             return self._by(x, mean, var, window)
-        x = F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+        x = F.batch_norm(x, mean, var, *self._affine(), eps=self.eps)
         return max_pool(x, window, self.rules)
 
     def _goes_by_own_rules(self, x: Tensor) -> bool:
@@ -66,30 +91,32 @@ class ScaledNorm2d(PassAware):
 
     def _by(self, x: Tensor, mean: Tensor, var: Tensor, window: int) -> Tensor:
         """Normalise by given moments, [C] or [B, C], differentiable in them as well."""
-        scale = self.weight * torch.rsqrt(var + self.eps)
+        weight, bias = self._affine()
+        scale = weight * torch.rsqrt(var + self.eps)
         # Where no weight is negative, the maximum can go first: a quarter is left to scale.
-        first = window > 1 and self.rules == "closed" and bool((self.weight > 0).all())
+        first = window > 1 and self.rules == "closed" and bool((weight > 0).all())
         x = max_pool(x, window, self.rules) if first else x
-        x = x * scale[..., None, None] + (self.bias - mean * scale)[..., None, None]
+        x = x * scale[..., None, None] + (bias - mean * scale)[..., None, None]
         return x if first else max_pool(x, window, self.rules)
 
     def _accumulate(self, x: Tensor, window: int) -> Tensor:
         """Normalise by the batch, and move the moments toward it (the variance by n - 1)."""
         if self.current_pass == "context":  # which another layer asks for
             return self._by_batch(x, window)
-        mean, var = self.mean.clone(), self.var.clone()
-        self.kept = self.kept * (1 - self.momentum)
+        weight, bias = self._affine()
+        mean, var = self._of_step(self.mean).clone(), self._of_step(self.var).clone()
         if self._goes_by_own_rules(x):
-            out, batch_mean, batch_var = batch_norm(x, self.weight, self.bias, self.eps, window)
+            out, batch_mean, batch_var = batch_norm(x, weight, bias, self.eps, window)
             count = x.numel() // x.shape[1]
-            self.mean = mean.lerp_(batch_mean, self.momentum)
-            self.var = var.lerp_(batch_var * (count / (count - 1)), self.momentum)
-            return out
-        self.mean, self.var = mean, var
-        x = F.batch_norm(
-            x, mean, var, self.weight, self.bias, True, momentum=self.momentum, eps=self.eps
-        )
-        return max_pool(x, window, self.rules)
+            mean.lerp_(batch_mean, self.momentum)
+            var.lerp_(batch_var * (count / (count - 1)), self.momentum)
+        else:
+            out = F.batch_norm(
+                x, mean, var, weight, bias, True, momentum=self.momentum, eps=self.eps
+            )
+            out = max_pool(out, window, self.rules)
+        self._keep(mean=mean, var=var, kept=self._of_step(self.kept) * (1 - self.momentum))
+        return out
 
 
 class TransductiveNorm2d(ScaledNorm2d):
@@ -113,7 +140,7 @@ class RunningNorm2d(ScaledNorm2d):
         """Normalise."""
         if self.training and self.current_pass == "support":
             return self._accumulate(x, window)
-        return self._by_constants(x, self.mean, self.var, window)
+        return self._by_constants(x, self._of_step(self.mean), self._of_step(self.var), window)
 
 
 class EpisodicNorm2d(ScaledNorm2d):
@@ -242,7 +269,7 @@ class InstanceNorm2d(ScaledNorm2d):
         if self.rules != "torch":  # group_norm has no forward derivative of its gradient
             return self._by(x, *_moments(x, self.own_dims), window)
         groups = 1 if 1 in self.own_dims else x.shape[1]
-        x = F.group_norm(x, groups, self.weight, self.bias, self.eps)
+        x = F.group_norm(x, groups, *self._affine(), self.eps)
         return max_pool(x, window, self.rules)
 
 

@@ -61,7 +61,7 @@ def copy_matching(model: nn.Module, content: object, where: str) -> str:
         value = found.tensors.get(theirs)
         if value is None or value.is_floating_point() != own[name].is_floating_point():
             lacking.append(name)
-        elif value.shape != own[name].shape:
+        elif value.shape not in _fitting(model, name, own[name].shape):
             has, needs = list(value.shape), list(own[name].shape)
             misfits.append(f"{theirs} has {has}, the encoder needs {needs}")
         else:
@@ -163,6 +163,13 @@ def _spelled(model: nn.Module, name: str) -> str:
         leaf = _MOMENTS.get(leaf, leaf)
     is_part = _leaf(owner) == "norm" and isinstance(model.get_submodule(above), NormAct)
     return f"{above if is_part else owner}.{leaf}"
+
+
+def _fitting(model: nn.Module, name: str, shape: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Return the shapes that fit; a norm with a row an inner step, [T, C], takes one for all."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    has_rows = isinstance(owner, PassAware) and len(shape) == 2
+    return {shape, shape[1:], (1, *shape[1:])} if has_rows else {shape}
 
 
 def _is_optional(model: nn.Module, name: str) -> bool:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from raymaml.common.errors import UserError
-from raymaml.config.model import BY_THE_BATCH, ENCODERS, InnerConfig, ModelConfig
+from raymaml.config.model import ENCODERS, InnerConfig, ModelConfig
+from raymaml.config.norm import BY_THE_BATCH
 from raymaml.config.schema import ClusterConfig
 
 WORTH_IT = {"convnet4": 150_000}
@@ -54,7 +55,7 @@ def gradient_method(
     """
     if inner.gradient != "auto":
         return inner.gradient
-    known = model.encoder in ENCODERS and set(model.norm_by_pattern.values()) <= BY_THE_BATCH
+    known = model.encoder in ENCODERS and model.norm_policies <= BY_THE_BATCH
     if not known or device.type != "cpu" or image_layout(cluster, device) != "channels_last":
         return "unrolled" if inner.num_steps <= 1 else "checkpointed"  # one step: nothing to save
     support, _, height, width = support_shape

@@ -105,6 +105,7 @@ def build_learner(
         image_shape=image_shape,
         num_ways=num_ways,
         seed=fold_in(config.seed, "init"),
+        num_steps=max(config.inner.num_steps, 1),
     )
     train = config.episodes.train
     support = (train.num_ways * train.num_shots, *image_shape)

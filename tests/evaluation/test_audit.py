@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.config.model import NormPolicy
+from raymaml.config.norm import NormPolicy
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.evaluation.audit import (

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import raymaml
 from raymaml.common.errors import UserError
-from raymaml.config.model import NormPolicy
+from raymaml.config.norm import NormPolicy
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import replay
 from raymaml.evaluation.examination import (

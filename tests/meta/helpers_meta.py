@@ -83,21 +83,23 @@ def episodes(
 
 def build(
     encoder: str = "convnet4",
-    norm: str = "transductive",
+    norm: str | dict[str, Any] = "transductive",
     head: str = "learned",
     ways: int = WAYS,
     **inner: Any,
 ) -> MetaLearner:
     """A learner of width 2 whose head and mixtures are away from where they start."""
     config = ModelConfig(encoder=encoder, width=2, norm=norm, head=head, learn_temperature=True)
-    model = build_model(config, image_shape=(1, SIZE, SIZE), num_ways=ways, seed=1).double()
+    steps = inner.get("num_steps", 2)
+    shape = (1, SIZE, SIZE)
+    model = build_model(config, image_shape=shape, num_ways=ways, seed=1, num_steps=steps).double()
     with torch.no_grad():
         model.head.weight.mul_(50)  # at its start the head is so small that all gradients are
         for name, value in model.named_parameters():
             if name.endswith("alpha_offset"):
                 value.fill_(0.3)
             elif name.endswith("norm.bias"):  # a norm of one pixel gives its bias: not the kink, 0
-                value.copy_(torch.linspace(-0.4, 0.5, len(value)))
+                value.copy_(torch.linspace(-0.4, 0.5, value.numel()).view_as(value))
     return MetaLearner(model, InnerConfig(**{"num_steps": 2, "lr": 0.1, **inner}))
 
 

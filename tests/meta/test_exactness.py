@@ -11,11 +11,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from helpers_meta import METHODS, WAYS, build, episodes, flat, relative_error
+from helpers_meta import METHODS, SIZE, WAYS, build, episodes, flat, relative_error
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from raymaml.config.model import ENCODERS, NormPolicy
+from raymaml.config.model import ENCODERS
+from raymaml.config.norm import NormPolicy
 from raymaml.meta.forward import Passes
 from raymaml.meta.inner_loop import unroll
 from raymaml.meta.learner import MetaLearner
@@ -74,7 +75,7 @@ def test_unrolled_checkpointed_mixed_mode_and_central_differences_agree(
 ) -> None:
     if norm == "none":
         frozen = tuple(pattern for pattern in frozen if pattern != "*.norm")
-    episode = episodes()[0]
+    episode = episodes(size=20 if encoder == "convnet4_strided" else SIZE)[0]  # not of one pixel
     learner = build(encoder, norm, head, frozen=frozen, **rule)
     exact = learner.episode_gradient(episode)
     turned = episode.channels_last()
@@ -135,15 +136,18 @@ def test_an_episode_changes_nothing_and_leaves_nothing(norm: str, gradient: str)
     assert not alone.logits.requires_grad
 
 
-def test_running_moments_go_on_as_if_episodes_came_one_after_the_other() -> None:
-    batch = episodes(3)
-    one, other = (build("resnet10", "running", "zero") for _ in range(2))
+@pytest.mark.parametrize("per_step", ["none", "running", "both"])
+def test_running_moments_go_on_as_if_episodes_came_one_after_the_other(per_step: str) -> None:
+    batch, norm = episodes(3), {"policy": "running", "per_step": per_step}
+    one, other = (build("resnet10", norm, "zero") for _ in range(2))
     one.meta_gradient(batch, update_moments=True)  # each from the moments of the one before
     other.absorb([other.episode_gradient(episode).buffers for episode in batch])  # all from theta's
     assert len(one.running_moments) == 3 * 12  # stem, 8 convolutions, 3 shortcuts
     for name, value in one.running_moments.items():
         torch.testing.assert_close(value, other.running_moments[name], rtol=1e-12, atol=1e-12)
-    assert not torch.equal(one.moments["encoder.stem.norm.mean"], torch.zeros(2).double())
+    mean = one.moments["encoder.stem.norm.mean"]  # [C], or [T, C]
+    assert mean.shape == ((2,) if per_step == "none" else (2, 2))
+    assert mean.any()
 
 
 def test_a_shared_head_does_not_know_the_order_of_the_ways() -> None:

@@ -160,6 +160,11 @@ def test_a_batch_norm_without_scale_or_shift_stays_without(
         (None, r"model\.norm: None is no mapping .* give \{'\*': None\}"),
         ({"*": "contxt"}, r"model\.norm: 'contxt' is no policy; .* did you mean context\?"),
         ({"*": 3}, r"model\.norm: 3 is no policy"),
+        ({"*": {"per_step": "affine"}}, r"model\.norm: policy is missing"),
+        (
+            {"*": {"policy": "context", "per_step": "both"}},
+            r"per_step is both but .* context: only",
+        ),
     ],
 )
 def test_policies_that_do_not_exist_are_refused(norm: Any, says: str) -> None:
@@ -208,3 +213,40 @@ def test_the_head_starts_small_and_biases_at_zero() -> None:
     biases = [value for name, value in weights.items() if name.endswith("bias")]
     assert len(biases) == 9
     assert all(not value.any() for value in biases)
+
+
+def test_the_strided_network_is_that_of_tensorflow_with_same_padding() -> None:
+    config = ModelConfig(encoder="convnet4_strided", width=3, norm="instance")
+    model = build_model(config, image_shape=(1, 28, 28), num_ways=5, seed=0).double()
+    images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)).double()
+    x = images
+    for block in model.encoder.children():
+        # n gives ceil(n/2): 28, 14, 7, 4, 2; an odd number of zeros has one more at the end
+        out = -(-x.shape[2] // 2)
+        zeros = max((out - 1) * 2 + 3 - x.shape[2], 0)
+        padded = torch.zeros(*x.shape[:2], x.shape[2] + zeros, x.shape[3] + zeros).double()
+        first = zeros // 2
+        padded[:, :, first : first + x.shape[2], first : first + x.shape[3]] = x
+        x = torch.nn.functional.conv2d(padded, block.conv.weight, block.conv.bias, stride=2)
+        assert x.shape[2:] == (out, out)
+        x = torch.relu(torch.nn.functional.instance_norm(x))
+    torch.testing.assert_close(model.encoder(images), x.mean((2, 3)))  # [2, 3]
+
+
+def test_the_strided_network_for_omniglot_has_the_size_of_the_papers() -> None:
+    config = ModelConfig(
+        encoder="convnet4_strided", width=64, norm={"policy": "transductive", "scale": False}
+    )
+    model = build_model(config, image_shape=(1, 28, 28), num_ways=5, seed=0)
+    # convolutions as of convnet4, four shifts of 64, head 64 * 5 + 5
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert total == 640 + 3 * 36_928 + 4 * 64 + 325
+
+
+def test_a_norm_that_is_off_has_rows_in_no_layer() -> None:
+    norm = {"encoder.conv[12]": {"policy": "running", "per_step": "both"}, "*": "none"}
+    config = ModelConfig(width=2, norm=norm)
+    model = build_model(config, image_shape=(1, 16, 16), num_ways=3, seed=0, num_steps=4)
+    rows = {n: len(v) for n, v in model.state_dict().items() if ".norm." in n}
+    names = ("weight", "bias", "mean", "var")
+    assert rows == {f"encoder.conv{i}.norm.{name}": 4 for i in (1, 2) for name in names}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raymaml.layers import Pass, PassAware
-from raymaml.models.norm import TaskNorm2d
-from raymaml.models.policies import POLICIES
+from raymaml.models.norm import ScaledNorm2d, TaskNorm2d
+from raymaml.models.policies import POLICIES, apply_policies
 
 C, EPS, MOMENTUM = 3, 1e-3, 0.2
 
@@ -42,9 +42,12 @@ def moments(x: Tensor, dims: tuple[int, ...] = (0, 2, 3), correction: int = 0) -
     return [x.mean(dims, keepdim=True), x.var(dims, correction=correction, keepdim=True)]
 
 
+def shaped(by_channel: Tensor) -> Tensor:
+    return by_channel.view(1, C, 1, 1)
+
+
 def normalized(made: PassAware, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    weight, bias = (p.view(1, C, 1, 1) for p in (made.weight, made.bias))
-    return (x - mean) / torch.sqrt(var + EPS) * weight + bias
+    return (x - mean) / torch.sqrt(var + EPS) * shaped(made.weight) + shaped(made.bias)
 
 
 def mixed(x: Tensor, mean: Tensor, var: Tensor, alpha: float, own: tuple[int, ...]) -> list[Tensor]:
@@ -158,3 +161,74 @@ def test_another_layers_context_pass_adds_nothing_to_accumulated_moments() -> No
     run(made, "context", SECOND)
     assert made.mean is mean
     assert made.kept is kept
+
+
+def with_options(**options: object) -> ScaledNorm2d:
+    """Three inner steps; rows of scale and shift, where there are any, are 1, 2 and 3 away."""
+    given = nn.BatchNorm2d(C)
+    with torch.no_grad():
+        given.weight.copy_(torch.tensor([1.5, 0.5, -1.0]))
+        given.running_mean.copy_(torch.tensor([0.1, 0.2, 0.3]))
+    model = nn.Sequential(given)
+    apply_policies(model, {"*": options}, eps=EPS, momentum=MOMENTUM, num_steps=3)
+    made = model.double()[0]
+    assert isinstance(made, ScaledNorm2d)
+    for parameter in made.parameters():
+        if parameter.dim() == 2:
+            assert (parameter == parameter[0]).all()  # a row of the layer's own, repeated
+            parameter.data += torch.arange(3)[:, None]
+    return made
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
+def test_each_step_has_its_scale_and_shift_and_later_ones_take_the_last(policy: str) -> None:
+    by_step, plain = with_options(policy=policy, per_step="affine"), with_options(policy=policy)
+    assert by_step.weight is not None
+    assert by_step.weight.shape == by_step.bias.shape == (3, C)
+    for step, row in enumerate([0, 1, 2, 2, 2]):
+        by_step.inner_step = step
+        plain.weight = nn.Parameter(by_step.weight[row].detach())
+        plain.bias = nn.Parameter(by_step.bias[row].detach())
+        for current, x in (("support", SUPPORT), ("context", SUPPORT), ("query", QUERY)):
+            for rules in ("torch", "composed", "closed"):
+                by_step.rules = plain.rules = rules
+                torch.testing.assert_close(run(by_step, current, x), run(plain, current, x))
+    assert (by_step.weight[0] == torch.tensor([1.5, 0.5, -1.0])).all()
+
+
+@pytest.mark.parametrize("per_step", ["running", "both"])
+def test_each_step_moves_and_reads_its_own_running_moments(per_step: str) -> None:
+    made = with_options(policy="running", per_step=per_step)
+    assert made.mean.shape == made.var.shape == (3, C)
+    start = torch.tensor([0.1, 0.2, 0.3]).double()
+    for step, batch in enumerate([SUPPORT, SECOND]):
+        made.inner_step = step
+        run(made, "support", batch)
+    (m1, v1), (m2, v2) = (
+        [m.flatten() for m in moments(x, correction=1)] for x in (SUPPORT, SECOND)
+    )
+    means = torch.stack([0.8 * start + 0.2 * m1, 0.8 * start + 0.2 * m2, start])
+    torch.testing.assert_close(made.mean, means)
+    torch.testing.assert_close(made.var, torch.stack([0.8 + 0.2 * v1, 0.8 + 0.2 * v2, 1 + 0 * v1]))
+    torch.testing.assert_close(made.kept, torch.tensor([[0.8], [0.8], [1.0]]).double())
+    made.eval()
+    for step, row in enumerate([0, 1, 2, 2]):
+        made.inner_step = step
+        weight, bias = (p[row] if per_step == "both" else p for p in (made.weight, made.bias))
+        wanted = (QUERY - shaped(made.mean[row])) / torch.sqrt(shaped(made.var[row]) + EPS)
+        wanted = wanted * shaped(weight) + shaped(bias)
+        torch.testing.assert_close(run(made, "query", QUERY), wanted)
+        torch.testing.assert_close(run(made, "support", QUERY), wanted)
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
+def test_without_a_scale_there_is_the_shift_alone(policy: str) -> None:
+    made, plain = with_options(policy=policy, scale=False), with_options(policy=policy)
+    assert "weight" not in {name for name, _ in made.named_parameters()}
+    plain.weight = nn.Parameter(torch.ones(C).double())
+    for layer in (made, plain):
+        layer.bias.data.copy_(torch.tensor([0.5, 1.0, -2.0]))
+    for current, x in (("support", SUPPORT), ("context", SUPPORT), ("query", QUERY)):
+        for rules in ("torch", "composed", "closed"):
+            made.rules = plain.rules = rules
+            torch.testing.assert_close(run(made, current, x), run(plain, current, x))

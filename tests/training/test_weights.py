@@ -216,6 +216,29 @@ def test_a_run_of_raymaml_gives_its_best_checkpoint(make_config: Any, trained: C
         opened(make_config, trained.run_folder, "model.width=2")
 
 
+def test_a_norm_of_each_inner_step_starts_from_the_one_that_there_was() -> None:
+    weight = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    network = build_model(
+        ModelConfig(width=4, norm={"policy": "running", "per_step": "both"}),
+        image_shape=SHAPE,
+        num_ways=3,
+        seed=0,
+        num_steps=3,
+    )
+    content = state()
+    content["conv1.norm.weight"] = weight
+    content["conv2.norm.running_var"] = torch.arange(4.0)[None]  # of a single step
+    copy_matching(network, content, "file.pt")
+    own = network.state_dict()
+    assert torch.equal(own["encoder.conv1.norm.weight"], weight.expand(3, 4))
+    assert torch.equal(own["encoder.conv2.norm.var"], torch.arange(4.0).expand(3, 4))
+    content["conv1.norm.weight"] = torch.ones(2, 4)  # of another number of steps
+    with pytest.raises(
+        UserError, match=r"conv1\.norm\.weight has \[2, 4\], the encoder needs \[3,"
+    ):
+        copy_matching(network, content, "file.pt")
+
+
 def test_a_run_goes_on_without_its_weights_but_not_from_others(
     make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
