@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # for type checkers: the same names as in _HOMES
     from raymaml import convert as convert
     from raymaml.classify.classifier import FewShotClassifier as FewShotClassifier
     from raymaml.common.errors import UserError as UserError
+    from raymaml.config.inner import InnerConfig as InnerConfig
     from raymaml.config.load import load_config as load_config
-    from raymaml.config.model import InnerConfig as InnerConfig
     from raymaml.config.model import ModelConfig as ModelConfig
     from raymaml.evaluation.external import judge as judge
     from raymaml.evaluation.external import load_learner as load_learner
@@ -48,7 +48,8 @@ _HOMES = {
     "classify.classifier": "FewShotClassifier",
     "common.errors": "UserError",
     "config.load": "load_config",
-    "config.model": "InnerConfig ModelConfig",
+    "config.inner": "InnerConfig",
+    "config.model": "ModelConfig",
     "evaluation.external": "judge load_learner",
     "evaluation.paired": "paired",
     "library": "Episodes ReportResult TrainResult episodes report test train",

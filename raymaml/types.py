@@ -6,8 +6,8 @@ per class, ``S = N*K`` support images, ``C H W`` an image, ``P`` parameters, ``T
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ Params = dict[str, Tensor]
 """Parameters by their dotted name, as ``nn.Module.named_parameters`` names them."""
 Buffers = dict[str, Tensor]
 """Buffers by their dotted name: the moments that norm layers carry from pass to pass."""
+State = dict[str, Params]
+"""Values that an inner rule carries from step to step: by kind, then by name of the parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,10 @@ class Episode:
     support_y: Tensor  # [N*K], int64 in 0..N-1
     query_x: Tensor  # [N*Q, C, H, W]
     query_y: Tensor  # [N*Q]
+    support_batches: Tensor | None = None  # [T, B], support rows of each inner step; None: all
 
     def __post_init__(self) -> None:
-        vars(self).update(checked(vars(self), batch=False))
+        vars(self).update(checked(tensors_of(self), batch=False))
 
     def channels_last(self) -> Episode:
         """Return the same episode with images in the channels-last memory format."""
@@ -53,15 +56,16 @@ class EpisodeBatch:
     support_y: Tensor  # [E, N*K]
     query_x: Tensor  # [E, N*Q, C, H, W]
     query_y: Tensor  # [E, N*Q]
+    support_batches: Tensor | None = None  # [E, T, B]
 
     def __post_init__(self) -> None:
-        vars(self).update(checked(vars(self), batch=True))
+        vars(self).update(checked(tensors_of(self), batch=True))
 
     def __len__(self) -> int:
         return self.support_x.shape[0]
 
     def __getitem__(self, index: int) -> Episode:
-        return unchecked(Episode, {name: value[index] for name, value in vars(self).items()})
+        return unchecked(Episode, {name: value[index] for name, value in tensors_of(self).items()})
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(len(self)))
@@ -70,9 +74,47 @@ class EpisodeBatch:
         """Yield runs of ``size`` consecutive episodes; the last may be shorter."""
         for first in range(0, len(self), size):
             rows = slice(first, first + size)
-            yield unchecked(EpisodeBatch, {name: value[rows] for name, value in vars(self).items()})
+            yield unchecked(
+                EpisodeBatch, {name: value[rows] for name, value in tensors_of(self).items()}
+            )
 
     def to(self, device: torch.device) -> EpisodeBatch:
         """Return the same episodes on ``device``."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+        tensors = tensors_of(self)
+        moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
         return unchecked(EpisodeBatch, moved)
+
+
+def tensors_of(episode: Episode | EpisodeBatch) -> dict[str, Tensor]:
+    """Return the tensors of an episode by name."""
+    return {name: value for name, value in vars(episode).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fast:
+    """The state that the inner loop carries from step to step."""
+
+    params: Params
+    """The adapted parameters, theta'."""
+    state: State
+    """What the update rule carries."""
+    buffers: Buffers
+    """Moments that norm layers accumulate; never differentiated through."""
+    steps: int = 0
+    """Inner steps taken so far."""
+
+    def detached(self) -> Fast:
+        """Return fresh leaves of the same values."""
+        state = {kind: leaves(values) for kind, values in self.state.items()}
+        return replace(self, params=leaves(self.params), state=state)
+
+
+SupportLoss = Callable[[Fast], tuple[Tensor, Buffers]]
+"""Fast weights -> loss on the support set, and the moments after the pass."""
+QueryLoss = Callable[[Fast], tuple[Tensor, Tensor]]
+"""Fast weights -> loss on the query set, and the logits."""
+
+
+def leaves(params: Params) -> Params:
+    """Return the same values as leaves: detached, and differentiable."""
+    return {name: value.detach().requires_grad_() for name, value in params.items()}

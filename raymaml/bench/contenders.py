@@ -16,22 +16,21 @@ from torch.nn import functional as F
 
 from raymaml.config.data_sources import ImageFolderSource
 from raymaml.config.explain import validated
+from raymaml.config.inner import InnerConfig
 from raymaml.config.load import load_config
-from raymaml.config.model import InnerConfig
 from raymaml.config.schema import Config
 from raymaml.layers import PassAware
-from raymaml.meta.inner_loop import leaves
-from raymaml.meta.learner import METHODS
-from raymaml.meta.rules import frozen_params, learning_rate
+from raymaml.meta.freezing import frozen_params
+from raymaml.meta.rules import learning_rate
 from raymaml.seeding import fold_in
 from raymaml.storage.place import Place
 from raymaml.training.state import build_learner
-from raymaml.types import Episode, EpisodeBatch, Params
+from raymaml.types import Episode, EpisodeBatch, Params, leaves, tensors_of
 
 Phase = Literal["training", "evaluation"]
 """training: one meta-gradient; evaluation: adaptation without a graph, and the query pass."""
 PHASES: tuple[Phase, ...] = ("training", "evaluation")
-EXACT_METHODS = tuple(name for name in METHODS if name not in {"auto", "first_order"})
+EXACT_METHODS = ("unrolled", "checkpointed", "mixed_mode")
 """The values of ``inner.gradient`` that compute one and the same number."""
 STANDARD = {  # source, pixels, shots, channels of ConvNet4
     "convnet4-32-84x84-5way-1shot": ("mini-imagenet", 84, 1, 32),
@@ -153,7 +152,7 @@ class Contender:
             found = self._learner.episode_gradient(episode).grads
             return torch.cat([found[name].reshape(-1) for name in params])
         if self._library == "raymaml":
-            one = EpisodeBatch(**{name: value[None] for name, value in vars(episode).items()})
+            one = EpisodeBatch(**{name: value[None] for name, value in tensors_of(episode).items()})
             return self._learner.predict(one)[0].reshape(-1)
         self.model.train(training)
         inner = self._config.inner if training else self._config.test_inner

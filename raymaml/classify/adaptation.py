@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from raymaml.classify.adapted import adapted, query_logits
 from raymaml.common.errors import UserError
-from raymaml.meta.inner_loop import Fast
 from raymaml.seeding import bit_stream, draw_without_replacement
 from raymaml.statistics.intervals import Interval, wilson_interval
 from raymaml.training.tensor_file import weights_bytes
 from raymaml.training.trained import TrainedModel
+from raymaml.types import Fast
 
 BATCH = 16
 """Images in a pass of an inductive model. Some kernels round by the size of the batch, so that the

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.meta.calls import alone
-from raymaml.meta.forward import Passes
-from raymaml.meta.inner_loop import Fast
 from raymaml.meta.learner import MetaLearner
-from raymaml.meta.losses import balanced_cross_entropy
-from raymaml.types import Episode
+from raymaml.passes.calls import alone
+from raymaml.passes.forward import Passes
+from raymaml.passes.losses import balanced_cross_entropy
+from raymaml.types import Episode, Fast
 
 
 @alone()
@@ -44,8 +43,8 @@ def adapted(learner: MetaLearner, support_x: Tensor, support_y: Tensor) -> Fast:
     *_, fast = learner.adapt(episode)
     params = {name: value.detach() for name, value in fast.params.items()}
     with torch.no_grad():
-        buffers = _passes(learner).with_context(params, fast.buffers, episode.support_x)
-    return replace(fast, params=params, velocity={}, buffers=buffers)
+        ready = replace(fast, params=params, state={})
+        return _passes(learner).with_context(ready, episode.support_x)
 
 
 @alone()
@@ -54,7 +53,7 @@ def query_logits(learner: MetaLearner, fast: Fast, images: Tensor) -> Tensor:
     """Return the logits ``[B, N]`` of images ``[B, C, H, W]`` at what ``adapted`` returned."""
     if learner.channels_last:
         images = images.to(memory_format=torch.channels_last)
-    return _passes(learner).query(fast.params, fast.buffers, images)
+    return _passes(learner).query(fast, images)
 
 
 def _passes(learner: MetaLearner) -> Passes:

@@ -17,7 +17,6 @@ from raymaml.config.base import PositiveInt, Section
 from raymaml.config.model import ENCODERS
 from raymaml.config.schema import Config
 from raymaml.data.preprocessing import Preprocessing
-from raymaml.meta.inner_loop import Fast
 from raymaml.meta.learner import MetaLearner
 from raymaml.storage.files import exists, new_folder, read_bytes
 from raymaml.storage.place import Place
@@ -26,7 +25,7 @@ from raymaml.training.origin import without_places
 from raymaml.training.state import build_learner, load_params, require_fitting
 from raymaml.training.tensor_file import read_weights, weights_bytes
 from raymaml.training.trained import TrainedModel
-from raymaml.types import Params
+from raymaml.types import Fast, Params
 
 CARD = "classifier.json"
 THETA: Literal["theta.safetensors"] = "theta.safetensors"
@@ -146,9 +145,9 @@ def read_classifier(place: Place, device: torch.device) -> Saved:
     buffers = dict(learner.model.named_buffers())
     fast = Fast(
         params={name: value for name, value in found.items() if name not in buffers},
-        velocity={},
+        state={},
         buffers={name: found[name] for name in buffers},
-        rates={},
+        steps=config.test_inner.num_steps,
     )
     trained = TrainedModel(
         learner=learner,

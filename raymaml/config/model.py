@@ -1,4 +1,4 @@
-"""The sections `model`, `inner` and `outer`: the learner, its adaptation, and its learning."""
+"""The sections `model` and `outer`: the learner, and its learning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from raymaml.config.base import (
     PositiveRate,
     Rate,
     Section,
-    Steps,
 )
 from raymaml.config.norm import TRANSDUCTIVE, Norm, NormOptions, NormPolicy
 
@@ -63,9 +62,10 @@ class ModelConfig(Section):
     """Weight of the newest batch in accumulated moments."""
     norm_eps: PositiveRate = 1e-5
     """Added to the variance."""
-    head: Literal["learned", "zero", "shared"] = "learned"
-    """Where the linear head starts in each episode: at meta-learned weights, at zero, or at one
-    meta-learned row repeated for every way."""
+    head: Literal["learned", "zero", "shared", "prototypes"] = "learned"
+    """Where the linear head starts in each episode: at meta-learned weights; at zero; at one
+    meta-learned row repeated for every way; or at the class means c of the support features, as
+    weights 2c and biases -|c|^2 (Proto-MAML, Triantafillou et al. 2020)."""
     temperature: PositiveRate = 1.0
     """The logits are multiplied by this number."""
     learn_temperature: bool = False
@@ -150,50 +150,6 @@ class ModelConfig(Section):
         return self
 
 
-class InnerConfig(Section):
-    """Adaptation to one episode (Finn et al. 2017, algorithm 1, lines 5 and 6)."""
-
-    num_steps: Steps = 5
-    """Number of inner steps (T), at most 100,000; 0 judges the meta-parameters as they are."""
-    lr: Rate = 0.01
-    """Learning rate of the encoder on the mean cross-entropy of the support set."""
-    head_lr: Rate | None = None
-    """Learning rate of the head; null is the encoder's."""
-    momentum: Momentum = 0.0
-    """Momentum of the inner steps; each episode starts at rest."""
-    weight_decay: Rate = 0.0
-    """Added to the gradient, times the weight (L2)."""
-    frozen: tuple[str, ...] = ()
-    """Name patterns of parameters that the inner loop leaves alone and the outer loop learns:
-    encoder.conv1, *.norm, head, encoder.layer[12]."""
-    gradient: Literal["auto", "unrolled", "checkpointed", "mixed_mode", "first_order"] = "auto"
-    """unrolled: exact second-order meta-gradient by the plain graph; checkpointed: the same with
-    the memory of one inner step, by computing each step twice; mixed_mode: the same with that
-    memory and in less time, by Hessian-vector products; first_order: FOMAML. auto: the exact
-    method that was measured to be best for such a model (table in raymaml/meta/README.md)."""
-
-
-class InnerOverride(Section):
-    """Changes to `inner` at validation and test; null keeps the value used in training."""
-
-    num_steps: Steps | None = None
-    """Inner steps at validation and test."""
-    lr: Rate | None = None
-    """Encoder rate at validation and test."""
-    head_lr: Rate | None = None
-    """Head rate at validation and test."""
-    momentum: Momentum | None = None
-    """Momentum at validation and test."""
-    weight_decay: Rate | None = None
-    """Weight decay at validation and test."""
-    frozen: tuple[str, ...] | None = None
-    """Frozen parameters at validation and test."""
-
-    def apply(self, inner: InnerConfig) -> InnerConfig:
-        """Return ``inner`` with the values that are set here."""
-        return inner.model_copy(update=self.model_dump(exclude_none=True))
-
-
 class OuterSteps(Section):
     """The update rule, its schedule, and the rhythm of a run, in outer steps."""
 
@@ -210,7 +166,8 @@ class OuterSteps(Section):
     momentum: Momentum = 0.0
     """Momentum of sgd and rmsprop."""
     weight_decay: Rate = 0.0
-    """Decay of the meta-parameters: added to the gradient (L2); apart from it for adamw."""
+    """Decay of the meta-parameters: added to the gradient (L2); apart from it for adamw. What the
+    inner rule learns does not decay."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """cosine: the rate falls to `final_lr` along a half cosine over the run; step: times `gamma` at
     each of `milestones`."""
@@ -271,6 +228,14 @@ class OuterConfig(OuterSteps):
     unit = "episodes"
     meta_batch_size: Annotated[PositiveInt, Field(le=100_000)] = 4
     """Episodes per outer step, over all workers; at most 100,000."""
+    rule_lr: PositiveRate | None = None
+    """Learning rate of what the inner rule learns (`inner.rates`, `inner.learned`); null is `lr`.
+    It follows the schedule as well."""
+
+    @property
+    def rule_rate(self) -> float:
+        """The rate of what the inner rule learns, as a multiple of `lr`."""
+        return 1.0 if self.rule_lr is None else self.rule_lr / self.lr
 
     @property
     def per_step(self) -> int:

@@ -23,7 +23,8 @@ from raymaml.config.base import (
     Section,
 )
 from raymaml.config.data_sources import Source
-from raymaml.config.model import PRETRAIN, InnerConfig, InnerOverride, ModelConfig, OuterConfig
+from raymaml.config.inner import InnerConfig, InnerOverride
+from raymaml.config.model import PRETRAIN, ModelConfig, OuterConfig
 from raymaml.config.pretrain import PretrainConfig
 from raymaml.storage.place import Place, is_in
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raymaml.common.errors import UserError, gathered, reason_of
 from raymaml.common.untrusted import checked
 from raymaml.config.explain import validated
-from raymaml.config.model import InnerConfig
+from raymaml.config.inner import InnerConfig
 from raymaml.convert.reference import Model, Testing, kind_of, their_names
 from raymaml.convert.settings import built_model, inner_settings
 from raymaml.meta.learner import MetaLearner

@@ -1,119 +1,207 @@
-"""The exact meta-gradient with the memory of one inner step, by the adjoint.
+"""The meta-gradient with the memory of one inner step, by the adjoint, whatever the rule.
 
 Adaptation runs without a graph and keeps the state before each inner step. The adjoint holds the
-derivatives of the query loss after a step: ``lam`` in the weights theta[t+1], ``nu`` in the
-velocities v[t+1]. Going backward, each step turns it into the derivatives before the step, and the
-frozen parameters phi gather theirs. There are two ways to take such a step back.
+derivatives of the loss of the outer loop after a step: ``lam`` in the weights theta[t+1], ``nu`` in
+the state of the rule. Going backward, each step turns it into the derivatives before the step;
+the query loss there, if it counts, adds its own. The frozen parameters phi and the numbers that the
+rule learns gather theirs. There are three ways to take such a step back.
 
 ``checkpointed`` runs the step again, with a graph, and takes its vector-Jacobian product (Chen et
 al. 2016, arXiv 1604.06174, with the inner steps as the segments).
 
-``mixed_mode`` writes the product out. A step with gradient ``g(theta) = d L / d theta``, L the
-support loss, is
+``mixed_mode`` takes the product of the update alone. It gives the derivatives in the weights, in
+the state and in the learned numbers, and ``mu``, that in the gradient g of the support loss L. The
+chain rule adds ``H(theta[t]) mu`` to lam, H the Hessian of L, which is symmetric, and
+``d (g mu) / d phi`` for phi. Both are the directional derivative of one gradient, that of L in
+(theta, phi), along (mu, 0): a forward derivative of a reverse one (Pearlmutter 1994; Kemaev et al.
+2025, arXiv 2505.00793).
 
-    v[t+1] = momentum * v[t] + g(theta[t]) + decay * theta[t]
-    theta[t+1] = theta[t] - lr * v[t+1]
-
-so the chain rule gives
-
-    u = nu - lr * lam                               the derivative in v[t+1], by both ways
-    lam <- lam + decay * u + H(theta[t]) u          H the Hessian of L, which is symmetric
-    nu <- momentum * u
-
-and phi gathers ``d (g u) / d phi``. Both products are the directional derivative of one gradient,
-that of L in (theta, phi) at (theta[t], phi) along (u, 0): a forward derivative of a reverse one
-(Pearlmutter 1994; Kemaev et al. 2025, arXiv 2505.00793).
+``first_order`` takes g for a constant, and leaves these products out.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import chain
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
-from raymaml.config.model import InnerConfig
-from raymaml.meta.gradients import EpisodeGradient, EpisodeLosses, query_gradient
-from raymaml.meta.inner_loop import Fast, SupportLoss, leaves, step, unroll
-from raymaml.types import Params
+from raymaml.meta.gradients import (
+    EpisodeGradient,
+    Generators,
+    drawing_as,
+    generators,
+    query_gradient,
+    rule_names,
+)
+from raymaml.meta.inner_loop import Adaptation, step, unroll
+from raymaml.types import Fast, Params, State, leaves
 
-Generators = tuple[Tensor, dict[torch.device, Tensor]]
-"""States of torch's generators: of the CPU, and of the GPUs that hold weights."""
-StepBack = Callable[[Fast, Params, Params], tuple[Params, Params, Params]]
-"""(state before a step, lam, nu) -> lam and nu there, and what the derivatives in phi gain."""
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """One inner step that was taken: the state before it, and the gradients that the rule got."""
+
+    before: Fast
+    grads: Params
+    draws: Generators
 
 
-def checkpointed(
-    losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
-) -> EpisodeGradient:
+@dataclass(frozen=True, kw_only=True)
+class Adjoint:
+    """Derivatives of the loss of the outer loop in weights and state, and those gathered so far."""
+
+    lam: Params
+    nu: State
+    gathered: Params
+    """In frozen parameters, and in what the rule learns."""
+
+
+StepBack = Callable[[Adaptation, Taken, Adjoint], Adjoint]
+"""(adaptation, a step, the adjoint after it) -> the adjoint before it."""
+
+
+def checkpointed(adaptation: Adaptation) -> EpisodeGradient:
     """Compute the exact second-order gradient; each inner step runs twice."""
 
-    def step_back(state: Fast, lam: Params, nu: Params) -> tuple[Params, Params, Params]:
-        after = step(losses.support, state, inner, create_graph=True)
-        parts = (state.params, state.velocity, frozen)
-        grads = torch.autograd.grad(
-            [*after.params.values(), *after.velocity.values()],
-            [value for part in parts for value in part.values()],
-            [*lam.values(), *nu.values()],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        found = iter(grads)
-        lam, nu, gained = ({name: next(found) for name in part} for part in parts)
-        return lam, nu, gained
+    def step_back(adaptation: Adaptation, taken: Taken, adjoint: Adjoint) -> Adjoint:
+        after, _ = step(adaptation, taken.before, create_graph=True)
+        constants = adaptation.frozen | rule_names(adaptation.learned)
+        return _pulled_back(after.params, after.state, taken.before, constants, adjoint)[0]
 
-    return _swept(losses, frozen, start, inner, step_back)
+    return _swept(adaptation, step_back, keep_grads=False)
 
 
-def mixed_mode(
-    losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
-) -> EpisodeGradient:
+def mixed_mode(adaptation: Adaptation) -> EpisodeGradient:
     """Compute the exact second-order gradient by Hessian-vector products, forward over reverse."""
 
-    def step_back(state: Fast, lam: Params, nu: Params) -> tuple[Params, Params, Params]:
-        u = {name: -state.rates[name] * value for name, value in lam.items()}
-        u = {name: value + nu[name] for name, value in u.items()} if nu else u
-        products = _gradient_along(losses.support, state, frozen, u)
-        moved = [name for name in lam if name in products]  # a step leaves the others alone
-        lam = lam | {n: lam[n] + inner.weight_decay * u[n] + products[n] for n in moved}
-        nu = nu | {name: inner.momentum * u[name] for name in moved if nu}
-        return lam, nu, {name: products[name] for name in frozen if name in products}
+    def step_back(adaptation: Adaptation, taken: Taken, adjoint: Adjoint) -> Adjoint:
+        adjoint, mu = _through_update(adaptation, taken, adjoint)
+        products = gradient_along(adaptation, taken.before, mu)
+        lam = adjoint.lam | {
+            name: adjoint.lam[name] + adaptation.inner.weight_decay * value + products[name]
+            for name, value in mu.items()
+        }
+        gained = {name: products[name] for name in adaptation.frozen if name in products}
+        gathered = {n: v + gained[n] if n in gained else v for n, v in adjoint.gathered.items()}
+        return replace(adjoint, lam=lam, gathered=gathered)
 
     make_forward_mode_ready()
-    return _swept(losses, frozen, start, inner, step_back)
+    return _swept(adaptation, step_back)
+
+
+def first_order(adaptation: Adaptation) -> EpisodeGradient:
+    """Take the gradients of the inner steps for constants (FOMAML).
+
+    By gradient descent with fixed rates this is the query gradient at the adapted weights.
+    """
+
+    def step_back(adaptation: Adaptation, taken: Taken, adjoint: Adjoint) -> Adjoint:
+        return _through_update(adaptation, taken, adjoint)[0]
+
+    changes = adaptation.inner.clip_between is not None or any(adaptation.weights[:-1])
+    return _swept(adaptation, step_back, keep=changes or not _is_constant(adaptation))
+
+
+def _is_constant(adaptation: Adaptation) -> bool:
+    """Return whether the derivative of the update is the same at all gradients and states."""
+    return adaptation.rule.linear and not adaptation.learned
 
 
 def _swept(
-    losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig, step_back: StepBack
+    adaptation: Adaptation, step_back: StepBack, *, keep: bool = True, keep_grads: bool = True
 ) -> EpisodeGradient:
-    states, fast = _trajectory(losses.support, start, inner)
-    result = query_gradient(losses, fast, frozen | fast.params)
-    total = {name: result.grads[name] for name in frozen}
-    lam = {name: result.grads[name] for name in fast.params}
-    nu = {name: torch.zeros_like(value) for name, value in fast.velocity.items()}
-    for state, generators in reversed(states):
-        with _drawing_as(generators):
-            lam, nu, gained = step_back(state, lam, nu)
-        total |= {name: total[name] + value for name, value in gained.items()}
-    return replace(result, grads=total | lam)
+    """Adapt, then take the adjoint back through all steps, or through none if ``keep`` is false."""
+    last, segments = _forward(adaptation, keep_grads) if keep else (_adapted(adaptation), [])
+    loss, logits, grads = query_gradient(adaptation, last)
+    learned = rule_names(adaptation.learned)
+    gathered = {name: grads[name] for name in adaptation.frozen}
+    adjoint = Adjoint(
+        lam={name: grads[name] for name in last.params},
+        nu={kind: _zeros(values) for kind, values in last.state.items()},
+        gathered=gathered | _zeros(learned),
+    )
+    terms = [(adaptation.weights[-1], logits)]
+    for taken in chain.from_iterable(reversed(list(segment())) for segment in reversed(segments)):
+        with drawing_as(taken.draws):
+            adjoint = step_back(adaptation, taken, adjoint)
+        if weight := adaptation.weights[taken.before.steps]:
+            with drawing_as(taken.draws):
+                more, judged, grads = query_gradient(adaptation, taken.before)
+            adjoint = _plus(adjoint, grads)
+            loss, terms = loss + more, [*terms, (weight, judged)]
+    return EpisodeGradient(
+        loss=loss,
+        logits=logits,
+        grads=adjoint.gathered | adjoint.lam,
+        buffers=last.buffers,
+        terms=tuple(terms),
+    )
 
 
-def _gradient_along(
-    support_loss: SupportLoss, state: Fast, frozen: Params, direction: Params
-) -> Params:
-    """Differentiate the gradient of the support loss along a direction, where there is one."""
+def _plus(adjoint: Adjoint, grads: Params) -> Adjoint:
+    lam = {name: value + grads[name] for name, value in adjoint.lam.items()}
+    both = {name: v + grads[name] if name in grads else v for name, v in adjoint.gathered.items()}
+    return replace(adjoint, lam=lam, gathered=both)
+
+
+def _through_update(
+    adaptation: Adaptation, taken: Taken, adjoint: Adjoint
+) -> tuple[Adjoint, Params]:
+    """Take the adjoint back through the update alone; also return mu."""
+    grads, before = leaves(taken.grads), taken.before
+    params, state = adaptation.update(grads, before.state, before.params, before.steps)
+    return _pulled_back(params, state, before, rule_names(adaptation.learned), adjoint, grads)
+
+
+def _pulled_back(
+    params: Params,
+    state: State,
+    before: Fast,
+    constants: Params,
+    adjoint: Adjoint,
+    grads: Params | None = None,
+) -> tuple[Adjoint, Params]:
+    """Take the adjoint back from ``params`` and ``state``, a graph on the values before them."""
+    kinds = list(state)
+    outputs, along = [params, *state.values()], [adjoint.lam, *(adjoint.nu[kind] for kind in kinds)]
+    inputs = [before.params, *(before.state[kind] for kind in kinds), constants, grads or {}]
+    found = iter(
+        torch.autograd.grad(
+            [value for part in outputs for value in part.values()],
+            [value for part in inputs for value in part.values()],
+            [part[name] for part, like in zip(along, outputs, strict=True) for name in like],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+    lam, *nu, gained, mu = ({name: next(found) for name in part} for part in inputs)
+    gathered = {n: v + gained[n] if n in gained else v for n, v in adjoint.gathered.items()}
+    return Adjoint(lam=lam, nu=dict(zip(kinds, nu, strict=True)), gathered=gathered), mu
+
+
+def gradient_along(adaptation: Adaptation, fast: Fast, direction: Params) -> Params:
+    """Differentiate the gradient of the support loss along a direction, where there is one.
+
+    Args:
+        adaptation: of one episode, or several.
+        fast: the point.
+        direction: by name; zero for parameters that it does not name.
+
+    Returns:
+        By name, of adapting and frozen parameters.
+    """
     with forward_ad.dual_level():
         params = {
-            name: forward_ad.make_dual(value, direction[name])
-            for name, value in state.params.items()
+            name: forward_ad.make_dual(value, direction[name]) if name in direction else value
+            for name, value in fast.params.items()
         }
-        loss, _ = support_loss(params, state.buffers)
-        inputs = params | frozen
+        loss, _ = adaptation.support(replace(fast, params=params))
+        inputs = params | adaptation.frozen
         grads = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
         return {
             name: torch.zeros_like(value) if tangent is None else tangent
@@ -131,40 +219,73 @@ def make_forward_mode_ready() -> None:
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
-def _trajectory(
-    support_loss: SupportLoss, start: Fast, inner: InnerConfig
-) -> tuple[list[tuple[Fast, Generators]], Fast]:
-    """Return the state before each inner step, with torch's generators there; and that after."""
-    count = inner.num_steps if start.params else 0  # no step takes anything back if nothing adapts
+def _forward(
+    adaptation: Adaptation, keep_grads: bool
+) -> tuple[Fast, list[Callable[[], list[Taken]]]]:
+    """Adapt; return the state at the end, and functions for the steps of each segment of steps.
+
+    Segments are of ``inner.keep_every`` steps, which are taken once more. One segment of all steps
+    is kept as it was.
+    """
+    start, count, length = adaptation.start, adaptation.inner.num_steps, adaptation.inner.keep_every
+    if not start.params:
+        return _adapted(adaptation), []  # no step takes anything back if nothing adapts
+    if length == 1:
+        taken, last = _recorded(adaptation, count, start, keep_grads)
+        return last, [lambda: taken]
+    segments: list[Callable[[], list[Taken]]] = []
+    fast = start
+    for first in range(0, count, length):
+        stop = min(first + length, count)
+        again = partial(_again, adaptation, stop, fast, generators(fast), keep_grads)
+        segments.append(again)
+        while fast.steps < stop:
+            fast, _ = step(adaptation, fast, create_graph=False)
+    return fast, segments
+
+
+def _adapted(adaptation: Adaptation) -> Fast:
+    *_, last = unroll(adaptation, create_graph=False)
+    return last
+
+
+def _again(
+    adaptation: Adaptation, stop: int, fast: Fast, draws: Generators, keep_grads: bool
+) -> list[Taken]:
+    with drawing_as(draws):
+        return _recorded(adaptation, stop, fast, keep_grads)[0]
+
+
+def _recorded(
+    adaptation: Adaptation, stop: int, fast: Fast, keep_grads: bool
+) -> tuple[list[Taken], Fast]:
+    """Go on to ``stop`` steps; return the steps, and the state after them."""
+    keep_grads = keep_grads and not _is_constant(adaptation)
     # Memory that is taken at once: small tensors that stay among large ones that go leave holes in
     # the heap, which grew by a third over 50 steps.
-    memory = [
-        {name: value.new_empty(count, *value.shape) for name, value in part.items()}
-        for part in (start.params, start.velocity)
-    ]
-    states = []
-    for number, fast in enumerate(unroll(support_loss, start, inner, create_graph=False)):
-        if number < count:
-            params, velocity = (
-                {name: rows[name][number].copy_(value.detach()) for name, value in part.items()}
-                for rows, part in zip(memory, (fast.params, fast.velocity), strict=True)
-            )
-            kept = replace(fast, params=leaves(params), velocity=leaves(velocity))
-            states.append((kept, _generators(fast)))
-    return states, fast
+    kinds = {"params": fast.params, **fast.state, **({"grads": fast.params} if keep_grads else {})}
+    memory = {
+        kind: {name: v.new_empty(stop - fast.steps, *v.shape) for name, v in values.items()}
+        for kind, values in kinds.items()
+    }
+
+    def kept(kind: str, values: Params) -> Params:
+        rows, row = memory[kind], len(taken)
+        return leaves({name: rows[name][row].copy_(v.detach()) for name, v in values.items()})
+
+    taken: list[Taken] = []
+    while fast.steps < stop:
+        state = {kind: kept(kind, values) for kind, values in fast.state.items()}
+        before = replace(fast, params=kept("params", fast.params), state=state)
+        draws = generators(fast)
+        fast, grads = step(adaptation, fast, create_graph=False)
+        if keep_grads:
+            grads = kept("grads", grads)
+        else:  # their names alone count
+            grads = {name: v.new_zeros(()).expand_as(v) for name, v in grads.items()}
+        taken.append(Taken(before=before, grads=grads, draws=draws))
+    return taken, fast
 
 
-def _generators(fast: Fast) -> Generators:
-    devices = {value.device for value in fast.params.values() if value.is_cuda}
-    return torch.get_rng_state(), {each: torch.cuda.get_rng_state(each) for each in devices}
-
-
-@contextmanager
-def _drawing_as(generators: Generators) -> Iterator[None]:
-    """Draw random numbers from these states in the block; the present ones stay."""
-    cpu, others = generators
-    with torch.random.fork_rng(devices=list(others)):
-        torch.set_rng_state(cpu)
-        for device, state in others.items():
-            torch.cuda.set_rng_state(state, device)
-        yield
+def _zeros(values: Params) -> Params:
+    return {name: torch.zeros_like(value) for name, value in values.items()}

@@ -1,31 +1,25 @@
 """The meta-gradient of one episode, by the methods of ``inner.gradient``.
 
-A method takes the two losses of an episode, which are functions of the adapting parameters. They
-also depend on the frozen parameters, which are leaves. It returns the query loss after adaptation,
-the query logits, and the gradient of that loss in the parameters of both kinds.
+A method takes the adaptation to an episode. It returns the loss of the outer loop, the query logits
+after the last inner step, and the gradient of that loss in the start of the adaptation, in the
+frozen parameters, and in all that the rule learns. The loss is the query loss after the last inner
+step, or a weighted sum of those after every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from raymaml.config.model import InnerConfig
-from raymaml.meta.inner_loop import Fast, SupportLoss, unroll
-from raymaml.types import Buffers, Params
+from raymaml.meta.inner_loop import Adaptation, unroll
+from raymaml.types import Buffers, Fast, Params
 
-
-@dataclass(frozen=True, kw_only=True)
-class EpisodeLosses:
-    """The two losses of an episode, as functions of the parameters that adapt."""
-
-    support: SupportLoss
-    """Loss on the support set, and the moments after the pass."""
-    query: Callable[[Params, Buffers], tuple[Tensor, Tensor]]
-    """Loss on the query set, and the logits ``[N*Q, N]``, or outputs ``[Q, ...]``."""
+Generators = tuple[Tensor, dict[torch.device, Tensor]]
+"""States of torch's generators: of the CPU, and of the GPUs that hold weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,38 +31,89 @@ class EpisodeGradient:
     grads: Params
     buffers: Buffers
     """Moments after the last support pass; from a learner, the running ones alone."""
+    terms: tuple[tuple[float, Tensor], ...] = ()
+    """Weights and logits of the query losses that the loss is the sum of, from the last step on;
+    empty: that after the last alone."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Numbers about the computation, by name."""
 
 
-Method = Callable[[EpisodeLosses, Params, Fast, InnerConfig], EpisodeGradient]
-"""(losses, frozen parameters, start of those that adapt, inner loop) -> meta-gradient."""
+Method = Callable[[Adaptation], EpisodeGradient]
+"""Of ``inner.gradient``, or the difference that Reptile takes for it."""
 
 
-def unrolled(
-    losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
-) -> EpisodeGradient:
+def unrolled(adaptation: Adaptation) -> EpisodeGradient:
     """Differentiate through every inner step by the plain graph (MAML, exact second order)."""
-    start = start.detached()
-    *_, fast = unroll(losses.support, start, inner, create_graph=True)
-    return query_gradient(losses, fast, frozen | start.params)
-
-
-def first_order(
-    losses: EpisodeLosses, frozen: Params, start: Fast, inner: InnerConfig
-) -> EpisodeGradient:
-    """Take the query gradient at the adapted weights as the meta-gradient (FOMAML)."""
-    *_, fast = unroll(losses.support, start, inner, create_graph=False)
-    return query_gradient(losses, fast, frozen | fast.params)
-
-
-def query_gradient(losses: EpisodeLosses, fast: Fast, inputs: Params) -> EpisodeGradient:
-    """Differentiate the query loss at ``fast``; the gradient is zero where it does not depend."""
-    loss, logits = losses.query(fast.params, fast.buffers)
-    grads = torch.autograd.grad(
-        loss, list(inputs.values()), allow_unused=True, materialize_grads=True
-    )
+    start, terms, judged = adaptation.start, [], []
+    for fast in unroll(adaptation, create_graph=True):
+        if weight := adaptation.weights[fast.steps]:
+            last = fast.steps == adaptation.inner.num_steps
+            with drawing_as(None if last else generators(start)):
+                loss, logits = adaptation.query(fast)
+            terms.append(weight * loss)
+            judged.append((weight, logits.detach()))
+    inputs = adaptation.frozen | rule_names(adaptation.learned) | start.params
+    total = sum(terms[1:], terms[0])
     return EpisodeGradient(
-        loss=loss.detach(),
-        logits=logits.detach(),
-        grads=dict(zip(inputs, grads, strict=True)),
+        loss=total.detach(),
+        logits=judged[-1][1],
+        grads=differentiated(total, inputs),
         buffers=fast.buffers,
+        terms=tuple(reversed(judged)),
     )
+
+
+def query_gradient(adaptation: Adaptation, fast: Fast) -> tuple[Tensor, Tensor, Params]:
+    """Differentiate the weighted query loss in fast and frozen weights.
+
+    Returns:
+        The weighted loss; the logits; and the gradient, zero where the loss does not depend.
+    """
+    loss, logits = adaptation.query(fast)
+    loss = adaptation.weights[fast.steps] * loss
+    grads = differentiated(loss, adaptation.frozen | fast.params)
+    return loss.detach(), logits.detach(), grads
+
+
+def differentiated(loss: Tensor, inputs: Params) -> Params:
+    """Return the gradient of ``loss`` by name, zero where it does not depend."""
+    values = list(inputs.values())
+    found = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True)
+    return dict(zip(inputs, found, strict=True))
+
+
+def reptile(adaptation: Adaptation) -> EpisodeGradient:
+    """Take the way to the adapted weights, over the rate, for the gradient (Nichol et al. 2018)."""
+    *_, fast = unroll(adaptation, create_graph=False)
+    start, lr = adaptation.start.params, adaptation.inner.lr
+    with torch.no_grad():
+        loss, logits = adaptation.query(fast)
+        grads = {name: (value - fast.params[name]) / lr for name, value in start.items()}
+    still = {name: torch.zeros_like(value) for name, value in adaptation.frozen.items()}
+    return EpisodeGradient(loss=loss, logits=logits, grads=still | grads, buffers=fast.buffers)
+
+
+def rule_names(learned: Params) -> Params:
+    """Return what the rule learns under the names that the learner gives it: ``rule.NAME``."""
+    return {f"rule.{name}": value for name, value in learned.items()}
+
+
+def generators(fast: Fast) -> Generators:
+    """Return the states of torch's generators now, on all devices of the weights."""
+    devices = {value.device for value in fast.params.values() if value.is_cuda}
+    return torch.get_rng_state(), {each: torch.cuda.get_rng_state(each) for each in devices}
+
+
+@contextmanager
+def drawing_as(states: Generators | None) -> Iterator[None]:
+    """Draw random numbers from these states in the block, and go on from the present ones after it;
+    None: draw as ever."""
+    if states is None:
+        yield
+        return
+    cpu, others = states
+    with torch.random.fork_rng(devices=list(others)):
+        torch.set_rng_state(cpu)
+        for device, state in others.items():
+            torch.cuda.set_rng_state(state, device)
+        yield

@@ -2,75 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from raymaml.config.model import InnerConfig
-from raymaml.meta import rules
-from raymaml.types import Buffers, Params
-
-SupportLoss = Callable[[Params, Buffers], tuple[Tensor, Buffers]]
-"""(weights, moments) -> scalar loss on the support set, and the moments after the pass."""
+from raymaml.config.inner import InnerConfig
+from raymaml.meta.rules import numbers_at
+from raymaml.meta.rules.rule import Rule
+from raymaml.types import Buffers, Fast, Params, QueryLoss, State, SupportLoss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fast:
-    """The state that the inner loop carries from step to step."""
+class Adaptation:
+    """The adaptation to one episode: where it starts, which loss it descends, and by which rule."""
 
-    params: Params
-    """The adapted parameters, theta'."""
-    velocity: Params
-    """Velocities of the momentum, by the same names; empty without momentum."""
-    buffers: Buffers
-    """Moments that norm layers accumulate; never differentiated through."""
-    rates: Mapping[str, float]
-    """The inner rate of each parameter, which no step changes."""
+    start: Fast
+    support: SupportLoss
+    query: QueryLoss
+    """Of several episodes at once, along a leading axis E, both losses are sums."""
+    frozen: Params
+    """Leaves that the losses depend on beside the parameters that adapt."""
+    learned: Params
+    """Leaves that the rule depends on: rates and numbers that the outer loop learns."""
+    rule: Rule
+    inner: InnerConfig
+    head: str
+    weights: tuple[float, ...]
+    """Of the query losses after 0..T inner steps in the objective of the outer loop."""
+    several: bool = False
+    """Whether all tensors have the leading axis E."""
 
-    def detached(self) -> Fast:
-        """Return fresh leaves of the same values."""
-        return replace(self, params=leaves(self.params), velocity=leaves(self.velocity))
+    def update(
+        self, grads: Params, state: State, params: Params, steps: int
+    ) -> tuple[Params, State]:
+        """Apply the rule to gradients, after ``steps`` steps."""
+
+        def rule(grads: Params, state: State, params: Params, learned: Params) -> Any:
+            meta = numbers_at(self.inner, self.rule, learned, params, self.head, steps)
+            return self.rule.update(grads, state, params, meta, steps)
+
+        call: Callable[..., tuple[Params, State]] = vmap(rule) if self.several else rule
+        moved, state = call(grads, state, params, self.learned)
+        if self.inner.clip_between is not None and moved:
+            found = ClippedBack.apply(self.inner.clip_between, self.several, *moved.values())
+            moved = dict(zip(moved, found, strict=True))
+        return moved, state
 
 
-def unroll(
-    support_loss: SupportLoss, start: Fast, inner: InnerConfig, *, create_graph: bool
-) -> Iterator[Fast]:
+def unroll(adaptation: Adaptation, *, create_graph: bool) -> Iterator[Fast]:
     """Yield the fast weights before the first inner step, then after each step (T + 1 in all).
 
     Finn et al. 2017, algorithm 1, lines 5 and 6; the only inner loop of the package, for training
     and evaluation alike.
 
     Args:
-        support_loss: the loss that each step descends.
-        start: where adaptation starts.
-        inner: number of steps, momentum and weight decay.
-        create_graph: keep the weights differentiable in ``start`` (second order). Without it the
+        adaptation: its start, support loss, rule and number of steps.
+        create_graph: keep the weights differentiable in the start (second order). Without it the
             weights are fresh leaves after each step, and the graph of a step is freed after use.
     """
-    fast = start if create_graph else start.detached()
+    fast = adaptation.start
     yield fast
-    for _ in range(inner.num_steps):
-        fast = step(support_loss, fast, inner, create_graph=create_graph)
-        if not create_graph:
-            fast = fast.detached()
+    for _ in range(adaptation.inner.num_steps):
+        fast, _ = step(adaptation, fast, create_graph=create_graph)
         yield fast
 
 
-def step(support_loss: SupportLoss, fast: Fast, inner: InnerConfig, *, create_graph: bool) -> Fast:
-    """Take one inner step."""
-    loss, buffers = support_loss(fast.params, fast.buffers)
-    if not fast.params:  # all is frozen, and autograd refuses to have nothing to do
-        return replace(fast, buffers=buffers)
-    found = torch.autograd.grad(
-        loss, list(fast.params.values()), create_graph=create_graph, allow_unused=True
-    )
-    grads = dict(zip(fast.params, found, strict=True))
-    params, velocity = rules.sgd(fast.params, fast.velocity, grads, fast.rates, inner)
-    return replace(fast, params=params, velocity=velocity, buffers=buffers)
+def step(adaptation: Adaptation, fast: Fast, *, create_graph: bool) -> tuple[Fast, Params]:
+    """Take one inner step; also return the gradients that the rule got."""
+    grads, buffers = support_gradient(adaptation, fast, create_graph=create_graph)
+    params, state = adaptation.update(grads, fast.state, fast.params, fast.steps)
+    after = Fast(params=params, state=state, buffers=buffers, steps=fast.steps + 1)
+    return after if create_graph else after.detached(), grads
 
 
-def leaves(params: Params) -> Params:
-    """Return the same values as leaves: detached, and differentiable."""
-    return {name: value.detach().requires_grad_() for name, value in params.items()}
+def support_gradient(
+    adaptation: Adaptation, fast: Fast, *, create_graph: bool
+) -> tuple[Params, Buffers]:
+    """Return the gradients for the rule, of parameters that the loss depends on, and moments."""
+    inner, params = adaptation.inner, fast.params
+    loss, buffers = adaptation.support(fast)
+    if not params:  # all is frozen, and autograd refuses to have nothing to do
+        return {}, buffers
+    values = list(params.values())
+    found = torch.autograd.grad(loss, values, create_graph=create_graph, allow_unused=True)
+    grads = {name: g for name, g in zip(params, found, strict=True) if g is not None}
+    if inner.weight_decay:
+        grads = {name: g + inner.weight_decay * params[name] for name, g in grads.items()}
+    if inner.proximal is not None:
+        away = {name: params[name] - adaptation.start.params[name] for name in grads}
+        grads = {name: g + inner.proximal * away[name] for name, g in grads.items()}
+    return grads, buffers
+
+
+class ClippedBack(torch.autograd.Function):
+    """Returns tensors as they are, and scales their derivatives down to a Euclidean norm."""
+
+    @staticmethod
+    def forward(ctx: Any, limit: float, several: bool, *values: Tensor) -> tuple[Tensor, ...]:
+        """Return the values."""
+        ctx.limit, ctx.first = limit, int(several)
+        return tuple(value.view_as(value) for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the derivatives, of each episode (axis E) by its own norm."""
+        squares = [g.square().reshape(*g.shape[: ctx.first], -1).sum(-1) for g in grads]
+        norm = torch.stack(squares).sum(0).sqrt()
+        scale = ctx.limit / norm.clamp(min=ctx.limit)
+        shapes = [(*scale.shape, *[1] * (grad.dim() - ctx.first)) for grad in grads]
+        scaled = [grad * scale.view(shape) for grad, shape in zip(grads, shapes, strict=True)]
+        return None, None, *scaled

@@ -10,18 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymaml.config.model import InnerConfig
+from raymaml.common.errors import UserError
+from raymaml.config.inner import InnerConfig
 from raymaml.layers import Rules
-from raymaml.meta.adjoint import checkpointed, mixed_mode
-from raymaml.meta.calls import Guarded, alone
-from raymaml.meta.fitting import Head, HeadStart, require_fitting
-from raymaml.meta.forward import Passes
-from raymaml.meta.gradients import EpisodeGradient, Method, first_order, unrolled
-from raymaml.meta.inner_loop import Fast, leaves, unroll
-from raymaml.meta.losses import LossFn
-from raymaml.meta.rules import adaptation_table, frozen_params
-from raymaml.meta.start import absorb, apart, begin, in_parameters, restored, running_moments
-from raymaml.types import Buffers, Episode, EpisodeBatch, Params
+from raymaml.meta.adjoint import checkpointed, first_order, mixed_mode
+from raymaml.meta.freezing import adaptation_table, frozen_params
+from raymaml.meta.gradients import EpisodeGradient, Method, reptile, rule_names, unrolled
+from raymaml.meta.implicit import implicit
+from raymaml.meta.inner_loop import Adaptation, unroll
+from raymaml.meta.rules import learned_tensors, module_of
+from raymaml.meta.start import adapting_rows, apart, begin, in_parameters
+from raymaml.passes.calls import Guarded, alone
+from raymaml.passes.fitting import Head, HeadStart, require_fitting
+from raymaml.passes.forward import Passes
+from raymaml.passes.losses import LossFn
+from raymaml.passes.moments import absorb, restored, running_moments
+from raymaml.types import Buffers, Episode, EpisodeBatch, Fast, Params
 
 METHODS: dict[str, Method] = {
     "auto": checkpointed,  # right for any module; training chooses by model and images
@@ -29,9 +33,13 @@ METHODS: dict[str, Method] = {
     "checkpointed": checkpointed,
     "mixed_mode": mixed_mode,
     "first_order": first_order,
+    "reptile": reptile,
+    "implicit": implicit,
 }
 """The methods of ``inner.gradient`` by name."""
-SINGLE_BACKWARD = {"mixed_mode", "first_order"}
+METRICS = {"implicit": ("cg_residual", "cg_curvature")}
+"""The numbers that a method gives beside the gradient."""
+SINGLE_BACKWARD = {"mixed_mode", "first_order", "reptile", "implicit"}
 """These methods differentiate each pass backward at most once, and may differentiate that
 forward."""
 
@@ -51,7 +59,8 @@ class MetaLearner(Guarded):
         head: name of the module that is the head, such as ``fc``; it has a ``weight``.
         head_start: ``learned`` starts each episode at the model's head; ``zero`` at zeros, which
             are no meta-parameters; ``shared`` at the one row of the model's head, repeated for each
-            way. None is the model's own ``head_start``, which ``build_model`` sets, or ``learned``.
+            way; ``prototypes`` at the class means of the support features. None is the model's own
+            ``head_start``, which ``build_model`` sets, or ``learned``.
         loss_fn: (outputs, targets) -> the loss of a support or query set, one number.
         test_inner: the inner loop of ``predict`` and ``logits_by_step``; that of training if None.
         channels_last: use the channels-last layout for images. ``unrolled`` and ``checkpointed``
@@ -60,10 +69,12 @@ class MetaLearner(Guarded):
             and rounded differently.
         half_precision: autocast convolutions and products to this type; weights, gradients, sums
             and losses stay as they are.
+        seed: decides where learned rates start within ``inner.lr_range``, and what a rule draws.
 
     Raises:
         UserError: a pattern of ``frozen`` matches no parameter, there is no such head, a shared one
-            has not one row, or a norm keeps moments from episode to episode.
+            has not one row, a norm keeps moments from episode to episode, or the rule, or the
+            method of the meta-gradient, does not fit.
     """
 
     @alone()
@@ -78,6 +89,7 @@ class MetaLearner(Guarded):
         test_inner: InnerConfig | None = None,
         channels_last: bool = False,
         half_precision: torch.dtype | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -91,17 +103,47 @@ class MetaLearner(Guarded):
         self._frozen = frozen_params("inner.frozen", model, inner.frozen)
         self._test_frozen = frozen_params("evaluation.inner.frozen", model, self.test_inner.frozen)
         self.half_precision = half_precision
+        rows = adapting_rows(model, self.head, self._frozen)
+        self.rule = module_of(learned_tensors(inner, rows, head, seed))
+        self._require_method()
+
+    def _require_method(self) -> None:
+        if self.inner.gradient == "reptile":
+            still = [name for name in self.params if name in self._frozen]
+            if still or self.head.start == "prototypes":
+                raise UserError(
+                    "inner.gradient is reptile, which learns only what adapts:"
+                    f" {', '.join(still) or 'prototypes do not'}{' does not' if still else ''}",
+                    remedy="take first_order, which is close to it, or let all adapt",
+                )
+        if self.learned and self.test_inner.num_steps and self._frozen != self._test_frozen:
+            raise UserError(
+                "evaluation.inner.frozen: the rule has learned for the parameters that adapt in"
+                " training, and others adapt here",
+                remedy="leave it out",
+            )
 
     @property
     @alone()
     def params(self) -> Params:
-        """The parameters that the outer loop learns (theta), by name. A head that starts at zero is
-        left out."""
-        return {
+        """The parameters that the outer loop learns (theta), by name, and what the rule learns, as
+        ``rule.NAME``. A head that starts at zero or at prototypes is left out."""
+        theta = {
             name: parameter
             for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and not (self.head.start == "zero" and self.head.holds(name))
+            if parameter.requires_grad and (self.head.has_own_rows or not self.head.holds(name))
         }
+        return theta | rule_names(self.learned)
+
+    @property
+    def learned(self) -> Params:
+        """What the rule learns, by its names there."""
+        return dict(self.rule.named_parameters())
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics of an episode's gradient."""
+        return METRICS.get(self.inner.gradient, ())
 
     @property
     @alone()
@@ -117,41 +159,67 @@ class MetaLearner(Guarded):
         return running_moments(self.model, dict(self.model.named_buffers()))
 
     @alone()
-    def episode_gradient(self, episode: Episode) -> EpisodeGradient:
-        """Return query loss, query logits, meta-gradient and running moments of one episode."""
-        if self.inner.gradient in SINGLE_BACKWARD:
-            return self._gradient(self._laid_out(episode), "closed")
-        return self._gradient(episode, "torch")
+    def episode_gradient(self, episode: Episode, outer_step: int | None = None) -> EpisodeGradient:
+        """Return query loss, query logits, meta-gradient and running moments of one episode.
 
-    def chunk_gradients(self, episodes: EpisodeBatch) -> list[EpisodeGradient]:
+        Args:
+            episode: one.
+            outer_step: decides what ``inner`` lets change with the outer steps; None: its end.
+        """
+        method = self._method(outer_step)
+        if method in SINGLE_BACKWARD:
+            return self._gradient(self._laid_out(episode), outer_step, method, "closed")
+        return self._gradient(episode, outer_step, method, "torch")
+
+    def chunk_gradients(
+        self, episodes: EpisodeBatch, outer_step: int | None = None
+    ) -> list[EpisodeGradient]:
         """Return ``episode_gradient`` of each episode, all at once by vmap: equal to rounding.
 
         A model with dropout draws other random numbers than one episode at a time.
         """
         if len(episodes) == 1:
-            return [self.episode_gradient(episodes[0])]
-        rules: Rules = "composed" if self.inner.gradient in SINGLE_BACKWARD else "torch"
+            return [self.episode_gradient(episodes[0], outer_step)]
+        method = self._method(outer_step)
+        rules: Rules = "composed" if method in SINGLE_BACKWARD else "torch"
         with alone(several=True):
-            return apart(self._gradient(episodes, rules), episodes.query_y, self.loss_fn)
+            found = self._gradient(episodes, outer_step, method, rules)
+            return apart(found, episodes.query_y, self.loss_fn)
+
+    def _method(self, outer_step: int | None) -> str:
+        early = outer_step is not None and outer_step < self.inner.first_order_steps
+        return "first_order" if early else self.inner.gradient
 
     @torch.enable_grad()
-    def _gradient(self, episode: Episode | EpisodeBatch, rules: Rules) -> EpisodeGradient:
+    def _gradient(
+        self, episode: Episode | EpisodeBatch, outer_step: int | None, method: str, rules: Rules
+    ) -> EpisodeGradient:
         passes = Passes(self.model, self.loss_fn, self.half_precision, rules=rules)
-        frozen, start = begin(self.model, self.head, episode, self._frozen, self.inner)
-        frozen = leaves(frozen)
-        losses = passes.losses(episode, frozen)
+        start, adaptation = begin(
+            passes, self.head, episode, self._frozen, self.inner, self.learned, outer_step
+        )
         if self.inner.num_steps == 0:
-            start = passes.observed(start, losses)
-        result = METHODS[self.inner.gradient](losses, frozen, start, self.inner)
+            seen = passes.observed(adaptation.start, adaptation.support)
+            adaptation = replace(adaptation, start=seen)
+        result = METHODS[method](adaptation)
         return replace(
             result,
-            grads=in_parameters(self.model, self.head, result.grads),
+            grads=in_parameters(self.head, start, result.grads),
             buffers=running_moments(self.model, result.buffers),
         )
 
+    def adaptation(self, episode: Episode, inner: InnerConfig) -> Adaptation:
+        """Return the adaptation to an episode in training, by another inner loop."""
+        passes = Passes(self.model, self.loss_fn, self.half_precision)
+        return begin(passes, self.head, episode, self._frozen, inner, self.learned)[1]
+
     @alone()
     def meta_gradient(
-        self, episodes: EpisodeBatch, *, update_moments: bool = False
+        self,
+        episodes: EpisodeBatch,
+        *,
+        update_moments: bool = False,
+        outer_step: int | None = None,
     ) -> tuple[Tensor, Tensor, Params]:
         """Return mean query loss, logits ``[E, N*Q, N]`` and the gradient of that loss by name.
 
@@ -163,11 +231,12 @@ class MetaLearner(Guarded):
             update_moments: True keeps the running moments (norm policy ``running``) that these
                 episodes produce, one after the other. Use it once an outer step. False leaves the
                 model unchanged.
+            outer_step: decides what ``inner`` lets change with the outer steps; None: its end.
         """
         results = []
         with nullcontext() if update_moments else restored(self.model):
             for episode in episodes:
-                results.append(self.episode_gradient(episode))
+                results.append(self.episode_gradient(episode, outer_step))
                 self.absorb([results[-1].buffers])
         grads = {
             name: torch.stack([result.grads[name] for result in results]).mean(0)
@@ -177,12 +246,12 @@ class MetaLearner(Guarded):
         return loss, torch.stack([result.logits for result in results]), grads
 
     @alone()
-    def backward(self, episodes: EpisodeBatch) -> Tensor:
+    def backward(self, episodes: EpisodeBatch, outer_step: int | None = None) -> Tensor:
         """Add the gradient of the mean query loss to ``.grad`` of ``params``; return that loss.
 
         The running moments (norm policy ``running``) move, as in any training pass.
         """
-        loss, _, grads = self.meta_gradient(episodes, update_moments=True)
+        loss, _, grads = self.meta_gradient(episodes, update_moments=True, outer_step=outer_step)
         for name, parameter in self.params.items():
             before = parameter.grad
             parameter.grad = grads[name] if before is None else before.add_(grads[name])
@@ -243,12 +312,11 @@ class MetaLearner(Guarded):
 
     @torch.enable_grad()
     def _adapted(self, passes: Passes, episode: Episode) -> Iterator[Fast]:
-        inner = self.test_inner
-        frozen, start = begin(self.model, self.head, episode, self._test_frozen, inner)
-        losses = passes.losses(episode, frozen)
-        for number, state in enumerate(unroll(losses.support, start, inner, create_graph=False)):
-            fast = state if number else passes.observed(state, losses)
-            yield replace(fast, params=frozen | fast.params)
+        inner, learned = self.test_inner, self.learned
+        _, adaptation = begin(passes, self.head, episode, self._test_frozen, inner, learned)
+        for state in unroll(adaptation, create_graph=False):
+            fast = state if state.steps else passes.observed(state, adaptation.support)
+            yield replace(fast, params=adaptation.frozen | fast.params)
 
     def _laid_out(self, episode: Episode) -> Episode:
         return episode.channels_last() if self.channels_last else episode

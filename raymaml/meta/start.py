@@ -1,116 +1,201 @@
-"""Where an episode starts, and the way back from there: gradients in theta, running moments."""
+"""Where an episode starts, and the way back from there to gradients in theta."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
 
 from raymaml.common.errors import UserError
-from raymaml.config.model import InnerConfig
-from raymaml.layers import PassAware
-from raymaml.meta.fitting import Head
+from raymaml.config.inner import InnerConfig
 from raymaml.meta.gradients import EpisodeGradient
-from raymaml.meta.inner_loop import Fast
-from raymaml.meta.losses import LossFn
-from raymaml.meta.rules import learning_rate
-from raymaml.types import Buffers, Episode, EpisodeBatch, Params
+from raymaml.meta.inner_loop import Adaptation
+from raymaml.meta.objective import query_weights
+from raymaml.meta.rules import build_rule
+from raymaml.passes.fitting import Head, num_ways, require_gradients, require_rows
+from raymaml.passes.forward import Passes
+from raymaml.passes.losses import LossFn
+from raymaml.types import Buffers, Episode, EpisodeBatch, Fast, Params, leaves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where an episode starts: leaves, and the head as a function of them."""
+
+    theta: Params
+    """The model's parameters, of a batch a copy an episode, as leaves."""
+    heads: Params
+    """The parameters of the head at the start; prototypes are a graph on ``theta``."""
+    buffers: Buffers
+
+    def params(self, names: Iterable[str]) -> Params:
+        """Return where the parameters ``names`` start, as leaves."""
+        return {
+            name: leaves({name: self.heads[name]})[name] if name in self.heads else self.theta[name]
+            for name in names
+        }
 
 
 def begin(
-    model: nn.Module,
+    passes: Passes,
     head: Head,
     episode: Episode | EpisodeBatch,
     frozen: Set[str],
     inner: InnerConfig,
-) -> tuple[Params, Fast]:
-    """Return the frozen parameters, and those that adapt, at rest; of a batch a copy an episode.
+    learned: Params,
+    outer_step: int | None = None,
+) -> tuple[Start, Adaptation]:
+    """Return where an episode starts, and its adaptation; of a batch with a copy an episode.
+
+    Args:
+        passes: of the model.
+        head: its head.
+        episode: one, or several.
+        frozen: names of the parameters that do not adapt.
+        inner: the inner loop.
+        learned: what its rule learns.
+        outer_step: decides how query losses weigh; None: the last alone.
 
     Raises:
-        UserError: gradients cannot be computed here, or the head does not fit the labels.
+        UserError: gradients cannot be computed here, or the head or the batches do not fit.
     """
-    _require_gradients(episode)
-    _require_rows(model, head, episode)
-    params = {
-        name: _head_start(head, value, episode) if head.holds(name) else value
-        for name, value in model.named_parameters()
-    }
+    start, several = _start(passes, head, episode), isinstance(episode, EpisodeBatch)
+    fixed = start.params(frozen)
+    params = start.params(name for name in start.theta if name not in frozen)
+    if isinstance(episode, EpisodeBatch):
+        learned = repeated(learned, len(episode))
+    support, query = passes.losses(episode, fixed, drawn_batches(episode, inner))
+    rule = build_rule(inner)
+    return start, Adaptation(
+        start=Fast(params=params, state=rule.init(params), buffers=start.buffers),
+        support=support,
+        query=query,
+        frozen=fixed,
+        learned=leaves(learned),
+        rule=rule,
+        inner=inner,
+        head=head.name,
+        weights=query_weights(inner, outer_step),
+        several=several,
+    )
+
+
+def _start(passes: Passes, head: Head, episode: Episode | EpisodeBatch) -> Start:
+    model = passes.model
+    require_gradients(episode)
+    require_rows(model, head, episode)
+    params: Params = dict(model.named_parameters())
     # cloned: a layer of the user may change its buffers in place
     buffers = {name: value.clone() for name, value in model.named_buffers()}
+    heads = {
+        name: _head_start(head, value.detach(), episode)
+        for name, value in params.items()
+        if head.holds(name) and head.start != "learned"
+    }
     if isinstance(episode, EpisodeBatch):
-        params, buffers = _repeated(params, len(episode)), _repeated(buffers, len(episode))
-    adapting = {name: value for name, value in params.items() if name not in frozen}
-    fixed = {name: value.detach() for name, value in params.items() if name in frozen}
-    moving = adapting if inner.momentum else {}
-    velocity = {name: torch.zeros_like(value) for name, value in moving.items()}
-    rates = {name: learning_rate(name, inner, head.name) for name in adapting}
-    return fixed, Fast(params=adapting, velocity=velocity, buffers=buffers, rates=rates)
+        params, buffers, heads = (repeated(each, len(episode)) for each in (params, buffers, heads))
+    theta = leaves(params)
+    if head.start == "prototypes":
+        encoder = {name: value for name, value in theta.items() if not head.holds(name)}
+        features = passes.features(encoder | heads, buffers, episode.support_x, head.name)
+        weight, bias = prototypes(features, episode.support_y, num_ways(episode, 0))
+        heads = {f"{head.name}.weight": weight, f"{head.name}.bias": bias}
+    return Start(theta=theta, heads=heads, buffers=buffers)
 
 
-def _require_gradients(episode: Episode | EpisodeBatch) -> None:
-    if torch.is_inference_mode_enabled():
-        raise UserError(
-            "torch.inference_mode: an episode is adapted by gradients, which do not exist in it",
-            remedy="call outside of it, or use torch.no_grad()",
-        )
-    for name, value in vars(episode).items():
-        if value.is_inference():
-            raise UserError(
-                f"{name}: was made in torch.inference_mode, and PyTorch keeps such a tensor out of"
-                " gradients",
-                remedy=f"make it outside, or give {name}.clone()",
-            )
+def adapting_rows(model: nn.Module, head: Head, frozen: Set[str]) -> Params:
+    """Return the parameters that adapt; of a head that has no rows of its own, one row."""
+    one = head.start != "learned"
+    return {
+        name: value.detach()[:1] if one and head.holds(name) else value.detach()
+        for name, value in model.named_parameters()
+        if name not in frozen
+    }
 
 
-def _require_rows(model: nn.Module, head: Head, episode: Episode | EpisodeBatch) -> None:
-    labels = episode.support_y
-    # Only where it costs nothing: each step of training would wait for a GPU.
-    if head.start != "learned" or labels.device.type != "cpu" or isinstance(labels, FakeTensor):
-        return
-    rows = len(model.get_parameter(f"{head.name}.weight"))
-    ways = _num_ways(episode, rows)
-    if ways != rows:
-        raise UserError(
-            f"{head.name}: has {rows} rows and the episode {ways} classes",
-            remedy=f"build the model with num_ways={ways}, or give a head that starts at zero or"
-            " is shared",
-        )
+def prototypes(features: Tensor, labels: Tensor, ways: int) -> tuple[Tensor, Tensor]:
+    """Return the head of Proto-MAML (Triantafillou et al. 2020, section 3): of class means c the
+    weights 2c and biases -|c|^2.
+
+    Its logits are negative squared distances to the means, up to a number that all classes share.
+
+    Args:
+        features: ``[..., S, F]``.
+        labels: ``[..., S]``, 0..N-1.
+        ways: number of classes (N).
+
+    Returns:
+        ``[..., N, F]`` and ``[..., N]``.
+    """
+    members = F.one_hot(labels, ways).to(features.dtype)  # [..., S, N]
+    means = members.mT @ features / members.sum(-2)[..., None]
+    return 2 * means, -means.square().sum(-1)
 
 
 def _head_start(head: Head, value: Tensor, episode: Episode | EpisodeBatch) -> Tensor:
-    """Return where a parameter of the head, [rows, ...], starts in the episode."""
-    if head.start == "learned":
-        return value
-    ways = _num_ways(episode, len(value))
-    if head.start == "zero":
-        return value.new_zeros(ways, *value.shape[1:])
-    return value.repeat(ways, *([1] * (value.ndim - 1)))
+    """Return where a parameter of the head, [rows, ...], starts in the episode, but for
+    prototypes."""
+    ways = num_ways(episode, len(value))
+    if head.start == "shared":
+        return value.repeat(ways, *([1] * (value.ndim - 1)))
+    return value.new_zeros(ways, *value.shape[1:])
 
 
-def _num_ways(episode: Episode | EpisodeBatch, rows: int) -> int:
-    """Return the number of classes; targets that are no labels leave the head its rows."""
-    labels = episode.support_y
-    return rows if labels.is_floating_point() else int(labels.max()) + 1
-
-
-def _repeated(values: Params, count: int) -> Params:
+def repeated(values: Params, count: int) -> Params:
     """Copy each tensor ``count`` times along a leading axis E."""
     return {name: value.repeat(count, *([1] * value.dim())) for name, value in values.items()}
 
 
-def in_parameters(model: nn.Module, head: Head, grads: Params) -> Params:
-    """Turn gradients in the start of an episode into gradients in the model's parameters."""
+def drawn_batches(episode: Episode | EpisodeBatch, inner: InnerConfig) -> Tensor | None:
+    """Return the support rows of each inner step, ``[T, B]`` or ``[E, T, B]``; None: all in each.
 
-    def of(name: str) -> Tensor:
-        if head.start == "shared" and head.holds(name):
+    They are those that the episode brings along, or drawn from torch's random numbers: shuffled
+    passes over the support set.
+    """
+    size, count = inner.support_batch_size, inner.num_steps
+    if episode.support_batches is not None:
+        if episode.support_batches.shape[-2] < count:
+            raise UserError(
+                f"support_batches: holds {episode.support_batches.shape[-2]} inner steps, and there"
+                f" are {count}"
+            )
+        return episode.support_batches
+    if size is None:
+        return None
+    if isinstance(episode, EpisodeBatch):
+        return torch.stack(
+            [found for each in episode if (found := drawn_batches(each, inner)) is not None]
+        )
+    images = len(episode.support_x)
+    if size > images:
+        raise UserError(
+            f"inner.support_batch_size is {size}, and the support set has {images} images",
+            remedy="lower it",
+        )
+    passes = -(-count * size // images)
+    rows = torch.cat([torch.randperm(images) for _ in range(passes)] or [torch.arange(0)])
+    return rows[: count * size].view(count, size).to(episode.support_x.device)
+
+
+def in_parameters(head: Head, start: Start, grads: Params) -> Params:
+    """Turn gradients in the start of an episode into gradients in the model's parameters, and in
+    what the rule learns."""
+    found = dict(grads)
+    if head.start == "prototypes":
+        heads = list(start.heads.values())
+        wanted = [name for name in start.theta if not head.holds(name)]
+        along = [grads[name] for name in start.heads]
+        leaves_ = [start.theta[name] for name in wanted]
+        more = torch.autograd.grad(heads, leaves_, along, allow_unused=True, materialize_grads=True)
+        found |= {name: found[name] + value for name, value in zip(wanted, more, strict=True)}
+    if head.start == "shared":
+        for name in start.heads:
             rows = -2 if name.endswith("weight") else -1  # of [E, N, features] or [E, N]
-            return grads[name].sum(rows, keepdim=True)
-        return grads[name]
-
-    return {name: of(name) for name, _ in model.named_parameters()}
+            found[name] = grads[name].sum(rows, keepdim=True)
+    return found
 
 
 def apart(batch: EpisodeGradient, targets: Tensor, loss_fn: LossFn) -> list[EpisodeGradient]:
@@ -123,60 +208,17 @@ def apart(batch: EpisodeGradient, targets: Tensor, loss_fn: LossFn) -> list[Epis
     """
     return [
         EpisodeGradient(
-            loss=loss_fn(batch.logits[number], targets[number]).detach(),
+            loss=_loss(batch, number, targets[number], loss_fn),
             logits=batch.logits[number],
             grads={name: value[number] for name, value in batch.grads.items()},
             buffers={name: value[number] for name, value in batch.buffers.items()},
+            metrics={name: value[number] for name, value in batch.metrics.items()},
         )
         for number in range(len(targets))
     ]
 
 
-def running_layers(model: nn.Module) -> dict[str, PassAware]:
-    """Return the layers by name whose moments outlive episodes (norm policy ``running``)."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, PassAware) and module.outlives_episodes
-    }
-
-
-def running_moments(model: nn.Module, buffers: Buffers) -> Buffers:
-    """Pick the running moments out of all buffers."""
-    layers = running_layers(model)
-    return {name: value for name, value in buffers.items() if name.rpartition(".")[0] in layers}
-
-
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Put the running moments back, after the block, to their values before it."""
-    moments = running_moments(model, dict(model.named_buffers()))
-    before = {name: value.clone() for name, value in moments.items()}
-    try:
-        yield
-    finally:
-        for name, value in moments.items():
-            value.copy_(before[name])
-
-
-@torch.no_grad()
-def absorb(model: nn.Module, episodes: Sequence[Buffers]) -> None:
-    """Move the running moments as if the episodes had moved them one after the other.
-
-    An exponential average is linear in its start: an episode takes the moments ``m`` to
-    ``kept * m + b``, where ``b`` depends on its own images alone. So episodes that all started
-    from the model's moments can follow one another, in their order, on any worker. Moments with a
-    row an inner step, [T, C], have one ``kept`` a row, [T, 1].
-
-    Args:
-        model: changed in place.
-        episodes: ``mean``, ``var`` and ``kept`` of each layer after each episode.
-    """
-    for layer_name, layer in running_layers(model).items():
-        for name in ("mean", "var"):
-            before = getattr(layer, name)
-            now = before.clone()
-            for buffers in episodes:
-                kept, after = buffers[f"{layer_name}.kept"], buffers[f"{layer_name}.{name}"]
-                now = kept * now + (after - kept * before)
-            before.copy_(now)
+def _loss(batch: EpisodeGradient, number: int, targets: Tensor, loss_fn: LossFn) -> Tensor:
+    terms = batch.terms or ((1.0, batch.logits),)
+    losses = [weight * loss_fn(logits[number], targets).detach() for weight, logits in terms]
+    return sum(losses[1:], losses[0])

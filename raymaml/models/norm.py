@@ -3,7 +3,7 @@
 Every layer takes ``[B, C, H, W]``, normalises, and max-pools by ``window x window`` (1: not at
 all): the two go together, since the norm is needed at the maxima alone. Buffers carry moments from
 the support passes to the query pass; a layer replaces them and never changes them in place.
-``raymaml.meta.forward`` gives each pass the buffers of its own episode, so episodes stay apart.
+``raymaml.passes.forward`` gives each pass the buffers of its own episode, so episodes stay apart.
 """
 
 from __future__ import annotations

@@ -16,14 +16,11 @@ from torch import Tensor, nn
 
 from raymaml.common.errors import UserError
 from raymaml.common.logs import LOG
-from raymaml.meta.calls import alone
-from raymaml.meta.forward import Passes
 from raymaml.meta.inner_loop import unroll
 from raymaml.meta.learner import MetaLearner
-from raymaml.meta.losses import once_differentiable
-from raymaml.meta.rules import frozen_params
-from raymaml.meta.start import begin
-from raymaml.types import Buffers, Episode, Params
+from raymaml.passes.calls import alone
+from raymaml.passes.losses import once_differentiable
+from raymaml.types import Buffers, Episode, Fast, tensors_of
 
 EXACT = {"auto", "checkpointed", "mixed_mode"}
 """Methods that claim the number of ``unrolled``."""
@@ -85,7 +82,7 @@ def _compared(twin: MetaLearner, episode: Episode) -> str | None:
     twin.inner = inner.model_copy(update={"num_steps": min(inner.num_steps, STEPS)})
     dtype = next(twin.model.parameters()).dtype
     tolerance = TOLERANCE[twin.half_precision or dtype]
-    numbers = {n: v.to(dtype) for n, v in vars(episode).items() if v.is_floating_point()}
+    numbers = {n: v.to(dtype) for n, v in tensors_of(episode).items() if v.is_floating_point()}
     episode = replace(episode, **numbers)
     with _no_second_runs(twin.model):
         found = _gradient(twin, episode)
@@ -123,7 +120,7 @@ def _require_repeated(found: Tensor, again: Tensor, tolerance: float) -> None:
 def _exact(twin: MetaLearner, episode: Episode, found: Tensor) -> Tensor:
     """Return the gradient by ``unrolled``, or ``found`` where there is nothing to compare."""
     method = twin.inner.gradient
-    if method != "first_order" and _has_single_derivatives(twin, episode):
+    if method in EXACT and _has_single_derivatives(twin, episode):
         if method != "mixed_mode":
             raise UserError(
                 "inner.gradient: an operation of the model or of the loss is once_differentiable,"
@@ -147,18 +144,15 @@ def _has_single_derivatives(twin: MetaLearner, episode: Episode) -> bool:
     if twin.inner.num_steps == 0:
         return False
     inner = twin.inner.model_copy(update={"num_steps": 1})
-    fixed = frozen_params("inner.frozen", twin.model, inner.frozen)
-    frozen, start = begin(twin.model, twin.head, episode, fixed, inner)
-    losses = Passes(twin.model, twin.loss_fn, twin.half_precision).losses(episode, frozen)
-    scale = torch.ones(
-        (), requires_grad=True
-    )  # else PyTorch does not mark the loss's last operation
+    adaptation = twin.adaptation(episode, inner)
+    # else PyTorch does not mark the loss's last operation
+    scale = torch.ones((), requires_grad=True)
 
-    def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:
-        loss, buffers = losses.support(params, buffers)
+    def support(fast: Fast) -> tuple[Tensor, Buffers]:
+        loss, buffers = adaptation.support(fast)
         return scale * loss, buffers
 
-    *_, fast = unroll(support, start.detached(), inner, create_graph=True)
+    *_, fast = unroll(replace(adaptation, support=support), create_graph=True)
     return once_differentiable(fast.params.values())
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raymaml.meta.calls import alone
-from raymaml.meta.fitting import Head
 from raymaml.meta.learner import MetaLearner
+from raymaml.passes.calls import alone
+from raymaml.passes.fitting import Head
 from raymaml.types import Episode, EpisodeBatch
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]

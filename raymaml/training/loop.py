@@ -70,16 +70,18 @@ def meta_step(
     mine = share(outer.meta_batch_size, session.rank, session.world_size, at_once)
     for number, chunk in zip(mine[::at_once], episodes.chunks(at_once), strict=True):
         torch.manual_seed(fold_in(run.config.seed, "episode", state.step, number))  # for dropout
-        for result, labels in zip(run.gradients(chunk), chunk.query_y, strict=True):
+        for result, labels in zip(run.gradients(chunk, state.step), chunk.query_y, strict=True):
             gradient = flatten({name: result.grads[name] for name in state.params})
             # A gradient that is not finite makes the loss NaN: all workers see the losses.
             loss = torch.where(gradient.isfinite().all(), result.loss, torch.nan)
             accuracy = (result.logits.argmax(-1) == labels).float().mean()
             gradients.append(gradient[None])
-            outcomes.append({"loss": loss, "accuracy": accuracy, "stop": stop, **result.buffers})
+            more = {**result.buffers, **result.metrics}
+            outcomes.append({"loss": loss, "accuracy": accuracy, "stop": stop, **more})
 
     sizes = share_sizes(outer.meta_batch_size, session.world_size, at_once)
-    like = {"loss": stop, "accuracy": stop, "stop": stop, **moments}
+    metrics = dict.fromkeys(learner.metrics, stop)
+    like = {"loss": stop, "accuracy": stop, "stop": stop, **moments, **metrics}
     of_all = gather_by_name(session, outcomes, like, sizes)  # each [E, ...], in episode order
     which = run.data.names(state.step)
     require_finite(of_all, "a loss or gradient", step=state.step, of=which, section=outer.section)
@@ -88,8 +90,9 @@ def meta_step(
     update(state.optimizer, outer, state.params, unflatten(mean, state.params), state.step)
     if moments:
         learner.absorb([{name: of_all[name][row] for name in moments} for row in range(sum(sizes))])
-    mean_of = {name: mean_in_order(of_all[name]).item() for name in ("loss", "accuracy", "stop")}
+    mean_of = {n: mean_in_order(of_all[n]).item() for n in ("loss", "accuracy", "stop", *metrics)}
     means = {"query_loss": mean_of["loss"], "query_accuracy": mean_of["accuracy"]}
+    means |= {name: mean_of[name] for name in metrics}
     return {**means, "grad_norm": grad_norm}, mean_of["stop"] > 0
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
-from raymaml.config.model import OuterSteps
+from raymaml.config.model import OuterConfig, OuterSteps
 from raymaml.types import Params
 
 
 def build_optimizer(outer: OuterSteps, params: Params) -> torch.optim.Optimizer:
     """Return the optimizer of the meta-parameters."""
-    values, lr, decay = list(params.values()), outer.lr, outer.weight_decay
+    of_rule = [value for name, value in params.items() if name.startswith("rule.")]
+    theta = [value for name, value in params.items() if not name.startswith("rule.")]
+    values: Any = theta  # rates do not decay
+    if of_rule:
+        values = [{"params": theta}, {"params": of_rule, "weight_decay": 0.0}]
+    lr, decay = outer.lr, outer.weight_decay
     match outer.optimizer:
         case "adam":
             return torch.optim.Adam(values, lr=lr, weight_decay=decay)
@@ -52,7 +58,10 @@ def update(
         torch.nn.utils.clip_grad_value_(params.values(), outer.clip_value)
     if outer.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(params.values(), outer.clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(outer, step)
+    lr = learning_rate(outer, step)
+    theta, *of_rule = optimizer.param_groups
+    theta["lr"] = lr
+    for group in of_rule:
+        group["lr"] = lr * outer.rule_rate if isinstance(outer, OuterConfig) else lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

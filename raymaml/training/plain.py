@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from raymaml.meta.calls import alone
-from raymaml.meta.forward import Passes
 from raymaml.meta.gradients import EpisodeGradient
-from raymaml.meta.inner_loop import leaves
 from raymaml.meta.learner import MetaLearner
-from raymaml.meta.start import running_moments
-from raymaml.types import EpisodeBatch
+from raymaml.passes.calls import alone
+from raymaml.passes.forward import Passes
+from raymaml.passes.moments import running_moments
+from raymaml.types import EpisodeBatch, leaves
 
 
 @alone()
 @torch.enable_grad()
-def plain_gradients(learner: MetaLearner, batch: EpisodeBatch) -> list[EpisodeGradient]:
+def plain_gradients(
+    learner: MetaLearner, batch: EpisodeBatch, _step: int = 0
+) -> list[EpisodeGradient]:
     """Return mean cross-entropy, logits and gradient in theta of each set of query images.
 
     The images pass as a support set does: each norm takes the moments of the set.

@@ -37,7 +37,8 @@ from raymaml.training.store import check_last
 from raymaml.training.weights import Start, start_from_weights, weights_hash
 from raymaml.types import EpisodeBatch
 
-Gradients = Callable[[EpisodeBatch], list[EpisodeGradient]]
+Gradients = Callable[[EpisodeBatch, int], list[EpisodeGradient]]
+"""(episodes, outer step) -> the gradient of each."""
 STOP = "STOP"
 _LOOK_EVERY = 2.0
 """Seconds between two looks for a stop at a URI: a step should not wait for the network."""

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from raymaml.common.errors import UserError
-from raymaml.config.model import ENCODERS, InnerConfig, ModelConfig
+from raymaml.config.inner import InnerConfig
+from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.config.norm import BY_THE_BATCH
 from raymaml.config.schema import ClusterConfig
 
@@ -17,7 +18,9 @@ WORTH_IT = {"convnet4": 150_000}
 """Activations of the first layer, over a support set, from which on mixed_mode is faster..."""
 WORTH_IT_ELSEWHERE = 1_000_000
 """...also in resnets. Below, PyTorch spends its time in calls, and mixed_mode makes more."""
-METHODS_OF_LITTLE_MEMORY = {"checkpointed", "mixed_mode", "first_order", "plain"}
+METHODS_OF_LITTLE_MEMORY = {
+    *("checkpointed", "mixed_mode", "first_order", "reptile", "implicit", "plain")
+}
 """They keep one inner step."""
 FEW_STEPS = 10
 """Inner steps up to which the graph of such small images is small as well."""

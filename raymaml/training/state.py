@@ -11,7 +11,8 @@ from torch import Tensor
 
 from raymaml.common.errors import UserError, gathered
 from raymaml.config.base import Count
-from raymaml.config.model import InnerConfig, OuterSteps
+from raymaml.config.inner import InnerConfig
+from raymaml.config.model import OuterSteps
 from raymaml.config.schema import Config
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
@@ -117,6 +118,7 @@ def build_learner(
         test_inner=config.test_inner if test_inner is None else test_inner,
         channels_last=image_layout(config.cluster, device) == "channels_last",
         half_precision=torch.bfloat16 if config.cluster.precision == "bf16" else None,
+        seed=fold_in(config.seed, "rule"),
     )
     if not learner.params:
         raise UserError(

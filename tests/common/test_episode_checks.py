@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import raymaml
 from raymaml.common.errors import UserError
-from raymaml.config.model import InnerConfig
+from raymaml.config.inner import InnerConfig
 from raymaml.types import Episode, EpisodeBatch
 
 X = torch.zeros

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from raymaml.config.explain import models_in
-from raymaml.config.model import InnerConfig, InnerOverride
+from raymaml.config.inner import InnerConfig, InnerOverride
 from raymaml.config.schema import AllEpisodes, Config
 from raymaml.config.study import StudyConfig
 from raymaml.config.sweep import SweepConfig

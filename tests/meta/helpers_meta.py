@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymaml.config.model import InnerConfig, ModelConfig
+from raymaml.config.inner import InnerConfig
+from raymaml.config.model import ModelConfig
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.types import EpisodeBatch, Params

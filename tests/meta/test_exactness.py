@@ -17,10 +17,8 @@ from torch.nn.utils import vector_to_parameters
 
 from raymaml.config.model import ENCODERS
 from raymaml.config.norm import NormPolicy
-from raymaml.meta.forward import Passes
 from raymaml.meta.inner_loop import unroll
 from raymaml.meta.learner import MetaLearner
-from raymaml.meta.start import begin
 from raymaml.models.policies import POLICIES
 from raymaml.types import Buffers, Episode
 
@@ -49,12 +47,11 @@ def evaluated(
     learner: MetaLearner, episode: Episode, moments: Buffers | None
 ) -> tuple[Tensor, Any]:
     """Adapt without a graph, judge with given accumulated moments or with those of the way."""
-    frozen, start = begin(learner.model, learner.head, episode, learner._frozen, learner.inner)
-    losses = Passes(learner.model).losses(episode, frozen)
-    *_, fast = unroll(losses.support, start, learner.inner, create_graph=False)
+    adaptation = learner.adaptation(episode, learner.inner)
+    *_, fast = unroll(adaptation, create_graph=False)
     with torch.no_grad():
         buffers = fast.buffers if moments is None else moments
-        return losses.query(fast.params, buffers)[0], fast.buffers
+        return adaptation.query(replace(fast, buffers=buffers))[0], fast.buffers
 
 
 @torch.no_grad()
@@ -225,7 +222,7 @@ def test_in_float32_a_chunk_is_the_loop_to_rounding() -> None:
 
 
 def test_one_episode_is_no_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raymaml.meta.forward.vmap", None)
+    monkeypatch.setattr("raymaml.passes.forward.vmap", None)
     learner, batch = build(), next(episodes(2).chunks(1))
     (found,) = learner.chunk_gradients(batch)
     assert torch.equal(flat(found.grads), flat(learner.episode_gradient(batch[0]).grads))

@@ -13,7 +13,7 @@ from helpers_meta import WAYS, Graph, episodes
 from torch import Tensor, nn
 
 from raymaml.common.errors import UserError
-from raymaml.config.model import InnerConfig
+from raymaml.config.inner import InnerConfig
 from raymaml.meta.learner import MetaLearner
 
 

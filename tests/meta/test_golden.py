@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from raymaml import EpisodeBatch, MetaLearner
 from raymaml.bench.contenders import EXACT_METHODS, PHASES, Contender, why_not
 from raymaml.convert import from_reference, reference_names
-from raymaml.meta.start import restored
 from raymaml.models.norm import RunningNorm2d
+from raymaml.passes.moments import restored
 
 GOLDEN = SHARED / "golden"
 CASES = [

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from raymaml.common.errors import UserError
 from raymaml.common.patterns import matches
-from raymaml.config.model import InnerConfig
+from raymaml.config.inner import InnerConfig
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.state import load_params
 from raymaml.types import Episode, Params

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import raymaml
 from raymaml.common.errors import UserError
-from raymaml.config.model import InnerConfig
+from raymaml.config.inner import InnerConfig
 from raymaml.layers import LOCK
 from raymaml.meta.learner import MetaLearner
 from raymaml.types import EpisodeBatch

@@ -9,7 +9,8 @@ import torch
 from helpers_meta import WAYS, build, episodes, flat
 from torch import Tensor
 
-from raymaml.config.model import InnerConfig, ModelConfig
+from raymaml.config.inner import InnerConfig
+from raymaml.config.model import ModelConfig
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
 from raymaml.models.heads import Classifier

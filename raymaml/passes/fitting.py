@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from raymaml.common.errors import UserError
 from raymaml.layers import ATOMS, BOOKKEEPING, CONTAINERS, reachable_modules, tracking_norms
+from raymaml.types import Episode, EpisodeBatch, tensors_of
 
-HeadStart = Literal["learned", "zero", "shared"]
+HeadStart = Literal["learned", "zero", "shared", "prototypes"]
 """``model.head``: where the head starts in each episode."""
 
 
@@ -26,6 +28,12 @@ class Head:
 
     name: str
     start: HeadStart
+
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether it has a learned row for each way, or one for all; else nothing in it is
+        learned."""
+        return self.start in {"learned", "shared"}
 
     def holds(self, parameter: str) -> bool:
         """Return whether the parameter of this name belongs to the head, not to the encoder."""
@@ -101,6 +109,10 @@ def _require_head(model: nn.Module, head: Head) -> None:
         raise UserError(
             f"head: is shared, and {weight} has {rows} rows", remedy="a shared head has one"
         )
+    if head.start == "prototypes" and f"{head.name}.bias" not in named:
+        raise UserError(
+            f"head: starts at prototypes, and {head.name} has no bias", remedy="give it one"
+        )
 
 
 def _out_of_reach(model: nn.Module) -> list[str]:
@@ -154,3 +166,41 @@ def _contents(value: Any) -> list[Any]:
     if isinstance(value, type | ModuleType | Logger):
         return []
     return list(getattr(value, "__dict__", {}).values())
+
+
+def require_gradients(episode: Episode | EpisodeBatch) -> None:
+    """Raise a ``UserError`` where gradients cannot be computed for an episode."""
+    if torch.is_inference_mode_enabled():
+        raise UserError(
+            "torch.inference_mode: an episode is adapted by gradients, which do not exist in it",
+            remedy="call outside of it, or use torch.no_grad()",
+        )
+    for name, value in tensors_of(episode).items():
+        if value.is_inference():
+            raise UserError(
+                f"{name}: was made in torch.inference_mode, and PyTorch keeps such a tensor out of"
+                " gradients",
+                remedy=f"make it outside, or give {name}.clone()",
+            )
+
+
+def require_rows(model: nn.Module, head: Head, episode: Episode | EpisodeBatch) -> None:
+    """Raise a ``UserError`` if a learned head has not a row for each class."""
+    labels = episode.support_y
+    # Only where it costs nothing: each step of training would wait for a GPU.
+    if head.start != "learned" or labels.device.type != "cpu" or isinstance(labels, FakeTensor):
+        return
+    rows = len(model.get_parameter(f"{head.name}.weight"))
+    ways = num_ways(episode, rows)
+    if ways != rows:
+        raise UserError(
+            f"{head.name}: has {rows} rows and the episode {ways} classes",
+            remedy=f"build the model with num_ways={ways}, or give a head that starts at zero or"
+            " is shared",
+        )
+
+
+def num_ways(episode: Episode | EpisodeBatch, rows: int) -> int:
+    """Return the number of classes; targets that are no labels leave the head its rows."""
+    labels = episode.support_y
+    return rows if labels.is_floating_point() else int(labels.max()) + 1

@@ -20,10 +20,8 @@ from raymaml.layers import (
     reachable_modules,
     standing_in,
 )
-from raymaml.meta.gradients import EpisodeLosses
-from raymaml.meta.inner_loop import Fast
-from raymaml.meta.losses import LossFn, loss_of, require_targets
-from raymaml.types import Buffers, Episode, EpisodeBatch, Params
+from raymaml.passes.losses import LossFn, loss_of, require_targets
+from raymaml.types import Buffers, Episode, EpisodeBatch, Fast, Params, QueryLoss, SupportLoss
 
 
 class Passes:
@@ -46,7 +44,7 @@ class Passes:
         training: bool = True,
         rules: Rules = "torch",
     ) -> None:
-        self._model = model
+        self.model = model
         self._loss_fn = loss_fn
         self._half_precision = half_precision
         self._rules = rules
@@ -61,79 +59,99 @@ class Passes:
         """Return the mode of each module in training or evaluation, as the model itself sets it."""
         own = [*self._params.values(), *self._buffers.values()]
         with standing_in(self._modules, {id(value): value for value in own}):
-            self._model.train(training)
+            self.model.train(training)
             return [module.training for module in self._modules]
 
-    def losses(self, episode: Episode | EpisodeBatch, frozen: Params) -> EpisodeLosses:
+    def losses(
+        self, episode: Episode | EpisodeBatch, frozen: Params, batches: Tensor | None = None
+    ) -> tuple[SupportLoss, QueryLoss]:
         """Return the losses of an episode as functions of the parameters that are not ``frozen``.
 
         For several episodes the losses are sums, and every weight, moment and logit has a leading
         axis E: no episode's loss depends on another's weights. Moments after a support pass are
         constants.
+
+        Args:
+            episode: one, or several.
+            frozen: the other parameters.
+            batches: rows of the support set for each inner step, ``[T, B]`` or ``[E, T, B]``; None
+                takes all in each.
         """
         require_targets(self._loss_fn, episode.support_y)
         several = isinstance(episode, EpisodeBatch)
         loss = partial(loss_of, self._loss_fn, several=several)
 
-        def support(params: Params, buffers: Buffers) -> tuple[Tensor, Buffers]:
-            logits, buffers = self.support_logits(
-                frozen | params, buffers, episode.support_x, labelled=_labelled(episode)
-            )
-            return loss(logits, episode.support_y), buffers
+        def support(fast: Fast) -> tuple[Tensor, Buffers]:
+            x, y = episode.support_x, episode.support_y
+            if batches is not None:
+                x, y = (rows_of(each, batches, fast.steps) for each in (x, y))
+            params, labelled = frozen | fast.params, _labelled(episode)
+            logits, buffers = self.support_logits(params, fast.buffers, x, fast.steps, labelled)
+            return loss(logits, y), buffers
 
-        def query(params: Params, buffers: Buffers) -> tuple[Tensor, Tensor]:
-            logits = self.query_logits(frozen | params, buffers, episode)
+        def query(fast: Fast) -> tuple[Tensor, Tensor]:
+            logits = self.query_logits(replace(fast, params=frozen | fast.params), episode)
             return loss(logits, episode.query_y), logits
 
-        return EpisodeLosses(support=support, query=query)
+        return support, query
 
     def support_logits(
-        self, params: Params, buffers: Buffers, x: Tensor, *, labelled: bool = True
+        self, params: Params, buffers: Buffers, x: Tensor, step: int = 0, labelled: bool = True
     ) -> tuple[Tensor, Buffers]:
-        """Return the logits of a support set, and the moments after the pass, which are
-        constants."""
-        logits, buffers = self._run("support", params, buffers, x, labelled)
+        """Return the logits of a support set in the inner step ``step``, and the moments after the
+        pass, which are constants."""
+        logits, buffers = self._run("support", step, params, buffers, x, labelled)
         return logits, {name: value.detach() for name, value in buffers.items()}
 
-    def query_logits(
-        self, params: Params, buffers: Buffers, episode: Episode | EpisodeBatch
-    ) -> Tensor:
-        """Return the query logits, after a context pass if a norm reads one."""
+    def features(self, params: Params, buffers: Buffers, x: Tensor, head: str) -> Tensor:
+        """Return the features ``[B, F]`` that the head gets of a support set before adaptation."""
+        return self._run("support", 0, params, buffers, x, True, head)[0]
+
+    def query_logits(self, fast: Fast, episode: Episode | EpisodeBatch) -> Tensor:
+        """Return the query logits at all weights, after a context pass if a norm reads one."""
         labelled = _labelled(episode)
-        buffers = self.with_context(params, buffers, episode.support_x, labelled=labelled)
-        return self.query(params, buffers, episode.query_x, labelled=labelled)
+        fast = self.with_context(fast, episode.support_x, labelled)
+        return self.query(fast, episode.query_x, labelled)
 
-    def with_context(
-        self, params: Params, buffers: Buffers, support_x: Tensor, *, labelled: bool = True
-    ) -> Buffers:
-        """Return the moments for the query pass, after a context pass if a norm reads one."""
-        if any(layer.reads_context for layer in self._layers):
-            _, buffers = self._run("context", params, buffers, support_x, labelled)
-        return buffers
+    def with_context(self, fast: Fast, x: Tensor, labelled: bool = True) -> Fast:
+        """Return ``fast`` with the moments for the query pass, after a context pass over the
+        support set ``x`` if a norm reads one."""
+        if not any(layer.reads_context for layer in self._layers):
+            return fast
+        row = max(fast.steps - 1, 0)
+        _, buffers = self._run("context", row, fast.params, fast.buffers, x, labelled)
+        return replace(fast, buffers=buffers)
 
-    def query(
-        self, params: Params, buffers: Buffers, query_x: Tensor, *, labelled: bool = True
-    ) -> Tensor:
-        """Return the query logits with moments that are ready."""
-        logits, _ = self._run("query", params, buffers, query_x, labelled)
-        return logits
+    def query(self, fast: Fast, x: Tensor, labelled: bool = True) -> Tensor:
+        """Return the query logits at all weights, with moments that are ready."""
+        row = max(fast.steps - 1, 0)
+        return self._run("query", row, fast.params, fast.buffers, x, labelled)[0]
 
     @torch.no_grad()
     def judged(self, fast: Fast, episode: Episode) -> Tensor:
         """Return the query logits at fast weights, without a graph."""
-        return self.query_logits(fast.params, fast.buffers, episode)
+        return self.query_logits(fast, episode)
 
-    def observed(self, fast: Fast, losses: EpisodeLosses) -> Fast:
+    def observed(self, fast: Fast, support: SupportLoss) -> Fast:
         """Run the support set once if a norm accumulates moments and no inner step runs it."""
         if not any(layer.accumulates and not layer.outlives_episodes for layer in self._layers):
             return fast
         with torch.no_grad():
-            return replace(fast, buffers=losses.support(fast.params, fast.buffers)[1])
+            return replace(fast, buffers=support(fast)[1])
 
     def _run(
-        self, current: Pass, params: Params, buffers: Buffers, x: Tensor, labelled: bool = True
+        self,
+        current: Pass,
+        step: int,
+        params: Params,
+        buffers: Buffers,
+        x: Tensor,
+        labelled: bool,
+        head: str | None = None,
     ) -> tuple[Tensor, Buffers]:
-        call: Callable[..., tuple[Tensor, Buffers]] = partial(self._call, current, labelled)
+        """Return the logits, or what the head ``head`` gets, and the moments after the pass."""
+        call: Callable[..., tuple[Tensor, Buffers]]
+        call = partial(self._call, current, step, labelled, head)
         name, value = next(iter(params.items()))
         if value.dim() > self._params[name].dim():  # several episodes, each with its weights
             call = vmap(call, randomness="different")
@@ -144,7 +162,14 @@ class Passes:
         return logits if half is None else logits.float(), buffers
 
     def _call(
-        self, current: Pass, labelled: bool, params: Params, buffers: Buffers, x: Tensor
+        self,
+        current: Pass,
+        step: int,
+        labelled: bool,
+        head: str | None,
+        params: Params,
+        buffers: Buffers,
+        x: Tensor,
     ) -> tuple[Tensor, Buffers]:
         # Buffers are cloned: a layer may change them in place, and the pass may run again.
         stand_ins = {id(self._params[name]): value for name, value in params.items()}
@@ -155,8 +180,8 @@ class Passes:
                 if isinstance(module, OwnRules):
                     module.rules = self._rules
                 if isinstance(module, PassAware):
-                    module.current_pass = current
-            logits = self._model(x)
+                    module.current_pass, module.inner_step = current, step
+            logits = self.model(x) if head is None else _entering(self.model, head, x)
             _require_outputs(logits, len(x), labelled)
             return logits, {name: self._buffer_now(name) for name in buffers}
 
@@ -170,6 +195,26 @@ class Passes:
                 remedy="change it in place, or register a buffer of its own at each place",
             )
         return first
+
+
+def rows_of(values: Tensor, batches: Tensor, step: int) -> Tensor:
+    """Return the rows of an inner step: of ``[S, ...]`` by ``[T, B]``, or of each of E episodes."""
+    if batches.dim() == 2:
+        return values[batches[step]]
+    return torch.stack([each[rows[step]] for each, rows in zip(values, batches, strict=True)])
+
+
+def _entering(model: nn.Module, head: str, x: Tensor) -> Tensor:
+    """Run the model, and return the features that enter its head."""
+    captured: list[Tensor] = []
+    hook = model.get_submodule(head).register_forward_pre_hook(
+        lambda _head, inputs: captured.append(inputs[0])
+    )
+    try:
+        model(x)
+    finally:
+        hook.remove()
+    return captured[-1]
 
 
 def _labelled(episode: Episode | EpisodeBatch) -> bool:

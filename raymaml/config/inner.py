@@ -1,0 +1,166 @@
+"""The section `inner`: adaptation to one episode, and the way to its meta-gradient."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from raymaml.common.errors import did_you_mean
+from raymaml.config.base import Momentum, Number, PositiveInt, PositiveRate, Rate, Section, Steps
+
+RULE_ARGS: dict[str, tuple[str, ...]] = {
+    "sgd": (),
+    "rmsprop": ("beta", "epsilon"),
+    "adam": ("beta1", "beta2", "epsilon"),
+    "alfa": ("decay",),
+}
+"""The rules of raymaml, and the names of their numbers; a test compares them with the rules."""
+BY_THE_END = {"reptile", "implicit"}
+"""Methods that look at the adapted weights alone, and not at the way there."""
+KEEPS_STATES = {"auto", "checkpointed", "mixed_mode"}
+"""Methods that may keep the weights before inner steps."""
+
+
+class MultiStepLoss(Section):
+    """The multi-step loss of MAML++ (Antoniou et al. 2019, section 4): query losses after every
+    inner step, whose weights move to the last step in stages."""
+
+    num_outer_steps: PositiveInt
+    """Outer steps over which it applies; then the loss is that after the last inner step."""
+    num_stages: PositiveInt = 10
+    """Stages of equal length; the weights are constant in each. MAML++ calls a stage an epoch."""
+
+
+class InnerConfig(Section):
+    """Adaptation to one episode (Finn et al. 2017, algorithm 1, lines 5 and 6)."""
+
+    num_steps: Steps = 5
+    """Number of inner steps (T), at most 100,000; 0 judges the meta-parameters as they are."""
+    rule: str = "sgd"
+    """Update rule of the inner steps: sgd; rmsprop; adam; alfa (Baik et al. 2020); or your own
+    raymaml.Rule as package.module:Name."""
+    rule_args: dict[str, Number] = Field(default_factory=dict)
+    """Numbers of the rule: rmsprop has beta and epsilon; adam beta1, beta2 and epsilon; alfa decay,
+    the weight decay that it starts from."""
+    lr: Rate = 0.01
+    """Learning rate of the encoder on the mean cross-entropy of the support set."""
+    head_lr: Rate | None = None
+    """Learning rate of the head; null is the encoder's."""
+    rates: Literal["fixed", "shared", "per_tensor", "per_tensor_per_step", "per_parameter"] = (
+        "fixed"
+    )
+    """Whether the outer loop learns the rates, starting at `lr` and `head_lr`. shared: one number;
+    per_tensor; per_tensor_per_step (LSLR of MAML++); per_parameter (Meta-SGD)."""
+    lr_range: tuple[Number, Number] | None = None
+    """Learned rates start uniform in [low, high], by the seed; null: at `lr` and `head_lr`."""
+    learned: tuple[str, ...] = ()
+    """Numbers of the rule that the outer loop learns: momentum, or names of `rule_args`."""
+    momentum: Momentum = 0.0
+    """Momentum of sgd; each episode starts at rest."""
+    weight_decay: Rate = 0.0
+    """Added to the gradient, times the weight (L2)."""
+    frozen: tuple[str, ...] = ()
+    """Name patterns of parameters that the inner loop leaves alone and the outer loop learns:
+    encoder.conv1, *.norm, head, encoder.layer[12]."""
+    support_batch_size: PositiveInt | None = None
+    """Support images of each inner step, in shuffled passes over the support set; null: all."""
+    gradient: Literal[
+        "auto", "unrolled", "checkpointed", "mixed_mode", "first_order", "reptile", "implicit"
+    ] = "auto"
+    """unrolled: exact second-order meta-gradient by the plain graph; checkpointed: the same with
+    the memory of one inner step, by computing each step twice; mixed_mode: the same with that
+    memory and in less time, by Hessian-vector products; first_order: FOMAML; reptile: from theta to
+    the adapted weights (Nichol et al. 2018); implicit: iMAML (Rajeswaran et al. 2019). auto: the
+    exact method that was measured to be best for such a model (raymaml/meta/README.md)."""
+    keep_every: PositiveInt = 1
+    """checkpointed, mixed_mode: keep the weights before every k-th inner step, and run those in
+    between once more. Less memory for many steps of a large model."""
+    clip_between: PositiveRate | None = None
+    """Scale the derivatives that go back from each inner step down to this Euclidean norm; null
+    does not. The meta-gradient is no longer exact."""
+    first_order_steps: Steps = 0
+    """Outer steps at the start that take the meta-gradient first_order (MAML++)."""
+    multi_step_loss: MultiStepLoss | None = None
+    """Query losses after every inner step; null: after the last alone."""
+    proximal: PositiveRate | None = None
+    """implicit: pull of the inner loop toward theta (lambda)."""
+    cg_steps: PositiveInt = 5
+    """implicit: maximum number of conjugate gradient steps."""
+
+    @model_validator(mode="after")
+    def _rule_fits(self) -> InnerConfig:
+        own = self.rule not in RULE_ARGS
+        if own and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.rule):
+            raise ValueError(
+                f"inner.rule is {self.rule!r}; it must be one of {', '.join(RULE_ARGS)}, or"
+                f" package.module:Name{did_you_mean(self.rule, RULE_ARGS)}"
+            )
+        names = ("momentum",) if self.rule == "sgd" else RULE_ARGS.get(self.rule, ())
+        known = tuple(self.rule_args) if own else names
+        has = f"{self.rule} has {', '.join(known) or 'none'}"
+        problems: dict[str, object] = {
+            f"inner.rule_args: {has}, and not {', '.join(self.rule_args)}": not own
+            and set(self.rule_args) - set(RULE_ARGS[self.rule]),
+            f"inner.learned is {list(self.learned)}, but {has}": set(self.learned) - set(known),
+            f"inner.momentum is {self.momentum} but inner.rule is {self.rule}: momentum belongs to"
+            " sgd": self.momentum and self.rule != "sgd",
+            "inner.rule_args: beta, beta1 and beta2 are averages' memories, from 0 to below 1": any(
+                not 0 <= value < 1 for name, value in self.rule_args.items() if name[:4] == "beta"
+            ),
+            "inner.rule_args: epsilon must be above 0": self.rule_args.get("epsilon", 1) <= 0,
+            "inner.lr_range: it is for learned rates, and inner.rates is fixed": self.lr_range
+            and self.rates == "fixed",
+            f"inner.lr_range is {self.lr_range}; it must ascend": self.lr_range
+            and self.lr_range[0] >= self.lr_range[1],
+        }
+        if found := [problem for problem, holds in problems.items() if holds]:
+            raise ValueError("; ".join(found))
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> InnerConfig:
+        method, implicit = self.gradient, self.gradient == "implicit"
+        by_end = f"inner.gradient is {method}, which looks at the adapted weights alone"
+        learns = self.rates != "fixed" or self.learned or self.rule == "alfa"
+        ends = method in BY_THE_END
+        problems: dict[str, object] = {
+            f"{by_end}, so that no rate or number of the rule can be learned: set inner.rates:"
+            " fixed, and no inner.learned, or take another method": ends and learns,
+            f"{by_end}: inner.multi_step_loss needs a method that follows every step": ends
+            and self.multi_step_loss,
+            f"{by_end}: inner.clip_between has nothing to clip": ends and self.clip_between,
+            f"{by_end}: inner.first_order_steps must be 0": ends and self.first_order_steps,
+            f"inner.gradient is {method} but inner.proximal is {self.proximal}: implicit needs it,"
+            " and no other method has it": implicit == (self.proximal is None),
+            "inner.gradient is reptile: inner.lr must be above 0, since the meta-gradient is"
+            " (theta - adapted) / lr": method == "reptile" and self.lr == 0,
+            f"inner.keep_every is {self.keep_every}: it is for checkpointed and mixed_mode": (
+                self.keep_every > 1 and method not in KEEPS_STATES
+            ),
+        }
+        if found := [problem for problem, holds in problems.items() if holds]:
+            raise ValueError("; ".join(found))
+        return self
+
+
+class InnerOverride(Section):
+    """Changes to `inner` at validation and test; null keeps the value used in training."""
+
+    num_steps: Steps | None = None
+    """Inner steps at validation and test."""
+    lr: Rate | None = None
+    """Encoder rate at validation and test."""
+    head_lr: Rate | None = None
+    """Head rate at validation and test."""
+    momentum: Momentum | None = None
+    """Momentum at validation and test."""
+    weight_decay: Rate | None = None
+    """Weight decay at validation and test."""
+    frozen: tuple[str, ...] | None = None
+    """Frozen parameters at validation and test."""
+
+    def apply(self, inner: InnerConfig) -> InnerConfig:
+        """Return ``inner`` with the values that are set here."""
+        return inner.model_copy(update=self.model_dump(exclude_none=True))

@@ -1,0 +1,130 @@
+"""Update rules of the inner loop by name, and the rates that they take their steps with."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from raymaml.common.errors import UserError
+from raymaml.config.inner import InnerConfig
+from raymaml.meta.rules.adam import Adam
+from raymaml.meta.rules.alfa import ALFA
+from raymaml.meta.rules.rmsprop import RMSProp
+from raymaml.meta.rules.rule import Meta, Rule
+from raymaml.meta.rules.sgd import SGD
+from raymaml.seeding import fold_in
+from raymaml.types import Params
+
+RULES: dict[str, type[Rule]] = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "alfa": ALFA}
+"""The rules of ``inner.rule`` by name."""
+RATE_SHAPES: dict[str, Callable[[torch.Size, int], tuple[int, ...]]] = {
+    "per_tensor": lambda _shape, _num_steps: (),
+    "per_tensor_per_step": lambda _shape, num_steps: (num_steps,),
+    "per_parameter": lambda shape, _num_steps: tuple(shape),
+}
+"""By ``inner.rates``: (shape of a parameter, inner steps of training) -> shape of its rates."""
+
+
+def build_rule(inner: InnerConfig) -> Rule:
+    """Return the update rule with its numbers.
+
+    Raises:
+        UserError: an own rule cannot be imported or built, is no ``raymaml.Rule``, or has not the
+            numbers that the config names.
+    """
+    kind = RULES.get(inner.rule) or _own_rule(inner.rule)
+    args = {"momentum": inner.momentum} if kind is SGD else inner.rule_args
+    if strange := {*args, *inner.learned} - set(kind.numbers):
+        raise UserError(
+            f"inner.rule: {inner.rule} has no {', '.join(sorted(strange))}",
+            remedy=f"its numbers are {', '.join(kind.numbers) or 'none'}",
+        )
+    return kind(args, inner.learned)
+
+
+def _own_rule(path: str) -> type[Rule]:
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(
+            f"inner.rule: {path} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Rule)):
+        raise UserError(f"inner.rule: {path} is {found!r}, and no subclass of raymaml.Rule")
+    return found
+
+
+def learning_rate(name: str, inner: InnerConfig, head: str = "head") -> float:
+    """Return the rate that the config gives the parameter ``name``; ``head`` names the head."""
+    return inner.lr if inner.head_lr is None or not name.startswith(f"{head}.") else inner.head_lr
+
+
+def learned_tensors(inner: InnerConfig, params: Params, head: str, seed: int) -> Params:
+    """Return all that the rule learns, by name, as it starts.
+
+    Args:
+        inner: the inner loop of training.
+        params: the parameters that adapt, of an episode with one class where the head has no rows
+            of its own.
+        head: name of the head.
+        seed: decides rates within ``inner.lr_range``, and what the rule draws.
+    """
+    rule, steps = build_rule(inner), max(inner.num_steps, 1)
+    some = next(iter(params.values()), torch.zeros(()))
+    found = {name: some.new_tensor(value) for name, value in rule.learned.items()}
+    if params:
+        found |= rule.tensors(params, steps, inner.lr, fold_in(seed, "rule"))
+    for name, value in params.items() if inner.rates != "fixed" else ():
+        shape = () if inner.rates == "shared" else RATE_SHAPES[inner.rates](value.shape, steps)
+        key = _key(name, inner, head)
+        if key not in found:
+            found[key] = _rates(
+                shape, learning_rate(name, inner, head), inner, fold_in(seed, key)
+            ).to(some)
+    return found
+
+
+def _rates(shape: tuple[int, ...], lr: float, inner: InnerConfig, seed: int) -> Tensor:
+    if inner.lr_range is None:
+        return torch.full(shape, lr)
+    low, high = inner.lr_range
+    generator = torch.Generator().manual_seed(seed)
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _key(name: str, inner: InnerConfig, head: str) -> str:
+    if inner.rates != "shared":
+        return f"lr.{name}"
+    return "lr" if inner.head_lr is None or not name.startswith(f"{head}.") else "head_lr"
+
+
+def numbers_at(
+    inner: InnerConfig, rule: Rule, learned: Params, params: Params, head: str, step: int
+) -> Meta:
+    """Return the numbers of ``rule`` and the rates of ``params`` in the inner step ``step``.
+
+    After the last step of training, the rates of each step stay as they are there.
+    """
+    rates: dict[str, float | Tensor] = {}
+    for name in params:
+        rate = learned.get(_key(name, inner, head))
+        if rate is not None and inner.rates == "per_tensor_per_step":
+            rate = rate[min(step, len(rate) - 1)]
+        rates[f"lr.{name}"] = learning_rate(name, inner, head) if rate is None else rate
+    return {**rule.fixed, **learned, **rates}
+
+
+def module_of(tensors: Params) -> nn.Module:
+    """Return a module whose parameters have these dotted names."""
+    root = nn.Module()
+    for name, value in tensors.items():
+        *parts, last = name.split(".")
+        place = root
+        for part in parts:  # not by add_module, which refuses names such as `type`
+            place = place._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        place._parameters[last] = nn.Parameter(value)
+    return root

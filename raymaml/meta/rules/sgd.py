@@ -1,0 +1,33 @@
+"""Gradient descent."""
+
+from __future__ import annotations
+
+import torch
+
+from raymaml.meta.rules.rule import Meta, Rule
+from raymaml.types import Params, State
+
+
+class SGD(Rule):
+    """v' = momentum v + g;  theta' = theta - lr v', as ``torch.optim.SGD``."""
+
+    numbers = {"momentum": 0.0}
+    linear = True
+
+    def init(self, params: Params) -> State:
+        """Return velocities at rest; none without momentum."""
+        if self.fixed.get("momentum") == 0:
+            return {}
+        return {"velocity": {name: torch.zeros_like(value) for name, value in params.items()}}
+
+    def update(
+        self, grads: Params, state: State, params: Params, meta: Meta, step: int
+    ) -> tuple[Params, State]:
+        """Take one step."""
+        moves = dict(grads)
+        if state:
+            for name, grad in grads.items():
+                moves[name] = grad + meta["momentum"] * state["velocity"][name]
+            state = {"velocity": state["velocity"] | moves}
+        moved = {name: params[name] - meta[f"lr.{name}"] * move for name, move in moves.items()}
+        return params | moved, state
