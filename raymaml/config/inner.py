@@ -32,6 +32,15 @@ class MultiStepLoss(Section):
     num_stages: PositiveInt = 10
     """Stages of equal length; the weights are constant in each. MAML++ calls a stage an epoch."""
 
+    @model_validator(mode="after")
+    def _a_stage_has_a_step(self) -> MultiStepLoss:
+        if self.num_stages > self.num_outer_steps:
+            raise ValueError(
+                f"inner.multi_step_loss.num_stages is {self.num_stages}; it must be at most"
+                f" num_outer_steps, {self.num_outer_steps}"
+            )
+        return self
+
 
 class InnerConfig(Section):
     """Adaptation to one episode (Finn et al. 2017, algorithm 1, lines 5 and 6)."""
@@ -74,7 +83,7 @@ class InnerConfig(Section):
     memory and in less time, by Hessian-vector products; first_order: FOMAML; reptile: from theta to
     the adapted weights (Nichol et al. 2018); implicit: iMAML (Rajeswaran et al. 2019). auto: the
     exact method that was measured to be best for such a model (raymaml/meta/README.md)."""
-    keep_every: PositiveInt = 1
+    keep_every: Annotated[Steps, Field(ge=1)] = 1
     """checkpointed, mixed_mode: keep the weights before every k-th inner step, and run those in
     between once more. Less memory for many steps of a large model."""
     clip_between: PositiveRate | None = None
@@ -86,7 +95,7 @@ class InnerConfig(Section):
     """Query losses after every inner step; null: after the last alone."""
     proximal: PositiveRate | None = None
     """implicit: pull of the inner loop toward theta (lambda)."""
-    cg_steps: PositiveInt = 5
+    cg_steps: Annotated[Steps, Field(ge=1)] = 5
     """implicit: maximum number of conjugate gradient steps."""
 
     @model_validator(mode="after")

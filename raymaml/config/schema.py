@@ -309,6 +309,28 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _inner_loops_fit(self) -> Config:
+        size, test = self.inner.support_batch_size, self.evaluation.inner
+        for split in SPLITS:
+            count = self.episodes.of(split).num_ways * self.episodes.of(split).num_shots
+            if size is not None and size > count:
+                raise ValueError(
+                    f"inner.support_batch_size is {size}, but a support set of episodes.{split} has"
+                    f" {count} images"
+                )
+        if test.momentum and self.inner.rule != "sgd":
+            raise ValueError(
+                f"evaluation.inner.momentum is {test.momentum} but inner.rule is"
+                f" {self.inner.rule}: momentum belongs to sgd"
+            )
+        if self.inner.rates != "fixed" and not (test.lr is test.head_lr is None):
+            raise ValueError(
+                f"evaluation.inner.lr, evaluation.inner.head_lr: inner.rates is {self.inner.rates},"
+                " and evaluation takes the learned rates; leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _learned_head_keeps_its_ways(self) -> Config:
         ways = {split: self.episodes.of(split).num_ways for split in SPLITS}
         if self.model.head == "learned" and len(set(ways.values())) > 1:

@@ -32,6 +32,8 @@ FREE = {
     *(f"episodes.{split}.num_queries" for split in SPLITS),
     # as many fonts must draw a character
     "data.source.min_fonts",
+    # the run may end before
+    "inner.multi_step_loss.num_outer_steps",
 }
 
 
@@ -45,8 +47,10 @@ def numbers(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def problems_of(key: str, value: str) -> str:
+    several = key.startswith("inner.multi_step_loss.")
+    section = ["inner.multi_step_loss.num_outer_steps=20"] if several else []
     try:
-        load_config(QUICKSTART, ["pretrain.num_steps=1", f"{key}={value}"])
+        load_config(QUICKSTART, ["pretrain.num_steps=1", *section, f"{key}={value}"])
     except UserError as error:
         return str(error)
     return ""
