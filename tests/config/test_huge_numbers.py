@@ -17,7 +17,7 @@ from raymaml.config.load import load_config
 from raymaml.config.schema import SPLITS, Config
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "glyphs" / "quickstart.yaml"
-STEPS = ("num_steps", "log_every", "validate_every", "checkpoint_every")
+STEPS = ("num_steps", "log_every", "validate_every", "checkpoint_every", "keep_best")
 FREE = {
     # they take memory and time only as the run goes on
     *("seed", "episodes.seed", "data.source.seed", "cluster.max_failures"),

@@ -131,7 +131,9 @@ def test_the_version_of_the_library_names_its_code() -> None:
 
 
 def test_names_of_encoders_and_norms() -> None:
-    assert raymaml.list_encoders() == ["convnet4", "resnet10", "resnet12", "resnet18"]
+    assert raymaml.list_encoders() == [
+        *("convnet4", "convnet4_strided", "resnet10", "resnet12", "resnet18")
+    ]
     assert "timm:test_resnet" in raymaml.list_encoders("timm")
     assert "torchvision:resnet18" in raymaml.list_encoders("torchvision")
     assert "torchvision:fasterrcnn_resnet50_fpn" not in raymaml.list_encoders("torchvision")
