@@ -71,7 +71,7 @@ def checkpointed(adaptation: Adaptation) -> EpisodeGradient:
     def step_back(adaptation: Adaptation, taken: Taken, adjoint: Adjoint) -> Adjoint:
         after, _ = step(adaptation, taken.before, create_graph=True)
         constants = adaptation.frozen | rule_names(adaptation.learned)
-        return _pulled_back(after.params, after.state, taken.before, constants, adjoint)[0]
+        return _pulled_back(adjoint, (after.params, after.state), taken.before, constants, {})[0]
 
     return _swept(adaptation, step_back, keep_grads=False)
 
@@ -154,22 +154,18 @@ def _through_update(
 ) -> tuple[Adjoint, Params]:
     """Take the adjoint back through the update alone; also return mu."""
     grads, before = leaves(taken.grads), taken.before
-    params, state = adaptation.update(grads, before.state, before.params, before.steps)
-    return _pulled_back(params, state, before, rule_names(adaptation.learned), adjoint, grads)
+    after = adaptation.update(grads, before.state, before.params, before.steps)
+    return _pulled_back(adjoint, after, before, rule_names(adaptation.learned), grads)
 
 
 def _pulled_back(
-    params: Params,
-    state: State,
-    before: Fast,
-    constants: Params,
-    adjoint: Adjoint,
-    grads: Params | None = None,
+    adjoint: Adjoint, after: tuple[Params, State], before: Fast, constants: Params, grads: Params
 ) -> tuple[Adjoint, Params]:
-    """Take the adjoint back from ``params`` and ``state``, a graph on the values before them."""
-    kinds = list(state)
+    """Take the adjoint back from weights and state ``after`` a step, a graph on those before it;
+    also return the derivative in ``grads``."""
+    (params, state), kinds = after, list(before.state)
     outputs, along = [params, *state.values()], [adjoint.lam, *(adjoint.nu[kind] for kind in kinds)]
-    inputs = [before.params, *(before.state[kind] for kind in kinds), constants, grads or {}]
+    inputs = [before.params, *(before.state[kind] for kind in kinds), constants, grads]
     found = iter(
         torch.autograd.grad(
             [value for part in outputs for value in part.values()],

@@ -42,7 +42,7 @@ class Adaptation:
         """Apply the rule to gradients, after ``steps`` steps."""
 
         def rule(grads: Params, state: State, params: Params, learned: Params) -> Any:
-            meta = numbers_at(self.inner, self.rule, learned, params, self.head, steps)
+            meta = numbers_at(self.inner, self.rule, learned, params, head=self.head, step=steps)
             return self.rule.update(grads, state, params, meta, steps)
 
         call: Callable[..., tuple[Params, State]] = vmap(rule) if self.several else rule

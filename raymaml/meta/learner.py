@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from raymaml.meta.gradients import EpisodeGradient, Method, reptile, rule_names,
 from raymaml.meta.implicit import implicit
 from raymaml.meta.inner_loop import Adaptation, unroll
 from raymaml.meta.rules import learned_tensors, module_of
-from raymaml.meta.start import adapting_rows, apart, begin, in_parameters
+from raymaml.meta.start import Start, adapting_rows, apart, begin, in_parameters
 from raymaml.passes.calls import Guarded, alone
 from raymaml.passes.fitting import Head, HeadStart, require_fitting
 from raymaml.passes.forward import Passes
@@ -195,9 +195,7 @@ class MetaLearner(Guarded):
         self, episode: Episode | EpisodeBatch, outer_step: int | None, method: str, rules: Rules
     ) -> EpisodeGradient:
         passes = Passes(self.model, self.loss_fn, self.half_precision, rules=rules)
-        start, adaptation = begin(
-            passes, self.head, episode, self._frozen, self.inner, self.learned, outer_step
-        )
+        start, adaptation = self._begun(passes, episode, self.inner, self._frozen, outer_step)
         if self.inner.num_steps == 0:
             seen = passes.observed(adaptation.start, adaptation.support)
             adaptation = replace(adaptation, start=seen)
@@ -211,7 +209,25 @@ class MetaLearner(Guarded):
     def adaptation(self, episode: Episode, inner: InnerConfig) -> Adaptation:
         """Return the adaptation to an episode in training, by another inner loop."""
         passes = Passes(self.model, self.loss_fn, self.half_precision)
-        return begin(passes, self.head, episode, self._frozen, inner, self.learned)[1]
+        return self._begun(passes, episode, inner, self._frozen)[1]
+
+    def _begun(
+        self,
+        passes: Passes,
+        episode: Episode | EpisodeBatch,
+        inner: InnerConfig,
+        frozen: Set[str],
+        outer_step: int | None = None,
+    ) -> tuple[Start, Adaptation]:
+        return begin(
+            passes,
+            self.head,
+            episode,
+            frozen=frozen,
+            inner=inner,
+            learned=self.learned,
+            outer_step=outer_step,
+        )
 
     @alone()
     def meta_gradient(
@@ -312,8 +328,7 @@ class MetaLearner(Guarded):
 
     @torch.enable_grad()
     def _adapted(self, passes: Passes, episode: Episode) -> Iterator[Fast]:
-        inner, learned = self.test_inner, self.learned
-        _, adaptation = begin(passes, self.head, episode, self._test_frozen, inner, learned)
+        _, adaptation = self._begun(passes, episode, self.test_inner, self._test_frozen)
         for state in unroll(adaptation, create_graph=False):
             fast = state if state.steps else passes.observed(state, adaptation.support)
             yield replace(fast, params=adaptation.frozen | fast.params)

@@ -43,6 +43,7 @@ def begin(
     passes: Passes,
     head: Head,
     episode: Episode | EpisodeBatch,
+    *,
     frozen: Set[str],
     inner: InnerConfig,
     learned: Params,

@@ -100,18 +100,18 @@ class Passes:
     ) -> tuple[Tensor, Buffers]:
         """Return the logits of a support set in the inner step ``step``, and the moments after the
         pass, which are constants."""
-        logits, buffers = self._run("support", step, params, buffers, x, labelled)
+        logits, buffers = self._run("support", step, params, buffers, x, labelled=labelled)
         return logits, {name: value.detach() for name, value in buffers.items()}
 
     def features(self, params: Params, buffers: Buffers, x: Tensor, head: str) -> Tensor:
         """Return the features ``[B, F]`` that the head gets of a support set before adaptation."""
-        return self._run("support", 0, params, buffers, x, True, head)[0]
+        return self._run("support", 0, params, buffers, x, head=head)[0]
 
     def query_logits(self, fast: Fast, episode: Episode | EpisodeBatch) -> Tensor:
         """Return the query logits at all weights, after a context pass if a norm reads one."""
         labelled = _labelled(episode)
-        fast = self.with_context(fast, episode.support_x, labelled)
-        return self.query(fast, episode.query_x, labelled)
+        fast = self.with_context(fast, episode.support_x, labelled=labelled)
+        return self.query(fast, episode.query_x, labelled=labelled)
 
     def with_context(self, fast: Fast, x: Tensor, labelled: bool = True) -> Fast:
         """Return ``fast`` with the moments for the query pass, after a context pass over the
@@ -119,13 +119,13 @@ class Passes:
         if not any(layer.reads_context for layer in self._layers):
             return fast
         row = max(fast.steps - 1, 0)
-        _, buffers = self._run("context", row, fast.params, fast.buffers, x, labelled)
+        _, buffers = self._run("context", row, fast.params, fast.buffers, x, labelled=labelled)
         return replace(fast, buffers=buffers)
 
     def query(self, fast: Fast, x: Tensor, labelled: bool = True) -> Tensor:
         """Return the query logits at all weights, with moments that are ready."""
         row = max(fast.steps - 1, 0)
-        return self._run("query", row, fast.params, fast.buffers, x, labelled)[0]
+        return self._run("query", row, fast.params, fast.buffers, x, labelled=labelled)[0]
 
     @torch.no_grad()
     def judged(self, fast: Fast, episode: Episode) -> Tensor:
@@ -146,12 +146,13 @@ class Passes:
         params: Params,
         buffers: Buffers,
         x: Tensor,
-        labelled: bool,
+        *,
+        labelled: bool = True,
         head: str | None = None,
     ) -> tuple[Tensor, Buffers]:
         """Return the logits, or what the head ``head`` gets, and the moments after the pass."""
         call: Callable[..., tuple[Tensor, Buffers]]
-        call = partial(self._call, current, step, labelled, head)
+        call = partial(self._call, current, step, labelled=labelled, head=head)
         name, value = next(iter(params.items()))
         if value.dim() > self._params[name].dim():  # several episodes, each with its weights
             call = vmap(call, randomness="different")
@@ -165,11 +166,12 @@ class Passes:
         self,
         current: Pass,
         step: int,
-        labelled: bool,
-        head: str | None,
         params: Params,
         buffers: Buffers,
         x: Tensor,
+        *,
+        labelled: bool,
+        head: str | None,
     ) -> tuple[Tensor, Buffers]:
         # Buffers are cloned: a layer may change them in place, and the pass may run again.
         stand_ins = {id(self._params[name]): value for name, value in params.items()}

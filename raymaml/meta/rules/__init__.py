@@ -103,7 +103,7 @@ def _key(name: str, inner: InnerConfig, head: str) -> str:
 
 
 def numbers_at(
-    inner: InnerConfig, rule: Rule, learned: Params, params: Params, head: str, step: int
+    inner: InnerConfig, rule: Rule, learned: Params, params: Params, *, head: str, step: int
 ) -> Meta:
     """Return the numbers of ``rule`` and the rates of ``params`` in the inner step ``step``.
 

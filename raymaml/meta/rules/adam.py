@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from raymaml.meta.rules.rule import Meta, Rule
@@ -15,7 +17,7 @@ class Adam(Rule):
     Where all gradients were zero the step is zero, and so are its derivatives, which are 0/0.
     """
 
-    numbers = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    numbers: ClassVar = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 
     def init(self, params: Params) -> State:
         """Return the averages of gradients and of their squares, which are zero."""

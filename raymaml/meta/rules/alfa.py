@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as F
 
@@ -16,7 +18,7 @@ class ALFA(Rule):
     for each step beside. The output starts at 1: at first the rule is gradient descent with decay.
     """
 
-    numbers = {"decay": 5e-4}
+    numbers: ClassVar = {"decay": 5e-4}
 
     def tensors(self, params: Params, num_steps: int, lr: float, seed: int) -> Params:
         """Return the weights of the network, and decays ``decay.NAME`` [T]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from raymaml.meta.rules.rule import Meta, Rule
@@ -15,7 +17,7 @@ class RMSProp(Rule):
     root.
     """
 
-    numbers = {"beta": 0.9, "epsilon": 1e-6}
+    numbers: ClassVar = {"beta": 0.9, "epsilon": 1e-6}
 
     def init(self, params: Params) -> State:
         """Return averages of squared gradients, which the first step replaces."""

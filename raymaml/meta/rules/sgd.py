@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from raymaml.meta.rules.rule import Meta, Rule
@@ -11,7 +13,7 @@ from raymaml.types import Params, State
 class SGD(Rule):
     """v' = momentum v + g;  theta' = theta - lr v', as ``torch.optim.SGD``."""
 
-    numbers = {"momentum": 0.0}
+    numbers: ClassVar = {"momentum": 0.0}
     linear = True
 
     def init(self, params: Params) -> State:
