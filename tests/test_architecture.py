@@ -24,7 +24,7 @@ LAYERS = [
     {"reports"},
     {"experiments", "classify"},
     {"cluster"},
-    {"convert", "bench", "doctor", "library"},
+    {"convert", "bench", "doctor", "library", "demo"},
     {"cli"},
     {"__main__"},
 ]
@@ -35,7 +35,7 @@ HOMES = {
     "yaml": ["config/yaml_text.py"],
     "pyarrow": ["data/", "evaluation/", "classify/", "cluster/session.py", "cluster/predict.py"],
     "tensorboardX": ["training/metrics.py"],
-    "matplotlib": ["reports/figures.py", "data/importers/glyph", "bench/report.py"],
+    "matplotlib": ["reports/figures.py", "data/importers/glyph", "bench/report.py", "demo/"],
     "sklearn": ["classify/classifier.py"],
     "onnxruntime": ["classify/export.py"],
     "jinja2": ["reports/document.py"],

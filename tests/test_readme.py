@@ -106,7 +106,6 @@ def test_the_yaml_is_understood(tmp_path: Path) -> None:
     ("holds", "result", "shape"),
     [
         ("my_episodes", "logits", (4, 75, 5)),
-        ("my_sinusoids", "curve", (25, 10, 1)),
         ("images, labels =", "logits", (4, 75, 5)),
     ],
 )

@@ -11,6 +11,7 @@ import click
 
 import raymaml
 from raymaml.cli.data import data
+from raymaml.cli.demo import demo
 from raymaml.cli.options import (
     LOCAL,
     OPTIONAL_CONFIG,
@@ -45,6 +46,7 @@ def main() -> None:
 
 
 main.add_command(data)
+main.add_command(demo)
 main.add_command(predict)
 
 

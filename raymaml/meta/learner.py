@@ -236,6 +236,7 @@ class MetaLearner(Guarded):
         *,
         update_moments: bool = False,
         outer_step: int | None = None,
+        at_once: int = 1,
     ) -> tuple[Tensor, Tensor, Params]:
         """Return mean query loss, logits ``[E, N*Q, N]`` and the gradient of that loss by name.
 
@@ -248,12 +249,15 @@ class MetaLearner(Guarded):
                 episodes produce, one after the other. Use it once an outer step. False leaves the
                 model unchanged.
             outer_step: decides what ``inner`` lets change with the outer steps; None: its end.
+            at_once: episodes that ``chunk_gradients`` takes together, which is faster where each is
+                small, and on a GPU.
         """
-        results = []
+        results: list[EpisodeGradient] = []
         with nullcontext() if update_moments else restored(self.model):
-            for episode in episodes:
-                results.append(self.episode_gradient(episode, outer_step))
-                self.absorb([results[-1].buffers])
+            for chunk in episodes.chunks(at_once):
+                found = self.chunk_gradients(chunk, outer_step)
+                self.absorb([each.buffers for each in found])
+                results += found
         grads = {
             name: torch.stack([result.grads[name] for result in results]).mean(0)
             for name in results[0].grads
@@ -262,12 +266,17 @@ class MetaLearner(Guarded):
         return loss, torch.stack([result.logits for result in results]), grads
 
     @alone()
-    def backward(self, episodes: EpisodeBatch, outer_step: int | None = None) -> Tensor:
+    def backward(
+        self, episodes: EpisodeBatch, outer_step: int | None = None, *, at_once: int = 1
+    ) -> Tensor:
         """Add the gradient of the mean query loss to ``.grad`` of ``params``; return that loss.
 
-        The running moments (norm policy ``running``) move, as in any training pass.
+        The running moments (norm policy ``running``) move, as in any training pass. For
+        ``outer_step`` and ``at_once`` see ``meta_gradient``.
         """
-        loss, _, grads = self.meta_gradient(episodes, update_moments=True, outer_step=outer_step)
+        loss, _, grads = self.meta_gradient(
+            episodes, update_moments=True, outer_step=outer_step, at_once=at_once
+        )
         for name, parameter in self.params.items():
             before = parameter.grad
             parameter.grad = grads[name] if before is None else before.add_(grads[name])

@@ -88,6 +88,22 @@ def test_a_batch_is_the_mean_of_its_episodes() -> None:
     assert torch.equal(logits, torch.stack([s.logits for s in single]))  # [E, N*Q, N]
 
 
+def test_episodes_at_once_give_what_one_at_a_time_gives() -> None:
+    """Three episodes, two of them together. Running moments, which the support images alone move
+    here, move as far; a query loss reads those of the episodes before, so it may differ."""
+    batch, grads, moments = episodes(3), [], []
+    for at_once in (1, 2):
+        maml, running = build(rates="per_tensor"), build(norm="running")
+        loss = maml.backward(batch, at_once=at_once)
+        grads.append(torch.cat((flat({n: v.grad for n, v in maml.params.items()}), loss[None])))
+        before = flat(running.moments).clone()
+        running.backward(batch, at_once=at_once)
+        moments.append(flat(running.moments))
+        assert relative_error(before, moments[-1]) > 1e-3
+    assert relative_error(*grads) < 1e-10
+    assert relative_error(*moments) < 1e-10
+
+
 def test_training_and_evaluation_adapt_by_one_path() -> None:
     model, batch = convnet(), episodes(2)
     maml = learner(model, num_steps=3)

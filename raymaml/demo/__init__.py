@@ -1,0 +1,1 @@
+"""Demonstrations: small, whole programs on raymaml's public names."""
