@@ -29,7 +29,16 @@ def run_pt2(path: Path, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32],
     return network(torch.from_numpy(pixels)).numpy(), json.loads(extra["classes.json"])
 
 
-@pytest.mark.parametrize("norm", ["context", "episodic", "tasknorm_i", "none"])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        "context",
+        "episodic",
+        "tasknorm_i",
+        "none",
+        "{policy: running, per_step: both, scale: false}",
+    ],
+)
 @pytest.mark.parametrize(("name", "run"), [("model.onnx", run_onnx), ("model.pt2", run_pt2)])
 def test_a_network_gives_the_same_probabilities(
     make_config: MakeConfig, tmp_path: Path, norm: str, name: str, run: object
