@@ -90,10 +90,10 @@ def learned_tensors(inner: InnerConfig, params: Params, head: str, seed: int) ->
 
 def _rates(shape: tuple[int, ...], lr: float, inner: InnerConfig, seed: int) -> Tensor:
     if inner.lr_range is None:
-        return torch.full(shape, lr)
+        return torch.full(shape, lr, dtype=torch.float64)  # of a model in float64 too
     low, high = inner.lr_range
     generator = torch.Generator().manual_seed(seed)
-    return low + (high - low) * torch.rand(shape, generator=generator)
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
 def _key(name: str, inner: InnerConfig, head: str) -> str:

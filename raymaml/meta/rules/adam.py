@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -11,9 +11,10 @@ from raymaml.types import Params, State
 
 
 class Adam(Rule):
-    """m' = beta1 m + (1 - beta1) g;  s' = beta2 s + (1 - beta2) g^2;  with t = step + 1
-    theta' = theta - lr m' / (1 - beta1^t) / (sqrt(s' / (1 - beta2^t)) + epsilon).
+    """m' = m + w1 (g - m);  s' = s + w2 (g^2 - s);  theta' = theta - lr m' / (sqrt(s') + epsilon).
 
+    With w = (1 - beta) / (1 - beta^(step + 1)) these are the paper's averages after its correction
+    of their bias. In the paper's order, rounding to float32 would decide derivatives in a beta.
     Where all gradients were zero the step is zero, and so are its derivatives, which are 0/0.
     """
 
@@ -30,13 +31,20 @@ class Adam(Rule):
         self, grads: Params, state: State, params: Params, meta: Meta, step: int
     ) -> tuple[Params, State]:
         """Take one step."""
-        beta1, beta2 = meta["beta1"], meta["beta2"]
+        w1, w2 = (_newest(meta[name], step) for name in ("beta1", "beta2"))
         means, squares, moved = dict(state["mean"]), dict(state["square"]), dict(params)
         for name, grad in grads.items():
-            mean = means[name] = beta1 * means[name] + (1 - beta1) * grad
-            square = squares[name] = beta2 * squares[name] + (1 - beta2) * grad**2
+            mean = means[name] = means[name] + w1 * (grad - means[name])
+            square = squares[name] = squares[name] + w2 * (grad**2 - squares[name])
             seen = square > 0
-            root = (torch.where(seen, square, 1) / (1 - beta2 ** (step + 1))) ** 0.5
-            scaled = mean / (1 - beta1 ** (step + 1)) / (root + meta["epsilon"])
+            scaled = mean / (torch.where(seen, square, 1) ** 0.5 + meta["epsilon"])
             moved[name] = params[name] - meta[f"lr.{name}"] * torch.where(seen, scaled, 0)
         return moved, {"mean": means, "square": squares}
+
+
+def _newest(beta: Any, step: int) -> Any:
+    """Return the weight w of the newest, as 1 / (1 + beta + ... + beta^step)."""
+    total = 1.0
+    for _ in range(step):
+        total = 1 + beta * total
+    return 1 / total
