@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -171,3 +171,15 @@ def _copied(value: Any, stand_ins: StandIns) -> Any:
         new.clear()
         new.update(items) if isinstance(new, set) else new.extend(items)
     return new
+
+
+def module_of(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return a module whose parameters have these dotted names."""
+    root = nn.Module()
+    for name, value in tensors.items():
+        *parts, last = name.split(".")
+        place = root
+        for part in parts:  # not by add_module, which refuses names such as `type`
+            place = place._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        place._parameters[last] = nn.Parameter(value)
+    return root

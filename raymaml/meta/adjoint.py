@@ -21,24 +21,17 @@ chain rule adds ``H(theta[t]) mu`` to lam, H the Hessian of L, which is symmetri
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 
 import torch
-from torch.autograd import forward_ad
 
-from raymaml.meta.gradients import (
-    EpisodeGradient,
-    Generators,
-    drawing_as,
-    generators,
-    query_gradient,
-    rule_names,
-)
+from raymaml.meta.gradients import EpisodeGradient, query_gradient, rule_names
 from raymaml.meta.inner_loop import Adaptation, step, unroll
+from raymaml.passes.derivatives import gradient_along, make_forward_mode_ready
+from raymaml.passes.draws import Generators, drawing_as, generators
 from raymaml.types import Fast, Params, State, leaves
 
 
@@ -81,7 +74,7 @@ def mixed_mode(adaptation: Adaptation) -> EpisodeGradient:
 
     def step_back(adaptation: Adaptation, taken: Taken, adjoint: Adjoint) -> Adjoint:
         adjoint, mu = _through_update(adaptation, taken, adjoint)
-        products = gradient_along(adaptation, taken.before, mu)
+        products = gradient_along(adaptation.support, taken.before, adaptation.frozen, mu)
         lam = adjoint.lam | {
             name: adjoint.lam[name] + adaptation.inner.weight_decay * value + products[name]
             for name, value in mu.items()
@@ -178,41 +171,6 @@ def _pulled_back(
     lam, *nu, gained, mu = ({name: next(found) for name in part} for part in inputs)
     gathered = {n: v + gained[n] if n in gained else v for n, v in adjoint.gathered.items()}
     return Adjoint(lam=lam, nu=dict(zip(kinds, nu, strict=True)), gathered=gathered), mu
-
-
-def gradient_along(adaptation: Adaptation, fast: Fast, direction: Params) -> Params:
-    """Differentiate the gradient of the support loss along a direction, where there is one.
-
-    Args:
-        adaptation: of one episode, or several.
-        fast: the point.
-        direction: by name; zero for parameters that it does not name.
-
-    Returns:
-        By name, of adapting and frozen parameters.
-    """
-    with forward_ad.dual_level():
-        params = {
-            name: forward_ad.make_dual(value, direction[name]) if name in direction else value
-            for name, value in fast.params.items()
-        }
-        loss, _ = adaptation.support(replace(fast, params=params))
-        inputs = params | adaptation.frozen
-        grads = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
-        return {
-            name: torch.zeros_like(value) if tangent is None else tangent
-            for (name, value), grad in zip(inputs.items(), grads, strict=True)
-            if grad is not None
-            for tangent in [forward_ad.unpack_dual(grad).tangent]
-        }
-
-
-@cache
-def make_forward_mode_ready() -> None:
-    """Let PyTorch load its rules, which warns of a function that it deprecates itself."""
-    with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore", FutureWarning)
-        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 def _forward(

@@ -27,17 +27,3 @@ def frozen_params(key: str, model: nn.Module, patterns: Sequence[str]) -> set[st
         for name, value in params.items()
         if not value.requires_grad or any(matches(p, name) for p in (*patterns, *NEVER_ADAPTED))
     }
-
-
-def adaptation_table(model: nn.Module, frozen: set[str]) -> str:
-    """Lay out, a line a module, how many parameters it has and whether they adapt."""
-    counts: dict[tuple[str, bool], int] = {}
-    for name, value in model.named_parameters():
-        row = (name.rpartition(".")[0] or name, name not in frozen)
-        counts[row] = counts.get(row, 0) + value.numel()
-    lines = [
-        f"  {module:<32} {count:>12,}  {'adapts' if adapts else 'frozen'}"
-        for (module, adapts), count in counts.items()
-    ]
-    adapted = sum(count for (_, adapts), count in counts.items() if adapts)
-    return "\n".join([*lines, f"  {'in all':<32} {sum(counts.values()):>12,}  {adapted:,} adapt"])

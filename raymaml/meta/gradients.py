@@ -8,18 +8,15 @@ step, or a weighted sum of those after every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from raymaml.meta.inner_loop import Adaptation, unroll
+from raymaml.passes.draws import drawing_as, generators
 from raymaml.types import Buffers, Fast, Params
-
-Generators = tuple[Tensor, dict[torch.device, Tensor]]
-"""States of torch's generators: of the CPU, and of the GPUs that hold weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,24 +93,3 @@ def reptile(adaptation: Adaptation) -> EpisodeGradient:
 def rule_names(learned: Params) -> Params:
     """Return what the rule learns under the names that the learner gives it: ``rule.NAME``."""
     return {f"rule.{name}": value for name, value in learned.items()}
-
-
-def generators(fast: Fast) -> Generators:
-    """Return the states of torch's generators now, on all devices of the weights."""
-    devices = {value.device for value in fast.params.values() if value.is_cuda}
-    return torch.get_rng_state(), {each: torch.cuda.get_rng_state(each) for each in devices}
-
-
-@contextmanager
-def drawing_as(states: Generators | None) -> Iterator[None]:
-    """Draw random numbers from these states in the block, and go on from the present ones after it;
-    None: draw as ever."""
-    if states is None:
-        yield
-        return
-    cpu, others = states
-    with torch.random.fork_rng(devices=list(others)):
-        torch.set_rng_state(cpu)
-        for device, state in others.items():
-            torch.cuda.set_rng_state(state, device)
-        yield

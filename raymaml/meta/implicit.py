@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raymaml.meta.adjoint import gradient_along, make_forward_mode_ready
 from raymaml.meta.gradients import EpisodeGradient, query_gradient
 from raymaml.meta.inner_loop import Adaptation, unroll
+from raymaml.passes.derivatives import gradient_along, make_forward_mode_ready
 from raymaml.types import Params
 
 
@@ -34,7 +34,7 @@ def implicit(adaptation: Adaptation) -> EpisodeGradient:
 
     def times(direction: Params) -> tuple[Params, Params]:
         """Return (I + H / lambda) times a direction, and the same derivative of frozen ones."""
-        along = gradient_along(adaptation, fast, direction)
+        along = gradient_along(adaptation.support, fast, adaptation.frozen, direction)
         found = {
             name: value + (inner.weight_decay * value + along[name]) / strength
             if name in along

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.func import vmap
 
 from raymaml.config.inner import InnerConfig
 from raymaml.meta.rules import numbers_at
 from raymaml.meta.rules.rule import Rule
+from raymaml.passes.derivatives import ClippedBack
 from raymaml.types import Buffers, Fast, Params, QueryLoss, State, SupportLoss
 
 
@@ -96,23 +96,3 @@ def support_gradient(
         away = {name: params[name] - adaptation.start.params[name] for name in grads}
         grads = {name: g + inner.proximal * away[name] for name, g in grads.items()}
     return grads, buffers
-
-
-class ClippedBack(torch.autograd.Function):
-    """Returns tensors as they are, and scales their derivatives down to a Euclidean norm."""
-
-    @staticmethod
-    def forward(ctx: Any, limit: float, several: bool, *values: Tensor) -> tuple[Tensor, ...]:
-        """Return the values."""
-        ctx.limit, ctx.first = limit, int(several)
-        return tuple(value.view_as(value) for value in values)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the derivatives, of each episode (axis E) by its own norm."""
-        squares = [g.square().reshape(*g.shape[: ctx.first], -1).sum(-1) for g in grads]
-        norm = torch.stack(squares).sum(0).sqrt()
-        scale = ctx.limit / norm.clamp(min=ctx.limit)
-        shapes = [(*scale.shape, *[1] * (grad.dim() - ctx.first)) for grad in grads]
-        scaled = [grad * scale.view(shape) for grad, shape in zip(grads, shapes, strict=True)]
-        return None, None, *scaled

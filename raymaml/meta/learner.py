@@ -12,16 +12,16 @@ from torch.nn import functional as F
 
 from raymaml.common.errors import UserError
 from raymaml.config.inner import InnerConfig
-from raymaml.layers import Rules
+from raymaml.layers import Rules, module_of
 from raymaml.meta.adjoint import checkpointed, first_order, mixed_mode
-from raymaml.meta.freezing import adaptation_table, frozen_params
+from raymaml.meta.freezing import frozen_params
 from raymaml.meta.gradients import EpisodeGradient, Method, reptile, rule_names, unrolled
 from raymaml.meta.implicit import implicit
 from raymaml.meta.inner_loop import Adaptation, unroll
-from raymaml.meta.rules import learned_tensors, module_of
+from raymaml.meta.rules import learned_tensors
 from raymaml.meta.start import Start, adapting_rows, apart, begin, in_parameters
 from raymaml.passes.calls import Guarded, alone
-from raymaml.passes.fitting import Head, HeadStart, require_fitting
+from raymaml.passes.fitting import Head, HeadStart, adaptation_table, require_fitting
 from raymaml.passes.forward import Passes
 from raymaml.passes.losses import LossFn
 from raymaml.passes.moments import absorb, restored, running_moments
@@ -220,13 +220,7 @@ class MetaLearner(Guarded):
         outer_step: int | None = None,
     ) -> tuple[Start, Adaptation]:
         return begin(
-            passes,
-            self.head,
-            episode,
-            frozen=frozen,
-            inner=inner,
-            learned=self.learned,
-            outer_step=outer_step,
+            passes, self.head, episode, frozen, inner, learned=self.learned, outer_step=outer_step
         )
 
     @alone()
@@ -324,8 +318,9 @@ class MetaLearner(Guarded):
 
     @alone()
     def adaptation_table(self) -> str:
-        """Lay out which modules adapt in training, with their numbers of parameters."""
-        return adaptation_table(self.model, self._frozen)
+        """Lay out which modules adapt in training, and what the rule learns, with their numbers of
+        parameters."""
+        return adaptation_table(self.model, self._frozen, self.learned)
 
     @alone()
     def query_logits(self, fast: Fast, episode: Episode) -> Tensor:

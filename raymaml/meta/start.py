@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymaml.common.errors import UserError
 from raymaml.config.inner import InnerConfig
 from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.inner_loop import Adaptation
 from raymaml.meta.objective import query_weights
 from raymaml.meta.rules import build_rule
+from raymaml.passes.batches import drawn_batches
 from raymaml.passes.fitting import Head, num_ways, require_gradients, require_rows
 from raymaml.passes.forward import Passes
 from raymaml.passes.losses import LossFn
@@ -43,9 +43,9 @@ def begin(
     passes: Passes,
     head: Head,
     episode: Episode | EpisodeBatch,
-    *,
     frozen: Set[str],
     inner: InnerConfig,
+    *,
     learned: Params,
     outer_step: int | None = None,
 ) -> tuple[Start, Adaptation]:
@@ -63,13 +63,13 @@ def begin(
     Raises:
         UserError: gradients cannot be computed here, or the head or the batches do not fit.
     """
-    start, several = _start(passes, head, episode), isinstance(episode, EpisodeBatch)
+    start, rule = _start(passes, head, episode), build_rule(inner)
     fixed = start.params(frozen)
     params = start.params(name for name in start.theta if name not in frozen)
     if isinstance(episode, EpisodeBatch):
         learned = repeated(learned, len(episode))
-    support, query = passes.losses(episode, fixed, drawn_batches(episode, inner))
-    rule = build_rule(inner)
+    batches = drawn_batches(episode, inner.support_batch_size, inner.num_steps)
+    support, query = passes.losses(episode, fixed, batches)
     return start, Adaptation(
         start=Fast(params=params, state=rule.init(params), buffers=start.buffers),
         support=support,
@@ -80,7 +80,7 @@ def begin(
         inner=inner,
         head=head.name,
         weights=query_weights(inner, outer_step),
-        several=several,
+        several=isinstance(episode, EpisodeBatch),
     )
 
 
@@ -148,37 +148,6 @@ def _head_start(head: Head, value: Tensor, episode: Episode | EpisodeBatch) -> T
 def repeated(values: Params, count: int) -> Params:
     """Copy each tensor ``count`` times along a leading axis E."""
     return {name: value.repeat(count, *([1] * value.dim())) for name, value in values.items()}
-
-
-def drawn_batches(episode: Episode | EpisodeBatch, inner: InnerConfig) -> Tensor | None:
-    """Return the support rows of each inner step, ``[T, B]`` or ``[E, T, B]``; None: all in each.
-
-    They are those that the episode brings along, or drawn from torch's random numbers: shuffled
-    passes over the support set.
-    """
-    size, count = inner.support_batch_size, inner.num_steps
-    if episode.support_batches is not None:
-        if episode.support_batches.shape[-2] < count:
-            raise UserError(
-                f"support_batches: holds {episode.support_batches.shape[-2]} inner steps, and there"
-                f" are {count}"
-            )
-        return episode.support_batches
-    if size is None:
-        return None
-    if isinstance(episode, EpisodeBatch):
-        return torch.stack(
-            [found for each in episode if (found := drawn_batches(each, inner)) is not None]
-        )
-    images = len(episode.support_x)
-    if size > images:
-        raise UserError(
-            f"inner.support_batch_size is {size}, and the support set has {images} images",
-            remedy="lower it",
-        )
-    passes = -(-count * size // images)
-    rows = torch.cat([torch.randperm(images) for _ in range(passes)] or [torch.arange(0)])
-    return rows[: count * size].view(count, size).to(episode.support_x.device)
 
 
 def in_parameters(head: Head, start: Start, grads: Params) -> Params:

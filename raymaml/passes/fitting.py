@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from raymaml.common.errors import UserError
 from raymaml.layers import ATOMS, BOOKKEEPING, CONTAINERS, reachable_modules, tracking_norms
-from raymaml.types import Episode, EpisodeBatch, tensors_of
+from raymaml.types import Episode, EpisodeBatch, Params, tensors_of
 
 HeadStart = Literal["learned", "zero", "shared", "prototypes"]
 """``model.head``: where the head starts in each episode."""
@@ -204,3 +204,23 @@ def num_ways(episode: Episode | EpisodeBatch, rows: int) -> int:
     """Return the number of classes; targets that are no labels leave the head its rows."""
     labels = episode.support_y
     return rows if labels.is_floating_point() else int(labels.max()) + 1
+
+
+def adaptation_table(model: nn.Module, frozen: Set[str], learned: Params) -> str:
+    """Lay out, a line a module, how many parameters it has and whether they adapt; and how many
+    numbers the inner rule learns, by the first part of their names."""
+    counts: dict[tuple[str, bool], int] = {}
+    for name, value in model.named_parameters():
+        row = (name.rpartition(".")[0] or name, name not in frozen)
+        counts[row] = counts.get(row, 0) + value.numel()
+    lines = [
+        f"  {module:<32} {count:>12,}  {'adapts' if adapts else 'frozen'}"
+        for (module, adapts), count in counts.items()
+    ]
+    rule: dict[str, int] = {}
+    for name, tensor in learned.items():
+        kind = f"rule.{name.partition('.')[0]}"
+        rule[kind] = rule.get(kind, 0) + tensor.numel()
+    lines += [f"  {kind:<32} {count:>12,}  learned" for kind, count in rule.items()]
+    adapted = sum(count for (_, adapts), count in counts.items() if adapts)
+    return "\n".join([*lines, f"  {'in all':<32} {sum(counts.values()):>12,}  {adapted:,} adapt"])

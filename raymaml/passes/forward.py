@@ -20,6 +20,7 @@ from raymaml.layers import (
     reachable_modules,
     standing_in,
 )
+from raymaml.passes.batches import rows_of
 from raymaml.passes.losses import LossFn, loss_of, require_targets
 from raymaml.types import Buffers, Episode, EpisodeBatch, Fast, Params, QueryLoss, SupportLoss
 
@@ -197,13 +198,6 @@ class Passes:
                 remedy="change it in place, or register a buffer of its own at each place",
             )
         return first
-
-
-def rows_of(values: Tensor, batches: Tensor, step: int) -> Tensor:
-    """Return the rows of an inner step: of ``[S, ...]`` by ``[T, B]``, or of each of E episodes."""
-    if batches.dim() == 2:
-        return values[batches[step]]
-    return torch.stack([each[rows[step]] for each, rows in zip(values, batches, strict=True)])
 
 
 def _entering(model: nn.Module, head: str, x: Tensor) -> Tensor:

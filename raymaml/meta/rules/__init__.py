@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raymaml.common.errors import UserError
 from raymaml.config.inner import InnerConfig
@@ -116,15 +116,3 @@ def numbers_at(
             rate = rate[min(step, len(rate) - 1)]
         rates[f"lr.{name}"] = learning_rate(name, inner, head) if rate is None else rate
     return {**rule.fixed, **learned, **rates}
-
-
-def module_of(tensors: Params) -> nn.Module:
-    """Return a module whose parameters have these dotted names."""
-    root = nn.Module()
-    for name, value in tensors.items():
-        *parts, last = name.split(".")
-        place = root
-        for part in parts:  # not by add_module, which refuses names such as `type`
-            place = place._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
-        place._parameters[last] = nn.Parameter(value)
-    return root
