@@ -193,7 +193,8 @@ def why_not(library: str, config: Config, model: nn.Module) -> str | None:
         return "not installed (pip install raymaml[bench])"
     lacks = []
     layers = [layer for layer in model.modules() if isinstance(layer, PassAware)]
-    if any(layer.accumulates or layer.reads_context for layer in layers):
+    by_step = any(norm.per_step != "none" for norm in config.model.norm_by_pattern.values())
+    if by_step or any(layer.accumulates or layer.reads_context for layer in layers):
         lacks.append(f"model.norm {config.model.norm_text}")
     if config.model.head != "learned":
         lacks.append(f"model.head {config.model.head}")

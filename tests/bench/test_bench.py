@@ -36,6 +36,11 @@ ROW_KEYS = {
     [
         ({"model": {"norm": "episodic"}}, "does without model.norm episodic"),
         ({"model": {"norm": "instance"}}, None),
+        ({"model": {"norm": {"policy": "transductive", "scale": False}}}, None),
+        (
+            {"model": {"norm": {"policy": "transductive", "per_step": "affine"}}},
+            "does without model.norm transductive per_step=affine",
+        ),
         ({"model": {"head": "zero"}}, "does without model.head zero"),
         ({"inner": {"frozen": ["head"]}}, "does without parameters that do not adapt"),
         ({"evaluation": {"inner": {"momentum": 0.9}}}, "does without inner.momentum"),
