@@ -2,7 +2,7 @@
 
 These names are stable. To do as the commands do: ``episodes``, ``train``, ``test``, ``report``,
 ``load_config``. For a loop of your own: ``MetaLearner``, ``EpisodeBatch``, ``Episode``,
-``InnerConfig``, ``ModelConfig``, ``build_model``, ``create_encoder``, ``list_encoders``,
+``InnerConfig``, ``Rule``, ``ModelConfig``, ``build_model``, ``create_encoder``, ``list_encoders``,
 ``list_norms``, ``apply_policies``, ``check_gradient``, ``UserError``, and the module
 ``raymaml.convert``. To judge a model of your own: ``judge``, ``paired``, ``load_learner``,
 ``predictor``, ``features``, ``nearest_class_mean``. To use a trained model on one's own images:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in _HOMES
     from raymaml.library import test as test
     from raymaml.library import train as train
     from raymaml.meta.learner import MetaLearner as MetaLearner
+    from raymaml.meta.rules.rule import Rule as Rule
     from raymaml.models import build_model as build_model
     from raymaml.models import list_encoders as list_encoders
     from raymaml.models import list_norms as list_norms
@@ -56,6 +57,7 @@ _HOMES = {
     "training.agreement": "check_gradient",
     "training.features": "features nearest_class_mean predictor",
     "meta.learner": "MetaLearner",
+    "meta.rules.rule": "Rule",
     "models": "build_model list_encoders list_norms",
     "models.policies": "apply_policies",
     "training.weights": "create_encoder",
