@@ -5,8 +5,8 @@ These names are stable. To do as the commands do: ``episodes``, ``train``, ``tes
 ``InnerConfig``, ``Rule``, ``ModelConfig``, ``build_model``, ``create_encoder``, ``list_encoders``,
 ``list_norms``, ``apply_policies``, ``check_gradient``, ``UserError``, and the module
 ``raymaml.convert``. To judge a model of your own: ``judge``, ``paired``, ``load_learner``,
-``predictor``, ``features``, ``nearest_class_mean``. To use a trained model on one's own images:
-``FewShotClassifier``. Each is imported at its first use, so that
+``predictor``, ``features``, ``nearest_class_mean``, ``cosine_similarity``. To use a trained model
+on one's own images: ``FewShotClassifier``. Each is imported at its first use, so that
 ``import raymaml`` is quick.
 """
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for type checkers: the same names as in _HOMES
     from raymaml.models import list_norms as list_norms
     from raymaml.models.policies import apply_policies as apply_policies
     from raymaml.training.agreement import check_gradient as check_gradient
+    from raymaml.training.features import cosine_similarity as cosine_similarity
     from raymaml.training.features import features as features
     from raymaml.training.features import nearest_class_mean as nearest_class_mean
     from raymaml.training.features import predictor as predictor
@@ -55,7 +56,7 @@ _HOMES = {
     "evaluation.paired": "paired",
     "library": "Episodes ReportResult TrainResult episodes report test train",
     "training.agreement": "check_gradient",
-    "training.features": "features nearest_class_mean predictor",
+    "training.features": "cosine_similarity features nearest_class_mean predictor",
     "meta.learner": "MetaLearner",
     "meta.rules.rule": "Rule",
     "models": "build_model list_encoders list_norms",

@@ -142,8 +142,13 @@ class EvaluationConfig(Section):
 
     inner: InnerOverride = InnerOverride()
     """Changes to `inner` at validation and test."""
-    checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint is tested: best validation accuracy, or the newest."""
+    head: Literal["model", "cosine"] = "model"
+    """The classifier of validation and test: the model, adapted; or NIL (Raghu et al. 2020), which
+    takes no inner step: the logit of a class is the mean cosine of the query's features and those
+    of its support images."""
+    checkpoint: Literal["best", "last", "ensemble"] = "best"
+    """Which checkpoint is tested: best validation accuracy; the newest; or all best ones that the
+    run has kept (`outer.keep_best`), by the mean of their logits (MAML++)."""
     other_bank: bool = False
     """Judge on another bank than that of training. The report says so, and counts the test classes
     that training has seen."""
@@ -236,7 +241,10 @@ class Config(Section):
     @property
     def test_inner(self) -> InnerConfig:
         """The inner loop of validation and test."""
-        return self.evaluation.inner.apply(self.inner)
+        inner = self.evaluation.inner.apply(self.inner)
+        return (
+            inner.model_copy(update={"num_steps": 0}) if self.evaluation.head == "cosine" else inner
+        )
 
     @property
     def steps(self) -> OuterConfig | PretrainConfig:
@@ -296,8 +304,10 @@ class Config(Section):
         include: Any = {"episodes": {"val"}, "data": {"augment": {"val"}}}
         if self.stage == "pretrain":  # by class means: nothing adapts
             return self.model_dump(mode="json", include=include)
-        inner = self.test_inner.model_dump(mode="json", exclude={"gradient"})
-        return {**self.model_dump(mode="json", include=include), "evaluation": {"inner": inner}}
+        inner = self.evaluation.inner.apply(self.inner)
+        settings = inner.model_dump(mode="json", exclude={"gradient"})
+        evaluation = {"inner": settings, "head": self.evaluation.head}
+        return {**self.model_dump(mode="json", include=include), "evaluation": evaluation}
 
     @model_validator(mode="after")
     def _pretraining_has_its_section(self) -> Config:
@@ -327,6 +337,15 @@ class Config(Section):
             raise ValueError(
                 f"evaluation.inner.lr, evaluation.inner.head_lr: inner.rates is {self.inner.rates},"
                 " and evaluation takes the learned rates; leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ensemble_has_members(self) -> Config:
+        if self.evaluation.checkpoint == "ensemble" and self.outer.keep_best == 1:
+            raise ValueError(
+                "evaluation.checkpoint is ensemble but outer.keep_best is 1: the run keeps one best"
+                " checkpoint; set outer.keep_best: 5"
             )
         return self
 

@@ -19,7 +19,7 @@ Overrides = dict[Annotated[str, Field(min_length=1)], Any]
 """Values by dotted config key."""
 ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$", max_length=100)]
 
-Which = Literal["best", "last", "initial"]
+Which = Literal["best", "last", "ensemble", "initial"]
 
 
 def _checkpoint(value: object) -> object:
@@ -63,8 +63,8 @@ class StudyArm(Section):
     model: str | None = None
     """One of `models`; null: the first."""
     checkpoint: Annotated[Place | Which, PlainValidator(_checkpoint)] = "best"
-    """The weights: of the best validation accuracy, the newest, those before training, or the
-    folder of a checkpoint."""
+    """The weights: of the best validation accuracy, the newest, all best ones that the run has kept
+    (the mean of their logits), those before training, or the folder of a checkpoint."""
     set: Overrides = Field(default_factory=dict)
     """Changes to the model's config, by dotted key: evaluation.inner.num_steps, model.norm,
     episodes.test.num_queries, ... Another `episodes.seed` draws other episodes."""

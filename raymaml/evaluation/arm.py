@@ -20,11 +20,12 @@ from raymaml.data.sampling import spec_in
 from raymaml.data.shard_format import SCHEMA_VERSION as ORDER
 from raymaml.evaluation.examination import (
     EPISODES,
-    examine_learner,
+    examine,
     read_examination,
     write_examination,
 )
 from raymaml.evaluation.judge import judge
+from raymaml.evaluation.model import MODELS, JudgedModel, ensemble
 from raymaml.evaluation.record_files import (
     chunk_path,
     leading_accuracies,
@@ -87,19 +88,19 @@ class Shared:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arm:
-    """One setting of a campaign. To make one opens its data, and reads its checkpoint.
+    """One setting of a campaign. To make one opens its data, and reads its checkpoints.
 
     Raises:
-        UserError: bank, episodes or checkpoint are missing, damaged, or do not fit, or the bank is
+        UserError: bank, episodes or checkpoints are missing, damaged, or do not fit, or the bank is
             not the one of training, and the config does not ask for another.
     """
 
     name: str
     description: str
     config: Config
-    """As it is judged: model, inner loop at test, test episodes, precision."""
-    checkpoint: Place | None
-    """Weights to judge; None: the initial ones."""
+    """As it is judged: model, head and inner loop at test, test episodes, precision."""
+    checkpoints: tuple[Place, ...]
+    """Weights to judge, of several the ensemble; none: the initial ones."""
     num_episodes: int
     target_half_width: float | None
     """Judging ends once the accuracy is known to this, 0..1; None: at the last episode."""
@@ -124,27 +125,28 @@ class Arm:
         return self.shared.data(self.config.data, self.config.episodes)[1]
 
     @cached_property
-    def card(self) -> CheckpointCard | None:
-        """The card of the checkpoint."""
-        return None if self.checkpoint is None else read_card(self.checkpoint)
+    def cards(self) -> tuple[CheckpointCard, ...]:
+        """The cards of the checkpoints."""
+        return tuple(map(read_card, self.checkpoints))
 
     @cached_property
     def other_bank(self) -> OtherBank | None:
         """The bank, where it is not the one of training."""
         asked = self.config.evaluation.other_bank
-        if self.checkpoint is None:
-            return None
-        return other_bank(self.checkpoint, self.bank, asked=asked)
+        found = [other_bank(each, self.bank, asked=asked) for each in self.checkpoints]
+        return found[0] if found else None
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """The values that decide a record: the settings, and the code."""
-        config, card = self.config, self.card
+        config, head = self.config, self.config.evaluation.head
+        weights = [card.files[card.weights] for card in self.cards]
         spec = config.episodes.test.model_dump(exclude={"num_episodes"})
         return {
-            "weights": self._initial_weights() if card is None else card.files[card.weights],
+            "weights": " ".join(weights) or self._initial_weights(),
             "model": config.model.model_dump_json(exclude={"weights"}),
             "inner": config.test_inner.model_dump_json(),
+            **({} if head == "model" else {"head": head}),
             "precision": config.cluster.precision,
             "memory_format": config.cluster.memory_format,
             "normalize": json.dumps(config.data.model_dump(mode="json")["normalize"]),
@@ -172,21 +174,34 @@ class Arm:
     @property
     def was_edited(self) -> bool:
         """Whether the code of the user's encoder changed after training."""
-        trained = None if self.card is None else self.card.encoder_source
-        return trained not in (None, self.identity.get("encoder_source"))
+        trained = {card.encoder_source for card in self.cards} - {None}
+        return bool(trained - {self.identity.get("encoder_source")})
 
-    def build(self) -> MetaLearner:
-        """Build the learner with the weights to judge.
+    def build(self) -> JudgedModel:
+        """Build the model to judge.
 
         Raises:
-            UserError: the model cannot be built, name patterns do not fit it, or the weights of the
+            UserError: as ``learners``.
+        """
+        head = MODELS[self.config.evaluation.head]
+        first, *others = map(head, self.learners())
+        return ensemble([first, *others]) if others else first
+
+    def learners(self) -> list[MetaLearner]:
+        """Build a learner with the weights of each checkpoint, or one with the initial ones.
+
+        Raises:
+            UserError: the model cannot be built, name patterns do not fit it, or the weights of a
                 checkpoint do not.
         """
+        return [self._learner(each) for each in self.checkpoints or (None,)]
+
+    def _learner(self, checkpoint: Place | None) -> MetaLearner:
         config, device = self.config, self.shared.device
         num_ways = config.episodes.test.num_ways
         learner = build_learner(config, self.bank.image_shape, num_ways, device)
-        if self.checkpoint is not None:
-            load_weights(learner, self.checkpoint, device)
+        if checkpoint is not None:
+            load_weights(learner, checkpoint, device)
         else:
             start_from_weights(config, learner.model, self.bank.image_shape)
         return learner
@@ -231,12 +246,12 @@ class Arm:
         """
         cluster, require_unaltered = self.config.cluster, self.episodes.watch.require
         with explained(self.config.run_folder, cluster, require=require_unaltered):
-            learner = self.build()
+            model = self.build()
             if indices.start == 0:
                 some = self.episodes.load(range(min(EPISODES, self.num_episodes)))
-                examination = examine_learner(learner, some, cluster.precision)
+                examination = examine(model.by_step, model.company, some, cluster.precision)
                 write_examination(self.records, examination)
-            records = list(judge(learner.logits_by_step, self.episodes, indices))
+            records = list(judge(model.by_step, self.episodes, indices))
             require_unaltered()
             path = chunk_path(self.records, indices.start, len(indices))
             write_chunk(path, records, self.identity, self._circumstances())
@@ -270,7 +285,9 @@ class Arm:
             protocol=Protocol(
                 spec=spec_in(bank, self.config.episodes, "test"),
                 model=self.config.model,
+                head=self.config.evaluation.head,
                 num_steps=self.config.test_inner.num_steps,
+                members=max(1, len(self.checkpoints)),
                 examination=read_examination(self.records),
                 remarks=[
                     *([other.text] if other else []),
@@ -282,7 +299,7 @@ class Arm:
             stopping=self.stopping,
             circumstances=read_circumstances(self.records),
             identity={
-                "checkpoint": self.checkpoint.name if self.checkpoint else "none",
+                "checkpoint": ", ".join(sorted(each.name for each in self.checkpoints)) or "none",
                 **self.identity,
                 "source": bank.source,
                 "licence": bank.licence,

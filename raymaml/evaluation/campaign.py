@@ -197,7 +197,7 @@ def replay(campaign: Campaign, echo: Echo) -> int:
         for result in campaign.results():
             arm = campaign.arm(result.name)
             columns = vars(record_arrays(result.records))
-            again = judge(arm.build().logits_by_step, arm.episodes, range(len(result.records)))
+            again = judge(arm.build().by_step, arm.episodes, range(len(result.records)))
             found = next(filter(None, (_difference(columns, each) for each in again)), None)
             if found is not None:
                 mistakes.add(f"{arm.name}: {found}", "the record, or its model, was altered")

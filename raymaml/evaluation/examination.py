@@ -17,10 +17,9 @@ from torch import Tensor
 
 from raymaml.common.errors import UserError, reason_of
 from raymaml.common.untrusted import checked, parse_json
-from raymaml.meta.learner import MetaLearner
 from raymaml.storage.files import exists, read_bytes, write_text
 from raymaml.storage.place import Place
-from raymaml.types import Episode, EpisodeBatch
+from raymaml.types import Episode
 
 EPISODES = 3
 """Number of episodes that are examined."""
@@ -121,21 +120,6 @@ def examine(
         alone_error=next(filter(None, errors), ""),
         **largest,
     )
-
-
-def examine_learner(
-    learner: MetaLearner, episodes: EpisodeBatch, precision: Precision
-) -> Examination:
-    """Examine a meta-learner, which adapts once for all queries of an episode."""
-
-    def company(episode: Episode) -> Iterator[Tensor]:
-        episode = episode.channels_last() if learner.channels_last else episode
-        *_, fast = learner.adapt(episode)
-        yield learner.query_logits(fast, episode)
-        for place in range(len(episode.query_y)):
-            yield learner.query_logits(fast, one_query(episode, place))
-
-    return examine(learner.logits_by_step, company, episodes, precision)
 
 
 def _differences(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -33,8 +33,12 @@ class Protocol:
     """Shape of the episodes."""
     model: ModelConfig
     """Norm and head."""
+    head: Literal["model", "cosine"] = "model"
+    """``evaluation.head``: that of the model, or cosine similarity."""
     num_steps: int
     """Inner steps."""
+    members: int = 1
+    """Checkpoints whose logits are averaged."""
     examination: Examination | None
     """Of the model; None: it was not examined."""
     remarks: Sequence[str] = ()
@@ -75,7 +79,7 @@ class Protocol:
     @property
     def starts_equal(self) -> bool:
         """Whether the head gives all classes equal logits before the first inner step."""
-        return self.model.head in ("zero", "shared")
+        return self.head == "model" and self.model.head in ("zero", "shared")
 
     def __str__(self) -> str:
         """Return one line: ``5-way 1-shot 15-query | transductive | 1 step | head zero | ...``."""
@@ -84,8 +88,8 @@ class Protocol:
             f"{spec.num_ways}-way {spec.num_shots}-shot {spec.num_queries}-query",
             self.norm,
             f"{self.num_steps} step" + "s" * (self.num_steps != 1),
-            f"head {self.model.head}",
-            "single model",
+            f"head {self.model.head if self.head == 'model' else self.head}",
+            "single model" if self.members == 1 else f"ensemble of {self.members} checkpoints",
             self.caution,
         )
         return " | ".join([*filter(None, parts), *self.remarks])

@@ -14,7 +14,6 @@ from raymaml.evaluation.examination import read_json
 from raymaml.evaluation.run_test import plan_test
 from raymaml.storage.files import write_text
 from raymaml.storage.place import Place
-from raymaml.training.features import predictor
 from raymaml.training.settings import local_device, prepare_process
 
 AUDITS_FILE = "audits.json"
@@ -49,7 +48,7 @@ def audit_run(config: Config, echo: Echo) -> Place:
     campaign = plan_test(config, device)
     arm = campaign.arms[0]
     subject = Subject(
-        predict=predictor(arm.build()),
+        predict=arm.build().predict,
         episodes=arm.episodes,
         bank=arm.bank,
         seed=config.episodes.seed,

@@ -11,8 +11,11 @@ import torch
 from raymaml.config.schema import Config
 from raymaml.evaluation.arm import CODE, Arm, Shared
 from raymaml.evaluation.campaign import Campaign
-from raymaml.training.checkpoint import find_checkpoint
+from raymaml.training.checkpoint import find_checkpoints
 from raymaml.training.origin import require_of_its_run, require_same_model
+
+_HOW = {"model": "adapted", "cosine": "by cosine similarity"}
+"""``evaluation.head`` in words."""
 
 
 def plan_test(config: Config, device: torch.device) -> Campaign:
@@ -23,7 +26,7 @@ def plan_test(config: Config, device: torch.device) -> Campaign:
     """
     arms = _arms(config, device)
     # every mistake is reported now, before any work
-    if (checkpoint := arms[0].checkpoint) is not None:
+    for checkpoint in arms[0].checkpoints:
         ways = config.episodes.test.num_ways
         require_same_model(checkpoint, config.model, ways, arms[0].bank.image_shape)
     arms[0].build()
@@ -67,13 +70,18 @@ def _campaign(model: Arm, *baselines: Arm) -> Campaign:
 def _arms(config: Config, device: torch.device, code: Mapping[str, str] | None = None) -> list[Arm]:
     """Return the arms of a test: the model, and the baselines that show what it learned."""
     evaluation, count = config.evaluation, config.episodes.test.num_episodes
-    checkpoint = find_checkpoint(config.run_folder, evaluation.checkpoint)
-    require_of_its_run(checkpoint)
+    checkpoints = find_checkpoints(config.run_folder, evaluation.checkpoint)
+    for checkpoint in checkpoints:
+        require_of_its_run(checkpoint)
+    which = f"{evaluation.checkpoint} checkpoint"
+    if evaluation.checkpoint == "ensemble":
+        which = f"mean of the logits of the best checkpoints, {len(checkpoints)} kept"
+    how = _HOW[evaluation.head]
     model = Arm(
         name="model",
-        description=f"{evaluation.checkpoint} checkpoint, adapted",
+        description=f"{which}, {how}",
         config=config,
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
         num_episodes=count,
         target_half_width=evaluation.target_half_width,
         folder=config.run_folder / "test" / "model",
@@ -93,7 +101,7 @@ def _arms(config: Config, device: torch.device, code: Mapping[str, str] | None =
 
     found = [model]
     if evaluation.baseline_episodes:
-        found.append(baseline("untrained", "initial weights, adapted alike", checkpoint=None))
+        found.append(baseline("untrained", f"initial weights, {how} alike", checkpoints=()))
     # other heads are at chance without a step, and a model without steps is judged already
     if found[1:] and config.model.head == "learned" and config.test_inner.num_steps > 0:
         inner = evaluation.inner.model_copy(update={"num_steps": 0})

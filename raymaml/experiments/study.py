@@ -27,7 +27,7 @@ from raymaml.experiments.study_file import Study, TrainedArm
 from raymaml.seeding import fold_in
 from raymaml.storage.files import exists
 from raymaml.storage.place import Place
-from raymaml.training.checkpoint import find_checkpoint, read_card
+from raymaml.training.checkpoint import find_checkpoints, read_card
 from raymaml.training.data import open_bank, sample_shards
 from raymaml.training.origin import require_of_its_run, require_of_today, require_trained_by
 from raymaml.training.run import is_done
@@ -118,7 +118,7 @@ def _require_judgeable(arm: TrainedArm) -> None:
     check_spec(bank, spec, "test")
     cpu = torch.device("cpu")
     judged = build_learner(config, bank.image_shape, spec.num_ways, cpu)
-    if chosen.checkpoint in ("best", "last"):
+    if isinstance(chosen.checkpoint, str) and chosen.checkpoint != "initial":
         of_training = open_bank(source.data)
         if of_training.hash != bank.hash and not config.evaluation.other_bank:
             raise UserError(f"{bank.folder}: is another bank than in training; {OTHER_BANK_REMEDY}")
@@ -132,23 +132,27 @@ def _require_judgeable(arm: TrainedArm) -> None:
 def _arm(study: Study, arm: TrainedArm, shared: Shared) -> Arm:
     chosen, model, config = arm.chosen, arm.model, arm.config
     bank = open_bank(config.data)
-    checkpoint = None
+    checkpoints: tuple[Place, ...] = ()
     if chosen.checkpoint != "initial":
         which = chosen.checkpoint
-        checkpoint = find_checkpoint(model.run_folder, which) if isinstance(which, str) else which
+        if isinstance(which, str):
+            checkpoints = find_checkpoints(model.run_folder, which)
+        else:
+            checkpoints = (which,)
+    for checkpoint in checkpoints:
         require_of_its_run(checkpoint)
         other_bank(checkpoint, bank, asked=config.evaluation.other_bank)  # before it is sampled
     changes = ", ".join(f"{key} {value}" for key, value in chosen.set.items())
+    weights = " + ".join(each.name for each in checkpoints) or "initial weights"
     shards = _sample_test(
         study.folder.parent / "episodes", bank, config.episodes, config.data.cache
     )
     data = config.data.model_copy(update={"shards": shards})
     return Arm(
         name=chosen.name,
-        description=f"{model.name}, {'initial weights' if checkpoint is None else checkpoint.name}"
-        + (f", {changes}" if changes else ""),
+        description=f"{model.name}, {weights}" + (f", {changes}" if changes else ""),
         config=config.model_copy(update={"data": data}),
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
         num_episodes=config.episodes.test.num_episodes,
         target_half_width=study.base.evaluation.target_half_width,
         folder=study.folder.parent / "records",

@@ -86,6 +86,7 @@ def read_study(
                     ]
         trainings = {model: [*itertools.chain(*found)] for model, found in models.items()}
         _note_runs_of_two_models(path, trainings, mistakes)
+        _note_ensembles_of_one(path, arms, mistakes)
     flat = tuple(itertools.chain(*trainings.values()))
     return Study(settings=settings, base=base[0], trainings=flat, arms=tuple(arms))
 
@@ -106,6 +107,16 @@ def _trainings(path: Place, base: str, model: str, settings: StudyConfig) -> lis
     name = named.get("name", base)
     trainings = [{**named, "name": with_seed_in_name(name, seed), "seed": seed} for seed in seeds]
     return [Changes(f"{path}: models: {model}", each) for each in trainings or [named]]
+
+
+def _note_ensembles_of_one(path: Place, arms: Sequence[TrainedArm], mistakes: Mistakes) -> None:
+    for arm in arms:
+        if arm.chosen.checkpoint == "ensemble" and arm.model.outer.keep_best == 1:
+            mistakes.add(
+                f"{path}: arms: {arm.chosen.name}: checkpoint is ensemble but outer.keep_best is 1:"
+                " its model keeps one best checkpoint",
+                remedy="set outer.keep_best: 5 under `models`, or under `set` for all of them",
+            )
 
 
 def _note_runs_of_two_models(

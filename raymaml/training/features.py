@@ -1,4 +1,4 @@
-"""A meta-learner as a function of images: its predictions, its features, and the class means."""
+"""A meta-learner as a function of images: its predictions, its features, classifiers by them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from raymaml.meta.learner import MetaLearner
 from raymaml.passes.calls import alone
@@ -16,6 +17,8 @@ from raymaml.types import Episode, EpisodeBatch
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(support images [N*K, C, H, W], support labels [N*K], query images [N*Q, C, H, W]) -> logits
 [N*Q, N]."""
+Embed = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""As ``Predict``, -> the features of support and query images, ``[N*K, F]`` and ``[N*Q, F]``."""
 
 
 def predictor(learner: MetaLearner) -> Predict:
@@ -23,7 +26,7 @@ def predictor(learner: MetaLearner) -> Predict:
     return learner
 
 
-def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+def features(learner: MetaLearner) -> Embed:
     """Return a callable for the encoder's features of support and query images: ``[B, F]`` each.
 
     It adapts nothing. The features are float32, computed in the learner's precision. Images pass as
@@ -55,17 +58,14 @@ def features(learner: MetaLearner) -> Callable[[Tensor, Tensor, Tensor], tuple[T
     return embed
 
 
-def by_class_means(learner: MetaLearner) -> Callable[[EpisodeBatch], Tensor]:
-    """Return a callable for logits ``[E, N*Q, N]`` by ``nearest_class_mean`` of features."""
-    predict = nearest_class_mean(features(learner))
+def over_episodes(predict: Predict) -> Callable[[EpisodeBatch], Tensor]:
+    """Return a callable for the logits ``[E, N*Q, N]`` of episodes, one after the other."""
     return lambda episodes: torch.stack(
         [predict(each.support_x, each.support_y, each.query_x) for each in episodes]
     )
 
 
-def nearest_class_mean(
-    embed: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-) -> Predict:
+def nearest_class_mean(embed: Embed | None = None) -> Predict:
     """Return the classifier by the nearest class mean (Snell et al. 2017, equation 2).
 
     The logits are negative squared distances, divided by the number of features.
@@ -75,6 +75,36 @@ def nearest_class_mean(
             ``features`` returns it; None: the pixels.
     """
 
+    def logits(support: Tensor, query: Tensor, of_way: list[Tensor]) -> Tensor:
+        means = torch.stack([support[rows].mean(0) for rows in of_way])
+        return -torch.cdist(query, means).square() / means.shape[1]
+
+    return _by_features(embed, logits)
+
+
+def cosine_similarity(embed: Embed | None = None) -> Predict:
+    """Return the classifier by cosine similarity: NIL (Raghu et al. 2020, section 5).
+
+    Similarities weigh the labels of the support images, as in matching networks (Vinyals et al.
+    2016): the logit of a class is the mean over its support images of the cosine between the
+    features of the query and theirs, -1..1. A vector of zeros has the cosine 0 to any other.
+
+    Args:
+        embed: as of ``nearest_class_mean``.
+    """
+
+    def logits(support: Tensor, query: Tensor, of_way: list[Tensor]) -> Tensor:
+        cosines = F.normalize(query) @ F.normalize(support).T  # [N*Q, N*K]
+        return torch.stack([cosines[:, rows].mean(1) for rows in of_way], 1)
+
+    return _by_features(embed, logits)
+
+
+def _by_features(
+    embed: Embed | None, logits: Callable[[Tensor, Tensor, list[Tensor]], Tensor]
+) -> Predict:
+    """Return a classifier by features of support ``[N*K, F]``, of query, and rows of each way."""
+
     def predict(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         labels = support_y.new_zeros(len(query_x))  # not read
         task = Episode(support_x=support_x, support_y=support_y, query_x=query_x, query_y=labels)
@@ -82,9 +112,15 @@ def nearest_class_mean(
         support, query = (
             (support_x, query_x) if embed is None else embed(support_x, support_y, query_x)
         )
-        support, query = support.flatten(1), query.flatten(1)
         ways = range(int(support_y.max()) + 1)
-        means = torch.stack([support[support_y == way].mean(0) for way in ways])
-        return -torch.cdist(query, means).square() / means.shape[1]
+        of_way = [torch.where(support_y == way)[0] for way in ways]
+        return logits(support.flatten(1), query.flatten(1), of_way)
 
     return predict
+
+
+HEADS: dict[str, Callable[[MetaLearner], Predict]] = {
+    "model": predictor,
+    "cosine": lambda learner: cosine_similarity(features(learner)),
+}
+"""The classifiers of ``evaluation.head`` by name."""

@@ -26,7 +26,7 @@ from raymaml.storage.temporary import remove_partial
 from raymaml.training.checkpoint import CARD, checkpoint_path, list_steps, read_card, saved_step
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import explained
-from raymaml.training.features import by_class_means
+from raymaml.training.features import HEADS, features, nearest_class_mean, over_episodes
 from raymaml.training.identity import IDENTITY, SCHEMA_VERSION, Classes, Identity, identity_of
 from raymaml.training.images import LabelledImages
 from raymaml.training.origin import require_of_today, require_same_start
@@ -102,10 +102,11 @@ def open_run(config: Config, device: torch.device) -> Run:
         if isinstance(train, LabelledImages):
             learner = build_classifier(config, shape, train.num_classes, device)
             gradients: Gradients = partial(plain_gradients, learner)
-            predict = by_class_means(learner)
+            predict = over_episodes(nearest_class_mean(features(learner)))
         else:
             learner = build_learner(config, shape, config.episodes.train.num_ways, device)
-            gradients, predict = learner.chunk_gradients, learner.predict
+            gradients = learner.chunk_gradients
+            predict = over_episodes(HEADS[config.evaluation.head](learner))
     if saved_step(config.run_folder) < 0:
         start = start_from_weights(config, learner.model, shape)
     else:

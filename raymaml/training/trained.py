@@ -68,14 +68,22 @@ def open_trained(
 
     Raises:
         UserError: there is no checkpoint; it is damaged, of another run, or does not fit the
-            config; it is of a pretraining, and the head does not start at zero; a folder names an
-            encoder that is neither raymaml's nor of a library, or that library is not installed; or
-            an older checkpoint needs its bank for the moments, and that is not there.
+            config; an ensemble or cosine similarity would answer instead of one adapted model; it
+            is of a pretraining, and the head does not start at zero; a folder names an encoder that
+            is neither raymaml's nor of a library, or that library is not installed; or an older
+            checkpoint needs its bank for the moments, and that is not there.
     """
     path, device = _checkpoint(where, which), torch.device(device)
     require_of_its_run(path)
     card = read_card(path)
     config = where if isinstance(where, Config) else _config_of(path)
+    if config.evaluation.head != "model":
+        raise UserError(
+            f"evaluation.head is {config.evaluation.head}, and a learner answers by the head of its"
+            " model",
+            remedy="give the CONFIG with evaluation.head=model; `raymaml test` judges by"
+            f" {config.evaluation.head}",
+        )
     if config.stage == "pretrain" and config.model.head != "zero":
         raise UserError(
             f"{path}: is of a pretraining, whose head knows the classes of training alone",
@@ -102,7 +110,13 @@ def open_trained(
 
 def _checkpoint(where: Config | Place | str, which: Literal["best", "last"] | None) -> Place:
     if isinstance(where, Config):
-        return find_checkpoint(where.run_folder, which or where.evaluation.checkpoint)
+        chosen = which or where.evaluation.checkpoint
+        if chosen == "ensemble":
+            raise UserError(
+                "evaluation.checkpoint is ensemble, and a learner is one model",
+                remedy="set evaluation.checkpoint=best; `raymaml test` judges the ensemble",
+            )
+        return find_checkpoint(where.run_folder, chosen)
     folder = to_place(where)
     return folder if exists(folder / CARD) else find_checkpoint(folder, which or "best")
 

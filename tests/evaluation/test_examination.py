@@ -23,13 +23,15 @@ from raymaml.evaluation.campaign import replay
 from raymaml.evaluation.examination import (
     EXAMINATION_FILE,
     Examination,
-    examine_learner,
+    examine,
     read_examination,
     write_examination,
 )
 from raymaml.evaluation.external import examine_predictions
+from raymaml.evaluation.model import adapting
 from raymaml.evaluation.results import Protocol
 from raymaml.evaluation.run_test import plan_test
+from raymaml.meta.learner import MetaLearner
 from raymaml.reports.write import write_test_report
 from raymaml.training.data import open_episode_sets
 from raymaml.training.features import Predict, nearest_class_mean
@@ -88,7 +90,12 @@ def episodes_of(config: Config, bank) -> EpisodeBatch:
 def examined(make_config, bank, *overrides: str) -> Examination:
     config = make_config("examined", *overrides)
     learner = build_learner(config, bank.image_shape, 3, CPU)
-    return examine_learner(learner, episodes_of(config, bank), "float32")
+    return examine_learner(learner, episodes_of(config, bank))
+
+
+def examine_learner(learner: MetaLearner, episodes: EpisodeBatch) -> Examination:
+    model = adapting(learner)
+    return examine(model.by_step, model.company, episodes)
 
 
 def protocol(config: Config, found: Examination) -> Protocol:
@@ -176,7 +183,7 @@ def test_a_model_that_needs_more_than_one_query_is_not_inductive(make_config, ti
     learner = build_learner(config, (1, 8, 8), 3, CPU)
     episodes = episodes_of(config, tiny_bank)
     small = {name: vars(episodes)[name][..., ::2, ::2] for name in ("support_x", "query_x")}
-    found = examine_learner(learner, replace(episodes, **small), "float32")
+    found = examine_learner(learner, replace(episodes, **small))
     assert found.company == float("inf")
     assert "more than 1 value per channel" in found.alone_error
     assert found.caution == "caution: it cannot predict one query alone"

@@ -342,3 +342,24 @@ def test_of_very_many_mistakes_the_first_are_reported(make_config, tmp_path) -> 
         read_study(write(tmp_path / "st", STUDY.replace("two: {inner.lr: 0.2}", frozen)))
     assert len(caught.value.problems) == 51
     assert caught.value.problems[-1].endswith("config.yaml: and 1950 mistakes more")
+
+
+def test_cosine_similarity_and_the_ensemble_are_arms(make_config, tmp_path) -> None:
+    make_config("st", "outer.validate_every=1")
+    arms = """\
+arms:
+  - {name: a, model: one}
+  - {name: nil, model: one, set: {evaluation.head: cosine}}
+  - {name: b, model: two, checkpoint: ensemble}
+"""
+    text = STUDY[: STUDY.index("arms:")] + arms
+    with pytest.raises(UserError, match=r"arms: b: checkpoint is ensemble but outer\.keep_best"):
+        read_study(write(tmp_path / "st", text))
+    path = write(tmp_path / "st", text.replace("{inner.lr: 0.2}", "{outer.keep_best: 2}"))
+    summary, count = run(path)
+    assert summary is not None
+    assert count == 3 * 10
+    protocols = [arm["protocol"] for arm in json.loads(summary.read_text())["arms"].values()]
+    assert [" | head cosine" in each for each in protocols] == [False, True, False]
+    assert [" | ensemble of 2" in each for each in protocols] == [False, False, True]
+    assert run(path) == (summary, 0)

@@ -74,7 +74,7 @@ def same_weights(found: MetaLearner, expected: MetaLearner) -> None:
 
 
 def test_a_run_folder_alone_is_enough(run: Config, tiny_bank: ImageBank) -> None:
-    expected = plan_test(run, CPU).arm("model").build()
+    expected = plan_test(run, CPU).arm("model").learners()[0]
     place = alone(run)
     found = open_trained(place, CPU)
     same_weights(found.learner, expected)
@@ -93,7 +93,7 @@ def test_a_run_folder_alone_is_enough(run: Config, tiny_bank: ImageBank) -> None
 
 
 def test_a_config_needs_no_bank_and_no_shards(run: Config) -> None:
-    expected = plan_test(run, CPU).arm("model").build()
+    expected = plan_test(run, CPU).arm("model").learners()[0]
     shutil.rmtree(str(run.data.bank))
     shutil.rmtree(str(run.data.shards))
     same_weights(raymaml.load_learner(run), expected)
@@ -125,9 +125,9 @@ def test_pixels_become_the_tensors_that_training_saw(run: Config, tiny_bank: Ima
 def test_a_run_of_before_is_judged_and_goes_on_to_the_same_bits(
     run: Config, tmp_path: Path
 ) -> None:
-    expected = plan_test(run, CPU).arm("model").build()
+    expected = plan_test(run, CPU).arm("model").learners()[0]
     run_as_before(Path(str(run.run_folder)))
-    same_weights(plan_test(run, CPU).arm("model").build(), expected)
+    same_weights(plan_test(run, CPU).arm("model").learners()[0], expected)
     found = open_trained(run, CPU)
     same_weights(found.learner, expected)
     assert (found.preprocessing.fit, len(found.train_classes)) == ("crop", 12)
@@ -226,7 +226,7 @@ def test_a_run_folder_with_an_encoder_of_a_library_opens_without_its_first_weigh
     torch.save(network.state_dict(), weights)
     config = of_library(tmp_path, make_config, encoder, f"model.weights={weights}")
     assert train_locally(config, quiet)
-    expected = plan_test(config, CPU).arm("model").build()
+    expected = plan_test(config, CPU).arm("model").learners()[0]
     weights.unlink()
     same_weights(open_trained(config.run_folder, CPU).learner, expected)
     same_weights(open_trained(config, CPU).learner, expected)

@@ -271,13 +271,13 @@ def test_the_untrained_baseline_starts_from_the_weights(make_config: Any, tmp_pa
     assert train_locally(config, lambda _line: None)
     arm = plan_test(config, CPU).arm("untrained")
     assert torch.equal(
-        arm.build().params["encoder.conv1.conv.weight"], state()["conv1.conv.weight"]
+        arm.learners()[0].params["encoder.conv1.conv.weight"], state()["conv1.conv.weight"]
     )
     digest = sha256_of_file(path)
     assert arm.identity["weights"] == f"initial, seed 3, from {digest}"
     path.unlink()
     main = plan_test(config, CPU).arm("model")  # what was trained needs them no more
-    assert main.build().params
+    assert main.learners()[0].params
 
 
 PRETRAINED = "model.weights=pretrained"
