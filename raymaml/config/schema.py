@@ -242,9 +242,8 @@ class Config(Section):
     def test_inner(self) -> InnerConfig:
         """The inner loop of validation and test."""
         inner = self.evaluation.inner.apply(self.inner)
-        return (
-            inner.model_copy(update={"num_steps": 0}) if self.evaluation.head == "cosine" else inner
-        )
+        steps = 0 if self.evaluation.head == "cosine" else inner.num_steps
+        return inner.model_copy(update={"num_steps": steps})
 
     @property
     def steps(self) -> OuterConfig | PretrainConfig:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import raymaml
 from raymaml.common.errors import UserError
-from raymaml.config.model import InnerConfig
+from raymaml.config.inner import InnerConfig
 from raymaml.config.schema import Config
 from raymaml.evaluation.campaign import replay
 from raymaml.evaluation.examination import examine
@@ -67,8 +67,20 @@ BY_HAND = Episode(
 COSINES = [[0.8, -0.7], [0.0, 0.0], [-0.6, 0.5]]
 
 
-def test_cosine_similarity_by_hand() -> None:
-    learner = MetaLearner(Linear(), InnerConfig(num_steps=3, lr=0.5))
+@pytest.mark.parametrize("head", ["learned", "zero", "prototypes"])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {},
+        {"rule": "adam", "rates": "per_tensor_per_step"},
+        {"support_batch_size": 2, "gradient": "implicit", "proximal": 1.0},
+        {"multi_step_loss": {"num_outer_steps": 2, "num_stages": 1}},
+    ],
+    ids=str,
+)
+def test_cosine_similarity_by_hand(head: Any, inner: dict[str, Any]) -> None:
+    """Neither the inner loop nor the head matters."""
+    learner = MetaLearner(Linear(), InnerConfig(num_steps=3, lr=0.5, **inner), head_start=head)
     model = by_cosine(learner)
     expected = torch.tensor(COSINES)
     torch.testing.assert_close(model.by_step(BY_HAND), expected[None])
