@@ -108,6 +108,17 @@ OTHERS: dict[str, Callable[..., contextlib.AbstractContextManager[Callable[[Tens
 model as it was. ``plain`` is PyTorch alone."""
 _CANNOT = {"plain": ("momentum", "weight_decay"), "higher": (), "torchopt": ("head_lr",)}
 """Options of ``inner`` that the code above, or the library, does not support."""
+_KNOWN = {
+    "num_steps",
+    "lr",
+    "head_lr",
+    "momentum",
+    "weight_decay",
+    "frozen",
+    "gradient",
+    "proximal",
+}
+"""Options of ``inner`` that do not turn the episode into another one, or that are judged apart."""
 
 
 class Contender:
@@ -130,7 +141,7 @@ class Contender:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        inner = config.inner.model_copy(update={"gradient": method})
+        inner = config.inner.model_copy(update={"gradient": method, "proximal": None})
         precision = {} if dtype is torch.float32 else {"precision": "float32"}  # no autocast
         cluster = config.cluster.model_copy(update=precision)
         config = config.model_copy(update={"inner": inner, "cluster": cluster})
@@ -202,6 +213,12 @@ def why_not(library: str, config: Config, model: nn.Module) -> str | None:
         if frozen_params("inner.frozen", model, inner.frozen):
             lacks.append("parameters that do not adapt")
         lacks += [f"inner.{option}" for option in _CANNOT[library] if getattr(inner, option)]
+        own = InnerConfig.model_fields.items()
+        lacks += [
+            f"inner.{n}"
+            for n, f in own
+            if n not in _KNOWN and getattr(inner, n) != f.get_default(call_default_factory=True)
+        ]
     return f"does without {', '.join(dict.fromkeys(lacks))}" if lacks else None
 
 

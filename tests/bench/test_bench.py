@@ -44,6 +44,7 @@ ROW_KEYS = {
         ({"model": {"head": "zero"}}, "does without model.head zero"),
         ({"inner": {"frozen": ["head"]}}, "does without parameters that do not adapt"),
         ({"evaluation": {"inner": {"momentum": 0.9}}}, "does without inner.momentum"),
+        ({"inner": {"rule": "adam", "keep_every": 2}}, "does without inner.rule, inner.keep_every"),
     ],
 )
 def test_features_that_plain_pytorch_lacks_are_named(
