@@ -111,7 +111,9 @@ class Case:
     @property
     def steps(self) -> int:
         """Inner steps of training."""
-        return int(self.config["inner_steps"])
+        if (count := self.number("inner_steps", "steps")) is None:
+            raise UnknownError("config.yaml holds no inner_steps")
+        return int(count)
 
     @property
     def reported(self) -> int:
@@ -239,7 +241,8 @@ def loss_fn(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
         return F.mse_loss
     if "official" not in case.methods:
         return F.cross_entropy
-    shots = int(case.config["shots"])
+    labels = case.episodes["support_labels"]
+    shots = labels.shape[1] // len(np.unique(labels))
     return lambda logits, labels: F.cross_entropy(logits, labels, reduction="sum") / shots
 
 

@@ -73,5 +73,7 @@ def test_the_check_fails_and_says_why(
 
 
 def test_no_case_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 1
+    assert "give folders" in capsys.readouterr().out
     assert main([str(tmp_path)]) == 1
     assert "config.yaml" in capsys.readouterr().out
