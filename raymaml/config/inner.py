@@ -98,6 +98,15 @@ class InnerConfig(Section):
     cg_steps: Annotated[Steps, Field(ge=1)] = 5
     """implicit: maximum number of conjugate gradient steps."""
 
+    def of_records(self) -> str:
+        """Return the keys as JSON that decide a record of evaluation; a later key that has its
+        default is left out, so that records of before it keep their name."""
+        first = {"num_steps", "lr", "head_lr", "momentum", "weight_decay", "frozen", "gradient"}
+        later = set(type(self).model_fields) - first
+        plain = type(self)()
+        same = {name for name in later if getattr(self, name) == getattr(plain, name)}
+        return self.model_dump_json(exclude=same)
+
     @model_validator(mode="after")
     def _rule_fits(self) -> InnerConfig:
         own = self.rule not in RULE_ARGS

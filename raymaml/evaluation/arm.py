@@ -145,7 +145,7 @@ class Arm:
         return {
             "weights": " ".join(weights) or self._initial_weights(),
             "model": config.model.model_dump_json(exclude={"weights"}),
-            "inner": config.test_inner.model_dump_json(),
+            "inner": config.test_inner.of_records(),
             **({} if head == "model" else {"head": head}),
             "precision": config.cluster.precision,
             "memory_format": config.cluster.memory_format,

@@ -154,3 +154,13 @@ def test_the_fingerprint_has_the_settings_that_decide_the_weights() -> None:
     long, short = (fingerprint(schedule="cosine", num_steps=steps) for steps in (20, 10))
     assert long != short
     assert fingerprint(schedule="cosine", final_lr=1e-5) != fingerprint(schedule="cosine")
+
+
+def test_records_of_before_a_key_keep_their_name() -> None:
+    """Later keys with their default leave no trace; with another value they do."""
+    before = (
+        '{"num_steps":5,"lr":0.01,"head_lr":null,"momentum":0.0,"weight_decay":0.0,"frozen":[],'
+        '"gradient":"auto"}'
+    )
+    assert InnerConfig().of_records() == before
+    assert '"rule":"adam"' in InnerConfig(rule="adam").of_records()
