@@ -21,7 +21,7 @@ def demo() -> None:
 
 @demo.command(context_settings={"show_default": True})
 @click.option("--member", type=click.Choice(MEMBERS), default="maml", help="Of the family.")
-@click.option("--waves", type=click.Choice(WAVES), default="finn", help="li: of any frequency.")
+@click.option("--waves", type=click.Choice(WAVES), default="finn", help="li: frequency 0.8 to 1.2.")
 @click.option("--shots", type=_AT_LEAST_ONE, default=5, help="Points of a wave to adapt to.")
 @click.option("--inner-steps", type=_AT_LEAST_ONE, default=1, help="Steps of adaptation.")
 @click.option("--steps", type=_AT_LEAST_ONE, default=6_000, help="Outer steps of 25 waves.")

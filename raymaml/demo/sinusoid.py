@@ -24,12 +24,13 @@ from raymaml.statistics.intervals import mean_interval
 from raymaml.storage.files import make_folder, replacing
 
 FREQUENCIES = {"finn": (1.0, 1.0), "li": (0.8, 1.2)}
-"""Ranges of the frequency: Finn et al. 2017; Li et al. 2017 (Meta-SGD)."""
+"""Ranges of the frequency: Finn et al. 2017; Li et al. 2017 (Meta-SGD), as PARL's code has it."""
 PUBLISHED = """\
-published for 5 shots, 1-40-40-1 and one step unless said, frequency 0.8 to 1.2 (--waves li):
-  1.13 +- 0.18  MAML, and 0.90 +- 0.16  Meta-SGD: Li et al. 2017, table 1
-  0.93 +- 0.02  MAML, and 0.34 +- 0.01  MAML++ with 3 steps and 1-40-40-40-1:
-                PaddlePaddle/PARL, benchmark/torch/maml++"""
+published, 5 shots, waves as --waves li:
+  1.13 +- 0.18  MAML, 1 step, and
+  0.90 +- 0.16  Meta-SGD, 1 step: Li et al. 2017, arXiv 1707.09835, section 4.1
+  0.93 +- 0.02  MAML, and
+  0.34 +- 0.01  MAML++, 3 steps, network 1-40-40-40-1: PaddlePaddle/PARL, benchmark/torch/maml++"""
 META_BATCH, QUERIES = 25, 50
 """Waves in an outer step, and their points that the outer loss is of."""
 MAX_NORM = 10.0
@@ -170,16 +171,15 @@ def draw(learner: raymaml.MetaLearner, demo: Demo) -> None:
     waves, points = task.waves(DRAWN_WAVES), task.points(DRAWN_WAVES, demo.shots)
     x = torch.linspace(-5, 5, 201)
     episodes = waves.episodes(points, x.expand(DRAWN_WAVES, -1)[..., None])
-    figure = Figure(figsize=(4 * DRAWN_WAVES, 3.6), dpi=90, layout="constrained")
-    all_axes = figure.subplots(1, DRAWN_WAVES)
+    figure = Figure(figsize=(4 * DRAWN_WAVES, 3.6), dpi=80, layout="constrained")
+    all_axes = figure.subplots(1, DRAWN_WAVES, sharey=True)
     for axes, episode in zip(all_axes, episodes, strict=True):
         axes.plot(x, episode.query_y, color=_INK, linewidth=2.5, alpha=0.35, label="true wave")
         curves = learner.logits_by_step(episode)  # [T+1, Q, 1]
         for step, color in zip(drawn, _COLORS, strict=False):
             axes.plot(x, curves[step], color=color, label=_after(step))
         axes.plot(episode.support_x, episode.support_y, "^", color=_INK, label="points")
-        highest = 1.5 * episode.query_y.abs().max().item()  # a curve may leave the picture
-        axes.set_ylim(-highest, highest)
+        axes.set_ylim(-6, 6)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     with replacing(demo.out) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,12 @@ def test_ctrl_c_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert done.exit_code == 130
     assert done.output == "raymaml: interrupted; no figure is written\n"
     assert not out.exists()
+
+
+def test_the_page_quotes_what_commands_wrote() -> None:
+    room = Path(sinusoid.__file__).parent
+    page, wrote = ((room / name).read_text("utf-8") for name in ("README.md", "measured.txt"))
+    measured = page.split("## Measured")[1].split("published")[0]
+    quoted = re.findall(r"\d\.\d{3} \+- \d\.\d{3}", measured)
+    assert len(quoted) >= 3
+    assert set(quoted) <= set(re.findall(r"\d\.\d{3} \+- \d\.\d{3}", wrote))
