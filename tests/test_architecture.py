@@ -15,9 +15,9 @@ PACKAGE = ROOT / "raymaml"
 LAYERS = [
     {"common"},
     {"types", "seeding", "layers"},
-    {"passes"},
     {"storage"},
     {"config"},
+    {"passes"},
     {"data", "models", "meta", "statistics"},
     {"training"},
     {"evaluation"},

@@ -19,6 +19,10 @@ RULE_ARGS: dict[str, tuple[str, ...]] = {
 """The rules of raymaml, and the names of their numbers; a test compares them with the rules."""
 BY_THE_END = {"reptile", "implicit"}
 """Methods that look at the adapted weights alone, and not at the way there."""
+OVER_THE_RATE = {"reptile"}
+"""Those of them that divide by the rate; they learn only what adapts."""
+PULLED = {"implicit"}
+"""Those of them that pull adaptation toward theta."""
 KEEPS_STATES = {"auto", "checkpointed", "mixed_mode"}
 """Methods that may keep the weights before inner steps."""
 
@@ -139,7 +143,7 @@ class InnerConfig(Section):
 
     @model_validator(mode="after")
     def _method_fits(self) -> InnerConfig:
-        method, implicit = self.gradient, self.gradient == "implicit"
+        method = self.gradient
         by_end = f"inner.gradient is {method}, which looks at the adapted weights alone"
         learns = self.rates != "fixed" or self.learned or self.rule == "alfa"
         ends = method in BY_THE_END
@@ -151,9 +155,9 @@ class InnerConfig(Section):
             f"{by_end}: inner.clip_between has nothing to clip": ends and self.clip_between,
             f"{by_end}: inner.first_order_steps must be 0": ends and self.first_order_steps,
             f"inner.gradient is {method} but inner.proximal is {self.proximal}: implicit needs it,"
-            " and no other method has it": implicit == (self.proximal is None),
+            " and no other method has it": (method in PULLED) == (self.proximal is None),
             "inner.gradient is reptile: inner.lr must be above 0, since the meta-gradient is"
-            " (theta - adapted) / lr": method == "reptile" and self.lr == 0,
+            " (theta - adapted) / lr": method in OVER_THE_RATE and self.lr == 0,
             f"inner.keep_every is {self.keep_every}: it is for checkpointed and mixed_mode": (
                 self.keep_every > 1 and method not in KEEPS_STATES
             ),

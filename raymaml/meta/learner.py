@@ -21,7 +21,13 @@ from raymaml.meta.inner_loop import Adaptation, unroll
 from raymaml.meta.rules import learned_tensors
 from raymaml.meta.start import Start, adapting_rows, apart, begin, in_parameters
 from raymaml.passes.calls import Guarded, alone
-from raymaml.passes.fitting import Head, HeadStart, adaptation_table, require_fitting
+from raymaml.passes.fitting import (
+    Head,
+    HeadStart,
+    adaptation_table,
+    require_fitting,
+    require_method,
+)
 from raymaml.passes.forward import Passes
 from raymaml.passes.losses import LossFn
 from raymaml.passes.moments import absorb, restored, running_moments
@@ -105,17 +111,8 @@ class MetaLearner(Guarded):
         self.half_precision = half_precision
         rows = adapting_rows(model, self.head, self._frozen)
         self.rule = module_of(learned_tensors(inner, rows, head, seed))
-        self._require_method()
-
-    def _require_method(self) -> None:
-        if self.inner.gradient == "reptile":
-            still = [name for name in self.params if name in self._frozen]
-            if still or self.head.start == "prototypes":
-                raise UserError(
-                    "inner.gradient is reptile, which learns only what adapts:"
-                    f" {', '.join(still) or 'prototypes do not'}{' does not' if still else ''}",
-                    remedy="take first_order, which is close to it, or let all adapt",
-                )
+        still = [name for name in self.params if name in self._frozen]
+        require_method(inner, self.head, still, learns=bool(self.learned))
         if self.learned and self.test_inner.num_steps and self._frozen != self._test_frozen:
             raise UserError(
                 "evaluation.inner.frozen: the rule has learned for the parameters that adapt in"

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from raymaml.common.errors import UserError
+from raymaml.config.inner import BY_THE_END, OVER_THE_RATE, InnerConfig
 from raymaml.layers import ATOMS, BOOKKEEPING, CONTAINERS, reachable_modules, tracking_norms
 from raymaml.types import Episode, EpisodeBatch, Params, tensors_of
 
@@ -78,6 +79,34 @@ def require_fitting(model: nn.Module, head: Head) -> None:
         "hold modules as submodules, and tensors in modules",
     )
     _require_head(model, head)
+
+
+def require_method(inner: InnerConfig, head: Head, still: Sequence[str], *, learns: bool) -> None:
+    """Check that a method of the meta-gradient reaches all that is to be learned.
+
+    Args:
+        inner: names the method.
+        head: where it starts.
+        still: names of meta-parameters that do not adapt.
+        learns: whether the rule learns.
+
+    Raises:
+        UserError: it does not.
+    """
+    method = inner.gradient
+    still = [*still, *(["prototypes"] if head.start == "prototypes" else [])]
+    if method in OVER_THE_RATE and still:
+        raise UserError(
+            f"inner.gradient is {method}, which learns only what adapts, and not"
+            f" {', '.join(still)}",
+            remedy="take first_order, which is close to it, or let all adapt",
+        )
+    if method in BY_THE_END and learns:
+        raise UserError(
+            f"inner.gradient is {method}, which looks at the adapted weights alone, and inner.rule"
+            f" {inner.rule} learns",
+            remedy="take another method, or another rule",
+        )
 
 
 def _refuse(names: Sequence[str], problem: str, remedy: str) -> None:
