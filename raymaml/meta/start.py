@@ -153,7 +153,7 @@ def repeated(values: Params, count: int) -> Params:
 def in_parameters(head: Head, start: Start, grads: Params) -> Params:
     """Turn gradients in the start of an episode into gradients in the model's parameters, and in
     what the rule learns."""
-    found = dict(grads)
+    found = {name: grads[name] for name in start.theta} | grads  # in the order of the model
     if head.start == "prototypes":
         heads = list(start.heads.values())
         wanted = [name for name in start.theta if not head.holds(name)]
