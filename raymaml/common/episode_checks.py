@@ -26,7 +26,7 @@ def unchecked(kind: type[Made], tensors: Mapping[str, Any]) -> Made:
 
 
 def checked(tensors: Mapping[str, Any], *, batch: bool) -> dict[str, Tensor]:
-    """Return the tensors of an episode, or of a batch of them, with labels as int64.
+    """Return the tensors of an episode, or of a batch of them, with labels and rows as int64.
 
     Targets of floating point are no labels: they, and their inputs, are of any shape ``[n, ...]``.
 
@@ -40,12 +40,15 @@ def checked(tensors: Mapping[str, Any], *, batch: bool) -> dict[str, Tensor]:
     ]
     problems = problems or _form_problems(tensors, batch)
     labelled = not problems and not tensors["support_y"].is_floating_point()
+    problems = problems or _row_problems(tensors, batch)
     if labelled:
-        problems = _label_problems(tensors)
+        problems = problems + _label_problems(tensors)
     if problems:
         kind = "EpisodeBatch" if batch else "Episode"
         raise UserError(*(f"{kind}.{problem}" for problem in problems))
-    return {n: y.long() if labelled and n.endswith("_y") else y for n, y in tensors.items()}
+    whole = {"support_y", "query_y"} if labelled else set()
+    whole.add("support_batches")
+    return {name: y.long() if name in whole else y for name, y in tensors.items()}
 
 
 def _form_problems(tensors: Mapping[str, Tensor], batch: bool) -> list[str]:
@@ -63,6 +66,7 @@ def _form_problems(tensors: Mapping[str, Tensor], batch: bool) -> list[str]:
             )
     if a.dtype != b.dtype:
         problems.append(f"query_x: holds {b.dtype}, support_x {a.dtype}; give one type")
+    problems += _batch_problems(tensors, batch)
     devices = {name: str(value.device) for name, value in tensors.items()}
     if len(set(devices.values())) > 1:
         places = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -107,6 +111,32 @@ def _set_problems(tensors: Mapping[str, Tensor], name: str, batch: bool) -> Iter
         )
     elif x.shape[:first].numel() == 0:
         yield f"{name}_x: holds no {things[:-1]} ({list(x.shape)}); give at least one"
+
+
+def _batch_problems(tensors: Mapping[str, Tensor], batch: bool) -> Iterator[str]:
+    """Yield the problems of the support rows of each inner step, if there are any."""
+    rows, x = tensors.get("support_batches"), tensors["support_x"]
+    if rows is None:
+        return
+    if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+        yield f"support_batches: holds {rows.dtype}; give row numbers of support_x, whole numbers"
+    if rows.dim() != 2 + batch or rows.shape[-1] == 0 or (batch and len(rows) != len(x)):
+        axes = "E, T, B" if batch else "T, B"
+        yield (
+            f"support_batches: is of shape {list(rows.shape)}; they are the support rows of each"
+            f" inner step, [{axes}]"
+        )
+
+
+def _row_problems(tensors: Mapping[str, Tensor], batch: bool) -> list[str]:
+    """Return the problem of row numbers whose shape and type fit, if they are out of range."""
+    rows, count = tensors.get("support_batches"), tensors["support_x"].shape[batch]
+    if rows is None or bool(((rows.long() >= 0) & (rows.long() < count)).all()):
+        return []
+    return [
+        f"support_batches: holds rows from {int(rows.long().min())} to {int(rows.long().max())};"
+        f" support_x has the rows 0 to {count - 1}"
+    ]
 
 
 def _label_problems(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -120,12 +120,12 @@ class InnerConfig(Section):
                 f" package.module:Name{did_you_mean(self.rule, RULE_ARGS)}"
             )
         names = ("momentum",) if self.rule == "sgd" else RULE_ARGS.get(self.rule, ())
-        known = tuple(self.rule_args) if own else names
-        has = f"{self.rule} has {', '.join(known) or 'none'}"
+        has = f"{self.rule} has {', '.join(names) or 'none'}"
         problems: dict[str, object] = {
             f"inner.rule_args: {has}, and not {', '.join(self.rule_args)}": not own
             and set(self.rule_args) - set(RULE_ARGS[self.rule]),
-            f"inner.learned is {list(self.learned)}, but {has}": set(self.learned) - set(known),
+            f"inner.learned is {list(self.learned)}, but {has}": not own
+            and set(self.learned) - set(names),
             f"inner.momentum is {self.momentum} but inner.rule is {self.rule}: momentum belongs to"
             " sgd": self.momentum and self.rule != "sgd",
             "inner.rule_args: beta, beta1 and beta2 are averages' memories, from 0 to below 1": any(

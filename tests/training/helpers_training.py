@@ -95,24 +95,34 @@ class ThreadSession(LocalSession):
 
 
 class Group:
-    """What the threads of one run share."""
+    """What the threads of one run share. They run in turn, each from one exchange to the next:
+    random numbers belong to the whole process, and a worker draws its own."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
         self._slots: list[Any] = [None] * world_size
         self._barrier = threading.Barrier(world_size, timeout=60)
+        self._turn = threading.Lock()
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
         self._slots[rank] = value
-        self._barrier.wait()
+        self._wait()
         values = list(self._slots)
-        self._barrier.wait()
+        self._wait()
         return values
+
+    def _wait(self) -> None:
+        self._turn.release()
+        try:
+            self._barrier.wait()
+        finally:
+            self._turn.acquire()
 
     def run(self, worker: Callable[[int], None]) -> None:
         def guarded(rank: int) -> None:
             try:
-                worker(rank)
+                with self._turn:
+                    worker(rank)
             except BaseException:
                 self._barrier.abort()
                 raise
