@@ -103,17 +103,17 @@ def test_without_a_query_gradient_there_is_nothing_to_solve() -> None:
 
 
 def test_reptile_learns_only_what_adapts() -> None:
-    with pytest.raises(UserError, match=r"only what adapts: a\.weight, a\.bias does"):
+    with pytest.raises(UserError, match=r"only what adapts, and not a\.weight, a\.bias;"):
         learner(Graph, "reptile", frozen=("a",))
     inner = InnerConfig(gradient="reptile")
-    with pytest.raises(UserError, match=r"only what adapts: prototypes do not"):
+    with pytest.raises(UserError, match=r"only what adapts, and not prototypes"):
         MetaLearner(Graph(), inner, head_start="prototypes")
-    with pytest.raises(UserError, match=r"reptile cannot learn gain\.encoder"):
+    with pytest.raises(UserError, match=r"reptile, .* helpers_rules:Damped learns"):
         line(rule="helpers_rules:Damped", gradient="reptile")
 
 
 def test_implicit_learns_nothing_of_a_rule() -> None:
-    with pytest.raises(UserError, match=r"implicit cannot learn gain\."):
+    with pytest.raises(UserError, match=r"implicit, .* helpers_rules:Damped learns"):
         line(rule="helpers_rules:Damped", gradient="implicit", proximal=1.0)
 
 
