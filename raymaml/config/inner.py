@@ -119,22 +119,25 @@ class InnerConfig(Section):
                 f"inner.rule is {self.rule!r}; it must be one of {', '.join(RULE_ARGS)}, or"
                 f" package.module:Name{did_you_mean(self.rule, RULE_ARGS)}"
             )
-        names = ("momentum",) if self.rule == "sgd" else RULE_ARGS.get(self.rule, ())
-        has = f"{self.rule} has {', '.join(names) or 'none'}"
+        takes = RULE_ARGS.get(self.rule, ())
+        numbers = takes or ("momentum",)  # of sgd
+        args = {} if own else self.rule_args  # an own rule knows its numbers when it is built
+        strange = [] if own else sorted(set(self.learned) - set(numbers))
         problems: dict[str, object] = {
-            f"inner.rule_args: {has}, and not {', '.join(self.rule_args)}": not own
-            and set(self.rule_args) - set(RULE_ARGS[self.rule]),
-            f"inner.learned is {list(self.learned)}, but {has}": not own
-            and set(self.learned) - set(names),
+            f"inner.rule_args: {self.rule} has"
+            f" {', '.join(takes) or 'none; its number is inner.momentum'}; remove"
+            f" {', '.join(sorted(set(args) - set(takes)))}": set(args) - set(takes),
+            f"inner.learned: {self.rule} has {', '.join(numbers)}, and not"
+            f" {', '.join(strange)}": strange,
             f"inner.momentum is {self.momentum} but inner.rule is {self.rule}: momentum belongs to"
             " sgd": self.momentum and self.rule != "sgd",
             "inner.rule_args: beta, beta1 and beta2 are averages' memories, from 0 to below 1": any(
-                not 0 <= value < 1 for name, value in self.rule_args.items() if name[:4] == "beta"
+                not 0 <= value < 1 for name, value in args.items() if name[:4] == "beta"
             ),
-            "inner.rule_args: epsilon must be above 0": self.rule_args.get("epsilon", 1) <= 0,
+            "inner.rule_args: epsilon must be above 0": args.get("epsilon", 1) <= 0,
             "inner.lr_range: it is for learned rates, and inner.rates is fixed": self.lr_range
             and self.rates == "fixed",
-            f"inner.lr_range is {self.lr_range}; it must ascend": self.lr_range
+            f"inner.lr_range is {list(self.lr_range or ())}; it must ascend": self.lr_range
             and self.lr_range[0] >= self.lr_range[1],
         }
         if found := [problem for problem, holds in problems.items() if holds]:
@@ -154,10 +157,15 @@ class InnerConfig(Section):
             and self.multi_step_loss,
             f"{by_end}: inner.clip_between has nothing to clip": ends and self.clip_between,
             f"{by_end}: inner.first_order_steps must be 0": ends and self.first_order_steps,
-            f"inner.gradient is {method} but inner.proximal is {self.proximal}: implicit needs it,"
-            " and no other method has it": (method in PULLED) == (self.proximal is None),
+            f"inner.gradient is {method}, which needs inner.proximal: set it, such as 2.0": (
+                method in PULLED and self.proximal is None
+            ),
+            f"inner.proximal is {self.proximal} but inner.gradient is {method}: it belongs to"
+            " implicit": self.proximal is not None and method not in PULLED,
             "inner.gradient is reptile: inner.lr must be above 0, since the meta-gradient is"
             " (theta - adapted) / lr": method in OVER_THE_RATE and self.lr == 0,
+            f"inner.gradient is {method}, which learns from the way to the adapted weights, but"
+            " inner.num_steps is 0": method in OVER_THE_RATE and self.num_steps == 0,
             f"inner.keep_every is {self.keep_every}: it is for checkpointed and mixed_mode": (
                 self.keep_every > 1 and method not in KEEPS_STATES
             ),
