@@ -46,7 +46,7 @@ class Adaptation:
             return self.rule.update(grads, state, params, meta, steps)
 
         call: Callable[..., tuple[Params, State]] = vmap(rule) if self.several else rule
-        moved, state = call(grads, state, params, self.learned)
+        moved, state = call(grads, state, params, self.learned) if params else (params, state)
         if self.inner.clip_between is not None and moved:
             found = ClippedBack.apply(self.inner.clip_between, self.several, *moved.values())
             moved = dict(zip(moved, found, strict=True))

@@ -21,13 +21,7 @@ from raymaml.meta.inner_loop import Adaptation, unroll
 from raymaml.meta.rules import learned_tensors
 from raymaml.meta.start import Start, adapting_rows, apart, begin, in_parameters
 from raymaml.passes.calls import Guarded, alone
-from raymaml.passes.fitting import (
-    Head,
-    HeadStart,
-    adaptation_table,
-    require_fitting,
-    require_method,
-)
+from raymaml.passes.fitting import Head, HeadStart, adaptation_table, require_fitting, require_reach
 from raymaml.passes.forward import Passes
 from raymaml.passes.losses import LossFn
 from raymaml.passes.moments import absorb, restored, running_moments
@@ -112,7 +106,7 @@ class MetaLearner(Guarded):
         rows = adapting_rows(model, self.head, self._frozen)
         self.rule = module_of(learned_tensors(inner, rows, head, seed))
         still = [name for name in self.params if name in self._frozen]
-        require_method(inner, self.head, still, learns=bool(self.learned))
+        require_reach(inner, self.head, still, learns=bool(self.learned))
         if self.learned and self.test_inner.num_steps and self._frozen != self._test_frozen:
             raise UserError(
                 "evaluation.inner.frozen: the rule has learned for the parameters that adapt in"

@@ -81,7 +81,7 @@ def require_fitting(model: nn.Module, head: Head) -> None:
     _require_head(model, head)
 
 
-def require_method(inner: InnerConfig, head: Head, still: Sequence[str], *, learns: bool) -> None:
+def require_reach(inner: InnerConfig, head: Head, still: Sequence[str], *, learns: bool) -> None:
     """Check that a method of the meta-gradient reaches all that is to be learned.
 
     Args:

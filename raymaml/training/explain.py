@@ -153,7 +153,7 @@ def require_finite(
         ]
     ).all(0)
     if not finite.all():
-        rates = "inner.lr or outer.lr" if section == "outer" else f"{section}.lr"
+        rates = "inner.lr, outer.lr or outer.rule_lr" if section == "outer" else f"{section}.lr"
         raise NotFiniteError(
             f"outer step {step}: {of[int((~finite).nonzero()[0, 0])]} gave {what}"
             " that is not finite",

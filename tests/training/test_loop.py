@@ -240,7 +240,7 @@ def test_no_thread_outlives_the_loop(fresh: Config, way: str) -> None:
         (problem,) = caught.value.problems
         # 24 episodes, 3 a step, the first is fold_in(3, "order") % 24 = 5: the second of step 2
         assert problem.startswith("outer step 2: training episode 12 gave a loss or gradient that")
-        assert "lower inner.lr or outer.lr" in problem
+        assert "lower inner.lr, outer.lr or outer.rule_lr" in problem
         assert list_steps(fresh.run_folder) == [0, 2]  # the best, and the state before that step
 
 

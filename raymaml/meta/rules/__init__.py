@@ -15,6 +15,7 @@ from raymaml.meta.rules.alfa import ALFA
 from raymaml.meta.rules.rmsprop import RMSProp
 from raymaml.meta.rules.rule import Meta, Rule
 from raymaml.meta.rules.sgd import SGD
+from raymaml.passes.own_rules import named, require_rule
 from raymaml.seeding import fold_in
 from raymaml.types import Params
 
@@ -42,17 +43,14 @@ def build_rule(inner: InnerConfig) -> Rule:
             f"inner.rule: {inner.rule} has no {', '.join(sorted(strange))}",
             remedy=f"its numbers are {', '.join(kind.numbers) or 'none'}",
         )
-    return kind(args, inner.learned)
+    with named(f"{inner.rule} cannot be built"):
+        return kind(args, inner.learned)
 
 
 def _own_rule(path: str) -> type[Rule]:
     module, _, name = path.partition(":")
-    try:
+    with named(f"{path} cannot be imported"):
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever a user's module raises
-        raise UserError(
-            f"inner.rule: {path} cannot be imported ({type(error).__name__}: {error})"
-        ) from error
     if not (isinstance(found, type) and issubclass(found, Rule)):
         raise UserError(f"inner.rule: {path} is {found!r}, and no subclass of raymaml.Rule")
     return found
@@ -72,19 +70,24 @@ def learned_tensors(inner: InnerConfig, params: Params, head: str, seed: int) ->
             of its own.
         head: name of the head.
         seed: decides rates within ``inner.lr_range``, and what the rule draws.
+
+    Raises:
+        UserError: a rule of the user's own fails, or does not return all that it got.
     """
     rule, steps = build_rule(inner), max(inner.num_steps, 1)
     some = next(iter(params.values()), torch.zeros(()))
     found = {name: some.new_tensor(value) for name, value in rule.learned.items()}
     if params:
-        found |= rule.tensors(params, steps, inner.lr, fold_in(seed, "rule"))
+        with named(f"{inner.rule} gives no tensors"):
+            found |= rule.tensors(params, steps, inner.lr, fold_in(seed, "rule"))
     for name, value in params.items() if inner.rates != "fixed" else ():
         shape = () if inner.rates == "shared" else RATE_SHAPES[inner.rates](value.shape, steps)
-        key = _key(name, inner, head)
+        key, lr = _key(name, inner, head), learning_rate(name, inner, head)
         if key not in found:
-            found[key] = _rates(
-                shape, learning_rate(name, inner, head), inner, fold_in(seed, key)
-            ).to(some)
+            found[key] = _rates(shape, lr, inner, fold_in(seed, key)).to(some)
+    if params and inner.rule not in RULES:
+        meta = numbers_at(inner, rule, found, params, head=head, step=0)
+        require_rule(inner.rule, rule.init, rule.update, params, meta)
     return found
 
 
