@@ -97,7 +97,7 @@ class Fast:
     params: Params
     """The adapted parameters, theta'."""
     state: State
-    """What the update rule carries."""
+    """Values of the update rule."""
     buffers: Buffers
     """Moments that norm layers accumulate; never differentiated through."""
     steps: int = 0

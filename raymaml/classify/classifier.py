@@ -314,7 +314,8 @@ def _require_ways(config: Config, ways: int) -> None:
     if config.model.head == "learned" and ways != own:
         raise InputError(
             f"labels: hold {ways} classes, and the model has a learned head for {own}",
-            remedy=f"give images of {own} classes, or train with model.head: zero or shared",
+            remedy=f"give images of {own} classes, or train with model.head: zero, shared or"
+            " prototypes",
         )
 
 

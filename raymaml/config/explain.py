@@ -52,7 +52,10 @@ def explain(
     paths = [tuple(map(str, keys_of(detail, tree))) for detail in details]
     for number, (detail, keys) in enumerate(zip(details[:MOST_MISTAKES], paths, strict=False)):
         kind, key, place = detail["type"], ".".join(keys), _nearest_place(keys, origins, file)
-        if kind == "missing" and keys[-1].isdigit():
+        if keys and ":" in keys[-1] and detail["input"] is None:
+            name, _, value = keys[-1].partition(":")
+            yield f"{place}: {key} lacks a space after the colon: write {name}: {value}"
+        elif kind == "missing" and keys[-1].isdigit():
             yield f"{place}: {'.'.join(keys[:-1])} has no value number {int(keys[-1]) + 1}"
         elif kind == "missing":
             place = _nearest_place((*keys[:-1], "kind"), origins, file)

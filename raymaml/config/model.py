@@ -166,8 +166,8 @@ class OuterSteps(Section):
     momentum: Momentum = 0.0
     """Momentum of sgd and rmsprop."""
     weight_decay: Rate = 0.0
-    """Decay of the meta-parameters: added to the gradient (L2); apart from it for adamw. What the
-    inner rule learns does not decay."""
+    """Decay of the meta-parameters: added to the gradient (L2); apart from it for adamw.
+    Learned rates and numbers of the inner rule do not decay."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """cosine: the rate falls to `final_lr` along a half cosine over the run; step: times `gamma` at
     each of `milestones`."""
@@ -229,12 +229,12 @@ class OuterConfig(OuterSteps):
     meta_batch_size: Annotated[PositiveInt, Field(le=100_000)] = 4
     """Episodes per outer step, over all workers; at most 100,000."""
     rule_lr: PositiveRate | None = None
-    """Learning rate of what the inner rule learns (`inner.rates`, `inner.learned`); null is `lr`.
-    It follows the schedule as well."""
+    """Learning rate of the rates and numbers that the inner rule learns (`inner.rates`,
+    `inner.learned`); null is `lr`. It follows the schedule as well."""
 
     @property
     def rule_rate(self) -> float:
-        """The rate of what the inner rule learns, as a multiple of `lr`."""
+        """`rule_lr` as a multiple of `lr`."""
         return 1.0 if self.rule_lr is None else self.rule_lr / self.lr
 
     @property

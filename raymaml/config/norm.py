@@ -36,8 +36,8 @@ class NormOptions(Section):
     policy: NormPolicy
     """Whose moments the query pass uses (table in raymaml/models/README.md)."""
     per_step: Literal["none", "affine", "running", "both"] = "none"
-    """What each inner step of training has of its own (Antoniou et al. 2019): affine: scale and
-    shift; running: the running moments; further steps at test take those of the last."""
+    """Each inner step of training has its own (Antoniou et al. 2019): affine: scale and shift;
+    running: running moments. Further steps at test take those of the last."""
     scale: bool = True
     """false: shift alone."""
 

@@ -43,7 +43,7 @@ _COLORS = ("#8c959f", "#bc4c00", "#8250df", "#1f6feb")
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What `raymaml demo sinusoid` is asked for."""
+    """The options of `raymaml demo sinusoid`."""
 
     out: Path
     member: str = "maml"
@@ -55,7 +55,7 @@ class Demo:
     lr: float = 5e-3
     """Highest rate of the outer Adam; it falls to 0 along a half cosine..."""
     rule_lr: float = 1e-3
-    """...and so does that of what the rule learns."""
+    """...and so does that of learned rates."""
     seed: int = 0
 
 
@@ -105,7 +105,7 @@ class Task:
 
 
 def members(demo: Demo) -> dict[str, dict[str, Any]]:
-    """Return what makes each member of the family, as settings of ``InnerConfig``."""
+    """Return each member of the family as settings of ``InnerConfig``."""
     early = max(1, demo.steps // 5)
     per_weight = {"rates": "per_parameter", "lr_range": (0.005, 0.1)}
     annealed = {"num_outer_steps": early, "num_stages": min(early, 10)}

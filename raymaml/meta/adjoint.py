@@ -51,7 +51,7 @@ class Adjoint:
     lam: Params
     nu: State
     gathered: Params
-    """In frozen parameters, and in what the rule learns."""
+    """In frozen parameters, and in the tensors that the rule learns."""
 
 
 StepBack = Callable[[Adaptation, Taken, Adjoint], Adjoint]

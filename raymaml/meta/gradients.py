@@ -91,5 +91,5 @@ def reptile(adaptation: Adaptation) -> EpisodeGradient:
 
 
 def rule_names(learned: Params) -> Params:
-    """Return what the rule learns under the names that the learner gives it: ``rule.NAME``."""
+    """Return the rule's tensors under the names that the learner gives them: ``rule.NAME``."""
     return {f"rule.{name}": value for name, value in learned.items()}

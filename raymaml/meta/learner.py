@@ -69,7 +69,7 @@ class MetaLearner(Guarded):
             and rounded differently.
         half_precision: autocast convolutions and products to this type; weights, gradients, sums
             and losses stay as they are.
-        seed: decides where learned rates start within ``inner.lr_range``, and what a rule draws.
+        seed: decides where learned rates start within ``inner.lr_range``, and a rule's draws.
 
     Raises:
         UserError: a pattern of ``frozen`` matches no parameter, there is no such head, a shared one
@@ -117,8 +117,8 @@ class MetaLearner(Guarded):
     @property
     @alone()
     def params(self) -> Params:
-        """The parameters that the outer loop learns (theta), by name, and what the rule learns, as
-        ``rule.NAME``. A head that starts at zero or at prototypes is left out."""
+        """The parameters that the outer loop learns (theta), by name: the model's, and the
+        rule's as ``rule.NAME``. A head that starts at zero or at prototypes is left out."""
         theta = {
             name: parameter
             for name, parameter in self.model.named_parameters()
@@ -128,7 +128,7 @@ class MetaLearner(Guarded):
 
     @property
     def learned(self) -> Params:
-        """What the rule learns, by its names there."""
+        """The tensors that the rule learns, by their names in the rule."""
         return dict(self.rule.named_parameters())
 
     @property
@@ -155,7 +155,7 @@ class MetaLearner(Guarded):
 
         Args:
             episode: one.
-            outer_step: decides what ``inner`` lets change with the outer steps; None: its end.
+            outer_step: for settings of ``inner`` that change with it; None: after all changes.
         """
         method = self._method(outer_step)
         if method in SINGLE_BACKWARD:
@@ -233,7 +233,7 @@ class MetaLearner(Guarded):
             update_moments: True keeps the running moments (norm policy ``running``) that these
                 episodes produce, one after the other. Use it once an outer step. False leaves the
                 model unchanged.
-            outer_step: decides what ``inner`` lets change with the outer steps; None: its end.
+            outer_step: for settings of ``inner`` that change with it; None: after all changes.
             at_once: episodes that ``chunk_gradients`` takes together, which is faster where each is
                 small, and on a GPU.
         """
@@ -309,8 +309,8 @@ class MetaLearner(Guarded):
 
     @alone()
     def adaptation_table(self) -> str:
-        """Lay out which modules adapt in training, and what the rule learns, with their numbers of
-        parameters."""
+        """Lay out which modules adapt in training, and the tensors that the rule learns, with their
+        numbers of parameters."""
         return adaptation_table(self.model, self._frozen, self.learned)
 
     @alone()

@@ -57,7 +57,7 @@ def begin(
         episode: one, or several.
         frozen: names of the parameters that do not adapt.
         inner: the inner loop.
-        learned: what its rule learns.
+        learned: the tensors that its rule learns.
         outer_step: decides how query losses weigh; None: the last alone.
 
     Raises:
@@ -152,7 +152,7 @@ def repeated(values: Params, count: int) -> Params:
 
 def in_parameters(head: Head, start: Start, grads: Params) -> Params:
     """Turn gradients in the start of an episode into gradients in the model's parameters, and in
-    what the rule learns."""
+    the rule's."""
     found = {name: grads[name] for name in start.theta} | grads  # in the order of the model
     if head.start == "prototypes":
         heads = list(start.heads.values())

@@ -34,7 +34,7 @@ _WITH_ROWS = {
     "running": ("mean", "var", "kept"),
     "both": ("weight", "bias", "mean", "var", "kept"),
 }
-"""What each inner step has of its own, by ``per_step``."""
+"""Names of the tensors that have a row for each inner step, by ``per_step``."""
 _OF_BATCH_NORM = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 

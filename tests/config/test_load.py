@@ -96,6 +96,10 @@ def test_an_unknown_key_gets_a_suggestion(tmp_path: Path, override: str) -> None
         ("cluster.min_workers=3", "cluster.min_workers is 3 but cluster.num_workers, the most, is"),
         ("data.source.kind=imagenet", "data.source.kind is 'imagenet'; it should be one of"),
         ("data.source.kind=cifar-fs", "data.source.path is missing; it has no default"),
+        (
+            "inner={rule: adam, rule_args: {beta1:0.8}}",
+            "inner.rule_args.beta1:0.8 lacks a space after the colon: write beta1: 0.8",
+        ),
         ("data.source={}", "data.source.kind is missing; it has no default"),
         ("model.encoder=convnet", "model.encoder is 'convnet'; it must be one of"),
     ],

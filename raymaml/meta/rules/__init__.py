@@ -62,14 +62,14 @@ def learning_rate(name: str, inner: InnerConfig, head: str = "head") -> float:
 
 
 def learned_tensors(inner: InnerConfig, params: Params, head: str, seed: int) -> Params:
-    """Return all that the rule learns, by name, as it starts.
+    """Return the tensors that the rule learns, by name, as they start.
 
     Args:
         inner: the inner loop of training.
         params: the parameters that adapt, of an episode with one class where the head has no rows
             of its own.
         head: name of the head.
-        seed: decides rates within ``inner.lr_range``, and what the rule draws.
+        seed: decides rates within ``inner.lr_range``, and the rule's own draws.
 
     Raises:
         UserError: a rule of the user's own fails, or does not return all that it got.

@@ -1,4 +1,4 @@
-"""What an update rule of the inner loop is: a pair of pure functions, and its numbers."""
+"""An update rule of the inner loop: a pair of pure functions, and its numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from raymaml.types import Params, State
 
 Meta = Mapping[str, Any]
-"""The numbers and tensors of a rule by name, and the rate of each parameter: ``lr.NAME``. What the
-outer loop learns is a tensor, and all else a float. A rate broadcasts to its parameter."""
+"""The numbers and tensors of a rule by name, and the rate of each parameter: ``lr.NAME``. A
+learned one is a tensor, any other a float. A rate broadcasts to its parameter."""
 
 
 class Rule(ABC):
@@ -39,7 +39,7 @@ class Rule(ABC):
             params: those that adapt.
             num_steps: inner steps of training (T).
             lr: inner rate of the encoder.
-            seed: decides what is drawn.
+            seed: of random numbers.
         """
         del params, num_steps, lr, seed
         return {}
