@@ -46,7 +46,8 @@ def small_source(config: Config, folder: Path) -> list[str]:
 
 
 def small_overrides(config: Config, folder: Path) -> list[str]:
-    """Two outer steps of one episode, one test chunk, one query, small images and resnets."""
+    """Two outer steps of one episode, ten inner steps at most, one test chunk, one query, small
+    images and resnets."""
     overrides = [
         *small_source(config, folder / "images"),
         *(f"episodes.{split}.num_queries=1" for split in SPLITS),
@@ -56,6 +57,9 @@ def small_overrides(config: Config, folder: Path) -> list[str]:
         *(f"data.bank={folder}/bank", f"data.shards={folder}/shards", f"run_dir={folder}/runs"),
         f"data.image_size={min(config.data.image_size, SIZE)}",
     ]
+    for key, inner in (("inner", config.inner), ("evaluation.inner", config.evaluation.inner)):
+        if (inner.num_steps or 0) > 10:
+            overrides.append(f"{key}.num_steps=10")
     if config.outer.schedule == "step":
         overrides.append("outer.milestones=[1]")
     if config.outer.warmup_steps:
@@ -75,7 +79,7 @@ def run(*arguments: object) -> list[str]:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_config_opens_with_its_claim_and_its_command(name: str) -> None:
-    assert (len(SHIPPED), len(STUDIES), len(SWEEPS)) == (21, 7, 1)
+    assert (len(SHIPPED), len(STUDIES), len(SWEEPS)) == (31, 7, 1)
     lines = (CONFIGS / name).read_text("utf-8").splitlines()
     head = list(takewhile(lambda line: line.startswith("#"), lines))
     config = load_config(CONFIGS / name)

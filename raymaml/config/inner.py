@@ -190,6 +190,8 @@ class InnerOverride(Section):
     """Weight decay at validation and test."""
     frozen: tuple[str, ...] | None = None
     """Frozen parameters at validation and test."""
+    support_batch_size: PositiveInt | None = None
+    """Support images of each inner step at validation and test."""
 
     def apply(self, inner: InnerConfig) -> InnerConfig:
         """Return ``inner`` with the values that are set here."""

@@ -319,12 +319,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _inner_loops_fit(self) -> Config:
-        size, test = self.inner.support_batch_size, self.evaluation.inner
+        test = self.evaluation.inner
         for split in SPLITS:
+            key, inner = "inner", self.inner
+            if split != "train":
+                key, inner = "evaluation.inner", test.apply(self.inner)
             count = self.episodes.of(split).num_ways * self.episodes.of(split).num_shots
+            size = inner.support_batch_size
             if size is not None and size > count:
                 raise ValueError(
-                    f"inner.support_batch_size is {size}, but a support set of episodes.{split} has"
+                    f"{key}.support_batch_size is {size}, but a support set of episodes.{split} has"
                     f" {count} images"
                 )
         if test.momentum and self.inner.rule != "sgd":

@@ -62,6 +62,18 @@ def test_test_inner_is_inner_with_the_overrides_of_evaluation() -> None:
     assert config.inner.num_steps == 5
 
 
+def test_evaluation_may_take_other_support_batches_than_training() -> None:
+    """Reptile trains on 10 of 5 x 15 support images a step, and tests on 5 of 5 x 1."""
+    shots = {"train": {"num_episodes": 1, "num_shots": 15}}
+    reptile = {"episodes": shots, "inner": {"support_batch_size": 10}}
+    with pytest.raises(ValidationError, match=r"evaluation.inner.support_batch_size is 10.*val has 5 "):
+        make(**reptile)
+    config = make(**reptile, evaluation={"inner": {"support_batch_size": 5}})
+    assert (config.inner.support_batch_size, config.test_inner.support_batch_size) == (10, 5)
+    with pytest.raises(ValidationError, match=r"\binner.support_batch_size is 10.*train has 5 "):
+        make(inner={"support_batch_size": 10}, evaluation={"inner": {"support_batch_size": 5}})
+
+
 def test_6000_episodes_are_tested_by_default() -> None:
     few = {"train": {"num_episodes": 1}, "val": {"num_episodes": 1}}
     for given, expected in [({}, 6000), ({"num_shots": 5}, 6000), ({"num_episodes": 7}, 7)]:
