@@ -29,9 +29,22 @@ EVERYTHING = (  # that is drawn, accumulated or kept from step to step
 )
 
 
-def test_workers_end_in_the_bits_of_a_lone_process(cluster, make_config, same_as_alone):
+MAML_PLUS_PLUS = (  # with each part; the first-order steps end in the run
+    "model.norm={policy: running, per_step: both}",
+    "inner.rates=per_tensor_per_step",
+    "inner.multi_step_loss={num_outer_steps: 10, num_stages: 5}",
+    "inner.first_order_steps=4",
+    "inner.support_batch_size=2",
+    "outer.schedule=cosine",
+    "outer.final_lr=1e-5",
+    "outer.rule_lr=1e-2",
+)
+
+
+@pytest.mark.parametrize("keys", [EVERYTHING, MAML_PLUS_PLUS], ids=["everything", "MAML++"])
+def test_workers_end_in_the_bits_of_a_lone_process(cluster, make_config, same_as_alone, keys):
     """Three workers: 1 + 1 + 0, one only helps to validate; 13 steps of 2 are 26 of 24 episodes."""
-    steps = ("cluster.num_workers=3", "outer.meta_batch_size=2", "outer.num_steps=13", *EVERYTHING)
+    steps = ("cluster.num_workers=3", "outer.meta_batch_size=2", "outer.num_steps=13", *keys)
     together = make_config("run", "name=together", *steps)
 
     assert train_on_cluster(together, quiet)
