@@ -29,7 +29,10 @@ SCHEMA_VERSION = 3
 """2: the images of an episode stand in random order, and the key is there; 3: preprocessing."""
 RANDOM_ORDER = 2
 ABSENT = "absent"
-_VALUES = {"data.normalize", "model.norm", "model.encoder_args"}
+_VALUES = {
+    *("data.normalize", "model.norm", "model.encoder_args"),
+    *("inner.rule_args", "inner.multi_step_loss"),
+}
 """Mappings that are values, not sections."""
 Classes = dict[str, dict[str, str]]
 """Digests of classes, by split and name."""

@@ -141,6 +141,17 @@ def test_patterns_and_arguments_are_values(make_config: Any) -> None:
     }
 
 
+def test_numbers_of_a_rule_and_stages_of_a_loss_are_values(make_config: Any) -> None:
+    plain = flat(make_config("tiny").learning)
+    several = {"num_outer_steps": 20, "num_stages": 10}
+    config = make_config("tiny", f"inner.multi_step_loss={several}")
+    assert differences(plain, flat(config.learning)) == {"inner.multi_step_loss": (None, several)}
+    config = make_config("tiny", "inner.rule=rmsprop", "inner.rule_args.beta=0.5")
+    found = differences(plain, flat(config.learning))
+    assert found["inner.rule_args"] == ({}, {"beta": 0.5})
+    assert found.keys() == {"inner.rule", "inner.rule_args"}
+
+
 def test_a_stop_is_asked_for_once(config: Config) -> None:
     folder = config.run_folder
     assert not stop_requested(folder)
