@@ -20,7 +20,7 @@ RULE_ARGS: dict[str, tuple[str, ...]] = {
 BY_THE_END = {"reptile", "implicit"}
 """Methods that look at the adapted weights alone, and not at the way there."""
 OVER_THE_RATE = {"reptile"}
-"""Those of them that divide by the rate; they learn only what adapts."""
+"""Those of them that divide by the rate; they learn only parameters that adapt."""
 PULLED = {"implicit"}
 """Those of them that pull adaptation toward theta."""
 KEEPS_STATES = {"auto", "checkpointed", "mixed_mode"}
@@ -131,15 +131,16 @@ class InnerConfig(Section):
             f" {', '.join(strange)}": strange,
             f"inner.momentum is {self.momentum} but inner.rule is {self.rule}: momentum belongs to"
             " sgd": self.momentum and self.rule != "sgd",
-            "inner.rule_args: beta, beta1 and beta2 are averages' memories, from 0 to below 1": any(
-                not 0 <= value < 1 for name, value in args.items() if name[:4] == "beta"
-            ),
-            "inner.rule_args: epsilon must be above 0": args.get("epsilon", 1) <= 0,
-            "inner.lr_range: it is for learned rates, and inner.rates is fixed": self.lr_range
+            f"inner.lr_range is {list(self.lr_range or ())} but inner.rates is fixed: it is for"
+            " learned rates; set inner.rates, such as per_parameter": self.lr_range
             and self.rates == "fixed",
             f"inner.lr_range is {list(self.lr_range or ())}; it must ascend": self.lr_range
             and self.lr_range[0] >= self.lr_range[1],
         }
+        for name, value in args.items():
+            least = f"inner.rule_args.{name} is {value}; it must be"
+            problems[f"{least} from 0 to below 1"] = name[:4] == "beta" and not 0 <= value < 1
+            problems[f"{least} above 0"] = name == "epsilon" and value <= 0
         if found := [problem for problem, holds in problems.items() if holds]:
             raise ValueError("; ".join(found))
         return self
@@ -166,9 +167,8 @@ class InnerConfig(Section):
             " (theta - adapted) / lr": method in OVER_THE_RATE and self.lr == 0,
             f"inner.gradient is {method}, which learns from the way to the adapted weights, but"
             " inner.num_steps is 0": method in OVER_THE_RATE and self.num_steps == 0,
-            f"inner.keep_every is {self.keep_every}: it is for checkpointed and mixed_mode": (
-                self.keep_every > 1 and method not in KEEPS_STATES
-            ),
+            f"inner.keep_every is {self.keep_every} but inner.gradient is {method}: it is for"
+            " checkpointed and mixed_mode": self.keep_every > 1 and method not in KEEPS_STATES,
         }
         if found := [problem for problem, holds in problems.items() if holds]:
             raise ValueError("; ".join(found))

@@ -97,7 +97,7 @@ def require_reach(inner: InnerConfig, head: Head, still: Sequence[str], *, learn
     still = [*still, *(["prototypes"] if head.start == "prototypes" else [])]
     if method in OVER_THE_RATE and still:
         raise UserError(
-            f"inner.gradient is {method}, which learns only what adapts, and not"
+            f"inner.gradient is {method}, which learns only parameters that adapt, and not"
             f" {', '.join(still)}",
             remedy="take first_order, which is close to it, or let all adapt",
         )

@@ -37,10 +37,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rule": "adam", "rule_args": {"beta": 0.9}}, "adam has beta1, beta2, epsilon; remove beta"),
     ({"rule": "rmsprop", "learned": ["lr"]}, "learned: rmsprop has beta, epsilon, and not lr"),
     ({"rule": "rmsprop", "momentum": 0.9}, "inner.momentum is 0.9 but inner.rule is rmsprop"),
-    ({"rule": "rmsprop", "rule_args": {"beta": 1.0}}, "memories, from 0 to below 1"),
-    ({"rule": "adam", "rule_args": {"beta2": -0.1}}, "memories, from 0 to below 1"),
-    ({"rule": "adam", "rule_args": {"epsilon": 0}}, "inner.rule_args: epsilon must be above 0"),
-    ({"lr_range": [0.1, 0.2]}, "it is for learned rates, and inner.rates is fixed"),
+    (
+        {"rule": "rmsprop", "rule_args": {"beta": 1.0}},
+        "args.beta is 1.0; it must be from 0 to below 1",
+    ),
+    ({"rule": "adam", "rule_args": {"beta2": -0.1}}, "beta2 is -0.1; it must be from 0 to"),
+    ({"rule": "adam", "rule_args": {"epsilon": 0}}, "rule_args.epsilon is 0.0; it must be above 0"),
+    ({"lr_range": [0.1, 0.2]}, "is [0.1, 0.2] but inner.rates is fixed: it is for learned rates"),
     ({"rates": "shared", "lr_range": [0.2, 0.1]}, "is [0.2, 0.1]; it must ascend"),
     (
         {"gradient": "reptile", "rates": "shared"},
@@ -55,7 +58,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"proximal": 1.0}, "is 1.0 but inner.gradient is auto: it belongs to implicit"),
     ({"gradient": "reptile", "lr": 0}, "inner.lr must be above 0, since the meta-gradient is"),
     ({"gradient": "reptile", "num_steps": 0}, "the adapted weights, but inner.num_steps is 0"),
-    ({"gradient": "unrolled", "keep_every": 2}, "keep_every is 2: it is for checkpointed and"),
+    (
+        {"gradient": "unrolled", "keep_every": 2},
+        "keep_every is 2 but inner.gradient is unrolled: it",
+    ),
     ({"multi_step_loss": {"num_outer_steps": 4}}, "num_stages is 10; it must be at most"),
     ({"support_batch_size": 0}, "support_batch_size"),
 ]
@@ -71,7 +77,7 @@ def test_what_does_not_fit_says_why(keys: dict[str, Any], says: str) -> None:
 def test_all_problems_of_a_kind_are_said_at_once() -> None:
     with pytest.raises(ValidationError) as error:
         InnerConfig(rule="adam", momentum=0.5, rule_args={"epsilon": 0, "beta1": 1})
-    for problem in ("momentum belongs to sgd", "epsilon must be above 0", "below 1"):
+    for problem in ("momentum belongs to sgd", "epsilon is 0.0; it must be above 0", "below 1"):
         assert problem in str(error.value)
 
 

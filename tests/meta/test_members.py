@@ -103,10 +103,10 @@ def test_without_a_query_gradient_there_is_nothing_to_solve() -> None:
 
 
 def test_reptile_learns_only_what_adapts() -> None:
-    with pytest.raises(UserError, match=r"only what adapts, and not a\.weight, a\.bias;"):
+    with pytest.raises(UserError, match=r"only parameters that adapt, and not a\.weight, a\.bias;"):
         learner(Graph, "reptile", frozen=("a",))
     inner = InnerConfig(gradient="reptile")
-    with pytest.raises(UserError, match=r"only what adapts, and not prototypes"):
+    with pytest.raises(UserError, match=r"only parameters that adapt, and not prototypes"):
         MetaLearner(Graph(), inner, head_start="prototypes")
     with pytest.raises(UserError, match=r"reptile, .* helpers_rules:Damped learns"):
         line(rule="helpers_rules:Damped", gradient="reptile")
