@@ -152,7 +152,8 @@ def _prefixes(tensors: Collection[str], wanted: Collection[str]) -> Counter[str]
     for name in tensors:
         places = [0, *(place + 1 for place, char in enumerate(name) if char == ".")]
         found.update(name[:place] for place in places if name[place:] in wanted)
-    return found
+    # of a run of raymaml: `rule.lr.encoder.conv1.conv.weight` is a learned rate
+    return Counter({each: count for each, count in found.items() if each[:5] != "rule."})
 
 
 def _spelled(model: nn.Module, name: str) -> str:

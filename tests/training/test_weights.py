@@ -145,6 +145,14 @@ def test_an_encoder_that_is_there_twice_is_not_guessed() -> None:
     assert "holds the encoder 2 times: online.*, target.*; save one" in refused(twice)
 
 
+def test_learned_rates_of_a_run_are_no_encoder() -> None:
+    own = prefixed("encoder.", state())
+    rates = {f"rule.lr.{name}": torch.full_like(value, 0.1) for name, value in own.items()}
+    after, text = copied(rates | own)
+    assert after["encoder.conv1.conv.weight"].equal(own["encoder.conv1.conv.weight"])
+    assert "left over rule.lr.encoder.conv1.conv.weight" in text
+
+
 def test_running_moments_go_to_the_policy_that_keeps_them() -> None:
     tensors = state()
     tensors["conv1.norm.running_mean"] += 2
