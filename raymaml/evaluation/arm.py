@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 
 from raymaml.common.errors import UserError
+from raymaml.config.inner import InnerConfig
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import AllEpisodes, Config, DataConfig
 from raymaml.data.bank import ImageBank
@@ -39,7 +40,7 @@ from raymaml.evaluation.record_files import (
 from raymaml.evaluation.records import identity_of, record_arrays
 from raymaml.evaluation.results import ArmResult, OtherBank, Protocol, leak_remarks, other_bank
 from raymaml.meta.learner import MetaLearner
-from raymaml.models.source import encoder_source
+from raymaml.models.source import encoder_source, rule_source
 from raymaml.seeding import fold_in
 from raymaml.statistics.confidence_sequence import Stopping
 from raymaml.storage.files import reaching
@@ -50,7 +51,7 @@ from raymaml.training.explain import explained
 from raymaml.training.state import build_learner
 from raymaml.training.weights import start_from_weights, weights_hash
 
-CODE = ("versions", "encoder_source")
+CODE = ("versions", "encoder_source", "rule_source")
 """The keys of an identity that name the code; a report of finished records does not depend on
 them."""
 
@@ -73,15 +74,15 @@ class Shared:
             self._opened[key] = bank, sets["test"]
         return self._opened[key]
 
-    def code(self, model: ModelConfig) -> dict[str, str]:
-        """Return the identity of the code: versions, and the files of an encoder of one's own.
+    def code(self, model: ModelConfig, inner: InnerConfig) -> dict[str, str]:
+        """Return the identity of the code: versions, and the files of one's own encoder and rule.
 
         It is found once a process: a later edit does not change the code that this process runs.
         """
-        key = model.model_dump_json()
+        key = model.model_dump_json() + inner.rule
         if key not in self._codes:
-            source = encoder_source(model)
-            own = {} if source is None else {"encoder_source": source}
+            sources = {"encoder_source": encoder_source(model), "rule_source": rule_source(inner)}
+            own = {name: source for name, source in sources.items() if source is not None}
             self._codes[key] = {"versions": json.dumps(versions(model), sort_keys=True), **own}
         return self._codes[key]
 
@@ -154,7 +155,7 @@ class Arm:
             "bank": self.bank.hash,
             "order": str(ORDER),
             "episodes": json.dumps({"seed": config.episodes.seed, "split": "test", **spec}),
-            **(self.shared.code(config.model) if self.code is None else self.code),
+            **(self.shared.code(config.model, config.inner) if self.code is None else self.code),
         }
 
     @property
@@ -321,3 +322,5 @@ def code_changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[
             yield f"{name} {had.get(name)} (now {version})"
     if before.get("encoder_source") != now.get("encoder_source"):
         yield f"another source of model.encoder {json.loads(now['model'])['encoder']}"
+    if before.get("rule_source") != now.get("rule_source"):
+        yield f"another source of inner.rule {json.loads(now['inner'])['rule']}"

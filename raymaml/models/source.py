@@ -1,4 +1,4 @@
-"""The code of a user's own encoder, as a digest of its files."""
+"""The code of a user's own encoder or inner rule, as a digest of its files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from raymaml.common.errors import UserError
+from raymaml.config.inner import RULE_ARGS, InnerConfig
 from raymaml.config.model import ENCODERS, ModelConfig
 
 _INSTALLED = tuple(
@@ -35,10 +36,21 @@ def encoder_source(model: ModelConfig) -> str | None:
     """
     if model.encoder in ENCODERS or model.library is not None:
         return None
-    digest = hashlib.sha256()
-    for name, path in sorted(source_files(model).items()):
-        digest.update(f"{name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    return _digest(source_files(model))
+
+
+def rule_source(inner: InnerConfig) -> str | None:
+    """Return the SHA-256 of the files of an own inner rule; None for the rules of raymaml.
+
+    Raises:
+        UserError: the rule's module cannot be imported.
+    """
+    return None if inner.rule in RULE_ARGS else _digest(rule_files(inner))
+
+
+def rule_files(inner: InnerConfig) -> dict[str, Path]:
+    """Return the files of an own inner rule, as ``source_files``."""
+    return _files("inner.rule", inner.rule)
 
 
 def source_files(model: ModelConfig) -> dict[str, Path]:
@@ -52,12 +64,24 @@ def source_files(model: ModelConfig) -> dict[str, Path]:
     Raises:
         UserError: the encoder's module cannot be imported.
     """
-    module = model.encoder.partition(":")[0]
+    return _files("model.encoder", model.encoder)
+
+
+def _digest(files: dict[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(f"{name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _files(key: str, place: str) -> dict[str, Path]:
+    """Return the files of ``package.module:Name``, the value of a key."""
+    module = place.partition(":")[0]
     try:
         importlib.import_module(module)
     except Exception as error:  # of any kind, from a user's module
         raise UserError(
-            f"model.encoder: {model.encoder} cannot be imported ({type(error).__name__}: {error})"
+            f"{key}: {place} cannot be imported ({type(error).__name__}: {error})"
         ) from error
     package, found, waiting = module.partition(".")[0], dict[str, Path](), [module]
     while waiting:

@@ -20,7 +20,7 @@ from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.data.bank_format import ImageShape
 from raymaml.data.preprocessing import Preprocessing, preprocessing_of
-from raymaml.models.source import encoder_source
+from raymaml.models.source import encoder_source, rule_source
 from raymaml.storage.files import exists, read_bytes
 from raymaml.storage.place import Place
 
@@ -50,6 +50,8 @@ class Identity:
     """Hash of the training episodes; empty for converted weights, which saw none."""
     encoder_source: str | None
     """Of an encoder of one's own, as this process has imported it."""
+    rule_source: str | None = None
+    """The same of an inner rule of one's own."""
     preprocessing: Preprocessing | None
     """None for converted weights whose moments are unknown."""
     train_classes: tuple[str, ...]
@@ -64,6 +66,7 @@ class Identity:
             "bank_hash": self.bank_hash,
             "train_manifest": self.train_manifest,
             "encoder_source": self.encoder_source,
+            **({} if self.rule_source is None else {"rule_source": self.rule_source}),
             **pictures(self.preprocessing),
             "weights_hash": self.weights_hash,
         }
@@ -90,13 +93,15 @@ def identity_of(
     *,
     weights_hash: str | None = None,
 ) -> Identity:
-    """Return the identity of the run of ``config``, reading the source of its encoder."""
+    """Return the identity of the run of ``config``, reading the source of encoder and
+    rule."""
     return Identity(
         config=config,
         image_shape=image_shape,
         bank_hash=bank_hash,
         train_manifest=train_manifest,
         encoder_source=encoder_source(config.model),
+        rule_source=rule_source(config.inner),
         preprocessing=preprocessing_of(config.data, image_shape, bank),
         train_classes=() if bank is None else bank.class_names("train"),
         weights_hash=weights_hash,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from raymaml.common.errors import UserError, gathered
@@ -10,7 +12,7 @@ from raymaml.config.explain import validated
 from raymaml.config.model import ModelConfig
 from raymaml.config.schema import Config
 from raymaml.data.bank_format import ImageShape
-from raymaml.models.source import source_files
+from raymaml.models.source import rule_files, source_files
 from raymaml.storage.place import Place
 from raymaml.training.checkpoint import (
     CARD,
@@ -46,22 +48,28 @@ def require_same_start(folder: Place, identity: Identity) -> None:
     """Check that the ``run.json`` of a run, if there is one, says what its identity is now.
 
     Raises:
-        UserError: naming everything that differs, or that an encoder of one's own was edited: the
-            weights would be those of neither version.
+        UserError: naming everything that differs, or that an encoder or a rule of one's own was
+            edited: the weights would be those of neither version.
     """
     if (found := read_run_file(folder)) is None:
         return
-    model, before = identity.config.model, found.facts
-    same_encoder = before.get("model.encoder") == model.encoder
-    if same_encoder and before["encoder_source"] not in (None, identity.encoder_source):
-        files = ", ".join(map(str, source_files(model).values()))
-        raise UserError(
-            f"{folder}: the source of model.encoder {model.encoder} was edited after the run was"
-            f" started ({files})",
-            remedy="put it back as it was to go on, or choose another name",
-        )
+    config, before = identity.config, found.facts
+    model, inner = config.model, config.inner
+    own: dict[str, tuple[str, str, Callable[[], dict[str, Path]]]] = {
+        "encoder_source": ("model.encoder", model.encoder, partial(source_files, model)),
+        "rule_source": ("inner.rule", inner.rule, partial(rule_files, inner)),
+    }
+    for source, (key, name, paths) in own.items():
+        had = before.get(source)
+        if before.get(key) == name and had not in (None, getattr(identity, source)):
+            files = ", ".join(map(str, paths().values()))
+            raise UserError(
+                f"{folder}: the source of {key} {name} was edited after the run was started"
+                f" ({files})",
+                remedy="put it back as it was to go on, or choose another name",
+            )
     now = identity.facts()
-    unsaid = {"encoder_source", "image_shape"} | unsaid_on_pictures(before, now)
+    unsaid = {"encoder_source", "rule_source", "image_shape"} | unsaid_on_pictures(before, now)
     require_equal(folder, before, now, _STARTED, _TO_RESUME, remedies=_REMEDIES, ignored=unsaid)
 
 
@@ -110,7 +118,7 @@ def require_of_its_run(path: Place, now: Identity | None = None) -> None:
         UserError: naming everything that differs.
     """
     card, run = read_card(path), read_run_file(path.parent)
-    unsaid = {"train_manifest", "weights_hash"}  # by checkpoints
+    unsaid = {"train_manifest", "weights_hash", "rule_source"}  # by checkpoints
     if now is not None:
         wanted, whose = now.facts(), "the config and its bank say"
     elif run is not None:

@@ -197,6 +197,45 @@ def test_a_training_with_an_edited_encoder_does_not_go_on(
     assert train_locally(longer(run), quiet)
 
 
+RULE = """\
+import raymaml
+
+
+class Rule(raymaml.Rule):
+    def init(self, params):
+        return {{}}
+
+    def update(self, grads, state, params, meta, step):
+        moved = {{n: params[n] - {size} * meta[f"lr.{{n}}"] * grad for n, grad in grads.items()}}
+        return params | moved, state
+"""
+
+
+def test_an_edited_rule_is_judged_again_and_its_training_does_not_go_on(
+    edit: Edit, make_config: Any
+) -> None:
+    edit("own_net", RULE.format(size=1))
+    config = make_config("run", "outer.num_steps=1", "inner.rule='own_net:Rule'")
+    assert train_locally(config, quiet)
+    path, _ = judged(config)
+    before = json.loads(path.read_text())["loss"]["mean"]
+    assert not [line for line in judged(config)[1] if "CPU worker" in line]  # nothing to judge
+
+    edit("own_net", RULE.format(size=50))
+    path, lines = judged(config)
+    assert json.loads(path.read_text())["loss"]["mean"] != before
+    (again,) = [line for line in lines if "model: judged again" in line]
+    assert "since records are of another source of inner.rule own_net:Rule" in again
+    said = r"the source of inner\.rule own_net:Rule was edited after the run was started .*own_net"
+    with pytest.raises(UserError, match=said):
+        train_locally(longer(config), quiet)
+
+    edit("own_net", RULE.format(size=1))  # put back: the first records are there
+    path, lines = judged(config)
+    assert json.loads(path.read_text())["loss"]["mean"] == before
+    assert train_locally(longer(config), quiet)
+
+
 def test_records_of_another_order_of_images_are_others(
     run: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
