@@ -25,7 +25,8 @@ from raymaml.storage.files import replacing
 
 Arm = TypeVar("Arm")
 
-_SIZE = (7.2, 4.05)  # inches; 1152 x 648 pixels
+_WIDTH, _HEIGHT = 7.2, 4.05  # inches; 1152 x 648 pixels
+_ROW = 0.34  # inches that the label of an arm takes
 _DPI = 160
 _INK, _MUTED, _GRID = "#24292f", "#6e7781", "#e4e7eb"
 _MAIN = "#1f6feb"
@@ -69,7 +70,7 @@ def accuracy_by_step(path: Path, arms: Mapping[str, Numbers], chance: float) -> 
     """
     last_step = max(len(arm["accuracy_by_step"]) for arm in arms.values()) - 1
     right = max(last_step, 1)
-    figure, axes = _figure("Accuracy by inner step", "inner steps", "mean accuracy")
+    figure, axes = _figure("Accuracy by inner step", "inner steps", "mean accuracy", arms=len(arms))
     axes.axhline(chance, color=_MUTED, linewidth=1, zorder=1)
     labels = [(chance, f"chance  {chance:.1%}", _MUTED)]
     for (name, arm), color in _colored(arms):
@@ -91,7 +92,7 @@ def accuracy_by_step(path: Path, arms: Mapping[str, Numbers], chance: float) -> 
 def mean_accuracies(path: Path, arms: Mapping[str, Numbers]) -> None:
     """Draw the mean of each arm with its intervals over episodes (thick) and for new classes."""
     legend = "thick: 95% interval over episodes; thin: for new classes"
-    figure, axes = _figure("Mean accuracy of the arms", legend, x_format=_PERCENT)
+    figure, axes = _figure("Mean accuracy of the arms", legend, x_format=_PERCENT, arms=len(arms))
     ends = []
     for place, ((name, arm), color) in enumerate(_colored(arms)):
         accuracy, mean = arm["accuracy"], arm["accuracy"]["mean"]
@@ -114,7 +115,7 @@ def mean_accuracies(path: Path, arms: Mapping[str, Numbers]) -> None:
 def running_mean(path: Path, arms: Mapping[str, NDArray[np.float64]]) -> None:
     """Draw the mean of the first n accuracies [E] of each arm with its interval, over n."""
     title = "Mean accuracy over the first episodes"
-    figure, axes = _figure(title, "episodes", "mean accuracy", x_format=_COUNT)
+    figure, axes = _figure(title, "episodes", "mean accuracy", x_format=_COUNT, arms=len(arms))
     labels, shown = [], []
     for (name, accuracy), color in _colored(arms):
         # A few hundred points look like all of them.
@@ -242,10 +243,17 @@ def round_ticks(low: float, high: float, *, integer: bool = False) -> list[float
 
 
 def _figure(
-    title: str, x: str, y: str = "", x_format: FuncFormatter | StrMethodFormatter | None = None
+    title: str,
+    x: str,
+    y: str = "",
+    x_format: FuncFormatter | StrMethodFormatter | None = None,
+    *,
+    arms: int = 1,
 ) -> tuple[Figure, Axes]:
-    """Return an empty figure; ``x`` and ``y`` name its axes, of which ``y`` is in per cent."""
-    figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white", layout="constrained")
+    """Return an empty figure; ``x`` and ``y`` name its axes, of which ``y`` is in per cent. It is
+    high enough for the labels of the ``arms``."""
+    size = (_WIDTH, max(_HEIGHT, 1 + _ROW * arms))
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor="white")
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK, pad=12)
