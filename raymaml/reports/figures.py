@@ -141,7 +141,7 @@ def running_mean(path: Path, arms: Mapping[str, NDArray[np.float64]]) -> None:
 def accuracy_by_confidence(path: Path, arms: Mapping[str, Numbers]) -> None:
     """Draw the accuracy of queries against their confidence; on the diagonal both agree."""
     title, x_label = "Accuracy by confidence", "confidence (largest probability)"
-    figure, axes = _figure(title, x_label, "accuracy", x_format=_PERCENT)
+    figure, axes = _figure(title, x_label, "accuracy", x_format=_PERCENT, arms=len(arms))
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle="--")
     labels = []
     for (name, arm), color in _colored(arms):
@@ -297,6 +297,8 @@ def _write(
 def _label_right(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Write each (height, text, colour) beside the right edge, none over another."""
     low, high = axes.get_ylim()
-    placed = spread_labels([height for height, _, _ in labels], (high - low) * 0.06, low, high)
+    inches = axes.get_window_extent().height / _DPI  # before the layout, which leaves fewer
+    gap = (high - low) * 0.19 / inches
+    placed = spread_labels([height for height, _, _ in labels], gap, low, high)
     for (_, text, color), height in zip(labels, placed, strict=True):
         _write(axes, text, (1, height), (10, 0), color, va="center", xycoords=_RIGHT_EDGE)

@@ -86,7 +86,7 @@ def covering_array() -> Iterator[dict[str, Any]]:
     """Yield cases until every pair has occurred, each built around a pair that has not."""
     missing, chance = all_pairs(), random.Random(0)
     while missing:
-        case = dict(next(iter(missing)))
+        case = dict(sorted(next(iter(missing)), key=lambda chosen: list(CHOICES).index(chosen[0])))
         for key in [key for key in CHOICES if key not in case]:
             values = chance.sample(CHOICES[key], len(CHOICES[key]))
             case[key] = max(values, key=lambda value, k=key, c=case: gain(k, value, c, missing))

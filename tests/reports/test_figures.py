@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from raymaml.reports import figures
 from raymaml.reports.figures import bar_edges, round_ticks, spread_labels
 
 
@@ -43,3 +47,22 @@ def test_ticks_are_round_and_inside() -> None:
     assert round_ticks(0, 1, integer=True) == [0, 1]
     assert round_ticks(0, 5, integer=True) == [0, 1, 2, 3, 4, 5]
     assert round_ticks(0, 0, integer=True) == [0]  # arms without inner steps
+
+
+def test_many_arms_with_long_names_fit(tmp_path: Path) -> None:
+    """Matplotlib warns, which is an error here, where labels leave no room; 40 rows are 14.6 in."""
+    number = {"mean": 0.3, "interval95": (0.2, 0.4), "ci95": 0.1}
+    calibration = {"confidence": [0.1, 0.9], "accuracy": [0.2, 0.3], "error": 0.1}
+    arm = {
+        "accuracy": {**number, "new_classes": number},
+        "accuracy_by_step": [number, number],
+        "calibration": calibration,
+    }
+    arms = {f"a-member-with-a-long-name-seed{seed}": arm for seed in range(40)}
+    figures.accuracy_by_step(tmp_path / "steps.png", arms, 0.2)
+    figures.mean_accuracies(tmp_path / "means.png", arms)
+    figures.accuracy_by_confidence(tmp_path / "confidence.png", arms)
+    figures.running_mean(tmp_path / "running.png", dict.fromkeys(arms, np.array([0.2, 0.4])))
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.size == (1152, round(160 * 14.6))
