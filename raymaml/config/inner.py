@@ -17,6 +17,8 @@ RULE_ARGS: dict[str, tuple[str, ...]] = {
     "alfa": ("decay",),
 }
 """The rules of raymaml, and the names of their numbers; a test compares them with the rules."""
+LEARNS = {"alfa"}
+"""Rules with tensors that the outer loop learns in any case."""
 BY_THE_END = {"reptile", "implicit"}
 """Methods that look at the adapted weights alone, and not at the way there."""
 OVER_THE_RATE = {"reptile"}
@@ -102,6 +104,11 @@ class InnerConfig(Section):
     cg_steps: Annotated[Steps, Field(ge=1)] = 5
     """implicit: maximum number of conjugate gradient steps."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether the outer loop learns rates, numbers or tensors of the rule."""
+        return self.rates != "fixed" or bool(self.learned) or self.rule in LEARNS
+
     def of_records(self) -> str:
         """Return the keys as JSON that decide a record of evaluation; a later key that has its
         default is left out, so that records of before it keep their name."""
@@ -149,11 +156,10 @@ class InnerConfig(Section):
     def _method_fits(self) -> InnerConfig:
         method = self.gradient
         by_end = f"inner.gradient is {method}, which looks at the adapted weights alone"
-        learns = self.rates != "fixed" or self.learned or self.rule == "alfa"
         ends = method in BY_THE_END
         problems: dict[str, object] = {
             f"{by_end}, so that no rate or number of the rule can be learned: set inner.rates:"
-            " fixed, and no inner.learned, or take another method": ends and learns,
+            " fixed, and no inner.learned, or take another method": ends and self.learns,
             f"{by_end}: inner.multi_step_loss needs a method that follows every step": ends
             and self.multi_step_loss,
             f"{by_end}: inner.clip_between has nothing to clip": ends and self.clip_between,
@@ -163,6 +169,8 @@ class InnerConfig(Section):
             ),
             f"inner.proximal is {self.proximal} but inner.gradient is {method}: it belongs to"
             " implicit": self.proximal is not None and method not in PULLED,
+            f"inner.cg_steps is {self.cg_steps} but inner.gradient is {method}: it belongs to"
+            " implicit": self.cg_steps != 5 and method not in PULLED,
             "inner.gradient is reptile: inner.lr must be above 0, since the meta-gradient is"
             " (theta - adapted) / lr": method in OVER_THE_RATE and self.lr == 0,
             f"inner.gradient is {method}, which learns from the way to the adapted weights, but"

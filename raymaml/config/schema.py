@@ -23,7 +23,7 @@ from raymaml.config.base import (
     Section,
 )
 from raymaml.config.data_sources import Source
-from raymaml.config.inner import InnerConfig, InnerOverride
+from raymaml.config.inner import RULE_ARGS, InnerConfig, InnerOverride
 from raymaml.config.model import PRETRAIN, ModelConfig, OuterConfig
 from raymaml.config.pretrain import PretrainConfig
 from raymaml.storage.place import Place, is_in
@@ -340,6 +340,12 @@ class Config(Section):
             raise ValueError(
                 f"evaluation.inner.lr, evaluation.inner.head_lr: inner.rates is {self.inner.rates},"
                 " and evaluation takes the learned rates; leave them out"
+            )
+        own_rule = self.inner.rule not in RULE_ARGS  # which may have tensors to learn
+        if self.outer.rule_lr is not None and not (self.inner.learns or own_rule):
+            raise ValueError(
+                f"outer.rule_lr is {self.outer.rule_lr} but the rule learns nothing: set"
+                " inner.rates or inner.learned, or leave it out"
             )
         return self
 

@@ -94,7 +94,8 @@ def require_reach(inner: InnerConfig, head: Head, still: Sequence[str], *, learn
         UserError: it does not.
     """
     method = inner.gradient
-    still = [*still, *(["prototypes"] if head.start == "prototypes" else [])]
+    modules = dict.fromkeys(name.rpartition(".")[0] or name for name in still)
+    still = [*modules, *(["prototypes"] if head.start == "prototypes" else [])]
     if method in OVER_THE_RATE and still:
         raise UserError(
             f"inner.gradient is {method}, which learns only parameters that adapt, and not"

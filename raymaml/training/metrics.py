@@ -94,8 +94,8 @@ class RunMetrics:
     def training(self, step: int, means: Mapping[str, float]) -> None:
         """Write the means over the episodes of an outer step, and the rate.
 
-        They are ``query_loss``, a cross-entropy; ``query_accuracy``, 0..1; and ``grad_norm``, the
-        Euclidean norm of the meta-gradient before clipping.
+        They are ``query_loss``, a cross-entropy; ``query_accuracy``, 0..1; ``grad_norm``, the
+        Euclidean norm of the meta-gradient before clipping; and the metrics of its method.
         """
         now = time.perf_counter()
         steps_per_second = (step - self._clock[0]) / (now - self._clock[1])
@@ -222,8 +222,18 @@ def progress_line(row: dict[str, Any], num_steps: int) -> str:
     unit = "images" if "images_per_second" in row else "episodes"
     return (
         f"{step}  loss {row['query_loss']:.4f}  accuracy {100 * row['query_accuracy']:.2f}%"
-        f"  {row[f'{unit}_per_second']:.1f} {unit}/s  {duration(row['seconds_left'])} left"
+        f"{_solved(row)}  {row[f'{unit}_per_second']:.1f} {unit}/s"
+        f"  {duration(row['seconds_left'])} left"
     )
+
+
+def _solved(row: Mapping[str, Any]) -> str:
+    """Return how far the linear systems of implicit MAML are solved; empty without them."""
+    if "cg_residual" not in row:
+        return ""
+    indefinite = row["cg_curvature"] <= 0
+    advice = f"  curvature {row['cg_curvature']:.2g}: raise inner.proximal" if indefinite else ""
+    return f"  residual {row['cg_residual']:.2g}{advice}"
 
 
 def duration(seconds: float) -> str:

@@ -56,6 +56,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**IMPLICIT, "first_order_steps": 1}, "inner.first_order_steps must be 0"),
     ({"gradient": "implicit"}, "implicit, which needs inner.proximal: set it, such as 2.0"),
     ({"proximal": 1.0}, "is 1.0 but inner.gradient is auto: it belongs to implicit"),
+    ({"cg_steps": 9}, "inner.cg_steps is 9 but inner.gradient is auto: it belongs to implicit"),
     ({"gradient": "reptile", "lr": 0}, "inner.lr must be above 0, since the meta-gradient is"),
     ({"gradient": "reptile", "num_steps": 0}, "the adapted weights, but inner.num_steps is 0"),
     (
@@ -130,3 +131,12 @@ def test_the_config_names_the_numbers_of_each_rule() -> None:
     numbers = {name: tuple(rule.numbers) for name, rule in RULES.items()}
     assert numbers.pop("sgd") == ("momentum",)  # which has a key of its own, inner.momentum
     assert numbers | {"sgd": ()} == RULE_ARGS
+
+
+def test_a_rate_for_a_rule_that_learns_nothing_is_refused() -> None:
+    outer = {"num_steps": 1, "rule_lr": 0.01}
+    with pytest.raises(ValidationError, match=r"rule_lr is 0\.01 but the rule learns nothing"):
+        make(outer=outer)
+    for inner in ({"rates": "shared"}, {"learned": ["momentum"]}, {"rule": "alfa"}):
+        assert make(outer=outer, inner=inner).outer.rule_rate == pytest.approx(10)
+    assert make(outer=outer, inner={"rule": "my_rules:Own"}).outer.rule_lr == 0.01

@@ -99,6 +99,14 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+def test_a_progress_line_says_how_far_implicit_gradients_are_solved() -> None:
+    row = {"step": 50, "query_loss": 1.5, "query_accuracy": 0.3, "episodes_per_second": 9.0}
+    row |= {"seconds_left": 60.0, "cg_residual": 0.0321, "cg_curvature": 0.7}
+    assert "30.00%  residual 0.032  9.0 episodes/s" in progress_line(row, 1000)
+    advice = "residual 0.032  curvature -0.2: raise inner.proximal  9.0"
+    assert advice in progress_line(row | {"cg_curvature": -0.2}, 1000)
+
+
 def test_a_progress_line_says_rate_and_time_left() -> None:
     for seconds, text in {0: "0m00s", 59.6: "1m00s", 61: "1m01s", 3_660: "1h01m"}.items():
         assert duration(seconds) == text
