@@ -164,7 +164,7 @@ class InnerConfig(Section):
             and self.multi_step_loss,
             f"{by_end}: inner.clip_between has nothing to clip": ends and self.clip_between,
             f"{by_end}: inner.first_order_steps must be 0": ends and self.first_order_steps,
-            f"inner.gradient is {method}, which needs inner.proximal: set it, such as 2.0": (
+            f"inner.gradient is {method}, which needs inner.proximal: set it, such as 10.0": (
                 method in PULLED and self.proximal is None
             ),
             f"inner.proximal is {self.proximal} but inner.gradient is {method}: it belongs to"

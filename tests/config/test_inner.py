@@ -54,7 +54,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**IMPLICIT, "multi_step_loss": MULTI_STEP}, "multi_step_loss needs a method that follows"),
     ({"gradient": "reptile", "clip_between": 1.0}, "inner.clip_between has nothing to clip"),
     ({**IMPLICIT, "first_order_steps": 1}, "inner.first_order_steps must be 0"),
-    ({"gradient": "implicit"}, "implicit, which needs inner.proximal: set it, such as 2.0"),
+    ({"gradient": "implicit"}, "implicit, which needs inner.proximal: set it, such as 10.0"),
     ({"proximal": 1.0}, "is 1.0 but inner.gradient is auto: it belongs to implicit"),
     ({"cg_steps": 9}, "inner.cg_steps is 9 but inner.gradient is auto: it belongs to implicit"),
     ({"gradient": "reptile", "lr": 0}, "inner.lr must be above 0, since the meta-gradient is"),
