@@ -79,7 +79,7 @@ def run(*arguments: object) -> list[str]:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_config_opens_with_its_claim_and_its_command(name: str) -> None:
-    assert (len(SHIPPED), len(STUDIES), len(SWEEPS)) == (31, 7, 1)
+    assert (len(SHIPPED), len(STUDIES), len(SWEEPS)) == (31, 8, 1)
     lines = (CONFIGS / name).read_text("utf-8").splitlines()
     head = list(takewhile(lambda line: line.startswith("#"), lines))
     config = load_config(CONFIGS / name)

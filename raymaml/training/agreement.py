@@ -120,7 +120,7 @@ def _require_repeated(found: Tensor, again: Tensor, tolerance: float) -> None:
 def _exact(twin: MetaLearner, episode: Episode, found: Tensor) -> Tensor:
     """Return the gradient by ``unrolled``, or ``found`` where there is nothing to compare."""
     method = twin.inner.gradient
-    if method in EXACT and _has_single_derivatives(twin, episode):
+    if method in EXACT | {"unrolled"} and _has_single_derivatives(twin, episode):
         if method != "mixed_mode":
             raise UserError(
                 "inner.gradient: an operation of the model or of the loss is once_differentiable,"
