@@ -27,6 +27,11 @@ BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
 """Hooks and flags of every module: a pass leaves them alone, since to copy them takes long."""
 
 
+def row_of_step(rows: Tensor, step: int) -> int:
+    """Return the row, of T, that belongs to an inner step; further steps take the last."""
+    return min(step, len(rows) - 1)
+
+
 def tracking_norms(model: nn.Module) -> list[str]:
     """Return the names of the layers that keep moments and behave alike in all passes."""
     return [

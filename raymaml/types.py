@@ -103,6 +103,11 @@ class Fast:
     steps: int = 0
     """Inner steps taken so far."""
 
+    @property
+    def last_step(self) -> int:
+        """The inner step before this state; 0 before any."""
+        return max(self.steps - 1, 0)
+
     def detached(self) -> Fast:
         """Return fresh leaves of the same values."""
         state = {kind: leaves(values) for kind, values in self.state.items()}

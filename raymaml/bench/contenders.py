@@ -213,12 +213,7 @@ def why_not(library: str, config: Config, model: nn.Module) -> str | None:
         if frozen_params("inner.frozen", model, inner.frozen):
             lacks.append("parameters that do not adapt")
         lacks += [f"inner.{option}" for option in _CANNOT[library] if getattr(inner, option)]
-        own = InnerConfig.model_fields.items()
-        lacks += [
-            f"inner.{n}"
-            for n, f in own
-            if n not in _KNOWN and getattr(inner, n) != f.get_default(call_default_factory=True)
-        ]
+        lacks += [f"inner.{option}" for option in inner.changed if option not in _KNOWN]
     return f"does without {', '.join(dict.fromkeys(lacks))}" if lacks else None
 
 

@@ -83,7 +83,7 @@ def export(adaptation: Adaptation, classes: NDArray[Any], place: Place) -> None:
 
 def _adapted_model(adaptation: Adaptation) -> nn.Module:
     """Return a copy of the model that holds adapted weights and moments, ready for queries."""
-    fast, steps = adaptation.fast, adaptation.trained.learner.test_inner.num_steps
+    fast = adaptation.fast
     model = copy.deepcopy(adaptation.trained.learner.model).cpu().eval()
     params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     new = {
@@ -98,7 +98,7 @@ def _adapted_model(adaptation: Adaptation) -> nn.Module:
         if isinstance(module, OwnRules):
             module.rules = "torch"
         if isinstance(module, PassAware):
-            module.current_pass, module.inner_step = "query", max(steps - 1, 0)
+            module.current_pass, module.inner_step = "query", fast.last_step
     return model
 
 

@@ -109,14 +109,18 @@ class InnerConfig(Section):
         """Whether the outer loop learns rates, numbers or tensors of the rule."""
         return self.rates != "fixed" or bool(self.learned) or self.rule in LEARNS
 
+    @property
+    def changed(self) -> list[str]:
+        """The names of the keys that do not have their default."""
+        fields = type(self).model_fields.items()
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in fields}
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
+
     def of_records(self) -> str:
         """Return the keys as JSON that decide a record of evaluation; a later key that has its
         default is left out, so that records of before it keep their name."""
         first = {"num_steps", "lr", "head_lr", "momentum", "weight_decay", "frozen", "gradient"}
-        later = set(type(self).model_fields) - first
-        plain = type(self)()
-        same = {name for name in later if getattr(self, name) == getattr(plain, name)}
-        return self.model_dump_json(exclude=same)
+        return self.model_dump_json(include=first | {*self.changed})
 
     @model_validator(mode="after")
     def _rule_fits(self) -> InnerConfig:
@@ -170,7 +174,7 @@ class InnerConfig(Section):
             f"inner.proximal is {self.proximal} but inner.gradient is {method}: it belongs to"
             " implicit": self.proximal is not None and method not in PULLED,
             f"inner.cg_steps is {self.cg_steps} but inner.gradient is {method}: it belongs to"
-            " implicit": self.cg_steps != 5 and method not in PULLED,
+            " implicit": "cg_steps" in self.changed and method not in PULLED,
             "inner.gradient is reptile: inner.lr must be above 0, since the meta-gradient is"
             " (theta - adapted) / lr": method in OVER_THE_RATE and self.lr == 0,
             f"inner.gradient is {method}, which learns from the way to the adapted weights, but"

@@ -79,9 +79,7 @@ def mixed_mode(adaptation: Adaptation) -> EpisodeGradient:
             name: adjoint.lam[name] + adaptation.inner.weight_decay * value + products[name]
             for name, value in mu.items()
         }
-        gained = {name: products[name] for name in adaptation.frozen if name in products}
-        gathered = {n: v + gained[n] if n in gained else v for n, v in adjoint.gathered.items()}
-        return replace(adjoint, lam=lam, gathered=gathered)
+        return replace(adjoint, lam=lam, gathered=_added(adjoint.gathered, products))
 
     make_forward_mode_ready()
     return _swept(adaptation, step_back)
@@ -125,7 +123,8 @@ def _swept(
         if weight := adaptation.weights[taken.before.steps]:
             with drawing_as(taken.draws):
                 more, judged, grads = query_gradient(adaptation, taken.before)
-            adjoint = _plus(adjoint, grads)
+            lam, gathered = (_added(part, grads) for part in (adjoint.lam, adjoint.gathered))
+            adjoint = replace(adjoint, lam=lam, gathered=gathered)
             loss, terms = loss + more, [*terms, (weight, judged)]
     return EpisodeGradient(
         loss=loss,
@@ -136,10 +135,9 @@ def _swept(
     )
 
 
-def _plus(adjoint: Adjoint, grads: Params) -> Adjoint:
-    lam = {name: value + grads[name] for name, value in adjoint.lam.items()}
-    both = {name: v + grads[name] if name in grads else v for name, v in adjoint.gathered.items()}
-    return replace(adjoint, lam=lam, gathered=both)
+def _added(total: Params, more: Params) -> Params:
+    """Return ``total`` with the derivatives of ``more`` that it has a place for."""
+    return {name: v + more[name] if name in more else v for name, v in total.items()}
 
 
 def _through_update(
@@ -169,8 +167,8 @@ def _pulled_back(
         )
     )
     lam, *nu, gained, mu = ({name: next(found) for name in part} for part in inputs)
-    gathered = {n: v + gained[n] if n in gained else v for n, v in adjoint.gathered.items()}
-    return Adjoint(lam=lam, nu=dict(zip(kinds, nu, strict=True)), gathered=gathered), mu
+    gathered, states = _added(adjoint.gathered, gained), dict(zip(kinds, nu, strict=True))
+    return Adjoint(lam=lam, nu=states, gathered=gathered), mu
 
 
 def _forward(

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from raymaml.meta.gradients import EpisodeGradient, query_gradient
 from raymaml.meta.inner_loop import Adaptation, unroll
-from raymaml.passes.derivatives import gradient_along, make_forward_mode_ready
+from raymaml.passes.derivatives import (
+    gradient_along,
+    inner_product,
+    make_forward_mode_ready,
+    spread,
+)
 from raymaml.types import Params
 
 
@@ -94,15 +99,9 @@ def _solved(
 
 
 def _dot(a: Params, b: Params, first: int) -> Tensor:
-    parts = [
-        (value * b[name]).reshape(*value.shape[:first], -1).sum(-1) for name, value in a.items()
-    ]
-    return torch.stack(parts).sum(0) if parts else torch.zeros(())
+    return inner_product(a.values(), (b[name] for name in a), first) if a else torch.zeros(())
 
 
 def _plus(a: Params, size: Tensor, b: Params) -> Params:
     """Return a + size b, with a size for each episode."""
-    return {
-        name: value + size.view(*size.shape, *[1] * (value.dim() - size.dim())) * b[name]
-        for name, value in a.items()
-    }
+    return {name: value + spread(size, value) * b[name] for name, value in a.items()}

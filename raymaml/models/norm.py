@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raymaml.layers import PassAware
+from raymaml.layers import PassAware, row_of_step
 from raymaml.models.closed_rules.batch_norm import batch_norm
 from raymaml.models.closed_rules.duals import max_pool
 
@@ -51,10 +51,7 @@ class ScaledNorm2d(PassAware):
 
     def _of_step(self, value: Tensor) -> Tensor:
         """Return the row of the inner step, of later ones the last; [C] is every step's."""
-        return value[self._row_of(value)] if value.dim() > 1 else value
-
-    def _row_of(self, value: Tensor) -> int:
-        return min(self.inner_step, len(value) - 1)
+        return value[row_of_step(value, self.inner_step)] if value.dim() > 1 else value
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift of the inner step, [C]."""
@@ -65,7 +62,7 @@ class ScaledNorm2d(PassAware):
         """Replace moments of the inner step by new ones, [C]."""
         for name, new in moments.items():
             old = getattr(self, name)
-            at = self._row_of(old) if old.dim() > 1 else None
+            at = row_of_step(old, self.inner_step) if old.dim() > 1 else None
             setattr(
                 self, name, new if at is None else torch.cat([old[:at], new[None], old[at + 1 :]])
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -62,9 +63,17 @@ class ClippedBack(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the derivatives, of each episode (axis E) by its own norm."""
-        squares = [g.square().reshape(*g.shape[: ctx.first], -1).sum(-1) for g in grads]
-        norm = torch.stack(squares).sum(0).sqrt()
+        norm = inner_product(grads, grads, ctx.first).sqrt()
         scale = ctx.limit / norm.clamp(min=ctx.limit)
-        shapes = [(*scale.shape, *[1] * (grad.dim() - ctx.first)) for grad in grads]
-        scaled = [grad * scale.view(shape) for grad, shape in zip(grads, shapes, strict=True)]
-        return None, None, *scaled
+        return None, None, *(grad * spread(scale, grad) for grad in grads)
+
+
+def inner_product(a: Iterable[Tensor], b: Iterable[Tensor], first: int) -> Tensor:
+    """Return the inner product over the entries of all tensors: [], or [E] for ``first`` = 1."""
+    products = [one * other for one, other in zip(a, b, strict=True)]
+    return torch.stack([each.reshape(*each.shape[:first], -1).sum(-1) for each in products]).sum(0)
+
+
+def spread(numbers: Tensor, like: Tensor) -> Tensor:
+    """Return numbers, [] or [E], in a shape that broadcasts over ``like``, [...] or [E, ...]."""
+    return numbers.view(*numbers.shape, *[1] * (like.dim() - numbers.dim()))

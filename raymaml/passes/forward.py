@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -119,13 +120,13 @@ class Passes:
         support set ``x`` if a norm reads one."""
         if not any(layer.reads_context for layer in self._layers):
             return fast
-        row = max(fast.steps - 1, 0)
+        row = fast.last_step
         _, buffers = self._run("context", row, fast.params, fast.buffers, x, labelled=labelled)
         return replace(fast, buffers=buffers)
 
     def query(self, fast: Fast, x: Tensor, labelled: bool = True) -> Tensor:
         """Return the query logits at all weights, with moments that are ready."""
-        row = max(fast.steps - 1, 0)
+        row = fast.last_step
         return self._run("query", row, fast.params, fast.buffers, x, labelled=labelled)[0]
 
     @torch.no_grad()
@@ -202,15 +203,22 @@ class Passes:
 
 def _entering(model: nn.Module, head: str, x: Tensor) -> Tensor:
     """Run the model, and return the features that enter its head."""
+    with entering(model, head) as captured:
+        model(x)
+    return captured[-1]
+
+
+@contextmanager
+def entering(model: nn.Module, head: str) -> Iterator[list[Tensor]]:
+    """Give a list to which each pass in the block adds the features that enter the head."""
     captured: list[Tensor] = []
     hook = model.get_submodule(head).register_forward_pre_hook(
         lambda _head, inputs: captured.append(inputs[0])
     )
     try:
-        model(x)
+        yield captured
     finally:
         hook.remove()
-    return captured[-1]
 
 
 def _labelled(episode: Episode | EpisodeBatch) -> bool:

@@ -250,8 +250,8 @@ def _figure(
     *,
     arms: int = 1,
 ) -> tuple[Figure, Axes]:
-    """Return an empty figure; ``x`` and ``y`` name its axes, of which ``y`` is in per cent. It is
-    high enough for the labels of the ``arms``."""
+    """Return an empty figure; ``x`` and ``y`` name its axes, and ``y`` is in per cent. It is high
+    enough for the labels of the ``arms``."""
     size = (_WIDTH, max(_HEIGHT, 1 + _ROW * arms))
     figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from raymaml.meta.learner import MetaLearner
 from raymaml.passes.calls import alone
 from raymaml.passes.fitting import Head
+from raymaml.passes.forward import entering
 from raymaml.types import Episode, EpisodeBatch
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,18 +36,11 @@ def features(learner: MetaLearner) -> Embed:
     still = copy.copy(learner)  # of the same model
     still.head = Head(learner.head.name, "zero")  # whose rows fit any labels; it is not asked
     still.test_inner = learner.test_inner.model_copy(update={"num_steps": 0})
-    captured: list[Tensor] = []
 
     def passed(images: Tensor, support_x: Tensor, support_y: Tensor) -> Tensor:
-        head = learner.model.get_submodule(learner.head.name)
-        hook = head.register_forward_pre_hook(lambda _head, inputs: captured.append(inputs[0]))
-        try:
+        with entering(learner.model, learner.head.name) as captured:
             still(support_x, support_y, images)
-        finally:
-            hook.remove()
-        last = captured[-1]
-        captured.clear()
-        return last.detach().float()
+        return captured[-1].detach().float()
 
     @alone()
     def embed(support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, Tensor]:

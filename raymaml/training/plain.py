@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from raymaml.meta.gradients import EpisodeGradient
+from raymaml.meta.gradients import EpisodeGradient, differentiated
 from raymaml.meta.learner import MetaLearner
 from raymaml.passes.calls import alone
 from raymaml.passes.forward import Passes
@@ -30,14 +30,11 @@ def plain_gradients(
         params = leaves(learner.params)
         logits, after = passes.support_logits(params, buffers, laid.query_x)
         loss = F.cross_entropy(logits, laid.query_y)
-        found = torch.autograd.grad(
-            loss, list(params.values()), allow_unused=True, materialize_grads=True
-        )
         results.append(
             EpisodeGradient(
                 loss=loss.detach(),
                 logits=logits.detach(),
-                grads=dict(zip(params, found, strict=True)),
+                grads=differentiated(loss, params),
                 buffers=running_moments(model, after),
             )
         )

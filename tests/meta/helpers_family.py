@@ -26,7 +26,7 @@ FAMILY = {
     *("maml", "fomaml", "anil", "boil", "meta-sgd", "metasgd", "maml++", "reptile"),
     *("implicit", "imaml", "official"),
 }
-"""Words of ``method``, one of which at least names the method."""
+"""Words of ``method``; at least one of them names the method."""
 EXACT = ("unrolled", "checkpointed", "mixed_mode")
 RULES = {"rmsprop": ("beta", "epsilon"), "adam": ("beta1", "beta2", "epsilon"), "sgd": ()}
 """Inner rules and their numbers."""

@@ -19,7 +19,7 @@ from raymaml.types import EpisodeBatch
 CASE = SHARED / "family/official-miniimagenet"
 CONFIG = Path(__file__).resolve().parents[2] / "configs/mini-imagenet/official-5way-1shot.yaml"
 TIMES = 5 * 15 / 1
-"""Their loss of the queries is so many times our mean: N Q / K."""
+"""Factor of their query loss over our mean: N Q / K."""
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", "checkpointed", "mixed_mode"])

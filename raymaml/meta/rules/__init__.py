@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raymaml.common.errors import UserError
 from raymaml.config.inner import InnerConfig
+from raymaml.layers import row_of_step
 from raymaml.meta.rules.adam import Adam
 from raymaml.meta.rules.alfa import ALFA
 from raymaml.meta.rules.rmsprop import RMSProp
@@ -116,6 +117,6 @@ def numbers_at(
     for name in params:
         rate = learned.get(_key(name, inner, head))
         if rate is not None and inner.rates == "per_tensor_per_step":
-            rate = rate[min(step, len(rate) - 1)]
+            rate = rate[row_of_step(rate, step)]
         rates[f"lr.{name}"] = learning_rate(name, inner, head) if rate is None else rate
     return {**rule.fixed, **learned, **rates}

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
+from raymaml.layers import row_of_step
 from raymaml.meta.rules.rule import Meta, Rule
 from raymaml.types import Params, State
 
@@ -49,7 +50,7 @@ class ALFA(Rule):
         moved, numbers = dict(params), {name: number for number, name in enumerate(params)}
         for name, grad in grads.items():
             decays, number = meta[f"decay.{name}"], numbers[name]
-            decay = decays[min(step, len(decays) - 1)]
+            decay = decays[row_of_step(decays, step)]
             kept = (1 - b[number] * decay) * params[name]
             moved[name] = kept - a[number] * meta[f"lr.{name}"] * grad
         return moved, state
