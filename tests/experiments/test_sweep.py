@@ -201,7 +201,7 @@ def test_the_best_checkpoint_can_be_judged_and_an_older_export_is_kept(make_swee
     sweep = make_sweep(ALL.replace("num_trials: 3", "num_trials: 1"), "run", *there)
     run(sweep)
     config = load_config(sweep.folder / "best" / "config.yaml")
-    assert plan_test(config, torch.device("cpu")).arms[0].checkpoint is not None
+    assert plan_test(config, torch.device("cpu")).arms[0].checkpoints != ()
     write_text(sweep.folder / "best" / "test" / "of-the-user", "")
     found = run(make_sweep(ALL.replace("num_trials: 3", "num_trials: 6"), "run", *there))
     best = found["best"]
