@@ -24,6 +24,7 @@ def demo() -> None:
 @click.option("--waves", type=click.Choice(WAVES), default="finn", help="li: frequency 0.8 to 1.2.")
 @click.option("--shots", type=_AT_LEAST_ONE, default=5, help="Points of a wave to adapt to.")
 @click.option("--inner-steps", type=_AT_LEAST_ONE, default=1, help="Steps of adaptation.")
+@click.option("--layers", type=_AT_LEAST_ONE, default=2, help="Hidden layers of 40 numbers.")
 @click.option("--steps", type=_AT_LEAST_ONE, default=6_000, help="Outer steps of 25 waves.")
 @click.option("--lr", type=_ABOVE_ZERO, default=5e-3, help="Outer rate.")
 @click.option("--rule-lr", type=_ABOVE_ZERO, default=1e-3, help="Outer rate of inner rates.")

@@ -6,6 +6,7 @@ network and loss are those of Finn et al. 2017, section 5.1.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ published, 5 shots, waves as --waves li:
   0.90 +- 0.16  Meta-SGD, 1 step: Li et al. 2017, arXiv 1707.09835, section 4.1
   0.93 +- 0.02  MAML, and
   0.34 +- 0.01  MAML++, 3 steps, network 1-40-40-40-1: PaddlePaddle/PARL, benchmark/torch/maml++"""
+WIDTH = 40
+"""Numbers in each hidden layer."""
 META_BATCH, QUERIES = 25, 50
 """Waves in an outer step, and their points that the outer loss is of."""
 MAX_NORM = 10.0
@@ -50,6 +53,8 @@ class Demo:
     waves: str = "finn"
     shots: int = 5
     inner_steps: int = 1
+    layers: int = 2
+    """Hidden layers."""
     steps: int = 6_000
     """Outer steps."""
     lr: float = 5e-3
@@ -118,15 +123,16 @@ def members(demo: Demo) -> dict[str, dict[str, Any]]:
 
 
 def build(demo: Demo) -> raymaml.MetaLearner:
-    """Return the network 1-40-40-1, and how it adapts."""
+    """Return the network 1-40-..-40-1, and how it adapts."""
     torch.manual_seed(demo.seed)
-    layers = (nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    widths = (1, *[WIDTH] * demo.layers)
+    hidden = [(nn.Linear(n, m), nn.ReLU()) for n, m in itertools.pairwise(widths)]
+    model = nn.Sequential(*itertools.chain(*hidden), nn.Linear(WIDTH, 1))
     inner = raymaml.InnerConfig(
         num_steps=demo.inner_steps, gradient="unrolled", **members(demo)[demo.member]
     )
-    return raymaml.MetaLearner(
-        nn.Sequential(*layers), inner, head="4", loss_fn=F.mse_loss, seed=demo.seed
-    )
+    head = str(len(model) - 1)
+    return raymaml.MetaLearner(model, inner, head=head, loss_fn=F.mse_loss, seed=demo.seed)
 
 
 def train(learner: raymaml.MetaLearner, demo: Demo, echo: Callable[[str], None]) -> None:

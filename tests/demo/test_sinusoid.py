@@ -81,6 +81,14 @@ def test_every_member_learns_what_no_fixed_curve_can(member: str) -> None:
     assert adapted < 2.5
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_layers_are_hidden_layers_of_40_numbers(layers: int) -> None:
+    """1 * 40 + 40 into the first, 40 * 40 + 40 into each other, 40 + 1 out of the last."""
+    learner = build(Demo(out=OUT, layers=layers))
+    assert sum(p.numel() for p in learner.model.parameters()) == 80 + (layers - 1) * 1640 + 41
+    assert learner.head.name == str(2 * layers)
+
+
 @pytest.mark.parametrize("member", cli.MEMBERS)
 def test_the_command(member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinusoid, "TEST_WAVES", 20)
@@ -101,6 +109,7 @@ def test_the_command(member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("options", "says"),
     [
         (["--member", "mamlpp"], "'mamlpp' is not one of 'maml', 'maml++', 'meta-sgd', 'alfa'"),
+        (["--layers", "0"], "0 is not in the range x>=1"),
         (["--shots", "0"], "0 is not in the range x>=1"),
         (["--lr", "0"], "0.0 is not in the range x>0"),
         (["--out", "."], "File '.' is a directory"),
