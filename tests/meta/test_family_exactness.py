@@ -196,3 +196,39 @@ def test_all_ways_to_the_gradient_agree(case: dict[str, Any]) -> None:
             if errors[-1] < 1:
                 break
         assert min(errors) < 1, errors
+
+
+class Held:
+    """A tensor that a graph holds; counts bytes while it lives."""
+
+    now = most = 0
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value.detach()  # a result of a node must not hold the node
+        Held.now += value.nbytes
+        Held.most = max(Held.most, Held.now)
+
+    def __del__(self) -> None:
+        Held.now -= self.value.nbytes
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_graphs_hold_as_much_for_16_steps_as_for_4(rule: str) -> None:
+    """They are of one step at a time; the plain graph is of all."""
+
+    def growth(method: str) -> int:
+        most = []
+        for num_steps in (4, 16):
+            learner = build("convnet4", num_steps=num_steps, gradient=method, **RULES[rule])
+            Held.now = Held.most = 0
+            with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.value):
+                gradient(learner, episodes(1)[0])
+            assert Held.now == 0
+            most.append(Held.most)
+        assert most[0] > 0
+        return most[1] - most[0]
+
+    plain = growth("unrolled")
+    assert plain > 2_000_000  # bytes, of 12 steps
+    assert growth("checkpointed") == 0
+    assert growth("mixed_mode") == 0
