@@ -1,0 +1,276 @@
+"""Blocks of a network in closed form: values, gradients, and the derivatives of both.
+
+A block is convolution, batch norm by the batch, 2x2 max-pool and ReLU. It goes through four passes:
+
+    forward          x        -> out
+    backward         grad     -> x_grad, and the gradients in its parameters
+    forward_along    x'       -> out'
+    backward_along   grad'    -> x_grad', and the derivatives of those gradients
+
+The first two are what a step of gradient descent needs. The last two go over the tape that these
+leave, and make a product with the Hessian (Pearlmutter 1994). With ``d = x - mean``,
+``r = 1 / sqrt(var + eps)``, ``s = scale r``, ``g`` the gradient behind the ReLU, which is zero but
+at the maxima, and ``<a>`` the mean of ``a`` over the n pixels of a channel,
+
+    out    = relu(s d + shift),          scale_grad = n r <g d>,   shift_grad = n <g>
+    x_grad = s (g - <g>) - bend d,       bend = s r^2 <g d>
+
+and the derivatives of these lines along tangents are
+
+    r' = -r^3 <x' d>,   s' = scale' r + scale r',   <g d>' = <g' d> + <g x'> - <g> <x'>
+    out'    = s (x' - <x'>) + s' d + shift'  where out > 0
+    x_grad' = s (g' - <g'>) + s' (g - <g>) - bend' d - bend (x' - <x'>)
+
+A bias of the convolution moves the mean alone: its gradient is zero, and it is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from raymaml.kernels.library import Kernels, Maxima
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The parameters of a block, or their gradients, or tangents."""
+
+    weight: Tensor  # [K, C, 3, 3]
+    scale: Tensor  # [K]
+    shift: Tensor  # [K]
+
+
+class Images:
+    """Images that do not move, ``[B, c, H, W]``, c 1 or 3, and what depends on them alone.
+
+    ``mean`` [9c] and ``cov`` [9c, 9c] are the moments of their 3x3 patches.
+    """
+
+    def __init__(self, kernels: Kernels, x: Tensor) -> None:
+        self.count = x.numel() // x.shape[1]
+        padded = F.pad(x.detach().permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        self.padded = padded.to(kernels.dtype).contiguous()
+        gram = kernels.patch_gram(self.padded) / self.count
+        self.mean = gram[-1, :-1]
+        self.cov = gram[:-1, :-1] - self.mean[:, None] * self.mean
+
+
+@dataclass
+class Tape:
+    """What ``forward`` leaves, and what ``backward`` adds; numbers of channels are float64."""
+
+    maxima: Maxima
+    out: Tensor
+    scale: Tensor
+    rstd: Tensor
+    s: Tensor
+    count: int
+    g: Tensor = field(init=False)
+    g_mean: Tensor = field(init=False)
+    product: Tensor = field(init=False)
+    """<g d>."""
+    bend: Tensor = field(init=False)
+
+
+@dataclass
+class Moved:
+    """What ``forward_along`` leaves, and what ``backward_along`` adds."""
+
+    maxima: Tensor
+    x_mean: Tensor
+    rstd: Tensor = field(init=False)
+    s: Tensor = field(init=False)
+    g: Tensor = field(init=False)
+    g_mean: Tensor = field(init=False)
+    bend: Tensor = field(init=False)
+
+
+class Block:
+    """Batch norm, max-pool and ReLU behind a convolution, which subclasses bring.
+
+    One object serves one pass over one set of images: it keeps the tape.
+    """
+
+    tape: Tape
+    moved: Moved
+
+    def __init__(self, kernels: Kernels, numbers: Numbers, eps: float) -> None:
+        self.kernels, self.numbers, self.eps = kernels, numbers, eps
+
+    def _convolved(self) -> tuple[Maxima, int]:
+        """Convolve; return the maxima and moments, and the number n of pixels."""
+        raise NotImplementedError
+
+    def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
+        """Return the gradients in the input, if it goes ``down``, and in the filters."""
+        raise NotImplementedError
+
+    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
+        """Return the maxima' and <x'>, and <x' d>."""
+        raise NotImplementedError
+
+    def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
+        """Return the derivatives of those gradients."""
+        raise NotImplementedError
+
+    def forward(self) -> Tensor:
+        """Return the result ``[B, K, H // 2, W // 2]``."""
+        maxima, count = self._convolved()
+        rstd = torch.rsqrt(maxima.var + self.eps)
+        scale = self.numbers.scale.double()
+        s = scale * rstd
+        out = self.kernels.affine_relu(maxima.values, s, self.numbers.shift - s * maxima.mean)
+        self.tape = Tape(maxima, out, scale, rstd, s, count)
+        return out
+
+    def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
+        """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
+        tape = self.tape
+        tape.g, sums = self.kernels.relu_sums(grad, tape.maxima, tape.out)
+        tape.g_mean, tape.product = sums / tape.count
+        tape.bend = tape.s * tape.rstd**2 * tape.product
+        x_grad, weight = self._convolved_back(down=down)
+        return x_grad, self._numbers(weight, tape.rstd * sums[1], sums[0])
+
+    def forward_along(self, x_t: Tensor | None, numbers_t: Numbers) -> Tensor:
+        """Return the derivative of the result; ``x_t`` is None for an input that does not move."""
+        tape = self.tape
+        self.moved, product = self._convolved_along(x_t, numbers_t.weight)
+        moved = self.moved
+        moved.rstd = -(tape.rstd**3) * product
+        moved.s = numbers_t.scale * tape.rstd + tape.scale * moved.rstd
+        shift = numbers_t.shift - tape.s * moved.x_mean - moved.s * tape.maxima.mean
+        return self.kernels.affine_relu_along(
+            tape.maxima.values, moved.maxima, tape.out, scale=(tape.s, moved.s), shift_t=shift
+        )
+
+    def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
+        """Return the derivatives of what ``backward`` returns."""
+        tape, moved, n = self.tape, self.moved, self.tape.count
+        moved.g, sums = self.kernels.relu_sums_along(
+            grad_t, tape.g, tape.maxima, moved.maxima, tape.out
+        )
+        moved.g_mean, product, along = sums / n
+        product = product + along - tape.g_mean * moved.x_mean
+        moved.bend = tape.rstd**2 * (moved.s * tape.product + tape.s * product)
+        moved.bend = moved.bend + 2 * tape.s * tape.rstd * moved.rstd * tape.product
+        x_grad, weight = self._convolved_back_along(down=down)
+        scale = n * (product * tape.rstd + tape.product * moved.rstd)
+        return x_grad, self._numbers(weight, scale, n * moved.g_mean)
+
+    def _numbers(self, weight: Tensor, scale: Tensor, shift: Tensor) -> Numbers:
+        return Numbers(*(each.to(self.kernels.dtype) for each in (weight, scale, shift)))
+
+
+class InnerBlock(Block):
+    """A block of activations ``x`` [B, C, H, W], convolved by Winograd's algorithm."""
+
+    def __init__(self, kernels: Kernels, numbers: Numbers, eps: float, x: Tensor) -> None:
+        super().__init__(kernels, numbers, eps)
+        self.x = x
+
+    def _convolved(self) -> tuple[Maxima, int]:
+        self.filters, self.filters_back = self.kernels.filters(self.numbers.weight)
+        self.y = self.kernels.convolve(self.x, self.filters)
+        return self.kernels.maxima(self.y, self.numbers.scale), _pixels(self.y)
+
+    def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
+        tape = self.tape
+        constant = tape.bend * tape.maxima.mean - tape.s * tape.g_mean
+        self.y_grad = self.kernels.norm_pool_grad(
+            self.y, tape.g, tape.maxima, constant=constant, slope=-tape.bend, scale=tape.s
+        )
+        below = self.kernels.convolve(self.y_grad, self.filters_back) if down else None
+        return below, self.kernels.filter_grad(self.x, self.y_grad)
+
+    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
+        filters_t, self.filters_back_t = self.kernels.filters(weight_t)
+        self.x_t = torch.zeros_like(self.x) if x_t is None else x_t
+        self.y_t = self.kernels.convolve(self.x_t, self.filters, self.x, filters_t)
+        maxima_t, means = self.kernels.maxima_along(self.y, self.y_t, self.tape.maxima)
+        return Moved(maxima_t, means[0]), means[1]
+
+    def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
+        tape, moved = self.tape, self.moved
+        constant = tape.bend * moved.x_mean - moved.s * tape.g_mean - tape.s * moved.g_mean
+        y_grad_t = self.kernels.norm_pool_grad_along(
+            (self.y, self.y_t),
+            (tape.g, moved.g),
+            tape.maxima,
+            constant=constant + moved.bend * tape.maxima.mean,
+            slopes=(-tape.bend, -moved.bend),
+            scales=(tape.s, moved.s),
+        )
+        below = None
+        if down:
+            pairs = (y_grad_t, self.filters_back, self.y_grad, self.filters_back_t)
+            below = self.kernels.convolve(*pairs)
+        return below, self.kernels.filter_grad(self.x, y_grad_t, self.x_t, self.y_grad)
+
+
+class FirstBlock(Block):
+    """A block of images, whose convolution is never written down.
+
+    With ``T`` the filters [K, 9c], ``m`` and ``Cov`` the moments of the patches p, the convolution
+    has the mean ``T m`` and the variance ``diag(T Cov T^T)``. The gradient in T is the sum of g p
+    over the maxima alone, less ``<g> m`` and ``bend T Cov``.
+    """
+
+    def __init__(self, kernels: Kernels, numbers: Numbers, eps: float, images: Images) -> None:
+        super().__init__(kernels, numbers, eps)
+        self.images = images
+
+    def _convolved(self) -> tuple[Maxima, int]:
+        taps = _by_tap(self.numbers.weight)
+        values, places = self.kernels.first_maxima(
+            self.images.padded, taps.T.contiguous(), self.numbers.scale
+        )
+        taps = taps.double()
+        self.spread = taps @ self.images.cov  # T Cov
+        mean, var = taps @ self.images.mean, (self.spread * taps).sum(1).clamp(min=0)
+        return Maxima(values, places, mean, var), self.images.count
+
+    def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
+        tape = self.tape
+        self.sums = self._patch_sums(tape.g)
+        around = (tape.s * tape.g_mean)[:, None] * self.images.mean
+        around = around + tape.bend[:, None] * self.spread
+        return None, self._as_filters(tape.s[:, None] * self.sums - tape.count * around)
+
+    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
+        taps_t = _by_tap(weight_t)
+        maxima_t = self.kernels.first_maxima_along(
+            self.images.padded, taps_t.T.contiguous(), self.tape.maxima.places
+        )
+        taps_t = taps_t.double()
+        self.spread_t = taps_t @ self.images.cov
+        return Moved(maxima_t, taps_t @ self.images.mean), (taps_t * self.spread).sum(1)
+
+    def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
+        tape, moved = self.tape, self.moved
+        sums_t = self._patch_sums(moved.g)
+        around = (moved.s * tape.g_mean + tape.s * moved.g_mean)[:, None] * self.images.mean
+        around = around + moved.bend[:, None] * self.spread + tape.bend[:, None] * self.spread_t
+        grad = moved.s[:, None] * self.sums + tape.s[:, None] * sums_t - tape.count * around
+        return None, self._as_filters(grad)
+
+    def _patch_sums(self, g: Tensor) -> Tensor:
+        places = self.tape.maxima.places
+        return self.kernels.first_filter_sums(self.images.padded, g, places).T
+
+    def _as_filters(self, taps: Tensor) -> Tensor:
+        K, c, *_ = self.numbers.weight.shape
+        return taps.reshape(K, 3, 3, c).permute(0, 3, 1, 2)
+
+
+def _by_tap(weight: Tensor) -> Tensor:
+    """``[K, c, 3, 3] -> [K, 9c]`` in the order row, column, channel, as patches are."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _pixels(x: Tensor) -> int:
+    return x.numel() // x.shape[1]

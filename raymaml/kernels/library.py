@@ -1,0 +1,253 @@
+"""The kernels as functions of tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raymaml.kernels.build import NoKernelsError, built
+from raymaml.storage.cache import CACHE
+from raymaml.storage.place import at_home
+
+REALS = {torch.float32: "float", torch.float64: "double"}
+LANES = 16
+"""Numbers of channels are multiples of this."""
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_long) for name in "BHWC"]
+
+
+class Maxima(NamedTuple):
+    """The pooled maxima of a convolution's result, and its moments."""
+
+    values: Tensor  # [B, C, h, w]
+    places: Tensor  # [B, C, h, w] of uint8, 0..3 in the window
+    mean: Tensor  # [C], float64, as all moments and sums
+    var: Tensor  # [C]
+
+
+class Kernels:
+    """The kernels for numbers of one type.
+
+    Images are ``[B, C, H, W]`` in the channels-last layout, with C a multiple of 16, but for those
+    of the first layer. Results are new tensors.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._library = ctypes.CDLL(str(path))
+
+    def _call(self, name: str, *arguments: Tensor | _Shape | int | None) -> None:
+        getattr(self._library, name)(*map(_as_c, arguments))
+
+    def images(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return room for images ``[B, C, H, W]``."""
+        return torch.empty(shape, dtype=dtype or self.dtype, memory_format=torch.channels_last)
+
+    # ------------------------------------------------------------------ norm, pool and ReLU
+    def maxima(self, x: Tensor, weight: Tensor) -> Maxima:
+        """Pool the maxima of ``weight * x`` by 2x2, and take the moments of ``x``."""
+        B, C, H, W = x.shape
+        values = self.images(B, C, H // 2, W // 2)
+        places = self.images(*values.shape, dtype=torch.uint8)
+        sums = torch.empty(2, C, dtype=torch.float64)
+        self._call("moments_and_maxima", x, _shape(x), weight, values, places, sums)
+        mean, square = sums / (B * H * W)
+        var = (square - mean * mean).clamp_(min=0)
+        return Maxima(values, places, mean + x[0, :, 0, 0], var)
+
+    def affine_relu(self, maxima: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Return ``relu(scale * maxima + shift)``."""
+        out = torch.empty_like(maxima)
+        scale, shift = self._real(scale, shift)
+        self._call("affine_relu", maxima, _pixels(maxima), maxima.shape[1], scale, shift, out)
+        return out
+
+    def affine_relu_along(
+        self,
+        maxima: Tensor,
+        maxima_t: Tensor,
+        out: Tensor,
+        *,
+        scale: tuple[Tensor, Tensor],
+        shift_t: Tensor,
+    ) -> Tensor:
+        """Return the derivative of ``affine_relu``; ``scale`` has its tangent beside it."""
+        out_t = torch.empty_like(out)
+        channels = self._real(*scale, shift_t)
+        count = (_pixels(out), out.shape[1])
+        self._call("affine_relu_along", maxima, maxima_t, out, *count, *channels, out_t)
+        return out_t
+
+    def relu_sums(self, grad: Tensor, maxima: Maxima, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``g``, which is ``grad`` where ``out`` > 0, and the sums [2, C] of g and of g d,
+        d the maxima less the mean."""
+        g, sums = torch.empty_like(out), torch.empty(2, out.shape[1], dtype=torch.float64)
+        (mean,) = self._real(maxima.mean)
+        count = (_pixels(out), out.shape[1])
+        self._call("relu_sums", grad, maxima.values, out, *count, mean, g, sums)
+        return g, sums
+
+    def relu_sums_along(
+        self, grad_t: Tensor, g: Tensor, maxima: Maxima, maxima_t: Tensor, out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``g'``, and the sums [3, C] of g', g' d and ``g * maxima'``."""
+        g_t, sums = torch.empty_like(out), torch.empty(3, out.shape[1], dtype=torch.float64)
+        (mean,) = self._real(maxima.mean)
+        count = (_pixels(out), out.shape[1])
+        images = (grad_t, g, maxima.values, maxima_t, out)
+        self._call("relu_sums_along", *images, *count, mean, g_t, sums)
+        return g_t, sums
+
+    def norm_pool_grad(
+        self,
+        x: Tensor,
+        g: Tensor,
+        maxima: Maxima,
+        *,
+        constant: Tensor,
+        slope: Tensor,
+        scale: Tensor,
+    ) -> Tensor:
+        """Return ``constant + slope * x``, plus ``scale * g`` at the maxima."""
+        x_grad = torch.empty_like(x)
+        channels = self._real(constant, slope, scale)
+        self._call("norm_pool_grad", x, _shape(x), g, maxima.places, *channels, x_grad)
+        return x_grad
+
+    def maxima_along(self, x: Tensor, x_t: Tensor, maxima: Maxima) -> tuple[Tensor, Tensor]:
+        """Return ``x'`` at the maxima, and the means [2, C] of x' and of x' d, d = x - mean."""
+        B, C, H, W = x.shape
+        maxima_t = torch.empty_like(maxima.values)
+        sums = torch.empty(2, C, dtype=torch.float64)
+        (mean,) = self._real(maxima.mean)
+        self._call("maxima_along", x, x_t, _shape(x), maxima.places, mean, maxima_t, sums)
+        return maxima_t, sums / (B * H * W)
+
+    def norm_pool_grad_along(
+        self,
+        x: tuple[Tensor, Tensor],
+        g: tuple[Tensor, Tensor],
+        maxima: Maxima,
+        *,
+        constant: Tensor,
+        slopes: tuple[Tensor, Tensor],
+        scales: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Return ``constant + slope' * x + slope * x'``, plus ``scale * g' + scale' * g`` at the
+        maxima; each pair is a value and its tangent."""
+        (value, x_t), places = x, maxima.places
+        x_grad_t = torch.empty_like(value)
+        channels = self._real(constant, slopes[1], slopes[0], *scales)
+        self._call(
+            "norm_pool_grad_along", value, x_t, _shape(value), *g, places, *channels, x_grad_t
+        )
+        return x_grad_t
+
+    # ------------------------------------------------------------------ convolution
+    def filters(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return filters ``[K, C, 3, 3]`` transformed for the convolution, and for its gradient in
+        the images: ``[36, C, K]`` and ``[36, K, C]``."""
+        K, C = weight.shape[:2]
+        there = torch.empty(36, C, K, dtype=self.dtype)
+        back = torch.empty(36, K, C, dtype=self.dtype)
+        turned = weight.flip(2, 3)
+        self._call("winograd_filters", weight.permute(2, 3, 1, 0).contiguous(), C, K, there)
+        self._call("winograd_filters", turned.permute(2, 3, 0, 1).contiguous(), K, C, back)
+        return there, back
+
+    def convolve(
+        self, x: Tensor, filters: Tensor, x2: Tensor | None = None, filters2: Tensor | None = None
+    ) -> Tensor:
+        """Convolve 3x3 with stride 1 and padding 1; of two pairs, return the sum."""
+        B, _, H, W = x.shape
+        y = self.images(B, filters.shape[2], H, W)
+        self._call("winograd", x, filters, x2, filters2, _shape(x), y.shape[1], y)
+        return y
+
+    def filter_grad(
+        self, x: Tensor, grad: Tensor, x2: Tensor | None = None, grad2: Tensor | None = None
+    ) -> Tensor:
+        """Return the gradient in the filters ``[K, C, 3, 3]``; of two pairs, the sum."""
+        K, C = grad.shape[1], x.shape[1]
+        found = torch.empty(3, 3, C, K, dtype=self.dtype)
+        self._call("winograd_filter_grad", x, grad, x2, grad2, _shape(x), K, found)
+        return found.permute(3, 2, 0, 1).contiguous()
+
+    # ------------------------------------------------------------------ the first layer
+    def patch_gram(self, padded: Tensor) -> Tensor:
+        """Return the sum of (p, 1)(p, 1)^T over the 3x3 patches p of images, [9c + 1, 9c + 1].
+
+        Args:
+            padded: ``[B, H + 2, W + 2, c]``, c 1 or 3.
+        """
+        gram = torch.empty(32, 32, dtype=torch.float64)
+        self._call("first_gram", padded, padded.shape[3], _inside(padded, 0), gram)
+        size = 9 * padded.shape[3] + 1
+        return gram[:size, :size]
+
+    def first_maxima(self, padded: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve by ``weight`` [9c, C]; return the maxima of ``scale * x`` and their places."""
+        shape = _inside(padded, weight.shape[1])
+        values = self.images(shape.B, shape.C, shape.H // 2, shape.W // 2)
+        places = self.images(*values.shape, dtype=torch.uint8)
+        arguments = (padded, padded.shape[3], shape, weight, scale, values, places)
+        self._call("first_maxima", *arguments)
+        return values, places
+
+    def first_maxima_along(self, padded: Tensor, weight_t: Tensor, places: Tensor) -> Tensor:
+        """Return the convolution by ``weight_t`` [9c, C] at the maxima."""
+        shape = _inside(padded, weight_t.shape[1])
+        maxima_t = self.images(*places.shape)
+        self._call("first_maxima_along", padded, padded.shape[3], shape, weight_t, places, maxima_t)
+        return maxima_t
+
+    def first_filter_sums(self, padded: Tensor, g: Tensor, places: Tensor) -> Tensor:
+        """Return the sums [9c, C] of g times the patches around the maxima."""
+        shape = _inside(padded, g.shape[1])
+        sums = torch.empty(9 * padded.shape[3], g.shape[1], dtype=torch.float64)
+        self._call("first_filter_sums", padded, padded.shape[3], shape, g, places, sums)
+        return sums
+
+    def _real(self, *values: Tensor) -> list[Tensor]:
+        return [value.to(self.dtype) for value in values]
+
+
+def _as_c(argument: Tensor | _Shape | int | None) -> Any:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_long(argument) if isinstance(argument, int) else argument
+
+
+def _shape(x: Tensor) -> _Shape:
+    B, C, H, W = x.shape
+    return _Shape(B, H, W, C)
+
+
+def _inside(padded: Tensor, channels: int) -> _Shape:
+    B, H, W, _ = padded.shape
+    return _Shape(B, H - 2, W - 2, channels)
+
+
+def _pixels(x: Tensor) -> int:
+    return x.numel() // x.shape[1]
+
+
+@cache
+def kernels(dtype: torch.dtype) -> Kernels:
+    """Return the kernels for float32 or float64, built at the first call (2 to 6 s).
+
+    Raises:
+        NoKernelsError: they cannot be built or loaded here.
+    """
+    path = built(REALS[dtype], at_home(CACHE) / "kernels")
+    try:
+        return Kernels(path, dtype)
+    except OSError as error:  # a folder that must not hold programs
+        raise NoKernelsError(f"{path} cannot be loaded: {error}") from error

@@ -1,0 +1,210 @@
+// Batch norm, 2x2 max-pool and ReLU of images [B, H, W, C], with their derivatives.
+//
+// With mean and r = 1 / sqrt(var + eps) of a channel, d = x - mean and s = weight r,
+//
+//     out = relu(s d + bias) at the maxima of s x over each 2x2 window,
+//     at  = x there ("maxima"), and where = 0..3, the place of the maximum in its window.
+//
+// g is the derivative in out where out > 0, else 0: it is zero off the maxima. <a> is the sum of a over a
+// channel's pixels by their number. See models/closed_rules/batch_norm.py for the formulas; here are their
+// passes over the images, each of which reads what it needs once. C is a multiple of 16.
+#pragma once
+#include "vectors.h"
+
+struct Shape {
+    L B, H, W, C;
+};
+
+// Calls row(first, pooled, two, c) for each pair of image rows and block of channels: offsets of their first
+// pixel and of its window's maximum; two is false for a last row that stands alone.
+template <class Row>
+INLINE void each_row_pair(Shape s, Row row) {
+    const L h = s.H / 2, w = s.W / 2;
+    for (L b = 0; b < s.B; b++)
+        for (L i = 0; i < (s.H + 1) / 2; i++)
+            for (L c = 0; c < s.C; c += LANES)
+                row((b * s.H + 2 * i) * s.W * s.C + c, (b * h + i) * w * s.C + c, 2 * i + 1 < s.H, c);
+}
+// Calls pixel(offset) for the pixels of a pair of rows that are in no window: a last column, a last row.
+template <class Pixel>
+INLINE void each_outside(Shape s, L first, bool two, Pixel pixel) {
+    for (L j = two ? s.W / 2 * 2 : 0; j < s.W; j++)
+        for (L i = 0; i <= (L)two; i++) pixel(first + (i * s.W + j) * s.C);
+}
+// The offset of place 0..3 of the j-th window.
+INLINE L place(Shape s, L j, L k) { return ((k >> 1) * s.W + 2 * j + (k & 1)) * s.C; }
+
+// The place of the largest of four values, the first of equal ones, and that value. sign = -1 for channels
+// that the norm turns round.
+struct Largest {
+    V value;
+    Mask place;
+};
+INLINE Largest largest(const V v[4], V sign) {
+    V best = v[0] * sign;
+    Mask at = {};
+    UNROLL
+    for (int k = 1; k < 4; k++) {
+        const V next = v[k] * sign;
+        const Mask more = next > best;
+        best = where(more, next, best);
+        at = more ? Mask{} + k : at;
+    }
+    return {best * sign, at};
+}
+INLINE V sign_of(const real* weight) { return where(load(weight) < V{}, all(-1), all(1)); }
+
+// Writes maxima and where; sums[0] and sums[1] become those of x - x0 and of its square, [2, C], with x0 the
+// first pixel of each channel, so that a large mean costs no digits.
+KERNEL moments_and_maxima(const real* x, Shape s, const real* weight, real* maxima, uint8_t* at, double* sums) {
+    memset(sums, 0, 2 * s.C * sizeof(double));
+    each_row_pair(s, [&](L first, L pooled, bool two, L c) {
+        const V x0 = load(x + c), sign = sign_of(weight + c);
+        V sum[2] = {}, square[2] = {};
+        if (two)
+            for (L j = 0; j < s.W / 2; j++, pooled += s.C) {
+                V v[4];
+                UNROLL
+                for (int k = 0; k < 4; k++) {
+                    v[k] = load(x + first + place(s, j, k));
+                    const V d = v[k] - x0;
+                    sum[k / 2] += d;
+                    square[k % 2] += d * d;
+                }
+                const Largest found = largest(v, sign);
+                store(maxima + pooled, found.value);
+                store_bytes(at + pooled, found.place);
+            }
+        each_outside(s, first, two, [&](L offset) {
+            const V d = load(x + offset) - x0;
+            sum[0] += d;
+            square[0] += d * d;
+        });
+        add_to(sums + c, sum[0] + sum[1]);
+        add_to(sums + s.C + c, square[0] + square[1]);
+    });
+}
+// out = relu(scale maxima + shift) for P pooled pixels
+KERNEL affine_relu(const real* maxima, L P, L C, const real* scale, const real* shift, real* out) {
+    for (L p = 0; p < P; p++)
+        for (L c = 0; c < C; c += LANES) {
+            const V v = load(maxima + p * C + c) * load(scale + c) + load(shift + c);
+            store(out + p * C + c, where(v > V{}, v, V{}));
+        }
+}
+// out' = scale maxima' + scale' maxima + shift', where out > 0
+KERNEL affine_relu_along(const real* maxima, const real* maxima_t, const real* out, L P, L C, const real* scale,
+                              const real* scale_t, const real* shift_t, real* out_t) {
+    for (L p = 0; p < P; p++)
+        for (L c = 0; c < C; c += LANES) {
+            const L o = p * C + c;
+            const V v = load(maxima_t + o) * load(scale + c) + (load(maxima + o) * load(scale_t + c) + load(shift_t + c));
+            store(out_t + o, where(load(out + o) > V{}, v, V{}));
+        }
+}
+// g = grad where out > 0; sums [2, C] of g and g d
+KERNEL relu_sums(const real* grad, const real* maxima, const real* out, L P, L C, const real* mean, real* g,
+                      double* sums) {
+    memset(sums, 0, 2 * C * sizeof(double));
+    for (L p0 = 0; p0 < P; p0 += 64)
+        for (L c = 0; c < C; c += LANES) {
+            V total = {}, product = {};
+            for (L p = p0; p < std::min(P, p0 + 64); p++) {
+                const L o = p * C + c;
+                const V v = where(load(out + o) > V{}, load(grad + o), V{});
+                store(g + o, v);
+                total += v;
+                product += v * (load(maxima + o) - load(mean + c));
+            }
+            add_to(sums + c, total);
+            add_to(sums + C + c, product);
+        }
+}
+// g' = grad' where out > 0; sums [3, C] of g', g' d and g maxima'
+KERNEL relu_sums_along(const real* grad_t, const real* g, const real* maxima, const real* maxima_t, const real* out,
+                            L P, L C, const real* mean, real* g_t, double* sums) {
+    memset(sums, 0, 3 * C * sizeof(double));
+    for (L p0 = 0; p0 < P; p0 += 64)
+        for (L c = 0; c < C; c += LANES) {
+            V total = {}, product = {}, moved = {};
+            for (L p = p0; p < std::min(P, p0 + 64); p++) {
+                const L o = p * C + c;
+                const V v = where(load(out + o) > V{}, load(grad_t + o), V{});
+                store(g_t + o, v);
+                total += v;
+                product += v * (load(maxima + o) - load(mean + c));
+                moved += load(g + o) * load(maxima_t + o);
+            }
+            add_to(sums + c, total);
+            add_to(sums + C + c, product);
+            add_to(sums + 2 * C + c, moved);
+        }
+}
+// x_grad = const + slope x everywhere, + scale g at the maxima
+KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, const real* constant,
+                           const real* slope, const real* scale, real* x_grad) {
+    each_row_pair(s, [&](L first, L pooled, bool two, L c) {
+        const V a = load(constant + c), b = load(slope + c), sc = load(scale + c);
+        if (two)
+            for (L j = 0; j < s.W / 2; j++, pooled += s.C) {
+                const V peak = load(g + pooled) * sc;
+                const Mask at_place = load_bytes(at + pooled);
+                UNROLL
+                for (int k = 0; k < 4; k++) {
+                    const L o = first + place(s, j, k);
+                    store(x_grad + o, load(x + o) * b + a + where(at_place == k, peak, V{}));
+                }
+            }
+        each_outside(s, first, two, [&](L o) { store(x_grad + o, load(x + o) * b + a); });
+    });
+}
+// maxima' = x' at the maxima; sums [2, C] of x' and x' d over all pixels
+KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, const real* mean, real* maxima_t,
+                         double* sums) {
+    memset(sums, 0, 2 * s.C * sizeof(double));
+    each_row_pair(s, [&](L first, L pooled, bool two, L c) {
+        const V mu = load(mean + c);
+        V total = {}, product = {};
+        const auto add = [&](L o) {
+            const V v = load(x_t + o);
+            total += v;
+            product += v * (load(x + o) - mu);
+            return v;
+        };
+        if (two)
+            for (L j = 0; j < s.W / 2; j++, pooled += s.C) {
+                const Mask at_place = load_bytes(at + pooled);
+                V found = {};
+                UNROLL
+                for (int k = 0; k < 4; k++) {
+                    const V v = add(first + place(s, j, k));
+                    found = where(at_place == k, v, found);
+                }
+                store(maxima_t + pooled, found);
+            }
+        each_outside(s, first, two, add);
+        add_to(sums + c, total);
+        add_to(sums + s.C + c, product);
+    });
+}
+// x_grad' = const + slope x + slope_t x' everywhere, + scale g' + scale' g at the maxima
+KERNEL norm_pool_grad_along(const real* x, const real* x_t, Shape s, const real* g, const real* g_t,
+                                 const uint8_t* at, const real* constant, const real* slope, const real* slope_t,
+                                 const real* scale, const real* scale_t, real* x_grad_t) {
+    each_row_pair(s, [&](L first, L pooled, bool two, L c) {
+        const V a = load(constant + c), b = load(slope + c), bt = load(slope_t + c);
+        const V sc = load(scale + c), sct = load(scale_t + c);
+        const auto flat = [&](L o) { return load(x + o) * b + (load(x_t + o) * bt + a); };
+        if (two)
+            for (L j = 0; j < s.W / 2; j++, pooled += s.C) {
+                const V peak = load(g_t + pooled) * sc + load(g + pooled) * sct;
+                const Mask at_place = load_bytes(at + pooled);
+                UNROLL
+                for (int k = 0; k < 4; k++) {
+                    const L o = first + place(s, j, k);
+                    store(x_grad_t + o, flat(o) + where(at_place == k, peak, V{}));
+                }
+            }
+        each_outside(s, first, two, [&](L o) { store(x_grad_t + o, flat(o)); });
+    });
+}

@@ -1,0 +1,201 @@
+// 3x3 convolutions of stride 1 and padding 1 by Winograd's algorithm (Lavin and Gray 2016, arXiv 1509.09308):
+// F(4x4, 3x3) for the convolution and its gradient in the images, F(3x3, 4x4) for that in the filters.
+//
+//     y  = A^T [(G w G^T) * (B^T x B)] A         w 3x3, x 6x6, y 4x4
+//     dw = A3^T [(G4 dy G4^T) * (B^T x B)] A3
+//
+// where * sums over channels or tiles: 36 products of matrices, [tiles, C] [C, K] or [C, tiles] [tiles, K]. The
+// points of interpolation are 0, +-5/8, +-3/2 and infinity; 0, +-1, +-2 round three times as much. A sum of two
+// convolutions (of a value and of its tangent) is added up before A. Images are [B, H, W, C]; C and K are
+// multiples of 16.
+#pragma once
+#include "norm_pool.h"
+#include "products.h"
+
+constexpr double P = 0.625, Q = 1.5;
+constexpr real P1 = P, P2 = P * P, P3 = P * P * P, Q1 = Q, Q2 = Q * Q, Q3 = Q * Q * Q, PQ = P2 * Q2, SUM = P2 + Q2;
+constexpr real N0 = 1 / (P * P * Q * Q), NP = 1 / (2 * P * P * (P * P - Q * Q)), NQ = 1 / (2 * Q * Q * (Q * Q - P * P));
+constexpr L TILE = 4, POINTS = 36;
+
+INLINE void b(const V d[6], V o[6]) {
+    const V even_p = d[4] - Q2 * d[2], odd_p = P1 * (d[3] - Q2 * d[1]);
+    const V even_q = d[4] - P2 * d[2], odd_q = Q1 * (d[3] - P2 * d[1]);
+    o[0] = PQ * d[0] + (d[4] - SUM * d[2]);
+    o[1] = even_p + odd_p;
+    o[2] = even_p - odd_p;
+    o[3] = even_q + odd_q;
+    o[4] = even_q - odd_q;
+    o[5] = PQ * d[1] + (d[5] - SUM * d[3]);
+}
+INLINE void spread_over_points(V even_p, V odd_p, V even_q, V odd_q, V o[6]) {
+    o[1] = NP * (even_p + odd_p);
+    o[2] = NP * (even_p - odd_p);
+    o[3] = NQ * (even_q + odd_q);
+    o[4] = NQ * (even_q - odd_q);
+}
+INLINE void g(const V w[3], V o[6]) {
+    spread_over_points(w[0] + P2 * w[2], P1 * w[1], w[0] + Q2 * w[2], Q1 * w[1], o);
+    o[0] = N0 * w[0];
+    o[5] = w[2];
+}
+INLINE void g4(const V y[4], V o[6]) {
+    spread_over_points(y[0] + P2 * y[2], P1 * y[1] + P3 * y[3], y[0] + Q2 * y[2], Q1 * y[1] + Q3 * y[3], o);
+    o[0] = N0 * y[0];
+    o[5] = y[3];
+}
+INLINE void a(const V m[6], V o[4]) {
+    const V sum_p = m[1] + m[2], dif_p = m[1] - m[2], sum_q = m[3] + m[4], dif_q = m[3] - m[4];
+    o[0] = m[0] + sum_p + sum_q;
+    o[1] = P1 * dif_p + Q1 * dif_q;
+    o[2] = P2 * sum_p + Q2 * sum_q;
+    o[3] = P3 * dif_p + Q3 * dif_q + m[5];
+}
+INLINE void a3(const V m[6], V o[3]) {
+    const V sum_p = m[1] + m[2], dif_p = m[1] - m[2], sum_q = m[3] + m[4], dif_q = m[3] - m[4];
+    o[0] = m[0] + sum_p + sum_q;
+    o[1] = P1 * dif_p + Q1 * dif_q;
+    o[2] = P2 * sum_p + Q2 * sum_q + m[5];
+}
+// Transforms a square of N x N values down its columns, then along its rows: M x M values.
+template <int N, int M, void (*transform)(const V*, V*)>
+INLINE void squared(const V (&in)[N][N], V (&out)[M][M]) {
+    V half[M][N];
+    UNROLL
+    for (int column = 0; column < N; column++) {
+        V from[N], to[M];
+        UNROLL
+        for (int k = 0; k < N; k++) from[k] = in[k][column];
+        transform(from, to);
+        UNROLL
+        for (int k = 0; k < M; k++) half[k][column] = to[k];
+    }
+    UNROLL
+    for (int k = 0; k < M; k++) transform(half[k], out[k]);
+}
+// Reads N x N pixels of an image of C channels from (y, x) on; those outside are zero.
+template <int N>
+INLINE void read_square(const real* image, L H, L W, L C, L y, L x, V (&square)[N][N]) {
+    const bool inside = y >= 0 && x >= 0 && y + N <= H && x + N <= W;
+    UNROLL
+    for (int i = 0; i < N; i++)
+        UNROLL
+        for (int j = 0; j < N; j++) {
+            const bool there = inside || (y + i >= 0 && y + i < H && x + j >= 0 && x + j < W);
+            square[i][j] = there ? load(image + ((y + i) * W + x + j) * C) : V{};
+        }
+}
+template <int M>
+INLINE void write_points(const V (&square)[M][M], real* out, L stride) {
+    UNROLL
+    for (int i = 0; i < M; i++)
+        UNROLL
+        for (int j = 0; j < M; j++) store(out + (i * M + j) * stride, square[i][j]);
+}
+template <int N>
+INLINE void read_points(const real* in, L stride, V (&square)[N][N]) {
+    UNROLL
+    for (int i = 0; i < N; i++)
+        UNROLL
+        for (int j = 0; j < N; j++) square[i][j] = load(in + (i * N + j) * stride);
+}
+struct Tile {
+    L image, y, x;
+};
+// The tiles of a set of images, and a number of them at a time that stays in the cache.
+struct Tiles {
+    L across, each, count, batch;
+    Tiles(Shape s)
+        : across((s.W + TILE - 1) / TILE),
+          each((s.H + TILE - 1) / TILE * across),
+          count(s.B * each),
+          batch(s.C > 32 ? 12 : 24) {}
+    Tile operator[](L t) const { return {t / each, t % each / across * TILE, t % each % across * TILE}; }
+};
+// Points [36, tiles, C], padded lest all 36 fall on one set of the cache.
+struct Points {
+    L stride;
+    std::vector<real> values;
+    Points(L tiles, L C) : stride(tiles * C + 16), values(POINTS * stride) {}
+    real* at(L point) { return values.data() + point * stride; }
+};
+static void transform_images(const real* x, Shape s, const Tiles& tiles, L first, L count, Points& out) {
+    for (L t = 0; t < count; t++) {
+        const Tile tile = tiles[first + t];
+        for (L c = 0; c < s.C; c += LANES) {
+            V pixels[6][6], points[6][6];
+            read_square(x + tile.image * s.H * s.W * s.C + c, s.H, s.W, s.C, tile.y - 1, tile.x - 1, pixels);
+            squared<6, 6, b>(pixels, points);
+            write_points(points, out.at(0) + t * s.C + c, out.stride);
+        }
+    }
+}
+// w [3, 3, C, K] -> u [36, C, K]
+KERNEL winograd_filters(const real* w, L C, L K, real* u) {
+    for (L i = 0; i < C * K; i += LANES) {
+        V filter[3][3], points[6][6];
+        read_points(w + i, C * K, filter);
+        squared<3, 6, g>(filter, points);
+        write_points(points, u + i, C * K);
+    }
+}
+// y [B, H, W, K] = x [B, H, W, C] by the filters u, plus x2 by u2 where there are
+KERNEL winograd(const real* x, const real* u, const real* x2, const real* u2, Shape s, L K, real* y) {
+    const real *images[] = {x, x2}, *filters[] = {u, u2};
+    const Tiles tiles(s);
+    Points in(tiles.batch, s.C), out(tiles.batch, K);
+    for (L first = 0; first < tiles.count; first += tiles.batch) {
+        const L count = std::min(tiles.batch, tiles.count - first);
+        for (L i = 0; i < (x2 ? 2 : 1); i++) {
+            transform_images(images[i], s, tiles, first, count, in);
+            for (L point = 0; point < POINTS; point++)
+                product(in.at(point), s.C, 1, filters[i] + point * s.C * K, K, out.at(point), K, count, K, s.C, i > 0);
+        }
+        for (L t = 0; t < count; t++) {
+            const Tile tile = tiles[first + t];
+            for (L k = 0; k < K; k += LANES) {
+                V points[6][6], pixels[4][4];
+                read_points(out.at(0) + t * K + k, out.stride, points);
+                squared<6, 4, a>(points, pixels);
+                for (L i = 0; i < std::min(TILE, s.H - tile.y); i++)
+                    for (L j = 0; j < std::min(TILE, s.W - tile.x); j++)
+                        store(y + ((tile.image * s.H + tile.y + i) * s.W + tile.x + j) * K + k, pixels[i][j]);
+            }
+        }
+    }
+}
+// dw [3, 3, C, K] = the gradient in the filters, for dy [B, H, W, K] behind x [B, H, W, C], plus that for dy2, x2
+KERNEL winograd_filter_grad(const real* x, const real* dy, const real* x2, const real* dy2, Shape s, L K, real* dw) {
+    const real *images[] = {x, x2}, *grads[] = {dy, dy2};
+    const L n = x2 ? 2 : 1;
+    const Tiles tiles(s);
+    Points in(tiles.batch, s.C), out(tiles.batch, K);
+    std::vector<real> sum(POINTS * s.C * K), part(sum.size());
+    L batches = 0;
+    for (L i = 0; i < n; i++)
+        for (L first = 0; first < tiles.count; first += tiles.batch) {
+            const L count = std::min(tiles.batch, tiles.count - first);
+            transform_images(images[i], s, tiles, first, count, in);
+            for (L t = 0; t < count; t++) {
+                const Tile tile = tiles[first + t];
+                for (L k = 0; k < K; k += LANES) {
+                    V pixels[4][4], points[6][6];
+                    read_square(grads[i] + tile.image * s.H * s.W * K + k, s.H, s.W, K, tile.y, tile.x, pixels);
+                    squared<4, 6, g4>(pixels, points);
+                    write_points(points, out.at(0) + t * K + k, out.stride);
+                }
+            }
+            for (L point = 0; point < POINTS; point++)
+                product(in.at(point), 1, s.C, out.at(point), K, &part[point * s.C * K], K, s.C, K, count, true);
+            const bool last = i == n - 1 && first + tiles.batch >= tiles.count;
+            if (++batches % 16 == 0 || last) {  // sums of sums round less
+                for (size_t e = 0; e < sum.size(); e++) sum[e] += part[e];
+                std::fill(part.begin(), part.end(), real(0));
+            }
+        }
+    for (L e = 0; e < s.C * K; e += LANES) {
+        V points[6][6], filter[3][3];
+        read_points(&sum[e], s.C * K, points);
+        squared<6, 3, a3>(points, filter);
+        write_points(filter, dw + e, s.C * K);
+    }
+}
