@@ -7,8 +7,8 @@ A block is convolution, batch norm by the batch, 2x2 max-pool and ReLU. It goes 
     forward_along    x'       -> out'
     backward_along   grad'    -> x_grad', and the derivatives of those gradients
 
-The first two are what a step of gradient descent needs. The last two go over the tape that these
-leave, and make a product with the Hessian (Pearlmutter 1994). With ``d = x - mean``,
+A step of gradient descent needs the first two. The last two go over the tape that these leave, and
+make a product with the Hessian (Pearlmutter 1994). With ``d = x - mean``,
 ``r = 1 / sqrt(var + eps)``, ``s = scale r``, ``g`` the gradient behind the ReLU, which is zero but
 at the maxima, and ``<a>`` the mean of ``a`` over the n pixels of a channel,
 
@@ -45,7 +45,7 @@ class Numbers:
 
 
 class Images:
-    """Images that do not move, ``[B, c, H, W]``, c 1 or 3, and what depends on them alone.
+    """Images that do not move, ``[B, c, H, W]``, c 1 or 3, with the moments of their patches.
 
     ``mean`` [9c] and ``cov`` [9c, 9c] are the moments of their 3x3 patches.
     """
@@ -61,7 +61,7 @@ class Images:
 
 @dataclass
 class Tape:
-    """What ``forward`` leaves, and what ``backward`` adds; numbers of channels are float64."""
+    """The values that ``forward`` leaves and ``backward`` adds; those of channels are float64."""
 
     maxima: Maxima
     out: Tensor
@@ -78,7 +78,7 @@ class Tape:
 
 @dataclass
 class Moved:
-    """What ``forward_along`` leaves, and what ``backward_along`` adds."""
+    """The values that ``forward_along`` leaves and ``backward_along`` adds."""
 
     maxima: Tensor
     x_mean: Tensor
@@ -149,7 +149,7 @@ class Block:
         )
 
     def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
-        """Return the derivatives of what ``backward`` returns."""
+        """Return the derivatives of both gradients of ``backward``."""
         tape, moved, n = self.tape, self.moved, self.tape.count
         moved.g, sums = self.kernels.relu_sums_along(
             grad_t, tape.g, tape.maxima, moved.maxima, tape.out

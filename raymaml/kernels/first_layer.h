@@ -1,5 +1,5 @@
-// The first 3x3 convolution, norm and pool of images that do not move: what depends on the images alone is
-// computed once for a set of images.
+// The first 3x3 convolution, norm and pool of images that do not move: numbers that depend on the images alone
+// are computed once for a set of images.
 //
 // With patches p [K] of K = 9 cin values around each pixel, m = <p> and Cov = <p p^T> - m m^T, the convolution
 // by w has the mean w m and the variance w Cov w^T; its values are needed at the maxima alone, and so are

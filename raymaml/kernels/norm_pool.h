@@ -7,7 +7,7 @@
 //
 // g is the derivative in out where out > 0, else 0: it is zero off the maxima. <a> is the sum of a over a
 // channel's pixels by their number. See models/closed_rules/batch_norm.py for the formulas; here are their
-// passes over the images, each of which reads what it needs once. C is a multiple of 16.
+// passes over the images; each reads its input once. C is a multiple of 16.
 #pragma once
 #include "vectors.h"
 
