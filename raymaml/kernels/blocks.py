@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.kernels.library import Kernels, Maxima
+from raymaml.kernels.library import Kernels, Maxima, num_pixels
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Numbers:
 
 
 class Images:
-    """Images that do not move, ``[B, c, H, W]``, c 1 or 3, with the moments of their patches.
+    """Images that do not move, ``[B, c, H, W]``, c 1 or 3.
 
     ``mean`` [9c] and ``cov`` [9c, 9c] are the moments of their 3x3 patches.
     """
 
     def __init__(self, kernels: Kernels, x: Tensor) -> None:
-        self.count = x.numel() // x.shape[1]
+        self.count = num_pixels(x)
         padded = F.pad(x.detach().permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         self.padded = padded.to(kernels.dtype).contiguous()
         gram = kernels.patch_gram(self.padded) / self.count
@@ -176,7 +176,7 @@ class InnerBlock(Block):
     def _convolved(self) -> tuple[Maxima, int]:
         self.filters, self.filters_back = self.kernels.filters(self.numbers.weight)
         self.y = self.kernels.convolve(self.x, self.filters)
-        return self.kernels.maxima(self.y, self.numbers.scale), _pixels(self.y)
+        return self.kernels.maxima(self.y, self.numbers.scale), num_pixels(self.y)
 
     def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
         tape = self.tape
@@ -189,7 +189,8 @@ class InnerBlock(Block):
 
     def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
         filters_t, self.filters_back_t = self.kernels.filters(weight_t)
-        self.x_t = torch.zeros_like(self.x) if x_t is None else x_t
+        assert x_t is not None  # the block below moves
+        self.x_t = x_t
         self.y_t = self.kernels.convolve(self.x_t, self.filters, self.x, filters_t)
         maxima_t, means = self.kernels.maxima_along(self.y, self.y_t, self.tape.maxima)
         return Moved(maxima_t, means[0]), means[1]
@@ -270,7 +271,3 @@ class FirstBlock(Block):
 def _by_tap(weight: Tensor) -> Tensor:
     """``[K, c, 3, 3] -> [K, 9c]`` in the order row, column, channel, as patches are."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-
-
-def _pixels(x: Tensor) -> int:
-    return x.numel() // x.shape[1]

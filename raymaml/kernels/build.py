@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
+
+from raymaml.storage.temporary import own_folder, temporary_folder
 
 SOURCES = Path(__file__).parent
 FLAGS = (
@@ -68,8 +71,8 @@ def built(real: str, folder: Path) -> Path:
 def _build(compiler: str, real: str, path: Path) -> None:
     """Build a library; it is under its name only once it is whole."""
     source, said = str(SOURCES / "kernels.cpp"), ""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-        part = Path(folder) / path.name
+    with own_folder(path.parent, "build") as folder:
+        part = folder / path.name
         for processor in FOR_THIS_CPU:
             command = [compiler, *FLAGS, *processor, f"-DREAL={real}", "-o", str(part), source]
             try:
@@ -111,9 +114,6 @@ def _processor() -> str:
 @cache
 def _own_folder() -> Path:
     """Return a folder of this process, which goes with it."""
-    own = tempfile.TemporaryDirectory(prefix="raymaml-kernels-")
-    _OWN.append(own)
-    return Path(own.name)
-
-
-_OWN: list[tempfile.TemporaryDirectory[str]] = []
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_folder())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,15 @@ from torch.nn import functional as F
 
 from raymaml.kernels.blocks import Block, FirstBlock, Images, InnerBlock, Numbers
 from raymaml.kernels.library import Kernels
+
+
+class Back(Protocol):
+    """``Block.backward`` or ``Block.backward_along``."""
+
+    def __call__(
+        self, block: Block, grad: Tensor, /, *, down: bool
+    ) -> tuple[Tensor | None, Numbers]:
+        """Take a gradient, or its tangent, through a block."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,7 @@ class Chain:
 
     def gradient(self, lowest: int = 0) -> Weights:
         """Return the gradient of the loss, of the blocks from ``lowest`` on."""
-        grad: Tensor | None = self._as_images(self.errors @ self.head)
-        found: list[Numbers] = []
-        for number in range(len(self.blocks) - 1, lowest - 1, -1):
-            assert grad is not None
-            grad, numbers = self.blocks[number].backward(grad, down=number > lowest)
-            found.insert(0, numbers)
+        found = self._down(Block.backward, self.errors @ self.head, lowest)
         return Weights(found, self.errors.T @ self.features, self.errors.sum(0))
 
     def product(self, direction: Weights, lowest: int = 0) -> Weights:
@@ -85,14 +90,17 @@ class Chain:
         errors_t = p * (logits_t - (p * logits_t).sum(1, keepdim=True))
         errors_t = errors_t * (self.temperature / len(self.labels))
         below = errors_t @ self.head + self.errors @ direction.head
-        grad: Tensor | None = self._as_images(below)
-        found: list[Numbers] = []
-        for number in range(len(self.blocks) - 1, lowest - 1, -1):
-            assert grad is not None
-            grad, numbers = self.blocks[number].backward_along(grad, down=number > lowest)
-            found.insert(0, numbers)
+        found = self._down(Block.backward_along, below, lowest)
         head = self.errors.T @ features_t + errors_t.T @ self.features
         return Weights(found, head, errors_t.sum(0))
 
-    def _as_images(self, grad: Tensor) -> Tensor:
-        return grad.reshape(self.out.shape).contiguous(memory_format=torch.channels_last)
+    def _down(self, back: Back, features_grad: Tensor, lowest: int) -> list[Numbers]:
+        """Take a gradient in the features, or its tangent, down to the block ``lowest``."""
+        images = features_grad.reshape(self.out.shape)
+        grad: Tensor | None = images.contiguous(memory_format=torch.channels_last)
+        found: list[Numbers] = []
+        for number in range(len(self.blocks) - 1, lowest - 1, -1):
+            assert grad is not None
+            grad, numbers = back(self.blocks[number], grad, down=number > lowest)
+            found.insert(0, numbers)
+        return found

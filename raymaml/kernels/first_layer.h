@@ -13,17 +13,17 @@ constexpr L PATCH = 32;  // room of a patch: 27 values or 9, and a one
 
 // gram [32, 32] = the sum of (p, 1)(p, 1)^T over all pixels
 template <int CIN>
-static void patch_gram(const real* images, L B, L H, L W, double* gram) {
+static void gram_of(const real* images, Shape s, double* gram) {
     constexpr L K = 9 * CIN;
-    const L line = (W + 2) * CIN;
+    const L W = s.W, line = (W + 2) * CIN;
     std::vector<real> patches(W * PATCH), sums(PATCH * PATCH);
     for (L x = 0; x < W; x++) patches[x * PATCH + K] = 1;
     memset(gram, 0, PATCH * PATCH * sizeof(double));
-    for (L b = 0; b < B; b++)
-        for (L y = 0; y < H; y++) {
+    for (L b = 0; b < s.B; b++)
+        for (L y = 0; y < s.H; y++) {
             for (L x = 0; x < W; x++)
                 for (L dy = 0; dy < 3; dy++)
-                    memcpy(&patches[x * PATCH + dy * 3 * CIN], images + (b * (H + 2) + y + dy) * line + x * CIN,
+                    memcpy(&patches[x * PATCH + dy * 3 * CIN], images + (b * (s.H + 2) + y + dy) * line + x * CIN,
                            3 * CIN * sizeof(real));
             product(patches.data(), 1, PATCH, patches.data(), PATCH, sums.data(), PATCH, K + 1, (K + 16) / 16 * 16, W,
                     false);
@@ -64,7 +64,7 @@ INLINE void windows_of(const real* p, L line, const real* w, L C, const V* sign,
 }
 template <int CIN, int NR>
 INLINE void windows_maxima(const real* images, Shape s, L c, const real* w, const real* weight, real* maxima,
-                            uint8_t* at) {
+                           uint8_t* at) {
     const L h = s.H / 2, half = s.W / 2, line = (s.W + 2) * CIN;
     V sign[NR];
     for (int v = 0; v < NR; v++) sign[v] = sign_of(weight + c + v * LANES);
@@ -86,8 +86,8 @@ static void maxima_of(const real* images, Shape s, const real* w, const real* we
         windows_maxima<CIN, COLUMNS>(images, s, c, w, weight, maxima, at);
     for (; c < s.C; c += LANES) windows_maxima<CIN, 1>(images, s, c, w, weight, maxima, at);
 }
-// Calls window(o, patch) for each window and block of channels: the offset of its maximum, and a function that
-// gives the values of tap (dy, e) of the patches around the maxima.
+// Calls begin(c), window(c, o, tap) for each window of a row, and end(c), for each row of windows and block of
+// channels c; o is the offset of the window's maximum, and tap(dy, e) gives a value of the patches around the maxima.
 template <int CIN, class Begin, class Window, class End>
 INLINE void each_first_row(const real* images, Shape s, const uint8_t* at, Begin begin, Window window, End end) {
     const L h = s.H / 2, half = s.W / 2, line = (s.W + 2) * CIN;

@@ -6,7 +6,7 @@
 // The functions of the first layer, for images of one channel or three.
 #define BY_CHANNELS(name, ...) channels == 3 ? name<3>(__VA_ARGS__) : name<1>(__VA_ARGS__)
 
-KERNEL first_gram(const real* images, L channels, Shape s, double* gram) { BY_CHANNELS(patch_gram, images, s.B, s.H, s.W, gram); }
+KERNEL first_gram(const real* images, L channels, Shape s, double* gram) { BY_CHANNELS(gram_of, images, s, gram); }
 KERNEL first_maxima(const real* images, L channels, Shape s, const real* w, const real* weight, real* maxima, uint8_t* at) {
     BY_CHANNELS(maxima_of, images, s, w, weight, maxima, at);
 }

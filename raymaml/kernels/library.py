@@ -15,8 +15,6 @@ from raymaml.storage.cache import CACHE
 from raymaml.storage.place import at_home
 
 REALS = {torch.float32: "float", torch.float64: "double"}
-LANES = 16
-"""Numbers of channels are multiples of this."""
 
 
 class _Shape(ctypes.Structure):
@@ -50,15 +48,18 @@ class Kernels:
         """Return room for images ``[B, C, H, W]``."""
         return torch.empty(shape, dtype=dtype or self.dtype, memory_format=torch.channels_last)
 
+    def _pooled(self, shape: _Shape) -> tuple[Tensor, Tensor]:
+        """Return room for the maxima of images, and for their places."""
+        values = self.images(shape.B, shape.C, shape.H // 2, shape.W // 2)
+        return values, self.images(*values.shape, dtype=torch.uint8)
+
     # ------------------------------------------------------------------ norm, pool and ReLU
     def maxima(self, x: Tensor, weight: Tensor) -> Maxima:
         """Pool the maxima of ``weight * x`` by 2x2, and take the moments of ``x``."""
-        B, C, H, W = x.shape
-        values = self.images(B, C, H // 2, W // 2)
-        places = self.images(*values.shape, dtype=torch.uint8)
-        sums = torch.empty(2, C, dtype=torch.float64)
+        values, places = self._pooled(_shape(x))
+        sums = torch.empty(2, x.shape[1], dtype=torch.float64)
         self._call("moments_and_maxima", x, _shape(x), weight, values, places, sums)
-        mean, square = sums / (B * H * W)
+        mean, square = sums / num_pixels(x)
         var = (square - mean * mean).clamp_(min=0)
         return Maxima(values, places, mean + x[0, :, 0, 0], var)
 
@@ -66,7 +67,7 @@ class Kernels:
         """Return ``relu(scale * maxima + shift)``."""
         out = torch.empty_like(maxima)
         scale, shift = self._real(scale, shift)
-        self._call("affine_relu", maxima, _pixels(maxima), maxima.shape[1], scale, shift, out)
+        self._call("affine_relu", maxima, num_pixels(maxima), maxima.shape[1], scale, shift, out)
         return out
 
     def affine_relu_along(
@@ -81,7 +82,7 @@ class Kernels:
         """Return the derivative of ``affine_relu``; ``scale`` has its tangent beside it."""
         out_t = torch.empty_like(out)
         channels = self._real(*scale, shift_t)
-        count = (_pixels(out), out.shape[1])
+        count = (num_pixels(out), out.shape[1])
         self._call("affine_relu_along", maxima, maxima_t, out, *count, *channels, out_t)
         return out_t
 
@@ -90,7 +91,7 @@ class Kernels:
         d the maxima less the mean."""
         g, sums = torch.empty_like(out), torch.empty(2, out.shape[1], dtype=torch.float64)
         (mean,) = self._real(maxima.mean)
-        count = (_pixels(out), out.shape[1])
+        count = (num_pixels(out), out.shape[1])
         self._call("relu_sums", grad, maxima.values, out, *count, mean, g, sums)
         return g, sums
 
@@ -100,7 +101,7 @@ class Kernels:
         """Return ``g'``, and the sums [3, C] of g', g' d and ``g * maxima'``."""
         g_t, sums = torch.empty_like(out), torch.empty(3, out.shape[1], dtype=torch.float64)
         (mean,) = self._real(maxima.mean)
-        count = (_pixels(out), out.shape[1])
+        count = (num_pixels(out), out.shape[1])
         images = (grad_t, g, maxima.values, maxima_t, out)
         self._call("relu_sums_along", *images, *count, mean, g_t, sums)
         return g_t, sums
@@ -123,12 +124,11 @@ class Kernels:
 
     def maxima_along(self, x: Tensor, x_t: Tensor, maxima: Maxima) -> tuple[Tensor, Tensor]:
         """Return ``x'`` at the maxima, and the means [2, C] of x' and of x' d, d = x - mean."""
-        B, C, H, W = x.shape
         maxima_t = torch.empty_like(maxima.values)
-        sums = torch.empty(2, C, dtype=torch.float64)
+        sums = torch.empty(2, x.shape[1], dtype=torch.float64)
         (mean,) = self._real(maxima.mean)
         self._call("maxima_along", x, x_t, _shape(x), maxima.places, mean, maxima_t, sums)
-        return maxima_t, sums / (B * H * W)
+        return maxima_t, sums / num_pixels(x)
 
     def norm_pool_grad_along(
         self,
@@ -195,8 +195,7 @@ class Kernels:
     def first_maxima(self, padded: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve by ``weight`` [9c, C]; return the maxima of ``scale * x`` and their places."""
         shape = _inside(padded, weight.shape[1])
-        values = self.images(shape.B, shape.C, shape.H // 2, shape.W // 2)
-        places = self.images(*values.shape, dtype=torch.uint8)
+        values, places = self._pooled(shape)
         arguments = (padded, padded.shape[3], shape, weight, scale, values, places)
         self._call("first_maxima", *arguments)
         return values, places
@@ -235,7 +234,8 @@ def _inside(padded: Tensor, channels: int) -> _Shape:
     return _Shape(B, H - 2, W - 2, channels)
 
 
-def _pixels(x: Tensor) -> int:
+def num_pixels(x: Tensor) -> int:
+    """Return the number of pixels of images ``[B, C, H, W]``."""
     return x.numel() // x.shape[1]
 
 

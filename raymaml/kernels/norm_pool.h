@@ -94,7 +94,7 @@ KERNEL affine_relu(const real* maxima, L P, L C, const real* scale, const real* 
 }
 // out' = scale maxima' + scale' maxima + shift', where out > 0
 KERNEL affine_relu_along(const real* maxima, const real* maxima_t, const real* out, L P, L C, const real* scale,
-                              const real* scale_t, const real* shift_t, real* out_t) {
+                         const real* scale_t, const real* shift_t, real* out_t) {
     for (L p = 0; p < P; p++)
         for (L c = 0; c < C; c += LANES) {
             const L o = p * C + c;
@@ -102,47 +102,38 @@ KERNEL affine_relu_along(const real* maxima, const real* maxima_t, const real* o
             store(out_t + o, where(load(out + o) > V{}, v, V{}));
         }
 }
-// g = grad where out > 0; sums [2, C] of g and g d
-KERNEL relu_sums(const real* grad, const real* maxima, const real* out, L P, L C, const real* mean, real* g,
-                      double* sums) {
-    memset(sums, 0, 2 * C * sizeof(double));
+// masked = grad where out > 0; sums [N, C] of masked, of masked d and, of three, of g maxima'
+template <int N>
+INLINE void masked_sums(const real* grad, const real* g, const real* maxima, const real* maxima_t, const real* out, L P,
+                        L C, const real* mean, real* masked, double* sums) {
+    memset(sums, 0, N * C * sizeof(double));
     for (L p0 = 0; p0 < P; p0 += 64)
         for (L c = 0; c < C; c += LANES) {
-            V total = {}, product = {};
+            V sum[N] = {};
             for (L p = p0; p < std::min(P, p0 + 64); p++) {
                 const L o = p * C + c;
                 const V v = where(load(out + o) > V{}, load(grad + o), V{});
-                store(g + o, v);
-                total += v;
-                product += v * (load(maxima + o) - load(mean + c));
+                store(masked + o, v);
+                sum[0] += v;
+                sum[1] += v * (load(maxima + o) - load(mean + c));
+                if constexpr (N == 3) sum[2] += load(g + o) * load(maxima_t + o);
             }
-            add_to(sums + c, total);
-            add_to(sums + C + c, product);
+            for (int n = 0; n < N; n++) add_to(sums + n * C + c, sum[n]);
         }
 }
-// g' = grad' where out > 0; sums [3, C] of g', g' d and g maxima'
-KERNEL relu_sums_along(const real* grad_t, const real* g, const real* maxima, const real* maxima_t, const real* out,
-                            L P, L C, const real* mean, real* g_t, double* sums) {
-    memset(sums, 0, 3 * C * sizeof(double));
-    for (L p0 = 0; p0 < P; p0 += 64)
-        for (L c = 0; c < C; c += LANES) {
-            V total = {}, product = {}, moved = {};
-            for (L p = p0; p < std::min(P, p0 + 64); p++) {
-                const L o = p * C + c;
-                const V v = where(load(out + o) > V{}, load(grad_t + o), V{});
-                store(g_t + o, v);
-                total += v;
-                product += v * (load(maxima + o) - load(mean + c));
-                moved += load(g + o) * load(maxima_t + o);
-            }
-            add_to(sums + c, total);
-            add_to(sums + C + c, product);
-            add_to(sums + 2 * C + c, moved);
-        }
+// g; sums [2, C] of g and g d
+KERNEL relu_sums(const real* grad, const real* maxima, const real* out, L P, L C, const real* mean, real* g,
+                 double* sums) {
+    masked_sums<2>(grad, nullptr, maxima, nullptr, out, P, C, mean, g, sums);
+}
+// g'; sums [3, C] of g', g' d and g maxima'
+KERNEL relu_sums_along(const real* grad_t, const real* g, const real* maxima, const real* maxima_t, const real* out, L P,
+                       L C, const real* mean, real* g_t, double* sums) {
+    masked_sums<3>(grad_t, g, maxima, maxima_t, out, P, C, mean, g_t, sums);
 }
 // x_grad = const + slope x everywhere, + scale g at the maxima
 KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, const real* constant,
-                           const real* slope, const real* scale, real* x_grad) {
+                      const real* slope, const real* scale, real* x_grad) {
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
         const V a = load(constant + c), b = load(slope + c), sc = load(scale + c);
         if (two)
@@ -160,7 +151,7 @@ KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, 
 }
 // maxima' = x' at the maxima; sums [2, C] of x' and x' d over all pixels
 KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, const real* mean, real* maxima_t,
-                         double* sums) {
+                    double* sums) {
     memset(sums, 0, 2 * s.C * sizeof(double));
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
         const V mu = load(mean + c);
@@ -189,7 +180,7 @@ KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, 
 }
 // x_grad' = const + slope x + slope_t x' everywhere, + scale g' + scale' g at the maxima
 KERNEL norm_pool_grad_along(const real* x, const real* x_t, Shape s, const real* g, const real* g_t,
-                                 const uint8_t* at, const real* constant, const real* slope, const real* slope_t,
+                            const uint8_t* at, const real* constant, const real* slope, const real* slope_t,
                                  const real* scale, const real* scale_t, real* x_grad_t) {
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
         const V a = load(constant + c), b = load(slope + c), bt = load(slope_t + c);
