@@ -21,12 +21,16 @@ and the derivatives of these lines along tangents are
     out'    = s (x' - <x'>) + s' d + shift'  where out > 0
     x_grad' = s (g' - <g'>) + s' (g - <g>) - bend' d - bend (x' - <x'>)
 
-A bias of the convolution moves the mean alone: its gradient is zero, and it is left out.
+A bias of the convolution moves the mean alone: its gradient is zero.
+
+Of a block whose norm goes by given moments, which are constants, the first two passes remain, with
+``x_grad = s g``; the gradient of the bias is ``n s <g>``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,23 +44,30 @@ class Numbers:
     """The parameters of a block, or their gradients, or tangents."""
 
     weight: Tensor  # [K, C, 3, 3]
+    bias: Tensor  # [K], of the convolution
     scale: Tensor  # [K]
     shift: Tensor  # [K]
 
 
-class Images:
-    """Images that do not move, ``[B, c, H, W]``, c 1 or 3.
+Moments = tuple[Tensor, Tensor]
+"""Mean and biased variance, [K]."""
 
-    ``mean`` [9c] and ``cov`` [9c, 9c] are the moments of their 3x3 patches.
-    """
+
+class Images:
+    """Images that do not move, ``[B, c, H, W]``, c 1 or 3."""
 
     def __init__(self, kernels: Kernels, x: Tensor) -> None:
-        self.count = num_pixels(x)
+        self.kernels, self.count = kernels, num_pixels(x)
+        self.is_even = x.shape[2] % 2 == x.shape[3] % 2 == 0
         padded = F.pad(x.detach().permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         self.padded = padded.to(kernels.dtype).contiguous()
-        gram = kernels.patch_gram(self.padded) / self.count
-        self.mean = gram[-1, :-1]
-        self.cov = gram[:-1, :-1] - self.mean[:, None] * self.mean
+
+    @cached_property
+    def patches(self) -> Moments:
+        """Mean [9c] and covariance [9c, 9c] of the 3x3 patches."""
+        gram = self.kernels.patch_gram(self.padded) / self.count
+        mean = gram[-1, :-1]
+        return mean, gram[:-1, :-1] - mean[:, None] * mean
 
 
 @dataclass
@@ -93,13 +104,21 @@ class Block:
     """Batch norm, max-pool and ReLU behind a convolution, which subclasses bring.
 
     One object serves one pass over one set of images: it keeps the tape.
+
+    Args:
+        kernels: of the type of all tensors.
+        numbers: the parameters.
+        eps: of the norm.
+        given: moments that the norm goes by; None: those of the batch.
     """
 
     tape: Tape
     moved: Moved
 
-    def __init__(self, kernels: Kernels, numbers: Numbers, eps: float) -> None:
-        self.kernels, self.numbers, self.eps = kernels, numbers, eps
+    def __init__(
+        self, kernels: Kernels, numbers: Numbers, eps: float, given: Moments | None
+    ) -> None:
+        self.kernels, self.numbers, self.eps, self.given = kernels, numbers, eps, given
 
     def _convolved(self) -> tuple[Maxima, int]:
         """Convolve; return the maxima and moments, and the number n of pixels."""
@@ -120,6 +139,9 @@ class Block:
     def forward(self) -> Tensor:
         """Return the result ``[B, K, H // 2, W // 2]``."""
         maxima, count = self._convolved()
+        if self.given is not None:
+            mean, var = (each.double() for each in self.given)
+            maxima = maxima._replace(mean=mean - self.numbers.bias, var=var)
         rstd = torch.rsqrt(maxima.var + self.eps)
         scale = self.numbers.scale.double()
         s = scale * rstd
@@ -127,17 +149,33 @@ class Block:
         self.tape = Tape(maxima, out, scale, rstd, s, count)
         return out
 
+    @property
+    def moments(self) -> Moments:
+        """Mean and biased variance of the convolution's result, its bias included."""
+        return self.tape.maxima.mean + self.numbers.bias, self.tape.maxima.var
+
+    @property
+    def count(self) -> int:
+        """The number n of pixels behind the moments."""
+        return self.tape.count
+
     def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
         tape = self.tape
         tape.g, sums = self.kernels.relu_sums(grad, tape.maxima, tape.out)
         tape.g_mean, tape.product = sums / tape.count
+        bias = torch.zeros_like(tape.g_mean)
+        if self.given is not None:
+            bias, tape.g_mean, tape.product = tape.s * sums[0], bias, bias
         tape.bend = tape.s * tape.rstd**2 * tape.product
         x_grad, weight = self._convolved_back(down=down)
-        return x_grad, self._numbers(weight, tape.rstd * sums[1], sums[0])
+        return x_grad, self._numbers(weight, bias, tape.rstd * sums[1], sums[0])
 
     def forward_along(self, x_t: Tensor | None, numbers_t: Numbers) -> Tensor:
-        """Return the derivative of the result; ``x_t`` is None for an input that does not move."""
+        """Return the derivative of the result; ``x_t`` is None for an input that does not move.
+
+        The norm goes by the batch.
+        """
         tape = self.tape
         self.moved, product = self._convolved_along(x_t, numbers_t.weight)
         moved = self.moved
@@ -160,17 +198,25 @@ class Block:
         moved.bend = moved.bend + 2 * tape.s * tape.rstd * moved.rstd * tape.product
         x_grad, weight = self._convolved_back_along(down=down)
         scale = n * (product * tape.rstd + tape.product * moved.rstd)
-        return x_grad, self._numbers(weight, scale, n * moved.g_mean)
+        shift = n * moved.g_mean
+        return x_grad, self._numbers(weight, torch.zeros_like(shift), scale, shift)
 
-    def _numbers(self, weight: Tensor, scale: Tensor, shift: Tensor) -> Numbers:
-        return Numbers(*(each.to(self.kernels.dtype) for each in (weight, scale, shift)))
+    def kept(self) -> list[Tensor]:
+        """Return the tensors that the block holds."""
+        holders = (vars(self).values(), vars(self.tape).values(), self.tape.maxima)
+        return [each for values in holders for each in values if isinstance(each, Tensor)]
+
+    def _numbers(self, *values: Tensor) -> Numbers:
+        return Numbers(*(each.to(self.kernels.dtype) for each in values))
 
 
 class InnerBlock(Block):
     """A block of activations ``x`` [B, C, H, W], convolved by Winograd's algorithm."""
 
-    def __init__(self, kernels: Kernels, numbers: Numbers, eps: float, x: Tensor) -> None:
-        super().__init__(kernels, numbers, eps)
+    def __init__(
+        self, kernels: Kernels, numbers: Numbers, eps: float, given: Moments | None, x: Tensor
+    ) -> None:
+        super().__init__(kernels, numbers, eps, given)
         self.x = x
 
     def _convolved(self) -> tuple[Maxima, int]:
@@ -219,42 +265,61 @@ class FirstBlock(Block):
     With ``T`` the filters [K, 9c], ``m`` and ``Cov`` the moments of the patches p, the convolution
     has the mean ``T m`` and the variance ``diag(T Cov T^T)``. The gradient in T is the sum of g p
     over the maxima alone, less ``<g> m`` and ``bend T Cov``.
+
+    Where no gradient follows, sums of the convolution cost less than the moments of the patches.
     """
 
-    def __init__(self, kernels: Kernels, numbers: Numbers, eps: float, images: Images) -> None:
-        super().__init__(kernels, numbers, eps)
+    def __init__(
+        self,
+        kernels: Kernels,
+        numbers: Numbers,
+        eps: float,
+        given: Moments | None,
+        images: Images,
+        *,
+        value_alone: bool = False,
+    ) -> None:
+        super().__init__(kernels, numbers, eps, given)
+        self.value_alone = value_alone
         self.images = images
 
     def _convolved(self) -> tuple[Maxima, int]:
-        taps = _by_tap(self.numbers.weight)
-        values, places = self.kernels.first_maxima(
-            self.images.padded, taps.T.contiguous(), self.numbers.scale
-        )
-        taps = taps.double()
-        self.spread = taps @ self.images.cov  # T Cov
-        mean, var = taps @ self.images.mean, (self.spread * taps).sum(1).clamp(min=0)
-        return Maxima(values, places, mean, var), self.images.count
+        taps, scale, images = _by_tap(self.numbers.weight), self.numbers.scale, self.images
+        by_channel = taps.T.contiguous()
+        if self.value_alone and self.given is None and images.is_even:
+            found = self.kernels.first_maxima_and_moments(images.padded, by_channel, scale)
+            return found, images.count
+        values, places = self.kernels.first_maxima(images.padded, by_channel, scale)
+        if self.given is not None:
+            return Maxima(values, places, *self.given), images.count
+        (patch_mean, cov), taps = images.patches, taps.double()
+        self.spread = taps @ cov  # T Cov
+        mean, var = taps @ patch_mean, (self.spread * taps).sum(1).clamp(min=0)
+        return Maxima(values, places, mean, var), images.count
 
     def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
         tape = self.tape
         self.sums = self._patch_sums(tape.g)
-        around = (tape.s * tape.g_mean)[:, None] * self.images.mean
+        if self.given is not None:
+            return None, self._as_filters(tape.s[:, None] * self.sums)
+        around = (tape.s * tape.g_mean)[:, None] * self.images.patches[0]
         around = around + tape.bend[:, None] * self.spread
         return None, self._as_filters(tape.s[:, None] * self.sums - tape.count * around)
 
     def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
-        taps_t = _by_tap(weight_t)
+        taps_t, (mean, cov) = _by_tap(weight_t), self.images.patches
         maxima_t = self.kernels.first_maxima_along(
             self.images.padded, taps_t.T.contiguous(), self.tape.maxima.places
         )
         taps_t = taps_t.double()
-        self.spread_t = taps_t @ self.images.cov
-        return Moved(maxima_t, taps_t @ self.images.mean), (taps_t * self.spread).sum(1)
+        self.spread_t = taps_t @ cov
+        return Moved(maxima_t, taps_t @ mean), (taps_t * self.spread).sum(1)
 
     def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
         tape, moved = self.tape, self.moved
         sums_t = self._patch_sums(moved.g)
-        around = (moved.s * tape.g_mean + tape.s * moved.g_mean)[:, None] * self.images.mean
+        mean = self.images.patches[0]
+        around = (moved.s * tape.g_mean + tape.s * moved.g_mean)[:, None] * mean
         around = around + moved.bend[:, None] * self.spread + tape.bend[:, None] * self.spread_t
         grad = moved.s[:, None] * self.sums + tape.s[:, None] * sums_t - tape.count * around
         return None, self._as_filters(grad)

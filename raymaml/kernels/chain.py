@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.kernels.blocks import Block, FirstBlock, Images, InnerBlock, Numbers
+from raymaml.kernels.blocks import Block, FirstBlock, Images, InnerBlock, Moments, Numbers
 from raymaml.kernels.library import Kernels
 
 
@@ -31,68 +31,100 @@ class Weights:
     """A gradient that does not go all the way down has those of the upper blocks alone."""
     head: Tensor  # [N, F]
     bias: Tensor  # [N]
+    temperature: Tensor  # [], factor of the logits
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The norm of a block: what it adds to the variance, and moments that it is given, if any."""
+
+    eps: float = 1e-5
+    given: Moments | None = None
 
 
 class Chain:
-    """A pass of labelled images through the blocks and the head; it keeps its tape.
+    """A pass of images through the blocks and the head; it keeps its tape.
+
+    With ``u = features head^T + bias`` the logits are ``temperature * u``, and ``errors`` the
+    derivatives of the mean cross-entropy in them.
 
     Args:
         kernels: of the type of all tensors.
         images: of the set.
-        labels: ``[B]``.
         weights: of the pass.
-        eps: of the norms.
-        temperature: factor of the logits.
+        norms: of the blocks.
+        value_alone: no gradient follows.
     """
+
+    loss: Tensor
+    """Mean cross-entropy, once there are ``labels``."""
 
     def __init__(
         self,
         kernels: Kernels,
         images: Images,
-        labels: Tensor,
         weights: Weights,
+        norms: Sequence[Norm],
         *,
-        eps: float = 1e-5,
-        temperature: float = 1.0,
+        value_alone: bool = False,
     ) -> None:
-        self.labels, self.head, self.temperature = labels, weights.head, temperature
-        first, *others = weights.blocks
-        self.blocks: list[Block] = [FirstBlock(kernels, first, eps, images)]
-        out = self.blocks[0].forward()
-        for numbers in others:
-            self.blocks.append(InnerBlock(kernels, numbers, eps, out))
-            out = self.blocks[-1].forward()
+        self.weights, self.blocks = weights, list[Block]()
+        out: Tensor | None = None
+        for numbers, norm in zip(weights.blocks, norms, strict=True):
+            common = kernels, numbers, norm.eps, norm.given
+            block: Block
+            if out is None:
+                block = FirstBlock(*common, images, value_alone=value_alone)
+            else:
+                block = InnerBlock(*common, out)
+            out = block.forward()
+            self.blocks.append(block)
+        assert out is not None
         self.out, self.features = out, out.flatten(1)  # [B, K, h, w], [B, F]
-        self.logits = temperature * torch.addmm(weights.bias, self.features, weights.head.T)
+        self.u = torch.addmm(weights.bias, self.features, weights.head.T)  # [B, N]
+        self.logits = weights.temperature * self.u
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the tape, in bytes, with all that ``gradient`` adds."""
+        tensors = {id(each): each for block in self.blocks for each in block.kept()}
+        return sum(each.nbytes for each in tensors.values())
+
+    def gradient(self, labels: Tensor, lowest: int = 0) -> Weights:
+        """Return the gradient of the loss, of the blocks from ``lowest`` on.
+
+        Args:
+            labels: ``[B]``.
+            lowest: block to go down to; of as many as there are, the head alone has a gradient.
+        """
         self.loss = F.cross_entropy(self.logits, labels)
         self.probabilities = self.logits.softmax(1)
-        errors = self.probabilities - F.one_hot(labels, len(weights.bias))
-        self.errors = errors * (temperature / len(labels))  # the gradient in features head^T + bias
+        ones = F.one_hot(labels, self.logits.shape[1])
+        self.errors = (self.probabilities - ones) / len(labels)
+        along = self.weights.temperature * self.errors  # the gradient in u
+        found = self._down(Block.backward, along @ self.weights.head, lowest)
+        temperature = (self.errors * self.u).sum()
+        return Weights(found, along.T @ self.features, along.sum(0), temperature)
 
-    def gradient(self, lowest: int = 0) -> Weights:
-        """Return the gradient of the loss, of the blocks from ``lowest`` on."""
-        found = self._down(Block.backward, self.errors @ self.head, lowest)
-        return Weights(found, self.errors.T @ self.features, self.errors.sum(0))
+    def product(self, direction: Weights) -> Weights:
+        """Return the Hessian of the loss times a direction, in which the temperature stays.
 
-    def product(self, direction: Weights, lowest: int = 0) -> Weights:
-        """Return the Hessian of the loss times a direction, of the blocks from ``lowest`` on.
-
-        ``gradient`` has gone down to ``lowest`` before.
+        ``gradient`` has gone all the way down before.
         """
         out_t: Tensor | None = None
         for block, numbers in zip(self.blocks, direction.blocks, strict=True):
             out_t = block.forward_along(out_t, numbers)
         assert out_t is not None
-        features_t = out_t.flatten(1)
-        logits_t = torch.addmm(direction.bias, features_t, self.head.T)
-        logits_t = self.temperature * torch.addmm(logits_t, self.features, direction.head.T)
-        p = self.probabilities
-        errors_t = p * (logits_t - (p * logits_t).sum(1, keepdim=True))
-        errors_t = errors_t * (self.temperature / len(self.labels))
-        below = errors_t @ self.head + self.errors @ direction.head
-        found = self._down(Block.backward_along, below, lowest)
-        head = self.errors.T @ features_t + errors_t.T @ self.features
-        return Weights(found, head, errors_t.sum(0))
+        features_t, head, p = out_t.flatten(1), self.weights.head, self.probabilities
+        u_t = torch.addmm(direction.bias, features_t, head.T) + self.features @ direction.head.T
+        logits_t = self.weights.temperature * u_t
+        errors_t = p * (logits_t - (p * logits_t).sum(1, keepdim=True)) / len(p)
+        along, along_t = (self.weights.temperature * each for each in (self.errors, errors_t))
+        below = along_t @ head + along @ direction.head
+        found = self._down(Block.backward_along, below, 0)
+        head_grad = along.T @ features_t + along_t.T @ self.features
+        temperature = (errors_t * self.u + self.errors * u_t).sum()
+        return Weights(found, head_grad, along_t.sum(0), temperature)
 
     def _down(self, back: Back, features_grad: Tensor, lowest: int) -> list[Numbers]:
         """Take a gradient in the features, or its tangent, down to the block ``lowest``."""

@@ -9,15 +9,18 @@
 #include "norm_pool.h"
 #include "products.h"
 
-constexpr L PATCH = 32;  // room of a patch: 27 values or 9, and a one
+constexpr L PATCH = 32, HALF = 16;  // room of a patch: 27 values or 9, and a one
 
 // gram [32, 32] = the sum of (p, 1)(p, 1)^T over all pixels
 template <int CIN>
 static void gram_of(const real* images, Shape s, double* gram) {
     constexpr L K = 9 * CIN;
     const L W = s.W, line = (W + 2) * CIN;
-    std::vector<real> patches(W * PATCH), sums(PATCH * PATCH);
+    Room room(W * PATCH), products(PATCH * PATCH);
+    real *patches = room.data(), *sums = products.data();
+    std::fill(patches, patches + W * PATCH, real(0));
     for (L x = 0; x < W; x++) patches[x * PATCH + K] = 1;
+    std::fill(sums, sums + PATCH * PATCH, real(0));
     memset(gram, 0, PATCH * PATCH * sizeof(double));
     for (L b = 0; b < s.B; b++)
         for (L y = 0; y < s.H; y++) {
@@ -25,19 +28,23 @@ static void gram_of(const real* images, Shape s, double* gram) {
                 for (L dy = 0; dy < 3; dy++)
                     memcpy(&patches[x * PATCH + dy * 3 * CIN], images + (b * (s.H + 2) + y + dy) * line + x * CIN,
                            3 * CIN * sizeof(real));
-            product(patches.data(), 1, PATCH, patches.data(), PATCH, sums.data(), PATCH, K + 1, (K + 16) / 16 * 16, W,
-                    false);
+            product(patches, 1, PATCH, patches, PATCH, sums, PATCH, std::min(K + 1, HALF), (K + 16) / 16 * 16, W, false);
+            if (K >= HALF)  // the lower right quarter; that on the left is the upper one turned over
+                product(patches + HALF, 1, PATCH, patches + HALF, PATCH, sums + HALF * PATCH + HALF, PATCH, K + 1 - HALF,
+                        HALF, W, false);
             for (L e = 0; e < PATCH * PATCH; e++) gram[e] += sums[e];
         }
+    for (L i = HALF; i < PATCH; i++)
+        for (L j = 0; j < HALF; j++) gram[i * PATCH + j] = gram[j * PATCH + i];
 }
 #if VECTOR_BYTES == 64
 constexpr int WINDOWS = 3, COLUMNS = 2;
 #else
 constexpr int WINDOWS = 1, COLUMNS = 2;
 #endif
-// Convolves NP windows by NR vectors of channels, and keeps the maxima.
-template <int CIN, int NP, int NR>
-INLINE void windows_of(const real* p, L line, const real* w, L C, const V* sign, real* maxima, uint8_t* at) {
+// Convolves NP windows of 2x2 pixels by NR vectors of channels; done(i, v, values) gets the four values of each.
+template <int CIN, int NP, int NR, class Done>
+INLINE void windows_of(const real* p, L line, const real* w, L C, Done done) {
     V x[NP][NR][4] = {};
     for (int dy = 0; dy < 3; dy++)
         for (int e = 0; e < 3 * CIN; e++) {
@@ -56,94 +63,106 @@ INLINE void windows_of(const real* p, L line, const real* w, L C, const V* sign,
     UNROLL
     for (int i = 0; i < NP; i++)
         UNROLL
-        for (int v = 0; v < NR; v++) {
-            const Largest found = largest(x[i][v], sign[v]);
-            store(maxima + i * C + v * LANES, found.value);
-            store_bytes(at + i * C + v * LANES, found.place);
-        }
+        for (int v = 0; v < NR; v++) done(i, v, x[i][v]);
 }
-template <int CIN, int NR>
-INLINE void windows_maxima(const real* images, Shape s, L c, const real* w, const real* weight, real* maxima,
-                           uint8_t* at) {
+// Does so for all windows, in NR vectors from channel c on: done(c, o, values), o the offset of the window in pooled
+// images; end_row(c) after each row.
+template <int CIN, int NR, class Done, class EndRow>
+INLINE void all_windows(const real* images, Shape s, L c, const real* w, Done done, EndRow end_row) {
     const L h = s.H / 2, half = s.W / 2, line = (s.W + 2) * CIN;
-    V sign[NR];
-    for (int v = 0; v < NR; v++) sign[v] = sign_of(weight + c + v * LANES);
-    for (L b = 0; b < s.B; b++)
-        for (L i = 0; i < h; i++) {
-            const real* p = images + (b * (s.H + 2) + 2 * i) * line;
-            const L o = (b * h + i) * half * s.C + c;
-            L j = 0;
-            for (; j + WINDOWS <= half; j += WINDOWS)
-                windows_of<CIN, WINDOWS, NR>(p + 2 * j * CIN, line, w + c, s.C, sign, maxima + o + j * s.C, at + o + j * s.C);
-            for (; j < half; j++)
-                windows_of<CIN, 1, NR>(p + 2 * j * CIN, line, w + c, s.C, sign, maxima + o + j * s.C, at + o + j * s.C);
-        }
+    for (L row = 0; row < s.B * h; row++) {
+        const real* p = images + (row / h * (s.H + 2) + row % h * 2) * line;
+        L j = 0;
+        auto give = [&](int i, int v, const V* x) { done(c + v * LANES, (row * half + j + i) * s.C + c + v * LANES, x); };
+        for (; j + WINDOWS <= half; j += WINDOWS) windows_of<CIN, WINDOWS, NR>(p + 2 * j * CIN, line, w + c, s.C, give);
+        for (; j < half; j++) windows_of<CIN, 1, NR>(p + 2 * j * CIN, line, w + c, s.C, give);
+        for (int v = 0; v < NR; v++) end_row(c + v * LANES);
+    }
+}
+template <int CIN, class Done, class EndRow>
+INLINE void convolved(const real* images, Shape s, const real* w, Done done, EndRow end_row) {
+    L c = 0;
+    for (; c + COLUMNS * LANES <= s.C; c += COLUMNS * LANES) all_windows<CIN, COLUMNS>(images, s, c, w, done, end_row);
+    for (; c < s.C; c += LANES) all_windows<CIN, 1>(images, s, c, w, done, end_row);
 }
 template <int CIN>
 static void maxima_of(const real* images, Shape s, const real* w, const real* weight, real* maxima, uint8_t* at) {
-    L c = 0;
-    for (; c + COLUMNS * LANES <= s.C; c += COLUMNS * LANES)
-        windows_maxima<CIN, COLUMNS>(images, s, c, w, weight, maxima, at);
-    for (; c < s.C; c += LANES) windows_maxima<CIN, 1>(images, s, c, w, weight, maxima, at);
+    convolved<CIN>(
+        images, s, w,
+        [&](L c, L o, const V* x) {
+            const Largest found = largest(x, sign_of(weight + c));
+            store(maxima + o, found.value);
+            store_bytes(at + o, found.place);
+        },
+        [](L) {});
 }
-// Calls begin(c), window(c, o, tap) for each window of a row, and end(c), for each row of windows and block of
-// channels c; o is the offset of the window's maximum, and tap(dy, e) gives a value of the patches around the maxima.
-template <int CIN, class Begin, class Window, class End>
-INLINE void each_first_row(const real* images, Shape s, const uint8_t* at, Begin begin, Window window, End end) {
-    const L h = s.H / 2, half = s.W / 2, line = (s.W + 2) * CIN;
-    for (L b = 0; b < s.B; b++)
-        for (L i = 0; i < h; i++)
-            for (L c = 0; c < s.C; c += LANES) {
-                begin(c);
-                for (L j = 0; j < half; j++) {
-                    const real* p = images + (b * (s.H + 2) + 2 * i) * line + 2 * j * CIN;
-                    const L o = ((b * h + i) * half + j) * s.C + c;
-                    const Mask place = load_bytes(at + o), right = (place & 1) != 0, low = place > 1;
-                    window(c, o, [&](int dy, int e) {
-                        const real* q = p + dy * line + e;
-                        const V above = where(right, all(q[CIN]), all(q[0]));
-                        return where(low, where(right, all(q[line + CIN]), all(q[line])), above);
-                    });
-                }
-                end(c);
-            }
+// As maxima_of, for images of even sides; sums [3, C] of x - x0, of its square, and x0, x of the first pixel.
+template <int CIN>
+static void maxima_and_sums_of(const real* images, Shape s, const real* w, const real* weight, real* maxima, uint8_t* at,
+                               double* sums) {
+    Room room(3 * s.C);
+    real *x0 = room.data(), *sum = x0 + s.C, *square = sum + s.C;
+    std::fill(x0, x0 + 3 * s.C, real(0));
+    memset(sums, 0, 3 * s.C * sizeof(double));
+    for (L c = 0; c < s.C; c += LANES) {
+        windows_of<CIN, 1, 1>(images, (s.W + 2) * CIN, w + c, s.C, [&](int, int, const V* x) { store(x0 + c, x[0]); });
+        add_to(sums + 2 * s.C + c, load(x0 + c));
+    }
+    convolved<CIN>(
+        images, s, w,
+        [&](L c, L o, const V* x) {
+            const Largest found = largest(x, sign_of(weight + c));
+            store(maxima + o, found.value);
+            store_bytes(at + o, found.place);
+            V d[4];
+            UNROLL
+            for (int k = 0; k < 4; k++) d[k] = x[k] - load(x0 + c);
+            store(sum + c, load(sum + c) + ((d[0] + d[1]) + (d[2] + d[3])));
+            store(square + c, load(square + c) + ((d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3])));
+        },
+        [&](L c) {
+            add_to(sums + c, load(sum + c));
+            add_to(sums + s.C + c, load(square + c));
+            store(sum + c, V{});
+            store(square + c, V{});
+        });
 }
 // maxima' = w' p at the maxima
 template <int CIN>
 static void maxima_along_of(const real* images, Shape s, const real* w_t, const uint8_t* at, real* maxima_t) {
-    each_first_row<CIN>(
-        images, s, at, [](L) {},
-        [&](L c, L o, auto tap) {
-            V sum[3] = {};
-            UNROLL
-            for (int e = 0; e < 3 * CIN; e++)
-                UNROLL
-                for (int dy = 0; dy < 3; dy++) sum[dy] += tap(dy, e) * load(w_t + (dy * 3 * CIN + e) * s.C + c);
-            store(maxima_t + o, sum[0] + sum[1] + sum[2]);
+    convolved<CIN>(
+        images, s, w_t,
+        [&](L, L o, const V* x) {
+            const Mask place = load_bytes(at + o), right = (place & 1) != 0;
+            store(maxima_t + o, where(place > 1, where(right, x[3], x[2]), where(right, x[1], x[0])));
         },
         [](L) {});
 }
 // sums [K, C] of g p at the maxima
 template <int CIN>
 static void filter_sums_of(const real* images, Shape s, const real* g, const uint8_t* at, double* sums) {
-    constexpr int K = 9 * CIN;
-    memset(sums, 0, K * s.C * sizeof(double));
-    V sum[K];
-    each_first_row<CIN>(
-        images, s, at,
-        [&](L) {
-            UNROLL
-            for (int k = 0; k < K; k++) sum[k] = V{};
-        },
-        [&](L, L o, auto tap) {
-            const V grad = load(g + o);
-            UNROLL
-            for (int dy = 0; dy < 3; dy++)
+    constexpr int TAPS = 3 * CIN;
+    const L h = s.H / 2, half = s.W / 2, line = (s.W + 2) * CIN;
+    memset(sums, 0, 3 * TAPS * s.C * sizeof(double));
+    for (L row = 0; row < s.B * h; row++)
+        for (L c = 0; c < s.C; c += LANES) {
+            V sum[3][TAPS] = {};
+            const real* p = images + (row / h * (s.H + 2) + row % h * 2) * line;
+            for (L j = 0; j < half; j++, p += 2 * CIN) {
+                const L o = (row * half + j) * s.C + c;
+                const Mask place = load_bytes(at + o), right = (place & 1) != 0, low = place > 1;
+                const V grad = load(g + o);
                 UNROLL
-                for (int e = 0; e < 3 * CIN; e++) sum[dy * 3 * CIN + e] += tap(dy, e) * grad;
-        },
-        [&](L c) {
+                for (int dy = 0; dy < 3; dy++)
+                    UNROLL
+                    for (int e = 0; e < TAPS; e++) {
+                        const real* q = p + dy * line + e;
+                        const V above = where(right, all(q[CIN]), all(q[0]));
+                        const V below = where(right, all(q[line + CIN]), all(q[line]));
+                        sum[dy][e] += where(low, below, above) * grad;
+                    }
+            }
             UNROLL
-            for (int k = 0; k < K; k++) add_to(sums + k * s.C + c, sum[k]);
-        });
+            for (int k = 0; k < 3 * TAPS; k++) add_to(sums + k * s.C + c, sum[k / TAPS][k % TAPS]);
+        }
 }

@@ -10,6 +10,10 @@ KERNEL first_gram(const real* images, L channels, Shape s, double* gram) { BY_CH
 KERNEL first_maxima(const real* images, L channels, Shape s, const real* w, const real* weight, real* maxima, uint8_t* at) {
     BY_CHANNELS(maxima_of, images, s, w, weight, maxima, at);
 }
+KERNEL first_maxima_and_sums(const real* images, L channels, Shape s, const real* w, const real* weight, real* maxima,
+                             uint8_t* at, double* sums) {
+    BY_CHANNELS(maxima_and_sums_of, images, s, w, weight, maxima, at, sums);
+}
 KERNEL first_maxima_along(const real* images, L channels, Shape s, const real* w_t, const uint8_t* at, real* maxima_t) {
     BY_CHANNELS(maxima_along_of, images, s, w_t, at, maxima_t);
 }

@@ -157,9 +157,8 @@ class Kernels:
         K, C = weight.shape[:2]
         there = torch.empty(36, C, K, dtype=self.dtype)
         back = torch.empty(36, K, C, dtype=self.dtype)
-        turned = weight.flip(2, 3)
-        self._call("winograd_filters", weight.permute(2, 3, 1, 0).contiguous(), C, K, there)
-        self._call("winograd_filters", turned.permute(2, 3, 0, 1).contiguous(), K, C, back)
+        for turned, filters in enumerate((there, back)):
+            self._call("winograd_filters", weight.contiguous(), C, K, turned, filters)
         return there, back
 
     def convolve(
@@ -176,9 +175,9 @@ class Kernels:
     ) -> Tensor:
         """Return the gradient in the filters ``[K, C, 3, 3]``; of two pairs, the sum."""
         K, C = grad.shape[1], x.shape[1]
-        found = torch.empty(3, 3, C, K, dtype=self.dtype)
+        found = torch.empty(K, C, 3, 3, dtype=self.dtype)
         self._call("winograd_filter_grad", x, grad, x2, grad2, _shape(x), K, found)
-        return found.permute(3, 2, 0, 1).contiguous()
+        return found
 
     # ------------------------------------------------------------------ the first layer
     def patch_gram(self, padded: Tensor) -> Tensor:
@@ -199,6 +198,16 @@ class Kernels:
         arguments = (padded, padded.shape[3], shape, weight, scale, values, places)
         self._call("first_maxima", *arguments)
         return values, places
+
+    def first_maxima_and_moments(self, padded: Tensor, weight: Tensor, scale: Tensor) -> Maxima:
+        """As ``first_maxima``, for images of even sides, with the moments of x."""
+        shape = _inside(padded, weight.shape[1])
+        values, places = self._pooled(shape)
+        sums = torch.empty(3, shape.C, dtype=torch.float64)
+        arguments = (padded, padded.shape[3], shape, weight, scale, values, places, sums)
+        self._call("first_maxima_and_sums", *arguments)
+        mean, square = sums[:2] / (shape.B * shape.H * shape.W)
+        return Maxima(values, places, mean + sums[2], (square - mean * mean).clamp_(min=0))
 
     def first_maxima_along(self, padded: Tensor, weight_t: Tensor, places: Tensor) -> Tensor:
         """Return the convolution by ``weight_t`` [9c, C] at the maxima."""
@@ -251,3 +260,12 @@ def kernels(dtype: torch.dtype) -> Kernels:
         return Kernels(path, dtype)
     except OSError as error:  # a folder that must not hold programs
         raise NoKernelsError(f"{path} cannot be loaded: {error}") from error
+
+
+@cache
+def usable(dtype: torch.dtype) -> Kernels | NoKernelsError:
+    """Return ``kernels(dtype)``, or why there are none; it is tried once in a process."""
+    try:
+        return kernels(dtype)
+    except NoKernelsError as error:
+        return error

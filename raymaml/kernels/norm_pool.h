@@ -34,8 +34,8 @@ INLINE void each_outside(Shape s, L first, bool two, Pixel pixel) {
 // The offset of place 0..3 of the j-th window.
 INLINE L place(Shape s, L j, L k) { return ((k >> 1) * s.W + 2 * j + (k & 1)) * s.C; }
 
-// The place of the largest of four values, the first of equal ones, and that value. sign = -1 for channels
-// that the norm turns round.
+// The place of the largest of four values, the first of equal ones, and that value; not-a-number is the largest,
+// as in PyTorch. sign = -1 for channels that the norm turns round.
 struct Largest {
     V value;
     Mask place;
@@ -46,7 +46,7 @@ INLINE Largest largest(const V v[4], V sign) {
     UNROLL
     for (int k = 1; k < 4; k++) {
         const V next = v[k] * sign;
-        const Mask more = next > best;
+        const Mask more = (next > best) | (next != next);
         best = where(more, next, best);
         at = more ? Mask{} + k : at;
     }
@@ -89,7 +89,7 @@ KERNEL affine_relu(const real* maxima, L P, L C, const real* scale, const real* 
     for (L p = 0; p < P; p++)
         for (L c = 0; c < C; c += LANES) {
             const V v = load(maxima + p * C + c) * load(scale + c) + load(shift + c);
-            store(out + p * C + c, where(v > V{}, v, V{}));
+            store(out + p * C + c, where(v < V{}, V{}, v));  // keeps not-a-number
         }
 }
 // out' = scale maxima' + scale' maxima + shift', where out > 0

@@ -3,11 +3,11 @@
 #include "vectors.h"
 
 #if VECTOR_BYTES == 64
-constexpr int ROWS = 12, WIDE = 2;  // 24 of 32 registers hold results
+constexpr int ROWS = 12, FEWER = 8, WIDE = 2;  // 24 or 16 of 32 registers hold results
 #elif VECTOR_BYTES == 32
-constexpr int ROWS = 6, WIDE = 2;  // 12 of 16
+constexpr int ROWS = 6, FEWER = 4, WIDE = 2;  // 12 or 8 of 16
 #else
-constexpr int ROWS = 6, WIDE = 4;  // 24 of 32
+constexpr int ROWS = 6, FEWER = 4, WIDE = 4;  // 24 or 16 of 32
 #endif
 
 // m[i][k] (+)= sum_c a(i, c) u[c][k] for MR rows i and NR vectors of columns k; a(i, c) = a[i * row + c * column].
@@ -37,6 +37,9 @@ INLINE void block(const real* a, L row, L column, const real* u, L ldu, real* m,
 template <int NR>
 INLINE void rows_of(const real* a, L row, L column, const real* u, L ldu, real* m, L ldm, L rows, L count, bool add) {
     L i = 0;
+    if (rows % ROWS)
+        for (; i + FEWER <= rows; i += FEWER)
+            block<FEWER, NR>(a + i * row, row, column, u, ldu, m + i * ldm, ldm, count, add);
     for (; i + ROWS <= rows; i += ROWS) block<ROWS, NR>(a + i * row, row, column, u, ldu, m + i * ldm, ldm, count, add);
     for (; i + 4 <= rows; i += 4) block<4, NR>(a + i * row, row, column, u, ldu, m + i * ldm, ldm, count, add);
     for (; i < rows; i++) block<1, NR>(a + i * row, row, column, u, ldu, m + i * ldm, ldm, count, add);

@@ -75,14 +75,37 @@ INLINE void squared(const V (&in)[N][N], V (&out)[M][M]) {
 // Reads N x N pixels of an image of C channels from (y, x) on; those outside are zero.
 template <int N>
 INLINE void read_square(const real* image, L H, L W, L C, L y, L x, V (&square)[N][N]) {
-    const bool inside = y >= 0 && x >= 0 && y + N <= H && x + N <= W;
+    const real* corner = image + (y * W + x) * C;
+    if (y >= 0 && x >= 0 && y + N <= H && x + N <= W) {
+        UNROLL
+        for (int i = 0; i < N; i++)
+            UNROLL
+            for (int j = 0; j < N; j++) square[i][j] = load(corner + (i * W + j) * C);
+        return;
+    }
     UNROLL
     for (int i = 0; i < N; i++)
         UNROLL
         for (int j = 0; j < N; j++) {
-            const bool there = inside || (y + i >= 0 && y + i < H && x + j >= 0 && x + j < W);
-            square[i][j] = there ? load(image + ((y + i) * W + x + j) * C) : V{};
+            const bool there = y + i >= 0 && y + i < H && x + j >= 0 && x + j < W;
+            square[i][j] = there ? load(corner + (i * W + j) * C) : V{};
         }
+}
+// Writes a tile of pixels to an image of C channels from (y, x) on, but for those outside.
+INLINE void write_tile(const V (&tile)[TILE][TILE], real* image, L H, L W, L C, L y, L x) {
+    real* corner = image + (y * W + x) * C;
+    if (y + TILE <= H && x + TILE <= W) {
+        UNROLL
+        for (int i = 0; i < TILE; i++)
+            UNROLL
+            for (int j = 0; j < TILE; j++) store(corner + (i * W + j) * C, tile[i][j]);
+        return;
+    }
+    UNROLL
+    for (int i = 0; i < TILE; i++)
+        UNROLL
+        for (int j = 0; j < TILE; j++)
+            if (y + i < H && x + j < W) store(corner + (i * W + j) * C, tile[i][j]);
 }
 template <int M>
 INLINE void write_points(const V (&square)[M][M], real* out, L stride) {
@@ -114,7 +137,7 @@ struct Tiles {
 // Points [36, tiles, C], padded lest all 36 fall on one set of the cache.
 struct Points {
     L stride;
-    std::vector<real> values;
+    Room values;
     Points(L tiles, L C) : stride(tiles * C + 16), values(POINTS * stride) {}
     real* at(L point) { return values.data() + point * stride; }
 };
@@ -129,14 +152,23 @@ static void transform_images(const real* x, Shape s, const Tiles& tiles, L first
         }
     }
 }
-// w [3, 3, C, K] -> u [36, C, K]
-KERNEL winograd_filters(const real* w, L C, L K, real* u) {
-    for (L i = 0; i < C * K; i += LANES) {
-        V filter[3][3], points[6][6];
-        read_points(w + i, C * K, filter);
-        squared<3, 6, g>(filter, points);
-        write_points(points, u + i, C * K);
-    }
+// Filters w [K, C, 3, 3] -> u [36, C, K]; turned: those of the gradient in the images, u [36, K, C], turned round.
+KERNEL winograd_filters(const real* w, L C, L K, L turned, real* u) {
+    const L inputs = turned ? K : C, outputs = turned ? C : K;
+    const L next_input = turned ? 9 * C : 9, next_output = turned ? 9 : 9 * C;
+    for (L c = 0; c < inputs; c++)
+        for (L k = 0; k < outputs; k += LANES) {
+            const real* first = w + c * next_input + k * next_output;
+            V filter[3][3], points[6][6];
+            UNROLL
+            for (int tap = 0; tap < 9; tap++) {
+                alignas(V) real values[LANES];
+                for (L lane = 0; lane < LANES; lane++) values[lane] = first[lane * next_output + (turned ? 8 - tap : tap)];
+                filter[tap / 3][tap % 3] = load(values);
+            }
+            squared<3, 6, g>(filter, points);
+            write_points(points, u + c * outputs + k, C * K);
+        }
 }
 // y [B, H, W, K] = x [B, H, W, C] by the filters u, plus x2 by u2 where there are
 KERNEL winograd(const real* x, const real* u, const real* x2, const real* u2, Shape s, L K, real* y) {
@@ -156,20 +188,22 @@ KERNEL winograd(const real* x, const real* u, const real* x2, const real* u2, Sh
                 V points[6][6], pixels[4][4];
                 read_points(out.at(0) + t * K + k, out.stride, points);
                 squared<6, 4, a>(points, pixels);
-                for (L i = 0; i < std::min(TILE, s.H - tile.y); i++)
-                    for (L j = 0; j < std::min(TILE, s.W - tile.x); j++)
-                        store(y + ((tile.image * s.H + tile.y + i) * s.W + tile.x + j) * K + k, pixels[i][j]);
+                write_tile(pixels, y + tile.image * s.H * s.W * K + k, s.H, s.W, K, tile.y, tile.x);
             }
         }
     }
 }
-// dw [3, 3, C, K] = the gradient in the filters, for dy [B, H, W, K] behind x [B, H, W, C], plus that for dy2, x2
+// dw [K, C, 3, 3] = the gradient in the filters, for dy [B, H, W, K] behind x [B, H, W, C], plus that for dy2, x2
 KERNEL winograd_filter_grad(const real* x, const real* dy, const real* x2, const real* dy2, Shape s, L K, real* dw) {
     const real *images[] = {x, x2}, *grads[] = {dy, dy2};
     const L n = x2 ? 2 : 1;
     const Tiles tiles(s);
     Points in(tiles.batch, s.C), out(tiles.batch, K);
-    std::vector<real> sum(POINTS * s.C * K), part(sum.size());
+    const L size = POINTS * s.C * K;
+    Room sums(size), parts(size);
+    real *sum = sums.data(), *part = parts.data();
+    std::fill(sum, sum + size, real(0));
+    std::fill(part, part + size, real(0));
     L batches = 0;
     for (L i = 0; i < n; i++)
         for (L first = 0; first < tiles.count; first += tiles.batch) {
@@ -188,14 +222,17 @@ KERNEL winograd_filter_grad(const real* x, const real* dy, const real* x2, const
                 product(in.at(point), 1, s.C, out.at(point), K, &part[point * s.C * K], K, s.C, K, count, true);
             const bool last = i == n - 1 && first + tiles.batch >= tiles.count;
             if (++batches % 16 == 0 || last) {  // sums of sums round less
-                for (size_t e = 0; e < sum.size(); e++) sum[e] += part[e];
-                std::fill(part.begin(), part.end(), real(0));
+                for (L e = 0; e < size; e++) sum[e] += part[e];
+                std::fill(part, part + size, real(0));
             }
         }
-    for (L e = 0; e < s.C * K; e += LANES) {
-        V points[6][6], filter[3][3];
-        read_points(&sum[e], s.C * K, points);
-        squared<6, 3, a3>(points, filter);
-        write_points(filter, dw + e, s.C * K);
-    }
+    for (L c = 0; c < s.C; c++)
+        for (L k = 0; k < K; k += LANES) {
+            V points[6][6], filter[3][3];
+            read_points(sum + c * K + k, s.C * K, points);
+            squared<6, 3, a3>(points, filter);
+            UNROLL
+            for (int tap = 0; tap < 9; tap++)
+                for (L lane = 0; lane < LANES; lane++) dw[((k + lane) * s.C + c) * 9 + tap] = filter[tap / 3][tap % 3][lane];
+        }
 }

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.kernels.blocks import Images, Numbers
+from raymaml.kernels.blocks import Images, Moments, Numbers
 from raymaml.kernels.build import NoKernelsError
-from raymaml.kernels.chain import Chain, Weights
+from raymaml.kernels.chain import Chain, Norm, Weights
 from raymaml.kernels.library import kernels
 
 Named = dict[str, Tensor]
@@ -28,41 +28,48 @@ def drawn(channels: int, width: int, depth: int, size: int) -> Named:
     for block in range(depth):
         inputs = width if block else channels
         named[f"{block}.w"] = torch.randn(width, inputs, 3, 3) * (2 / (9 * inputs)) ** 0.5
+        named[f"{block}.c"] = torch.randn(width)
         named[f"{block}.s"] = torch.randn(width)  # of both signs
         named[f"{block}.b"] = torch.randn(width) * 0.1
     features = width * (size >> depth) ** 2
     named["head"], named["bias"] = torch.randn(5, features) * features**-0.5, torch.randn(5)
+    named["temperature"] = torch.tensor(1.0)
     return named
 
 
-def loss(x: Tensor, y: Tensor, named: Named, depth: int, temperature: float) -> Tensor:
+def loss(
+    x: Tensor, y: Tensor, named: Named, depth: int, given: list[Moments] | None = None
+) -> Tensor:
+    """By the batch, or with given moments."""
     for block in range(depth):
-        x = F.conv2d(x, named[f"{block}.w"], padding=1)
+        x = F.conv2d(x, named[f"{block}.w"], named[f"{block}.c"], padding=1)
         affine = (named[f"{block}.s"], named[f"{block}.b"])
-        x = F.relu(F.max_pool2d(F.batch_norm(x, None, None, *affine, training=True), 2))
-    return F.cross_entropy(temperature * F.linear(x.flatten(1), named["head"], named["bias"]), y)
+        moments = given[block] if given else (None, None)
+        x = F.batch_norm(x, *moments, *affine, training=not given)
+        x = F.relu(F.max_pool2d(x, 2))
+    logits = named["temperature"] * F.linear(x.flatten(1), named["head"], named["bias"])
+    return F.cross_entropy(logits, y)
 
 
 def weights(named: Named, depth: int) -> Weights:
-    blocks = [Numbers(*(named[f"{block}.{part}"] for part in "wsb")) for block in range(depth)]
-    return Weights(blocks, named["head"], named["bias"])
+    blocks = [Numbers(*(named[f"{block}.{part}"] for part in "wcsb")) for block in range(depth)]
+    return Weights(blocks, named["head"], named["bias"], named["temperature"])
 
 
 def by_name(found: Weights, lowest: int) -> Named:
-    named = {"head": found.head, "bias": found.bias}
+    named = {"head": found.head, "bias": found.bias, "temperature": found.temperature}
     for block, numbers in enumerate(found.blocks, lowest):
-        named |= zip(
-            (f"{block}.{part}" for part in "wsb"),
-            (numbers.weight, numbers.scale, numbers.shift),
-            strict=True,
-        )
+        parts = (numbers.weight, numbers.bias, numbers.scale, numbers.shift)
+        named |= zip((f"{block}.{part}" for part in "wcsb"), parts, strict=True)
     return named
 
 
 def distance(found: Named, wanted: Named) -> float:
-    """The largest distance of a tensor from that wanted, relative to its norm."""
+    """The largest distance of a tensor from that wanted, relative to its norm; that of a bias
+    before a norm by the batch is zero but for rounding."""
+    assert found.keys() == {name for name in wanted if name in found}
     pairs = ((value, wanted[name].detach()) for name, value in found.items())
-    return max(float((value - right).norm() / right.norm()) for value, right in pairs)
+    return max(float((value - right).norm() / max(right.norm(), 1e-3)) for value, right in pairs)
 
 
 CASES = [  # channels, width, depth, size, images, lowest block, temperature
@@ -79,9 +86,11 @@ def test_gradient_and_hessian_product_are_those_of_autograd(case: tuple[float, .
     torch.manual_seed(0)
     x, y = torch.randn(count, channels, size, size).double(), torch.arange(count) % 5
     named = {name: value.double() for name, value in drawn(channels, width, depth, size).items()}
+    named["temperature"].fill_(case[6])
     along = {name: torch.randn_like(value) for name, value in named.items()}
+    along["temperature"].fill_(0)
     leaves = {name: value.clone().requires_grad_() for name, value in named.items()}
-    total = loss(x, y, leaves, depth, case[6])
+    total = loss(x, y, leaves, depth)
     grads = torch.autograd.grad(total, list(leaves.values()), create_graph=True)
     inner = sum((grad * along[name]).sum() for name, grad in zip(leaves, grads, strict=True))
     products = torch.autograd.grad(inner, list(leaves.values()))
@@ -90,19 +99,20 @@ def test_gradient_and_hessian_product_are_those_of_autograd(case: tuple[float, .
     images = Images(built, x)
 
     def chain(named: Named) -> Chain:
-        return Chain(built, images, y, weights(named, depth), temperature=case[6])
+        return Chain(built, images, weights(named, depth), [Norm()] * depth)
 
     here = chain(named)
-    found = here.gradient(lowest)
+    found = here.gradient(y, lowest)
     assert float(here.loss - total.detach()) == pytest.approx(0, abs=1e-12)
     assert len(found.blocks) == depth - lowest
     assert distance(by_name(found, lowest), dict(zip(leaves, grads, strict=True))) < 1e-11
-    product = here.product(weights(along, depth), lowest)
-    assert distance(by_name(product, lowest), dict(zip(leaves, products, strict=True))) < 1e-10
+    here.gradient(y)
+    product = by_name(here.product(weights(along, depth)), 0)
+    assert distance(product, dict(zip(leaves, products, strict=True))) < 1e-10
 
     def moved(by: float) -> Named:
         at = {name: value + by * along[name] for name, value in named.items()}
-        return by_name(chain(at).gradient(lowest), lowest)
+        return by_name(chain(at).gradient(y), 0)
 
     if size == 84:  # of a million values some flip in their window at any step
         return
@@ -111,7 +121,59 @@ def test_gradient_and_hessian_product_are_those_of_autograd(case: tuple[float, .
         name: (up - down) / (2 * step)
         for (name, up), down in zip(moved(step).items(), moved(-step).values(), strict=True)
     }
-    assert distance(by_name(product, lowest), differences) < 1e-6
+    assert distance(product, differences) < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_with_given_moments_the_gradient_is_that_of_autograd(case: tuple[float, ...]) -> None:
+    channels, width, depth, size, count, lowest = map(int, case[:6])
+    torch.manual_seed(1)
+    x, y = torch.randn(count, channels, size, size).double(), torch.arange(count) % 5
+    named = {name: value.double() for name, value in drawn(channels, width, depth, size).items()}
+    given = [(torch.randn(width).double(), torch.rand(width).double() + 1) for _ in range(depth)]
+    leaves = {name: value.clone().requires_grad_() for name, value in named.items()}
+    total = loss(x, y, leaves, depth, given)
+    grads = torch.autograd.grad(total, list(leaves.values()))
+    norms = [Norm(given=moments) for moments in given]
+    built = kernels(torch.float64)
+    found = Chain(built, Images(built, x), weights(named, depth), norms).gradient(y, lowest)
+    wanted = dict(zip(leaves, grads, strict=True))
+    assert float(wanted["0.c"].norm()) > 1e-3  # here the biases have gradients
+    assert distance(by_name(found, lowest), wanted) < 1e-11
+
+
+@pytest.mark.parametrize("broken", ["x", "weight", "infinite"])
+@pytest.mark.parametrize("by_batch", [True, False], ids=["by the batch", "given moments"])
+def test_what_is_no_number_goes_up_to_the_loss(broken: str, by_batch: bool) -> None:
+    """As in PyTorch: a maximum and a ReLU keep it, and training stops with a message."""
+    torch.manual_seed(0)
+    x, y, named = torch.randn(5, 3, 28, 28), torch.arange(5), drawn(3, 16, 3, 28)
+    values = {"x": x[0, 0, 9], "weight": named["1.w"][3, 4], "infinite": named["1.w"][3, 4]}
+    values[broken][1] = torch.inf if broken == "infinite" else torch.nan
+    ones = torch.zeros(16), torch.ones(16)
+    norms = [Norm(given=None if by_batch else ones)] * 3
+    wanted = loss(x, y, named, 3, None if by_batch else [ones] * 3)
+    for value_alone in (False, True):
+        images = Images(kernels(torch.float32), x)
+        at = weights(named, 3)
+        chain = Chain(kernels(torch.float32), images, at, norms, value_alone=value_alone)
+        chain.gradient(y, 3)
+        assert wanted.isnan()
+        assert chain.loss.isnan()
+
+
+def test_values_alone_are_the_same() -> None:
+    torch.manual_seed(0)
+    built = kernels(torch.float64)
+    for size in (28, 21):  # even and odd
+        x = (torch.randn(5, 3, size, size) + 10).double()  # a large mean costs no digits
+        named = {name: value.double() for name, value in drawn(3, 32, 2, size).items()}
+        chains = [
+            Chain(built, Images(built, x), weights(named, 2), [Norm()] * 2, value_alone=alone)
+            for alone in (False, True)
+        ]
+        logits, alone = (chain.logits for chain in chains)
+        assert float((logits - alone).abs().max()) < 1e-10
 
 
 def test_float32_is_as_near_as_its_rounding() -> None:
@@ -126,7 +188,7 @@ def test_float32_is_as_near_as_its_rounding() -> None:
             weights({name: value.to(dtype) for name, value in each.items()}, 2)
             for each in (named, along)
         )
-        chain = Chain(kernels(dtype), images, y, at)
-        found.append([by_name(chain.gradient(), 0), by_name(chain.product(direction), 0)])
+        chain = Chain(kernels(dtype), images, at, [Norm()] * 2)
+        found.append([by_name(chain.gradient(y), 0), by_name(chain.product(direction), 0)])
     for single, double in zip(*found, strict=True):
         assert distance(single, double) < 1e-5
