@@ -108,6 +108,10 @@ class Fast:
         """The inner step before this state; 0 before any."""
         return max(self.steps - 1, 0)
 
+    def among(self, frozen: Params) -> Fast:
+        """Return the state with all parameters."""
+        return replace(self, params=frozen | self.params)
+
     def detached(self) -> Fast:
         """Return fresh leaves of the same values."""
         state = {kind: leaves(values) for kind, values in self.state.items()}

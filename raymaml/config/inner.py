@@ -92,6 +92,10 @@ class InnerConfig(Section):
     keep_every: Annotated[Steps, Field(ge=1)] = 1
     """checkpointed, mixed_mode: keep the weights before every k-th inner step, and run those in
     between once more. Less memory for many steps of a large model."""
+    tape_memory: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """mixed_mode, by kernels: MiB of activations that a process keeps for the way back; it computes
+    those of further inner steps once more, to the same bits. auto: its share, by core, of a quarter
+    of free memory. 0 keeps the memory of one inner step."""
     clip_between: PositiveRate | None = None
     """Scale the derivatives that go back from each inner step down to this Euclidean norm; null
     does not. The meta-gradient is no longer exact."""
@@ -120,7 +124,7 @@ class InnerConfig(Section):
         """Return the keys as JSON that decide a record of evaluation; a later key that has its
         default is left out, so that records of before it keep their name."""
         first = {"num_steps", "lr", "head_lr", "momentum", "weight_decay", "frozen", "gradient"}
-        return self.model_dump_json(include=first | {*self.changed})
+        return self.model_dump_json(include=(first | {*self.changed}) - {"tape_memory"})
 
     @model_validator(mode="after")
     def _rule_fits(self) -> InnerConfig:

@@ -5,7 +5,6 @@ The bounds are judgements: the needs of a cluster of one machine with two worker
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import tempfile
@@ -19,6 +18,7 @@ from packaging.requirements import Requirement
 
 import raymaml
 from raymaml.common.errors import Mistake, UserError
+from raymaml.common.memory import memory
 from raymaml.doctor import Finding, attempt
 
 GIB = 2.0**30
@@ -47,10 +47,9 @@ def unmet_requirements(package: str) -> Iterator[Mistake]:
 def machine_findings() -> Iterator[Finding]:
     """Check versions, devices, memory and Ray's disk of the machine of this process."""
     yield from attempt({"versions": _versions, "devices": _devices})
-    memory = psutil.virtual_memory()
-    total = min(memory.total, memory_limit(Path("/sys/fs/cgroup")))
+    available, total = memory()
     remedy = "end other programs, give the container more, or lower cluster.num_workers"
-    yield amount_finding("memory", min(memory.available, total), total, ENOUGH_MEMORY, remedy)
+    yield amount_finding("memory", available, total, ENOUGH_MEMORY, remedy)
     yield disk_finding("disk for Ray", Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()))
 
 
@@ -74,13 +73,6 @@ def _devices() -> str:
             remedy="install a torch built for CUDA, and check the driver with nvidia-smi",
         )
     return "; ".join(found) or f"no GPU; CPU of {torch.backends.cpu.get_cpu_capability()}"
-
-
-def memory_limit(groups: Path) -> float:
-    """Return the bytes that a container may have: control groups of Linux, version 2 or 1."""
-    files = (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes")
-    texts = [file.read_text(encoding="ascii").strip() for file in files if file.is_file()]
-    return min((int(text) for text in texts if text.isdecimal()), default=math.inf)  # "max"
 
 
 def disk_finding(what: str, folder: Path) -> Finding:

@@ -21,16 +21,16 @@ chain rule adds ``H(theta[t]) mu`` to lam, H the Hessian of L, which is symmetri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from typing import Literal
 
 import torch
 
-from raymaml.meta.gradients import EpisodeGradient, query_gradient, rule_names
-from raymaml.meta.inner_loop import Adaptation, step, unroll
-from raymaml.passes.derivatives import gradient_along, make_forward_mode_ready
+from raymaml.meta.gradients import EpisodeGradient, rule_names
+from raymaml.meta.inner_loop import Adaptation, descended, step, unroll
+from raymaml.passes.derivatives import Product
 from raymaml.passes.draws import Generators, drawing_as, generators
 from raymaml.types import Fast, Params, State, leaves
 
@@ -41,6 +41,8 @@ class Taken:
 
     before: Fast
     grads: Params
+    product: Product | None
+    """Derivatives of the gradient of the support loss, for a method that asks for them."""
     draws: Generators
 
 
@@ -54,6 +56,8 @@ class Adjoint:
     """In frozen parameters, and in the tensors that the rule learns."""
 
 
+Keep = tuple[Literal["grads", "product"], ...]
+"""Parts of an inner step that a method keeps beside the state before it."""
 StepBack = Callable[[Adaptation, Taken, Adjoint], Adjoint]
 """(adaptation, a step, the adjoint after it) -> the adjoint before it."""
 
@@ -62,11 +66,11 @@ def checkpointed(adaptation: Adaptation) -> EpisodeGradient:
     """Compute the exact second-order gradient; each inner step runs twice."""
 
     def step_back(adaptation: Adaptation, taken: Taken, adjoint: Adjoint) -> Adjoint:
-        after, _ = step(adaptation, taken.before, create_graph=True)
+        after = step(adaptation, taken.before, create_graph=True)
         constants = adaptation.frozen | rule_names(adaptation.learned)
         return _pulled_back(adjoint, (after.params, after.state), taken.before, constants, {})[0]
 
-    return _swept(adaptation, step_back, keep_grads=False)
+    return _swept(adaptation, step_back, keep=())
 
 
 def mixed_mode(adaptation: Adaptation) -> EpisodeGradient:
@@ -74,15 +78,14 @@ def mixed_mode(adaptation: Adaptation) -> EpisodeGradient:
 
     def step_back(adaptation: Adaptation, taken: Taken, adjoint: Adjoint) -> Adjoint:
         adjoint, mu = _through_update(adaptation, taken, adjoint)
-        products = gradient_along(adaptation.support, taken.before, adaptation.frozen, mu)
-        lam = adjoint.lam | {
-            name: adjoint.lam[name] + adaptation.inner.weight_decay * value + products[name]
-            for name, value in mu.items()
-        }
+        assert taken.product is not None
+        products = taken.product(mu)
+        lam = _added(adjoint.lam, products)
+        if decay := adaptation.inner.weight_decay:
+            lam = _added(lam, {name: decay * value for name, value in mu.items()})
         return replace(adjoint, lam=lam, gathered=_added(adjoint.gathered, products))
 
-    make_forward_mode_ready()
-    return _swept(adaptation, step_back)
+    return _swept(adaptation, step_back, keep=("grads", "product"))
 
 
 def first_order(adaptation: Adaptation) -> EpisodeGradient:
@@ -95,7 +98,8 @@ def first_order(adaptation: Adaptation) -> EpisodeGradient:
         return _through_update(adaptation, taken, adjoint)[0]
 
     changes = adaptation.inner.clip_between is not None or any(adaptation.weights[:-1])
-    return _swept(adaptation, step_back, keep=changes or not _is_constant(adaptation))
+    keep: Keep | None = ("grads",) if changes or not _is_constant(adaptation) else None
+    return _swept(adaptation, step_back, keep=keep)
 
 
 def _is_constant(adaptation: Adaptation) -> bool:
@@ -103,12 +107,11 @@ def _is_constant(adaptation: Adaptation) -> bool:
     return adaptation.rule.linear and not adaptation.learned
 
 
-def _swept(
-    adaptation: Adaptation, step_back: StepBack, *, keep: bool = True, keep_grads: bool = True
-) -> EpisodeGradient:
-    """Adapt, then take the adjoint back through all steps, or through none if ``keep`` is false."""
-    last, segments = _forward(adaptation, keep_grads) if keep else (_adapted(adaptation), [])
-    loss, logits, grads = query_gradient(adaptation, last)
+def _swept(adaptation: Adaptation, step_back: StepBack, *, keep: Keep | None) -> EpisodeGradient:
+    """Adapt, then take the adjoint back through all steps, or through none if ``keep`` is None."""
+    query, weights = adaptation.derivatives.query, adaptation.weights
+    last, segments = (_adapted(adaptation), []) if keep is None else _forward(adaptation, keep)
+    loss, logits, grads = query(last, weights[-1])
     learned = rule_names(adaptation.learned)
     gathered = {name: grads[name] for name in adaptation.frozen}
     adjoint = Adjoint(
@@ -116,13 +119,13 @@ def _swept(
         nu={kind: _zeros(values) for kind, values in last.state.items()},
         gathered=gathered | _zeros(learned),
     )
-    terms = [(adaptation.weights[-1], logits)]
-    for taken in chain.from_iterable(reversed(list(segment())) for segment in reversed(segments)):
+    terms = [(weights[-1], logits)]
+    for taken in _backward(segments):
         with drawing_as(taken.draws):
             adjoint = step_back(adaptation, taken, adjoint)
-        if weight := adaptation.weights[taken.before.steps]:
+        if weight := weights[taken.before.steps]:
             with drawing_as(taken.draws):
-                more, judged, grads = query_gradient(adaptation, taken.before)
+                more, judged, grads = query(taken.before, weight)
             lam, gathered = (_added(part, grads) for part in (adjoint.lam, adjoint.gathered))
             adjoint = replace(adjoint, lam=lam, gathered=gathered)
             loss, terms = loss + more, [*terms, (weight, judged)]
@@ -171,10 +174,12 @@ def _pulled_back(
     return Adjoint(lam=lam, nu=states, gathered=gathered), mu
 
 
-def _forward(
-    adaptation: Adaptation, keep_grads: bool
-) -> tuple[Fast, list[Callable[[], list[Taken]]]]:
-    """Adapt; return the state at the end, and functions for the steps of each segment of steps.
+Segments = list[Callable[[], list[Taken]]]
+"""Functions that return the steps of a run of inner steps."""
+
+
+def _forward(adaptation: Adaptation, keep: Keep) -> tuple[Fast, Segments]:
+    """Adapt; return the state at the end, and the segments of steps.
 
     Segments are of ``inner.keep_every`` steps, which are taken once more. One segment of all steps
     is kept as it was.
@@ -183,17 +188,24 @@ def _forward(
     if not start.params:
         return _adapted(adaptation), []  # no step takes anything back if nothing adapts
     if length == 1:
-        taken, last = _recorded(adaptation, count, start, keep_grads)
+        taken, last = _recorded(adaptation, count, start, keep)
         return last, [lambda: taken]
-    segments: list[Callable[[], list[Taken]]] = []
+    segments: Segments = []
     fast = start
     for first in range(0, count, length):
         stop = min(first + length, count)
-        again = partial(_again, adaptation, stop, fast, generators(fast), keep_grads)
-        segments.append(again)
+        segments.append(partial(_again, adaptation, stop, fast, generators(fast), keep))
         while fast.steps < stop:
-            fast, _ = step(adaptation, fast, create_graph=False)
+            fast = step(adaptation, fast, create_graph=False)
     return fast, segments
+
+
+def _backward(segments: Segments) -> Iterator[Taken]:
+    """Yield the steps from the last on; each is gone after use, with all that it keeps."""
+    while segments:
+        steps = segments.pop()()
+        while steps:
+            yield steps.pop()
 
 
 def _adapted(adaptation: Adaptation) -> Fast:
@@ -202,17 +214,17 @@ def _adapted(adaptation: Adaptation) -> Fast:
 
 
 def _again(
-    adaptation: Adaptation, stop: int, fast: Fast, draws: Generators, keep_grads: bool
+    adaptation: Adaptation, stop: int, fast: Fast, draws: Generators, keep: Keep
 ) -> list[Taken]:
     with drawing_as(draws):
-        return _recorded(adaptation, stop, fast, keep_grads)[0]
+        return _recorded(adaptation, stop, fast, keep)[0]
 
 
 def _recorded(
-    adaptation: Adaptation, stop: int, fast: Fast, keep_grads: bool
+    adaptation: Adaptation, stop: int, fast: Fast, keep: Keep
 ) -> tuple[list[Taken], Fast]:
     """Go on to ``stop`` steps; return the steps, and the state after them."""
-    keep_grads = keep_grads and not _is_constant(adaptation)
+    keep_grads = "grads" in keep and not _is_constant(adaptation)
     # Memory that is taken at once: small tensors that stay among large ones that go leave holes in
     # the heap, which grew by a third over 50 steps.
     kinds = {"params": fast.params, **fast.state, **({"grads": fast.params} if keep_grads else {})}
@@ -230,12 +242,13 @@ def _recorded(
         state = {kind: kept(kind, values) for kind, values in fast.state.items()}
         before = replace(fast, params=kept("params", fast.params), state=state)
         draws = generators(fast)
-        fast, grads = step(adaptation, fast, create_graph=False)
+        fast, grads, product = descended(adaptation, before)
         if keep_grads:
             grads = kept("grads", grads)
         else:  # their names alone count
             grads = {name: v.new_zeros(()).expand_as(v) for name, v in grads.items()}
-        taken.append(Taken(before=before, grads=grads, draws=draws))
+        product_kept = product if "product" in keep else None
+        taken.append(Taken(before=before, grads=grads, product=product_kept, draws=draws))
     return taken, fast
 
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from raymaml.meta.inner_loop import Adaptation, unroll
+from raymaml.passes.derivatives import differentiated
 from raymaml.passes.draws import drawing_as, generators
-from raymaml.types import Buffers, Fast, Params
+from raymaml.types import Buffers, Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,25 +59,6 @@ def unrolled(adaptation: Adaptation) -> EpisodeGradient:
         buffers=fast.buffers,
         terms=tuple(reversed(judged)),
     )
-
-
-def query_gradient(adaptation: Adaptation, fast: Fast) -> tuple[Tensor, Tensor, Params]:
-    """Differentiate the weighted query loss in fast and frozen weights.
-
-    Returns:
-        The weighted loss; the logits; and the gradient, zero where the loss does not depend.
-    """
-    loss, logits = adaptation.query(fast)
-    loss = adaptation.weights[fast.steps] * loss
-    grads = differentiated(loss, adaptation.frozen | fast.params)
-    return loss.detach(), logits.detach(), grads
-
-
-def differentiated(loss: Tensor, inputs: Params) -> Params:
-    """Return the gradient of ``loss`` by name, zero where it does not depend."""
-    values = list(inputs.values())
-    found = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True)
-    return dict(zip(inputs, found, strict=True))
 
 
 def reptile(adaptation: Adaptation) -> EpisodeGradient:

@@ -14,14 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raymaml.meta.gradients import EpisodeGradient, query_gradient
+from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.inner_loop import Adaptation, unroll
-from raymaml.passes.derivatives import (
-    gradient_along,
-    inner_product,
-    make_forward_mode_ready,
-    spread,
-)
+from raymaml.passes.derivatives import inner_product, spread
 from raymaml.types import Params
 
 
@@ -32,14 +27,15 @@ def implicit(adaptation: Adaptation) -> EpisodeGradient:
     the smallest curvature of I + H / lambda along the directions. Where that is not positive, the
     system is not convex: the search stops, and lambda is too small.
     """
-    make_forward_mode_ready()
     *_, fast = unroll(adaptation, create_graph=False)
     inner, strength = adaptation.inner, adaptation.inner.proximal or 1.0
-    loss, logits, grads = query_gradient(adaptation, fast)
+    derivatives = adaptation.derivatives
+    loss, logits, grads = derivatives.query(fast, adaptation.weights[-1])
+    product = derivatives.products(fast)
 
     def times(direction: Params) -> tuple[Params, Params]:
         """Return (I + H / lambda) times a direction, and the same derivative of frozen ones."""
-        along = gradient_along(adaptation.support, fast, adaptation.frozen, direction)
+        along = product(direction)
         found = {
             name: value + (inner.weight_decay * value + along[name]) / strength
             if name in along

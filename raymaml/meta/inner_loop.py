@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.func import vmap
 
 from raymaml.config.inner import InnerConfig
 from raymaml.meta.rules import numbers_at
 from raymaml.meta.rules.rule import Rule
-from raymaml.passes.derivatives import ClippedBack
+from raymaml.passes.derivatives import ClippedBack, Derivatives, Product, differentiated_support
 from raymaml.types import Buffers, Fast, Params, QueryLoss, State, SupportLoss
 
 
@@ -24,6 +23,8 @@ class Adaptation:
     support: SupportLoss
     query: QueryLoss
     """Of several episodes at once, along a leading axis E, both losses are sums."""
+    derivatives: Derivatives
+    """Of both losses, for methods that need no graph on the weights."""
     frozen: Params
     """Leaves that the losses depend on beside the parameters that adapt."""
     learned: Params
@@ -67,32 +68,35 @@ def unroll(adaptation: Adaptation, *, create_graph: bool) -> Iterator[Fast]:
     fast = adaptation.start
     yield fast
     for _ in range(adaptation.inner.num_steps):
-        fast, _ = step(adaptation, fast, create_graph=create_graph)
+        fast = step(adaptation, fast, create_graph=create_graph)
         yield fast
 
 
-def step(adaptation: Adaptation, fast: Fast, *, create_graph: bool) -> tuple[Fast, Params]:
-    """Take one inner step; also return the gradients that the rule got."""
-    grads, buffers = support_gradient(adaptation, fast, create_graph=create_graph)
-    params, state = adaptation.update(grads, fast.state, fast.params, fast.steps)
-    after = Fast(params=params, state=state, buffers=buffers, steps=fast.steps + 1)
-    return after if create_graph else after.detached(), grads
+def step(adaptation: Adaptation, fast: Fast, *, create_graph: bool) -> Fast:
+    """Take one inner step."""
+    if not create_graph:
+        return descended(adaptation, fast)[0]
+    grads, buffers = differentiated_support(adaptation.support, fast, create_graph=True)
+    return _updated(adaptation, fast, grads, buffers)[0]
 
 
-def support_gradient(
-    adaptation: Adaptation, fast: Fast, *, create_graph: bool
-) -> tuple[Params, Buffers]:
-    """Return the gradients for the rule, of parameters that the loss depends on, and moments."""
+def descended(adaptation: Adaptation, fast: Fast) -> tuple[Fast, Params, Product]:
+    """Take one inner step without a graph; also return the gradients that the rule got, and the
+    derivatives of those of the support loss."""
+    found = adaptation.derivatives.support(fast)
+    after, grads = _updated(adaptation, fast, found.grads, found.buffers)
+    return after.detached(), grads, found.product
+
+
+def _updated(
+    adaptation: Adaptation, fast: Fast, grads: Params, buffers: Buffers
+) -> tuple[Fast, Params]:
+    """Apply the rule to gradients of the support loss; also return those that it got."""
     inner, params = adaptation.inner, fast.params
-    loss, buffers = adaptation.support(fast)
-    if not params:  # all is frozen, and autograd refuses to have nothing to do
-        return {}, buffers
-    values = list(params.values())
-    found = torch.autograd.grad(loss, values, create_graph=create_graph, allow_unused=True)
-    grads = {name: g for name, g in zip(params, found, strict=True) if g is not None}
     if inner.weight_decay:
         grads = {name: g + inner.weight_decay * params[name] for name, g in grads.items()}
     if inner.proximal is not None:
         away = {name: params[name] - adaptation.start.params[name] for name in grads}
         grads = {name: g + inner.proximal * away[name] for name, g in grads.items()}
-    return grads, buffers
+    moved, state = adaptation.update(grads, fast.state, params, fast.steps)
+    return Fast(params=moved, state=state, buffers=buffers, steps=fast.steps + 1), grads

@@ -70,6 +70,8 @@ class MetaLearner(Guarded):
         half_precision: autocast convolutions and products to this type; weights, gradients, sums
             and losses stay as they are.
         seed: decides where learned rates start within ``inner.lr_range``, and a rule's draws.
+        kernels: let the model use raymaml's kernels on CPU, where there are some for it and a C++
+            compiler, which the first call then runs for a few seconds.
 
     Raises:
         UserError: a pattern of ``frozen`` matches no parameter, there is no such head, a shared one
@@ -90,8 +92,10 @@ class MetaLearner(Guarded):
         channels_last: bool = False,
         half_precision: torch.dtype | None = None,
         seed: int = 0,
+        kernels: bool = True,
     ) -> None:
         super().__init__()
+        self.kernels = kernels
         self.model = model
         self.inner = inner
         own: HeadStart = getattr(model, "head_start", "learned")
@@ -185,7 +189,13 @@ class MetaLearner(Guarded):
     def _gradient(
         self, episode: Episode | EpisodeBatch, outer_step: int | None, method: str, rules: Rules
     ) -> EpisodeGradient:
-        passes = Passes(self.model, self.loss_fn, self.half_precision, rules=rules)
+        passes = Passes(
+            self.model,
+            self.loss_fn,
+            self.half_precision,
+            rules=rules,
+            closed=self.kernels and method in SINGLE_BACKWARD,
+        )
         start, adaptation = self._begun(passes, episode, self.inner, self._frozen, outer_step)
         if self.inner.num_steps == 0:
             seen = passes.observed(adaptation.start, adaptation.support)
@@ -319,7 +329,8 @@ class MetaLearner(Guarded):
         return self._passes_of_test().judged(fast, episode)
 
     def _passes_of_test(self) -> Passes:
-        return Passes(self.model, self.loss_fn, self.half_precision, training=False)
+        half = self.half_precision
+        return Passes(self.model, self.loss_fn, half, training=False, closed=self.kernels)
 
     @torch.enable_grad()
     def _adapted(self, passes: Passes, episode: Episode) -> Iterator[Fast]:

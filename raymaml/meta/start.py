@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raymaml.common.memory import MIB, tape_budget
 from raymaml.config.inner import InnerConfig
 from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.inner_loop import Adaptation
@@ -70,10 +71,12 @@ def begin(
         learned = repeated(learned, len(episode))
     batches = drawn_batches(episode, inner.support_batch_size, inner.num_steps)
     support, query = passes.losses(episode, fixed, batches)
+    budget = tape_budget() if inner.tape_memory == "auto" else inner.tape_memory * MIB
     return start, Adaptation(
         start=Fast(params=params, state=rule.init(params), buffers=start.buffers),
         support=support,
         query=query,
+        derivatives=passes.derivatives(episode, fixed, batches, (support, query), budget),
         frozen=fixed,
         learned=leaves(learned),
         rule=rule,

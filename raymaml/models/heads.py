@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from raymaml.common.errors import UserError
+from raymaml.layers import Pass
+from raymaml.models.closed_form import closed_form
+from raymaml.passes.closed import ClosedForm
+from raymaml.types import Params
 
 
 class Classifier(nn.Module):
@@ -51,6 +55,14 @@ class Classifier(nn.Module):
         self._require_features(features, x.shape[0])  # len(x) would fix the size in an export
         logits: Tensor = self.head(features) * self.temperature
         return logits
+
+    def closed_form(
+        self, current: Pass, params: Params, x: Tensor, *, value_alone: bool
+    ) -> ClosedForm | None:
+        """Return passes in closed form; see ``passes.closed.InClosedForm``."""
+        return (
+            closed_form(self, current, params, x, value_alone) if type(self) is Classifier else None
+        )
 
     def _require_features(self, features: object, count: int) -> None:
         wanted = [count, self.head.in_features]

@@ -53,7 +53,18 @@ class ScaledNorm2d(PassAware):
         """Return the row of the inner step, of later ones the last; [C] is every step's."""
         return value[row_of_step(value, self.inner_step)] if value.dim() > 1 else value
 
-    def _affine(self) -> tuple[Tensor, Tensor]:
+    def given(self) -> tuple[Tensor, Tensor] | None:
+        """Return the mean and variance, [C], by which this pass normalises, if they are constants;
+        None: by its batch."""
+        return None
+
+    def forward(self, x: Tensor, window: int = 1) -> Tensor:
+        """Normalise."""
+        if (moments := self.given()) is not None:
+            return self._by_constants(x, *moments, window)
+        return self._accumulate(x, window) if self.accumulates else self._by_batch(x, window)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift of the inner step, [C]."""
         bias = self._of_step(self.bias)
         return torch.ones_like(bias) if self.weight is None else self._of_step(self.weight), bias
@@ -69,7 +80,7 @@ class ScaledNorm2d(PassAware):
 
     def _by_batch(self, x: Tensor, window: int) -> Tensor:
         """Normalise by the moments of the batch over B, H and W."""
-        weight, bias = self._affine()
+        weight, bias = self.affine()
         if self._goes_by_own_rules(x):
             return batch_norm(x, weight, bias, self.eps, window)[0]
         x = F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
@@ -79,7 +90,7 @@ class ScaledNorm2d(PassAware):
         """Normalise by given moments, [C], which are not differentiated."""
         if self._goes_by_own_rules(x):
             return self._by(x, mean, var, window)
-        x = F.batch_norm(x, mean, var, *self._affine(), eps=self.eps)
+        x = F.batch_norm(x, mean, var, *self.affine(), eps=self.eps)
         return max_pool(x, window, self.rules)
 
     def _goes_by_own_rules(self, x: Tensor) -> bool:
@@ -88,7 +99,7 @@ class ScaledNorm2d(PassAware):
 
     def _by(self, x: Tensor, mean: Tensor, var: Tensor, window: int) -> Tensor:
         """Normalise by given moments, [C] or [B, C], differentiable in them as well."""
-        weight, bias = self._affine()
+        weight, bias = self.affine()
         scale = weight * torch.rsqrt(var + self.eps)
         # Where no weight is negative, the maximum can go first: a quarter is left to scale.
         first = window > 1 and self.rules == "closed" and bool((weight > 0).all())
@@ -100,28 +111,27 @@ class ScaledNorm2d(PassAware):
         """Normalise by the batch, and move the moments toward it (the variance by n - 1)."""
         if self.current_pass == "context":  # which another layer asks for
             return self._by_batch(x, window)
-        weight, bias = self._affine()
-        mean, var = self._of_step(self.mean).clone(), self._of_step(self.var).clone()
+        weight, bias = self.affine()
         if self._goes_by_own_rules(x):
             out, batch_mean, batch_var = batch_norm(x, weight, bias, self.eps, window)
-            count = x.numel() // x.shape[1]
-            mean.lerp_(batch_mean, self.momentum)
-            var.lerp_(batch_var * (count / (count - 1)), self.momentum)
-        else:
-            out = F.batch_norm(
-                x, mean, var, weight, bias, True, momentum=self.momentum, eps=self.eps
-            )
-            out = max_pool(out, window, self.rules)
+            self.absorb(batch_mean, batch_var, x.numel() // x.shape[1])
+            return out
+        mean, var = self._of_step(self.mean).clone(), self._of_step(self.var).clone()
+        out = F.batch_norm(x, mean, var, weight, bias, True, momentum=self.momentum, eps=self.eps)
         self._keep(mean=mean, var=var, kept=self._of_step(self.kept) * (1 - self.momentum))
-        return out
+        return max_pool(out, window, self.rules)
+
+    def absorb(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Move the accumulated moments toward those of a batch, [C], of ``count`` pixels."""
+        self._keep(
+            mean=self._of_step(self.mean).lerp(mean, self.momentum),
+            var=self._of_step(self.var).lerp(var * (count / (count - 1)), self.momentum),
+            kept=self._of_step(self.kept) * (1 - self.momentum),
+        )
 
 
 class TransductiveNorm2d(ScaledNorm2d):
     """Each pass by its own batch, as in the MAML paper: predictions depend on the other queries."""
-
-    def forward(self, x: Tensor, window: int = 1) -> Tensor:
-        """Normalise."""
-        return self._by_batch(x, window)
 
 
 class RunningNorm2d(ScaledNorm2d):
@@ -133,11 +143,11 @@ class RunningNorm2d(ScaledNorm2d):
     accumulates = True
     outlives_episodes = True
 
-    def forward(self, x: Tensor, window: int = 1) -> Tensor:
-        """Normalise."""
+    def given(self) -> tuple[Tensor, Tensor] | None:
+        """Return the global moments, but for a support pass of training."""
         if self.training and self.current_pass == "support":
-            return self._accumulate(x, window)
-        return self._by_constants(x, self._of_step(self.mean), self._of_step(self.var), window)
+            return None
+        return self._of_step(self.mean), self._of_step(self.var)
 
 
 class EpisodicNorm2d(ScaledNorm2d):
@@ -150,15 +160,14 @@ class EpisodicNorm2d(ScaledNorm2d):
     accumulates = True
     biased = False
 
-    def forward(self, x: Tensor, window: int = 1) -> Tensor:
-        """Normalise."""
+    def given(self) -> tuple[Tensor, Tensor] | None:
+        """Return the episode's moments for a query pass."""
         if self.current_pass != "query":
-            return self._accumulate(x, window)
-        mean, var = self.mean, self.var
-        if not self.biased:
-            seen = 1 - self.kept
-            mean, var = mean / seen, (var - self.kept) / seen
-        return self._by_constants(x, mean, var, window)
+            return None
+        if self.biased:
+            return self.mean, self.var
+        seen = 1 - self.kept
+        return self.mean / seen, (self.var - self.kept) / seen
 
 
 class BiasedEpisodicNorm2d(EpisodicNorm2d):
@@ -241,8 +250,12 @@ class ReferenceTaskNorm2d(TaskNorm2d):
         """Normalise."""
         if self.current_pass == "query":
             return self._mixed(x, self.mean, self.var, self.size, window)
-        self.size = x.new_tensor(float(x.shape[0]))
+        self.see(x)
         return self._accumulate(x, window)
+
+    def see(self, x: Tensor) -> None:
+        """Take note of the number of images."""
+        self.size = x.new_tensor(float(x.shape[0]))
 
 
 def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -266,7 +279,7 @@ class InstanceNorm2d(ScaledNorm2d):
         if self.rules != "torch":  # group_norm has no forward derivative of its gradient
             return self._by(x, *_moments(x, self.own_dims), window)
         groups = 1 if 1 in self.own_dims else x.shape[1]
-        x = F.group_norm(x, groups, *self._affine(), self.eps)
+        x = F.group_norm(x, groups, *self.affine(), self.eps)
         return max_pool(x, window, self.rules)
 
 

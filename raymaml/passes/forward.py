@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,8 @@ from raymaml.layers import (
     standing_in,
 )
 from raymaml.passes.batches import rows_of
+from raymaml.passes.closed import ByClosedForm, ClosedForm, ClosedPass, InClosedForm, Passing
+from raymaml.passes.derivatives import ByAutograd, Derivatives
 from raymaml.passes.losses import LossFn, loss_of, require_targets
 from raymaml.types import Buffers, Episode, EpisodeBatch, Fast, Params, QueryLoss, SupportLoss
 
@@ -35,6 +37,7 @@ class Passes:
         half_precision: type that convolutions and products are autocast to, if any.
         training: whether passes are those of training, or of evaluation.
         rules: the derivatives that layers with rules of their own give.
+        closed: whether a model's passes in closed form are used, where it brings them.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Passes:
         *,
         training: bool = True,
         rules: Rules = "torch",
+        closed: bool = False,
     ) -> None:
         self.model = model
         self._loss_fn = loss_fn
@@ -56,13 +60,18 @@ class Passes:
         self._places = _places(model, self._buffers)
         self._layers = [module for module in self._modules if isinstance(module, PassAware)]
         self._modes = self._modes_of(training)
+        fits = loss_fn is F.cross_entropy and half_precision is None
+        self._in_closed_form = (
+            model if closed and fits and isinstance(model, InClosedForm) else None
+        )
+        self._last_closed: tuple[Tensor, Passing | None] | None = None
 
-    def _modes_of(self, training: bool) -> list[bool]:
+    def _modes_of(self, training: bool) -> dict[nn.Module, bool]:
         """Return the mode of each module in training or evaluation, as the model itself sets it."""
         own = [*self._params.values(), *self._buffers.values()]
         with standing_in(self._modules, {id(value): value for value in own}):
             self.model.train(training)
-            return [module.training for module in self._modules]
+            return {module: module.training for module in self._modules}
 
     def losses(
         self, episode: Episode | EpisodeBatch, frozen: Params, batches: Tensor | None = None
@@ -96,6 +105,39 @@ class Passes:
             return loss(logits, episode.query_y), logits
 
         return support, query
+
+    def derivatives(
+        self,
+        episode: Episode | EpisodeBatch,
+        frozen: Params,
+        batches: Tensor | None,
+        losses: tuple[SupportLoss, QueryLoss],
+        budget: float,
+    ) -> Derivatives:
+        """Return the derivatives of ``losses``, which come from the same arguments.
+
+        ``budget`` is the number of bytes of activations that may be kept for them.
+        """
+        by_autograd = ByAutograd(*losses, frozen)
+        if self._in_closed_form is None or isinstance(episode, EpisodeBatch):
+            return by_autograd
+        return ByClosedForm(self._closed_passes, episode, frozen, batches, budget, by_autograd)
+
+    def _closed_passes(
+        self, current: Pass, fast: Fast, x: Tensor, *, value_alone: bool = False
+    ) -> Passing | None:
+        """Return the passes of images in closed form, if the model has them."""
+        if (model := self._in_closed_form) is None:
+            return None
+        form = model.closed_form(current, fast.params, x, value_alone=value_alone)
+        return None if form is None else partial(self._closed_pass, form, current)
+
+    def _closed_pass(
+        self, form: ClosedForm, current: Pass, fast: Fast
+    ) -> tuple[ClosedPass, Buffers]:
+        step = fast.steps if current == "support" else fast.last_step
+        with self._standing(self._layers, current, step, {}, fast.buffers):
+            return form(fast.params), {name: self._buffer_now(name) for name in fast.buffers}
 
     def support_logits(
         self, params: Params, buffers: Buffers, x: Tensor, step: int = 0, labelled: bool = True
@@ -132,7 +174,11 @@ class Passes:
     @torch.no_grad()
     def judged(self, fast: Fast, episode: Episode) -> Tensor:
         """Return the query logits at fast weights, without a graph."""
-        return self.query_logits(fast, episode)
+        x, last = episode.query_x, self._last_closed
+        if last is None or last[0] is not x:
+            last = self._last_closed = x, self._closed_passes("query", fast, x, value_alone=True)
+        passing = last[1]
+        return self.query_logits(fast, episode) if passing is None else passing(fast)[0].logits
 
     def observed(self, fast: Fast, support: SupportLoss) -> Fast:
         """Run the support set once if a norm accumulates moments and no inner step runs it."""
@@ -175,19 +221,32 @@ class Passes:
         labelled: bool,
         head: str | None,
     ) -> tuple[Tensor, Buffers]:
+        with self._standing(self._modules, current, step, params, buffers):
+            logits = self.model(x) if head is None else _entering(self.model, head, x)
+            _require_outputs(logits, len(x), labelled)
+            return logits, {name: self._buffer_now(name) for name in buffers}
+
+    @contextmanager
+    def _standing(
+        self,
+        modules: Sequence[nn.Module],
+        current: Pass,
+        step: int,
+        params: Params,
+        buffers: Buffers,
+    ) -> Iterator[None]:
+        """Let ``modules`` have the weights, moments and modes of a pass in the block."""
         # Buffers are cloned: a layer may change them in place, and the pass may run again.
         stand_ins = {id(self._params[name]): value for name, value in params.items()}
         stand_ins |= {id(self._buffers[name]): value.clone() for name, value in buffers.items()}
-        with standing_in(self._modules, stand_ins):
-            for module, mode in zip(self._modules, self._modes, strict=True):
-                module.training = mode
+        with standing_in(modules, stand_ins):
+            for module in modules:
+                module.training = self._modes[module]
                 if isinstance(module, OwnRules):
                     module.rules = self._rules
                 if isinstance(module, PassAware):
                     module.current_pass, module.inner_step = current, step
-            logits = self.model(x) if head is None else _entering(self.model, head, x)
-            _require_outputs(logits, len(x), labelled)
-            return logits, {name: self._buffer_now(name) for name in buffers}
+            yield
 
     def _buffer_now(self, name: str) -> Tensor:
         """Return a buffer as a pass leaves it, which is one tensor at all its places."""

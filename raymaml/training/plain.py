@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from raymaml.meta.gradients import EpisodeGradient, differentiated
+from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.learner import MetaLearner
 from raymaml.passes.calls import alone
+from raymaml.passes.derivatives import differentiated
 from raymaml.passes.forward import Passes
 from raymaml.passes.moments import running_moments
 from raymaml.types import EpisodeBatch, leaves

@@ -9,13 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raymaml.common.memory import memory_limit
 from raymaml.doctor.machine import (
     ENOUGH_MEMORY,
     GIB,
     amount_finding,
     disk_finding,
     machine_findings,
-    memory_limit,
     shared_memory_finding,
     unmet_requirements,
 )

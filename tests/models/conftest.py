@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raymaml.meta.adjoint import make_forward_mode_ready
+from raymaml.passes.derivatives import make_forward_mode_ready
 
 
 @pytest.fixture(autouse=True, scope="session")

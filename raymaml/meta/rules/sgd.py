@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from raymaml.meta.rules.rule import Meta, Rule
 from raymaml.types import Params, State
@@ -31,5 +32,12 @@ class SGD(Rule):
             for name, grad in grads.items():
                 moves[name] = grad + meta["momentum"] * state["velocity"][name]
             state = {"velocity": state["velocity"] | moves}
-        moved = {name: params[name] - meta[f"lr.{name}"] * move for name, move in moves.items()}
+        moved = {
+            name: _less(params[name], meta[f"lr.{name}"], move) for name, move in moves.items()
+        }
         return params | moved, state
+
+
+def _less(value: Tensor, rate: float | Tensor, move: Tensor) -> Tensor:
+    """Return ``value - rate move``, of a fixed rate in one operation."""
+    return value.sub(move, alpha=rate) if isinstance(rate, float) else value - rate * move

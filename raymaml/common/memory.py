@@ -1,0 +1,34 @@
+"""The memory that this machine, or its container, has."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+GROUPS = Path("/sys/fs/cgroup")
+MIB = 1 << 20
+TAPE_SHARE = 0.25
+"""Share of free memory that the activations kept by all processes may take."""
+
+
+def memory_limit(groups: Path = GROUPS) -> float:
+    """Return the bytes that a container may have: control groups of Linux, version 2 or 1."""
+    files = (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes")
+    texts = [file.read_text(encoding="ascii").strip() for file in files if file.is_file()]
+    return min((int(text) for text in texts if text.isdecimal()), default=math.inf)  # "max"
+
+
+def memory() -> tuple[float, float]:
+    """Return the bytes that are available, and those of the machine or container."""
+    found = psutil.virtual_memory()
+    total = min(found.total, memory_limit())
+    return min(found.available, total), total
+
+
+@cache
+def tape_budget() -> float:
+    """Return the bytes that activations in one process of each core may take; asked once."""
+    return TAPE_SHARE * memory()[0] / (psutil.cpu_count() or 1)

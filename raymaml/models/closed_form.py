@@ -1,0 +1,238 @@
+"""The passes of ConvNet4 and its head in closed form, by the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as of_torch
+
+from raymaml.kernels.blocks import Images, Numbers
+from raymaml.kernels.chain import Chain, Norm, Weights
+from raymaml.kernels.library import REALS, Kernels, usable
+from raymaml.layers import Pass, row_of_step
+from raymaml.models import norm as norms
+from raymaml.models.closed_rules.duals import Conv2d
+from raymaml.models.encoders import ConvBlock, ConvNet4
+from raymaml.passes.closed import ClosedForm
+from raymaml.types import Params
+
+MOST_THREADS = 4
+"""The kernels run on one thread, on which they take a third of PyTorch's time."""
+WIDTHS = 16
+"""Channels are multiples of this."""
+_ALL = {"support", "context", "query"}
+CLOSED_PASSES: Mapping[type[nn.Module], Set[str]] = {
+    norms.TransductiveNorm2d: _ALL,
+    norms.RunningNorm2d: _ALL,
+    norms.EpisodicNorm2d: _ALL,
+    norms.BiasedEpisodicNorm2d: _ALL,
+    norms.ContextNorm2d: {"support"},
+    norms.ReferenceTaskNorm2d: {"support"},
+}
+"""The passes by policy whose norm goes by the batch, or by constants."""
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PLAIN = {
+    "kernel_size": (3, 3),
+    "stride": (1, 1),
+    "padding": (1, 1),
+    "dilation": (1, 1),
+    "groups": 1,
+    "padding_mode": "zeros",
+}
+
+
+class ConvNet4Pass:
+    """A pass through the blocks and the head; see ``passes.closed.ClosedPass``.
+
+    Args:
+        kernels: of the type of all tensors.
+        params: the parameters.
+        images: of the set.
+        layers: the norms of the blocks, as the pass has set them.
+        temperature: factor of the logits.
+        value_alone: no gradient follows.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        params: Params,
+        images: Images,
+        layers: list[norms.ScaledNorm2d],
+        temperature: Tensor | float,
+        *,
+        value_alone: bool,
+    ) -> None:
+        self._params, self._labels = params, torch.empty(0)
+        self._rows = [
+            row_of_step(layer.bias, layer.inner_step) if layer.bias.dim() > 1 else None
+            for layer in layers
+        ]
+        self._temperature = torch.as_tensor(temperature, dtype=kernels.dtype)
+        self._lowest = 0
+        chosen = [Norm(layer.eps, layer.given()) for layer in layers]
+        weights = self._weights(params, missing_scale=1.0)
+        self._chain = Chain(kernels, images, weights, chosen, value_alone=value_alone)
+        self.logits = self._chain.logits
+        for layer, block in zip(layers, self._chain.blocks, strict=True):
+            if layer.accumulates and layer.given() is None:
+                mean, var = (each.to(kernels.dtype) for each in block.moments)
+                layer.absorb(mean, var, block.count)
+            if isinstance(layer, norms.ReferenceTaskNorm2d):
+                layer.see(images.padded)
+
+    @property
+    def nbytes(self) -> int:
+        """See ``ClosedPass``."""
+        return self._chain.nbytes
+
+    def gradient(self, labels: Tensor, names: Iterable[str]) -> tuple[Tensor, Params]:
+        """See ``ClosedPass``."""
+        wanted, self._labels = set(names), labels
+        blocks = range(len(self._rows))
+        moving = [n for n in blocks if any(each.startswith(f"{block_name(n)}.") for each in wanted)]
+        self._lowest = moving[0] if moving else len(self._rows)
+        found = self._named(self._chain.gradient(labels, self._lowest))
+        grads = {name: found[name] for name in self._params if name in wanted & found.keys()}
+        return self._chain.loss, grads
+
+    def product(self, direction: Params) -> Params:
+        """See ``ClosedPass``."""
+        if self._lowest:  # the gradients below are not those of parameters that adapt
+            self._chain.gradient(self._labels)
+            self._lowest = 0
+        found = self._named(self._chain.product(self._weights(direction, missing_scale=0.0)))
+        return {name: found[name] for name in self._params if name in found}
+
+    def _weights(self, values: Params, missing_scale: float) -> Weights:
+        """Return the tensors by name as weights; zeros are in the place of those that lack."""
+
+        def value(name: str) -> Tensor:
+            found = values.get(name)
+            return torch.zeros_like(self._params[name]) if found is None else found
+
+        def of_step(name: str, row: int | None) -> Tensor:
+            return value(name) if row is None else value(name)[row]
+
+        blocks = []
+        for number, row in enumerate(self._rows):
+            name = block_name(number)
+            shift = of_step(f"{name}.norm.bias", row)
+            scale = torch.full_like(shift, missing_scale)
+            if f"{name}.norm.weight" in self._params:
+                scale = of_step(f"{name}.norm.weight", row)
+            conv = value(f"{name}.conv.weight"), value(f"{name}.conv.bias")
+            blocks.append(Numbers(*(each.contiguous() for each in (*conv, scale, shift))))
+        return Weights(blocks, value("head.weight"), value("head.bias"), self._temperature)
+
+    def _named(self, found: Weights) -> Params:
+        """Return a gradient by the names of the parameters."""
+        named = {
+            "head.weight": found.head,
+            "head.bias": found.bias,
+            "temperature": found.temperature,
+        }
+        lowest = len(self._rows) - len(found.blocks)
+        for number, numbers in enumerate(found.blocks, lowest):
+            name, row = block_name(number), self._rows[number]
+            named |= {f"{name}.conv.weight": numbers.weight, f"{name}.conv.bias": numbers.bias}
+            for part, value in (("weight", numbers.scale), ("bias", numbers.shift)):
+                whole = self._params.get(f"{name}.norm.{part}")
+                named[f"{name}.norm.{part}"] = value
+                if row is not None and whole is not None:
+                    named[f"{name}.norm.{part}"] = torch.zeros_like(whole)
+                    named[f"{name}.norm.{part}"][row] = value
+        return {name: value for name, value in named.items() if name in self._params}
+
+
+def block_name(number: int) -> str:
+    """Return the name of a block in the model."""
+    return f"encoder.conv{number + 1}"
+
+
+def closed_form(
+    model: Any, current: Pass, params: Params, x: Tensor, value_alone: bool
+) -> ClosedForm | None:
+    """Return the passes of a ``Classifier`` in closed form; see ``passes.closed.InClosedForm``.
+
+    None: encoder and head are not exactly raymaml's own, the norms go neither by the batch nor by
+    constants, or the kernels are not for these tensors, or are not there.
+    """
+    encoder = model.encoder
+    if type(encoder) is not ConvNet4 or encoder.strided:
+        return None
+    blocks = [encoder.conv1, encoder.conv2, encoder.conv3, encoder.conv4]
+    if not (_has_kernels_for(x, params) and _are_closed(blocks, current) and _fits(model, x)):
+        return None
+    layers: list[Any] = [block.norm for block in blocks]
+    expected = {"head.weight", "head.bias"} | {
+        f"{block_name(number)}.{part}"
+        for number, layer in enumerate(layers)
+        for part in ("conv.weight", "conv.bias", "norm.bias", "norm.weight")
+        if part != "norm.weight" or layer.weight is not None
+    }
+    kernels = usable(x.dtype)
+    if not expected <= params.keys() or not isinstance(kernels, Kernels):
+        return None
+    images = Images(kernels, x)
+
+    def form(params: Params) -> ConvNet4Pass:
+        factor = params.get("temperature", model.temperature)
+        return ConvNet4Pass(kernels, params, images, layers, factor, value_alone=value_alone)
+
+    return form
+
+
+def _are_closed(blocks: list[Any], current: Pass) -> bool:
+    """Return whether the blocks are raymaml's own, with norms that have a closed form here."""
+    return all(
+        type(block) is ConvBlock
+        and type(block.conv) is Conv2d
+        and block.conv.bias is not None
+        and block.conv.out_channels % WIDTHS == 0
+        and all(getattr(block.conv, name) == value for name, value in _PLAIN.items())
+        and current in CLOSED_PASSES.get(type(block.norm), ())
+        and _do_no_more([block, block.conv, block.norm])
+        for block in blocks
+    )
+
+
+def _fits(model: Any, x: Tensor) -> bool:
+    """Return whether the head is raymaml's own, and fits the features of the images."""
+    encoder, head = model.encoder, model.head
+    length = encoder.conv4.conv.out_channels * (x.shape[2] // 16) * (x.shape[3] // 16)
+    return (
+        type(head) is nn.Linear
+        and head.bias is not None
+        and head.in_features == length > 0
+        and x.shape[1] == encoder.conv1.conv.in_channels
+        and _do_no_more([model, encoder, head])
+    )
+
+
+def _has_kernels_for(x: Tensor, params: Params) -> bool:
+    """Return whether the kernels take these tensors, and this process leaves them to one thread."""
+    return (
+        x.dim() == 4
+        and x.shape[1] in (1, 3)
+        and len(x) > 0
+        and torch.get_num_threads() <= MOST_THREADS
+        and all(
+            type(each) in (Tensor, nn.Parameter)
+            and each.dtype == x.dtype
+            and each.device.type == "cpu"
+            for each in (x, *params.values())
+        )
+        and x.dtype in REALS
+    )
+
+
+def _do_no_more(modules: list[nn.Module]) -> bool:
+    """Return whether the modules do nothing but what their classes do."""
+    of_all = (of_torch._global_forward_hooks, of_torch._global_forward_pre_hooks)
+    return not any(of_all) and not any(
+        "forward" in vars(each) or any(vars(each).get(name) for name in _HOOKS) for each in modules
+    )
