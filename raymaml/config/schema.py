@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from raymaml.common.errors import UserError
 from raymaml.config.base import (
@@ -185,6 +185,13 @@ class ClusterConfig(Section):
     convolutions and products in bfloat16, weights, sums and losses in float32."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     """Layout of images, where it makes a difference: auto is channels_last on CPU."""
+    kernels: Annotated[
+        Literal["auto", "off"],
+        BeforeValidator(lambda value: "off" if value is False else value),  # as YAML reads off
+    ] = "auto"
+    """auto: ConvNet4 trains and is judged on CPU by raymaml's own kernels, in about a third of the
+    time, where there is a C++ compiler for their one build (2 to 6 s). Results are bit-equal for
+    equal values only."""
     keep_freed_memory: bool = True
     """Keep freed memory in a CPU process (glibc's mmap and trim thresholds at 1 GiB, one arena).
     Otherwise glibc returns it to the kernel, and every reuse costs page faults."""
@@ -286,7 +293,7 @@ class Config(Section):
         if self.steps.schedule != "cosine":
             free.add("num_steps")
         data: dict[str, Any] = {"image_size": True, "normalize": True}
-        cluster = {"threads_per_worker", "precision", "memory_format"}
+        cluster = {"threads_per_worker", "precision", "memory_format", "kernels"}
         include: dict[str, Any] = {
             **{"seed": True, "stage": True, "model": True, "data": data, "cluster": cluster},
             self.steps.section: set(type(self.steps).model_fields) - free,
@@ -294,7 +301,8 @@ class Config(Section):
         if self.stage == "train":
             data["augment"] = {"train"}
             cluster.add("episodes_per_chunk")
-            include |= {"episodes": {"seed", "train"}, "inner": True}
+            inner = set(InnerConfig.model_fields) - {"tape_memory"}
+            include |= {"episodes": {"seed", "train"}, "inner": inner}
         return self.model_dump(mode="json", include=include)
 
     @property
@@ -304,7 +312,7 @@ class Config(Section):
         if self.stage == "pretrain":  # by class means: nothing adapts
             return self.model_dump(mode="json", include=include)
         inner = self.evaluation.inner.apply(self.inner)
-        settings = inner.model_dump(mode="json", exclude={"gradient"})
+        settings = inner.model_dump(mode="json", exclude={"gradient", "tape_memory"})
         evaluation = {"inner": settings, "head": self.evaluation.head}
         return {**self.model_dump(mode="json", include=include), "evaluation": evaluation}
 

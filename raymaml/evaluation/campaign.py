@@ -24,7 +24,12 @@ from raymaml.storage.files import make_folder
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place
 from raymaml.training.metrics import Show
-from raymaml.training.settings import local_device, prepare_process, workers_line
+from raymaml.training.settings import (
+    kernels_line,
+    local_device,
+    prepare_process,
+    workers_line,
+)
 
 Echo = Callable[[str], None]
 Plan = Callable[[torch.device], "Campaign"]
@@ -92,7 +97,9 @@ class Campaign:
                     f"{self.folder}: {arm.name}: model.encoder {model.encoder} was edited after"
                     f" training ({files}); it is judged as it is now"
                 )
-        how = workers_line([arm.config.cluster for arm in self.arms], device, num_workers)
+        configs = [arm.config for arm in self.arms]
+        how = workers_line([config.cluster for config in configs], device, num_workers)
+        how += kernels_line([config.model for config in configs], configs[0].cluster, device)
         yield f"{self.folder}: {how}; chunks of up to {self.chunk_size} episodes"
 
     def progress(self, echo: Echo, show: Show = lambda _row: None) -> Progress:

@@ -31,7 +31,7 @@ from raymaml.training.identity import IDENTITY, SCHEMA_VERSION, Classes, Identit
 from raymaml.training.images import LabelledImages
 from raymaml.training.origin import require_of_today, require_same_start
 from raymaml.training.plain import plain_gradients
-from raymaml.training.settings import gradient_method, workers_line
+from raymaml.training.settings import gradient_method, kernels_line, workers_line
 from raymaml.training.state import build_classifier, build_learner
 from raymaml.training.store import check_last
 from raymaml.training.weights import Start, start_from_weights, weights_hash
@@ -78,8 +78,9 @@ class Run:
         chosen = " (auto)" if config.inner.gradient == "auto" else ""
         chunk = config.cluster.episodes_per_chunk
         at_once = f", {chunk} episodes at once" if chunk > 1 else ""
+        workers += at_once + kernels_line([config.model], config.cluster, device)
         return (
-            f"{start}{self.folder}: {workers}{at_once}; meta-gradient by {method}{chosen}\n"
+            f"{start}{self.folder}: {workers}; meta-gradient by {method}{chosen}\n"
             f"{self.folder}: the inner loop adapts\n{self.learner.adaptation_table()}"
         )
 

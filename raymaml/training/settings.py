@@ -13,6 +13,8 @@ from raymaml.config.inner import InnerConfig
 from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.config.norm import BY_THE_BATCH
 from raymaml.config.schema import ClusterConfig
+from raymaml.kernels.library import Kernels, usable
+from raymaml.models.closed_form import MOST_THREADS, WIDTHS
 
 WORTH_IT = {"convnet4": 150_000}
 """Activations of the first layer, over a support set, from which on mixed_mode is faster..."""
@@ -44,10 +46,11 @@ def gradient_method(
 ) -> str:
     """Return the method of the meta-gradient: the one asked for, or the fastest one measured.
 
-    On CPU: ``mixed_mode`` for encoders of raymaml with norms that have closed rules, unless images
-    are so few and small that the plain graph is faster. ``checkpointed``, which needs no rules but
-    PyTorch's and has a memory as flat, for all that was not measured or where it was faster; of a
-    single step there is nothing to save, and the plain graph does.
+    On CPU: ``mixed_mode`` by kernels, where the model has some, and else for encoders of raymaml
+    with norms that have closed rules, unless images are so few and small that the plain graph is
+    faster. ``checkpointed``, which needs no rules but PyTorch's and has a memory as flat, for all
+    that was not measured or where it was faster; of a single step there is nothing to save, and the
+    plain graph does.
 
     Args:
         inner: the inner loop.
@@ -58,6 +61,8 @@ def gradient_method(
     """
     if inner.gradient != "auto":
         return inner.gradient
+    if kernels_in_use(model, cluster, device):
+        return "mixed_mode"
     known = model.encoder in ENCODERS and model.norm_policies <= BY_THE_BATCH
     if not known or device.type != "cpu" or image_layout(cluster, device) != "channels_last":
         return "unrolled" if inner.num_steps <= 1 else "checkpointed"  # one step: nothing to save
@@ -65,6 +70,41 @@ def gradient_method(
     activations = support * height * width * model.stage_widths[0]
     worth_it = activations >= WORTH_IT.get(model.encoder, WORTH_IT_ELSEWHERE)
     return "mixed_mode" if worth_it or inner.num_steps > FEW_STEPS else "unrolled"
+
+
+def kernels_in_use(model: ModelConfig, cluster: ClusterConfig, device: torch.device) -> bool:
+    """Return whether a model trains by the kernels on this machine; the first call builds them."""
+    return _kernels_are_for(model, cluster, device) and _no_kernels(cluster) is None
+
+
+def kernels_line(
+    models: Sequence[ModelConfig], cluster: ClusterConfig, device: torch.device
+) -> str:
+    """Return words on the kernels for the settings; empty if they are for none of the models."""
+    if not any(_kernels_are_for(model, cluster, device) for model in models):
+        return ""
+    reason = _no_kernels(cluster)
+    return ", kernels" if reason is None else f", kernels: none, {reason}; 2 to 3x slower here"
+
+
+def _kernels_are_for(model: ModelConfig, cluster: ClusterConfig, device: torch.device) -> bool:
+    return (
+        model.encoder == "convnet4"
+        and not any(width % WIDTHS for width in model.stage_widths)
+        and model.norm_policies <= BY_THE_BATCH
+        and cluster.precision == "float32"
+        and device.type == "cpu"
+    )
+
+
+def _no_kernels(cluster: ClusterConfig) -> str | None:
+    """Return why a process has no kernels; None: it has them."""
+    if cluster.kernels == "off":
+        return "cluster.kernels is off"
+    if cluster.threads_per_worker > MOST_THREADS:
+        return f"they run on one thread, and workers have {cluster.threads_per_worker}"
+    found = usable(torch.float32)
+    return None if isinstance(found, Kernels) else str(found)
 
 
 def image_layout(cluster: ClusterConfig, device: torch.device) -> str:

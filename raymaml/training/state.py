@@ -119,6 +119,7 @@ def build_learner(
         channels_last=image_layout(config.cluster, device) == "channels_last",
         half_precision=torch.bfloat16 if config.cluster.precision == "bf16" else None,
         seed=fold_in(config.seed, "rule"),
+        kernels=config.cluster.kernels == "auto",
     )
     if not learner.params:
         raise UserError(

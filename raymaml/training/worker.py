@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
+import torch
+
 from raymaml.common.errors import UserError
 from raymaml.common.logs import LOG
 from raymaml.common.stopping import on_interrupt
@@ -22,7 +24,7 @@ from raymaml.training.loop import meta_train
 from raymaml.training.metrics import NoMetrics, RunMetrics, Show
 from raymaml.training.run import Run, claim, is_done, open_run, sole_writer, write_identity
 from raymaml.training.session import LocalSession, Session
-from raymaml.training.settings import local_device, prepare_process
+from raymaml.training.settings import kernels_in_use, local_device, prepare_process
 from raymaml.training.state import TrainState
 from raymaml.training.store import CheckpointStore
 
@@ -60,6 +62,7 @@ def train_worker(
     unaltered = run.data.require_unaltered
     method = "plain" if run.config.stage == "pretrain" else run.learner.inner.gradient
     with run_log(folder, run.config.name, session), explained(folder, cluster, method, unaltered):
+        require_kernels_alike(run.config, session)
         if session.rank != 0:
             store = CheckpointStore(folder, run.identity, unaltered)
             state = meta_train(run, store, NoMetrics(), session)
@@ -71,6 +74,23 @@ def train_worker(
                 state = meta_train(run, store, metrics, session)
         LOG.info("done" if state.step == outer.num_steps else "stopped: it was asked to")
         return state
+
+
+def require_kernels_alike(config: Config, session: Session) -> None:
+    """Check that all workers have the kernels or none: their results differ by rounding.
+
+    Raises:
+        UserError: some have them and others have not.
+    """
+    has = kernels_in_use(config.model, config.cluster, session.device)
+    row = torch.tensor([[float(has)]], device=session.device)
+    having = int(session.gather(row, [1] * session.world_size).sum())
+    if 0 < having < session.world_size:
+        raise UserError(
+            f"cluster.kernels: {having} of {session.world_size} workers can build the kernels, and"
+            " results would depend on the worker that takes an episode",
+            remedy="install g++ or clang++ on all nodes (raymaml doctor), or set it to off",
+        )
 
 
 def conclude(folder: Place, num_steps: int, echo: Echo) -> bool:

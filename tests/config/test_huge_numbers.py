@@ -24,6 +24,8 @@ FREE = {
     *(f"outer.{key}" for key in STEPS),
     *(f"pretrain.{key}" for key in STEPS),
     *("cluster.episodes_per_chunk", "evaluation.chunk_size", "evaluation.baseline_episodes"),
+    # no more is kept than there is
+    "inner.tape_memory",
     # the cluster must have as many
     *("cluster.num_workers", "cluster.min_workers"),
     # the bank must have as many

@@ -23,7 +23,7 @@ from raymaml.doctor.machine import (
 
 def test_this_machine_is_checked() -> None:
     found = {finding.what: finding for finding in machine_findings()}
-    assert list(found) == ["versions", "devices", "memory", "disk for Ray"]
+    assert list(found) == ["versions", "devices", "kernels", "memory", "disk for Ray"]
     assert found["versions"].status == "ok"
     assert f"python {platform.python_version()}, raymaml " in found["versions"].found
     assert "torch 2." in found["versions"].found

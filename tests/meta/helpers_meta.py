@@ -89,8 +89,13 @@ def build(
     ways: int = WAYS,
     **inner: Any,
 ) -> MetaLearner:
-    """A learner of width 2 whose head and mixtures are away from where they start."""
-    config = ModelConfig(encoder=encoder, width=2, norm=norm, head=head, learn_temperature=True)
+    """A learner whose head and mixtures are away from where they start.
+
+    Its width is 2, for which there are no kernels; ``kernels`` is ConvNet4 of width 16.
+    """
+    encoder, width = ("convnet4", 16) if encoder == "kernels" else (encoder, 2)
+    own = {"encoder": encoder, "width": width, "norm": norm, "head": head}
+    config = ModelConfig(**own, learn_temperature=True)
     steps = inner.get("num_steps", 2)
     shape = (1, SIZE, SIZE)
     model = build_model(config, image_shape=shape, num_ways=ways, seed=1, num_steps=steps).double()

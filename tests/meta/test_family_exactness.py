@@ -1,5 +1,6 @@
 """Contract 1 over the family (float64): every pair of rule, rates, learned numbers, norm, head,
-frozen parts, objective, encoder, support batches and kept states occurs in a case."""
+frozen parts, objective, encoder, support batches, kept states and kept activations occurs in a
+case."""
 
 from __future__ import annotations
 
@@ -15,11 +16,14 @@ from helpers_meta import build, episodes, flat, relative_error
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
+from raymaml.config.norm import BY_THE_BATCH
+from raymaml.kernels.library import Kernels, usable
 from raymaml.meta.inner_loop import unroll
 from raymaml.meta.learner import MetaLearner
 from raymaml.meta.objective import query_weights
+from raymaml.models.closed_form import ConvNet4Pass
 from raymaml.models.policies import POLICIES
-from raymaml.types import Buffers, Episode
+from raymaml.types import Buffers, Episode, Params
 
 STEPS, OUTER_STEP = 3, 1
 RULES: dict[str, dict[str, Any]] = {
@@ -60,9 +64,10 @@ CHOICES: dict[str, list[Any]] = {
     "frozen": list(FROZEN),
     "learned": ["none", "all"],
     "objective": ["last", "multi_step"],
-    "encoder": ["convnet4", "resnet10"],
+    "encoder": ["convnet4", "resnet10", "kernels"],
     "support": ["all", "some"],
     "keep_every": [1, 2],
+    "tape_memory": [0, "auto"],
 }
 AT_ZERO = {"output.weight", "hidden.bias"}
 """Of ALFA; a bias of 0 stands at the kink of the ReLU where all means are 0."""
@@ -118,6 +123,7 @@ def made(case: dict[str, Any], gradient: str) -> MetaLearner:
         "learned": NUMBERS[case["rule"]] if case["learned"] == "all" else (),
         "support_batch_size": 4 if case["support"] == "some" else None,
         "keep_every": case["keep_every"] if gradient in {"checkpointed", "mixed_mode"} else 1,
+        "tape_memory": case["tape_memory"],
         **RULES[case["rule"]],
         "rates": case["rates"],
     }
@@ -162,13 +168,34 @@ def slope(learner: MetaLearner, episode: Episode, moments: Any, along: Tensor) -
     return (ends[0] - ends[1]) / 2
 
 
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Gains an entry by each Hessian product in closed form."""
+    seen: list[str] = []
+    product = ConvNet4Pass.product
+
+    def counted(self: ConvNet4Pass, direction: Params) -> Params:
+        seen.append("product")
+        return product(self, direction)
+
+    monkeypatch.setattr(ConvNet4Pass, "product", counted)
+    return seen
+
+
+def by_kernels(case: dict[str, Any]) -> bool:
+    norm = NORMS[case["norm"]]
+    policy = norm if isinstance(norm, str) else norm["policy"]
+    has_kernels = isinstance(usable(torch.float64), Kernels)
+    return has_kernels and case["encoder"] == "kernels" and policy in BY_THE_BATCH
+
+
 def gradient(learner: MetaLearner, episode: Episode) -> Any:
     torch.manual_seed(0)
     return learner.episode_gradient(episode, OUTER_STEP)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
-def test_all_ways_to_the_gradient_agree(case: dict[str, Any]) -> None:
+def test_all_ways_to_the_gradient_agree(case: dict[str, Any], products: list[str]) -> None:
     batch, learner = episodes(2), made(case, "unrolled")
     exact = gradient(learner, batch[0])
     for method in ("checkpointed", "mixed_mode"):
@@ -181,6 +208,9 @@ def test_all_ways_to_the_gradient_agree(case: dict[str, Any]) -> None:
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12, msg=f"{method} {name}")
         torch.testing.assert_close(found.loss, exact.loss, rtol=1e-11, atol=0)
         torch.testing.assert_close(found.logits, exact.logits, rtol=1e-11, atol=1e-11)
+        for name, moments in exact.buffers.items():
+            torch.testing.assert_close(found.buffers[name], moments, rtol=1e-11, atol=1e-11)
+        assert len(products) == (STEPS if method == "mixed_mode" and by_kernels(case) else 0)
 
     grads = flat({name: exact.grads[name] for name in learner.params})
     generator = torch.Generator().manual_seed(0)

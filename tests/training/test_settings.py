@@ -8,16 +8,29 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
+from raymaml.common.errors import UserError
 from raymaml.config.load import load_config
 from raymaml.config.schema import Config
+from raymaml.kernels.build import NoKernelsError
+from raymaml.kernels.library import Kernels
 from raymaml.training.run import Run
 from raymaml.training.settings import gradient_method, image_layout, workers_line
 from raymaml.training.state import build_learner
+from raymaml.training.worker import require_kernels_alike
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 COLOUR = (3, 84, 84)
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "no kernels"])
+def has_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """As on a machine with a C++ compiler, and on one without."""
+    found = object.__new__(Kernels) if request.param else NoKernelsError("no C++ compiler")
+    monkeypatch.setattr("raymaml.training.settings.usable", lambda _dtype: found)
+    return bool(request.param)
 
 
 def config(*overrides: str) -> Config:
@@ -50,7 +63,29 @@ def method_of(config: Config, shape: tuple[int, int, int], device: torch.device)
         (("inner.gradient=unrolled",), COLOUR, "unrolled"),
     ],
 )
-def test_auto_picks_what_was_measured(overrides, shape, method: str) -> None:
+@pytest.mark.parametrize("has_kernels", [False], indirect=True)
+def test_auto_picks_what_was_measured(overrides, shape, method: str, has_kernels: bool) -> None:
+    assert method_of(config(*overrides), shape, CPU) == method
+
+
+GRAY = (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shape", "method"),
+    [
+        ((), COLOUR, "mixed_mode"),
+        ((), GRAY, "mixed_mode"),
+        (("inner.num_steps=1",), GRAY, "mixed_mode"),
+        (("model.norm=layer",), COLOUR, "checkpointed"),  # from here on as without kernels
+        (("model.width=24",), GRAY, "unrolled"),
+        (("cluster.kernels=off",), GRAY, "unrolled"),
+        (("cluster.precision=bf16",), GRAY, "unrolled"),
+        (("cluster.threads_per_worker=5",), GRAY, "unrolled"),
+    ],
+)
+@pytest.mark.parametrize("has_kernels", [True], indirect=True)
+def test_by_kernels_mixed_mode_is_best(overrides, shape, method: str, has_kernels: bool) -> None:
     assert method_of(config(*overrides), shape, CPU) == method
 
 
@@ -78,8 +113,15 @@ ASKED = ("inner.gradient=unrolled", "cluster.precision=bf16", "cluster.episodes_
         (
             (),
             *(CPU, 2),
-            "2 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last, float32;"
+            "2 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last, float32, KERNELS;"
             " meta-gradient by mixed_mode (auto)",
+        ),
+        (
+            ("cluster.kernels=off",),
+            *(CPU, 2),
+            "2 CPU worker(s) of 1 thread(s), freed memory is kept, channels_last, float32, kernels:"
+            " none, cluster.kernels is off; 2 to 3x slower here; meta-gradient by mixed_mode"
+            " (auto)",
         ),
         (
             ("cluster.keep_freed_memory=false", *ASKED),
@@ -90,7 +132,9 @@ ASKED = ("inner.gradient=unrolled", "cluster.precision=bf16", "cluster.episodes_
         ((), CUDA, 8, "8 GPU worker(s), contiguous, float32; meta-gradient by checkpointed (auto)"),
     ],
 )
-def test_the_line_says_all(overrides, device, workers: int, says: str) -> None:
+def test_the_line_says_all(overrides, device, workers: int, says: str, has_kernels: bool) -> None:
+    none = "kernels: none, no C++ compiler; 2 to 3x slower here"
+    says = says.replace("KERNELS", "kernels" if has_kernels else none)
     chosen = config("run_dir=r", "name=n", *overrides)
     run = Run(
         config=chosen,
@@ -110,3 +154,21 @@ def test_the_line_of_judging_says_what_its_arms_are_judged_with() -> None:
     assert workers_line([one.cluster, one.cluster], CPU, 2) == line
     line = "4 GPU worker(s), contiguous, float32 and bf16"
     assert workers_line([one.cluster, other.cluster], CUDA, 4) == line
+
+
+@pytest.mark.parametrize("having", [0, 1, 2, 3])
+def test_all_workers_have_the_kernels_or_none(having: int, has_kernels: bool) -> None:
+    """Otherwise the result would depend on the worker that takes an episode."""
+
+    def gather(row: Tensor, counts: list[int]) -> Tensor:
+        assert counts == [1, 1, 1]
+        assert row.tolist() == [[float(has_kernels)]]
+        return torch.tensor([[1.0]] * having + [[0.0]] * (3 - having))
+
+    session = cast("Any", SimpleNamespace(world_size=3, device=CPU, gather=gather))
+    if having in (0, 3):
+        require_kernels_alike(config(), session)
+        return
+    with pytest.raises(UserError, match=f"{having} of 3 workers") as error:
+        require_kernels_alike(config(), session)
+    assert "cluster.kernels" in str(error.value)
