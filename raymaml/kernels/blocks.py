@@ -34,7 +34,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from raymaml.kernels.library import Kernels, Maxima, num_pixels
 
@@ -59,8 +58,7 @@ class Images:
     def __init__(self, kernels: Kernels, x: Tensor) -> None:
         self.kernels, self.count = kernels, num_pixels(x)
         self.is_even = x.shape[2] % 2 == x.shape[3] % 2 == 0
-        padded = F.pad(x.detach().permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-        self.padded = padded.to(kernels.dtype).contiguous()
+        self.padded = kernels.padded(x)
 
     @cached_property
     def patches(self) -> Moments:

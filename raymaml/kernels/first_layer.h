@@ -3,7 +3,8 @@
 //
 // With patches p [K] of K = 9 cin values around each pixel, m = <p> and Cov = <p p^T> - m m^T, the convolution
 // by w has the mean w m and the variance w Cov w^T; its values are needed at the maxima alone, and so are
-// their tangents. Images are padded by a pixel: [B, H + 2, W + 2, cin], cin 1 or 3. Weights are [K, C], patches
+// their tangents. Images are padded by a pixel: [B, H + 2, W + 2, cin], cin 1 or 3, with room for a vector behind
+// them. Weights are [K, C], patches
 // run over (dy, dx, channel), and C is a multiple of 16.
 #pragma once
 #include "norm_pool.h"
@@ -127,42 +128,70 @@ static void maxima_and_sums_of(const real* images, Shape s, const real* w, const
             store(square + c, V{});
         });
 }
+// Whether a vector holds a row of the pixels around a window, and two can be shuffled, which takes half the time.
+template <int CIN>
+constexpr bool shuffles = CAN_SHUFFLE && LANES >= 4 * CIN;
+// Calls window(tap, o, c) for each window and vector of channels, and end_row(c) after each row of windows: o is the
+// offset of the window's maximum, and tap(dy, e) gives a value of the patches around the maxima.
+template <int CIN, class Window, class EndRow>
+INLINE void at_maxima(const real* images, Shape s, const uint8_t* at, Window window, EndRow end_row) {
+    const L h = s.H / 2, half = s.W / 2, line = (s.W + 2) * CIN;
+    for (L row = 0; row < s.B * h; row++)
+        for (L c = 0; c < s.C; c += LANES) {
+            const real* p = images + (row / h * (s.H + 2) + row % h * 2) * line;
+            for (L j = 0; j < half; j++, p += 2 * CIN) {
+                const L o = (row * half + j) * s.C + c;
+                const Mask place = load_bytes(at + o), right = (place & 1) != 0, low = place > 1;
+                V rows[4];
+                if constexpr (shuffles<CIN>)
+                    for (int y = 0; y < 4; y++) rows[y] = load(p + y * line);
+                const auto tap = [&](int dy, int e) {
+                    if constexpr (shuffles<CIN>) {
+                        const Mask lane = (place >> 1) * (Mask{} + LANES) + (place & 1) * (Mask{} + CIN) + e;
+                        return SHUFFLE(rows[dy], rows[dy + 1], lane);
+                    }
+                    const real* q = p + dy * line + e;
+                    const V above = where(right, all(q[CIN]), all(q[0]));
+                    return where(low, where(right, all(q[line + CIN]), all(q[line])), above);
+                };
+                window(tap, o, c);
+            }
+            end_row(c);
+        }
+}
 // maxima' = w' p at the maxima
 template <int CIN>
 static void maxima_along_of(const real* images, Shape s, const real* w_t, const uint8_t* at, real* maxima_t) {
-    convolved<CIN>(
-        images, s, w_t,
-        [&](L, L o, const V* x) {
-            const Mask place = load_bytes(at + o), right = (place & 1) != 0;
-            store(maxima_t + o, where(place > 1, where(right, x[3], x[2]), where(right, x[1], x[0])));
+    at_maxima<CIN>(
+        images, s, at,
+        [&](auto tap, L o, L c) {
+            V sum[3] = {};
+            UNROLL
+            for (int dy = 0; dy < 3; dy++)
+                UNROLL
+                for (int e = 0; e < 3 * CIN; e++) sum[dy] += tap(dy, e) * load(w_t + (dy * 3 * CIN + e) * s.C + c);
+            store(maxima_t + o, sum[0] + sum[1] + sum[2]);
         },
         [](L) {});
 }
 // sums [K, C] of g p at the maxima
 template <int CIN>
 static void filter_sums_of(const real* images, Shape s, const real* g, const uint8_t* at, double* sums) {
-    constexpr int TAPS = 3 * CIN;
-    const L h = s.H / 2, half = s.W / 2, line = (s.W + 2) * CIN;
-    memset(sums, 0, 3 * TAPS * s.C * sizeof(double));
-    for (L row = 0; row < s.B * h; row++)
-        for (L c = 0; c < s.C; c += LANES) {
-            V sum[3][TAPS] = {};
-            const real* p = images + (row / h * (s.H + 2) + row % h * 2) * line;
-            for (L j = 0; j < half; j++, p += 2 * CIN) {
-                const L o = (row * half + j) * s.C + c;
-                const Mask place = load_bytes(at + o), right = (place & 1) != 0, low = place > 1;
-                const V grad = load(g + o);
-                UNROLL
-                for (int dy = 0; dy < 3; dy++)
-                    UNROLL
-                    for (int e = 0; e < TAPS; e++) {
-                        const real* q = p + dy * line + e;
-                        const V above = where(right, all(q[CIN]), all(q[0]));
-                        const V below = where(right, all(q[line + CIN]), all(q[line]));
-                        sum[dy][e] += where(low, below, above) * grad;
-                    }
-            }
+    constexpr int K = 9 * CIN;
+    memset(sums, 0, K * s.C * sizeof(double));
+    V sum[K] = {};
+    at_maxima<CIN>(
+        images, s, at,
+        [&](auto tap, L o, L) {
+            const V grad = load(g + o);
             UNROLL
-            for (int k = 0; k < 3 * TAPS; k++) add_to(sums + k * s.C + c, sum[k / TAPS][k % TAPS]);
-        }
+            for (int k = 0; k < K; k++) sum[k] += tap(k / (3 * CIN), k % (3 * CIN)) * grad;
+        },
+        [&](L c) {
+            UNROLL
+            for (int k = 0; k < K; k++) {
+                add_to(sums + k * s.C + c, sum[k]);
+                sum[k] = V{};
+            }
+        });
 }

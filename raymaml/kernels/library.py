@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class Kernels:
     """The kernels for numbers of one type.
 
     Images are ``[B, C, H, W]`` in the channels-last layout, with C a multiple of 16, but for those
-    of the first layer. Results are new tensors.
+    of the first layer. Numbers by channel, [C], are float64. Results are new tensors.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
@@ -66,7 +67,6 @@ class Kernels:
     def affine_relu(self, maxima: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Return ``relu(scale * maxima + shift)``."""
         out = torch.empty_like(maxima)
-        scale, shift = self._real(scale, shift)
         self._call("affine_relu", maxima, num_pixels(maxima), maxima.shape[1], scale, shift, out)
         return out
 
@@ -81,18 +81,16 @@ class Kernels:
     ) -> Tensor:
         """Return the derivative of ``affine_relu``; ``scale`` has its tangent beside it."""
         out_t = torch.empty_like(out)
-        channels = self._real(*scale, shift_t)
         count = (num_pixels(out), out.shape[1])
-        self._call("affine_relu_along", maxima, maxima_t, out, *count, *channels, out_t)
+        self._call("affine_relu_along", maxima, maxima_t, out, *count, *scale, shift_t, out_t)
         return out_t
 
     def relu_sums(self, grad: Tensor, maxima: Maxima, out: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``g``, which is ``grad`` where ``out`` > 0, and the sums [2, C] of g and of g d,
         d the maxima less the mean."""
         g, sums = torch.empty_like(out), torch.empty(2, out.shape[1], dtype=torch.float64)
-        (mean,) = self._real(maxima.mean)
         count = (num_pixels(out), out.shape[1])
-        self._call("relu_sums", grad, maxima.values, out, *count, mean, g, sums)
+        self._call("relu_sums", grad, maxima.values, out, *count, maxima.mean, g, sums)
         return g, sums
 
     def relu_sums_along(
@@ -100,10 +98,9 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """Return ``g'``, and the sums [3, C] of g', g' d and ``g * maxima'``."""
         g_t, sums = torch.empty_like(out), torch.empty(3, out.shape[1], dtype=torch.float64)
-        (mean,) = self._real(maxima.mean)
         count = (num_pixels(out), out.shape[1])
         images = (grad_t, g, maxima.values, maxima_t, out)
-        self._call("relu_sums_along", *images, *count, mean, g_t, sums)
+        self._call("relu_sums_along", *images, *count, maxima.mean, g_t, sums)
         return g_t, sums
 
     def norm_pool_grad(
@@ -118,7 +115,7 @@ class Kernels:
     ) -> Tensor:
         """Return ``constant + slope * x``, plus ``scale * g`` at the maxima."""
         x_grad = torch.empty_like(x)
-        channels = self._real(constant, slope, scale)
+        channels = (constant, slope, scale)
         self._call("norm_pool_grad", x, _shape(x), g, maxima.places, *channels, x_grad)
         return x_grad
 
@@ -126,8 +123,7 @@ class Kernels:
         """Return ``x'`` at the maxima, and the means [2, C] of x' and of x' d, d = x - mean."""
         maxima_t = torch.empty_like(maxima.values)
         sums = torch.empty(2, x.shape[1], dtype=torch.float64)
-        (mean,) = self._real(maxima.mean)
-        self._call("maxima_along", x, x_t, _shape(x), maxima.places, mean, maxima_t, sums)
+        self._call("maxima_along", x, x_t, _shape(x), maxima.places, maxima.mean, maxima_t, sums)
         return maxima_t, sums / num_pixels(x)
 
     def norm_pool_grad_along(
@@ -144,7 +140,7 @@ class Kernels:
         maxima; each pair is a value and its tangent."""
         (value, x_t), places = x, maxima.places
         x_grad_t = torch.empty_like(value)
-        channels = self._real(constant, slopes[1], slopes[0], *scales)
+        channels = (constant, slopes[1], slopes[0], *scales)
         self._call(
             "norm_pool_grad_along", value, x_t, _shape(value), *g, places, *channels, x_grad_t
         )
@@ -180,6 +176,17 @@ class Kernels:
         return found
 
     # ------------------------------------------------------------------ the first layer
+    def padded(self, x: Tensor) -> Tensor:
+        """Return images ``[B, c, H, W]`` with zeros around them, ``[B, H + 2, W + 2, c]``."""
+        B, c, H, W = x.shape
+        shape = (B, H + 2, W + 2, c)
+        room = torch.zeros(
+            math.prod(shape) + 16, dtype=self.dtype
+        )  # a vector may be read behind it
+        images = room[: math.prod(shape)].view(shape)
+        images[:, 1:-1, 1:-1] = x.detach().permute(0, 2, 3, 1)
+        return images
+
     def patch_gram(self, padded: Tensor) -> Tensor:
         """Return the sum of (p, 1)(p, 1)^T over the 3x3 patches p of images, [9c + 1, 9c + 1].
 
@@ -222,9 +229,6 @@ class Kernels:
         sums = torch.empty(9 * padded.shape[3], g.shape[1], dtype=torch.float64)
         self._call("first_filter_sums", padded, padded.shape[3], shape, g, places, sums)
         return sums
-
-    def _real(self, *values: Tensor) -> list[Tensor]:
-        return [value.to(self.dtype) for value in values]
 
 
 def _as_c(argument: Tensor | _Shape | int | None) -> Any:

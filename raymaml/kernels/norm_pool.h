@@ -85,27 +85,30 @@ KERNEL moments_and_maxima(const real* x, Shape s, const real* weight, real* maxi
     });
 }
 // out = relu(scale maxima + shift) for P pooled pixels
-KERNEL affine_relu(const real* maxima, L P, L C, const real* scale, const real* shift, real* out) {
+KERNEL affine_relu(const real* maxima, L P, L C, const double* scale, const double* shift, real* out) {
+    Channels a(scale, C), b(shift, C);
     for (L p = 0; p < P; p++)
         for (L c = 0; c < C; c += LANES) {
-            const V v = load(maxima + p * C + c) * load(scale + c) + load(shift + c);
+            const V v = load(maxima + p * C + c) * a[c] + b[c];
             store(out + p * C + c, where(v < V{}, V{}, v));  // keeps not-a-number
         }
 }
 // out' = scale maxima' + scale' maxima + shift', where out > 0
-KERNEL affine_relu_along(const real* maxima, const real* maxima_t, const real* out, L P, L C, const real* scale,
-                         const real* scale_t, const real* shift_t, real* out_t) {
+KERNEL affine_relu_along(const real* maxima, const real* maxima_t, const real* out, L P, L C, const double* scale,
+                         const double* scale_t, const double* shift_t, real* out_t) {
+    Channels a(scale, C), at(scale_t, C), bt(shift_t, C);
     for (L p = 0; p < P; p++)
         for (L c = 0; c < C; c += LANES) {
             const L o = p * C + c;
-            const V v = load(maxima_t + o) * load(scale + c) + (load(maxima + o) * load(scale_t + c) + load(shift_t + c));
+            const V v = load(maxima_t + o) * a[c] + (load(maxima + o) * at[c] + bt[c]);
             store(out_t + o, where(load(out + o) > V{}, v, V{}));
         }
 }
 // masked = grad where out > 0; sums [N, C] of masked, of masked d and, of three, of g maxima'
 template <int N>
 INLINE void masked_sums(const real* grad, const real* g, const real* maxima, const real* maxima_t, const real* out, L P,
-                        L C, const real* mean, real* masked, double* sums) {
+                        L C, const double* mean, real* masked, double* sums) {
+    Channels mu(mean, C);
     memset(sums, 0, N * C * sizeof(double));
     for (L p0 = 0; p0 < P; p0 += 64)
         for (L c = 0; c < C; c += LANES) {
@@ -115,27 +118,28 @@ INLINE void masked_sums(const real* grad, const real* g, const real* maxima, con
                 const V v = where(load(out + o) > V{}, load(grad + o), V{});
                 store(masked + o, v);
                 sum[0] += v;
-                sum[1] += v * (load(maxima + o) - load(mean + c));
+                sum[1] += v * (load(maxima + o) - mu[c]);
                 if constexpr (N == 3) sum[2] += load(g + o) * load(maxima_t + o);
             }
             for (int n = 0; n < N; n++) add_to(sums + n * C + c, sum[n]);
         }
 }
 // g; sums [2, C] of g and g d
-KERNEL relu_sums(const real* grad, const real* maxima, const real* out, L P, L C, const real* mean, real* g,
+KERNEL relu_sums(const real* grad, const real* maxima, const real* out, L P, L C, const double* mean, real* g,
                  double* sums) {
     masked_sums<2>(grad, nullptr, maxima, nullptr, out, P, C, mean, g, sums);
 }
 // g'; sums [3, C] of g', g' d and g maxima'
 KERNEL relu_sums_along(const real* grad_t, const real* g, const real* maxima, const real* maxima_t, const real* out, L P,
-                       L C, const real* mean, real* g_t, double* sums) {
+                       L C, const double* mean, real* g_t, double* sums) {
     masked_sums<3>(grad_t, g, maxima, maxima_t, out, P, C, mean, g_t, sums);
 }
 // x_grad = const + slope x everywhere, + scale g at the maxima
-KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, const real* constant,
-                      const real* slope, const real* scale, real* x_grad) {
+KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, const double* constant,
+                      const double* slope, const double* scale, real* x_grad) {
+    Channels as(constant, s.C), bs(slope, s.C), scales(scale, s.C);
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
-        const V a = load(constant + c), b = load(slope + c), sc = load(scale + c);
+        const V a = as[c], b = bs[c], sc = scales[c];
         if (two)
             for (L j = 0; j < s.W / 2; j++, pooled += s.C) {
                 const V peak = load(g + pooled) * sc;
@@ -150,11 +154,12 @@ KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, 
     });
 }
 // maxima' = x' at the maxima; sums [2, C] of x' and x' d over all pixels
-KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, const real* mean, real* maxima_t,
+KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, const double* mean, real* maxima_t,
                     double* sums) {
+    Channels means(mean, s.C);
     memset(sums, 0, 2 * s.C * sizeof(double));
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
-        const V mu = load(mean + c);
+        const V mu = means[c];
         V total = {}, product = {};
         const auto add = [&](L o) {
             const V v = load(x_t + o);
@@ -180,11 +185,11 @@ KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, 
 }
 // x_grad' = const + slope x + slope_t x' everywhere, + scale g' + scale' g at the maxima
 KERNEL norm_pool_grad_along(const real* x, const real* x_t, Shape s, const real* g, const real* g_t,
-                            const uint8_t* at, const real* constant, const real* slope, const real* slope_t,
-                                 const real* scale, const real* scale_t, real* x_grad_t) {
+                            const uint8_t* at, const double* constant, const double* slope, const double* slope_t,
+                            const double* scale, const double* scale_t, real* x_grad_t) {
+    Channels as(constant, s.C), bs(slope, s.C), bts(slope_t, s.C), scales(scale, s.C), scales_t(scale_t, s.C);
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
-        const V a = load(constant + c), b = load(slope + c), bt = load(slope_t + c);
-        const V sc = load(scale + c), sct = load(scale_t + c);
+        const V a = as[c], b = bs[c], bt = bts[c], sc = scales[c], sct = scales_t[c];
         const auto flat = [&](L o) { return load(x + o) * b + (load(x_t + o) * bt + a); };
         if (two)
             for (L j = 0; j < s.W / 2; j++, pooled += s.C) {

@@ -17,8 +17,12 @@
 #endif
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define CAN_SHUFFLE false
+#define SHUFFLE(a, b, lanes) (a)
 #else
 #define UNROLL _Pragma("GCC unroll 64")
+#define CAN_SHUFFLE (VECTOR_BYTES == 64)
+#define SHUFFLE(a, b, lanes) __builtin_shuffle(a, b, lanes)  // lanes of a, and of b behind them
 #endif
 #define KERNEL extern "C" __attribute__((visibility("default"))) void
 #define INLINE static inline __attribute__((always_inline))
@@ -54,3 +58,9 @@ INLINE void store_bytes(uint8_t* p, Mask m) { *(Bytes*)p = __builtin_convertvect
 INLINE void add_to(double* sums, V v) { *(Sums*)sums += __builtin_convertvector(v, Sums); }
 INLINE V where(Mask m, V a, V b) { return m ? a : b; }
 INLINE V all(real value) { return value - V{}; }  // no operation: 0 + value is one, as it turns -0 into 0
+// Numbers by channel, which come in double precision.
+class Channels : Room {
+  public:
+    Channels(const double* from, L C) : Room(C) { std::copy(from, from + C, data()); }
+    V operator[](L c) { return load(data() + c); }
+};

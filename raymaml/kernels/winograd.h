@@ -56,15 +56,15 @@ INLINE void a3(const V m[6], V o[3]) {
     o[1] = P1 * dif_p + Q1 * dif_q;
     o[2] = P2 * sum_p + Q2 * sum_q + m[5];
 }
-// Transforms a square of N x N values down its columns, then along its rows: M x M values.
-template <int N, int M, void (*transform)(const V*, V*)>
-INLINE void squared(const V (&in)[N][N], V (&out)[M][M]) {
+// Transforms a square of N x N values, which read(row, column) gives, down its columns, then along its rows: M x M.
+template <int N, int M, void (*transform)(const V*, V*), class Read>
+INLINE void squared(Read read, V (&out)[M][M]) {
     V half[M][N];
     UNROLL
     for (int column = 0; column < N; column++) {
         V from[N], to[M];
         UNROLL
-        for (int k = 0; k < N; k++) from[k] = in[k][column];
+        for (int k = 0; k < N; k++) from[k] = read(k, column);
         transform(from, to);
         UNROLL
         for (int k = 0; k < M; k++) half[k][column] = to[k];
@@ -72,24 +72,19 @@ INLINE void squared(const V (&in)[N][N], V (&out)[M][M]) {
     UNROLL
     for (int k = 0; k < M; k++) transform(half[k], out[k]);
 }
-// Reads N x N pixels of an image of C channels from (y, x) on; those outside are zero.
-template <int N>
-INLINE void read_square(const real* image, L H, L W, L C, L y, L x, V (&square)[N][N]) {
+// Transforms N x N pixels of an image of C channels from (y, x) on; those outside are zero.
+template <int N, int M, void (*transform)(const V*, V*)>
+INLINE void squared_pixels(const real* image, L H, L W, L C, L y, L x, V (&out)[M][M]) {
     const real* corner = image + (y * W + x) * C;
-    if (y >= 0 && x >= 0 && y + N <= H && x + N <= W) {
-        UNROLL
-        for (int i = 0; i < N; i++)
-            UNROLL
-            for (int j = 0; j < N; j++) square[i][j] = load(corner + (i * W + j) * C);
-        return;
-    }
-    UNROLL
-    for (int i = 0; i < N; i++)
-        UNROLL
-        for (int j = 0; j < N; j++) {
-            const bool there = y + i >= 0 && y + i < H && x + j >= 0 && x + j < W;
-            square[i][j] = there ? load(corner + (i * W + j) * C) : V{};
-        }
+    if (y >= 0 && x >= 0 && y + N <= H && x + N <= W)
+        squared<N, M, transform>([&](int i, int j) { return load(corner + (i * W + j) * C); }, out);
+    else
+        squared<N, M, transform>(
+            [&](int i, int j) {
+                const bool there = y + i >= 0 && y + i < H && x + j >= 0 && x + j < W;
+                return there ? load(corner + (i * W + j) * C) : V{};
+            },
+            out);
 }
 // Writes a tile of pixels to an image of C channels from (y, x) on, but for those outside.
 INLINE void write_tile(const V (&tile)[TILE][TILE], real* image, L H, L W, L C, L y, L x) {
@@ -113,13 +108,6 @@ INLINE void write_points(const V (&square)[M][M], real* out, L stride) {
     for (int i = 0; i < M; i++)
         UNROLL
         for (int j = 0; j < M; j++) store(out + (i * M + j) * stride, square[i][j]);
-}
-template <int N>
-INLINE void read_points(const real* in, L stride, V (&square)[N][N]) {
-    UNROLL
-    for (int i = 0; i < N; i++)
-        UNROLL
-        for (int j = 0; j < N; j++) square[i][j] = load(in + (i * N + j) * stride);
 }
 struct Tile {
     L image, y, x;
@@ -145,9 +133,8 @@ static void transform_images(const real* x, Shape s, const Tiles& tiles, L first
     for (L t = 0; t < count; t++) {
         const Tile tile = tiles[first + t];
         for (L c = 0; c < s.C; c += LANES) {
-            V pixels[6][6], points[6][6];
-            read_square(x + tile.image * s.H * s.W * s.C + c, s.H, s.W, s.C, tile.y - 1, tile.x - 1, pixels);
-            squared<6, 6, b>(pixels, points);
+            V points[6][6];
+            squared_pixels<6, 6, b>(x + tile.image * s.H * s.W * s.C + c, s.H, s.W, s.C, tile.y - 1, tile.x - 1, points);
             write_points(points, out.at(0) + t * s.C + c, out.stride);
         }
     }
@@ -159,14 +146,14 @@ KERNEL winograd_filters(const real* w, L C, L K, L turned, real* u) {
     for (L c = 0; c < inputs; c++)
         for (L k = 0; k < outputs; k += LANES) {
             const real* first = w + c * next_input + k * next_output;
-            V filter[3][3], points[6][6];
+            V filter[9], points[6][6];
             UNROLL
             for (int tap = 0; tap < 9; tap++) {
                 alignas(V) real values[LANES];
                 for (L lane = 0; lane < LANES; lane++) values[lane] = first[lane * next_output + (turned ? 8 - tap : tap)];
-                filter[tap / 3][tap % 3] = load(values);
+                filter[tap] = load(values);
             }
-            squared<3, 6, g>(filter, points);
+            squared<3, 6, g>([&](int i, int j) { return filter[3 * i + j]; }, points);
             write_points(points, u + c * outputs + k, C * K);
         }
 }
@@ -185,9 +172,9 @@ KERNEL winograd(const real* x, const real* u, const real* x2, const real* u2, Sh
         for (L t = 0; t < count; t++) {
             const Tile tile = tiles[first + t];
             for (L k = 0; k < K; k += LANES) {
-                V points[6][6], pixels[4][4];
-                read_points(out.at(0) + t * K + k, out.stride, points);
-                squared<6, 4, a>(points, pixels);
+                V pixels[4][4];
+                const real* points = out.at(0) + t * K + k;
+                squared<6, 4, a>([&](int i, int j) { return load(points + (6 * i + j) * out.stride); }, pixels);
                 write_tile(pixels, y + tile.image * s.H * s.W * K + k, s.H, s.W, K, tile.y, tile.x);
             }
         }
@@ -212,9 +199,8 @@ KERNEL winograd_filter_grad(const real* x, const real* dy, const real* x2, const
             for (L t = 0; t < count; t++) {
                 const Tile tile = tiles[first + t];
                 for (L k = 0; k < K; k += LANES) {
-                    V pixels[4][4], points[6][6];
-                    read_square(grads[i] + tile.image * s.H * s.W * K + k, s.H, s.W, K, tile.y, tile.x, pixels);
-                    squared<4, 6, g4>(pixels, points);
+                    V points[6][6];
+                    squared_pixels<4, 6, g4>(grads[i] + tile.image * s.H * s.W * K + k, s.H, s.W, K, tile.y, tile.x, points);
                     write_points(points, out.at(0) + t * K + k, out.stride);
                 }
             }
@@ -228,9 +214,9 @@ KERNEL winograd_filter_grad(const real* x, const real* dy, const real* x2, const
         }
     for (L c = 0; c < s.C; c++)
         for (L k = 0; k < K; k += LANES) {
-            V points[6][6], filter[3][3];
-            read_points(sum + c * K + k, s.C * K, points);
-            squared<6, 3, a3>(points, filter);
+            V filter[3][3];
+            const real* points = sum + c * K + k;
+            squared<6, 3, a3>([&](int i, int j) { return load(points + (6 * i + j) * s.C * K); }, filter);
             UNROLL
             for (int tap = 0; tap < 9; tap++)
                 for (L lane = 0; lane < LANES; lane++) dw[((k + lane) * s.C + c) * 9 + tap] = filter[tap / 3][tap % 3][lane];

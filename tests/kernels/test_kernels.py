@@ -166,7 +166,7 @@ def test_first_layer(built: Kernels, shape: tuple[int, ...], c: int) -> None:
     torch.manual_seed(seed)
     dtype, taps = built.dtype, 9 * c
     x, w, w_t, scale = draw(B, c, H, W), draw(C, c, 3, 3), draw(C, c, 3, 3), draw(C)
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).to(dtype).contiguous()
+    padded = built.padded(x)
     patches = F.unfold(x, 3, padding=1).view(B, c, 9, -1).permute(0, 3, 2, 1).reshape(-1, taps)
     patches = torch.cat([patches, torch.ones(len(patches), 1).double()], 1)
     close(built.patch_gram(padded), patches.T @ patches, dtype)
