@@ -98,9 +98,11 @@ derivatives along the direction alone."""
 
 
 class OwnRules(nn.Module):
-    """A layer with derivatives of its own; the code that runs a pass sets ``rules``."""
+    """A layer with derivatives of its own; the code that runs a pass sets these."""
 
     rules: Rules = "torch"
+    kernels: bool = False
+    """Whether closed rules use raymaml's kernels, where they are for the tensors."""
 
 
 class PassAware(OwnRules):

@@ -218,7 +218,7 @@ class InnerBlock(Block):
         self.x = x
 
     def _convolved(self) -> tuple[Maxima, int]:
-        self.filters, self.filters_back = self.kernels.filters(self.numbers.weight)
+        self.filters = self.kernels.filters(self.numbers.weight)
         self.y = self.kernels.convolve(self.x, self.filters)
         return self.kernels.maxima(self.y, self.numbers.scale), num_pixels(self.y)
 
@@ -228,13 +228,16 @@ class InnerBlock(Block):
         self.y_grad = self.kernels.norm_pool_grad(
             self.y, tape.g, tape.maxima, constant=constant, slope=-tape.bend, scale=tape.s
         )
-        below = self.kernels.convolve(self.y_grad, self.filters_back) if down else None
+        below = None
+        if down:
+            self.filters_back = self.kernels.filters(self.numbers.weight, turned=True)
+            below = self.kernels.convolve(self.y_grad, self.filters_back)
         return below, self.kernels.filter_grad(self.x, self.y_grad)
 
     def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
-        filters_t, self.filters_back_t = self.kernels.filters(weight_t)
         assert x_t is not None  # the block below moves
-        self.x_t = x_t
+        self.x_t, self.weight_t = x_t, weight_t
+        filters_t = self.kernels.filters(weight_t)
         self.y_t = self.kernels.convolve(self.x_t, self.filters, self.x, filters_t)
         maxima_t, means = self.kernels.maxima_along(self.y, self.y_t, self.tape.maxima)
         return Moved(maxima_t, means[0]), means[1]
@@ -252,8 +255,8 @@ class InnerBlock(Block):
         )
         below = None
         if down:
-            pairs = (y_grad_t, self.filters_back, self.y_grad, self.filters_back_t)
-            below = self.kernels.convolve(*pairs)
+            filters_t = self.kernels.filters(self.weight_t, turned=True)
+            below = self.kernels.convolve(y_grad_t, self.filters_back, self.y_grad, filters_t)
         return below, self.kernels.filter_grad(self.x, y_grad_t, self.x_t, self.y_grad)
 
 

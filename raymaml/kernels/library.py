@@ -15,6 +15,10 @@ from raymaml.kernels.build import NoKernelsError, built
 from raymaml.storage.cache import CACHE
 from raymaml.storage.place import at_home
 
+MOST_THREADS = 4
+"""Kernels run on one thread: with more than these, PyTorch's own operations may be faster."""
+WIDTHS = 16
+"""Channels are multiples of this."""
 REALS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -147,15 +151,13 @@ class Kernels:
         return x_grad_t
 
     # ------------------------------------------------------------------ convolution
-    def filters(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return filters ``[K, C, 3, 3]`` transformed for the convolution, and for its gradient in
-        the images: ``[36, C, K]`` and ``[36, K, C]``."""
+    def filters(self, weight: Tensor, *, turned: bool = False) -> Tensor:
+        """Return filters ``[K, C, 3, 3]`` transformed for the convolution, ``[36, C, K]``; or
+        turned, for its gradient in the images, ``[36, K, C]``."""
         K, C = weight.shape[:2]
-        there = torch.empty(36, C, K, dtype=self.dtype)
-        back = torch.empty(36, K, C, dtype=self.dtype)
-        for turned, filters in enumerate((there, back)):
-            self._call("winograd_filters", weight.contiguous(), C, K, turned, filters)
-        return there, back
+        found = torch.empty(36, *((K, C) if turned else (C, K)), dtype=self.dtype)
+        self._call("winograd_filters", weight.contiguous(), C, K, int(turned), found)
+        return found
 
     def convolve(
         self, x: Tensor, filters: Tensor, x2: Tensor | None = None, filters2: Tensor | None = None
@@ -180,9 +182,7 @@ class Kernels:
         """Return images ``[B, c, H, W]`` with zeros around them, ``[B, H + 2, W + 2, c]``."""
         B, c, H, W = x.shape
         shape = (B, H + 2, W + 2, c)
-        room = torch.zeros(
-            math.prod(shape) + 16, dtype=self.dtype
-        )  # a vector may be read behind it
+        room = torch.zeros(math.prod(shape) + 16, dtype=self.dtype)
         images = room[: math.prod(shape)].view(shape)
         images[:, 1:-1, 1:-1] = x.detach().permute(0, 2, 3, 1)
         return images

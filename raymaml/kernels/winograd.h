@@ -112,14 +112,14 @@ INLINE void write_points(const V (&square)[M][M], real* out, L stride) {
 struct Tile {
     L image, y, x;
 };
-// The tiles of a set of images, and a number of them at a time that stays in the cache.
+// The tiles of a set of images, and a number of them at a time: they stay in the cache, unless filters do not.
 struct Tiles {
     L across, each, count, batch;
     Tiles(Shape s)
         : across((s.W + TILE - 1) / TILE),
           each((s.H + TILE - 1) / TILE * across),
           count(s.B * each),
-          batch(s.C > 32 ? 12 : 24) {}
+          batch(s.C > 256 ? 96 : s.C > 128 ? 24 : s.C > 32 ? 12 : 24) {}
     Tile operator[](L t) const { return {t / each, t % each / across * TILE, t % each % across * TILE}; }
 };
 // Points [36, tiles, C], padded lest all 36 fall on one set of the cache.

@@ -194,7 +194,7 @@ class MetaLearner(Guarded):
             self.loss_fn,
             self.half_precision,
             rules=rules,
-            closed=self.kernels and method in SINGLE_BACKWARD,
+            kernels=self.kernels and method in SINGLE_BACKWARD,
         )
         start, adaptation = self._begun(passes, episode, self.inner, self._frozen, outer_step)
         if self.inner.num_steps == 0:
@@ -330,7 +330,10 @@ class MetaLearner(Guarded):
 
     def _passes_of_test(self) -> Passes:
         half = self.half_precision
-        return Passes(self.model, self.loss_fn, half, training=False, closed=self.kernels)
+        rules: Rules = "closed" if self.kernels else "torch"
+        return Passes(
+            self.model, self.loss_fn, half, training=False, rules=rules, kernels=self.kernels
+        )
 
     @torch.enable_grad()
     def _adapted(self, passes: Passes, episode: Episode) -> Iterator[Fast]:

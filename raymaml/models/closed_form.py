@@ -11,7 +11,7 @@ from torch.nn.modules import module as of_torch
 
 from raymaml.kernels.blocks import Images, Numbers
 from raymaml.kernels.chain import Chain, Norm, Weights
-from raymaml.kernels.library import REALS, Kernels, usable
+from raymaml.kernels.library import MOST_THREADS, REALS, WIDTHS, Kernels, usable
 from raymaml.layers import Pass, row_of_step
 from raymaml.models import norm as norms
 from raymaml.models.closed_rules.duals import Conv2d
@@ -19,10 +19,6 @@ from raymaml.models.encoders import ConvBlock, ConvNet4
 from raymaml.passes.closed import ClosedForm
 from raymaml.types import Params
 
-MOST_THREADS = 4
-"""The kernels run on one thread, on which they take a third of PyTorch's time."""
-WIDTHS = 16
-"""Channels are multiples of this."""
 _ALL = {"support", "context", "query"}
 CLOSED_PASSES: Mapping[type[nn.Module], Set[str]] = {
     norms.TransductiveNorm2d: _ALL,

@@ -37,7 +37,8 @@ class Passes:
         half_precision: type that convolutions and products are autocast to, if any.
         training: whether passes are those of training, or of evaluation.
         rules: the derivatives that layers with rules of their own give.
-        closed: whether a model's passes in closed form are used, where it brings them.
+        kernels: whether raymaml's kernels are used: by a model that brings passes in closed form,
+            and by closed rules.
     """
 
     def __init__(
@@ -48,12 +49,12 @@ class Passes:
         *,
         training: bool = True,
         rules: Rules = "torch",
-        closed: bool = False,
+        kernels: bool = False,
     ) -> None:
         self.model = model
         self._loss_fn = loss_fn
         self._half_precision = half_precision
-        self._rules = rules
+        self._rules, self._kernels = rules, kernels
         self._modules = list(reachable_modules(model).values())
         self._params = dict(model.named_parameters())
         self._buffers = dict(model.named_buffers())
@@ -62,7 +63,7 @@ class Passes:
         self._modes = self._modes_of(training)
         fits = loss_fn is F.cross_entropy and half_precision is None
         self._in_closed_form = (
-            model if closed and fits and isinstance(model, InClosedForm) else None
+            model if kernels and fits and isinstance(model, InClosedForm) else None
         )
         self._last_closed: tuple[Tensor, Passing | None] | None = None
 
@@ -243,7 +244,7 @@ class Passes:
             for module in modules:
                 module.training = self._modes[module]
                 if isinstance(module, OwnRules):
-                    module.rules = self._rules
+                    module.rules, module.kernels = self._rules, self._kernels
                 if isinstance(module, PassAware):
                     module.current_pass, module.inner_step = current, step
             yield

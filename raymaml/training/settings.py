@@ -13,13 +13,20 @@ from raymaml.config.inner import InnerConfig
 from raymaml.config.model import ENCODERS, ModelConfig
 from raymaml.config.norm import BY_THE_BATCH
 from raymaml.config.schema import ClusterConfig
-from raymaml.kernels.library import Kernels, usable
-from raymaml.models.closed_form import MOST_THREADS, WIDTHS
+from raymaml.kernels.library import MOST_THREADS, WIDTHS, Kernels, usable
 
 WORTH_IT = {"convnet4": 150_000}
 """Activations of the first layer, over a support set, from which on mixed_mode is faster..."""
 WORTH_IT_ELSEWHERE = 1_000_000
 """...also in resnets. Below, PyTorch spends its time in calls, and mixed_mode makes more."""
+IN_CLOSED_FORM = "2 to 3x"
+"""How much longer ConvNet4 takes without the kernels, in training and evaluation..."""
+BY_CONVOLUTIONS = {
+    "convnet4": "1.1 to 1.5x",
+    **dict.fromkeys(("resnet12", "resnet18", "resnet10"), "1.3 to 1.6x"),
+}
+"""...and models that use them for convolutions alone: measured of ConvNet4 with norms that do not
+go by the batch, and of resnets."""
 METHODS_OF_LITTLE_MEMORY = {
     *("checkpointed", "mixed_mode", "first_order", "reptile", "implicit", "plain")
 }
@@ -61,7 +68,8 @@ def gradient_method(
     """
     if inner.gradient != "auto":
         return inner.gradient
-    if kernels_in_use(model, cluster, device):
+    loss = _loss_without_kernels(model, cluster, device)
+    if loss == IN_CLOSED_FORM and _no_kernels(cluster) is None:
         return "mixed_mode"
     known = model.encoder in ENCODERS and model.norm_policies <= BY_THE_BATCH
     if not known or device.type != "cpu" or image_layout(cluster, device) != "channels_last":
@@ -73,28 +81,30 @@ def gradient_method(
 
 
 def kernels_in_use(model: ModelConfig, cluster: ClusterConfig, device: torch.device) -> bool:
-    """Return whether a model trains by the kernels on this machine; the first call builds them."""
-    return _kernels_are_for(model, cluster, device) and _no_kernels(cluster) is None
+    """Return whether a model uses the kernels on this machine; the first call builds them."""
+    return _loss_without_kernels(model, cluster, device) != "" and _no_kernels(cluster) is None
 
 
 def kernels_line(
     models: Sequence[ModelConfig], cluster: ClusterConfig, device: torch.device
 ) -> str:
     """Return words on the kernels for the settings; empty if they are for none of the models."""
-    if not any(_kernels_are_for(model, cluster, device) for model in models):
+    losses = [loss for model in models if (loss := _loss_without_kernels(model, cluster, device))]
+    if not losses:
         return ""
     reason = _no_kernels(cluster)
-    return ", kernels" if reason is None else f", kernels: none, {reason}; 2 to 3x slower here"
+    words = "kernels" if reason is None else f"kernels: none, {reason}; {losses[0]} slower here"
+    return f", {words}"
 
 
-def _kernels_are_for(model: ModelConfig, cluster: ClusterConfig, device: torch.device) -> bool:
-    return (
-        model.encoder == "convnet4"
-        and not any(width % WIDTHS for width in model.stage_widths)
-        and model.norm_policies <= BY_THE_BATCH
-        and cluster.precision == "float32"
-        and device.type == "cpu"
-    )
+def _loss_without_kernels(model: ModelConfig, cluster: ClusterConfig, device: torch.device) -> str:
+    """Return how much longer a model takes without the kernels; empty if they are not for it."""
+    if cluster.precision != "float32" or device.type != "cpu":
+        return ""
+    if any(width % WIDTHS for width in model.stage_widths):
+        return ""
+    in_closed_form = model.encoder == "convnet4" and model.norm_policies <= BY_THE_BATCH
+    return IN_CLOSED_FORM if in_closed_form else BY_CONVOLUTIONS.get(model.encoder, "")
 
 
 def _no_kernels(cluster: ClusterConfig) -> str | None:

@@ -59,7 +59,8 @@ def test_convolution(built: Kernels, shape: tuple[int, ...], width: int) -> None
     (x, x2), (w, w2) = ((draw(B, C, H, W), draw(B, C, H, W)), (draw(K, C, 3, 3), draw(K, C, 3, 3)))
     dy, dy2 = draw(B, K, H, W), draw(B, K, H, W)
     real = {id(t): channels_last(t.to(built.dtype)) for t in (x, x2, dy, dy2)}
-    one, two = built.filters(w.to(built.dtype)), built.filters(w2.to(built.dtype))
+    weights = [each.to(built.dtype) for each in (w, w2)]
+    one, two = ([built.filters(w, turned=turned) for turned in (False, True)] for w in weights)
     wanted = F.conv2d(x, w, padding=1)
     close(built.convolve(real[id(x)], one[0]), wanted, built.dtype)
     wanted = wanted + F.conv2d(x2, w2, padding=1)

@@ -39,7 +39,10 @@ CASES = [
     "convnet4-running",
     "resnet12-transductive",
 ]
-WITH_KINKS = {"convnet4-transductive", "convnet4-firstorder", "convnet4-running"}
+WITH_KINKS = {
+    *("convnet4-transductive", "convnet4-firstorder", "convnet4-running"),
+    "convnet4-episodic-momentum",  # by the kernels: 2.7e-4, and 4e-6 to 9e-6 by any such move
+}
 ROUNDINGS = 16
 EXAMPLE = {
     "dataset": "meta-mini-imagenet",

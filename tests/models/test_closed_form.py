@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from raymaml.config.inner import InnerConfig
 from raymaml.config.model import ModelConfig
 from raymaml.kernels.build import NoKernelsError
-from raymaml.kernels.library import Kernels, usable
+from raymaml.kernels.library import MOST_THREADS, Kernels, usable
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
-from raymaml.models.closed_form import MOST_THREADS, ConvNet4Pass
+from raymaml.models.closed_form import ConvNet4Pass
 from raymaml.models.heads import Classifier
 from raymaml.models.policies import POLICIES
 from raymaml.types import Episode, EpisodeBatch, tensors_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from raymaml.kernels.library import Kernels, usable
 from raymaml.models.closed_rules.batch_norm import batch_norm
 from raymaml.models.closed_rules.duals import Conv2d, max_pool
+from raymaml.models.closed_rules.winograd import kernels_for
 
 EPS = 1e-5
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -140,26 +143,54 @@ OPTIONS = [
 @pytest.mark.parametrize("moving", MOVING)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("needs_x", [True, False])
+@pytest.mark.parametrize("channels", [(4, 6), (16, 32)])
 def test_a_convolution_has_pytorchs_derivatives(
-    layout: torch.memory_format, moving: set[str], options: dict[str, object], needs_x: bool
+    layout: torch.memory_format,
+    moving: set[str],
+    *,
+    options: dict[str, object],
+    needs_x: bool,
+    channels: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    layer = Conv2d(4, 6, 3, **options).double()
-    x = drawn(3, 4, 6, 5, seed=1).to(memory_format=layout).requires_grad_(needs_x)
+    """Also by the kernels, which take channels in multiples of 16, channels-last."""
+    layer = Conv2d(*channels, 3, **options).double()
+    x = drawn(3, channels[0], 6, 5, seed=1).to(memory_format=layout).requires_grad_(needs_x)
 
     def apply(x: Tensor, **own: Tensor) -> Tensor:
         return functional_call(layer, own, x)
 
     values = {"x": x, **dict(layer.named_parameters())}
     wanted = derivatives(apply, values, moving)
-    layer.rules = "closed"
+    layer.rules, layer.kernels = "closed", True
+    taken: list[str] = []
+    convolve = Kernels.convolve
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        taken.append("convolve")
+        return convolve(*args, **kwargs)
+
+    monkeypatch.setattr(Kernels, "convolve", counted)
     found = derivatives(apply, values, moving)
+    fits = channels == (16, 32) and layout == torch.channels_last and options in OPTIONS[:2]
+    assert bool(taken) == (fits and isinstance(usable(torch.float64), Kernels))
     unused: set[int] = set()
     if moving & values.keys() and layer.padding != "same":
         # nothing uses the value of a weight's gradient; nan cannot be mistaken for one
         unused = set(range(4 if needs_x else 2, len(found), 2))
         assert all(found[place].isnan().all() for place in unused)
     for place in set(range(len(found))) - unused:
-        torch.testing.assert_close(found[place], wanted[place], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found[place], wanted[place], rtol=1e-11, atol=1e-11)
+
+
+def test_with_few_pixels_a_channel_filters_are_not_transformed() -> None:
+    few, enough = (torch.zeros(1, 64, 1, n).to(memory_format=LAYOUTS[1]) for n in (31, 32))
+    weight, geometry = torch.zeros(64, 64, 3, 3), ((1, 1), (1, 1), (1, 1), 1)
+    assert kernels_for(few, weight, geometry) is None
+    if isinstance(usable(torch.float32), Kernels):
+        assert kernels_for(enough, weight, geometry) is not None
+    assert kernels_for(enough, weight, ((2, 2), (1, 1), (1, 1), 1)) is None
+    assert kernels_for(enough.half(), weight.half(), geometry) is None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -16,7 +16,12 @@ from raymaml.config.schema import Config
 from raymaml.kernels.build import NoKernelsError
 from raymaml.kernels.library import Kernels
 from raymaml.training.run import Run
-from raymaml.training.settings import gradient_method, image_layout, workers_line
+from raymaml.training.settings import (
+    gradient_method,
+    image_layout,
+    kernels_line,
+    workers_line,
+)
 from raymaml.training.state import build_learner
 from raymaml.training.worker import require_kernels_alike
 
@@ -146,6 +151,27 @@ def test_the_line_says_all(overrides, device, workers: int, says: str, has_kerne
         predict=cast("Any", None),
     )
     assert run.introduction(device, workers).splitlines()[0] == f"r/n: {says}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "slower"),
+    [
+        ((), "2 to 3x"),
+        (("model.norm=layer",), "1.1 to 1.5x"),
+        (("model.encoder=resnet12", "model.width=16"), "1.3 to 1.6x"),
+    ],
+)
+def test_the_line_says_what_the_lack_of_kernels_costs(
+    overrides, slower: str, has_kernels: bool
+) -> None:
+    chosen = config(*overrides)
+    words = f": none, no C++ compiler; {slower} slower here" * (not has_kernels)
+    assert kernels_line([chosen.model], chosen.cluster, CPU) == f", kernels{words}"
+    assert kernels_line([chosen.model], chosen.cluster, CUDA) == ""
+    for other in ("model.width=24", "model.encoder=convnet4_strided", "cluster.precision=bf16"):
+        none = config(other)
+        assert kernels_line([none.model], none.cluster, CPU) == ""
+    assert kernels_line([none.model, chosen.model], chosen.cluster, CPU) != ""
 
 
 def test_the_line_of_judging_says_what_its_arms_are_judged_with() -> None:

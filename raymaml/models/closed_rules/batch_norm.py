@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from raymaml.models.closed_rules.duals import joined, laid_out_as, pair, pick, pooled, spread
+from raymaml.models.closed_rules.duals import laid_out_as, pick, pooled, spread
+from raymaml.models.closed_rules.pairs import joined, pair
 
 
 def batch_norm(

@@ -13,24 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from raymaml.layers import OwnRules, Rules
-
-Pair = tuple[Tensor, Tensor | None]
-
-
-def pair(x: Tensor) -> Pair:
-    """Take a dual number apart; anything else has no tangent."""
-    primal, tangent = forward_ad.unpack_dual(x)
-    return primal, tangent
-
-
-def joined(primal: Tensor, tangent: Tensor | None) -> Tensor:
-    """Put a dual number together."""
-    return primal if tangent is None else forward_ad.make_dual(primal, tangent)
+from raymaml.models.closed_rules.pairs import Pair, joined, only, pair
+from raymaml.models.closed_rules.winograd import Winograd, kernels_for
 
 
 def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -55,6 +44,9 @@ class Conv2d(OwnRules, nn.Conv2d):
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         pairs = (pair(x), pair(weight), (None, None) if bias is None else pair(bias))
         primals, tangents = zip(*pairs, strict=True)
+        kernels = kernels_for(x, weight, geometry) if self.kernels else None
+        if kernels is not None:
+            return joined(*Winograd.apply(*primals, *tangents, kernels))
         return joined(*_Convolution.apply(*primals, *tangents, geometry))
 
 
@@ -92,8 +84,8 @@ class _Convolution(Function):
         by_weight = _gradients(ctx, grad, x, weight_tangent, needs_x, False)
         by_x = _gradients(ctx, grad, x_tangent, weight, False, needs_weight)
         x_grad = x_grad if x_grad is None else joined(x_grad, _added(by_grad[0], by_weight[0]))
-        weight_grad = _only(_added(by_grad[1], by_x[1]))
-        bias_grad = _only(grad_tangent.sum((0, 2, 3))) if needs_bias else None
+        weight_grad = only(_added(by_grad[1], by_x[1]))
+        bias_grad = only(grad_tangent.sum((0, 2, 3))) if needs_bias else None
         return x_grad, weight_grad, bias_grad, None, None, None, None
 
 
@@ -109,13 +101,6 @@ def _gradients(
         grad, x, weight, none, stride, padding, dilation, False, none, groups, mask
     )
     return grads[:2]
-
-
-def _only(tangent: Tensor | None) -> Tensor | None:
-    """Return a gradient with its tangent alone: nothing uses the value, which is nan."""
-    if tangent is None:
-        return None
-    return joined(torch.full_like(tangent, torch.nan), tangent)
 
 
 class MaxPool2d(OwnRules):
