@@ -119,7 +119,7 @@ def measure(config: Config, effort: Effort, echo: Echo) -> list[Row]:
     adapting = [  # raymaml's methods adapt alike: the fastest one stands for them
         replace(row, phase="evaluation", inner_steps=num_steps)
         for row in trained
-        if row.processes == 1 and (row.library != "raymaml" or row.method == fastest)
+        if row.library != "raymaml" or (row.processes == 1 and row.method == fastest)
     ]
     judged = _race(adapting, config, effort, echo)
     rows = trained + [replace(row, method="adapt") for row in judged]
@@ -129,10 +129,12 @@ def measure(config: Config, effort: Effort, echo: Echo) -> list[Row]:
 def _contenders(config: Config, names: Sequence[str], echo: Echo) -> Iterator[Row]:
     """Yield an empty row for each contender that can compute the episode.
 
-    raymaml has its own number of threads; another library may be at its best with any of several.
+    raymaml has its own number of threads. Another library may be at its best with any of several,
+    or in as many processes as raymaml trains with.
     """
-    ours = {config.cluster.threads_per_worker}
-    others = ours | {1, torch.get_num_threads(), number_of_cores()}
+    ours = {(1, config.cluster.threads_per_worker)}
+    others = {(1, threads) for threads in (1, torch.get_num_threads(), number_of_cores())}
+    others |= ours | {(_whole_machine(config), 1)}
     on_cpu = local_device(config.cluster).type == "cpu"
     model = Contender("raymaml", "unrolled", config=config, device=torch.device("cpu")).model
     for name in names:
@@ -140,12 +142,13 @@ def _contenders(config: Config, names: Sequence[str], echo: Echo) -> Iterator[Ro
         if library != "raymaml" and (reason := why_not(name, config, model)):
             echo(f"  {name}: left out: {reason}")
             continue
-        for threads in sorted(others if library != "raymaml" and on_cpu else ours):
+        for processes, threads in sorted(others if library != "raymaml" and on_cpu else ours):
             yield Row(
                 config=config.name,
                 phase="training",
                 library=library,
                 method=method,
+                processes=processes,
                 threads=threads,
                 inner_steps=config.inner.num_steps,
             )

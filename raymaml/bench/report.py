@@ -65,7 +65,8 @@ class Row:
     @property
     def name(self) -> str:
         """Its name in messages."""
-        return self.contender + (f" ({self.threads} threads)" if self.threads > 1 else "")
+        several = {"processes": self.processes, "threads": self.threads}
+        return self.contender + "".join(f" ({n} {what})" for what, n in several.items() if n > 1)
 
     @property
     def on_the_curve(self) -> bool:

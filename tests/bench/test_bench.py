@@ -125,9 +125,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("training", "raymaml unrolled", 1),
         ("training", "raymaml unrolled", 2),
         ("training", "plain", 1),
+        ("training", "plain", 2),
         ("evaluation", "raymaml adapt", 1),
         ("evaluation", "raymaml adapt", 2),
         ("evaluation", "plain", 1),
+        ("evaluation", "plain", 2),
     ]
     points = [(row.contender, row.inner_steps) for row in rows if not row.aten_calls]
     assert points == [("raymaml unrolled", 1), ("plain", 1)]
