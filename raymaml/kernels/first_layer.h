@@ -10,33 +10,44 @@
 #include "norm_pool.h"
 #include "products.h"
 
-constexpr L PATCH = 32, HALF = 16;  // room of a patch: 27 values or 9, and a one
+constexpr L PATCH = 32;  // room of a patch: 27 values or 9, and a one
 
-// gram [32, 32] = the sum of (p, 1)(p, 1)^T over all pixels
+// m [N, columns] = a^T u, with a of N columns [count, N], u [count, columns], all of leading dimension ld
+template <int N>
+INLINE void transposed_product(const real* a, const real* u, real* m, L ld, L columns, L count) {
+    L k = 0;
+    for (; k + 2 * LANES <= columns; k += 2 * LANES) block<N, 2>(a, 1, ld, u + k, ld, m + k, ld, count, false);
+    for (; k < columns; k += LANES) block<N, 1>(a, 1, ld, u + k, ld, m + k, ld, count, false);
+}
+// gram [32, 32] = the sum of (p, 1)(p, 1)^T over all pixels. A patch is three rows of 3 cin values, u. Products of a
+// row u of r with those of r, r + 1 and r + 2, added up over a line of the image, serve all patches that hold r.
 template <int CIN>
 static void gram_of(const real* images, Shape s, double* gram) {
-    constexpr L K = 9 * CIN;
+    constexpr L ROW = 3 * CIN, K = 3 * ROW, COUNT = (K + 1 + LANES - 1) / LANES * LANES;
     const L W = s.W, line = (W + 2) * CIN;
-    Room room(W * PATCH), products(PATCH * PATCH);
+    Room room(W * PATCH), products(ROW * PATCH);
     real *patches = room.data(), *sums = products.data();
     std::fill(patches, patches + W * PATCH, real(0));
     for (L x = 0; x < W; x++) patches[x * PATCH + K] = 1;
-    std::fill(sums, sums + PATCH * PATCH, real(0));
     memset(gram, 0, PATCH * PATCH * sizeof(double));
     for (L b = 0; b < s.B; b++)
-        for (L y = 0; y < s.H; y++) {
+        for (L r = 0; r < s.H + 2; r++) {
+            const L rows = std::min<L>(3, s.H + 2 - r);
             for (L x = 0; x < W; x++)
-                for (L dy = 0; dy < 3; dy++)
-                    memcpy(&patches[x * PATCH + dy * 3 * CIN], images + (b * (s.H + 2) + y + dy) * line + x * CIN,
-                           3 * CIN * sizeof(real));
-            product(patches, 1, PATCH, patches, PATCH, sums, PATCH, std::min(K + 1, HALF), (K + 16) / 16 * 16, W, false);
-            if (K >= HALF)  // the lower right quarter; that on the left is the upper one turned over
-                product(patches + HALF, 1, PATCH, patches + HALF, PATCH, sums + HALF * PATCH + HALF, PATCH, K + 1 - HALF,
-                        HALF, W, false);
-            for (L e = 0; e < PATCH * PATCH; e++) gram[e] += sums[e];
+                for (L dy = 0; dy < rows; dy++)
+                    memcpy(patches + x * PATCH + dy * ROW, images + (b * (s.H + 2) + r + dy) * line + x * CIN,
+                           ROW * sizeof(real));
+            transposed_product<ROW>(patches, patches, sums, PATCH, COUNT, W);
+            for (L dy = 0; dy < 3; dy++)
+                if (r >= dy && r < dy + s.H)
+                    for (L i = 0; i < ROW; i++) {
+                        for (L j = 0; j < (3 - dy) * ROW; j++) gram[(dy * ROW + i) * PATCH + dy * ROW + j] += sums[i * PATCH + j];
+                        gram[(dy * ROW + i) * PATCH + K] += sums[i * PATCH + K];
+                    }
         }
-    for (L i = HALF; i < PATCH; i++)
-        for (L j = 0; j < HALF; j++) gram[i * PATCH + j] = gram[j * PATCH + i];
+    gram[K * PATCH + K] = s.B * s.H * W;
+    for (L i = 0; i <= K; i++)
+        for (L j = 0; j < i; j++) gram[i * PATCH + j] = gram[j * PATCH + i];
 }
 #if VECTOR_BYTES == 64
 constexpr int WINDOWS = 3, COLUMNS = 2;
@@ -86,34 +97,43 @@ INLINE void convolved(const real* images, Shape s, const real* w, Done done, End
     for (; c + COLUMNS * LANES <= s.C; c += COLUMNS * LANES) all_windows<CIN, COLUMNS>(images, s, c, w, done, end_row);
     for (; c < s.C; c += LANES) all_windows<CIN, 1>(images, s, c, w, done, end_row);
 }
+// w [K, C], turned round in the channels that the norm turns round
+INLINE void turned(const real* w, const real* weight, L K, L C, real* to) {
+    for (L k = 0; k < K; k++)
+        for (L c = 0; c < C; c += LANES) store(to + k * C + c, load(w + k * C + c) * sign_of(weight + c));
+}
 template <int CIN>
 static void maxima_of(const real* images, Shape s, const real* w, const real* weight, real* maxima, uint8_t* at) {
+    Room room(9 * CIN * s.C);
+    turned(w, weight, 9 * CIN, s.C, room.data());
     convolved<CIN>(
-        images, s, w,
+        images, s, room.data(),
         [&](L c, L o, const V* x) {
-            const Largest found = largest(x, sign_of(weight + c));
-            store(maxima + o, found.value);
+            const Largest found = largest(x);
+            store(maxima + o, found.value * sign_of(weight + c));
             store_bytes(at + o, found.place);
         },
         [](L) {});
 }
-// As maxima_of, for images of even sides; sums [3, C] of x - x0, of its square, and x0, x of the first pixel.
+// As maxima_of, for images of even sides; sums [3, C] of x - x0, of its square, and x0, x of the first pixel, of the
+// turned x.
 template <int CIN>
 static void maxima_and_sums_of(const real* images, Shape s, const real* w, const real* weight, real* maxima, uint8_t* at,
                                double* sums) {
-    Room room(3 * s.C);
-    real *x0 = room.data(), *sum = x0 + s.C, *square = sum + s.C;
+    Room room((3 + 9 * CIN) * s.C);
+    real *x0 = room.data(), *sum = x0 + s.C, *square = sum + s.C, *filters = square + s.C;
+    turned(w, weight, 9 * CIN, s.C, filters);
     std::fill(x0, x0 + 3 * s.C, real(0));
     memset(sums, 0, 3 * s.C * sizeof(double));
     for (L c = 0; c < s.C; c += LANES) {
-        windows_of<CIN, 1, 1>(images, (s.W + 2) * CIN, w + c, s.C, [&](int, int, const V* x) { store(x0 + c, x[0]); });
+        windows_of<CIN, 1, 1>(images, (s.W + 2) * CIN, filters + c, s.C, [&](int, int, const V* x) { store(x0 + c, x[0]); });
         add_to(sums + 2 * s.C + c, load(x0 + c));
     }
     convolved<CIN>(
-        images, s, w,
+        images, s, filters,
         [&](L c, L o, const V* x) {
-            const Largest found = largest(x, sign_of(weight + c));
-            store(maxima + o, found.value);
+            const Largest found = largest(x);
+            store(maxima + o, found.value * sign_of(weight + c));
             store_bytes(at + o, found.place);
             V d[4];
             UNROLL

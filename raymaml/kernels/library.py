@@ -214,7 +214,8 @@ class Kernels:
         arguments = (padded, padded.shape[3], shape, weight, scale, values, places, sums)
         self._call("first_maxima_and_sums", *arguments)
         mean, square = sums[:2] / (shape.B * shape.H * shape.W)
-        return Maxima(values, places, mean + sums[2], (square - mean * mean).clamp_(min=0))
+        sign = 1 - 2 * (scale < 0).double()
+        return Maxima(values, places, sign * (mean + sums[2]), (square - mean * mean).clamp_(min=0))
 
     def first_maxima_along(self, padded: Tensor, weight_t: Tensor, places: Tensor) -> Tensor:
         """Return the convolution by ``weight_t`` [9c, C] at the maxima."""

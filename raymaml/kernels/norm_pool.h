@@ -34,23 +34,22 @@ INLINE void each_outside(Shape s, L first, bool two, Pixel pixel) {
 // The offset of place 0..3 of the j-th window.
 INLINE L place(Shape s, L j, L k) { return ((k >> 1) * s.W + 2 * j + (k & 1)) * s.C; }
 
-// The place of the largest of four values, the first of equal ones, and that value; not-a-number is the largest,
-// as in PyTorch. sign = -1 for channels that the norm turns round.
+// The place of the largest of four values, the first of equal ones, and that value. sign = -1 for channels that the
+// norm turns round.
 struct Largest {
     V value;
     Mask place;
 };
-INLINE Largest largest(const V v[4], V sign) {
-    V best = v[0] * sign;
+INLINE Largest largest(const V v[4]) {
+    V best = v[0];
     Mask at = {};
     UNROLL
     for (int k = 1; k < 4; k++) {
-        const V next = v[k] * sign;
-        const Mask more = (next > best) | (next != next);
-        best = where(more, next, best);
+        const Mask more = v[k] > best;
+        best = where(more, v[k], best);
         at = more ? Mask{} + k : at;
     }
-    return {best * sign, at};
+    return {best, at};
 }
 INLINE V sign_of(const real* weight) { return where(load(weight) < V{}, all(-1), all(1)); }
 
@@ -66,13 +65,13 @@ KERNEL moments_and_maxima(const real* x, Shape s, const real* weight, real* maxi
                 V v[4];
                 UNROLL
                 for (int k = 0; k < 4; k++) {
-                    v[k] = load(x + first + place(s, j, k));
-                    const V d = v[k] - x0;
+                    const V value = load(x + first + place(s, j, k)), d = value - x0;
+                    v[k] = value * sign;
                     sum[k / 2] += d;
                     square[k % 2] += d * d;
                 }
-                const Largest found = largest(v, sign);
-                store(maxima + pooled, found.value);
+                const Largest found = largest(v);
+                store(maxima + pooled, found.value * sign);
                 store_bytes(at + pooled, found.place);
             }
         each_outside(s, first, two, [&](L offset) {

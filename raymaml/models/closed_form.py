@@ -62,7 +62,7 @@ class ConvNet4Pass:
         *,
         value_alone: bool,
     ) -> None:
-        self._params, self._labels = params, torch.empty(0)
+        self._params, self._labels, self.nbytes = params, torch.empty(0), 0
         self._rows = [
             row_of_step(layer.bias, layer.inner_step) if layer.bias.dim() > 1 else None
             for layer in layers
@@ -73,17 +73,12 @@ class ConvNet4Pass:
         weights = self._weights(params, missing_scale=1.0)
         self._chain = Chain(kernels, images, weights, chosen, value_alone=value_alone)
         self.logits = self._chain.logits
-        for layer, block in zip(layers, self._chain.blocks, strict=True):
-            if layer.accumulates and layer.given() is None:
+        for layer, norm, block in zip(layers, chosen, self._chain.blocks, strict=True):
+            if layer.accumulates and norm.given is None:
                 mean, var = (each.to(kernels.dtype) for each in block.moments)
                 layer.absorb(mean, var, block.count)
             if isinstance(layer, norms.ReferenceTaskNorm2d):
                 layer.see(images.padded)
-
-    @property
-    def nbytes(self) -> int:
-        """See ``ClosedPass``."""
-        return self._chain.nbytes
 
     def gradient(self, labels: Tensor, names: Iterable[str]) -> tuple[Tensor, Params]:
         """See ``ClosedPass``."""
@@ -92,16 +87,15 @@ class ConvNet4Pass:
         moving = [n for n in blocks if any(each.startswith(f"{block_name(n)}.") for each in wanted)]
         self._lowest = moving[0] if moving else len(self._rows)
         found = self._named(self._chain.gradient(labels, self._lowest))
-        grads = {name: found[name] for name in self._params if name in wanted & found.keys()}
-        return self._chain.loss, grads
+        self.nbytes = self._chain.nbytes
+        return self._chain.loss, {name: found[name] for name in found if name in wanted}
 
     def product(self, direction: Params) -> Params:
         """See ``ClosedPass``."""
         if self._lowest:  # the gradients below are not those of parameters that adapt
             self._chain.gradient(self._labels)
             self._lowest = 0
-        found = self._named(self._chain.product(self._weights(direction, missing_scale=0.0)))
-        return {name: found[name] for name in self._params if name in found}
+        return self._named(self._chain.product(self._weights(direction, missing_scale=0.0)))
 
     def _weights(self, values: Params, missing_scale: float) -> Weights:
         """Return the tensors by name as weights; zeros are in the place of those that lack."""

@@ -22,9 +22,8 @@ class ClosedPass(Protocol):
 
     logits: Tensor  # [B, N]
 
-    @property
-    def nbytes(self) -> int:
-        """The memory of the activations, in bytes."""
+    nbytes: int
+    """The memory of the activations, with those that ``gradient`` adds."""
 
     def gradient(self, labels: Tensor, names: Iterable[str]) -> tuple[Tensor, Params]:
         """Return the mean cross-entropy, and its gradient in those of the parameters ``names`` that
@@ -84,8 +83,7 @@ class ByClosedForm:
     budget: float
     otherwise: ByAutograd
     _kept: WeakSet[Any] = field(default_factory=WeakSet)
-    _of_support: list[Passing | None] = field(default_factory=list)
-    _of_query: list[Passing | None] = field(default_factory=list)
+    _known: dict[Pass, Passing | None] = field(default_factory=dict)
 
     @torch.no_grad()
     def support(self, fast: Fast) -> SupportGradient:
@@ -113,31 +111,33 @@ class ByClosedForm:
     @torch.no_grad()
     def query(self, fast: Fast, weight: float) -> tuple[Tensor, Tensor, Params]:
         """See ``Derivatives``."""
-        params = self.frozen | fast.params
-        everything = fast.among(self.frozen)
-        if not self._of_query:
-            self._of_query.append(self.passings("query", everything, self.episode.query_x))
-        if (passing := self._of_query[0]) is None:
+        if (found := self._passed("query", fast, self.episode.query_x)) is None:
             with torch.enable_grad():
                 return self.otherwise.query(fast, weight)
-        closed, _ = passing(everything)
+        (closed, _), params = found, self.frozen | fast.params
         loss, grads = closed.gradient(self.episode.query_y, params)
-        weighted = {
-            name: weight * grads[name] if name in grads else torch.zeros_like(value)
+        grads = {
+            name: grads[name] if name in grads else torch.zeros_like(value)
             for name, value in params.items()
         }
-        return weight * loss, closed.logits, weighted
+        if weight != 1:
+            loss, grads = weight * loss, {name: weight * grad for name, grad in grads.items()}
+        return loss, closed.logits, grads
 
     def _support_pass(self, fast: Fast) -> tuple[ClosedPass, Tensor, Buffers] | None:
-        x, y, everything = self.episode.support_x, self.episode.support_y, fast.among(self.frozen)
+        x, y = self.episode.support_x, self.episode.support_y
         if self.batches is not None:
             x, y = (rows_of(each, self.batches, fast.steps) for each in (x, y))
-        if self.batches is not None or not self._of_support:
-            self._of_support = [self.passings("support", everything, x)]
-        if (passing := self._of_support[0]) is None:
-            return None
-        closed, buffers = passing(everything)
-        return closed, y, buffers
+            self._known.pop("support", None)
+        found = self._passed("support", fast, x)
+        return None if found is None else (found[0], y, found[1])
+
+    def _passed(self, current: Pass, fast: Fast, x: Tensor) -> tuple[ClosedPass, Buffers] | None:
+        everything = fast.among(self.frozen)
+        if current not in self._known:
+            self._known[current] = self.passings(current, everything, x)
+        passing = self._known[current]
+        return None if passing is None else passing(everything)
 
     @torch.no_grad()
     def _product(self, fast: Fast, closed: ClosedPass | None, direction: Params) -> Params:

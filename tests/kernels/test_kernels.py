@@ -192,14 +192,3 @@ def test_first_layer(built: Kernels, shape: tuple[int, ...], c: int) -> None:
     dense = torch.zeros(B, C, H * W).double().scatter_(2, positions, g.double().flatten(2))
     wanted = torch.nn.grad.conv2d_weight(x, w.shape, dense.view(B, C, H, W), padding=1)
     close(built.first_filter_sums(padded, g, places), by_tap(wanted).double(), dtype, 10)
-
-
-def test_the_maximum_of_what_is_no_number_is_none(built: Kernels) -> None:
-    """As in PyTorch, wherever it stands in the window."""
-    x = torch.arange(64.0, dtype=built.dtype).repeat(16, 1).view(1, 16, 8, 8)
-    for place in range(4):
-        x[0, place, 2 + place // 2, 4 + place % 2] = torch.nan
-    found = built.maxima(channels_last(x), torch.ones(16, dtype=built.dtype))
-    wanted = F.max_pool2d(x, 2)
-    assert wanted.isnan().sum() == 4
-    assert torch.equal(found.values.nan_to_num(-1), wanted.nan_to_num(-1))
