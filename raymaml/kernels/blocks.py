@@ -159,8 +159,7 @@ class Block:
 
     def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
-        tape = self.tape
-        tape.g, sums = self.kernels.relu_sums(grad, tape.maxima, tape.out)
+        tape, sums = self.tape, self._masked(grad)
         tape.g_mean, tape.product = sums / tape.count
         bias = torch.zeros_like(tape.g_mean)
         if self.given is not None:
@@ -168,6 +167,12 @@ class Block:
         tape.bend = tape.s * tape.rstd**2 * tape.product
         x_grad, weight = self._convolved_back(down=down)
         return x_grad, self._numbers(weight, bias, tape.rstd * sums[1], sums[0])
+
+    def _masked(self, grad: Tensor) -> Tensor:
+        """Put g on the tape; return the sums [2, C] of g and g d."""
+        tape = self.tape
+        tape.g, sums = self.kernels.relu_sums(grad, tape.maxima, tape.out)
+        return sums
 
     def forward_along(self, x_t: Tensor | None, numbers_t: Numbers) -> Tensor:
         """Return the derivative of the result; ``x_t`` is None for an input that does not move.
@@ -278,16 +283,16 @@ class FirstBlock(Block):
         given: Moments | None,
         images: Images,
         *,
-        value_alone: bool = False,
+        order: int = 2,
     ) -> None:
         super().__init__(kernels, numbers, eps, given)
-        self.value_alone = value_alone
+        self.order = order
         self.images = images
 
     def _convolved(self) -> tuple[Maxima, int]:
         taps, scale, images = _by_tap(self.numbers.weight), self.numbers.scale, self.images
         by_channel = taps.T.contiguous()
-        if self.value_alone and self.given is None and images.is_even:
+        if self.order == 0 and self.given is None and images.is_even:
             found = self.kernels.first_maxima_and_moments(images.padded, by_channel, scale)
             return found, images.count
         values, places = self.kernels.first_maxima(images.padded, by_channel, scale)
@@ -300,12 +305,23 @@ class FirstBlock(Block):
 
     def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
         tape = self.tape
-        self.sums = self._patch_sums(tape.g)
         if self.given is not None:
             return None, self._as_filters(tape.s[:, None] * self.sums)
         around = (tape.s * tape.g_mean)[:, None] * self.images.patches[0]
         around = around + tape.bend[:, None] * self.spread
         return None, self._as_filters(tape.s[:, None] * self.sums - tape.count * around)
+
+    def _masked(self, grad: Tensor) -> Tensor:
+        tape = self.tape
+        if self.order < 2:  # nothing needs g again
+            sums_by_tap, sums = self.kernels.first_sums(
+                self.images.padded, grad, tape.maxima, tape.out
+            )
+            self.sums = sums_by_tap.T
+            return sums
+        sums = super()._masked(grad)
+        self.sums = self._patch_sums(tape.g)
+        return sums
 
     def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
         taps_t, (mean, cov) = _by_tap(weight_t), self.images.patches

@@ -53,7 +53,7 @@ class Chain:
         images: of the set.
         weights: of the pass.
         norms: of the blocks.
-        value_alone: no gradient follows.
+        order: highest derivative that follows: 0, 1, or 2 for ``product``.
     """
 
     loss: Tensor
@@ -66,7 +66,7 @@ class Chain:
         weights: Weights,
         norms: Sequence[Norm],
         *,
-        value_alone: bool = False,
+        order: int = 2,
     ) -> None:
         self.weights, self.blocks = weights, list[Block]()
         out: Tensor | None = None
@@ -74,7 +74,7 @@ class Chain:
             common = kernels, numbers, norm.eps, norm.given
             block: Block
             if out is None:
-                block = FirstBlock(*common, images, value_alone=value_alone)
+                block = FirstBlock(*common, images, order=order)
             else:
                 block = InnerBlock(*common, out)
             out = block.forward()

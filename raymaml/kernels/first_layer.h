@@ -194,24 +194,43 @@ static void maxima_along_of(const real* images, Shape s, const real* w_t, const 
         },
         [](L) {});
 }
-// sums [K, C] of g p at the maxima
+// sums [K, C] of g p at the maxima. Without mean, g is grad; else g is grad where out > 0, and there are more sums:
+// [2, C] of g and of g d, as relu_sums has them.
 template <int CIN>
-static void filter_sums_of(const real* images, Shape s, const real* g, const uint8_t* at, double* sums) {
+static void filter_sums_of(const real* images, Shape s, const real* grad, const real* maxima, const real* out,
+                           const double* mean, const uint8_t* at, double* sums, double* more) {
     constexpr int K = 9 * CIN;
     memset(sums, 0, K * s.C * sizeof(double));
-    V sum[K] = {};
+    V sum[K] = {}, g_sum = {}, product = {};
+    const auto add = [&](auto tap, V g) {
+        UNROLL
+        for (int k = 0; k < K; k++) sum[k] += tap(k / (3 * CIN), k % (3 * CIN)) * g;
+    };
+    const auto end_row = [&](L c) {
+        UNROLL
+        for (int k = 0; k < K; k++) {
+            add_to(sums + k * s.C + c, sum[k]);
+            sum[k] = V{};
+        }
+    };
+    if (!mean) {
+        at_maxima<CIN>(images, s, at, [&](auto tap, L o, L) { add(tap, load(grad + o)); }, end_row);
+        return;
+    }
+    Channels mu(mean, s.C);
+    memset(more, 0, 2 * s.C * sizeof(double));
     at_maxima<CIN>(
         images, s, at,
-        [&](auto tap, L o, L) {
-            const V grad = load(g + o);
-            UNROLL
-            for (int k = 0; k < K; k++) sum[k] += tap(k / (3 * CIN), k % (3 * CIN)) * grad;
+        [&](auto tap, L o, L c) {
+            const V g = where(load(out + o) > V{}, load(grad + o), V{});
+            g_sum += g;
+            product += g * (load(maxima + o) - mu[c]);
+            add(tap, g);
         },
         [&](L c) {
-            UNROLL
-            for (int k = 0; k < K; k++) {
-                add_to(sums + k * s.C + c, sum[k]);
-                sum[k] = V{};
-            }
+            add_to(more + c, g_sum);
+            add_to(more + s.C + c, product);
+            g_sum = product = V{};
+            end_row(c);
         });
 }

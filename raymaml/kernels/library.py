@@ -231,6 +231,17 @@ class Kernels:
         self._call("first_filter_sums", padded, padded.shape[3], shape, g, places, sums)
         return sums
 
+    def first_sums(
+        self, padded: Tensor, grad: Tensor, maxima: Maxima, out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``first_filter_sums`` of g, and its sums as ``relu_sums``, without writing g."""
+        shape = _inside(padded, grad.shape[1])
+        found = torch.empty(9 * padded.shape[3], shape.C, dtype=torch.float64)
+        sums = torch.empty(2, shape.C, dtype=torch.float64)
+        images = (padded, padded.shape[3], shape, grad, maxima.values, out)
+        self._call("first_sums", *images, maxima.mean, maxima.places, found, sums)
+        return found, sums
+
 
 def _as_c(argument: Tensor | _Shape | int | None) -> Any:
     if isinstance(argument, Tensor):

@@ -49,7 +49,7 @@ class ConvNet4Pass:
         images: of the set.
         layers: the norms of the blocks, as the pass has set them.
         temperature: factor of the logits.
-        value_alone: no gradient follows.
+        order: highest derivative that follows: 0, 1, or 2 for ``product``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ConvNet4Pass:
         layers: list[norms.ScaledNorm2d],
         temperature: Tensor | float,
         *,
-        value_alone: bool,
+        order: int,
     ) -> None:
         self._params, self._labels, self.nbytes = params, torch.empty(0), 0
         self._rows = [
@@ -71,7 +71,7 @@ class ConvNet4Pass:
         self._lowest = 0
         chosen = [Norm(layer.eps, layer.given()) for layer in layers]
         weights = self._weights(params, missing_scale=1.0)
-        self._chain = Chain(kernels, images, weights, chosen, value_alone=value_alone)
+        self._chain = Chain(kernels, images, weights, chosen, order=order)
         self.logits = self._chain.logits
         for layer, norm, block in zip(layers, chosen, self._chain.blocks, strict=True):
             if layer.accumulates and norm.given is None:
@@ -144,7 +144,7 @@ def block_name(number: int) -> str:
 
 
 def closed_form(
-    model: Any, current: Pass, params: Params, x: Tensor, value_alone: bool
+    model: Any, current: Pass, params: Params, x: Tensor, order: int
 ) -> ClosedForm | None:
     """Return the passes of a ``Classifier`` in closed form; see ``passes.closed.InClosedForm``.
 
@@ -171,7 +171,7 @@ def closed_form(
 
     def form(params: Params) -> ConvNet4Pass:
         factor = params.get("temperature", model.temperature)
-        return ConvNet4Pass(kernels, params, images, layers, factor, value_alone=value_alone)
+        return ConvNet4Pass(kernels, params, images, layers, factor, order=order)
 
     return form
 

@@ -57,12 +57,10 @@ class Classifier(nn.Module):
         return logits
 
     def closed_form(
-        self, current: Pass, params: Params, x: Tensor, *, value_alone: bool
+        self, current: Pass, params: Params, x: Tensor, *, order: int
     ) -> ClosedForm | None:
         """Return passes in closed form; see ``passes.closed.InClosedForm``."""
-        return (
-            closed_form(self, current, params, x, value_alone) if type(self) is Classifier else None
-        )
+        return closed_form(self, current, params, x, order) if type(self) is Classifier else None
 
     def _require_features(self, features: object, count: int) -> None:
         wanted = [count, self.head.in_features]

@@ -42,7 +42,7 @@ class InClosedForm(Protocol):
     """A model that brings passes in closed form."""
 
     def closed_form(
-        self, current: Pass, params: Params, x: Tensor, *, value_alone: bool
+        self, current: Pass, params: Params, x: Tensor, *, order: int
     ) -> ClosedForm | None:
         """Return the passes of images ``[B, C, H, W]``; None if there is no closed form for them.
 
@@ -50,14 +50,14 @@ class InClosedForm(Protocol):
             current: purpose of the passes.
             params: parameters of the shapes and types of those to come.
             x: the images.
-            value_alone: no gradient follows.
+            order: highest derivative that follows: 0, 1, or 2 for ``product``.
         """
 
 
 Passing = Callable[[Fast], tuple[ClosedPass, Buffers]]
 """All weights -> the pass, and the moments after it."""
-Passings = Callable[[Pass, Fast, Tensor], Passing | None]
-"""(purpose, all weights, images) -> closed passes of these images, if there are any."""
+Passings = Callable[[Pass, Fast, Tensor, int], Passing | None]
+"""(purpose, all weights, images, order of derivatives) -> closed passes of these images, if any."""
 
 
 @dataclass
@@ -135,7 +135,8 @@ class ByClosedForm:
     def _passed(self, current: Pass, fast: Fast, x: Tensor) -> tuple[ClosedPass, Buffers] | None:
         everything = fast.among(self.frozen)
         if current not in self._known:
-            self._known[current] = self.passings(current, everything, x)
+            order = 2 if current == "support" else 1
+            self._known[current] = self.passings(current, everything, x, order)
         passing = self._known[current]
         return None if passing is None else passing(everything)
 

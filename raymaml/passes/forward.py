@@ -124,13 +124,11 @@ class Passes:
             return by_autograd
         return ByClosedForm(self._closed_passes, episode, frozen, batches, budget, by_autograd)
 
-    def _closed_passes(
-        self, current: Pass, fast: Fast, x: Tensor, *, value_alone: bool = False
-    ) -> Passing | None:
+    def _closed_passes(self, current: Pass, fast: Fast, x: Tensor, order: int) -> Passing | None:
         """Return the passes of images in closed form, if the model has them."""
         if (model := self._in_closed_form) is None:
             return None
-        form = model.closed_form(current, fast.params, x, value_alone=value_alone)
+        form = model.closed_form(current, fast.params, x, order=order)
         return None if form is None else partial(self._closed_pass, form, current)
 
     def _closed_pass(
@@ -177,7 +175,7 @@ class Passes:
         """Return the query logits at fast weights, without a graph."""
         x, last = episode.query_x, self._last_closed
         if last is None or last[0] is not x:
-            last = self._last_closed = x, self._closed_passes("query", fast, x, value_alone=True)
+            last = self._last_closed = x, self._closed_passes("query", fast, x, 0)
         passing = last[1]
         return self.query_logits(fast, episode) if passing is None else passing(fast)[0].logits
 

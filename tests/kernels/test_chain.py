@@ -153,27 +153,30 @@ def test_what_is_no_number_goes_up_to_the_loss(broken: str, by_batch: bool) -> N
     ones = torch.zeros(16), torch.ones(16)
     norms = [Norm(given=None if by_batch else ones)] * 3
     wanted = loss(x, y, named, 3, None if by_batch else [ones] * 3)
-    for value_alone in (False, True):
+    for order in (2, 1, 0):
         images = Images(kernels(torch.float32), x)
         at = weights(named, 3)
-        chain = Chain(kernels(torch.float32), images, at, norms, value_alone=value_alone)
+        chain = Chain(kernels(torch.float32), images, at, norms, order=order)
         chain.gradient(y, 3)
         assert wanted.isnan()
         assert chain.loss.isnan()
 
 
-def test_values_alone_are_the_same() -> None:
+@pytest.mark.parametrize("size", [28, 21])  # even and odd
+def test_values_and_gradients_alone_are_the_same(size: int) -> None:
+    """They take other ways through the first block."""
     torch.manual_seed(0)
-    built = kernels(torch.float64)
-    for size in (28, 21):  # even and odd
-        x = (torch.randn(5, 3, size, size) + 10).double()  # a large mean costs no digits
-        named = {name: value.double() for name, value in drawn(3, 32, 2, size).items()}
-        chains = [
-            Chain(built, Images(built, x), weights(named, 2), [Norm()] * 2, value_alone=alone)
-            for alone in (False, True)
-        ]
-        logits, alone = (chain.logits for chain in chains)
-        assert float((logits - alone).abs().max()) < 1e-10
+    built, y = kernels(torch.float64), torch.arange(5)
+    x = (torch.randn(5, 3, size, size) + 10).double()  # a large mean costs no digits
+    named = {name: value.double() for name, value in drawn(3, 32, 2, size).items()}
+    value, gradient, product = (
+        Chain(built, Images(built, x), weights(named, 2), [Norm()] * 2, order=order)
+        for order in (0, 1, 2)
+    )
+    assert float((value.logits - product.logits).abs().max()) < 1e-10
+    assert torch.equal(gradient.logits, product.logits)
+    found, wanted = (by_name(each.gradient(y), 0) for each in (gradient, product))
+    assert distance(found, wanted) < 1e-12
 
 
 def test_float32_is_as_near_as_its_rounding() -> None:
