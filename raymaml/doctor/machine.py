@@ -82,7 +82,7 @@ def kernels_finding() -> Finding:
     found = usable(torch.float32)
     if isinstance(found, Kernels):
         return Finding("ok", "kernels", f"for {torch.backends.cpu.get_cpu_capability()}")
-    remedy = "install g++ or clang++; without them ConvNet4 takes about 3 times as long on CPU"
+    remedy = "install g++ or clang++; without them ConvNet4 takes 2 to 3 times as long on CPU"
     return Finding("warn", "kernels", f"none: {found}", remedy)
 
 
