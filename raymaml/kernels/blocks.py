@@ -35,7 +35,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from raymaml.kernels.library import Kernels, Maxima, num_pixels
+from raymaml.kernels.library import Kernels, Line, Maxima, num_pixels
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Tape:
     """The values that ``forward`` leaves and ``backward`` adds; those of channels are float64."""
 
     maxima: Maxima
-    out: Tensor
+    line: Line
+    """out = relu(s maxima + shift - s mean)."""
     scale: Tensor
     rstd: Tensor
     s: Tensor
@@ -143,9 +144,9 @@ class Block:
         rstd = torch.rsqrt(maxima.var + self.eps)
         scale = self.numbers.scale.double()
         s = scale * rstd
-        out = self.kernels.affine_relu(maxima.values, s, self.numbers.shift - s * maxima.mean)
-        self.tape = Tape(maxima, out, scale, rstd, s, count)
-        return out
+        line = s, self.numbers.shift - s * maxima.mean
+        self.tape = Tape(maxima, line, scale, rstd, s, count)
+        return self.kernels.affine_relu(maxima.values, line)
 
     @property
     def moments(self) -> Moments:
@@ -171,7 +172,7 @@ class Block:
     def _masked(self, grad: Tensor) -> Tensor:
         """Put g on the tape; return the sums [2, C] of g and g d."""
         tape = self.tape
-        tape.g, sums = self.kernels.relu_sums(grad, tape.maxima, tape.out)
+        tape.g, sums = self.kernels.relu_sums(grad, tape.maxima, tape.line)
         return sums
 
     def forward_along(self, x_t: Tensor | None, numbers_t: Numbers) -> Tensor:
@@ -185,15 +186,14 @@ class Block:
         moved.rstd = -(tape.rstd**3) * product
         moved.s = numbers_t.scale * tape.rstd + tape.scale * moved.rstd
         shift = numbers_t.shift - tape.s * moved.x_mean - moved.s * tape.maxima.mean
-        return self.kernels.affine_relu_along(
-            tape.maxima.values, moved.maxima, tape.out, scale=(tape.s, moved.s), shift_t=shift
-        )
+        line_t = moved.s, shift
+        return self.kernels.affine_relu_along(tape.maxima.values, moved.maxima, tape.line, line_t)
 
     def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the derivatives of both gradients of ``backward``."""
         tape, moved, n = self.tape, self.moved, self.tape.count
         moved.g, sums = self.kernels.relu_sums_along(
-            grad_t, tape.g, tape.maxima, moved.maxima, tape.out
+            grad_t, tape.g, tape.maxima, moved.maxima, tape.line
         )
         moved.g_mean, product, along = sums / n
         product = product + along - tape.g_mean * moved.x_mean
@@ -315,7 +315,7 @@ class FirstBlock(Block):
         tape = self.tape
         if self.order < 2:  # nothing needs g again
             sums_by_tap, sums = self.kernels.first_sums(
-                self.images.padded, grad, tape.maxima, tape.out
+                self.images.padded, grad, tape.maxima, tape.line
             )
             self.sums = sums_by_tap.T
             return sums

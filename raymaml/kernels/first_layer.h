@@ -197,8 +197,8 @@ static void maxima_along_of(const real* images, Shape s, const real* w_t, const 
 // sums [K, C] of g p at the maxima. Without mean, g is grad; else g is grad where out > 0, and there are more sums:
 // [2, C] of g and of g d, as relu_sums has them.
 template <int CIN>
-static void filter_sums_of(const real* images, Shape s, const real* grad, const real* maxima, const real* out,
-                           const double* mean, const uint8_t* at, double* sums, double* more) {
+static void filter_sums_of(const real* images, Shape s, const real* grad, const real* maxima, const double* scale,
+                           const double* shift, const double* mean, const uint8_t* at, double* sums, double* more) {
     constexpr int K = 9 * CIN;
     memset(sums, 0, K * s.C * sizeof(double));
     V sum[K] = {}, g_sum = {}, product = {};
@@ -217,14 +217,15 @@ static void filter_sums_of(const real* images, Shape s, const real* grad, const 
         at_maxima<CIN>(images, s, at, [&](auto tap, L o, L) { add(tap, load(grad + o)); }, end_row);
         return;
     }
+    Line line(scale, shift, s.C);
     Channels mu(mean, s.C);
     memset(more, 0, 2 * s.C * sizeof(double));
     at_maxima<CIN>(
         images, s, at,
         [&](auto tap, L o, L c) {
-            const V g = where(load(out + o) > V{}, load(grad + o), V{});
+            const V m = load(maxima + o), g = line.where_positive(load(grad + o), m, c);
             g_sum += g;
-            product += g * (load(maxima + o) - mu[c]);
+            product += g * (m - mu[c]);
             add(tap, g);
         },
         [&](L c) {

@@ -18,9 +18,9 @@ KERNEL first_maxima_along(const real* images, L channels, Shape s, const real* w
     BY_CHANNELS(maxima_along_of, images, s, w_t, at, maxima_t);
 }
 KERNEL first_filter_sums(const real* images, L channels, Shape s, const real* g, const uint8_t* at, double* sums) {
-    BY_CHANNELS(filter_sums_of, images, s, g, nullptr, nullptr, nullptr, at, sums, nullptr);
+    BY_CHANNELS(filter_sums_of, images, s, g, nullptr, nullptr, nullptr, nullptr, at, sums, nullptr);
 }
-KERNEL first_sums(const real* images, L channels, Shape s, const real* grad, const real* maxima, const real* out,
-                  const double* mean, const uint8_t* at, double* filter_sums, double* sums) {
-    BY_CHANNELS(filter_sums_of, images, s, grad, maxima, out, mean, at, filter_sums, sums);
+KERNEL first_sums(const real* images, L channels, Shape s, const real* grad, const real* maxima, const double* scale,
+                  const double* shift, const double* mean, const uint8_t* at, double* filter_sums, double* sums) {
+    BY_CHANNELS(filter_sums_of, images, s, grad, maxima, scale, shift, mean, at, filter_sums, sums);
 }

@@ -26,6 +26,10 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in "BHWC"]
 
 
+Line = tuple[Tensor, Tensor]
+"""Scale and shift by channel, [C]."""
+
+
 class Maxima(NamedTuple):
     """The pooled maxima of a convolution's result, and its moments."""
 
@@ -68,43 +72,36 @@ class Kernels:
         var = (square - mean * mean).clamp_(min=0)
         return Maxima(values, places, mean + x[0, :, 0, 0], var)
 
-    def affine_relu(self, maxima: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Return ``relu(scale * maxima + shift)``."""
+    def affine_relu(self, maxima: Tensor, line: Line) -> Tensor:
+        """Return ``out = relu(scale * maxima + shift)``."""
         out = torch.empty_like(maxima)
-        self._call("affine_relu", maxima, num_pixels(maxima), maxima.shape[1], scale, shift, out)
+        self._call("affine_relu", maxima, num_pixels(maxima), maxima.shape[1], *line, out)
         return out
 
     def affine_relu_along(
-        self,
-        maxima: Tensor,
-        maxima_t: Tensor,
-        out: Tensor,
-        *,
-        scale: tuple[Tensor, Tensor],
-        shift_t: Tensor,
+        self, maxima: Tensor, maxima_t: Tensor, line: Line, line_t: Line
     ) -> Tensor:
-        """Return the derivative of ``affine_relu``; ``scale`` has its tangent beside it."""
-        out_t = torch.empty_like(out)
-        count = (num_pixels(out), out.shape[1])
-        self._call("affine_relu_along", maxima, maxima_t, out, *count, *scale, shift_t, out_t)
+        """Return the derivative of ``affine_relu``."""
+        out_t = torch.empty_like(maxima)
+        count = (num_pixels(maxima), maxima.shape[1])
+        self._call("affine_relu_along", maxima, maxima_t, *count, *line, *line_t, out_t)
         return out_t
 
-    def relu_sums(self, grad: Tensor, maxima: Maxima, out: Tensor) -> tuple[Tensor, Tensor]:
+    def relu_sums(self, grad: Tensor, maxima: Maxima, line: Line) -> tuple[Tensor, Tensor]:
         """Return ``g``, which is ``grad`` where ``out`` > 0, and the sums [2, C] of g and of g d,
         d the maxima less the mean."""
-        g, sums = torch.empty_like(out), torch.empty(2, out.shape[1], dtype=torch.float64)
-        count = (num_pixels(out), out.shape[1])
-        self._call("relu_sums", grad, maxima.values, out, *count, maxima.mean, g, sums)
+        g, sums = torch.empty_like(grad), torch.empty(2, grad.shape[1], dtype=torch.float64)
+        count = (num_pixels(grad), grad.shape[1])
+        self._call("relu_sums", grad, maxima.values, *count, *line, maxima.mean, g, sums)
         return g, sums
 
     def relu_sums_along(
-        self, grad_t: Tensor, g: Tensor, maxima: Maxima, maxima_t: Tensor, out: Tensor
+        self, grad_t: Tensor, g: Tensor, maxima: Maxima, maxima_t: Tensor, line: Line
     ) -> tuple[Tensor, Tensor]:
         """Return ``g'``, and the sums [3, C] of g', g' d and ``g * maxima'``."""
-        g_t, sums = torch.empty_like(out), torch.empty(3, out.shape[1], dtype=torch.float64)
-        count = (num_pixels(out), out.shape[1])
-        images = (grad_t, g, maxima.values, maxima_t, out)
-        self._call("relu_sums_along", *images, *count, maxima.mean, g_t, sums)
+        g_t, sums = torch.empty_like(g), torch.empty(3, g.shape[1], dtype=torch.float64)
+        images = (grad_t, g, maxima.values, maxima_t, num_pixels(g), g.shape[1])
+        self._call("relu_sums_along", *images, *line, maxima.mean, g_t, sums)
         return g_t, sums
 
     def norm_pool_grad(
@@ -232,14 +229,14 @@ class Kernels:
         return sums
 
     def first_sums(
-        self, padded: Tensor, grad: Tensor, maxima: Maxima, out: Tensor
+        self, padded: Tensor, grad: Tensor, maxima: Maxima, line: Line
     ) -> tuple[Tensor, Tensor]:
         """Return ``first_filter_sums`` of g, and its sums as ``relu_sums``, without writing g."""
         shape = _inside(padded, grad.shape[1])
         found = torch.empty(9 * padded.shape[3], shape.C, dtype=torch.float64)
         sums = torch.empty(2, shape.C, dtype=torch.float64)
-        images = (padded, padded.shape[3], shape, grad, maxima.values, out)
-        self._call("first_sums", *images, maxima.mean, maxima.places, found, sums)
+        images = (padded, padded.shape[3], shape, grad, maxima.values)
+        self._call("first_sums", *images, *line, maxima.mean, maxima.places, found, sums)
         return found, sums
 
 

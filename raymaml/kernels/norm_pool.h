@@ -83,30 +83,38 @@ KERNEL moments_and_maxima(const real* x, Shape s, const real* weight, real* maxi
         add_to(sums + s.C + c, square[0] + square[1]);
     });
 }
+// The line scale maxima + shift, whose sign tells where out > 0 without a look at it.
+struct Line {
+    Channels scale, shift;
+    Line(const double* s, const double* t, L C) : scale(s, C), shift(t, C) {}
+    V at(V maxima, L c) { return maxima * scale[c] + shift[c]; }
+    V where_positive(V v, V maxima, L c) { return where(at(maxima, c) > V{}, v, V{}); }
+};
 // out = relu(scale maxima + shift) for P pooled pixels
 KERNEL affine_relu(const real* maxima, L P, L C, const double* scale, const double* shift, real* out) {
-    Channels a(scale, C), b(shift, C);
+    Line line(scale, shift, C);
     for (L p = 0; p < P; p++)
         for (L c = 0; c < C; c += LANES) {
-            const V v = load(maxima + p * C + c) * a[c] + b[c];
+            const V v = line.at(load(maxima + p * C + c), c);
             store(out + p * C + c, where(v < V{}, V{}, v));  // keeps not-a-number
         }
 }
 // out' = scale maxima' + scale' maxima + shift', where out > 0
-KERNEL affine_relu_along(const real* maxima, const real* maxima_t, const real* out, L P, L C, const double* scale,
+KERNEL affine_relu_along(const real* maxima, const real* maxima_t, L P, L C, const double* scale, const double* shift,
                          const double* scale_t, const double* shift_t, real* out_t) {
-    Channels a(scale, C), at(scale_t, C), bt(shift_t, C);
+    Line line(scale, shift, C), line_t(scale_t, shift_t, C);
     for (L p = 0; p < P; p++)
         for (L c = 0; c < C; c += LANES) {
             const L o = p * C + c;
-            const V v = load(maxima_t + o) * a[c] + (load(maxima + o) * at[c] + bt[c]);
-            store(out_t + o, where(load(out + o) > V{}, v, V{}));
+            const V m = load(maxima + o), v = load(maxima_t + o) * line.scale[c] + line_t.at(m, c);
+            store(out_t + o, line.where_positive(v, m, c));
         }
 }
 // masked = grad where out > 0; sums [N, C] of masked, of masked d and, of three, of g maxima'
 template <int N>
-INLINE void masked_sums(const real* grad, const real* g, const real* maxima, const real* maxima_t, const real* out, L P,
-                        L C, const double* mean, real* masked, double* sums) {
+INLINE void masked_sums(const real* grad, const real* g, const real* maxima, const real* maxima_t, L P, L C,
+                        const double* scale, const double* shift, const double* mean, real* masked, double* sums) {
+    Line line(scale, shift, C);
     Channels mu(mean, C);
     memset(sums, 0, N * C * sizeof(double));
     for (L p0 = 0; p0 < P; p0 += 64)
@@ -114,24 +122,24 @@ INLINE void masked_sums(const real* grad, const real* g, const real* maxima, con
             V sum[N] = {};
             for (L p = p0; p < std::min(P, p0 + 64); p++) {
                 const L o = p * C + c;
-                const V v = where(load(out + o) > V{}, load(grad + o), V{});
+                const V m = load(maxima + o), v = line.where_positive(load(grad + o), m, c);
                 store(masked + o, v);
                 sum[0] += v;
-                sum[1] += v * (load(maxima + o) - mu[c]);
+                sum[1] += v * (m - mu[c]);
                 if constexpr (N == 3) sum[2] += load(g + o) * load(maxima_t + o);
             }
             for (int n = 0; n < N; n++) add_to(sums + n * C + c, sum[n]);
         }
 }
 // g; sums [2, C] of g and g d
-KERNEL relu_sums(const real* grad, const real* maxima, const real* out, L P, L C, const double* mean, real* g,
-                 double* sums) {
-    masked_sums<2>(grad, nullptr, maxima, nullptr, out, P, C, mean, g, sums);
+KERNEL relu_sums(const real* grad, const real* maxima, L P, L C, const double* scale, const double* shift,
+                 const double* mean, real* g, double* sums) {
+    masked_sums<2>(grad, nullptr, maxima, nullptr, P, C, scale, shift, mean, g, sums);
 }
 // g'; sums [3, C] of g', g' d and g maxima'
-KERNEL relu_sums_along(const real* grad_t, const real* g, const real* maxima, const real* maxima_t, const real* out, L P,
-                       L C, const double* mean, real* g_t, double* sums) {
-    masked_sums<3>(grad_t, g, maxima, maxima_t, out, P, C, mean, g_t, sums);
+KERNEL relu_sums_along(const real* grad_t, const real* g, const real* maxima, const real* maxima_t, L P, L C,
+                       const double* scale, const double* shift, const double* mean, real* g_t, double* sums) {
+    masked_sums<3>(grad_t, g, maxima, maxima_t, P, C, scale, shift, mean, g_t, sums);
 }
 // x_grad = const + slope x everywhere, + scale g at the maxima
 KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, const double* constant,

@@ -121,18 +121,18 @@ def test_norm_and_pool(built: Kernels, shape: tuple[int, ...]) -> None:
 
     values, values_t = found.values.double(), found_t.double()
     s, shift, s_t, shift_t, slope = channels
-    out = built.affine_relu(found.values, s, shift)
+    out = built.affine_relu(found.values, (s, shift))
     line = values * by_channel(s) + by_channel(shift)
     close(out, line.clamp(min=0), dtype)
     line_t = values_t * by_channel(s) + values * by_channel(s_t) + by_channel(shift_t)
-    out_t = built.affine_relu_along(found.values, found_t, out, scale=(s, s_t), shift_t=shift_t)
+    out_t = built.affine_relu_along(found.values, found_t, (s, shift), (s_t, shift_t))
     close(out_t, line_t * (out > 0), dtype)
 
     grad, grad_t = (channels_last(draw(*out.shape).to(dtype)) for _ in range(2))
-    g, sums = built.relu_sums(grad, found, out)
+    g, sums = built.relu_sums(grad, found, (s, shift))
     assert torch.equal(g, grad * (out > 0))
     d = values - by_channel(mean)
-    g_t, sums_t = built.relu_sums_along(grad_t, g, found, found_t, out)
+    g_t, sums_t = built.relu_sums_along(grad_t, g, found, found_t, (s, shift))
     assert torch.equal(g_t, grad_t * (out > 0))
     for one, terms in (
         (sums[0], g.double()),
