@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from raymaml.meta.learner import MetaLearner
 from raymaml.passes.calls import alone
-from raymaml.passes.forward import Passes
 from raymaml.passes.losses import balanced_cross_entropy
 from raymaml.types import Episode, Fast
 
@@ -44,7 +43,7 @@ def adapted(learner: MetaLearner, support_x: Tensor, support_y: Tensor) -> Fast:
     params = {name: value.detach() for name, value in fast.params.items()}
     with torch.no_grad():
         ready = replace(fast, params=params, state={})
-        return _passes(learner).with_context(ready, episode.support_x)
+        return learner.passes_of_test().with_context(ready, episode.support_x)
 
 
 @alone()
@@ -53,8 +52,4 @@ def query_logits(learner: MetaLearner, fast: Fast, images: Tensor) -> Tensor:
     """Return the logits ``[B, N]`` of images ``[B, C, H, W]`` at what ``adapted`` returned."""
     if learner.channels_last:
         images = images.to(memory_format=torch.channels_last)
-    return _passes(learner).query(fast, images)
-
-
-def _passes(learner: MetaLearner) -> Passes:
-    return Passes(learner.model, half_precision=learner.half_precision, training=False)
+    return learner.passes_of_test().query(fast, images)

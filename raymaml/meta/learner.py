@@ -285,7 +285,7 @@ class MetaLearner(Guarded):
     def adapt(self, episode: Episode) -> Iterator[Fast]:
         """Yield the fast weights after 0..T inner steps of ``test_inner``, without a graph."""
         with alone():
-            states = self._adapted(self._passes_of_test(), episode)
+            states = self._adapted(self.passes_of_test(), episode)
         while True:
             with alone():  # and nobody waits while the caller has the weights
                 fast = next(states, None)
@@ -296,13 +296,13 @@ class MetaLearner(Guarded):
     @alone()
     def logits_by_step(self, episode: Episode) -> Tensor:
         """Return the query logits after 0..T inner steps: ``[T+1, N*Q, N]``."""
-        passes, episode = self._passes_of_test(), self._laid_out(episode)
+        passes, episode = self.passes_of_test(), self._laid_out(episode)
         return torch.stack([passes.judged(f, episode) for f in self._adapted(passes, episode)])
 
     @alone()
     def predict(self, episodes: EpisodeBatch) -> Tensor:
         """Adapt to each support set and return the query logits ``[E, N*Q, N]``."""
-        passes, logits = self._passes_of_test(), []
+        passes, logits = self.passes_of_test(), []
         for episode in map(self._laid_out, episodes):
             *_, fast = self._adapted(passes, episode)
             logits.append(passes.judged(fast, episode))
@@ -326,14 +326,13 @@ class MetaLearner(Guarded):
     @alone()
     def query_logits(self, fast: Fast, episode: Episode) -> Tensor:
         """Return the query logits ``[N*Q, N]`` at fast weights that ``adapt`` yielded."""
-        return self._passes_of_test().judged(fast, episode)
+        return self.passes_of_test().judged(fast, episode)
 
-    def _passes_of_test(self) -> Passes:
-        half = self.half_precision
-        rules: Rules = "closed" if self.kernels else "torch"
-        return Passes(
-            self.model, self.loss_fn, half, training=False, rules=rules, kernels=self.kernels
-        )
+    def passes_of_test(self) -> Passes:
+        """Return the passes of evaluation."""
+        rules: Rules = "closed" if self.kernels and self.channels_last else "torch"
+        loss_fn, half, kernels = self.loss_fn, self.half_precision, self.kernels
+        return Passes(self.model, loss_fn, half, training=False, rules=rules, kernels=kernels)
 
     @torch.enable_grad()
     def _adapted(self, passes: Passes, episode: Episode) -> Iterator[Fast]:

@@ -167,17 +167,22 @@ class Passes:
 
     def query(self, fast: Fast, x: Tensor, labelled: bool = True) -> Tensor:
         """Return the query logits at all weights, with moments that are ready."""
+        if not torch.is_grad_enabled() and (passing := self._passing_of_query(fast, x)) is not None:
+            return passing(fast)[0].logits
         row = fast.last_step
         return self._run("query", row, fast.params, fast.buffers, x, labelled=labelled)[0]
+
+    def _passing_of_query(self, fast: Fast, x: Tensor) -> Passing | None:
+        """Return ``_closed_passes``, of the same images as in the last call the same."""
+        last = self._last_closed
+        if last is None or last[0] is not x:
+            last = self._last_closed = x, self._closed_passes("query", fast, x, 0)
+        return last[1]
 
     @torch.no_grad()
     def judged(self, fast: Fast, episode: Episode) -> Tensor:
         """Return the query logits at fast weights, without a graph."""
-        x, last = episode.query_x, self._last_closed
-        if last is None or last[0] is not x:
-            last = self._last_closed = x, self._closed_passes("query", fast, x, 0)
-        passing = last[1]
-        return self.query_logits(fast, episode) if passing is None else passing(fast)[0].logits
+        return self.query_logits(fast, episode)
 
     def observed(self, fast: Fast, support: SupportLoss) -> Fast:
         """Run the support set once if a norm accumulates moments and no inner step runs it."""
