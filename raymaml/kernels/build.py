@@ -61,7 +61,7 @@ def built(real: str, folder: Path) -> Path:
             if not path.exists():
                 _build(compiler, real, path)
             return path
-    except OSError:  # a read-only home, a full disk
+    except (OSError, NotImplementedError):  # a read-only home, a full disk, one without locks
         own = _own_folder() / f"{name}.so"
         if not own.exists():
             _build(compiler, real, own)

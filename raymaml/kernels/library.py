@@ -268,11 +268,10 @@ def kernels(dtype: torch.dtype) -> Kernels:
     Raises:
         NoKernelsError: they cannot be built or loaded here.
     """
-    path = built(REALS[dtype], at_home(CACHE) / "kernels")
     try:
-        return Kernels(path, dtype)
-    except OSError as error:  # a folder that must not hold programs
-        raise NoKernelsError(f"{path} cannot be loaded: {error}") from error
+        return Kernels(built(REALS[dtype], at_home(CACHE) / "kernels"), dtype)
+    except OSError as error:  # a compiler for another machine, a folder that must not hold programs
+        raise NoKernelsError(f"they cannot be built or loaded: {error}") from error
 
 
 @cache

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from raymaml.kernels import build
+from raymaml.kernels import build, library
 from raymaml.kernels.build import NoKernelsError, built
 
 
@@ -68,6 +69,33 @@ def test_a_folder_that_cannot_be_written_is_passed_by(
     assert path.is_file()
     assert tmp_path not in path.parents
     assert built("double", tmp_path / "file" / "cache") == path
+
+
+@pytest.mark.usefixtures("_compiler_is_there")
+def test_a_disk_without_locks_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lock:
+        def __init__(self, _path: Path) -> None:
+            raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(build, "FileLock", Lock)
+    monkeypatch.setattr(build, "_build", lambda _compiler, _real, path: path.touch())
+    assert built("float", tmp_path).parent == build._own_folder()
+
+
+@pytest.mark.parametrize("kind", ["compiler", "library"])
+def test_what_this_machine_cannot_run_is_a_reason(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"\x7fELF of another machine")
+    broken.chmod(0o755)
+    if kind == "compiler":
+        monkeypatch.setenv("CXX", str(broken))
+    else:
+        monkeypatch.setattr(library, "built", lambda _real, _folder: broken)
+    library.kernels.cache_clear()  # what other tests have built is found again on the disk
+    with pytest.raises(NoKernelsError, match=r"cannot be built or loaded: .*broken"):
+        library.kernels(torch.float32)
 
 
 def test_another_source_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
