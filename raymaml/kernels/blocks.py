@@ -29,6 +29,7 @@ Of a block whose norm goes by given moments, which are constants, the first two 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -73,30 +74,42 @@ class Tape:
     """The values that ``forward`` leaves and ``backward`` adds; those of channels are float64."""
 
     maxima: Maxima
-    line: Line
-    """out = relu(s maxima + shift - s mean)."""
-    scale: Tensor
-    rstd: Tensor
-    s: Tensor
+    numbers: Tensor
+    """r, s and shift - s mean, [3, K]."""
     count: int
     g: Tensor = field(init=False)
-    g_mean: Tensor = field(init=False)
-    product: Tensor = field(init=False)
-    """<g d>."""
-    bend: Tensor = field(init=False)
+    back: Tensor = field(init=False)
+    """<g>, <g d>, bend, and the constant of x_grad, which is that less bend x plus s g; [4, K]."""
+
+    def __post_init__(self) -> None:
+        _, self.s, shift = self.numbers.unbind()
+        self.line: Line = self.s, shift
+
+    def add(self, back: Tensor) -> None:
+        """Add the values of ``backward``."""
+        self.back = back
+        self.g_mean, _, self.bend, self.constant = back.unbind()
 
 
 @dataclass
 class Moved:
-    """The values that ``forward_along`` leaves and ``backward_along`` adds."""
+    """The values that ``forward_along`` leaves and ``backward_along`` adds: tangents."""
 
     maxima: Tensor
-    x_mean: Tensor
-    rstd: Tensor = field(init=False)
-    s: Tensor = field(init=False)
+    means: Tensor
+    """<x'> and <x' d>, [2, K]."""
+    numbers: Tensor = field(init=False)
     g: Tensor = field(init=False)
-    g_mean: Tensor = field(init=False)
-    bend: Tensor = field(init=False)
+
+    def add(self, numbers: Tensor) -> None:
+        """Add r', s' and (shift - s mean)'."""
+        self.numbers = numbers
+        _, self.s, shift = numbers.unbind()
+        self.line: Line = self.s, shift
+
+    def add_back(self, back: Tensor) -> None:
+        """Add <g>', bend' and the constant'."""
+        self.g_mean, self.bend, self.constant = back.unbind()
 
 
 class Block:
@@ -127,8 +140,8 @@ class Block:
         """Return the gradients in the input, if it goes ``down``, and in the filters."""
         raise NotImplementedError
 
-    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
-        """Return the maxima' and <x'>, and <x' d>."""
+    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> Moved:
+        """Return the maxima', <x'> and <x' d>."""
         raise NotImplementedError
 
     def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
@@ -141,12 +154,10 @@ class Block:
         if self.given is not None:
             mean, var = (each.double() for each in self.given)
             maxima = maxima._replace(mean=mean - self.numbers.bias, var=var)
-        rstd = torch.rsqrt(maxima.var + self.eps)
-        scale = self.numbers.scale.double()
-        s = scale * rstd
-        line = s, self.numbers.shift - s * maxima.mean
-        self.tape = Tape(maxima, line, scale, rstd, s, count)
-        return self.kernels.affine_relu(maxima.values, line)
+        numbers = self.numbers
+        line = self.kernels.norm_line(maxima, numbers.scale, numbers.shift, self.eps)
+        self.tape = Tape(maxima, line, count)
+        return self.kernels.affine_relu(maxima.values, self.tape.line)
 
     @property
     def moments(self) -> Moments:
@@ -161,13 +172,17 @@ class Block:
     def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
         tape, sums = self.tape, self._masked(grad)
-        tape.g_mean, tape.product = sums / tape.count
-        bias = torch.zeros_like(tape.g_mean)
+        # given moments do not move, as those of endlessly many pixels
+        count = float(tape.count) if self.given is None else math.inf
+        back, scale, shift = self.kernels.norm_line_back(
+            sums, count, tape.maxima.mean, tape.numbers
+        )
+        tape.add(back)
+        bias = torch.zeros_like(shift)
         if self.given is not None:
-            bias, tape.g_mean, tape.product = tape.s * sums[0], bias, bias
-        tape.bend = tape.s * tape.rstd**2 * tape.product
+            bias = (tape.s * sums[0]).to(bias.dtype)
         x_grad, weight = self._convolved_back(down=down)
-        return x_grad, self._numbers(weight, bias, tape.rstd * sums[1], sums[0])
+        return x_grad, Numbers(weight.to(bias.dtype), bias, scale, shift)
 
     def _masked(self, grad: Tensor) -> Tensor:
         """Put g on the tape; return the sums [2, C] of g and g d."""
@@ -180,37 +195,33 @@ class Block:
 
         The norm goes by the batch.
         """
-        tape = self.tape
-        self.moved, product = self._convolved_along(x_t, numbers_t.weight)
-        moved = self.moved
-        moved.rstd = -(tape.rstd**3) * product
-        moved.s = numbers_t.scale * tape.rstd + tape.scale * moved.rstd
-        shift = numbers_t.shift - tape.s * moved.x_mean - moved.s * tape.maxima.mean
-        line_t = moved.s, shift
-        return self.kernels.affine_relu_along(tape.maxima.values, moved.maxima, tape.line, line_t)
+        tape, kernels, numbers = self.tape, self.kernels, self.numbers
+        self.moved = self._convolved_along(x_t, numbers_t.weight)
+        scales, mean = (numbers.scale, numbers_t.scale), tape.maxima.mean
+        self.moved.add(
+            kernels.norm_line_along(self.moved.means, mean, tape.numbers, scales, numbers_t.shift)
+        )
+        values = tape.maxima.values, self.moved.maxima
+        return kernels.affine_relu_along(*values, tape.line, self.moved.line)
 
     def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the derivatives of both gradients of ``backward``."""
-        tape, moved, n = self.tape, self.moved, self.tape.count
+        tape, moved = self.tape, self.moved
         moved.g, sums = self.kernels.relu_sums_along(
             grad_t, tape.g, tape.maxima, moved.maxima, tape.line
         )
-        moved.g_mean, product, along = sums / n
-        product = product + along - tape.g_mean * moved.x_mean
-        moved.bend = tape.rstd**2 * (moved.s * tape.product + tape.s * product)
-        moved.bend = moved.bend + 2 * tape.s * tape.rstd * moved.rstd * tape.product
+        means, lines = (tape.maxima.mean, moved.means[0]), (tape.numbers, tape.back, moved.numbers)
+        back, scale, shift = self.kernels.norm_line_back_along(
+            sums, float(tape.count), means, *lines
+        )
+        moved.add_back(back)
         x_grad, weight = self._convolved_back_along(down=down)
-        scale = n * (product * tape.rstd + tape.product * moved.rstd)
-        shift = n * moved.g_mean
-        return x_grad, self._numbers(weight, torch.zeros_like(shift), scale, shift)
+        return x_grad, Numbers(weight.to(scale.dtype), torch.zeros_like(shift), scale, shift)
 
     def kept(self) -> list[Tensor]:
         """Return the tensors that the block holds."""
         holders = (vars(self).values(), vars(self.tape).values(), self.tape.maxima)
         return [each for values in holders for each in values if isinstance(each, Tensor)]
-
-    def _numbers(self, *values: Tensor) -> Numbers:
-        return Numbers(*(each.to(self.kernels.dtype) for each in values))
 
 
 class InnerBlock(Block):
@@ -229,9 +240,8 @@ class InnerBlock(Block):
 
     def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
         tape = self.tape
-        constant = tape.bend * tape.maxima.mean - tape.s * tape.g_mean
         self.y_grad = self.kernels.norm_pool_grad(
-            self.y, tape.g, tape.maxima, constant=constant, slope=-tape.bend, scale=tape.s
+            self.y, tape.g, tape.maxima, constant=tape.constant, bend=tape.bend, scale=tape.s
         )
         below = None
         if down:
@@ -239,23 +249,22 @@ class InnerBlock(Block):
             below = self.kernels.convolve(self.y_grad, self.filters_back)
         return below, self.kernels.filter_grad(self.x, self.y_grad)
 
-    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
+    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> Moved:
         assert x_t is not None  # the block below moves
         self.x_t, self.weight_t = x_t, weight_t
         filters_t = self.kernels.filters(weight_t)
         self.y_t = self.kernels.convolve(self.x_t, self.filters, self.x, filters_t)
         maxima_t, means = self.kernels.maxima_along(self.y, self.y_t, self.tape.maxima)
-        return Moved(maxima_t, means[0]), means[1]
+        return Moved(maxima_t, means)
 
     def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
         tape, moved = self.tape, self.moved
-        constant = tape.bend * moved.x_mean - moved.s * tape.g_mean - tape.s * moved.g_mean
         y_grad_t = self.kernels.norm_pool_grad_along(
             (self.y, self.y_t),
             (tape.g, moved.g),
             tape.maxima,
-            constant=constant + moved.bend * tape.maxima.mean,
-            slopes=(-tape.bend, -moved.bend),
+            constant_t=moved.constant,
+            bends=(tape.bend, moved.bend),
             scales=(tape.s, moved.s),
         )
         below = None
@@ -323,14 +332,14 @@ class FirstBlock(Block):
         self.sums = self._patch_sums(tape.g)
         return sums
 
-    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> tuple[Moved, Tensor]:
+    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> Moved:
         taps_t, (mean, cov) = _by_tap(weight_t), self.images.patches
         maxima_t = self.kernels.first_maxima_along(
             self.images.padded, taps_t.T.contiguous(), self.tape.maxima.places
         )
         taps_t = taps_t.double()
         self.spread_t = taps_t @ cov
-        return Moved(maxima_t, taps_t @ mean), (taps_t * self.spread).sum(1)
+        return Moved(maxima_t, torch.stack([taps_t @ mean, (taps_t * self.spread).sum(1)]))
 
     def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
         tape, moved = self.tape, self.moved

@@ -1,5 +1,6 @@
 // The kernels in one library: a plain C interface, of pointers to tensors of type REAL and images [B, H, W, C].
 #include "first_layer.h"
+#include "lines.h"
 #include "norm_pool.h"
 #include "winograd.h"
 

@@ -50,7 +50,7 @@ class Kernels:
         self.dtype = dtype
         self._library = ctypes.CDLL(str(path))
 
-    def _call(self, name: str, *arguments: Tensor | _Shape | int | None) -> None:
+    def _call(self, name: str, *arguments: Tensor | _Shape | float | None) -> None:
         getattr(self._library, name)(*map(_as_c, arguments))
 
     def images(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -111,12 +111,12 @@ class Kernels:
         maxima: Maxima,
         *,
         constant: Tensor,
-        slope: Tensor,
+        bend: Tensor,
         scale: Tensor,
     ) -> Tensor:
-        """Return ``constant + slope * x``, plus ``scale * g`` at the maxima."""
+        """Return ``constant - bend * x``, plus ``scale * g`` at the maxima."""
         x_grad = torch.empty_like(x)
-        channels = (constant, slope, scale)
+        channels = (constant, bend, scale)
         self._call("norm_pool_grad", x, _shape(x), g, maxima.places, *channels, x_grad)
         return x_grad
 
@@ -133,19 +133,70 @@ class Kernels:
         g: tuple[Tensor, Tensor],
         maxima: Maxima,
         *,
-        constant: Tensor,
-        slopes: tuple[Tensor, Tensor],
+        constant_t: Tensor,
+        bends: tuple[Tensor, Tensor],
         scales: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Return ``constant + slope' * x + slope * x'``, plus ``scale * g' + scale' * g`` at the
+        """Return ``constant' - bend' * x - bend * x'``, plus ``scale * g' + scale' * g`` at the
         maxima; each pair is a value and its tangent."""
         (value, x_t), places = x, maxima.places
         x_grad_t = torch.empty_like(value)
-        channels = (constant, slopes[1], slopes[0], *scales)
+        channels = (constant_t, *bends, *scales)
         self._call(
             "norm_pool_grad_along", value, x_t, _shape(value), *g, places, *channels, x_grad_t
         )
         return x_grad_t
+
+    # ------------------------------------------------------------------ numbers by channel
+    def norm_line(self, maxima: Maxima, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        """Return ``r``, ``s`` and ``shift - s mean``: [3, C] (names as in lines.h)."""
+        rows = torch.empty(3, len(scale), dtype=torch.float64)
+        self._call("norm_line", maxima.mean, maxima.var, scale, shift, eps, len(scale), rows)
+        return rows
+
+    def norm_line_back(
+        self, sums: Tensor, count: float, mean: Tensor, line: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``g_mean``, ``product``, ``bend`` and ``constant``, [4, C]; the gradients in scale
+        and shift."""
+        C = len(mean)
+        rows, grads = torch.empty(4, C, dtype=torch.float64), torch.empty(2, C, dtype=self.dtype)
+        scale_grad, shift_grad = grads.unbind()
+        self._call(
+            "norm_line_back", sums, count, mean, line[0], line[1], C, rows, scale_grad, shift_grad
+        )
+        return rows, scale_grad, shift_grad
+
+    def norm_line_along(
+        self,
+        means: Tensor,
+        mean: Tensor,
+        line: Tensor,
+        scales: tuple[Tensor, Tensor],
+        shift_t: Tensor,
+    ) -> Tensor:
+        """Return ``r'``, ``s'`` and ``(shift - s mean)'``, [3, C].
+
+        ``means`` are <x'> and <x' d>, ``scales`` the scale and its tangent.
+        """
+        C = len(mean)
+        rows = torch.empty(3, C, dtype=torch.float64)
+        values = (*means.unbind(), mean, line[0], line[1], *scales, shift_t)
+        self._call("norm_line_along", *values, C, rows)
+        return rows
+
+    def norm_line_back_along(
+        self, sums: Tensor, count: float, means: tuple[Tensor, Tensor], *lines: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``g_mean'``, ``bend'`` and ``constant'``, [3, C]; the derivatives of the gradients
+        in scale and shift. ``means`` are those of x and x', ``lines`` the results of ``norm_line``,
+        ``norm_line_back`` and ``norm_line_along``."""
+        C = sums.shape[1]
+        rows, grads = torch.empty(3, C, dtype=torch.float64), torch.empty(2, C, dtype=self.dtype)
+        scale_grad, shift_grad = grads.unbind()
+        results = (rows, scale_grad, shift_grad)
+        self._call("norm_line_back_along", sums, count, *means, *lines, C, *results)
+        return rows, scale_grad, shift_grad
 
     # ------------------------------------------------------------------ convolution
     def filters(self, weight: Tensor, *, turned: bool = False) -> Tensor:
@@ -240,10 +291,12 @@ class Kernels:
         return found, sums
 
 
-def _as_c(argument: Tensor | _Shape | int | None) -> Any:
+def _as_c(argument: Tensor | _Shape | float | None) -> Any:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_long(argument) if isinstance(argument, int) else argument
+    if isinstance(argument, _Shape) or argument is None:
+        return argument
+    return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_double(argument)
 
 
 def _shape(x: Tensor) -> _Shape:

@@ -141,10 +141,10 @@ KERNEL relu_sums_along(const real* grad_t, const real* g, const real* maxima, co
                        const double* scale, const double* shift, const double* mean, real* g_t, double* sums) {
     masked_sums<3>(grad_t, g, maxima, maxima_t, P, C, scale, shift, mean, g_t, sums);
 }
-// x_grad = const + slope x everywhere, + scale g at the maxima
+// x_grad = constant - bend x everywhere, + scale g at the maxima
 KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, const double* constant,
-                      const double* slope, const double* scale, real* x_grad) {
-    Channels as(constant, s.C), bs(slope, s.C), scales(scale, s.C);
+                      const double* bend, const double* scale, real* x_grad) {
+    Channels as(constant, s.C), bs(bend, s.C), scales(scale, s.C);
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
         const V a = as[c], b = bs[c], sc = scales[c];
         if (two)
@@ -154,10 +154,10 @@ KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, 
                 UNROLL
                 for (int k = 0; k < 4; k++) {
                     const L o = first + place(s, j, k);
-                    store(x_grad + o, load(x + o) * b + a + where(at_place == k, peak, V{}));
+                    store(x_grad + o, a - load(x + o) * b + where(at_place == k, peak, V{}));
                 }
             }
-        each_outside(s, first, two, [&](L o) { store(x_grad + o, load(x + o) * b + a); });
+        each_outside(s, first, two, [&](L o) { store(x_grad + o, a - load(x + o) * b); });
     });
 }
 // maxima' = x' at the maxima; sums [2, C] of x' and x' d over all pixels
@@ -190,14 +190,14 @@ KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, 
         add_to(sums + s.C + c, product);
     });
 }
-// x_grad' = const + slope x + slope_t x' everywhere, + scale g' + scale' g at the maxima
+// x_grad' = constant' - bend' x - bend x' everywhere, + scale g' + scale' g at the maxima
 KERNEL norm_pool_grad_along(const real* x, const real* x_t, Shape s, const real* g, const real* g_t,
-                            const uint8_t* at, const double* constant, const double* slope, const double* slope_t,
+                            const uint8_t* at, const double* constant_t, const double* bend, const double* bend_t,
                             const double* scale, const double* scale_t, real* x_grad_t) {
-    Channels as(constant, s.C), bs(slope, s.C), bts(slope_t, s.C), scales(scale, s.C), scales_t(scale_t, s.C);
+    Channels as(constant_t, s.C), bs(bend, s.C), bts(bend_t, s.C), scales(scale, s.C), scales_t(scale_t, s.C);
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
         const V a = as[c], b = bs[c], bt = bts[c], sc = scales[c], sct = scales_t[c];
-        const auto flat = [&](L o) { return load(x + o) * b + (load(x_t + o) * bt + a); };
+        const auto flat = [&](L o) { return a - load(x + o) * bt - load(x_t + o) * b; };
         if (two)
             for (L j = 0; j < s.W / 2; j++, pooled += s.C) {
                 const V peak = load(g_t + pooled) * sc + load(g + pooled) * sct;

@@ -1,6 +1,7 @@
 // Vectors of channels, in the extensions that GCC and Clang share, for AVX-512, AVX2 and NEON alike.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>

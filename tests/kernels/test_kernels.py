@@ -145,7 +145,7 @@ def test_norm_and_pool(built: Kernels, shape: tuple[int, ...]) -> None:
         assert float((one - terms.sum((0, 2, 3))).abs().max()) <= ERRORS[dtype] * most
 
     wanted = by_channel(shift) + by_channel(slope) * x + spread(by_channel(s) * g.double())
-    x_grad = built.norm_pool_grad(images, g, found, constant=shift, slope=slope, scale=s)
+    x_grad = built.norm_pool_grad(images, g, found, constant=shift, bend=-slope, scale=s)
     close(x_grad, wanted, dtype)
     wanted = by_channel(shift_t) + by_channel(slope) * x + by_channel(shift) * x_t
     wanted = wanted + spread(by_channel(s) * g_t.double() + by_channel(s_t) * g.double())
@@ -153,8 +153,8 @@ def test_norm_and_pool(built: Kernels, shape: tuple[int, ...]) -> None:
         (images, images_t),
         (g, g_t),
         found,
-        constant=shift_t,
-        slopes=(shift, slope),
+        constant_t=shift_t,
+        bends=(-shift, -slope),
         scales=(s, s_t),
     )
     close(x_grad_t, wanted, dtype)
