@@ -189,9 +189,9 @@ class ClusterConfig(Section):
         Literal["auto", "off"],
         BeforeValidator(lambda value: "off" if value is False else value),  # as YAML reads off
     ] = "auto"
-    """auto: ConvNet4 trains and is judged on CPU by raymaml's own kernels, in about a third of the
-    time, where there is a C++ compiler for their one build (2 to 6 s). Results are bit-equal for
-    equal values only."""
+    """auto: ConvNet4 trains and is judged on CPU by raymaml's own kernels, in about two fifths of
+    the time, where there is a C++ compiler for their one build (2 to 6 s). Results are bit-equal
+    for equal values only."""
     keep_freed_memory: bool = True
     """Keep freed memory in a CPU process (glibc's mmap and trim thresholds at 1 GiB, one arena).
     Otherwise glibc returns it to the kernel, and every reuse costs page faults."""

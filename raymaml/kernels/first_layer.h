@@ -4,8 +4,7 @@
 // With patches p [K] of K = 9 cin values around each pixel, m = <p> and Cov = <p p^T> - m m^T, the convolution
 // by w has the mean w m and the variance w Cov w^T; its values are needed at the maxima alone, and so are
 // their tangents. Images are padded by a pixel: [B, H + 2, W + 2, cin], cin 1 or 3, with room for a vector behind
-// them. Weights are [K, C], patches
-// run over (dy, dx, channel), and C is a multiple of 16.
+// them. Weights are [K, C], patches run over (dy, dx, channel), and C is a multiple of 16.
 #pragma once
 #include "norm_pool.h"
 #include "products.h"

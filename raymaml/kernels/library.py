@@ -327,6 +327,15 @@ def kernels(dtype: torch.dtype) -> Kernels:
         raise NoKernelsError(f"they cannot be built or loaded: {error}") from error
 
 
+def kernels_like(x: Tensor) -> Kernels | None:
+    """Return the kernels for tensors like ``x``; None if there are none, or if the process has so
+    many threads that PyTorch may be faster. The first call of a process may build them."""
+    if x.device.type != "cpu" or x.dtype not in REALS or torch.get_num_threads() > MOST_THREADS:
+        return None
+    found = usable(x.dtype)
+    return found if isinstance(found, Kernels) else None
+
+
 @cache
 def usable(dtype: torch.dtype) -> Kernels | NoKernelsError:
     """Return ``kernels(dtype)``, or why there are none; it is tried once in a process."""

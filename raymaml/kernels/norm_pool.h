@@ -34,8 +34,7 @@ INLINE void each_outside(Shape s, L first, bool two, Pixel pixel) {
 // The offset of place 0..3 of the j-th window.
 INLINE L place(Shape s, L j, L k) { return ((k >> 1) * s.W + 2 * j + (k & 1)) * s.C; }
 
-// The place of the largest of four values, the first of equal ones, and that value. sign = -1 for channels that the
-// norm turns round.
+// The place of the largest of four values, the first of equal ones, and that value.
 struct Largest {
     V value;
     Mask place;
@@ -51,6 +50,7 @@ INLINE Largest largest(const V v[4]) {
     }
     return {best, at};
 }
+// -1 for channels that the norm turns round.
 INLINE V sign_of(const real* weight) { return where(load(weight) < V{}, all(-1), all(1)); }
 
 // Writes maxima and where; sums[0] and sums[1] become those of x - x0 and of its square, [2, C], with x0 the

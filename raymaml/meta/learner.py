@@ -194,7 +194,7 @@ class MetaLearner(Guarded):
             self.loss_fn,
             self.half_precision,
             rules=rules,
-            kernels=self.kernels and method in SINGLE_BACKWARD,
+            kernels=self.kernels and rules == "closed",
         )
         start, adaptation = self._begun(passes, episode, self.inner, self._frozen, outer_step)
         if self.inner.num_steps == 0:
@@ -339,7 +339,7 @@ class MetaLearner(Guarded):
         _, adaptation = self._begun(passes, episode, self.test_inner, self._test_frozen)
         for state in unroll(adaptation, create_graph=False):
             fast = state if state.steps else passes.observed(state, adaptation.support)
-            yield replace(fast, params=adaptation.frozen | fast.params)
+            yield fast.among(adaptation.frozen)
 
     def _laid_out(self, episode: Episode) -> Episode:
         return episode.channels_last() if self.channels_last else episode

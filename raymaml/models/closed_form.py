@@ -11,7 +11,7 @@ from torch.nn.modules import module as of_torch
 
 from raymaml.kernels.blocks import Images, Numbers
 from raymaml.kernels.chain import Chain, Norm, Weights
-from raymaml.kernels.library import MOST_THREADS, REALS, WIDTHS, Kernels, usable
+from raymaml.kernels.library import WIDTHS, Kernels, kernels_like
 from raymaml.layers import Pass, row_of_step
 from raymaml.models import norm as norms
 from raymaml.models.closed_rules.duals import Conv2d
@@ -155,7 +155,7 @@ def closed_form(
     if type(encoder) is not ConvNet4 or encoder.strided:
         return None
     blocks = [encoder.conv1, encoder.conv2, encoder.conv3, encoder.conv4]
-    if not (_has_kernels_for(x, params) and _are_closed(blocks, current) and _fits(model, x)):
+    if not (_are_alike(x, params) and _are_closed(blocks, current) and _fits(model, x)):
         return None
     layers: list[Any] = [block.norm for block in blocks]
     expected = {"head.weight", "head.bias"} | {
@@ -164,8 +164,7 @@ def closed_form(
         for part in ("conv.weight", "conv.bias", "norm.bias", "norm.weight")
         if part != "norm.weight" or layer.weight is not None
     }
-    kernels = usable(x.dtype)
-    if not expected <= params.keys() or not isinstance(kernels, Kernels):
+    if not expected <= params.keys() or (kernels := kernels_like(x)) is None:
         return None
     images = Images(kernels, x)
 
@@ -203,20 +202,18 @@ def _fits(model: Any, x: Tensor) -> bool:
     )
 
 
-def _has_kernels_for(x: Tensor, params: Params) -> bool:
-    """Return whether the kernels take these tensors, and this process leaves them to one thread."""
+def _are_alike(x: Tensor, params: Params) -> bool:
+    """Return whether these are images for the first block, and plain tensors of one type."""
     return (
         x.dim() == 4
         and x.shape[1] in (1, 3)
         and len(x) > 0
-        and torch.get_num_threads() <= MOST_THREADS
         and all(
             type(each) in (Tensor, nn.Parameter)
             and each.dtype == x.dtype
-            and each.device.type == "cpu"
+            and each.device == x.device
             for each in (x, *params.values())
         )
-        and x.dtype in REALS
     )
 
 

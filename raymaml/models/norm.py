@@ -64,7 +64,7 @@ class ScaledNorm2d(PassAware):
             return self._by_constants(x, *moments, window)
         return self._accumulate(x, window) if self.accumulates else self._by_batch(x, window)
 
-    def affine(self) -> tuple[Tensor, Tensor]:
+    def _affine(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift of the inner step, [C]."""
         bias = self._of_step(self.bias)
         return torch.ones_like(bias) if self.weight is None else self._of_step(self.weight), bias
@@ -80,7 +80,7 @@ class ScaledNorm2d(PassAware):
 
     def _by_batch(self, x: Tensor, window: int) -> Tensor:
         """Normalise by the moments of the batch over B, H and W."""
-        weight, bias = self.affine()
+        weight, bias = self._affine()
         if self._goes_by_own_rules(x):
             return batch_norm(x, weight, bias, self.eps, window)[0]
         x = F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
@@ -90,7 +90,7 @@ class ScaledNorm2d(PassAware):
         """Normalise by given moments, [C], which are not differentiated."""
         if self._goes_by_own_rules(x):
             return self._by(x, mean, var, window)
-        x = F.batch_norm(x, mean, var, *self.affine(), eps=self.eps)
+        x = F.batch_norm(x, mean, var, *self._affine(), eps=self.eps)
         return max_pool(x, window, self.rules)
 
     def _goes_by_own_rules(self, x: Tensor) -> bool:
@@ -99,7 +99,7 @@ class ScaledNorm2d(PassAware):
 
     def _by(self, x: Tensor, mean: Tensor, var: Tensor, window: int) -> Tensor:
         """Normalise by given moments, [C] or [B, C], differentiable in them as well."""
-        weight, bias = self.affine()
+        weight, bias = self._affine()
         scale = weight * torch.rsqrt(var + self.eps)
         # Where no weight is negative, the maximum can go first: a quarter is left to scale.
         first = window > 1 and self.rules == "closed" and bool((weight > 0).all())
@@ -111,7 +111,7 @@ class ScaledNorm2d(PassAware):
         """Normalise by the batch, and move the moments toward it (the variance by n - 1)."""
         if self.current_pass == "context":  # which another layer asks for
             return self._by_batch(x, window)
-        weight, bias = self.affine()
+        weight, bias = self._affine()
         if self._goes_by_own_rules(x):
             out, batch_mean, batch_var = batch_norm(x, weight, bias, self.eps, window)
             self.absorb(batch_mean, batch_var, x.numel() // x.shape[1])
@@ -279,7 +279,7 @@ class InstanceNorm2d(ScaledNorm2d):
         if self.rules != "torch":  # group_norm has no forward derivative of its gradient
             return self._by(x, *_moments(x, self.own_dims), window)
         groups = 1 if 1 in self.own_dims else x.shape[1]
-        x = F.group_norm(x, groups, *self.affine(), self.eps)
+        x = F.group_norm(x, groups, *self._affine(), self.eps)
         return max_pool(x, window, self.rules)
 
 

@@ -102,7 +102,7 @@ class Passes:
             return loss(logits, y), buffers
 
         def query(fast: Fast) -> tuple[Tensor, Tensor]:
-            logits = self.query_logits(replace(fast, params=frozen | fast.params), episode)
+            logits = self.query_logits(fast.among(frozen), episode)
             return loss(logits, episode.query_y), logits
 
         return support, query

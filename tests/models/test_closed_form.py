@@ -218,7 +218,7 @@ def test_without_kernels_pytorchs_way_is_taken(
     monkeypatch: pytest.MonkeyPatch, passes: list[ConvNet4Pass]
 ) -> None:
     none = NoKernelsError("no C++ compiler")
-    monkeypatch.setattr("raymaml.models.closed_form.usable", lambda _dtype: none)
+    monkeypatch.setattr("raymaml.kernels.library.usable", lambda _dtype: none)
     learner().episode_gradient(episode())
     assert not passes
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from raymaml.kernels.library import MOST_THREADS, REALS, WIDTHS, Kernels, num_pixels, usable
+from raymaml.kernels.library import WIDTHS, Kernels, kernels_like, num_pixels
 from raymaml.models.closed_rules.pairs import Pair, joined, only, pair
 
 PIXELS = 0.5
@@ -27,13 +27,10 @@ def kernels_for(x: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Kernels
         and geometry == PLAIN
         and not (C % WIDTHS or K % WIDTHS)
         and num_pixels(x) >= PIXELS * max(C, K)
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype in REALS
+        and x.dtype == weight.dtype
         and x.is_contiguous(memory_format=torch.channels_last)
-        and torch.get_num_threads() <= MOST_THREADS
     ):
-        found = usable(x.dtype)
-        return found if isinstance(found, Kernels) else None
+        return kernels_like(x)
     return None
 
 
@@ -72,26 +69,25 @@ class Winograd(Function):
         primal, along = pair(grad)
         primal = primal.contiguous(memory_format=torch.channels_last)
         along = _laid_out(along)
-        moves = along is not None or x_tangent is not None or weight_tangent is not None
-        if along is None:
+        if along is None and (x_tangent is not None or weight_tangent is not None):
             along = torch.zeros_like(primal)
         x_grad = weight_grad = None
         if needs_x:
             filters = kernels.filters(weight, turned=True)
             x_grad = kernels.convolve(primal, filters)
-            if moves:
+            if along is not None:
                 others: tuple[Tensor, ...] = ()
                 if weight_tangent is not None:
                     others = (primal, kernels.filters(weight_tangent, turned=True))
                 x_grad = joined(x_grad, kernels.convolve(along, filters, *others))
-        if needs_weight and moves:
+        if needs_weight and along is not None:
             others = () if x_tangent is None else (x_tangent, primal)
             weight_grad = only(kernels.filter_grad(x, along, *others))
         elif needs_weight:
             weight_grad = kernels.filter_grad(x, primal)
         bias_grad = None
         if needs_bias:
-            bias_grad = only(along.sum((0, 2, 3))) if moves else primal.sum((0, 2, 3))
+            bias_grad = primal.sum((0, 2, 3)) if along is None else only(along.sum((0, 2, 3)))
         return x_grad, weight_grad, bias_grad, None, None, None, None
 
 
