@@ -154,6 +154,11 @@ def parametrized(model: Any) -> None:
     nn.utils.parametrize.register_parametrization(model.encoder.conv2.conv, "weight", Halved())
 
 
+def reflected(model: Any) -> None:
+    model.encoder.conv2.conv.padding_mode = "reflect"
+    model.encoder.conv2.conv._reversed_padding_repeated_twice = [1, 1, 1, 1]
+
+
 def dilated(model: Any) -> None:
     model.encoder.conv2.conv.dilation, model.encoder.conv2.conv.padding = (2, 2), (2, 2)
 
@@ -162,7 +167,7 @@ def subclass(model: Any) -> None:
     model.__class__ = Own
 
 
-CHANGES = [hooked, replaced_forward, own_norm, tied, dilated, parametrized, subclass]
+CHANGES = [hooked, replaced_forward, own_norm, tied, reflected, dilated, parametrized, subclass]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

@@ -33,7 +33,8 @@ class Conv2d(OwnRules, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
-        if self.rules != "closed" or not isinstance(self.padding, tuple):
+        zeros = self.padding_mode == "zeros" and isinstance(self.padding, tuple)
+        if self.rules != "closed" or not zeros:
             return nn.Conv2d.forward(self, x)
         if torch.is_autocast_enabled(x.device.type):
             half = torch.get_autocast_dtype(x.device.type)
