@@ -203,7 +203,9 @@ class Kernels:
         """Return filters ``[K, C, 3, 3]`` transformed for the convolution, ``[36, C, K]``; or
         turned, for its gradient in the images, ``[36, K, C]``."""
         K, C = weight.shape[:2]
-        found = torch.empty(36, *((K, C) if turned else (C, K)), dtype=self.dtype)
+        shape = (36, K, C) if turned else (36, C, K)
+        strides = (C * K + 16, shape[2], 1)  # `padded` of winograd.h
+        found = torch.empty_strided(shape, strides, dtype=self.dtype)
         self._call("winograd_filters", weight.contiguous(), C, K, int(turned), found)
         return found
 

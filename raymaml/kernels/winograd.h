@@ -122,11 +122,13 @@ struct Tiles {
           batch(s.C > 256 ? 96 : s.C > 128 ? 24 : s.C > 32 ? 12 : 24) {}
     Tile operator[](L t) const { return {t / each, t % each / across * TILE, t % each % across * TILE}; }
 };
-// Points [36, tiles, C], padded lest all 36 fall on one set of the cache.
+// From a point of a matrix [36, size] to the next: padded lest all 36 fall on one set of the cache.
+INLINE L padded(L size) { return size + 16; }
+// Points [36, tiles, C].
 struct Points {
     L stride;
     Room values;
-    Points(L tiles, L C) : stride(tiles * C + 16), values(POINTS * stride) {}
+    Points(L tiles, L C) : stride(padded(tiles * C)), values(POINTS * stride) {}
     real* at(L point) { return values.data() + point * stride; }
 };
 static void transform_images(const real* x, Shape s, const Tiles& tiles, L first, L count, Points& out) {
@@ -140,6 +142,7 @@ static void transform_images(const real* x, Shape s, const Tiles& tiles, L first
     }
 }
 // Filters w [K, C, 3, 3] -> u [36, C, K]; turned: those of the gradient in the images, u [36, K, C], turned round.
+// Points of u are padded(C K) apart.
 KERNEL winograd_filters(const real* w, L C, L K, L turned, real* u) {
     const L inputs = turned ? K : C, outputs = turned ? C : K;
     const L next_input = turned ? 9 * C : 9, next_output = turned ? 9 : 9 * C;
@@ -154,7 +157,7 @@ KERNEL winograd_filters(const real* w, L C, L K, L turned, real* u) {
                 filter[tap] = load(values);
             }
             squared<3, 6, g>([&](int i, int j) { return filter[3 * i + j]; }, points);
-            write_points(points, u + c * outputs + k, C * K);
+            write_points(points, u + c * outputs + k, padded(C * K));
         }
 }
 // y [B, H, W, K] = x [B, H, W, C] by the filters u, plus x2 by u2 where there are
@@ -167,7 +170,7 @@ KERNEL winograd(const real* x, const real* u, const real* x2, const real* u2, Sh
         for (L i = 0; i < (x2 ? 2 : 1); i++) {
             transform_images(images[i], s, tiles, first, count, in);
             for (L point = 0; point < POINTS; point++)
-                product(in.at(point), s.C, 1, filters[i] + point * s.C * K, K, out.at(point), K, count, K, s.C, i > 0);
+                product(in.at(point), s.C, 1, filters[i] + point * padded(s.C * K), K, out.at(point), K, count, K, s.C, i > 0);
         }
         for (L t = 0; t < count; t++) {
             const Tile tile = tiles[first + t];
@@ -183,16 +186,14 @@ KERNEL winograd(const real* x, const real* u, const real* x2, const real* u2, Sh
 // dw [K, C, 3, 3] = the gradient in the filters, for dy [B, H, W, K] behind x [B, H, W, C], plus that for dy2, x2
 KERNEL winograd_filter_grad(const real* x, const real* dy, const real* x2, const real* dy2, Shape s, L K, real* dw) {
     const real *images[] = {x, x2}, *grads[] = {dy, dy2};
-    const L n = x2 ? 2 : 1;
     const Tiles tiles(s);
-    Points in(tiles.batch, s.C), out(tiles.batch, K);
-    const L size = POINTS * s.C * K;
-    Room sums(size), parts(size);
-    real *sum = sums.data(), *part = parts.data();
-    std::fill(sum, sum + size, real(0));
-    std::fill(part, part + size, real(0));
-    L batches = 0;
-    for (L i = 0; i < n; i++)
+    Points in(tiles.batch, s.C), out(tiles.batch, K), part(s.C, K), sum(s.C, K);
+    L batches = 0, parts = 0;
+    const auto end_part = [&] {  // sums of sums round less
+        if (parts++ == 0) return std::swap(part, sum);
+        for (L e = 0; e < POINTS * sum.stride; e++) sum.at(0)[e] += part.at(0)[e];
+    };
+    for (L i = 0; i < (x2 ? 2 : 1); i++)
         for (L first = 0; first < tiles.count; first += tiles.batch) {
             const L count = std::min(tiles.batch, tiles.count - first);
             transform_images(images[i], s, tiles, first, count, in);
@@ -205,18 +206,18 @@ KERNEL winograd_filter_grad(const real* x, const real* dy, const real* x2, const
                 }
             }
             for (L point = 0; point < POINTS; point++)
-                product(in.at(point), 1, s.C, out.at(point), K, &part[point * s.C * K], K, s.C, K, count, true);
-            const bool last = i == n - 1 && first + tiles.batch >= tiles.count;
-            if (++batches % 16 == 0 || last) {  // sums of sums round less
-                for (L e = 0; e < size; e++) sum[e] += part[e];
-                std::fill(part, part + size, real(0));
+                product(in.at(point), 1, s.C, out.at(point), K, part.at(point), K, s.C, K, count, batches > 0);
+            if (++batches == 16) {
+                end_part();
+                batches = 0;
             }
         }
+    if (batches) end_part();
     for (L c = 0; c < s.C; c++)
         for (L k = 0; k < K; k += LANES) {
             V filter[3][3];
-            const real* points = sum + c * K + k;
-            squared<6, 3, a3>([&](int i, int j) { return load(points + (6 * i + j) * s.C * K); }, filter);
+            const real* points = sum.at(0) + c * K + k;
+            squared<6, 3, a3>([&](int i, int j) { return load(points + (6 * i + j) * sum.stride); }, filter);
             UNROLL
             for (int tap = 0; tap < 9; tap++)
                 for (L lane = 0; lane < LANES; lane++) dw[((k + lane) * s.C + c) * 9 + tap] = filter[tap / 3][tap % 3][lane];
