@@ -29,14 +29,13 @@ Of a block whose norm goes by given moments, which are constants, the first two 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from raymaml.kernels.library import Kernels, Line, Maxima, num_pixels
+from raymaml.kernels.library import Kernels, num_pixels
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,15 @@ Moments = tuple[Tensor, Tensor]
 """Mean and biased variance, [K]."""
 
 
+@dataclass(frozen=True)
+class Norm:
+    """The norm of a block: the number that it adds to the variance, and the moments that it goes
+    by; None: those of the batch."""
+
+    eps: float = 1e-5
+    given: Moments | None = None
+
+
 class Images:
     """Images that do not move, ``[B, c, H, W]``, c 1 or 3."""
 
@@ -62,303 +70,200 @@ class Images:
         self.padded = kernels.padded(x)
 
     @cached_property
-    def patches(self) -> Moments:
-        """Mean [9c] and covariance [9c, 9c] of the 3x3 patches."""
-        gram = self.kernels.patch_gram(self.padded) / self.count
-        mean = gram[-1, :-1]
-        return mean, gram[:-1, :-1] - mean[:, None] * mean
-
-
-@dataclass
-class Tape:
-    """The values that ``forward`` leaves and ``backward`` adds; those of channels are float64."""
-
-    maxima: Maxima
-    numbers: Tensor
-    """r, s and shift - s mean, [3, K]."""
-    count: int
-    g: Tensor = field(init=False)
-    back: Tensor = field(init=False)
-    """<g>, <g d>, bend, and the constant of x_grad, which is that less bend x plus s g; [4, K]."""
-
-    def __post_init__(self) -> None:
-        _, self.s, shift = self.numbers.unbind()
-        self.line: Line = self.s, shift
-
-    def add(self, back: Tensor) -> None:
-        """Add the values of ``backward``."""
-        self.back = back
-        self.g_mean, _, self.bend, self.constant = back.unbind()
-
-
-@dataclass
-class Moved:
-    """The values that ``forward_along`` leaves and ``backward_along`` adds: tangents."""
-
-    maxima: Tensor
-    means: Tensor
-    """<x'> and <x' d>, [2, K]."""
-    numbers: Tensor = field(init=False)
-    g: Tensor = field(init=False)
-
-    def add(self, numbers: Tensor) -> None:
-        """Add r', s' and (shift - s mean)'."""
-        self.numbers = numbers
-        _, self.s, shift = numbers.unbind()
-        self.line: Line = self.s, shift
-
-    def add_back(self, back: Tensor) -> None:
-        """Add <g>', bend' and the constant'."""
-        self.g_mean, self.bend, self.constant = back.unbind()
+    def patches(self) -> Tensor:
+        """Covariance of the 3x3 patches, and below it their mean, [9c + 1, 9c]."""
+        return self.kernels.patches(self.padded)
 
 
 class Block:
     """Batch norm, max-pool and ReLU behind a convolution, which subclasses bring.
 
-    One object serves one pass over one set of images: it keeps the tape.
+    One object serves one pass over one set of images: it keeps the activations.
 
     Args:
         kernels: of the type of all tensors.
         numbers: the parameters.
-        eps: of the norm.
-        given: moments that the norm goes by; None: those of the batch.
+        norm: by the batch, if derivatives of the gradient follow.
     """
 
-    tape: Tape
-    moved: Moved
+    maxima: Tensor
+    places: Tensor
+    """In their windows, 0..3."""
+    count: int
+    """The number n of pixels behind the moments."""
+    g: Tensor
+    maxima_t: Tensor
+    rows: Tensor
+    """Numbers by channel, [9, K]; see ``Kernels``."""
+    rows_t: Tensor
 
-    def __init__(
-        self, kernels: Kernels, numbers: Numbers, eps: float, given: Moments | None
-    ) -> None:
-        self.kernels, self.numbers, self.eps, self.given = kernels, numbers, eps, given
-
-    def _convolved(self) -> tuple[Maxima, int]:
-        """Convolve; return the maxima and moments, and the number n of pixels."""
-        raise NotImplementedError
-
-    def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
-        """Return the gradients in the input, if it goes ``down``, and in the filters."""
-        raise NotImplementedError
-
-    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> Moved:
-        """Return the maxima', <x'> and <x' d>."""
-        raise NotImplementedError
-
-    def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
-        """Return the derivatives of those gradients."""
-        raise NotImplementedError
+    def __init__(self, kernels: Kernels, numbers: Numbers, norm: Norm) -> None:
+        self.kernels, self.numbers, self.norm = kernels, numbers, norm
+        self.rows = kernels.rows(len(numbers.scale))
 
     def forward(self) -> Tensor:
         """Return the result ``[B, K, H // 2, W // 2]``."""
-        maxima, count = self._convolved()
-        if self.given is not None:
-            mean, var = (each.double() for each in self.given)
-            maxima = maxima._replace(mean=mean - self.numbers.bias, var=var)
-        numbers = self.numbers
-        line = self.kernels.norm_line(maxima, numbers.scale, numbers.shift, self.eps)
-        self.tape = Tape(maxima, line, count)
-        return self.kernels.affine_relu(maxima.values, self.tape.line)
+        numbers, norm = self.numbers, self.norm
+        self._convolve()
+        if norm.given is not None:
+            mean, var = norm.given
+            self.rows[0], self.rows[1] = mean - numbers.bias, var
+        return self.kernels.norm_relu(
+            self.maxima, numbers.scale, numbers.shift, norm.eps, self.rows
+        )
+
+    def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
+        """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
+        raise NotImplementedError
+
+    def forward_along(self, x_t: Tensor | None, numbers_t: Numbers) -> Tensor:
+        """Return the derivative of the result; ``x_t`` is None for an input that does not move."""
+        self.rows_t = torch.empty_like(self.rows)
+        self._convolve_along(x_t, numbers_t.weight)
+        maxima, scale = (self.maxima, self.maxima_t), (self.numbers.scale, numbers_t.scale)
+        rows = (self.rows, self.rows_t)
+        return self.kernels.norm_relu_along(maxima, scale, numbers_t.shift, rows)
+
+    def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
+        """Return the derivatives of both gradients of ``backward``."""
+        raise NotImplementedError
+
+    def _convolve(self) -> None:
+        """Set the maxima, their places, the count and the moments."""
+        raise NotImplementedError
+
+    def _convolve_along(self, x_t: Tensor | None, weight_t: Tensor) -> None:
+        """Set the maxima', <x'> and <x' d>."""
+        raise NotImplementedError
 
     @property
     def moments(self) -> Moments:
         """Mean and biased variance of the convolution's result, its bias included."""
-        return self.tape.maxima.mean + self.numbers.bias, self.tape.maxima.var
-
-    @property
-    def count(self) -> int:
-        """The number n of pixels behind the moments."""
-        return self.tape.count
-
-    def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
-        """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
-        tape, sums = self.tape, self._masked(grad)
-        # given moments do not move, as those of endlessly many pixels
-        count = float(tape.count) if self.given is None else math.inf
-        back, scale, shift = self.kernels.norm_line_back(
-            sums, count, tape.maxima.mean, tape.numbers
-        )
-        tape.add(back)
-        bias = torch.zeros_like(shift)
-        if self.given is not None:
-            bias = (tape.s * sums[0]).to(bias.dtype)
-        x_grad, weight = self._convolved_back(down=down)
-        return x_grad, Numbers(weight.to(bias.dtype), bias, scale, shift)
-
-    def _masked(self, grad: Tensor) -> Tensor:
-        """Put g on the tape; return the sums [2, C] of g and g d."""
-        tape = self.tape
-        tape.g, sums = self.kernels.relu_sums(grad, tape.maxima, tape.line)
-        return sums
-
-    def forward_along(self, x_t: Tensor | None, numbers_t: Numbers) -> Tensor:
-        """Return the derivative of the result; ``x_t`` is None for an input that does not move.
-
-        The norm goes by the batch.
-        """
-        tape, kernels, numbers = self.tape, self.kernels, self.numbers
-        self.moved = self._convolved_along(x_t, numbers_t.weight)
-        scales, mean = (numbers.scale, numbers_t.scale), tape.maxima.mean
-        self.moved.add(
-            kernels.norm_line_along(self.moved.means, mean, tape.numbers, scales, numbers_t.shift)
-        )
-        values = tape.maxima.values, self.moved.maxima
-        return kernels.affine_relu_along(*values, tape.line, self.moved.line)
-
-    def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
-        """Return the derivatives of both gradients of ``backward``."""
-        tape, moved = self.tape, self.moved
-        moved.g, sums = self.kernels.relu_sums_along(
-            grad_t, tape.g, tape.maxima, moved.maxima, tape.line
-        )
-        means, lines = (tape.maxima.mean, moved.means[0]), (tape.numbers, tape.back, moved.numbers)
-        back, scale, shift = self.kernels.norm_line_back_along(
-            sums, float(tape.count), means, *lines
-        )
-        moved.add_back(back)
-        x_grad, weight = self._convolved_back_along(down=down)
-        return x_grad, Numbers(weight.to(scale.dtype), torch.zeros_like(shift), scale, shift)
+        mean, var = self.rows[:2]
+        return mean + self.numbers.bias, var
 
     def kept(self) -> list[Tensor]:
         """Return the tensors that the block holds."""
-        holders = (vars(self).values(), vars(self.tape).values(), self.tape.maxima)
-        return [each for values in holders for each in values if isinstance(each, Tensor)]
+        return [each for each in vars(self).values() if isinstance(each, Tensor)]
 
 
 class InnerBlock(Block):
     """A block of activations ``x`` [B, C, H, W], convolved by Winograd's algorithm."""
 
-    def __init__(
-        self, kernels: Kernels, numbers: Numbers, eps: float, given: Moments | None, x: Tensor
-    ) -> None:
-        super().__init__(kernels, numbers, eps, given)
+    def __init__(self, kernels: Kernels, numbers: Numbers, norm: Norm, x: Tensor) -> None:
+        super().__init__(kernels, numbers, norm)
         self.x = x
 
-    def _convolved(self) -> tuple[Maxima, int]:
+    def _convolve(self) -> None:
         self.filters = self.kernels.filters(self.numbers.weight)
         self.y = self.kernels.convolve(self.x, self.filters)
-        return self.kernels.maxima(self.y, self.numbers.scale), num_pixels(self.y)
+        self.count = num_pixels(self.y)
+        self.maxima, self.places = self.kernels.maxima(self.y, self.numbers.scale, self.rows)
 
-    def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
-        tape = self.tape
-        self.y_grad = self.kernels.norm_pool_grad(
-            self.y, tape.g, tape.maxima, constant=tape.constant, bend=tape.bend, scale=tape.s
+    def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
+        """See ``Block``."""
+        kernels, below = self.kernels, None
+        self.g, grads = kernels.norm_relu_back(
+            grad, self.maxima, self.count, self.rows, given=self.norm.given is not None
         )
-        below = None
+        self.y_grad = kernels.norm_pool_grad(self.y, self.g, self.places, self.rows)
         if down:
-            self.filters_back = self.kernels.filters(self.numbers.weight, turned=True)
-            below = self.kernels.convolve(self.y_grad, self.filters_back)
-        return below, self.kernels.filter_grad(self.x, self.y_grad)
+            self.filters_back = kernels.filters(self.numbers.weight, turned=True)
+            below = kernels.convolve(self.y_grad, self.filters_back)
+        return below, Numbers(kernels.filter_grad(self.x, self.y_grad), *grads)
 
-    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> Moved:
+    def _convolve_along(self, x_t: Tensor | None, weight_t: Tensor) -> None:
         assert x_t is not None  # the block below moves
         self.x_t, self.weight_t = x_t, weight_t
         filters_t = self.kernels.filters(weight_t)
-        self.y_t = self.kernels.convolve(self.x_t, self.filters, self.x, filters_t)
-        maxima_t, means = self.kernels.maxima_along(self.y, self.y_t, self.tape.maxima)
-        return Moved(maxima_t, means)
-
-    def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
-        tape, moved = self.tape, self.moved
-        y_grad_t = self.kernels.norm_pool_grad_along(
-            (self.y, self.y_t),
-            (tape.g, moved.g),
-            tape.maxima,
-            constant_t=moved.constant,
-            bends=(tape.bend, moved.bend),
-            scales=(tape.s, moved.s),
+        self.y_t = self.kernels.convolve(x_t, self.filters, self.x, filters_t)
+        self.maxima_t = self.kernels.maxima_along(
+            (self.y, self.y_t), self.places, (self.rows, self.rows_t)
         )
-        below = None
+
+    def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
+        """See ``Block``."""
+        kernels, rows, below = self.kernels, (self.rows, self.rows_t), None
+        g_t, grads_t = kernels.norm_relu_back_along(
+            grad_t, self.g, (self.maxima, self.maxima_t), self.count, rows
+        )
+        y_grad_t = kernels.norm_pool_grad_along(
+            (self.y, self.y_t), (self.g, g_t), self.places, rows
+        )
         if down:
-            filters_t = self.kernels.filters(self.weight_t, turned=True)
-            below = self.kernels.convolve(y_grad_t, self.filters_back, self.y_grad, filters_t)
-        return below, self.kernels.filter_grad(self.x, y_grad_t, self.x_t, self.y_grad)
+            filters_t = kernels.filters(self.weight_t, turned=True)
+            below = kernels.convolve(y_grad_t, self.filters_back, self.y_grad, filters_t)
+        weight_t = kernels.filter_grad(self.x, y_grad_t, self.x_t, self.y_grad)
+        return below, Numbers(weight_t, *grads_t)
 
 
 class FirstBlock(Block):
     """A block of images, whose convolution is never written down.
 
     With ``T`` the filters [K, 9c], ``m`` and ``Cov`` the moments of the patches p, the convolution
-    has the mean ``T m`` and the variance ``diag(T Cov T^T)``. The gradient in T is the sum of g p
-    over the maxima alone, less ``<g> m`` and ``bend T Cov``.
+    has the mean ``T m`` and the variance ``diag(T Cov T^T)``. The gradient in T is s times the sum
+    of g p over the maxima alone, less ``n s <g> m`` and ``n bend spread``, ``spread = T Cov``.
 
     Where no gradient follows, sums of the convolution cost less than the moments of the patches.
+
+    Args:
+        kernels: see ``Block``.
+        numbers: see ``Block``.
+        norm: see ``Block``.
+        images: of the set.
+        order: highest derivative that follows, 0 to 2.
     """
 
+    spread: Tensor | None = None
+    """[9c, K]; None: the norm goes by given moments."""
+    sums: Tensor
+    """Of g p, [9c, K]."""
+
     def __init__(
-        self,
-        kernels: Kernels,
-        numbers: Numbers,
-        eps: float,
-        given: Moments | None,
-        images: Images,
-        *,
-        order: int = 2,
+        self, kernels: Kernels, numbers: Numbers, norm: Norm, images: Images, *, order: int = 2
     ) -> None:
-        super().__init__(kernels, numbers, eps, given)
-        self.order = order
-        self.images = images
+        super().__init__(kernels, numbers, norm)
+        self.images, self.order, self.count = images, order, images.count
 
-    def _convolved(self) -> tuple[Maxima, int]:
-        taps, scale, images = _by_tap(self.numbers.weight), self.numbers.scale, self.images
-        by_channel = taps.T.contiguous()
-        if self.order == 0 and self.given is None and images.is_even:
-            found = self.kernels.first_maxima_and_moments(images.padded, by_channel, scale)
-            return found, images.count
-        values, places = self.kernels.first_maxima(images.padded, by_channel, scale)
-        if self.given is not None:
-            return Maxima(values, places, *self.given), images.count
-        (patch_mean, cov), taps = images.patches, taps.double()
-        self.spread = taps @ cov  # T Cov
-        mean, var = taps @ patch_mean, (self.spread * taps).sum(1).clamp(min=0)
-        return Maxima(values, places, mean, var), images.count
+    def _convolve(self) -> None:
+        kernels, images, numbers = self.kernels, self.images, self.numbers
+        operands, rows = (images.padded, numbers.weight, numbers.scale), self.rows
+        by_batch = self.norm.given is None
+        if by_batch and self.order == 0 and images.is_even:
+            self.maxima, self.places = kernels.first_maxima_and_moments(*operands, rows)
+            return
+        self.maxima, self.places = kernels.first_maxima(*operands)
+        if by_batch:
+            self.spread = kernels.first_moments(numbers.weight, images.patches, rows)
 
-    def _convolved_back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
-        tape = self.tape
-        if self.given is not None:
-            return None, self._as_filters(tape.s[:, None] * self.sums)
-        around = (tape.s * tape.g_mean)[:, None] * self.images.patches[0]
-        around = around + tape.bend[:, None] * self.spread
-        return None, self._as_filters(tape.s[:, None] * self.sums - tape.count * around)
+    def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
+        """See ``Block``; images have no gradient."""
+        moving = None if self.spread is None else (self.images.patches, self.spread)
+        arguments = (self.images.padded, grad, (self.maxima, self.places), moving, self.rows)
+        if self.order < 2:
+            grads, weight = self.kernels.first_last_back(*arguments)
+        else:
+            self.g, self.sums, grads, weight = self.kernels.first_back(*arguments)
+        return None, Numbers(weight, *grads)
 
-    def _masked(self, grad: Tensor) -> Tensor:
-        tape = self.tape
-        if self.order < 2:  # nothing needs g again
-            sums_by_tap, sums = self.kernels.first_sums(
-                self.images.padded, grad, tape.maxima, tape.line
-            )
-            self.sums = sums_by_tap.T
-            return sums
-        sums = super()._masked(grad)
-        self.sums = self._patch_sums(tape.g)
-        return sums
-
-    def _convolved_along(self, x_t: Tensor | None, weight_t: Tensor) -> Moved:
-        taps_t, (mean, cov) = _by_tap(weight_t), self.images.patches
-        maxima_t = self.kernels.first_maxima_along(
-            self.images.padded, taps_t.T.contiguous(), self.tape.maxima.places
+    def _convolve_along(self, x_t: Tensor | None, weight_t: Tensor) -> None:
+        kernels, images = self.kernels, self.images
+        assert self.spread is not None
+        self.maxima_t = kernels.first_maxima_along(images.padded, weight_t, self.places)
+        self.spread_t = kernels.first_moments_along(
+            weight_t, images.patches, self.spread, self.rows_t
         )
-        taps_t = taps_t.double()
-        self.spread_t = taps_t @ cov
-        return Moved(maxima_t, torch.stack([taps_t @ mean, (taps_t * self.spread).sum(1)]))
 
-    def _convolved_back_along(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
-        tape, moved = self.tape, self.moved
-        sums_t = self._patch_sums(moved.g)
-        mean = self.images.patches[0]
-        around = (moved.s * tape.g_mean + tape.s * moved.g_mean)[:, None] * mean
-        around = around + moved.bend[:, None] * self.spread + tape.bend[:, None] * self.spread_t
-        grad = moved.s[:, None] * self.sums + tape.s[:, None] * sums_t - tape.count * around
-        return None, self._as_filters(grad)
-
-    def _patch_sums(self, g: Tensor) -> Tensor:
-        places = self.tape.maxima.places
-        return self.kernels.first_filter_sums(self.images.padded, g, places).T
-
-    def _as_filters(self, taps: Tensor) -> Tensor:
-        K, c, *_ = self.numbers.weight.shape
-        return taps.reshape(K, 3, 3, c).permute(0, 3, 1, 2)
-
-
-def _by_tap(weight: Tensor) -> Tensor:
-    """``[K, c, 3, 3] -> [K, 9c]`` in the order row, column, channel, as patches are."""
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+    def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
+        """See ``Block``."""
+        assert self.spread is not None
+        grads_t, weight_t = self.kernels.first_back_along(
+            self.images.padded,
+            grad_t,
+            self.g,
+            (self.maxima, self.maxima_t, self.places),
+            moving=(self.images.patches, self.spread, self.spread_t),
+            sums=self.sums,
+            rows=(self.rows, self.rows_t),
+        )
+        return None, Numbers(weight_t, *grads_t)

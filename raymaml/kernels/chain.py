@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.kernels.blocks import Block, FirstBlock, Images, InnerBlock, Moments, Numbers
+from raymaml.kernels.blocks import Block, FirstBlock, Images, InnerBlock, Norm, Numbers
 from raymaml.kernels.library import Kernels
-
-
-class Back(Protocol):
-    """``Block.backward`` or ``Block.backward_along``."""
-
-    def __call__(
-        self, block: Block, grad: Tensor, /, *, down: bool
-    ) -> tuple[Tensor | None, Numbers]:
-        """Take a gradient, or its tangent, through a block."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +22,6 @@ class Weights:
     head: Tensor  # [N, F]
     bias: Tensor  # [N]
     temperature: Tensor  # [], factor of the logits
-
-
-@dataclass(frozen=True)
-class Norm:
-    """The norm of a block: what it adds to the variance, and moments that it is given, if any."""
-
-    eps: float = 1e-5
-    given: Moments | None = None
 
 
 class Chain:
@@ -71,12 +53,11 @@ class Chain:
         self.weights, self.blocks = weights, list[Block]()
         out: Tensor | None = None
         for numbers, norm in zip(weights.blocks, norms, strict=True):
-            common = kernels, numbers, norm.eps, norm.given
             block: Block
             if out is None:
-                block = FirstBlock(*common, images, order=order)
+                block = FirstBlock(kernels, numbers, norm, images, order=order)
             else:
-                block = InnerBlock(*common, out)
+                block = InnerBlock(kernels, numbers, norm, out)
             out = block.forward()
             self.blocks.append(block)
         assert out is not None
@@ -102,7 +83,7 @@ class Chain:
         ones = F.one_hot(labels, self.logits.shape[1])
         self.errors = (self.probabilities - ones) / len(labels)
         along = self.weights.temperature * self.errors  # the gradient in u
-        found = self._down(Block.backward, along @ self.weights.head, lowest)
+        found = self._down(along @ self.weights.head, lowest)
         temperature = (self.errors * self.u).sum()
         return Weights(found, along.T @ self.features, along.sum(0), temperature)
 
@@ -121,18 +102,20 @@ class Chain:
         errors_t = p * (logits_t - (p * logits_t).sum(1, keepdim=True)) / len(p)
         along, along_t = (self.weights.temperature * each for each in (self.errors, errors_t))
         below = along_t @ head + along @ direction.head
-        found = self._down(Block.backward_along, below, 0)
+        found = self._down(below, 0, along=True)
         head_grad = along.T @ features_t + along_t.T @ self.features
         temperature = (errors_t * self.u + self.errors * u_t).sum()
         return Weights(found, head_grad, along_t.sum(0), temperature)
 
-    def _down(self, back: Back, features_grad: Tensor, lowest: int) -> list[Numbers]:
+    def _down(self, features_grad: Tensor, lowest: int, *, along: bool = False) -> list[Numbers]:
         """Take a gradient in the features, or its tangent, down to the block ``lowest``."""
         images = features_grad.reshape(self.out.shape)
         grad: Tensor | None = images.contiguous(memory_format=torch.channels_last)
         found: list[Numbers] = []
         for number in range(len(self.blocks) - 1, lowest - 1, -1):
             assert grad is not None
-            grad, numbers = back(self.blocks[number], grad, down=number > lowest)
+            block = self.blocks[number]
+            back = block.backward_along if along else block.backward
+            grad, numbers = back(grad, down=number > lowest)
             found.insert(0, numbers)
         return found

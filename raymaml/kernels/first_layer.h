@@ -2,9 +2,9 @@
 // are computed once for a set of images.
 //
 // With patches p [K] of K = 9 cin values around each pixel, m = <p> and Cov = <p p^T> - m m^T, the convolution
-// by w has the mean w m and the variance w Cov w^T; its values are needed at the maxima alone, and so are
-// their tangents. Images are padded by a pixel: [B, H + 2, W + 2, cin], cin 1 or 3, with room for a vector behind
-// them. Weights are [K, C], patches run over (dy, dx, channel), and C is a multiple of 16.
+// by T [C, K] has the mean T m and the variance diag(T Cov T^T); its values are needed at the maxima alone, and so
+// are their tangents. Images are padded by a pixel: [B, H + 2, W + 2, cin], cin 1 or 3, with room for a vector
+// behind them. Patches run over (dy, dx, channel), weights are w [C, cin, 3, 3], and C is a multiple of 16.
 #pragma once
 #include "norm_pool.h"
 #include "products.h"
@@ -18,35 +18,85 @@ INLINE void transposed_product(const real* a, const real* u, real* m, L ld, L co
     for (; k + 2 * LANES <= columns; k += 2 * LANES) block<N, 2>(a, 1, ld, u + k, ld, m + k, ld, count, false);
     for (; k < columns; k += LANES) block<N, 1>(a, 1, ld, u + k, ld, m + k, ld, count, false);
 }
-// gram [32, 32] = the sum of (p, 1)(p, 1)^T over all pixels. A patch is three rows of 3 cin values, u. Products of a
-// row u of r with those of r, r + 1 and r + 2, added up over a line of the image, serve all patches that hold r.
+// The weights by taps, T^T [K, C].
+template <int CIN, class Number>
+static void by_tap(const real* w, L C, Number* taps) {
+    for (L c = 0; c < C; c++)
+        for (L tap = 0; tap < 9; tap++)
+            for (L i = 0; i < CIN; i++) taps[(tap * CIN + i) * C + c] = w[(c * CIN + i) * 9 + tap];
+}
+// patches [K + 1, K]: Cov, and m below it. A patch is three rows of 3 cin values, u. Products of a row u of r with
+// those of r, r + 1 and r + 2, added up over a line of the image, serve all patches that hold r.
 template <int CIN>
-static void gram_of(const real* images, Shape s, double* gram) {
+static void patches_of(const real* images, Shape s, double* patches) {
     constexpr L ROW = 3 * CIN, K = 3 * ROW, COUNT = (K + 1 + LANES - 1) / LANES * LANES;
     const L W = s.W, line = (W + 2) * CIN;
     Room room(W * PATCH), products(ROW * PATCH);
-    real *patches = room.data(), *sums = products.data();
-    std::fill(patches, patches + W * PATCH, real(0));
-    for (L x = 0; x < W; x++) patches[x * PATCH + K] = 1;
-    memset(gram, 0, PATCH * PATCH * sizeof(double));
+    real *lines = room.data(), *sums = products.data();
+    double gram[K][K + 1] = {};  // sums of p (p, 1)^T
+    std::fill(lines, lines + W * PATCH, real(0));
+    for (L x = 0; x < W; x++) lines[x * PATCH + K] = 1;
     for (L b = 0; b < s.B; b++)
         for (L r = 0; r < s.H + 2; r++) {
             const L rows = std::min<L>(3, s.H + 2 - r);
             for (L x = 0; x < W; x++)
                 for (L dy = 0; dy < rows; dy++)
-                    memcpy(patches + x * PATCH + dy * ROW, images + (b * (s.H + 2) + r + dy) * line + x * CIN,
+                    memcpy(lines + x * PATCH + dy * ROW, images + (b * (s.H + 2) + r + dy) * line + x * CIN,
                            ROW * sizeof(real));
-            transposed_product<ROW>(patches, patches, sums, PATCH, COUNT, W);
+            transposed_product<ROW>(lines, lines, sums, PATCH, COUNT, W);
             for (L dy = 0; dy < 3; dy++)
                 if (r >= dy && r < dy + s.H)
                     for (L i = 0; i < ROW; i++) {
-                        for (L j = 0; j < (3 - dy) * ROW; j++) gram[(dy * ROW + i) * PATCH + dy * ROW + j] += sums[i * PATCH + j];
-                        gram[(dy * ROW + i) * PATCH + K] += sums[i * PATCH + K];
+                        for (L j = 0; j < (3 - dy) * ROW; j++) gram[dy * ROW + i][dy * ROW + j] += sums[i * PATCH + j];
+                        gram[dy * ROW + i][K] += sums[i * PATCH + K];
                     }
         }
-    gram[K * PATCH + K] = s.B * s.H * W;
-    for (L i = 0; i <= K; i++)
-        for (L j = 0; j < i; j++) gram[i * PATCH + j] = gram[j * PATCH + i];
+    const double n = pixels(s);
+    for (L i = 0; i < K; i++) {
+        patches[K * K + i] = gram[i][K] / n;
+        for (L j = 0; j <= i; j++)
+            patches[i * K + j] = patches[j * K + i] = gram[j][i] / n - gram[i][K] / n * (gram[j][K] / n);
+    }
+}
+// T^T and spread = Cov T^T, both [K, C].
+template <int CIN>
+static void spread_of(const real* w, L C, const double* patches, double* taps, double* spread) {
+    constexpr L K = 9 * CIN;
+    by_tap<CIN>(w, C, taps);
+    memset(spread, 0, K * C * sizeof(double));
+    for (L k = 0; k < K; k++)
+        for (L j = 0; j < K; j++)
+            for (L c = 0; c < C; c++) spread[k * C + c] += patches[k * K + j] * taps[j * C + c];
+}
+// mean, and the products of T with spread, which are the variance, or of a tangent <x' d>.
+template <int CIN>
+static void moments_of(const double* taps, L C, const double* patches, const double* spread, double* mean, double* product) {
+    constexpr L K = 9 * CIN;
+    std::fill(mean, mean + C, 0.);
+    std::fill(product, product + C, 0.);
+    for (L k = 0; k < K; k++)
+        for (L c = 0; c < C; c++) {
+            mean[c] += patches[K * K + k] * taps[k * C + c];
+            product[c] += spread[k * C + c] * taps[k * C + c];
+        }
+}
+// Sets mean and var of the convolution; spread.
+template <int CIN>
+static void first_moments_of(const real* w, L C, const double* patches, double* rows, double* spread) {
+    std::unique_ptr<double[]> taps(new double[9 * CIN * C]);
+    const Rows n(rows, C);
+    spread_of<CIN>(w, C, patches, taps.get(), spread);
+    moments_of<CIN>(taps.get(), C, patches, spread, n.mean, n.var);
+    for (L c = 0; c < C; c++) n.var[c] = n.var[c] < 0 ? 0 : n.var[c];
+}
+// Sets <x'> and <x' d>; spread'.
+template <int CIN>
+static void first_moments_along_of(const real* w_t, L C, const double* patches, const double* spread, double* rows_t,
+                                   double* spread_t) {
+    std::unique_ptr<double[]> taps(new double[9 * CIN * C]);
+    const Rows t(rows_t, C);
+    spread_of<CIN>(w_t, C, patches, taps.get(), spread_t);
+    moments_of<CIN>(taps.get(), C, patches, spread, t.mean, t.var);
 }
 #if VECTOR_BYTES == 64
 constexpr int WINDOWS = 3, COLUMNS = 2;
@@ -96,43 +146,43 @@ INLINE void convolved(const real* images, Shape s, const real* w, Done done, End
     for (; c + COLUMNS * LANES <= s.C; c += COLUMNS * LANES) all_windows<CIN, COLUMNS>(images, s, c, w, done, end_row);
     for (; c < s.C; c += LANES) all_windows<CIN, 1>(images, s, c, w, done, end_row);
 }
-// w [K, C], turned round in the channels that the norm turns round
-INLINE void turned(const real* w, const real* weight, L K, L C, real* to) {
-    for (L k = 0; k < K; k++)
-        for (L c = 0; c < C; c += LANES) store(to + k * C + c, load(w + k * C + c) * sign_of(weight + c));
+// T^T [K, C], turned round in the channels that the norm turns round.
+template <int CIN>
+static void turned(const real* w, const real* scale, L C, real* taps) {
+    by_tap<CIN>(w, C, taps);
+    for (L k = 0; k < 9 * CIN; k++)
+        for (L c = 0; c < C; c += LANES) store(taps + k * C + c, load(taps + k * C + c) * sign_of(scale + c));
 }
 template <int CIN>
-static void maxima_of(const real* images, Shape s, const real* w, const real* weight, real* maxima, uint8_t* at) {
+static void maxima_of(const real* images, Shape s, const real* w, const real* scale, real* maxima, uint8_t* at) {
     Room room(9 * CIN * s.C);
-    turned(w, weight, 9 * CIN, s.C, room.data());
+    turned<CIN>(w, scale, s.C, room.data());
     convolved<CIN>(
         images, s, room.data(),
         [&](L c, L o, const V* x) {
             const Largest found = largest(x);
-            store(maxima + o, found.value * sign_of(weight + c));
+            store(maxima + o, found.value * sign_of(scale + c));
             store_bytes(at + o, found.place);
         },
         [](L) {});
 }
-// As maxima_of, for images of even sides; sums [3, C] of x - x0, of its square, and x0, x of the first pixel, of the
-// turned x.
+// As maxima_of, for images of even sides; sets mean and var. Sums are of x - x0, with x0 that of the first pixel.
 template <int CIN>
-static void maxima_and_sums_of(const real* images, Shape s, const real* w, const real* weight, real* maxima, uint8_t* at,
-                               double* sums) {
+static void maxima_and_moments_of(const real* images, Shape s, const real* w, const real* scale, real* maxima, uint8_t* at,
+                                  double* rows) {
+    const Rows n(rows, s.C);
     Room room((3 + 9 * CIN) * s.C);
     real *x0 = room.data(), *sum = x0 + s.C, *square = sum + s.C, *filters = square + s.C;
-    turned(w, weight, 9 * CIN, s.C, filters);
-    std::fill(x0, x0 + 3 * s.C, real(0));
-    memset(sums, 0, 3 * s.C * sizeof(double));
-    for (L c = 0; c < s.C; c += LANES) {
+    turned<CIN>(w, scale, s.C, filters);
+    std::fill(sum, sum + 2 * s.C, real(0));
+    memset(rows, 0, 2 * s.C * sizeof(double));
+    for (L c = 0; c < s.C; c += LANES)
         windows_of<CIN, 1, 1>(images, (s.W + 2) * CIN, filters + c, s.C, [&](int, int, const V* x) { store(x0 + c, x[0]); });
-        add_to(sums + 2 * s.C + c, load(x0 + c));
-    }
     convolved<CIN>(
         images, s, filters,
         [&](L c, L o, const V* x) {
             const Largest found = largest(x);
-            store(maxima + o, found.value * sign_of(weight + c));
+            store(maxima + o, found.value * sign_of(scale + c));
             store_bytes(at + o, found.place);
             V d[4];
             UNROLL
@@ -141,11 +191,15 @@ static void maxima_and_sums_of(const real* images, Shape s, const real* w, const
             store(square + c, load(square + c) + ((d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3])));
         },
         [&](L c) {
-            add_to(sums + c, load(sum + c));
-            add_to(sums + s.C + c, load(square + c));
+            add_to(n.mean + c, load(sum + c));
+            add_to(n.var + c, load(square + c));
             store(sum + c, V{});
             store(square + c, V{});
         });
+    for (L c = 0; c < s.C; c++) {
+        end_moments(n, pixels(s), c, x0[c]);
+        if (scale[c] < 0) n.mean[c] = -n.mean[c];
+    }
 }
 // Whether a vector holds a row of the pixels around a window, and two can be shuffled, which takes half the time.
 template <int CIN>
@@ -178,9 +232,12 @@ INLINE void at_maxima(const real* images, Shape s, const uint8_t* at, Window win
             end_row(c);
         }
 }
-// maxima' = w' p at the maxima
+// maxima' = T' p at the maxima
 template <int CIN>
 static void maxima_along_of(const real* images, Shape s, const real* w_t, const uint8_t* at, real* maxima_t) {
+    Room room(9 * CIN * s.C);
+    real* taps = room.data();
+    by_tap<CIN>(w_t, s.C, taps);
     at_maxima<CIN>(
         images, s, at,
         [&](auto tap, L o, L c) {
@@ -188,49 +245,103 @@ static void maxima_along_of(const real* images, Shape s, const real* w_t, const 
             UNROLL
             for (int dy = 0; dy < 3; dy++)
                 UNROLL
-                for (int e = 0; e < 3 * CIN; e++) sum[dy] += tap(dy, e) * load(w_t + (dy * 3 * CIN + e) * s.C + c);
+                for (int e = 0; e < 3 * CIN; e++) sum[dy] += tap(dy, e) * load(taps + (dy * 3 * CIN + e) * s.C + c);
             store(maxima_t + o, sum[0] + sum[1] + sum[2]);
         },
         [](L) {});
 }
-// sums [K, C] of g p at the maxima. Without mean, g is grad; else g is grad where out > 0, and there are more sums:
-// [2, C] of g and of g d, as relu_sums has them.
-template <int CIN>
-static void filter_sums_of(const real* images, Shape s, const real* grad, const real* maxima, const double* scale,
-                           const double* shift, const double* mean, const uint8_t* at, double* sums, double* more) {
+// sums [K, C] of g p at the maxima; also(v, o, c) turns a vector of grad into g, and end_also(c) ends a row of windows.
+template <int CIN, class Also, class EndAlso>
+INLINE void filter_sums(const real* images, Shape s, const real* grad, const uint8_t* at, double* sums, Also also,
+                        EndAlso end_also) {
     constexpr int K = 9 * CIN;
     memset(sums, 0, K * s.C * sizeof(double));
-    V sum[K] = {}, g_sum = {}, product = {};
-    const auto add = [&](auto tap, V g) {
-        UNROLL
-        for (int k = 0; k < K; k++) sum[k] += tap(k / (3 * CIN), k % (3 * CIN)) * g;
-    };
-    const auto end_row = [&](L c) {
-        UNROLL
-        for (int k = 0; k < K; k++) {
-            add_to(sums + k * s.C + c, sum[k]);
-            sum[k] = V{};
-        }
-    };
-    if (!mean) {
-        at_maxima<CIN>(images, s, at, [&](auto tap, L o, L) { add(tap, load(grad + o)); }, end_row);
-        return;
-    }
-    Line line(scale, shift, s.C);
-    Channels mu(mean, s.C);
-    memset(more, 0, 2 * s.C * sizeof(double));
+    V sum[K] = {};
     at_maxima<CIN>(
         images, s, at,
         [&](auto tap, L o, L c) {
-            const V m = load(maxima + o), g = line.where_positive(load(grad + o), m, c);
-            g_sum += g;
-            product += g * (m - mu[c]);
-            add(tap, g);
+            const V g = also(load(grad + o), o, c);
+            UNROLL
+            for (int k = 0; k < K; k++) sum[k] += tap(k / (3 * CIN), k % (3 * CIN)) * g;
         },
         [&](L c) {
-            add_to(more + c, g_sum);
-            add_to(more + s.C + c, product);
-            g_sum = product = V{};
-            end_row(c);
+            UNROLL
+            for (int k = 0; k < K; k++) {
+                add_to(sums + k * s.C + c, sum[k]);
+                sum[k] = V{};
+            }
+            end_also(c);
         });
+}
+// dw [C, cin, 3, 3] of values(k, c), T's gradient
+template <int CIN, class Values>
+INLINE void as_weights(L C, real* dw, Values values) {
+    for (L c = 0; c < C; c++)
+        for (L tap = 0; tap < 9; tap++)
+            for (L i = 0; i < CIN; i++) dw[(c * CIN + i) * 9 + tap] = values(tap * CIN + i, c);
+}
+// dw = s sums - n (s g_mean m + bend spread); given moments do not move.
+template <int CIN>
+static void filter_grad_of(Shape s, L given, const double* patches, const double* spread, const double* sums, Rows n,
+                           real* dw) {
+    constexpr L K = 9 * CIN;
+    as_weights<CIN>(s.C, dw, [&](L k, L c) {
+        const double found = n.s[c] * sums[k * s.C + c];
+        if (given) return found;
+        return found - pixels(s) * (n.s[c] * n.g_mean[c] * patches[K * K + k] + n.bend[c] * spread[k * s.C + c]);
+    });
+}
+// g of the maxima's gradient; sums of g p; dw; sets the numbers and grads as norm_relu_back.
+template <int CIN>
+static void back_of(const real* images, Shape s, const real* grad, const real* maxima, const uint8_t* at, L given,
+                    const double* patches, const double* spread, double* rows, double* sums, real* g, real* grads, real* dw) {
+    norm_relu_back(grad, maxima, s.B * (s.H / 2) * (s.W / 2), s.C, pixels(s), given, rows, g, grads);
+    filter_sums<CIN>(
+        images, s, g, at, sums, [](V v, L, L) { return v; }, [](L) {});
+    filter_grad_of<CIN>(s, given, patches, spread, sums, Rows(rows, s.C), dw);
+}
+// As back_of, without writing g.
+template <int CIN>
+static void last_back_of(const real* images, Shape s, const real* grad, const real* maxima, const uint8_t* at, L given,
+                         const double* patches, const double* spread, double* rows, real* grads, real* dw) {
+    const Rows n(rows, s.C);
+    std::unique_ptr<double[]> sums(new double[9 * CIN * s.C]);
+    Line line(n, s.C);
+    Channels mean(n.mean, s.C);
+    memset(n.g_mean, 0, 2 * s.C * sizeof(double));
+    V g_sum = {}, product = {};
+    filter_sums<CIN>(
+        images, s, grad, at, sums.get(),
+        [&](V v, L o, L c) {
+            const V m = load(maxima + o), g = line.where_positive(v, m, c);
+            g_sum += g;
+            product += g * (m - mean[c]);
+            return g;
+        },
+        [&](L c) {
+            add_to(n.g_mean + c, g_sum);
+            add_to(n.product + c, product);
+            g_sum = product = V{};
+        });
+    norm_line_back(n, pixels(s), given, s.C, grads);
+    filter_grad_of<CIN>(s, given, patches, spread, sums.get(), n, dw);
+}
+// g'; dw' = s' sums + s sums' - n ((s' g_mean + s g_mean') m + bend' spread + bend spread'); the rest as
+// norm_relu_back_along.
+template <int CIN>
+static void back_along_of(const real* images, Shape s, const real* grad_t, const real* g, const real* maxima,
+                          const real* maxima_t, const uint8_t* at, const double* patches, const double* spread,
+                          const double* spread_t, const double* sums, double* rows, double* rows_t, real* g_t, real* grads_t,
+                          real* dw_t) {
+    constexpr L K = 9 * CIN;
+    const Rows n(rows, s.C), t(rows_t, s.C);
+    std::unique_ptr<double[]> sums_t(new double[K * s.C]);
+    norm_relu_back_along(grad_t, g, maxima, maxima_t, s.B * (s.H / 2) * (s.W / 2), s.C, pixels(s), rows, rows_t, g_t, grads_t);
+    filter_sums<CIN>(
+        images, s, g_t, at, sums_t.get(), [](V v, L, L) { return v; }, [](L) {});
+    as_weights<CIN>(s.C, dw_t, [&](L k, L c) {
+        const L o = k * s.C + c;
+        const double mean = (t.s[c] * n.g_mean[c] + n.s[c] * t.g_mean[c]) * patches[K * K + k];
+        return t.s[c] * sums[o] + n.s[c] * sums_t[o] - pixels(s) * (mean + t.bend[c] * spread[o] + n.bend[c] * spread_t[o]);
+    });
 }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raymaml.kernels.build import NoKernelsError, built
+from raymaml.kernels.build import SOURCES, NoKernelsError, built
 from raymaml.storage.cache import CACHE
 from raymaml.storage.place import at_home
 
@@ -26,177 +27,116 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in "BHWC"]
 
 
-Line = tuple[Tensor, Tensor]
-"""Scale and shift by channel, [C]."""
-
-
-class Maxima(NamedTuple):
-    """The pooled maxima of a convolution's result, and its moments."""
-
-    values: Tensor  # [B, C, h, w]
-    places: Tensor  # [B, C, h, w] of uint8, 0..3 in the window
-    mean: Tensor  # [C], float64, as all moments and sums
-    var: Tensor  # [C]
+_TYPES = {"L": ctypes.c_long, "double": ctypes.c_double, "Shape": _Shape}
+_ROWS = 9
+"""Numbers by channel of a block, in lines.h, which names them; the mean and the variance first."""
+Maxima = tuple[Tensor, Tensor]
+"""The pooled maxima [B, C, h, w] of a convolution's result, and their places 0..3 in the windows,
+of uint8."""
+Pair = tuple[Tensor, Tensor]
+"""A value and its tangent."""
 
 
 class Kernels:
     """The kernels for numbers of one type.
 
     Images are ``[B, C, H, W]`` in the channels-last layout, with C a multiple of 16, but for those
-    of the first layer. Numbers by channel, [C], are float64. Results are new tensors.
+    of the first layer. A kernel sets some of the ``rows`` of its block, of float64, and reads what
+    earlier ones have set. Other results are new tensors.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
+        self._functions = {name: getattr(library, name) for name, _ in _declared()}
+        for name, types in _declared():
+            self._functions[name].argtypes = types
 
     def _call(self, name: str, *arguments: Tensor | _Shape | float | None) -> None:
-        getattr(self._library, name)(*map(_as_c, arguments))
+        plain = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+        self._functions[name](*plain)
 
     def images(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return room for images ``[B, C, H, W]``."""
         return torch.empty(shape, dtype=dtype or self.dtype, memory_format=torch.channels_last)
 
-    def _pooled(self, shape: _Shape) -> tuple[Tensor, Tensor]:
-        """Return room for the maxima of images, and for their places."""
+    def rows(self, channels: int) -> Tensor:
+        """Return room for the numbers by channel of a block, or of its tangent, [9, C]."""
+        return torch.empty(_ROWS, channels, dtype=torch.float64)
+
+    def _pooled(self, shape: _Shape) -> Maxima:
         values = self.images(shape.B, shape.C, shape.H // 2, shape.W // 2)
         return values, self.images(*values.shape, dtype=torch.uint8)
 
     # ------------------------------------------------------------------ norm, pool and ReLU
-    def maxima(self, x: Tensor, weight: Tensor) -> Maxima:
-        """Pool the maxima of ``weight * x`` by 2x2, and take the moments of ``x``."""
+    def maxima(self, x: Tensor, scale: Tensor, rows: Tensor) -> Maxima:
+        """Pool the maxima of ``scale * x`` by 2x2, and set the moments of ``x``."""
         values, places = self._pooled(_shape(x))
-        sums = torch.empty(2, x.shape[1], dtype=torch.float64)
-        self._call("moments_and_maxima", x, _shape(x), weight, values, places, sums)
-        mean, square = sums / num_pixels(x)
-        var = (square - mean * mean).clamp_(min=0)
-        return Maxima(values, places, mean + x[0, :, 0, 0], var)
+        self._call("moments_and_maxima", x, _shape(x), scale, values, places, rows)
+        return values, places
 
-    def affine_relu(self, maxima: Tensor, line: Line) -> Tensor:
-        """Return ``out = relu(scale * maxima + shift)``."""
+    def maxima_along(self, x: Pair, places: Tensor, rows: Pair) -> Tensor:
+        """Return ``x'`` at the maxima, and set the means of x' and x' d, d = x - mean."""
+        maxima_t = self.images(*places.shape)
+        self._call("maxima_along", *x, _shape(x[0]), places, rows[0], maxima_t, rows[1])
+        return maxima_t
+
+    def norm_relu(
+        self, maxima: Tensor, scale: Tensor, shift: Tensor, eps: float, rows: Tensor
+    ) -> Tensor:
+        """Return ``out`` at the moments of ``rows``."""
         out = torch.empty_like(maxima)
-        self._call("affine_relu", maxima, num_pixels(maxima), maxima.shape[1], *line, out)
+        count, C = num_pixels(maxima), maxima.shape[1]
+        self._call("norm_relu", maxima, count, C, scale, shift, eps, rows, out)
         return out
 
-    def affine_relu_along(
-        self, maxima: Tensor, maxima_t: Tensor, line: Line, line_t: Line
-    ) -> Tensor:
-        """Return the derivative of ``affine_relu``."""
-        out_t = torch.empty_like(maxima)
-        count = (num_pixels(maxima), maxima.shape[1])
-        self._call("affine_relu_along", maxima, maxima_t, *count, *line, *line_t, out_t)
+    def norm_relu_along(self, maxima: Pair, scale: Pair, shift_t: Tensor, rows: Pair) -> Tensor:
+        """Return ``out'``."""
+        out_t = torch.empty_like(maxima[0])
+        count, C = num_pixels(out_t), out_t.shape[1]
+        self._call("norm_relu_along", *maxima, count, C, *scale, shift_t, *rows, out_t)
         return out_t
 
-    def relu_sums(self, grad: Tensor, maxima: Maxima, line: Line) -> tuple[Tensor, Tensor]:
-        """Return ``g``, which is ``grad`` where ``out`` > 0, and the sums [2, C] of g and of g d,
-        d the maxima less the mean."""
-        g, sums = torch.empty_like(grad), torch.empty(2, grad.shape[1], dtype=torch.float64)
-        count = (num_pixels(grad), grad.shape[1])
-        self._call("relu_sums", grad, maxima.values, *count, *line, maxima.mean, g, sums)
-        return g, sums
+    def norm_relu_back(
+        self, grad: Tensor, maxima: Tensor, count: int, rows: Tensor, *, given: bool
+    ) -> Pair:
+        """Return ``g``; the gradients [3, C] in the convolution's bias, in scale and in shift.
 
-    def relu_sums_along(
-        self, grad_t: Tensor, g: Tensor, maxima: Maxima, maxima_t: Tensor, line: Line
-    ) -> tuple[Tensor, Tensor]:
-        """Return ``g'``, and the sums [3, C] of g', g' d and ``g * maxima'``."""
-        g_t, sums = torch.empty_like(g), torch.empty(3, g.shape[1], dtype=torch.float64)
-        images = (grad_t, g, maxima.values, maxima_t, num_pixels(g), g.shape[1])
-        self._call("relu_sums_along", *images, *line, maxima.mean, g_t, sums)
-        return g_t, sums
+        Args:
+            grad: that in ``out``.
+            maxima: ``[B, C, h, w]``.
+            count: pixels behind the moments.
+            rows: of the block.
+            given: whether its moments are constants.
+        """
+        g, C = torch.empty_like(grad), grad.shape[1]
+        grads = torch.empty(3, C, dtype=self.dtype)
+        self._call(
+            "norm_relu_back", grad, maxima, num_pixels(g), C, count, int(given), rows, g, grads
+        )
+        return g, grads
 
-    def norm_pool_grad(
-        self,
-        x: Tensor,
-        g: Tensor,
-        maxima: Maxima,
-        *,
-        constant: Tensor,
-        bend: Tensor,
-        scale: Tensor,
-    ) -> Tensor:
-        """Return ``constant - bend * x``, plus ``scale * g`` at the maxima."""
+    def norm_relu_back_along(
+        self, grad_t: Tensor, g: Tensor, maxima: Pair, count: int, rows: Pair
+    ) -> Pair:
+        """Return ``g'``; the derivatives of those gradients."""
+        g_t, C = torch.empty_like(g), g.shape[1]
+        grads_t = torch.empty(3, C, dtype=self.dtype)
+        sizes = (num_pixels(g), C, count)
+        self._call("norm_relu_back_along", grad_t, g, *maxima, *sizes, *rows, g_t, grads_t)
+        return g_t, grads_t
+
+    def norm_pool_grad(self, x: Tensor, g: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+        """Return the gradient in ``x``."""
         x_grad = torch.empty_like(x)
-        channels = (constant, bend, scale)
-        self._call("norm_pool_grad", x, _shape(x), g, maxima.places, *channels, x_grad)
+        self._call("norm_pool_grad", x, _shape(x), g, places, rows, x_grad)
         return x_grad
 
-    def maxima_along(self, x: Tensor, x_t: Tensor, maxima: Maxima) -> tuple[Tensor, Tensor]:
-        """Return ``x'`` at the maxima, and the means [2, C] of x' and of x' d, d = x - mean."""
-        maxima_t = torch.empty_like(maxima.values)
-        sums = torch.empty(2, x.shape[1], dtype=torch.float64)
-        self._call("maxima_along", x, x_t, _shape(x), maxima.places, maxima.mean, maxima_t, sums)
-        return maxima_t, sums / num_pixels(x)
-
-    def norm_pool_grad_along(
-        self,
-        x: tuple[Tensor, Tensor],
-        g: tuple[Tensor, Tensor],
-        maxima: Maxima,
-        *,
-        constant_t: Tensor,
-        bends: tuple[Tensor, Tensor],
-        scales: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """Return ``constant' - bend' * x - bend * x'``, plus ``scale * g' + scale' * g`` at the
-        maxima; each pair is a value and its tangent."""
-        (value, x_t), places = x, maxima.places
-        x_grad_t = torch.empty_like(value)
-        channels = (constant_t, *bends, *scales)
-        self._call(
-            "norm_pool_grad_along", value, x_t, _shape(value), *g, places, *channels, x_grad_t
-        )
+    def norm_pool_grad_along(self, x: Pair, g: Pair, places: Tensor, rows: Pair) -> Tensor:
+        """Return the derivative of that gradient."""
+        x_grad_t = torch.empty_like(x[0])
+        self._call("norm_pool_grad_along", *x, _shape(x[0]), *g, places, *rows, x_grad_t)
         return x_grad_t
-
-    # ------------------------------------------------------------------ numbers by channel
-    def norm_line(self, maxima: Maxima, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-        """Return ``r``, ``s`` and ``shift - s mean``: [3, C] (names as in lines.h)."""
-        rows = torch.empty(3, len(scale), dtype=torch.float64)
-        self._call("norm_line", maxima.mean, maxima.var, scale, shift, eps, len(scale), rows)
-        return rows
-
-    def norm_line_back(
-        self, sums: Tensor, count: float, mean: Tensor, line: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``g_mean``, ``product``, ``bend`` and ``constant``, [4, C]; the gradients in scale
-        and shift."""
-        C = len(mean)
-        rows, grads = torch.empty(4, C, dtype=torch.float64), torch.empty(2, C, dtype=self.dtype)
-        scale_grad, shift_grad = grads.unbind()
-        self._call(
-            "norm_line_back", sums, count, mean, line[0], line[1], C, rows, scale_grad, shift_grad
-        )
-        return rows, scale_grad, shift_grad
-
-    def norm_line_along(
-        self,
-        means: Tensor,
-        mean: Tensor,
-        line: Tensor,
-        scales: tuple[Tensor, Tensor],
-        shift_t: Tensor,
-    ) -> Tensor:
-        """Return ``r'``, ``s'`` and ``(shift - s mean)'``, [3, C].
-
-        ``means`` are <x'> and <x' d>, ``scales`` the scale and its tangent.
-        """
-        C = len(mean)
-        rows = torch.empty(3, C, dtype=torch.float64)
-        values = (*means.unbind(), mean, line[0], line[1], *scales, shift_t)
-        self._call("norm_line_along", *values, C, rows)
-        return rows
-
-    def norm_line_back_along(
-        self, sums: Tensor, count: float, means: tuple[Tensor, Tensor], *lines: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``g_mean'``, ``bend'`` and ``constant'``, [3, C]; the derivatives of the gradients
-        in scale and shift. ``means`` are those of x and x', ``lines`` the results of ``norm_line``,
-        ``norm_line_back`` and ``norm_line_along``."""
-        C = sums.shape[1]
-        rows, grads = torch.empty(3, C, dtype=torch.float64), torch.empty(2, C, dtype=self.dtype)
-        scale_grad, shift_grad = grads.unbind()
-        results = (rows, scale_grad, shift_grad)
-        self._call("norm_line_back_along", sums, count, *means, *lines, C, *results)
-        return rows, scale_grad, shift_grad
 
     # ------------------------------------------------------------------ convolution
     def filters(self, weight: Tensor, *, turned: bool = False) -> Tensor:
@@ -237,68 +177,135 @@ class Kernels:
         images[:, 1:-1, 1:-1] = x.detach().permute(0, 2, 3, 1)
         return images
 
-    def patch_gram(self, padded: Tensor) -> Tensor:
-        """Return the sum of (p, 1)(p, 1)^T over the 3x3 patches p of images, [9c + 1, 9c + 1].
+    def patches(self, padded: Tensor) -> Tensor:
+        """Return the covariance of the 3x3 patches of images and their mean, [9c + 1, 9c].
 
         Args:
             padded: ``[B, H + 2, W + 2, c]``, c 1 or 3.
         """
-        gram = torch.empty(32, 32, dtype=torch.float64)
-        self._call("first_gram", padded, padded.shape[3], _inside(padded, 0), gram)
-        size = 9 * padded.shape[3] + 1
-        return gram[:size, :size]
+        channels = padded.shape[3]
+        found = torch.empty(9 * channels + 1, 9 * channels, dtype=torch.float64)
+        self._call("first_patches", padded, channels, _inside(padded, 0), found)
+        return found
 
-    def first_maxima(self, padded: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve by ``weight`` [9c, C]; return the maxima of ``scale * x`` and their places."""
-        shape = _inside(padded, weight.shape[1])
+    def first_moments(self, weight: Tensor, patches: Tensor, rows: Tensor) -> Tensor:
+        """Set the moments of the convolution by ``weight``; return its ``spread``, [9c, C]."""
+        C, channels = weight.shape[:2]
+        spread = torch.empty(9 * channels, C, dtype=torch.float64)
+        self._call("first_moments", weight, channels, C, patches, rows, spread)
+        return spread
+
+    def first_moments_along(
+        self, weight_t: Tensor, patches: Tensor, spread: Tensor, rows_t: Tensor
+    ) -> Tensor:
+        """Set the means of x' and x' d; return ``spread'``."""
+        C, channels = weight_t.shape[:2]
+        spread_t = torch.empty_like(spread)
+        arguments = (weight_t, channels, C, patches, spread, rows_t, spread_t)
+        self._call("first_moments_along", *arguments)
+        return spread_t
+
+    def first_maxima(self, padded: Tensor, weight: Tensor, scale: Tensor) -> Maxima:
+        """Convolve, and pool the maxima of ``scale * x``."""
+        shape = _inside(padded, len(weight))
         values, places = self._pooled(shape)
-        arguments = (padded, padded.shape[3], shape, weight, scale, values, places)
-        self._call("first_maxima", *arguments)
+        self._call("first_maxima", padded, padded.shape[3], shape, weight, scale, values, places)
         return values, places
 
-    def first_maxima_and_moments(self, padded: Tensor, weight: Tensor, scale: Tensor) -> Maxima:
-        """As ``first_maxima``, for images of even sides, with the moments of x."""
-        shape = _inside(padded, weight.shape[1])
+    def first_maxima_and_moments(
+        self, padded: Tensor, weight: Tensor, scale: Tensor, rows: Tensor
+    ) -> Maxima:
+        """As ``first_maxima``, for images of even sides; set the moments of x."""
+        shape = _inside(padded, len(weight))
         values, places = self._pooled(shape)
-        sums = torch.empty(3, shape.C, dtype=torch.float64)
-        arguments = (padded, padded.shape[3], shape, weight, scale, values, places, sums)
-        self._call("first_maxima_and_sums", *arguments)
-        mean, square = sums[:2] / (shape.B * shape.H * shape.W)
-        sign = 1 - 2 * (scale < 0).double()
-        return Maxima(values, places, sign * (mean + sums[2]), (square - mean * mean).clamp_(min=0))
+        arguments = (padded, padded.shape[3], shape, weight, scale, values, places, rows)
+        self._call("first_maxima_and_moments", *arguments)
+        return values, places
 
     def first_maxima_along(self, padded: Tensor, weight_t: Tensor, places: Tensor) -> Tensor:
-        """Return the convolution by ``weight_t`` [9c, C] at the maxima."""
-        shape = _inside(padded, weight_t.shape[1])
-        maxima_t = self.images(*places.shape)
+        """Return the convolution by ``weight_t`` at the maxima."""
+        maxima_t, shape = self.images(*places.shape), _inside(padded, len(weight_t))
         self._call("first_maxima_along", padded, padded.shape[3], shape, weight_t, places, maxima_t)
         return maxima_t
 
-    def first_filter_sums(self, padded: Tensor, g: Tensor, places: Tensor) -> Tensor:
-        """Return the sums [9c, C] of g times the patches around the maxima."""
-        shape = _inside(padded, g.shape[1])
-        sums = torch.empty(9 * padded.shape[3], g.shape[1], dtype=torch.float64)
-        self._call("first_filter_sums", padded, padded.shape[3], shape, g, places, sums)
-        return sums
+    def first_back(
+        self, padded: Tensor, grad: Tensor, maxima: Maxima, moving: Pair | None, rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return g, the sums of g times the patches around the maxima [9c, C], and the gradients of
+        ``norm_relu_back`` and in the filters.
 
-    def first_sums(
-        self, padded: Tensor, grad: Tensor, maxima: Maxima, line: Line
-    ) -> tuple[Tensor, Tensor]:
-        """Return ``first_filter_sums`` of g, and its sums as ``relu_sums``, without writing g."""
-        shape = _inside(padded, grad.shape[1])
-        found = torch.empty(9 * padded.shape[3], shape.C, dtype=torch.float64)
-        sums = torch.empty(2, shape.C, dtype=torch.float64)
-        images = (padded, padded.shape[3], shape, grad, maxima.values)
-        self._call("first_sums", *images, *line, maxima.mean, maxima.places, found, sums)
-        return found, sums
+        Args:
+            padded: the images.
+            grad: that in ``out``.
+            maxima: with their places.
+            moving: ``patches`` and ``spread``; None: the moments are constants.
+            rows: of the block.
+        """
+        arguments, grads, weight = self._first_back(padded, grad, maxima, moving, rows)
+        sums = torch.empty(9 * padded.shape[3], grad.shape[1], dtype=torch.float64)
+        g = torch.empty_like(grad)
+        self._call("first_back", *arguments, sums, g, grads, weight)
+        return g, sums, grads, weight
+
+    def first_last_back(
+        self, padded: Tensor, grad: Tensor, maxima: Maxima, moving: Pair | None, rows: Tensor
+    ) -> Pair:
+        """Return the gradients of ``first_back`` alone, in less time."""
+        arguments, grads, weight = self._first_back(padded, grad, maxima, moving, rows)
+        self._call("first_last_back", *arguments, grads, weight)
+        return grads, weight
+
+    def _first_back(
+        self, padded: Tensor, grad: Tensor, maxima: Maxima, moving: Pair | None, rows: Tensor
+    ) -> tuple[tuple[Any, ...], Tensor, Tensor]:
+        shape, norm = _inside(padded, grad.shape[1]), moving or (None, None)
+        images = (padded, padded.shape[3], shape, grad, *maxima)
+        arguments = (*images, int(moving is None), *norm, rows)
+        return arguments, *self._first_grads(shape.C, padded.shape[3])
+
+    def first_back_along(
+        self,
+        padded: Tensor,
+        grad_t: Tensor,
+        g: Tensor,
+        maxima: tuple[Tensor, Tensor, Tensor],
+        *,
+        moving: tuple[Tensor, Tensor, Tensor],
+        sums: Tensor,
+        rows: Pair,
+    ) -> Pair:
+        """Return the derivatives of the gradients of ``first_back``.
+
+        Args:
+            padded: the images.
+            grad_t: the derivative of ``grad``.
+            g: of ``first_back``.
+            maxima: the maxima, their derivative and their places.
+            moving: ``patches``, ``spread`` and ``spread'``.
+            sums: of ``first_back``.
+            rows: of the block and its tangent.
+        """
+        shape, channels = _inside(padded, grad_t.shape[1]), padded.shape[3]
+        g_t, (grads_t, weight_t) = torch.empty_like(g), self._first_grads(shape.C, channels)
+        images = (padded, channels, shape, grad_t, g, *maxima)
+        self._call("first_back_along", *images, *moving, sums, *rows, g_t, grads_t, weight_t)
+        return grads_t, weight_t
+
+    def _first_grads(self, width: int, channels: int) -> Pair:
+        grads = torch.empty(3, width, dtype=self.dtype)
+        return grads, torch.empty(width, channels, 3, 3, dtype=self.dtype)
 
 
-def _as_c(argument: Tensor | _Shape | float | None) -> Any:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, _Shape) or argument is None:
-        return argument
-    return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_double(argument)
+@cache
+def _declared() -> list[tuple[str, list[Any]]]:
+    """Return the kernels by name with the types of their arguments, as the sources declare them."""
+    text = "".join(path.read_text(encoding="utf-8") for path in SOURCES.glob("*.[ch]*"))
+    found = re.findall(r"^KERNEL (\w+)\(([^)]*)\)", text, re.MULTILINE)
+    return [(name, [_as_c(each) for each in arguments.split(",")]) for name, arguments in found]
+
+
+def _as_c(argument: str) -> Any:
+    return ctypes.c_void_p if "*" in argument else _TYPES[argument.split(maxsplit=1)[0]]
 
 
 def _shape(x: Tensor) -> _Shape:

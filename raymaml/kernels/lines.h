@@ -1,6 +1,6 @@
 // The numbers by channel of a batch norm, in double precision: those of blocks.py, with the same names. A prime is _t.
 //
-//     r = 1 / sqrt(var + eps)        s = scale r         line = s maxima + (shift - s mean)
+//     r = 1 / sqrt(var + eps)        s = scale r         line = shift - s mean, as out = relu(s maxima + line)
 //     g_mean = <g>                   product = <g d>     bend = s r^2 product
 //     r' = -r^3 <x' d>               s' = scale' r + scale r'
 //     product' = <g' d> + <g x'> - <g> <x'>              bend' = r^2 (s' product + s product') + 2 s r r' product
@@ -9,53 +9,66 @@
 #pragma once
 #include "vectors.h"
 
-// rows [3, C]: r, s and shift - s mean
-KERNEL norm_line(const double* mean, const double* var, const real* scale, const real* shift, double eps, L C,
-                 double* rows) {
-    double *r = rows, *s = rows + C, *line = rows + 2 * C;
+// [9, C]. Of a tangent, mean is <x'> and var <x' d>.
+struct Rows {
+    double *mean, *var, *r, *s, *line, *g_mean, *product, *bend, *constant;
+    Rows(double* rows, L C)
+        : mean(rows),
+          var(rows + C),
+          r(rows + 2 * C),
+          s(rows + 3 * C),
+          line(rows + 4 * C),
+          g_mean(rows + 5 * C),
+          product(rows + 6 * C),
+          bend(rows + 7 * C),
+          constant(rows + 8 * C) {}
+};
+// Sets mean and var from the sums of x - x0 and of its square over n pixels.
+INLINE void end_moments(Rows n, L count, L c, double x0) {
+    n.mean[c] /= count;
+    const double var = n.var[c] / count - n.mean[c] * n.mean[c];
+    n.var[c] = var < 0 ? 0 : var;  // keeps not-a-number
+    n.mean[c] += x0;
+}
+// Sets r, s and line.
+INLINE void norm_line(Rows n, const real* scale, const real* shift, double eps, L C) {
     for (L c = 0; c < C; c++) {
-        r[c] = 1 / std::sqrt(var[c] + eps);
-        s[c] = scale[c] * r[c];
-        line[c] = shift[c] - s[c] * mean[c];
+        n.r[c] = 1 / std::sqrt(n.var[c] + eps);
+        n.s[c] = scale[c] * n.r[c];
+        n.line[c] = shift[c] - n.s[c] * n.mean[c];
     }
 }
-// rows [4, C]: g_mean, product, bend and the constant, from the sums of g and g d over n pixels; scale_grad, shift_grad
-KERNEL norm_line_back(const double* sums, double n, const double* mean, const double* r, const double* s, L C,
-                      double* rows, real* scale_grad, real* shift_grad) {
-    double *g_mean = rows, *product = rows + C, *bend = rows + 2 * C, *constant = rows + 3 * C;
+INLINE void norm_line_along(Rows n, Rows t, const real* scale, const real* scale_t, const real* shift_t, L C) {
     for (L c = 0; c < C; c++) {
-        g_mean[c] = sums[c] / n;
-        product[c] = sums[C + c] / n;
-        bend[c] = s[c] * r[c] * r[c] * product[c];
-        constant[c] = bend[c] * mean[c] - s[c] * g_mean[c];
-        scale_grad[c] = r[c] * sums[C + c];
-        shift_grad[c] = sums[c];
+        t.r[c] = -n.r[c] * n.r[c] * n.r[c] * t.var[c];
+        t.s[c] = scale_t[c] * n.r[c] + scale[c] * t.r[c];
+        t.line[c] = shift_t[c] - n.s[c] * t.mean[c] - t.s[c] * n.mean[c];
     }
 }
-// rows [3, C]: r', s' and (shift - s mean)', from <x'> and <x' d>
-KERNEL norm_line_along(const double* x_mean, const double* x_product, const double* mean, const double* r,
-                       const double* s, const real* scale, const real* scale_t, const real* shift_t, L C, double* rows) {
-    double *r_t = rows, *s_t = rows + C, *line_t = rows + 2 * C;
+// Sets g_mean, product, bend and constant, where g_mean and product are sums of g and g d over pixels, and grads
+// [3, C], those in the convolution's bias, in scale and in shift. Given moments do not move, as those of endlessly
+// many pixels; without them the bias moves the mean alone.
+INLINE void norm_line_back(Rows n, L count, bool given, L C, real* grads) {
     for (L c = 0; c < C; c++) {
-        r_t[c] = -r[c] * r[c] * r[c] * x_product[c];
-        s_t[c] = scale_t[c] * r[c] + scale[c] * r_t[c];
-        line_t[c] = shift_t[c] - s[c] * x_mean[c] - s_t[c] * mean[c];
+        grads[c] = given ? n.s[c] * n.g_mean[c] : 0;
+        grads[C + c] = n.r[c] * n.product[c];
+        grads[2 * C + c] = n.g_mean[c];
+        n.g_mean[c] = given ? 0 : n.g_mean[c] / count;
+        n.product[c] = given ? 0 : n.product[c] / count;
+        n.bend[c] = n.s[c] * n.r[c] * n.r[c] * n.product[c];
+        n.constant[c] = n.bend[c] * n.mean[c] - n.s[c] * n.g_mean[c];
     }
 }
-// rows [3, C]: g_mean', bend' and constant', from the sums of g', g' d and g x' over n pixels, the rows of the norm and
-// its tangent; scale_grad', shift_grad'
-KERNEL norm_line_back_along(const double* sums, double n, const double* mean, const double* x_mean, const double* line,
-                            const double* back, const double* line_t, L C, double* rows, real* scale_grad_t,
-                            real* shift_grad_t) {
-    const double *r = line, *s = line + C, *r_t = line_t, *s_t = line_t + C;
-    const double *g_mean = back, *product = back + C, *bend = back + 2 * C;
-    double *g_mean_t = rows, *bend_t = rows + C, *constant_t = rows + 2 * C;
+// As norm_line_back, where t.g_mean and t.product are sums of g' and of g' d + g x'; the norm goes by the batch.
+INLINE void norm_line_back_along(Rows n, Rows t, L count, L C, real* grads_t) {
     for (L c = 0; c < C; c++) {
-        g_mean_t[c] = sums[c] / n;
-        const double product_t = (sums[C + c] + sums[2 * C + c]) / n - g_mean[c] * x_mean[c];
-        bend_t[c] = r[c] * r[c] * (s_t[c] * product[c] + s[c] * product_t) + 2 * s[c] * r[c] * r_t[c] * product[c];
-        constant_t[c] = bend[c] * x_mean[c] + bend_t[c] * mean[c] - s_t[c] * g_mean[c] - s[c] * g_mean_t[c];
-        scale_grad_t[c] = n * (product_t * r[c] + product[c] * r_t[c]);
-        shift_grad_t[c] = sums[c];
+        const double r = n.r[c], s = n.s[c], r_t = t.r[c], s_t = t.s[c], product = n.product[c];
+        t.g_mean[c] /= count;
+        const double product_t = t.product[c] = t.product[c] / count - n.g_mean[c] * t.mean[c];
+        t.bend[c] = r * r * (s_t * product + s * product_t) + 2 * s * r * r_t * product;
+        t.constant[c] = n.bend[c] * t.mean[c] + t.bend[c] * n.mean[c] - s_t * n.g_mean[c] - s * t.g_mean[c];
+        grads_t[c] = 0;
+        grads_t[C + c] = count * (product_t * r + product * r_t);
+        grads_t[2 * C + c] = count * t.g_mean[c];
     }
 }

@@ -9,11 +9,12 @@
 // channel's pixels by their number. See models/closed_rules/batch_norm.py for the formulas; here are their
 // passes over the images; each reads its input once. C is a multiple of 16.
 #pragma once
-#include "vectors.h"
+#include "lines.h"
 
 struct Shape {
     L B, H, W, C;
 };
+INLINE L pixels(Shape s) { return s.B * s.H * s.W; }
 
 // Calls row(first, pooled, two, c) for each pair of image rows and block of channels: offsets of their first
 // pixel and of its window's maximum; two is false for a last row that stands alone.
@@ -51,14 +52,15 @@ INLINE Largest largest(const V v[4]) {
     return {best, at};
 }
 // -1 for channels that the norm turns round.
-INLINE V sign_of(const real* weight) { return where(load(weight) < V{}, all(-1), all(1)); }
+INLINE V sign_of(const real* scale) { return where(load(scale) < V{}, all(-1), all(1)); }
 
-// Writes maxima and where; sums[0] and sums[1] become those of x - x0 and of its square, [2, C], with x0 the
-// first pixel of each channel, so that a large mean costs no digits.
-KERNEL moments_and_maxima(const real* x, Shape s, const real* weight, real* maxima, uint8_t* at, double* sums) {
-    memset(sums, 0, 2 * s.C * sizeof(double));
+// Writes maxima and where; sets mean and var. Sums are of x - x0, with x0 the first pixel of each channel, so that a
+// large mean costs no digits.
+KERNEL moments_and_maxima(const real* x, Shape s, const real* scale, real* maxima, uint8_t* at, double* rows) {
+    const Rows n(rows, s.C);
+    memset(rows, 0, 2 * s.C * sizeof(double));
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
-        const V x0 = load(x + c), sign = sign_of(weight + c);
+        const V x0 = load(x + c), sign = sign_of(scale + c);
         V sum[2] = {}, square[2] = {};
         if (two)
             for (L j = 0; j < s.W / 2; j++, pooled += s.C) {
@@ -79,30 +81,35 @@ KERNEL moments_and_maxima(const real* x, Shape s, const real* weight, real* maxi
             sum[0] += d;
             square[0] += d * d;
         });
-        add_to(sums + c, sum[0] + sum[1]);
-        add_to(sums + s.C + c, square[0] + square[1]);
+        add_to(n.mean + c, sum[0] + sum[1]);
+        add_to(n.var + c, square[0] + square[1]);
     });
+    for (L c = 0; c < s.C; c++) end_moments(n, pixels(s), c, x[c]);
 }
-// The line scale maxima + shift, whose sign tells where out > 0 without a look at it.
+// The line s maxima + (shift - s mean), whose sign tells where out > 0 without a look at it.
 struct Line {
     Channels scale, shift;
-    Line(const double* s, const double* t, L C) : scale(s, C), shift(t, C) {}
+    Line(Rows n, L C) : scale(n.s, C), shift(n.line, C) {}
     V at(V maxima, L c) { return maxima * scale[c] + shift[c]; }
     V where_positive(V v, V maxima, L c) { return where(at(maxima, c) > V{}, v, V{}); }
 };
-// out = relu(scale maxima + shift) for P pooled pixels
-KERNEL affine_relu(const real* maxima, L P, L C, const double* scale, const double* shift, real* out) {
-    Line line(scale, shift, C);
+// out = relu(s d + shift) for P pooled pixels; sets r, s and line
+KERNEL norm_relu(const real* maxima, L P, L C, const real* scale, const real* shift, double eps, double* rows, real* out) {
+    const Rows n(rows, C);
+    norm_line(n, scale, shift, eps, C);
+    Line line(n, C);
     for (L p = 0; p < P; p++)
         for (L c = 0; c < C; c += LANES) {
             const V v = line.at(load(maxima + p * C + c), c);
             store(out + p * C + c, where(v < V{}, V{}, v));  // keeps not-a-number
         }
 }
-// out' = scale maxima' + scale' maxima + shift', where out > 0
-KERNEL affine_relu_along(const real* maxima, const real* maxima_t, L P, L C, const double* scale, const double* shift,
-                         const double* scale_t, const double* shift_t, real* out_t) {
-    Line line(scale, shift, C), line_t(scale_t, shift_t, C);
+// out' = s maxima' + s' maxima + line', where out > 0; sets r', s' and line'
+KERNEL norm_relu_along(const real* maxima, const real* maxima_t, L P, L C, const real* scale, const real* scale_t,
+                       const real* shift_t, double* rows, double* rows_t, real* out_t) {
+    const Rows n(rows, C), t(rows_t, C);
+    norm_line_along(n, t, scale, scale_t, shift_t, C);
+    Line line(n, C), line_t(t, C);
     for (L p = 0; p < P; p++)
         for (L c = 0; c < C; c += LANES) {
             const L o = p * C + c;
@@ -110,41 +117,45 @@ KERNEL affine_relu_along(const real* maxima, const real* maxima_t, L P, L C, con
             store(out_t + o, line.where_positive(v, m, c));
         }
 }
-// masked = grad where out > 0; sums [N, C] of masked, of masked d and, of three, of g maxima'
-template <int N>
-INLINE void masked_sums(const real* grad, const real* g, const real* maxima, const real* maxima_t, L P, L C,
-                        const double* scale, const double* shift, const double* mean, real* masked, double* sums) {
-    Line line(scale, shift, C);
-    Channels mu(mean, C);
-    memset(sums, 0, N * C * sizeof(double));
+// masked = grad where out > 0; sets g_mean and product to the sums of masked and of masked d, plus, of a tangent, g maxima'
+template <bool ALONG>
+INLINE void masked_sums(const real* grad, const real* g, const real* maxima, const real* maxima_t, L P, L C, Rows n,
+                        Rows sums, real* masked) {
+    Line line(n, C);
+    Channels mean(n.mean, C);
+    memset(sums.g_mean, 0, 2 * C * sizeof(double));
     for (L p0 = 0; p0 < P; p0 += 64)
         for (L c = 0; c < C; c += LANES) {
-            V sum[N] = {};
+            V sum = {}, product[2] = {};
             for (L p = p0; p < std::min(P, p0 + 64); p++) {
                 const L o = p * C + c;
                 const V m = load(maxima + o), v = line.where_positive(load(grad + o), m, c);
                 store(masked + o, v);
-                sum[0] += v;
-                sum[1] += v * (m - mu[c]);
-                if constexpr (N == 3) sum[2] += load(g + o) * load(maxima_t + o);
+                sum += v;
+                product[0] += v * (m - mean[c]);
+                if constexpr (ALONG) product[1] += load(g + o) * load(maxima_t + o);
             }
-            for (int n = 0; n < N; n++) add_to(sums + n * C + c, sum[n]);
+            add_to(sums.g_mean + c, sum);
+            add_to(sums.product + c, product[0] + product[1]);
         }
 }
-// g; sums [2, C] of g and g d
-KERNEL relu_sums(const real* grad, const real* maxima, L P, L C, const double* scale, const double* shift,
-                 const double* mean, real* g, double* sums) {
-    masked_sums<2>(grad, nullptr, maxima, nullptr, P, C, scale, shift, mean, g, sums);
+// g of P pooled pixels; sets g_mean, product, bend and constant; grads [3, C] as of norm_line_back, by all pixels
+KERNEL norm_relu_back(const real* grad, const real* maxima, L P, L C, L count, L given, double* rows, real* g, real* grads) {
+    const Rows n(rows, C);
+    masked_sums<false>(grad, nullptr, maxima, nullptr, P, C, n, n, g);
+    norm_line_back(n, count, given, C, grads);
 }
-// g'; sums [3, C] of g', g' d and g maxima'
-KERNEL relu_sums_along(const real* grad_t, const real* g, const real* maxima, const real* maxima_t, L P, L C,
-                       const double* scale, const double* shift, const double* mean, real* g_t, double* sums) {
-    masked_sums<3>(grad_t, g, maxima, maxima_t, P, C, scale, shift, mean, g_t, sums);
+// g'; sets the numbers of the tangent; grads_t [3, C]
+KERNEL norm_relu_back_along(const real* grad_t, const real* g, const real* maxima, const real* maxima_t, L P, L C, L count,
+                            double* rows, double* rows_t, real* g_t, real* grads_t) {
+    const Rows n(rows, C), t(rows_t, C);
+    masked_sums<true>(grad_t, g, maxima, maxima_t, P, C, n, t, g_t);
+    norm_line_back_along(n, t, count, C, grads_t);
 }
-// x_grad = constant - bend x everywhere, + scale g at the maxima
-KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, const double* constant,
-                      const double* bend, const double* scale, real* x_grad) {
-    Channels as(constant, s.C), bs(bend, s.C), scales(scale, s.C);
+// x_grad = constant - bend x everywhere, + s g at the maxima
+KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, double* rows, real* x_grad) {
+    const Rows n(rows, s.C);
+    Channels as(n.constant, s.C), bs(n.bend, s.C), scales(n.s, s.C);
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
         const V a = as[c], b = bs[c], sc = scales[c];
         if (two)
@@ -160,18 +171,19 @@ KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, 
         each_outside(s, first, two, [&](L o) { store(x_grad + o, a - load(x + o) * b); });
     });
 }
-// maxima' = x' at the maxima; sums [2, C] of x' and x' d over all pixels
-KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, const double* mean, real* maxima_t,
-                    double* sums) {
-    Channels means(mean, s.C);
-    memset(sums, 0, 2 * s.C * sizeof(double));
+// maxima' = x' at the maxima; sets <x'> and <x' d>
+KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, double* rows, real* maxima_t,
+                    double* rows_t) {
+    const Rows t(rows_t, s.C);
+    Channels means(Rows(rows, s.C).mean, s.C);
+    memset(rows_t, 0, 2 * s.C * sizeof(double));
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
-        const V mu = means[c];
+        const V mean = means[c];
         V total = {}, product = {};
         const auto add = [&](L o) {
             const V v = load(x_t + o);
             total += v;
-            product += v * (load(x + o) - mu);
+            product += v * (load(x + o) - mean);
             return v;
         };
         if (two)
@@ -186,15 +198,16 @@ KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, 
                 store(maxima_t + pooled, found);
             }
         each_outside(s, first, two, add);
-        add_to(sums + c, total);
-        add_to(sums + s.C + c, product);
+        add_to(t.mean + c, total);
+        add_to(t.var + c, product);
     });
+    for (L e = 0; e < 2 * s.C; e++) rows_t[e] /= pixels(s);
 }
-// x_grad' = constant' - bend' x - bend x' everywhere, + scale g' + scale' g at the maxima
-KERNEL norm_pool_grad_along(const real* x, const real* x_t, Shape s, const real* g, const real* g_t,
-                            const uint8_t* at, const double* constant_t, const double* bend, const double* bend_t,
-                            const double* scale, const double* scale_t, real* x_grad_t) {
-    Channels as(constant_t, s.C), bs(bend, s.C), bts(bend_t, s.C), scales(scale, s.C), scales_t(scale_t, s.C);
+// x_grad' = constant' - bend' x - bend x' everywhere, + s g' + s' g at the maxima
+KERNEL norm_pool_grad_along(const real* x, const real* x_t, Shape s, const real* g, const real* g_t, const uint8_t* at,
+                            double* rows, double* rows_t, real* x_grad_t) {
+    const Rows n(rows, s.C), t(rows_t, s.C);
+    Channels as(t.constant, s.C), bs(n.bend, s.C), bts(t.bend, s.C), scales(n.s, s.C), scales_t(t.s, s.C);
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
         const V a = as[c], b = bs[c], bt = bts[c], sc = scales[c], sct = scales_t[c];
         const auto flat = [&](L o) { return a - load(x + o) * bt - load(x_t + o) * b; };

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_torch
 
-from raymaml.kernels.blocks import Images, Numbers
-from raymaml.kernels.chain import Chain, Norm, Weights
+from raymaml.kernels.blocks import Images, Norm, Numbers
+from raymaml.kernels.chain import Chain, Weights
 from raymaml.kernels.library import WIDTHS, Kernels, kernels_like
 from raymaml.layers import Pass, row_of_step
 from raymaml.models import norm as norms

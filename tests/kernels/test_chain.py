@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.kernels.blocks import Images, Moments, Numbers
+from raymaml.kernels.blocks import Images, Moments, Norm, Numbers
 from raymaml.kernels.build import NoKernelsError
-from raymaml.kernels.chain import Chain, Norm, Weights
+from raymaml.kernels.chain import Chain, Weights
 from raymaml.kernels.library import kernels
 
 Named = dict[str, Tensor]

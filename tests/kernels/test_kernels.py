@@ -79,116 +79,151 @@ def places_of(indices: Tensor, width: int) -> Tensor:
     return indices // width % 2 * 2 + indices % width % 2
 
 
+EPS = 1e-3
+
+
+def by_channel(v: Tensor) -> Tensor:
+    return v[:, None, None]
+
+
+def averaged(v: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The mean over as many pixels as images of ``shape`` have."""
+    B, _, H, W, _ = shape
+    return v.sum((0, 2, 3)) / (B * H * W)
+
+
+def near(found: Tensor, terms: Tensor, factor: Tensor, dtype: torch.dtype) -> None:
+    """``found`` is ``factor`` times the sum of terms over images and pixels."""
+    wanted, most = factor * terms.sum((0, 2, 3)), (factor * terms.abs().sum((0, 2, 3))).abs().max()
+    assert float((found - wanted).abs().max()) <= ERRORS[dtype] * (float(most) or 1.0)
+
+
 @given(SHAPES)
 @many
 def test_norm_and_pool(built: Kernels, shape: tuple[int, ...]) -> None:
+    """The formulas of blocks.py, with their names."""
     B, C, H, W, seed = shape
     torch.manual_seed(seed)
-    dtype = built.dtype
-    x, x_t = draw(B, C, H, W) + 3, draw(B, C, H, W)
-    scale, *channels = (draw(C) for _ in range(6))
-    images, images_t = channels_last(x.to(dtype)), channels_last(x_t.to(dtype))
-    x = images.double()
-    found = built.maxima(images, scale.to(dtype))
-    close(found.mean, x.mean((0, 2, 3)), dtype)
-    close(found.var, x.var((0, 2, 3), correction=0), dtype)
+    dtype, n = built.dtype, B * H * W
+    images, images_t = (
+        channels_last(each.to(dtype)) for each in (draw(B, C, H, W) + 3, draw(B, C, H, W))
+    )
+    x, x_t = images.double(), images_t.double()
+    scale, scale_t, shift, shift_t = numbers = [draw(C) for _ in range(4)]
+    real = [each.to(dtype) for each in numbers]
+    rows, rows_t = built.rows(C), built.rows(C)
+    maxima, places = built.maxima(images, real[0], rows)
+    close(rows[0], x.mean((0, 2, 3)), dtype)
+    close(rows[1], x.var((0, 2, 3), correction=0), dtype)
     if H < 2 or W < 2:
-        assert found.values.numel() == 0
+        assert maxima.numel() == 0
         return
-    sign = scale.sign()[:, None, None]
+    sign = by_channel(scale.sign())
     wanted, indices = F.max_pool2d_with_indices(x * sign, 2)
-    assert torch.equal(found.values.double(), wanted * sign)
-    assert torch.equal(found.places.long(), places_of(indices, W))
-
-    def by_channel(v: Tensor) -> Tensor:
-        return v[:, None, None]
+    assert torch.equal(maxima.double(), wanted * sign)
+    assert torch.equal(places.long(), places_of(indices, W))
 
     def spread(g: Tensor) -> Tensor:
-        return (
-            torch.zeros(B, C, H * W)
-            .double()
-            .scatter_(2, indices.flatten(2), g.flatten(2))
-            .view(B, C, H, W)
-        )
+        full = torch.zeros(B, C, H * W).double().scatter_(2, indices.flatten(2), g.flatten(2))
+        return full.view(B, C, H, W)
 
-    mean = x.mean((0, 2, 3))
-    found_t, means = built.maxima_along(images, images_t, found)
-    assert torch.equal(
-        found_t.double(), x_t.flatten(2).gather(2, indices.flatten(2)).view_as(wanted)
-    )
-    close(means[0], x_t.mean((0, 2, 3)), dtype, 10)
-    close(means[1], (x_t * (x - by_channel(mean))).mean((0, 2, 3)), dtype, 100)
+    mean, r = x.mean((0, 2, 3)), (x.var((0, 2, 3), correction=0) + EPS) ** -0.5
+    s, d, d_of_maxima = scale * r, x - by_channel(mean), maxima.double() - by_channel(mean)
+    out = built.norm_relu(maxima, real[0], real[2], EPS, rows)
+    wanted = by_channel(s) * d_of_maxima + by_channel(shift)
+    close(out, wanted.clamp(min=0), dtype, 10)
+    is_positive = out > 0
 
-    values, values_t = found.values.double(), found_t.double()
-    s, shift, s_t, shift_t, slope = channels
-    out = built.affine_relu(found.values, (s, shift))
-    line = values * by_channel(s) + by_channel(shift)
-    close(out, line.clamp(min=0), dtype)
-    line_t = values_t * by_channel(s) + values * by_channel(s_t) + by_channel(shift_t)
-    out_t = built.affine_relu_along(found.values, found_t, (s, shift), (s_t, shift_t))
-    close(out_t, line_t * (out > 0), dtype)
+    maxima_t = built.maxima_along((images, images_t), places, (rows, rows_t))
+    values_t = x_t.flatten(2).gather(2, indices.flatten(2)).view_as(out)
+    assert torch.equal(maxima_t.double(), values_t)
+    x_mean, x_product = averaged(x_t, shape), averaged(x_t * d, shape)
+    r_t = -(r**3) * x_product
+    s_t = scale_t * r + scale * r_t
+    out_t = built.norm_relu_along((maxima, maxima_t), (real[0], real[1]), real[3], (rows, rows_t))
+    line_t = by_channel(s) * (values_t - by_channel(x_mean)) + by_channel(s_t) * d_of_maxima
+    close(out_t, (line_t + by_channel(shift_t)) * is_positive, dtype, 100)
 
     grad, grad_t = (channels_last(draw(*out.shape).to(dtype)) for _ in range(2))
-    g, sums = built.relu_sums(grad, found, (s, shift))
-    assert torch.equal(g, grad * (out > 0))
-    d = values - by_channel(mean)
-    g_t, sums_t = built.relu_sums_along(grad_t, g, found, found_t, (s, shift))
-    assert torch.equal(g_t, grad_t * (out > 0))
-    for one, terms in (
-        (sums[0], g.double()),
-        (sums[1], g.double() * d),
-        (sums_t[0], g_t.double()),
-        (sums_t[1], g_t.double() * d),
-        (sums_t[2], g.double() * values_t),
-    ):
-        most = float(terms.abs().sum((0, 2, 3)).max()) or 1.0
-        assert float((one - terms.sum((0, 2, 3))).abs().max()) <= ERRORS[dtype] * most
+    g, grads = built.norm_relu_back(grad, maxima, n, rows, given=False)
+    assert torch.equal(g, grad * is_positive)
+    assert not grads[0].any()
+    near(grads[1], g.double() * d_of_maxima, r, dtype)
+    near(grads[2], g.double(), torch.ones(C).double(), dtype)
+    g_t, grads_t = built.norm_relu_back_along(grad_t, g, (maxima, maxima_t), n, (rows, rows_t))
+    assert torch.equal(g_t, grad_t * is_positive)
+    near(grads_t[2], g_t.double(), torch.ones(C).double(), dtype)
 
-    wanted = by_channel(shift) + by_channel(slope) * x + spread(by_channel(s) * g.double())
-    x_grad = built.norm_pool_grad(images, g, found, constant=shift, bend=-slope, scale=s)
-    close(x_grad, wanted, dtype)
-    wanted = by_channel(shift_t) + by_channel(slope) * x + by_channel(shift) * x_t
-    wanted = wanted + spread(by_channel(s) * g_t.double() + by_channel(s_t) * g.double())
+    g, g_t = g.double(), g_t.double()
+    g_mean, g_mean_t = averaged(g, shape), averaged(g_t, shape)
+    product = averaged(g * d_of_maxima, shape)
+    product_t = averaged(g_t * d_of_maxima + g * values_t, shape) - g_mean * x_mean
+    close(grads_t[1], n * (product_t * r + product * r_t), dtype, 1000)
+    bend = s * r**2 * product
+    bend_t = r**2 * (s_t * product + s * product_t) + 2 * s * r * r_t * product
+    x_grad = built.norm_pool_grad(images, g.to(dtype), places, rows)
+    wanted = by_channel(s) * (spread(g) - by_channel(g_mean)) - by_channel(bend) * d
+    close(x_grad, wanted, dtype, 10)
     x_grad_t = built.norm_pool_grad_along(
-        (images, images_t),
-        (g, g_t),
-        found,
-        constant_t=shift_t,
-        bends=(-shift, -slope),
-        scales=(s, s_t),
+        (images, images_t), (g.to(dtype), g_t.to(dtype)), places, (rows, rows_t)
     )
-    close(x_grad_t, wanted, dtype)
+    wanted = by_channel(s) * (spread(g_t) - by_channel(g_mean_t)) - by_channel(bend_t) * d
+    wanted = wanted + by_channel(s_t) * (spread(g) - by_channel(g_mean))
+    close(x_grad_t, wanted - by_channel(bend) * (x_t - by_channel(x_mean)), dtype, 1000)
 
 
 @given(SHAPES, st.sampled_from([1, 3]))
 @many
 def test_first_layer(built: Kernels, shape: tuple[int, ...], c: int) -> None:
+    """Values and sums; ``test_chain`` has the gradients."""
     B, C, H, W, seed = shape
     torch.manual_seed(seed)
     dtype, taps = built.dtype, 9 * c
     x, w, w_t, scale = draw(B, c, H, W), draw(C, c, 3, 3), draw(C, c, 3, 3), draw(C)
-    padded = built.padded(x)
-    patches = F.unfold(x, 3, padding=1).view(B, c, 9, -1).permute(0, 3, 2, 1).reshape(-1, taps)
-    patches = torch.cat([patches, torch.ones(len(patches), 1).double()], 1)
-    close(built.patch_gram(padded), patches.T @ patches, dtype)
+    real, real_t, padded = w.to(dtype), w_t.to(dtype), built.padded(x)
+    rows, rows_t = built.rows(C), built.rows(C)
+    in_patches = F.unfold(x, 3, padding=1).view(B, c, 9, -1).permute(2, 1, 0, 3).reshape(taps, -1)
+    patches, cov = built.patches(padded), torch.cov(in_patches, correction=0).view(taps, taps)
+    close(patches[:-1], cov, dtype)
+    close(patches[-1], in_patches.mean(1), dtype)
 
     def by_tap(weight: Tensor) -> Tensor:
-        return weight.permute(2, 3, 1, 0).reshape(taps, C).to(dtype).contiguous()
+        return weight.permute(2, 3, 1, 0).reshape(taps, C)
 
-    values, places = built.first_maxima(padded, by_tap(w), scale.to(dtype))
+    convolved, convolved_t = (F.conv2d(x, each, padding=1) for each in (w, w_t))
+    d = convolved - convolved.mean((0, 2, 3), keepdim=True)
+    spread = built.first_moments(real, patches, rows)
+    close(spread, cov @ by_tap(w), dtype)
+    close(rows[0], convolved.mean((0, 2, 3)), dtype)
+    close(rows[1], averaged(d * d, shape), dtype)
+    close(built.first_moments_along(real_t, patches, spread, rows_t), cov @ by_tap(w_t), dtype)
+    close(rows_t[0], averaged(convolved_t, shape), dtype)
+    close(rows_t[1], averaged(convolved_t * d, shape), dtype, 10)
+
+    maxima, places = built.first_maxima(padded, real, scale.to(dtype))
     if H < 2 or W < 2:
-        assert values.numel() == 0
+        assert maxima.numel() == 0
         return
-    sign = scale.sign()[:, None, None]
-    wanted = F.max_pool2d(F.conv2d(x, w, padding=1) * sign, 2) * sign
-    close(values, wanted, dtype)
+    sign = by_channel(scale.sign())
+    close(maxima, F.max_pool2d(convolved * sign, 2) * sign, dtype)
+    if H % 2 == W % 2 == 0:
+        found = built.first_maxima_and_moments(padded, real, scale.to(dtype), rows_t)
+        assert all(torch.equal(*pair) for pair in zip(found, (maxima, places), strict=True))
+        close(rows_t[0], convolved.mean((0, 2, 3)), dtype)
+        close(rows_t[1], averaged(d * d, shape), dtype)
     # the places as found: where two values are equal but for rounding, either is right
-    h, half = values.shape[2:]
-    rows = torch.arange(h)[:, None] * 2 + places.long() // 2
-    positions = (rows * W + torch.arange(half) * 2 + places.long() % 2).flatten(2)
-    full_t = F.conv2d(x, w_t, padding=1).flatten(2).gather(2, positions).view_as(values)
-    close(built.first_maxima_along(padded, by_tap(w_t), places), full_t, dtype)
-    g = channels_last(draw(*values.shape).to(dtype))
+    h, half = maxima.shape[2:]
+    pixels = torch.arange(h)[:, None] * 2 + places.long() // 2
+    positions = (pixels * W + torch.arange(half) * 2 + places.long() % 2).flatten(2)
+    full_t = convolved_t.flatten(2).gather(2, positions).view_as(maxima)
+    close(built.first_maxima_along(padded, real_t, places), full_t, dtype)
+
+    built.norm_relu(maxima, scale.to(dtype), scale.to(dtype), EPS, rows)
+    grad = channels_last(draw(*maxima.shape).to(dtype))
+    arguments = (padded, grad, (maxima, places), (patches, spread), rows)
+    g, sums, *grads = built.first_back(*arguments)
     dense = torch.zeros(B, C, H * W).double().scatter_(2, positions, g.double().flatten(2))
     wanted = torch.nn.grad.conv2d_weight(x, w.shape, dense.view(B, C, H, W), padding=1)
-    close(built.first_filter_sums(padded, g, places), by_tap(wanted).double(), dtype, 10)
+    close(sums, by_tap(wanted), dtype, 10)
+    for one, other in zip(built.first_last_back(*arguments), grads, strict=True):
+        close(one, other.double(), dtype, 10)
