@@ -149,14 +149,11 @@ KERNEL winograd_filters(const real* w, L C, L K, L turned, real* u) {
     for (L c = 0; c < inputs; c++)
         for (L k = 0; k < outputs; k += LANES) {
             const real* first = w + c * next_input + k * next_output;
-            V filter[9], points[6][6];
-            UNROLL
-            for (int tap = 0; tap < 9; tap++) {
-                alignas(V) real values[LANES];
-                for (L lane = 0; lane < LANES; lane++) values[lane] = first[lane * next_output + (turned ? 8 - tap : tap)];
-                filter[tap] = load(values);
-            }
-            squared<3, 6, g>([&](int i, int j) { return filter[3 * i + j]; }, points);
+            alignas(V) real filter[9][LANES];
+            for (L lane = 0; lane < LANES; lane++)
+                for (int tap = 0; tap < 9; tap++) filter[turned ? 8 - tap : tap][lane] = first[lane * next_output + tap];
+            V points[6][6];
+            squared<3, 6, g>([&](int i, int j) { return load(filter[3 * i + j]); }, points);
             write_points(points, u + c * outputs + k, padded(C * K));
         }
 }
@@ -218,8 +215,10 @@ KERNEL winograd_filter_grad(const real* x, const real* dy, const real* x2, const
             V filter[3][3];
             const real* points = sum.at(0) + c * K + k;
             squared<6, 3, a3>([&](int i, int j) { return load(points + (6 * i + j) * sum.stride); }, filter);
+            alignas(V) real values[9][LANES];
             UNROLL
-            for (int tap = 0; tap < 9; tap++)
-                for (L lane = 0; lane < LANES; lane++) dw[((k + lane) * s.C + c) * 9 + tap] = filter[tap / 3][tap % 3][lane];
+            for (int tap = 0; tap < 9; tap++) store(values[tap], filter[tap / 3][tap % 3]);
+            for (L lane = 0; lane < LANES; lane++)
+                for (int tap = 0; tap < 9; tap++) dw[((k + lane) * s.C + c) * 9 + tap] = values[tap][lane];
         }
 }
