@@ -84,6 +84,7 @@ class Block:
         kernels: of the type of all tensors.
         numbers: the parameters.
         norm: by the batch, if derivatives of the gradient follow.
+        order: highest derivative that follows, 0 to 2.
     """
 
     maxima: Tensor
@@ -97,8 +98,8 @@ class Block:
     """Numbers by channel, [9, K]; see ``Kernels``."""
     rows_t: Tensor
 
-    def __init__(self, kernels: Kernels, numbers: Numbers, norm: Norm) -> None:
-        self.kernels, self.numbers, self.norm = kernels, numbers, norm
+    def __init__(self, kernels: Kernels, numbers: Numbers, norm: Norm, order: int) -> None:
+        self.kernels, self.numbers, self.norm, self.order = kernels, numbers, norm, order
         self.rows = kernels.rows(len(numbers.scale))
 
     def forward(self) -> Tensor:
@@ -148,21 +149,26 @@ class Block:
 
 
 class InnerBlock(Block):
-    """A block of activations ``x`` [B, C, H, W], convolved by Winograd's algorithm."""
+    """A block of activations ``x`` [B, C, H, W], convolved by Winograd's algorithm to ``y``."""
 
-    def __init__(self, kernels: Kernels, numbers: Numbers, norm: Norm, x: Tensor) -> None:
-        super().__init__(kernels, numbers, norm)
-        self.x = x
+    y: Tensor | None
+
+    def __init__(
+        self, kernels: Kernels, numbers: Numbers, norm: Norm, x: Tensor, *, order: int = 2
+    ) -> None:
+        super().__init__(kernels, numbers, norm, order)
+        self.x, self.count = x, num_pixels(x)
 
     def _convolve(self) -> None:
         self.filters = self.kernels.filters(self.numbers.weight)
-        self.y = self.kernels.convolve(self.x, self.filters)
-        self.count = num_pixels(self.y)
-        self.maxima, self.places = self.kernels.maxima(self.y, self.numbers.scale, self.rows)
+        self.y, (self.maxima, self.places) = self.kernels.convolve_and_pool(
+            self.x, self.filters, self.numbers.scale, self.rows, keep=self.order > 0
+        )
 
     def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """See ``Block``."""
         kernels, below = self.kernels, None
+        assert self.y is not None
         self.g, grads = kernels.norm_relu_back(
             grad, self.maxima, self.count, self.rows, given=self.norm.given is not None
         )
@@ -174,6 +180,7 @@ class InnerBlock(Block):
 
     def _convolve_along(self, x_t: Tensor | None, weight_t: Tensor) -> None:
         assert x_t is not None  # the block below moves
+        assert self.y is not None
         self.x_t, self.weight_t = x_t, weight_t
         filters_t = self.kernels.filters(weight_t)
         self.y_t = self.kernels.convolve(x_t, self.filters, self.x, filters_t)
@@ -184,6 +191,7 @@ class InnerBlock(Block):
     def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """See ``Block``."""
         kernels, rows, below = self.kernels, (self.rows, self.rows_t), None
+        assert self.y is not None
         g_t, grads_t = kernels.norm_relu_back_along(
             grad_t, self.g, (self.maxima, self.maxima_t), self.count, rows
         )
@@ -211,7 +219,7 @@ class FirstBlock(Block):
         numbers: see ``Block``.
         norm: see ``Block``.
         images: of the set.
-        order: highest derivative that follows, 0 to 2.
+        order: see ``Block``.
     """
 
     spread: Tensor | None = None
@@ -222,8 +230,8 @@ class FirstBlock(Block):
     def __init__(
         self, kernels: Kernels, numbers: Numbers, norm: Norm, images: Images, *, order: int = 2
     ) -> None:
-        super().__init__(kernels, numbers, norm)
-        self.images, self.order, self.count = images, order, images.count
+        super().__init__(kernels, numbers, norm, order)
+        self.images, self.count = images, images.count
 
     def _convolve(self) -> None:
         kernels, images, numbers = self.kernels, self.images, self.numbers

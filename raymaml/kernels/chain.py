@@ -57,7 +57,7 @@ class Chain:
             if out is None:
                 block = FirstBlock(kernels, numbers, norm, images, order=order)
             else:
-                block = InnerBlock(kernels, numbers, norm, out)
+                block = InnerBlock(kernels, numbers, norm, out, order=order)
             out = block.forward()
             self.blocks.append(block)
         assert out is not None

@@ -69,12 +69,6 @@ class Kernels:
         return values, self.images(*values.shape, dtype=torch.uint8)
 
     # ------------------------------------------------------------------ norm, pool and ReLU
-    def maxima(self, x: Tensor, scale: Tensor, rows: Tensor) -> Maxima:
-        """Pool the maxima of ``scale * x`` by 2x2, and set the moments of ``x``."""
-        values, places = self._pooled(_shape(x))
-        self._call("moments_and_maxima", x, _shape(x), scale, values, places, rows)
-        return values, places
-
     def maxima_along(self, x: Pair, places: Tensor, rows: Pair) -> Tensor:
         """Return ``x'`` at the maxima, and set the means of x' and x' d, d = x - mean."""
         maxima_t = self.images(*places.shape)
@@ -157,6 +151,18 @@ class Kernels:
         y = self.images(B, filters.shape[2], H, W)
         self._call("winograd", x, filters, x2, filters2, _shape(x), y.shape[1], y)
         return y
+
+    def convolve_and_pool(
+        self, x: Tensor, filters: Tensor, scale: Tensor, rows: Tensor, *, keep: bool = True
+    ) -> tuple[Tensor | None, Maxima]:
+        """Return ``convolve``, if asked to keep it, and the maxima of ``scale`` times it, pooled by
+        2x2; set its moments."""
+        B, _, H, W = x.shape
+        y = self.images(B, len(scale), H, W) if keep else None
+        maxima = self._pooled(_Shape(B, H, W, len(scale)))
+        arguments = (x, filters, _shape(x), len(scale), scale, y, *maxima, rows)
+        self._call("winograd_and_maxima", *arguments)
+        return y, maxima
 
     def filter_grad(
         self, x: Tensor, grad: Tensor, x2: Tensor | None = None, grad2: Tensor | None = None

@@ -54,38 +54,6 @@ INLINE Largest largest(const V v[4]) {
 // -1 for channels that the norm turns round.
 INLINE V sign_of(const real* scale) { return where(load(scale) < V{}, all(-1), all(1)); }
 
-// Writes maxima and where; sets mean and var. Sums are of x - x0, with x0 the first pixel of each channel, so that a
-// large mean costs no digits.
-KERNEL moments_and_maxima(const real* x, Shape s, const real* scale, real* maxima, uint8_t* at, double* rows) {
-    const Rows n(rows, s.C);
-    memset(rows, 0, 2 * s.C * sizeof(double));
-    each_row_pair(s, [&](L first, L pooled, bool two, L c) {
-        const V x0 = load(x + c), sign = sign_of(scale + c);
-        V sum[2] = {}, square[2] = {};
-        if (two)
-            for (L j = 0; j < s.W / 2; j++, pooled += s.C) {
-                V v[4];
-                UNROLL
-                for (int k = 0; k < 4; k++) {
-                    const V value = load(x + first + place(s, j, k)), d = value - x0;
-                    v[k] = value * sign;
-                    sum[k / 2] += d;
-                    square[k % 2] += d * d;
-                }
-                const Largest found = largest(v);
-                store(maxima + pooled, found.value * sign);
-                store_bytes(at + pooled, found.place);
-            }
-        each_outside(s, first, two, [&](L offset) {
-            const V d = load(x + offset) - x0;
-            sum[0] += d;
-            square[0] += d * d;
-        });
-        add_to(n.mean + c, sum[0] + sum[1]);
-        add_to(n.var + c, square[0] + square[1]);
-    });
-    for (L c = 0; c < s.C; c++) end_moments(n, pixels(s), c, x[c]);
-}
 // The line s maxima + (shift - s mean), whose sign tells where out > 0 without a look at it.
 struct Line {
     Channels scale, shift;

@@ -157,8 +157,10 @@ KERNEL winograd_filters(const real* w, L C, L K, L turned, real* u) {
             write_points(points, u + c * outputs + k, padded(C * K));
         }
 }
-// y [B, H, W, K] = x [B, H, W, C] by the filters u, plus x2 by u2 where there are
-KERNEL winograd(const real* x, const real* u, const real* x2, const real* u2, Shape s, L K, real* y) {
+// Convolves x [B, H, W, C] by the filters u, and adds x2 by u2 where there are; done(tile, k, pixels) gets 4x4 pixels of
+// a vector of channels from k on, of the first tile first.
+template <class Done>
+INLINE void convolved_by_tiles(const real* x, const real* u, const real* x2, const real* u2, Shape s, L K, Done done) {
     const real *images[] = {x, x2}, *filters[] = {u, u2};
     const Tiles tiles(s);
     Points in(tiles.batch, s.C), out(tiles.batch, K);
@@ -169,16 +171,63 @@ KERNEL winograd(const real* x, const real* u, const real* x2, const real* u2, Sh
             for (L point = 0; point < POINTS; point++)
                 product(in.at(point), s.C, 1, filters[i] + point * padded(s.C * K), K, out.at(point), K, count, K, s.C, i > 0);
         }
-        for (L t = 0; t < count; t++) {
-            const Tile tile = tiles[first + t];
+        for (L t = 0; t < count; t++)
             for (L k = 0; k < K; k += LANES) {
                 V pixels[4][4];
                 const real* points = out.at(0) + t * K + k;
                 squared<6, 4, a>([&](int i, int j) { return load(points + (6 * i + j) * out.stride); }, pixels);
-                write_tile(pixels, y + tile.image * s.H * s.W * K + k, s.H, s.W, K, tile.y, tile.x);
+                done(tiles[first + t], k, pixels);
             }
-        }
     }
+}
+// y [B, H, W, K] = x [B, H, W, C] by the filters u, plus x2 by u2 where there are
+KERNEL winograd(const real* x, const real* u, const real* x2, const real* u2, Shape s, L K, real* y) {
+    convolved_by_tiles(x, u, x2, u2, s, K, [&](Tile tile, L k, const V(&pixels)[4][4]) {
+        write_tile(pixels, y + tile.image * s.H * s.W * K + k, s.H, s.W, K, tile.y, tile.x);
+    });
+}
+// As winograd of one pair, with the maxima and where of scale y; sets mean and var. y is written where there is room for
+// it. Sums are of y - y0, with y0 the first pixel of each channel, so that a large mean costs no digits.
+KERNEL winograd_and_maxima(const real* x, const real* u, Shape s, L K, const real* scale, real* y, real* maxima, uint8_t* at,
+                           double* rows) {
+    const Rows n(rows, K);
+    const L h = s.H / 2, w = s.W / 2;
+    Room room(K);
+    real* y0 = room.data();
+    memset(rows, 0, 2 * K * sizeof(double));
+    bool is_first = true;
+    convolved_by_tiles(x, u, nullptr, nullptr, s, K, [&](Tile tile, L k, const V(&pixels)[4][4]) {
+        if (is_first) store(y0 + k, pixels[0][0]);
+        is_first = is_first && k + LANES < K;
+        if (y) write_tile(pixels, y + tile.image * s.H * s.W * K + k, s.H, s.W, K, tile.y, tile.x);
+        const L rows_left = s.H - tile.y, columns_left = s.W - tile.x;
+        const V first = load(y0 + k), sign = sign_of(scale + k);
+        V sum[2] = {}, square[2] = {};
+        UNROLL
+        for (int i = 0; i < TILE; i++)
+            UNROLL
+            for (int j = 0; j < TILE; j++)
+                if (i < rows_left && j < columns_left) {
+                    const V d = pixels[i][j] - first;
+                    sum[j % 2] += d;
+                    square[j % 2] += d * d;
+                }
+        add_to(n.mean + k, sum[0] + sum[1]);
+        add_to(n.var + k, square[0] + square[1]);
+        UNROLL
+        for (int i = 0; i < TILE; i += 2)
+            UNROLL
+            for (int j = 0; j < TILE; j += 2)
+                if (i + 1 < rows_left && j + 1 < columns_left) {
+                    const V v[4] = {pixels[i][j] * sign, pixels[i][j + 1] * sign, pixels[i + 1][j] * sign,
+                                    pixels[i + 1][j + 1] * sign};
+                    const L o = ((tile.image * h + (tile.y + i) / 2) * w + (tile.x + j) / 2) * K + k;
+                    const Largest found = largest(v);
+                    store(maxima + o, found.value * sign);
+                    store_bytes(at + o, found.place);
+                }
+    });
+    for (L k = 0; k < K; k++) end_moments(n, pixels(s), k, y0[k]);
 }
 // dw [K, C, 3, 3] = the gradient in the filters, for dy [B, H, W, K] behind x [B, H, W, C], plus that for dy2, x2
 KERNEL winograd_filter_grad(const real* x, const real* dy, const real* x2, const real* dy2, Shape s, L K, real* dw) {

@@ -98,6 +98,25 @@ def near(found: Tensor, terms: Tensor, factor: Tensor, dtype: torch.dtype) -> No
     assert float((found - wanted).abs().max()) <= ERRORS[dtype] * (float(most) or 1.0)
 
 
+def convolved(
+    built: Kernels, images: Tensor, scale: Tensor, rows: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Convolved images, with a large mean, and their maxima, which are the same without them."""
+    C = images.shape[1]
+    weight = draw(C, C, 3, 3) / (9 * C) ** 0.5
+    filters = built.filters(weight.to(built.dtype))
+    images += 3
+    y, maxima = built.convolve_and_pool(images, filters, scale, rows)
+    assert y is not None
+    assert torch.equal(y, built.convolve(images, filters))
+    again = torch.empty_like(rows)
+    alone, same = built.convolve_and_pool(images, filters, scale, again, keep=False)
+    assert alone is None
+    assert all(torch.equal(*pair) for pair in zip(maxima, same, strict=True))
+    assert torch.equal(rows[:2], again[:2])
+    return y, maxima
+
+
 @given(SHAPES)
 @many
 def test_norm_and_pool(built: Kernels, shape: tuple[int, ...]) -> None:
@@ -105,14 +124,13 @@ def test_norm_and_pool(built: Kernels, shape: tuple[int, ...]) -> None:
     B, C, H, W, seed = shape
     torch.manual_seed(seed)
     dtype, n = built.dtype, B * H * W
-    images, images_t = (
-        channels_last(each.to(dtype)) for each in (draw(B, C, H, W) + 3, draw(B, C, H, W))
-    )
-    x, x_t = images.double(), images_t.double()
+    images, images_t = (channels_last(draw(B, C, H, W).to(dtype)) for _ in range(2))
+    x_t = images_t.double()
     scale, scale_t, shift, shift_t = numbers = [draw(C) for _ in range(4)]
     real = [each.to(dtype) for each in numbers]
     rows, rows_t = built.rows(C), built.rows(C)
-    maxima, places = built.maxima(images, real[0], rows)
+    images, (maxima, places) = convolved(built, images, real[0], rows)
+    x = images.double()
     close(rows[0], x.mean((0, 2, 3)), dtype)
     close(rows[1], x.var((0, 2, 3), correction=0), dtype)
     if H < 2 or W < 2:
