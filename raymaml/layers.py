@@ -157,6 +157,8 @@ def _copied(value: Any, stand_ins: StandIns) -> Any:
     """Copy containers, replace tensors, and keep all else."""
     if type(value) in ATOMS:
         return value
+    if type(value) is dict:  # most of all
+        return {key: _copied(item, stand_ins) for key, item in value.items()}
     if isinstance(value, Tensor):
         if id(value) not in stand_ins:
             stand_ins[id(value)] = value.clone()

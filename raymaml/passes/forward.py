@@ -245,11 +245,12 @@ class Passes:
         stand_ins |= {id(self._buffers[name]): value.clone() for name, value in buffers.items()}
         with standing_in(modules, stand_ins):
             for module in modules:
-                module.training = self._modes[module]
+                own = vars(module)  # to assign attributes of a module takes long
+                own["training"] = self._modes[module]
                 if isinstance(module, OwnRules):
-                    module.rules, module.kernels = self._rules, self._kernels
+                    own |= {"rules": self._rules, "kernels": self._kernels}
                 if isinstance(module, PassAware):
-                    module.current_pass, module.inner_step = current, step
+                    own |= {"current_pass": current, "inner_step": step}
             yield
 
     def _buffer_now(self, name: str) -> Tensor:
