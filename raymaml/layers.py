@@ -157,8 +157,6 @@ def _copied(value: Any, stand_ins: StandIns) -> Any:
     """Copy containers, replace tensors, and keep all else."""
     if type(value) in ATOMS:
         return value
-    if type(value) is dict:  # most of all
-        return {key: _copied(item, stand_ins) for key, item in value.items()}
     if isinstance(value, Tensor):
         if id(value) not in stand_ins:
             stand_ins[id(value)] = value.clone()
@@ -170,7 +168,8 @@ def _copied(value: Any, stand_ins: StandIns) -> Any:
         return getattr(type(value), "_make", type(value))(items)  # _make: of a namedtuple
     if not isinstance(value, dict | list | set | deque):
         return value
-    new = copy.copy(value)  # keeps a class that derives from these
+    # copy.copy keeps a class that derives from these, and takes long
+    new = dict(value) if type(value) is dict else copy.copy(value)
     if isinstance(new, dict):
         new.update({key: _copied(item, stand_ins) for key, item in new.items()})
     elif isinstance(new, list):

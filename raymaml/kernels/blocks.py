@@ -114,7 +114,10 @@ class Block:
         )
 
     def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
-        """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
+        """Return the gradient in the input, if it goes ``down``, and that in the parameters.
+
+        ``grad`` becomes ``g``.
+        """
         raise NotImplementedError
 
     def forward_along(self, x_t: Tensor | None, numbers_t: Numbers) -> Tensor:
@@ -169,10 +172,13 @@ class InnerBlock(Block):
         """See ``Block``."""
         kernels, below = self.kernels, None
         assert self.y is not None
-        self.g, grads = kernels.norm_relu_back(
+        grads = kernels.norm_relu_back(
             grad, self.maxima, self.count, self.rows, given=self.norm.given is not None
         )
-        self.y_grad = kernels.norm_pool_grad(self.y, self.g, self.places, self.rows)
+        self.g = grad
+        self.y_grad = kernels.norm_pool_grad(
+            self.y, self.g, self.places, self.rows, keep=self.order > 1
+        )
         if down:
             self.filters_back = kernels.filters(self.numbers.weight, turned=True)
             below = kernels.convolve(self.y_grad, self.filters_back)
@@ -192,11 +198,11 @@ class InnerBlock(Block):
         """See ``Block``."""
         kernels, rows, below = self.kernels, (self.rows, self.rows_t), None
         assert self.y is not None
-        g_t, grads_t = kernels.norm_relu_back_along(
+        grads_t = kernels.norm_relu_back_along(
             grad_t, self.g, (self.maxima, self.maxima_t), self.count, rows
         )
         y_grad_t = kernels.norm_pool_grad_along(
-            (self.y, self.y_t), (self.g, g_t), self.places, rows
+            (self.y, self.y_t), (self.g, grad_t), self.places, rows
         )
         if down:
             filters_t = kernels.filters(self.weight_t, turned=True)
@@ -251,7 +257,8 @@ class FirstBlock(Block):
         if self.order < 2:
             grads, weight = self.kernels.first_last_back(*arguments)
         else:
-            self.g, self.sums, grads, weight = self.kernels.first_back(*arguments)
+            self.sums, grads, weight = self.kernels.first_back(*arguments)
+            self.g = grad
         return None, Numbers(weight, *grads)
 
     def _convolve_along(self, x_t: Tensor | None, weight_t: Tensor) -> None:

@@ -291,13 +291,13 @@ static void filter_grad_of(Shape s, L given, const double* patches, const double
         return found - pixels(s) * (n.s[c] * n.g_mean[c] * patches[K * K + k] + n.bend[c] * spread[k * s.C + c]);
     });
 }
-// g of the maxima's gradient; sums of g p; dw; sets the numbers and grads as norm_relu_back.
+// Turns grad into g; sums of g p; dw; sets the numbers and grads as norm_relu_back.
 template <int CIN>
-static void back_of(const real* images, Shape s, const real* grad, const real* maxima, const uint8_t* at, L given,
-                    const double* patches, const double* spread, double* rows, double* sums, real* g, real* grads, real* dw) {
-    norm_relu_back(grad, maxima, s.B * (s.H / 2) * (s.W / 2), s.C, pixels(s), given, rows, g, grads);
+static void back_of(const real* images, Shape s, real* grad, const real* maxima, const uint8_t* at, L given,
+                    const double* patches, const double* spread, double* rows, double* sums, real* grads, real* dw) {
+    norm_relu_back(grad, maxima, s.B * (s.H / 2) * (s.W / 2), s.C, pixels(s), given, rows, grads);
     filter_sums<CIN>(
-        images, s, g, at, sums, [](V v, L, L) { return v; }, [](L) {});
+        images, s, grad, at, sums, [](V g, L, L) { return g; }, [](L) {});
     filter_grad_of<CIN>(s, given, patches, spread, sums, Rows(rows, s.C), dw);
 }
 // As back_of, without writing g.
@@ -326,19 +326,19 @@ static void last_back_of(const real* images, Shape s, const real* grad, const re
     norm_line_back(n, pixels(s), given, s.C, grads);
     filter_grad_of<CIN>(s, given, patches, spread, sums.get(), n, dw);
 }
-// g'; dw' = s' sums + s sums' - n ((s' g_mean + s g_mean') m + bend' spread + bend spread'); the rest as
+// Turns grad' into g'; dw' = s' sums + s sums' - n ((s' g_mean + s g_mean') m + bend' spread + bend spread'); the rest as
 // norm_relu_back_along.
 template <int CIN>
-static void back_along_of(const real* images, Shape s, const real* grad_t, const real* g, const real* maxima,
+static void back_along_of(const real* images, Shape s, real* grad_t, const real* g, const real* maxima,
                           const real* maxima_t, const uint8_t* at, const double* patches, const double* spread,
-                          const double* spread_t, const double* sums, double* rows, double* rows_t, real* g_t, real* grads_t,
+                          const double* spread_t, const double* sums, double* rows, double* rows_t, real* grads_t,
                           real* dw_t) {
     constexpr L K = 9 * CIN;
     const Rows n(rows, s.C), t(rows_t, s.C);
     std::unique_ptr<double[]> sums_t(new double[K * s.C]);
-    norm_relu_back_along(grad_t, g, maxima, maxima_t, s.B * (s.H / 2) * (s.W / 2), s.C, pixels(s), rows, rows_t, g_t, grads_t);
+    norm_relu_back_along(grad_t, g, maxima, maxima_t, s.B * (s.H / 2) * (s.W / 2), s.C, pixels(s), rows, rows_t, grads_t);
     filter_sums<CIN>(
-        images, s, g_t, at, sums_t.get(), [](V v, L, L) { return v; }, [](L) {});
+        images, s, grad_t, at, sums_t.get(), [](V g_t, L, L) { return g_t; }, [](L) {});
     as_weights<CIN>(s.C, dw_t, [&](L k, L c) {
         const L o = k * s.C + c;
         const double mean = (t.s[c] * n.g_mean[c] + n.s[c] * t.g_mean[c]) * patches[K * K + k];

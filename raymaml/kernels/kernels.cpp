@@ -27,18 +27,18 @@ KERNEL first_maxima_and_moments(const real* images, L channels, Shape s, const r
 KERNEL first_maxima_along(const real* images, L channels, Shape s, const real* w_t, const uint8_t* at, real* maxima_t) {
     BY_CHANNELS(maxima_along_of, images, s, w_t, at, maxima_t);
 }
-KERNEL first_back(const real* images, L channels, Shape s, const real* grad, const real* maxima, const uint8_t* at, L given,
-                  const double* patches, const double* spread, double* rows, double* sums, real* g, real* grads, real* dw) {
-    BY_CHANNELS(back_of, images, s, grad, maxima, at, given, patches, spread, rows, sums, g, grads, dw);
+KERNEL first_back(const real* images, L channels, Shape s, real* grad, const real* maxima, const uint8_t* at, L given,
+                  const double* patches, const double* spread, double* rows, double* sums, real* grads, real* dw) {
+    BY_CHANNELS(back_of, images, s, grad, maxima, at, given, patches, spread, rows, sums, grads, dw);
 }
 KERNEL first_last_back(const real* images, L channels, Shape s, const real* grad, const real* maxima, const uint8_t* at,
                        L given, const double* patches, const double* spread, double* rows, real* grads, real* dw) {
     BY_CHANNELS(last_back_of, images, s, grad, maxima, at, given, patches, spread, rows, grads, dw);
 }
-KERNEL first_back_along(const real* images, L channels, Shape s, const real* grad_t, const real* g, const real* maxima,
+KERNEL first_back_along(const real* images, L channels, Shape s, real* grad_t, const real* g, const real* maxima,
                         const real* maxima_t, const uint8_t* at, const double* patches, const double* spread,
-                        const double* spread_t, const double* sums, double* rows, double* rows_t, real* g_t, real* grads_t,
+                        const double* spread_t, const double* sums, double* rows, double* rows_t, real* grads_t,
                         real* dw_t) {
     BY_CHANNELS(back_along_of, images, s, grad_t, g, maxima, maxima_t, at, patches, spread, spread_t, sums, rows, rows_t,
-                g_t, grads_t, dw_t);
+                grads_t, dw_t);
 }

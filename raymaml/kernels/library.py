@@ -93,8 +93,9 @@ class Kernels:
 
     def norm_relu_back(
         self, grad: Tensor, maxima: Tensor, count: int, rows: Tensor, *, given: bool
-    ) -> Pair:
-        """Return ``g``; the gradients [3, C] in the convolution's bias, in scale and in shift.
+    ) -> Tensor:
+        """Turn ``grad`` into ``g`` in place; return the gradients [3, C] in the convolution's bias,
+        in scale and in shift.
 
         Args:
             grad: that in ``out``.
@@ -103,34 +104,34 @@ class Kernels:
             rows: of the block.
             given: whether its moments are constants.
         """
-        g, C = torch.empty_like(grad), grad.shape[1]
+        C = grad.shape[1]
         grads = torch.empty(3, C, dtype=self.dtype)
-        self._call(
-            "norm_relu_back", grad, maxima, num_pixels(g), C, count, int(given), rows, g, grads
-        )
-        return g, grads
+        sizes = (num_pixels(grad), C, count)
+        self._call("norm_relu_back", grad, maxima, *sizes, int(given), rows, grads)
+        return grads
 
     def norm_relu_back_along(
         self, grad_t: Tensor, g: Tensor, maxima: Pair, count: int, rows: Pair
-    ) -> Pair:
-        """Return ``g'``; the derivatives of those gradients."""
-        g_t, C = torch.empty_like(g), g.shape[1]
+    ) -> Tensor:
+        """Turn ``grad'`` into ``g'`` in place; return the derivatives of those gradients."""
+        C = grad_t.shape[1]
         grads_t = torch.empty(3, C, dtype=self.dtype)
         sizes = (num_pixels(g), C, count)
-        self._call("norm_relu_back_along", grad_t, g, *maxima, *sizes, *rows, g_t, grads_t)
-        return g_t, grads_t
+        self._call("norm_relu_back_along", grad_t, g, *maxima, *sizes, *rows, grads_t)
+        return grads_t
 
-    def norm_pool_grad(self, x: Tensor, g: Tensor, places: Tensor, rows: Tensor) -> Tensor:
-        """Return the gradient in ``x``."""
-        x_grad = torch.empty_like(x)
+    def norm_pool_grad(
+        self, x: Tensor, g: Tensor, places: Tensor, rows: Tensor, *, keep: bool = True
+    ) -> Tensor:
+        """Return the gradient in ``x``, in its place unless that is to be kept."""
+        x_grad = torch.empty_like(x) if keep else x
         self._call("norm_pool_grad", x, _shape(x), g, places, rows, x_grad)
         return x_grad
 
     def norm_pool_grad_along(self, x: Pair, g: Pair, places: Tensor, rows: Pair) -> Tensor:
-        """Return the derivative of that gradient."""
-        x_grad_t = torch.empty_like(x[0])
-        self._call("norm_pool_grad_along", *x, _shape(x[0]), *g, places, *rows, x_grad_t)
-        return x_grad_t
+        """Return the derivative of that gradient, in the place of x'."""
+        self._call("norm_pool_grad_along", *x, _shape(x[0]), *g, places, *rows)
+        return x[1]
 
     # ------------------------------------------------------------------ convolution
     def filters(self, weight: Tensor, *, turned: bool = False) -> Tensor:
@@ -236,9 +237,9 @@ class Kernels:
 
     def first_back(
         self, padded: Tensor, grad: Tensor, maxima: Maxima, moving: Pair | None, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return g, the sums of g times the patches around the maxima [9c, C], and the gradients of
-        ``norm_relu_back`` and in the filters.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn ``grad`` into ``g`` in place; return the sums of g times the patches around the
+        maxima, [9c, C], and the gradients of ``norm_relu_back`` and in the filters.
 
         Args:
             padded: the images.
@@ -249,14 +250,13 @@ class Kernels:
         """
         arguments, grads, weight = self._first_back(padded, grad, maxima, moving, rows)
         sums = torch.empty(9 * padded.shape[3], grad.shape[1], dtype=torch.float64)
-        g = torch.empty_like(grad)
-        self._call("first_back", *arguments, sums, g, grads, weight)
-        return g, sums, grads, weight
+        self._call("first_back", *arguments, sums, grads, weight)
+        return sums, grads, weight
 
     def first_last_back(
         self, padded: Tensor, grad: Tensor, maxima: Maxima, moving: Pair | None, rows: Tensor
     ) -> Pair:
-        """Return the gradients of ``first_back`` alone, in less time."""
+        """Return the gradients of ``first_back`` alone, in less time; ``grad`` stays."""
         arguments, grads, weight = self._first_back(padded, grad, maxima, moving, rows)
         self._call("first_last_back", *arguments, grads, weight)
         return grads, weight
@@ -280,7 +280,8 @@ class Kernels:
         sums: Tensor,
         rows: Pair,
     ) -> Pair:
-        """Return the derivatives of the gradients of ``first_back``.
+        """Turn ``grad'`` into ``g'`` in place; return the derivatives of the gradients of
+        ``first_back``.
 
         Args:
             padded: the images.
@@ -292,9 +293,9 @@ class Kernels:
             rows: of the block and its tangent.
         """
         shape, channels = _inside(padded, grad_t.shape[1]), padded.shape[3]
-        g_t, (grads_t, weight_t) = torch.empty_like(g), self._first_grads(shape.C, channels)
+        grads_t, weight_t = self._first_grads(shape.C, channels)
         images = (padded, channels, shape, grad_t, g, *maxima)
-        self._call("first_back_along", *images, *moving, sums, *rows, g_t, grads_t, weight_t)
+        self._call("first_back_along", *images, *moving, sums, *rows, grads_t, weight_t)
         return grads_t, weight_t
 
     def _first_grads(self, width: int, channels: int) -> Pair:

@@ -85,10 +85,10 @@ KERNEL norm_relu_along(const real* maxima, const real* maxima_t, L P, L C, const
             store(out_t + o, line.where_positive(v, m, c));
         }
 }
-// masked = grad where out > 0; sets g_mean and product to the sums of masked and of masked d, plus, of a tangent, g maxima'
+// Turns grad into zero but where out > 0; sets g_mean and product to its sums, and those of grad d, plus, of a tangent,
+// g maxima'.
 template <bool ALONG>
-INLINE void masked_sums(const real* grad, const real* g, const real* maxima, const real* maxima_t, L P, L C, Rows n,
-                        Rows sums, real* masked) {
+INLINE void masked_sums(real* grad, const real* g, const real* maxima, const real* maxima_t, L P, L C, Rows n, Rows sums) {
     Line line(n, C);
     Channels mean(n.mean, C);
     memset(sums.g_mean, 0, 2 * C * sizeof(double));
@@ -98,7 +98,7 @@ INLINE void masked_sums(const real* grad, const real* g, const real* maxima, con
             for (L p = p0; p < std::min(P, p0 + 64); p++) {
                 const L o = p * C + c;
                 const V m = load(maxima + o), v = line.where_positive(load(grad + o), m, c);
-                store(masked + o, v);
+                store(grad + o, v);
                 sum += v;
                 product[0] += v * (m - mean[c]);
                 if constexpr (ALONG) product[1] += load(g + o) * load(maxima_t + o);
@@ -107,20 +107,21 @@ INLINE void masked_sums(const real* grad, const real* g, const real* maxima, con
             add_to(sums.product + c, product[0] + product[1]);
         }
 }
-// g of P pooled pixels; sets g_mean, product, bend and constant; grads [3, C] as of norm_line_back, by all pixels
-KERNEL norm_relu_back(const real* grad, const real* maxima, L P, L C, L count, L given, double* rows, real* g, real* grads) {
+// Turns grad into g, for P pooled pixels; sets g_mean, product, bend and constant; grads [3, C] as of norm_line_back, by
+// count pixels.
+KERNEL norm_relu_back(real* grad, const real* maxima, L P, L C, L count, L given, double* rows, real* grads) {
     const Rows n(rows, C);
-    masked_sums<false>(grad, nullptr, maxima, nullptr, P, C, n, n, g);
+    masked_sums<false>(grad, nullptr, maxima, nullptr, P, C, n, n);
     norm_line_back(n, count, given, C, grads);
 }
-// g'; sets the numbers of the tangent; grads_t [3, C]
-KERNEL norm_relu_back_along(const real* grad_t, const real* g, const real* maxima, const real* maxima_t, L P, L C, L count,
-                            double* rows, double* rows_t, real* g_t, real* grads_t) {
+// Turns grad' into g'; sets the numbers of the tangent; grads_t [3, C].
+KERNEL norm_relu_back_along(real* grad_t, const real* g, const real* maxima, const real* maxima_t, L P, L C, L count,
+                            double* rows, double* rows_t, real* grads_t) {
     const Rows n(rows, C), t(rows_t, C);
-    masked_sums<true>(grad_t, g, maxima, maxima_t, P, C, n, t, g_t);
+    masked_sums<true>(grad_t, g, maxima, maxima_t, P, C, n, t);
     norm_line_back_along(n, t, count, C, grads_t);
 }
-// x_grad = constant - bend x everywhere, + s g at the maxima
+// x_grad = constant - bend x everywhere, + s g at the maxima; it may be x
 KERNEL norm_pool_grad(const real* x, Shape s, const real* g, const uint8_t* at, double* rows, real* x_grad) {
     const Rows n(rows, s.C);
     Channels as(n.constant, s.C), bs(n.bend, s.C), scales(n.s, s.C);
@@ -171,9 +172,9 @@ KERNEL maxima_along(const real* x, const real* x_t, Shape s, const uint8_t* at, 
     });
     for (L e = 0; e < 2 * s.C; e++) rows_t[e] /= pixels(s);
 }
-// x_grad' = constant' - bend' x - bend x' everywhere, + s g' + s' g at the maxima
-KERNEL norm_pool_grad_along(const real* x, const real* x_t, Shape s, const real* g, const real* g_t, const uint8_t* at,
-                            double* rows, double* rows_t, real* x_grad_t) {
+// x_t becomes x_grad' = constant' - bend' x - bend x' everywhere, + s g' + s' g at the maxima.
+KERNEL norm_pool_grad_along(const real* x, real* x_t, Shape s, const real* g, const real* g_t, const uint8_t* at,
+                            double* rows, double* rows_t) {
     const Rows n(rows, s.C), t(rows_t, s.C);
     Channels as(t.constant, s.C), bs(n.bend, s.C), bts(t.bend, s.C), scales(n.s, s.C), scales_t(t.s, s.C);
     each_row_pair(s, [&](L first, L pooled, bool two, L c) {
@@ -186,9 +187,9 @@ KERNEL norm_pool_grad_along(const real* x, const real* x_t, Shape s, const real*
                 UNROLL
                 for (int k = 0; k < 4; k++) {
                     const L o = first + place(s, j, k);
-                    store(x_grad_t + o, flat(o) + where(at_place == k, peak, V{}));
+                    store(x_t + o, flat(o) + where(at_place == k, peak, V{}));
                 }
             }
-        each_outside(s, first, two, [&](L o) { store(x_grad_t + o, flat(o)); });
+        each_outside(s, first, two, [&](L o) { store(x_t + o, flat(o)); });
     });
 }
