@@ -38,9 +38,6 @@ class Chain:
         order: highest derivative that follows: 0, 1, or 2 for ``product``.
     """
 
-    loss: Tensor
-    """Mean cross-entropy, once there are ``labels``."""
-
     def __init__(
         self,
         kernels: Kernels,
@@ -72,13 +69,12 @@ class Chain:
         return sum(each.nbytes for each in tensors.values())
 
     def gradient(self, labels: Tensor, lowest: int = 0) -> Weights:
-        """Return the gradient of the loss, of the blocks from ``lowest`` on.
+        """Return the gradient of the mean cross-entropy, of the blocks from ``lowest`` on.
 
         Args:
             labels: ``[B]``.
             lowest: block to go down to; of as many as there are, the head alone has a gradient.
         """
-        self.loss = F.cross_entropy(self.logits, labels)
         self.probabilities = self.logits.softmax(1)
         ones = F.one_hot(labels, self.logits.shape[1])
         self.errors = (self.probabilities - ones) / len(labels)
@@ -88,7 +84,7 @@ class Chain:
         return Weights(found, along.T @ self.features, along.sum(0), temperature)
 
     def product(self, direction: Weights) -> Weights:
-        """Return the Hessian of the loss times a direction, in which the temperature stays.
+        """Return the Hessian of that loss times a direction, in which the temperature stays.
 
         ``gradient`` has gone all the way down before.
         """

@@ -48,6 +48,7 @@ class ConvNet4Pass:
         params: the parameters.
         images: of the set.
         layers: the norms of the blocks, as the pass has set them.
+        step: the inner step, of a support pass; of another, the one before it.
         temperature: factor of the logits.
         order: highest derivative that follows: 0, 1, or 2 for ``product``.
     """
@@ -58,14 +59,14 @@ class ConvNet4Pass:
         params: Params,
         images: Images,
         layers: list[norms.ScaledNorm2d],
-        temperature: Tensor | float,
         *,
+        step: int,
+        temperature: Tensor | float,
         order: int,
     ) -> None:
         self._params, self._labels, self.nbytes = params, torch.empty(0), 0
         self._rows = [
-            row_of_step(layer.bias, layer.inner_step) if layer.bias.dim() > 1 else None
-            for layer in layers
+            row_of_step(layer.bias, step) if layer.bias.dim() > 1 else None for layer in layers
         ]
         self._temperature = torch.as_tensor(temperature, dtype=kernels.dtype)
         self._lowest = 0
@@ -80,7 +81,7 @@ class ConvNet4Pass:
             if isinstance(layer, norms.ReferenceTaskNorm2d):
                 layer.see(images.padded)
 
-    def gradient(self, labels: Tensor, names: Iterable[str]) -> tuple[Tensor, Params]:
+    def gradient(self, labels: Tensor, names: Iterable[str]) -> Params:
         """See ``ClosedPass``."""
         wanted, self._labels = set(names), labels
         blocks = range(len(self._rows))
@@ -88,7 +89,7 @@ class ConvNet4Pass:
         self._lowest = moving[0] if moving else len(self._rows)
         found = self._named(self._chain.gradient(labels, self._lowest))
         self.nbytes = self._chain.nbytes
-        return self._chain.loss, {name: found[name] for name in found if name in wanted}
+        return {name: value for name, value in found.items() if name in wanted}
 
     def product(self, direction: Params) -> Params:
         """See ``ClosedPass``."""
@@ -168,9 +169,11 @@ def closed_form(
         return None
     images = Images(kernels, x)
 
-    def form(params: Params) -> ConvNet4Pass:
+    def form(params: Params, step: int) -> ConvNet4Pass:
         factor = params.get("temperature", model.temperature)
-        return ConvNet4Pass(kernels, params, images, layers, factor, order=order)
+        return ConvNet4Pass(
+            kernels, params, images, layers, step=step, temperature=factor, order=order
+        )
 
     return form
 

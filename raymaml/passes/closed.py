@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from raymaml.layers import Pass
 from raymaml.passes.batches import rows_of
@@ -25,16 +26,16 @@ class ClosedPass(Protocol):
     nbytes: int
     """The memory of the activations, with those that ``gradient`` adds."""
 
-    def gradient(self, labels: Tensor, names: Iterable[str]) -> tuple[Tensor, Params]:
-        """Return the mean cross-entropy, and its gradient in those of the parameters ``names`` that
+    def gradient(self, labels: Tensor, names: Iterable[str]) -> Params:
+        """Return the gradient of the mean cross-entropy, in those of the parameters ``names`` that
         it depends on."""
 
     def product(self, direction: Params) -> Params:
         """Return the derivative of the whole gradient along a direction, once there is one."""
 
 
-ClosedForm = Callable[[Params], ClosedPass]
-"""Passes of one set of images at given weights, in layers that the pass has set."""
+ClosedForm = Callable[[Params, int], ClosedPass]
+"""(weights, inner step) -> the pass of one set of images, in layers that the pass has set."""
 
 
 @runtime_checkable
@@ -92,7 +93,7 @@ class ByClosedForm:
             with torch.enable_grad():
                 return self.otherwise.support(fast)
         closed, labels, buffers = found
-        _, grads = closed.gradient(labels, fast.params)
+        grads = closed.gradient(labels, fast.params)
         fits = sum(each.nbytes for each in self._kept) + closed.nbytes <= self.budget
         if fits:
             self._kept.add(closed)
@@ -115,7 +116,8 @@ class ByClosedForm:
             with torch.enable_grad():
                 return self.otherwise.query(fast, weight)
         (closed, _), params = found, self.frozen | fast.params
-        loss, grads = closed.gradient(self.episode.query_y, params)
+        loss = F.cross_entropy(closed.logits, self.episode.query_y)
+        grads = closed.gradient(self.episode.query_y, params)
         grads = {
             name: grads[name] if name in grads else torch.zeros_like(value)
             for name, value in params.items()

@@ -70,6 +70,11 @@ class Passes:
     def _modes_of(self, training: bool) -> dict[nn.Module, bool]:
         """Return the mode of each module in training or evaluation, as the model itself sets it."""
         own = [*self._params.values(), *self._buffers.values()]
+        if not any(
+            type(m).train is not nn.Module.train or "train" in vars(m) for m in self._modules
+        ):
+            registered = set(self.model.modules())
+            return {m: training if m in registered else m.training for m in self._modules}
         with standing_in(self._modules, {id(value): value for value in own}):
             self.model.train(training)
             return {module: module.training for module in self._modules}
@@ -135,8 +140,10 @@ class Passes:
         self, form: ClosedForm, current: Pass, fast: Fast
     ) -> tuple[ClosedPass, Buffers]:
         step = fast.steps if current == "support" else fast.last_step
+        if not fast.buffers:  # without moments, layers are the same in all passes
+            return form(fast.params, step), {}
         with self._standing(self._layers, current, step, {}, fast.buffers):
-            return form(fast.params), {name: self._buffer_now(name) for name in fast.buffers}
+            return form(fast.params, step), {name: self._buffer_now(name) for name in fast.buffers}
 
     def support_logits(
         self, params: Params, buffers: Buffers, x: Tensor, step: int = 0, labelled: bool = True
@@ -263,6 +270,10 @@ class Passes:
                 remedy="change it in place, or register a buffer of its own at each place",
             )
         return first
+
+
+def _has_own_train(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train or "train" in vars(module)
 
 
 def _entering(model: nn.Module, head: str, x: Tensor) -> Tensor:
