@@ -116,7 +116,7 @@ class Block:
     def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the gradient in the input, if it goes ``down``, and that in the parameters.
 
-        ``grad`` becomes ``g``.
+        The memory of ``grad`` is the block's from then on.
         """
         raise NotImplementedError
 
@@ -230,8 +230,8 @@ class FirstBlock(Block):
 
     spread: Tensor | None = None
     """[9c, K]; None: the norm goes by given moments."""
-    sums: Tensor
-    """Of g p, [9c, K]."""
+    sums: Tensor | None = None
+    """Of g p, [9c, K], for the derivatives of the gradient."""
 
     def __init__(
         self, kernels: Kernels, numbers: Numbers, norm: Norm, images: Images, *, order: int = 2
@@ -254,11 +254,8 @@ class FirstBlock(Block):
         """See ``Block``; images have no gradient."""
         moving = None if self.spread is None else (self.images.patches, self.spread)
         arguments = (self.images.padded, grad, (self.maxima, self.places), moving, self.rows)
-        if self.order < 2:
-            grads, weight = self.kernels.first_last_back(*arguments)
-        else:
-            self.sums, grads, weight = self.kernels.first_back(*arguments)
-            self.g = grad
+        self.sums, grads, weight = self.kernels.first_back(*arguments, keep=self.order > 1)
+        self.g = grad
         return None, Numbers(weight, *grads)
 
     def _convolve_along(self, x_t: Tensor | None, weight_t: Tensor) -> None:
@@ -272,6 +269,7 @@ class FirstBlock(Block):
     def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """See ``Block``."""
         assert self.spread is not None
+        assert self.sums is not None
         grads_t, weight_t = self.kernels.first_back_along(
             self.images.padded,
             grad_t,

@@ -291,29 +291,24 @@ static void filter_grad_of(Shape s, L given, const double* patches, const double
         return found - pixels(s) * (n.s[c] * n.g_mean[c] * patches[K * K + k] + n.bend[c] * spread[k * s.C + c]);
     });
 }
-// Turns grad into g; sums of g p; dw; sets the numbers and grads as norm_relu_back.
+// dw; sets the numbers and grads as norm_relu_back. Where there is room for the sums of g p, [K, C], they are kept, and
+// grad becomes g.
 template <int CIN>
 static void back_of(const real* images, Shape s, real* grad, const real* maxima, const uint8_t* at, L given,
                     const double* patches, const double* spread, double* rows, double* sums, real* grads, real* dw) {
-    norm_relu_back(grad, maxima, s.B * (s.H / 2) * (s.W / 2), s.C, pixels(s), given, rows, grads);
-    filter_sums<CIN>(
-        images, s, grad, at, sums, [](V g, L, L) { return g; }, [](L) {});
-    filter_grad_of<CIN>(s, given, patches, spread, sums, Rows(rows, s.C), dw);
-}
-// As back_of, without writing g.
-template <int CIN>
-static void last_back_of(const real* images, Shape s, const real* grad, const real* maxima, const uint8_t* at, L given,
-                         const double* patches, const double* spread, double* rows, real* grads, real* dw) {
     const Rows n(rows, s.C);
-    std::unique_ptr<double[]> sums(new double[9 * CIN * s.C]);
+    const bool keep = sums != nullptr;
+    std::unique_ptr<double[]> room(keep ? nullptr : new double[9 * CIN * s.C]);
+    if (!keep) sums = room.get();
     Line line(n, s.C);
     Channels mean(n.mean, s.C);
     memset(n.g_mean, 0, 2 * s.C * sizeof(double));
     V g_sum = {}, product = {};
     filter_sums<CIN>(
-        images, s, grad, at, sums.get(),
+        images, s, grad, at, sums,
         [&](V v, L o, L c) {
             const V m = load(maxima + o), g = line.where_positive(v, m, c);
+            if (keep) store(grad + o, g);
             g_sum += g;
             product += g * (m - mean[c]);
             return g;
@@ -324,7 +319,7 @@ static void last_back_of(const real* images, Shape s, const real* grad, const re
             g_sum = product = V{};
         });
     norm_line_back(n, pixels(s), given, s.C, grads);
-    filter_grad_of<CIN>(s, given, patches, spread, sums.get(), n, dw);
+    filter_grad_of<CIN>(s, given, patches, spread, sums, n, dw);
 }
 // Turns grad' into g'; dw' = s' sums + s sums' - n ((s' g_mean + s g_mean') m + bend' spread + bend spread'); the rest as
 // norm_relu_back_along.

@@ -31,10 +31,6 @@ KERNEL first_back(const real* images, L channels, Shape s, real* grad, const rea
                   const double* patches, const double* spread, double* rows, double* sums, real* grads, real* dw) {
     BY_CHANNELS(back_of, images, s, grad, maxima, at, given, patches, spread, rows, sums, grads, dw);
 }
-KERNEL first_last_back(const real* images, L channels, Shape s, const real* grad, const real* maxima, const uint8_t* at,
-                       L given, const double* patches, const double* spread, double* rows, real* grads, real* dw) {
-    BY_CHANNELS(last_back_of, images, s, grad, maxima, at, given, patches, spread, rows, grads, dw);
-}
 KERNEL first_back_along(const real* images, L channels, Shape s, real* grad_t, const real* g, const real* maxima,
                         const real* maxima_t, const uint8_t* at, const double* patches, const double* spread,
                         const double* spread_t, const double* sums, double* rows, double* rows_t, real* grads_t,

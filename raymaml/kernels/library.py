@@ -236,38 +236,33 @@ class Kernels:
         return maxima_t
 
     def first_back(
-        self, padded: Tensor, grad: Tensor, maxima: Maxima, moving: Pair | None, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn ``grad`` into ``g`` in place; return the sums of g times the patches around the
-        maxima, [9c, C], and the gradients of ``norm_relu_back`` and in the filters.
+        self,
+        padded: Tensor,
+        grad: Tensor,
+        maxima: Maxima,
+        moving: Pair | None,
+        rows: Tensor,
+        *,
+        keep: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return the sums of g times the patches around the maxima, [9c, C], if asked to keep them;
+        the gradients of ``norm_relu_back``; that in the filters.
 
         Args:
             padded: the images.
-            grad: that in ``out``.
+            grad: that in ``out``, which becomes ``g`` if the sums are kept.
             maxima: with their places.
             moving: ``patches`` and ``spread``; None: the moments are constants.
             rows: of the block.
+            keep: the sums.
         """
-        arguments, grads, weight = self._first_back(padded, grad, maxima, moving, rows)
-        sums = torch.empty(9 * padded.shape[3], grad.shape[1], dtype=torch.float64)
-        self._call("first_back", *arguments, sums, grads, weight)
+        shape, channels = _inside(padded, grad.shape[1]), padded.shape[3]
+        sums = torch.empty(9 * channels, shape.C, dtype=torch.float64) if keep else None
+        grads, weight = self._first_grads(shape.C, channels)
+        norm = (int(moving is None), *(moving or (None, None)), rows)
+        images = (padded, channels, shape, grad, *maxima)
+        self._call("first_back", *images, *norm, sums, grads, weight)
         return sums, grads, weight
-
-    def first_last_back(
-        self, padded: Tensor, grad: Tensor, maxima: Maxima, moving: Pair | None, rows: Tensor
-    ) -> Pair:
-        """Return the gradients of ``first_back`` alone, in less time; ``grad`` stays."""
-        arguments, grads, weight = self._first_back(padded, grad, maxima, moving, rows)
-        self._call("first_last_back", *arguments, grads, weight)
-        return grads, weight
-
-    def _first_back(
-        self, padded: Tensor, grad: Tensor, maxima: Maxima, moving: Pair | None, rows: Tensor
-    ) -> tuple[tuple[Any, ...], Tensor, Tensor]:
-        shape, norm = _inside(padded, grad.shape[1]), moving or (None, None)
-        images = (padded, padded.shape[3], shape, grad, *maxima)
-        arguments = (*images, int(moving is None), *norm, rows)
-        return arguments, *self._first_grads(shape.C, padded.shape[3])
 
     def first_back_along(
         self,

@@ -64,7 +64,7 @@ class ConvNet4Pass:
         temperature: Tensor | float,
         order: int,
     ) -> None:
-        self._params, self._labels, self.nbytes = params, torch.empty(0), 0
+        self._params, self._labels = params, torch.empty(0)
         self._rows = [
             row_of_step(layer.bias, step) if layer.bias.dim() > 1 else None for layer in layers
         ]
@@ -81,6 +81,11 @@ class ConvNet4Pass:
             if isinstance(layer, norms.ReferenceTaskNorm2d):
                 layer.see(images.padded)
 
+    @property
+    def nbytes(self) -> int:
+        """See ``ClosedPass``."""
+        return self._chain.nbytes
+
     def gradient(self, labels: Tensor, names: Iterable[str]) -> Params:
         """See ``ClosedPass``."""
         wanted, self._labels = set(names), labels
@@ -88,7 +93,6 @@ class ConvNet4Pass:
         moving = [n for n in blocks if any(each.startswith(f"{block_name(n)}.") for each in wanted)]
         self._lowest = moving[0] if moving else len(self._rows)
         found = self._named(self._chain.gradient(labels, self._lowest))
-        self.nbytes = self._chain.nbytes
         return {name: value for name, value in found.items() if name in wanted}
 
     def product(self, direction: Params) -> Params:

@@ -23,8 +23,9 @@ class ClosedPass(Protocol):
 
     logits: Tensor  # [B, N]
 
-    nbytes: int
-    """The memory of the activations, with those that ``gradient`` adds."""
+    @property
+    def nbytes(self) -> int:
+        """The memory of the activations, with those that ``gradient`` adds."""
 
     def gradient(self, labels: Tensor, names: Iterable[str]) -> Params:
         """Return the gradient of the mean cross-entropy, in those of the parameters ``names`` that
@@ -66,7 +67,8 @@ class ByClosedForm:
     """The derivatives of an episode by closed passes; where there are none, PyTorch's.
 
     Of the activations of support passes, for products at the same weights, as many are kept as the
-    budget has room for. The others are computed once more, to the same bits.
+    budget has room for. The others are computed once more, to the same bits. Without a budget, a
+    gradient prepares no product, and takes less time.
 
     Args:
         passings: gives the closed passes.
@@ -84,17 +86,18 @@ class ByClosedForm:
     budget: float
     otherwise: ByAutograd
     _kept: WeakSet[Any] = field(default_factory=WeakSet)
-    _known: dict[Pass, Passing | None] = field(default_factory=dict)
+    _known: dict[tuple[Pass, int], Passing | None] = field(default_factory=dict)
 
     @torch.no_grad()
     def support(self, fast: Fast) -> SupportGradient:
         """See ``Derivatives``."""
-        if (found := self._support_pass(fast)) is None:
+        order = 2 if self.budget else 1
+        if (found := self._support_pass(fast, order)) is None:
             with torch.enable_grad():
                 return self.otherwise.support(fast)
         closed, labels, buffers = found
         grads = closed.gradient(labels, fast.params)
-        fits = sum(each.nbytes for each in self._kept) + closed.nbytes <= self.budget
+        fits = order == 2 and sum(x.nbytes for x in (*self._kept, closed)) <= self.budget
         if fits:
             self._kept.add(closed)
         product = partial(self._product, fast, closed if fits else None)
@@ -103,7 +106,7 @@ class ByClosedForm:
     @torch.no_grad()
     def products(self, fast: Fast) -> Product:
         """See ``Derivatives``."""
-        if (found := self._support_pass(fast)) is None:
+        if (found := self._support_pass(fast, 2)) is None:
             return self.otherwise.products(fast)
         closed, labels, _ = found
         closed.gradient(labels, self.frozen | fast.params)
@@ -112,7 +115,7 @@ class ByClosedForm:
     @torch.no_grad()
     def query(self, fast: Fast, weight: float) -> tuple[Tensor, Tensor, Params]:
         """See ``Derivatives``."""
-        if (found := self._passed("query", fast, self.episode.query_x)) is None:
+        if (found := self._passed("query", fast, self.episode.query_x, 1)) is None:
             with torch.enable_grad():
                 return self.otherwise.query(fast, weight)
         (closed, _), params = found, self.frozen | fast.params
@@ -126,20 +129,21 @@ class ByClosedForm:
             loss, grads = weight * loss, {name: weight * grad for name, grad in grads.items()}
         return loss, closed.logits, grads
 
-    def _support_pass(self, fast: Fast) -> tuple[ClosedPass, Tensor, Buffers] | None:
+    def _support_pass(self, fast: Fast, order: int) -> tuple[ClosedPass, Tensor, Buffers] | None:
         x, y = self.episode.support_x, self.episode.support_y
         if self.batches is not None:
             x, y = (rows_of(each, self.batches, fast.steps) for each in (x, y))
-            self._known.pop("support", None)
-        found = self._passed("support", fast, x)
+            self._known.pop(("support", order), None)
+        found = self._passed("support", fast, x, order)
         return None if found is None else (found[0], y, found[1])
 
-    def _passed(self, current: Pass, fast: Fast, x: Tensor) -> tuple[ClosedPass, Buffers] | None:
-        everything = fast.among(self.frozen)
-        if current not in self._known:
-            order = 2 if current == "support" else 1
-            self._known[current] = self.passings(current, everything, x, order)
-        passing = self._known[current]
+    def _passed(
+        self, current: Pass, fast: Fast, x: Tensor, order: int
+    ) -> tuple[ClosedPass, Buffers] | None:
+        everything, key = fast.among(self.frozen), (current, order)
+        if key not in self._known:
+            self._known[key] = self.passings(current, everything, x, order)
+        passing = self._known[key]
         return None if passing is None else passing(everything)
 
     @torch.no_grad()

@@ -54,7 +54,7 @@ class Passes:
         self.model = model
         self._loss_fn = loss_fn
         self._half_precision = half_precision
-        self._rules, self._kernels = rules, kernels
+        self._rules, self._kernels, self._training = rules, kernels, training
         self._modules = list(reachable_modules(model).values())
         self._params = dict(model.named_parameters())
         self._buffers = dict(model.named_buffers())
@@ -127,6 +127,7 @@ class Passes:
         by_autograd = ByAutograd(*losses, frozen)
         if self._in_closed_form is None or isinstance(episode, EpisodeBatch):
             return by_autograd
+        budget = budget if self._training else 0  # evaluation takes no products
         return ByClosedForm(self._closed_passes, episode, frozen, batches, budget, by_autograd)
 
     def _closed_passes(self, current: Pass, fast: Fast, x: Tensor, order: int) -> Passing | None:

@@ -242,10 +242,15 @@ def test_first_layer(built: Kernels, shape: tuple[int, ...], c: int) -> None:
     built.norm_relu(maxima, scale.to(dtype), scale.to(dtype), EPS, rows)
     grad = channels_last(draw(*maxima.shape).to(dtype))
     arguments = (padded, grad, (maxima, places), (patches, spread), rows)
-    alone = built.first_last_back(*arguments)
-    sums, *grads = built.first_back(*arguments)
+    before = grad.clone()
+    nothing, *alone = built.first_back(*arguments, keep=False)
+    assert nothing is None
+    assert torch.equal(grad, before)
+    sums, *grads = built.first_back(*arguments, keep=True)
+    assert sums is not None
+    line = by_channel(rows[3]) * maxima + by_channel(rows[4])
+    close(grad, before.double() * (line > 0), dtype)
     dense = torch.zeros(B, C, H * W).double().scatter_(2, positions, grad.double().flatten(2))
     wanted = torch.nn.grad.conv2d_weight(x, w.shape, dense.view(B, C, H, W), padding=1)
     close(sums, by_tap(wanted), dtype, 10)
-    for one, other in zip(alone, grads, strict=True):
-        close(one, other.double(), dtype, 10)
+    assert all(torch.equal(*pair) for pair in zip(alone, grads, strict=True))
