@@ -189,7 +189,7 @@ class ClusterConfig(Section):
         Literal["auto", "off"],
         BeforeValidator(lambda value: "off" if value is False else value),  # as YAML reads off
     ] = "auto"
-    """auto: ConvNet4 trains and is judged on CPU by raymaml's own kernels, in about two fifths of
+    """auto: ConvNet4 trains and is judged on CPU by raymaml's own kernels, in about a third of
     the time, where there is a C++ compiler for their one build (2 to 6 s). Results are bit-equal
     for equal values only."""
     keep_freed_memory: bool = True
