@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class ByClosedForm:
 
     Of the activations of support passes, for products at the same weights, as many are kept as the
     budget has room for. The others are computed once more, to the same bits. Without a budget, a
-    gradient prepares no product, and takes less time.
+    gradient prepares no product.
 
     Args:
         passings: gives the closed passes.
@@ -85,7 +85,8 @@ class ByClosedForm:
     batches: Tensor | None
     budget: float
     otherwise: ByAutograd
-    _kept: WeakSet[Any] = field(default_factory=WeakSet)
+    _kept: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
+    """Bytes by pass."""
     _known: dict[tuple[Pass, int], Passing | None] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -97,10 +98,10 @@ class ByClosedForm:
                 return self.otherwise.support(fast)
         closed, labels, buffers = found
         grads = closed.gradient(labels, fast.params)
-        fits = order == 2 and sum(x.nbytes for x in (*self._kept, closed)) <= self.budget
-        if fits:
-            self._kept.add(closed)
-        product = partial(self._product, fast, closed if fits else None)
+        kept: ClosedPass | None = None
+        if order == 2 and sum(self._kept.values()) + (size := closed.nbytes) <= self.budget:
+            self._kept[closed], kept = size, closed
+        product = partial(self._product, fast, kept)
         return SupportGradient(grads, buffers, product)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from raymaml.config.inner import InnerConfig
 from raymaml.config.model import ModelConfig
 from raymaml.kernels.build import NoKernelsError
+from raymaml.kernels.chain import Chain
 from raymaml.kernels.library import MOST_THREADS, Kernels, usable
 from raymaml.meta.learner import MetaLearner
 from raymaml.models import build_model
@@ -240,6 +241,21 @@ def test_activations_that_are_kept_change_no_bit(
         assert len(passes) == STEPS + 1 + again
     for name, value in found[0].items():
         assert torch.equal(found[1][name], value)
+
+
+def test_the_memory_of_each_pass_is_added_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of all earlier ones with each: 5 in 5 steps, not 1 + 2 + 3 + 4 + 5."""
+    asked: list[None] = []
+    size = Chain.nbytes.fget
+    assert size is not None
+
+    def counted(self: Chain) -> int:
+        asked.append(None)
+        return size(self)
+
+    monkeypatch.setattr(Chain, "nbytes", property(counted))
+    learner(inner={"num_steps": 5, "tape_memory": "auto"}).episode_gradient(episode())
+    assert len(asked) == 5
 
 
 def test_no_more_activations_are_kept_than_there_is_room_for(
