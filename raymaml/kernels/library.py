@@ -42,7 +42,7 @@ class Kernels:
 
     Images are ``[B, C, H, W]`` in the channels-last layout, with C a multiple of 16, but for those
     of the first layer. A kernel sets some of the ``rows`` of its block, of float64, and reads what
-    earlier ones have set. Other results are new tensors.
+    earlier ones have set. Other results are new tensors, but where a method says "in place".
     """
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
@@ -123,13 +123,13 @@ class Kernels:
     def norm_pool_grad(
         self, x: Tensor, g: Tensor, places: Tensor, rows: Tensor, *, keep: bool = True
     ) -> Tensor:
-        """Return the gradient in ``x``, in its place unless that is to be kept."""
+        """Return the gradient in ``x``; without ``keep``, in place of ``x``."""
         x_grad = torch.empty_like(x) if keep else x
         self._call("norm_pool_grad", x, _shape(x), g, places, rows, x_grad)
         return x_grad
 
     def norm_pool_grad_along(self, x: Pair, g: Pair, places: Tensor, rows: Pair) -> Tensor:
-        """Return the derivative of that gradient, in the place of x'."""
+        """Return the derivative of that gradient, in place of x'."""
         self._call("norm_pool_grad_along", *x, _shape(x[0]), *g, places, *rows)
         return x[1]
 

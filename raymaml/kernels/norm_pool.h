@@ -1,8 +1,8 @@
 // Batch norm, 2x2 max-pool and ReLU of images [B, H, W, C], with their derivatives.
 //
-// With mean and r = 1 / sqrt(var + eps) of a channel, d = x - mean and s = weight r,
+// With mean and r = 1 / sqrt(var + eps) of a channel, d = x - mean and s = scale r,
 //
-//     out = relu(s d + bias) at the maxima of s x over each 2x2 window,
+//     out = relu(s d + shift) at the maxima of s x over each 2x2 window,
 //     at  = x there ("maxima"), and where = 0..3, the place of the maximum in its window.
 //
 // g is the derivative in out where out > 0, else 0: it is zero off the maxima. <a> is the sum of a over a

@@ -69,12 +69,10 @@ class Passes:
 
     def _modes_of(self, training: bool) -> dict[nn.Module, bool]:
         """Return the mode of each module in training or evaluation, as the model itself sets it."""
-        own = [*self._params.values(), *self._buffers.values()]
-        if not any(
-            type(m).train is not nn.Module.train or "train" in vars(m) for m in self._modules
-        ):
+        if not any(map(_has_own_train, self._modules)):
             registered = set(self.model.modules())
             return {m: training if m in registered else m.training for m in self._modules}
+        own = [*self._params.values(), *self._buffers.values()]
         with standing_in(self._modules, {id(value): value for value in own}):
             self.model.train(training)
             return {module: module.training for module in self._modules}
