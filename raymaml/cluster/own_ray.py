@@ -34,8 +34,8 @@ _NAMES = 0x100
 """Folders of Ray that a machine may have in one place: two hexadecimal digits tell them apart."""
 _SHORT = Path("/tmp")
 """Holds Ray's folder where the path of the usual temporary folder is too long for sockets."""
-
-
+_LAST_WORDS = 10.0
+"""Seconds to wait for the end of processes that are killed."""
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Variable that lets Ray listen beyond this machine, whatever the operating system."""
 
@@ -83,7 +83,7 @@ def own_ray() -> Iterator[dict[str, Any]]:
         raise
     finally:
         if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         os.close(lock)
 
 
@@ -149,22 +149,26 @@ def _clear(base: Path) -> None:
         # user may open it.
         with contextlib.suppress(OSError), left_by_the_dead(folder) as handle:
             if os.fstat(handle).st_uid == os.getuid() and any(folder.iterdir()):
-                _kill_users(folder)
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
 
-def _kill_users(folder: Path) -> None:
-    """Kill this user's other processes that write into the folder: every process of Ray writes a
-    log there.
+def _remove(folder: Path) -> None:
+    """Remove a folder of Ray, after this user's other processes that write into it.
 
-    Processes that only read there, such as ``tail -f``, are somebody else's.
+    Every process of Ray writes a log there. Those of the dashboard outlive ``ray.shutdown`` by a
+    second: a file that one of them makes meanwhile would keep the folder. Processes that only read
+    there, such as ``tail -f``, are somebody else's.
     """
+    killed = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has just ended, or is another user's
             written = [file.path for file in process.open_files() if file.mode != "r"]
             below = any(path.startswith(f"{folder}/") for path in written)
             if below and process.pid != os.getpid():
                 process.kill()
+                killed.append(process)
+    psutil.wait_procs(killed, timeout=_LAST_WORDS)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def has_token() -> bool:

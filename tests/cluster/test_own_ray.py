@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from machinery import fresh_shell
 
@@ -75,7 +76,7 @@ def test_the_processes_of_a_dead_folder_are_ended_and_no_others(base: Path) -> N
         reader = subprocess.Popen(nap, stdin=log)
     try:
         with (dead / "own").open("wb"), own_ray():  # as the log of an earlier driver in here
-            assert theirs.wait(30) == -9
+            assert not psutil.pid_exists(theirs.pid)
             assert stranger.poll() is None
             assert reader.poll() is None
             assert not dead.exists()
@@ -83,6 +84,29 @@ def test_the_processes_of_a_dead_folder_are_ended_and_no_others(base: Path) -> N
         for process in (theirs, stranger, reader):
             process.kill()
             process.wait()
+
+
+def test_processes_that_outlive_ray_leave_no_folder(base: Path) -> None:
+    """Ray's dashboard goes on for a second, and makes files and folders meanwhile."""
+    code = (
+        "import itertools, os, sys\n"
+        "for number in itertools.count():\n"
+        "    name = f'{sys.argv[1]}/r/{number}'\n"
+        "    os.makedirs(name, exist_ok=True)\n"
+        "    open(f'{name}/file', 'w').close()\n"
+        "    print(number, flush=True)\n"
+    )
+    for _ in range(10):
+        with own_ray() as arguments:
+            folder = Path(arguments["_temp_dir"]).parent
+            with (folder / "log").open("wb") as log:
+                command = [sys.executable, "-c", code, str(folder)]
+                process = subprocess.Popen(command, stdout=log)
+            while not (folder / "r").exists():
+                assert process.poll() is None
+        assert not psutil.pid_exists(process.pid)
+        process.wait()  # was waited for already
+        assert list(base.iterdir()) == []
 
 
 def test_where_all_names_are_taken_the_next_base_is_used(
