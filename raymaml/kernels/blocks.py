@@ -255,7 +255,8 @@ class FirstBlock(Block):
         moving = None if self.spread is None else (self.images.patches, self.spread)
         arguments = (self.images.padded, grad, (self.maxima, self.places), moving, self.rows)
         self.sums, grads, weight = self.kernels.first_back(*arguments, keep=self.order > 1)
-        self.g = grad
+        if self.order > 1:
+            self.g = grad
         return None, Numbers(weight, *grads)
 
     def _convolve_along(self, x_t: Tensor | None, weight_t: Tensor) -> None:

@@ -148,9 +148,7 @@ def block_name(number: int) -> str:
     return f"encoder.conv{number + 1}"
 
 
-def closed_form(
-    model: Any, current: Pass, params: Params, x: Tensor, order: int
-) -> ClosedForm | None:
+def closed_form(model: Any, current: Pass, params: Params, x: Tensor) -> ClosedForm | None:
     """Return the passes of a ``Classifier`` in closed form; see ``passes.closed.InClosedForm``.
 
     None: encoder and head are not exactly raymaml's own, the norms go neither by the batch nor by
@@ -173,7 +171,7 @@ def closed_form(
         return None
     images = Images(kernels, x)
 
-    def form(params: Params, step: int) -> ConvNet4Pass:
+    def form(params: Params, step: int, order: int) -> ConvNet4Pass:
         factor = params.get("temperature", model.temperature)
         return ConvNet4Pass(
             kernels, params, images, layers, step=step, temperature=factor, order=order

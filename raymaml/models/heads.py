@@ -56,11 +56,9 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(features) * self.temperature
         return logits
 
-    def closed_form(
-        self, current: Pass, params: Params, x: Tensor, *, order: int
-    ) -> ClosedForm | None:
+    def closed_form(self, current: Pass, params: Params, x: Tensor) -> ClosedForm | None:
         """Return passes in closed form; see ``passes.closed.InClosedForm``."""
-        return closed_form(self, current, params, x, order) if type(self) is Classifier else None
+        return closed_form(self, current, params, x) if type(self) is Classifier else None
 
     def _require_features(self, features: object, count: int) -> None:
         wanted = [count, self.head.in_features]

@@ -35,31 +35,31 @@ class ClosedPass(Protocol):
         """Return the derivative of the whole gradient along a direction, once there is one."""
 
 
-ClosedForm = Callable[[Params, int], ClosedPass]
-"""(weights, inner step) -> the pass of one set of images, in layers that the pass has set."""
+ClosedForm = Callable[[Params, int, int], ClosedPass]
+"""(weights, inner step, order) -> the pass of one set of images, in layers that the pass has set.
+
+The order is that of the highest derivative that follows: 0, 1, or 2 for ``product``.
+"""
 
 
 @runtime_checkable
 class InClosedForm(Protocol):
     """A model that brings passes in closed form."""
 
-    def closed_form(
-        self, current: Pass, params: Params, x: Tensor, *, order: int
-    ) -> ClosedForm | None:
+    def closed_form(self, current: Pass, params: Params, x: Tensor) -> ClosedForm | None:
         """Return the passes of images ``[B, C, H, W]``; None if there is no closed form for them.
 
         Args:
             current: purpose of the passes.
             params: parameters of the shapes and types of those to come.
             x: the images.
-            order: highest derivative that follows: 0, 1, or 2 for ``product``.
         """
 
 
-Passing = Callable[[Fast], tuple[ClosedPass, Buffers]]
-"""All weights -> the pass, and the moments after it."""
-Passings = Callable[[Pass, Fast, Tensor, int], Passing | None]
-"""(purpose, all weights, images, order of derivatives) -> closed passes of these images, if any."""
+Passing = Callable[[Fast, int], tuple[ClosedPass, Buffers]]
+"""(all weights, order) -> the pass, and the moments after it."""
+Passings = Callable[[Pass, Fast, Tensor], Passing | None]
+"""(purpose, all weights, images) -> closed passes of these images, if any."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class ByClosedForm:
     otherwise: ByAutograd
     _kept: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
     """Bytes by pass."""
-    _known: dict[tuple[Pass, int], Passing | None] = field(default_factory=dict)
+    _known: dict[Pass, Passing | None] = field(default_factory=dict)
 
     @torch.no_grad()
     def support(self, fast: Fast) -> SupportGradient:
@@ -134,18 +134,18 @@ class ByClosedForm:
         x, y = self.episode.support_x, self.episode.support_y
         if self.batches is not None:
             x, y = (rows_of(each, self.batches, fast.steps) for each in (x, y))
-            self._known.pop(("support", order), None)
+            self._known.pop("support", None)
         found = self._passed("support", fast, x, order)
         return None if found is None else (found[0], y, found[1])
 
     def _passed(
         self, current: Pass, fast: Fast, x: Tensor, order: int
     ) -> tuple[ClosedPass, Buffers] | None:
-        everything, key = fast.among(self.frozen), (current, order)
-        if key not in self._known:
-            self._known[key] = self.passings(current, everything, x, order)
-        passing = self._known[key]
-        return None if passing is None else passing(everything)
+        everything = fast.among(self.frozen)
+        if current not in self._known:
+            self._known[current] = self.passings(current, everything, x)
+        passing = self._known[current]
+        return None if passing is None else passing(everything, order)
 
     @torch.no_grad()
     def _product(self, fast: Fast, closed: ClosedPass | None, direction: Params) -> Params:

@@ -128,21 +128,22 @@ class Passes:
         budget = budget if self._training else 0  # evaluation takes no products
         return ByClosedForm(self._closed_passes, episode, frozen, batches, budget, by_autograd)
 
-    def _closed_passes(self, current: Pass, fast: Fast, x: Tensor, order: int) -> Passing | None:
+    def _closed_passes(self, current: Pass, fast: Fast, x: Tensor) -> Passing | None:
         """Return the passes of images in closed form, if the model has them."""
         if (model := self._in_closed_form) is None:
             return None
-        form = model.closed_form(current, fast.params, x, order=order)
+        form = model.closed_form(current, fast.params, x)
         return None if form is None else partial(self._closed_pass, form, current)
 
     def _closed_pass(
-        self, form: ClosedForm, current: Pass, fast: Fast
+        self, form: ClosedForm, current: Pass, fast: Fast, order: int
     ) -> tuple[ClosedPass, Buffers]:
         step = fast.steps if current == "support" else fast.last_step
         if not fast.buffers:  # without moments, layers are the same in all passes
-            return form(fast.params, step), {}
+            return form(fast.params, step, order), {}
         with self._standing(self._layers, current, step, {}, fast.buffers):
-            return form(fast.params, step), {name: self._buffer_now(name) for name in fast.buffers}
+            closed = form(fast.params, step, order)
+            return closed, {name: self._buffer_now(name) for name in fast.buffers}
 
     def support_logits(
         self, params: Params, buffers: Buffers, x: Tensor, step: int = 0, labelled: bool = True
@@ -174,7 +175,7 @@ class Passes:
     def query(self, fast: Fast, x: Tensor, labelled: bool = True) -> Tensor:
         """Return the query logits at all weights, with moments that are ready."""
         if not torch.is_grad_enabled() and (passing := self._passing_of_query(fast, x)) is not None:
-            return passing(fast)[0].logits
+            return passing(fast, 0)[0].logits
         row = fast.last_step
         return self._run("query", row, fast.params, fast.buffers, x, labelled=labelled)[0]
 
@@ -182,7 +183,7 @@ class Passes:
         """Return ``_closed_passes``, of the same images as in the last call the same."""
         last = self._last_closed
         if last is None or last[0] is not x:
-            last = self._last_closed = x, self._closed_passes("query", fast, x, 0)
+            last = self._last_closed = x, self._closed_passes("query", fast, x)
         return last[1]
 
     @torch.no_grad()
