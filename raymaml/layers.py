@@ -103,6 +103,8 @@ class OwnRules(nn.Module):
     rules: Rules = "torch"
     kernels: bool = False
     """Whether closed rules use raymaml's kernels, where they are for the tensors."""
+    several: bool = False
+    """Whether vmap takes several episodes at once, each with its own weights."""
 
 
 class PassAware(OwnRules):

@@ -36,6 +36,7 @@ class Episode:
     query_x: Tensor  # [N*Q, C, H, W]
     query_y: Tensor  # [N*Q]
     support_batches: Tensor | None = None  # [T, B], support rows of each inner step; None: all
+    num_ways: int | None = None  # N; None: it is read from the labels
 
     def __post_init__(self) -> None:
         vars(self).update(checked(tensors_of(self), batch=False))
@@ -57,6 +58,7 @@ class EpisodeBatch:
     query_x: Tensor  # [E, N*Q, C, H, W]
     query_y: Tensor  # [E, N*Q]
     support_batches: Tensor | None = None  # [E, T, B]
+    num_ways: int | None = None
 
     def __post_init__(self) -> None:
         vars(self).update(checked(tensors_of(self), batch=True))
@@ -65,7 +67,8 @@ class EpisodeBatch:
         return self.support_x.shape[0]
 
     def __getitem__(self, index: int) -> Episode:
-        return unchecked(Episode, {name: value[index] for name, value in tensors_of(self).items()})
+        tensors = {name: value[index] for name, value in tensors_of(self).items()}
+        return unchecked(Episode, vars(self) | tensors)
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[index] for index in range(len(self)))
@@ -73,21 +76,31 @@ class EpisodeBatch:
     def chunks(self, size: int) -> Iterator[EpisodeBatch]:
         """Yield runs of ``size`` consecutive episodes; the last may be shorter."""
         for first in range(0, len(self), size):
-            rows = slice(first, first + size)
-            yield unchecked(
-                EpisodeBatch, {name: value[rows] for name, value in tensors_of(self).items()}
-            )
+            yield self.among(range(first, first + size))
+
+    def among(self, rows: range) -> EpisodeBatch:
+        """Return consecutive episodes."""
+        some = slice(rows.start, rows.stop)
+        tensors = {name: value[some] for name, value in tensors_of(self).items()}
+        return unchecked(EpisodeBatch, vars(self) | tensors)
+
+    def cloned(self) -> EpisodeBatch:
+        """Return the same episodes in other memory."""
+        copies = {name: value.clone() for name, value in tensors_of(self).items()}
+        return unchecked(EpisodeBatch, vars(self) | copies)
 
     def to(self, device: torch.device) -> EpisodeBatch:
         """Return the same episodes on ``device``."""
         tensors = tensors_of(self)
         moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        return unchecked(EpisodeBatch, moved)
+        return unchecked(EpisodeBatch, vars(self) | moved)
 
 
 def tensors_of(episode: Episode | EpisodeBatch) -> dict[str, Tensor]:
     """Return the tensors of an episode by name."""
-    return {name: value for name, value in vars(episode).items() if value is not None}
+    found = {name: value for name, value in vars(episode).items() if value is not None}
+    found.pop("num_ways", None)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

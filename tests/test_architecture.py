@@ -124,7 +124,7 @@ def test_functions_are_at_most_60_lines_and_files_400() -> None:
 def test_the_algorithm_reads_in_one_sitting() -> None:
     files = ["types", "meta/inner_loop", "meta/gradients", "meta/learner", "training/loop"]
     lines = [len((PACKAGE / f"{name}.py").read_text("utf-8").splitlines()) for name in files]
-    assert sum(lines) <= 770  # with any rule, loss and head
+    assert sum(lines) <= 795  # with any rule, loss and head, and several episodes at once
 
 
 def test_no_pickle_is_trusted_and_no_text_is_run() -> None:

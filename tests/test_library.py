@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import raymaml
 from raymaml.cli import main
 from raymaml.training.data import open_training_data
+from raymaml.types import tensors_of
 
 CPU = torch.device("cpu")
 
@@ -68,7 +69,7 @@ def test_episodes_are_those_of_training_and_go_on_at_any_number(make_config: Any
     for batch, step in zip(found, range(2), strict=False):
         wanted = data.train.load(data.indices(step, 0, 1))
         assert len(batch) == 3
-        for name, value in vars(wanted).items():
+        for name, value in tensors_of(wanted).items():
             assert torch.equal(getattr(batch, name), value)
     # 24 episodes: from number 17 on there are 7 left, in batches of 4 and 3
     rest = raymaml.episodes(config, "train", batch_size=4, start=17)

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from raymaml.meta.rules import learning_rate
 from raymaml.seeding import fold_in
 from raymaml.storage.place import Place
 from raymaml.training.state import build_learner
-from raymaml.types import Episode, EpisodeBatch, Params, leaves, tensors_of
+from raymaml.types import Episode, Params, leaves
 
 Phase = Literal["training", "evaluation"]
 """training: one meta-gradient; evaluation: adaptation without a graph, and the query pass."""
@@ -163,8 +163,9 @@ class Contender:
             found = self._learner.episode_gradient(episode).grads
             return torch.cat([found[name].reshape(-1) for name in params])
         if self._library == "raymaml":
-            one = EpisodeBatch(**{name: value[None] for name, value in tensors_of(episode).items()})
-            return self._learner.predict(one)[0].reshape(-1)
+            sets = (episode.support_x, episode.support_y, episode.query_x)
+            logits: Tensor = self._learner(*sets)
+            return logits.reshape(-1)
         self.model.train(training)
         inner = self._config.inner if training else self._config.test_inner
         adapt = OTHERS[self._library](self.model, episode, inner, training=training)
@@ -189,7 +190,7 @@ def _episode(config: Config, phase: Phase, device: torch.device, dtype: torch.dt
     """Draw an episode of normal noise; ``config`` decides it up to rounding."""
     spec = config.episodes.of("train" if phase == "training" else "test")
     generator = torch.Generator().manual_seed(fold_in(config.seed, "bench", phase))
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for name, per_class in (("support", spec.num_shots), ("query", spec.num_queries)):
         shape = (spec.num_ways * per_class, *_image_shape(config))
         tensors[f"{name}_x"] = torch.randn(shape, generator=generator).to(device, dtype)

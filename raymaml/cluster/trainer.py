@@ -99,8 +99,9 @@ def _run_worker(job: dict[str, Any]) -> None:
     config: Config = job["config"]
     os.chdir(job["directory"])
     run = open_run(config, get_device())
-    steps, timeout = config.steps.num_steps, config.cluster.timeout
-    session = RaySession(job["stop"], run.data, steps, timeout, job["ask"])
+    steps, cluster = config.steps.num_steps, config.cluster
+    options = {"fast": cluster.reduction == "fast", "ask": job["ask"]}
+    session = RaySession(job["stop"], run.data, steps, cluster.timeout, **options)
     gauges, workers = Gauges(TRAINING, config.name), {"workers": session.world_size}
 
     def show(row: Mapping[str, Any]) -> None:

@@ -122,7 +122,7 @@ def plan_crew(cluster: ClusterConfig, meta_batch_size: int, resources: Mapping[s
     if cluster.min_workers is None:
         count, use_gpu = plan_workers(cluster, resources)
         return Crew(minimum=count, maximum=count, use_gpu=use_gpu)
-    chunks = -(-meta_batch_size // cluster.episodes_per_chunk)
+    chunks = -(-meta_batch_size // cluster.episodes_together)
     useful = max(cluster.min_workers, chunks)
     return Crew(
         minimum=cluster.min_workers,

@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+import torch
 
 GROUPS = Path("/sys/fs/cgroup")
 MIB = 1 << 20
 TAPE_SHARE = 0.25
-"""Share of free memory that the activations kept by all processes may take."""
+"""Share of free memory that the activations kept by all processes of a machine, or by that of a
+GPU, may take."""
 
 
 def memory_limit(groups: Path = GROUPS) -> float:
@@ -29,6 +31,11 @@ def memory() -> tuple[float, float]:
 
 
 @cache
-def tape_budget() -> float:
-    """Return the bytes that activations in one process of each core may take; asked once."""
+def tape_budget(device: torch.device) -> float:
+    """Return the bytes that the activations of a process may take on a device; asked once.
+
+    On CPU there is a process for each core.
+    """
+    if device.type == "cuda":
+        return TAPE_SHARE * torch.cuda.mem_get_info(device)[0]
     return TAPE_SHARE * memory()[0] / (psutil.cpu_count() or 1)

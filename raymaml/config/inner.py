@@ -93,9 +93,10 @@ class InnerConfig(Section):
     """checkpointed, mixed_mode: keep the weights before every k-th inner step, and run those in
     between once more. Less memory for many steps of a large model."""
     tape_memory: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
-    """mixed_mode, by kernels: MiB of activations that a process keeps for the way back; it computes
-    those of further inner steps once more, to the same bits. auto: its share, by core, of a quarter
-    of free memory. 0 keeps the memory of one inner step."""
+    """mixed_mode, in closed form: MiB of activations that a process keeps for the way back; it
+    computes those of further inner steps once more, to the same bits. auto: its share, by core, of
+    a quarter of free memory, or a quarter of that of its GPU. 0 keeps the memory of one inner
+    step."""
     clip_between: PositiveRate | None = None
     """Scale the derivatives that go back from each inner step down to this Euclidean norm; null
     does not. The meta-gradient is no longer exact."""
@@ -159,6 +160,11 @@ class InnerConfig(Section):
         if found := [problem for problem, holds in problems.items() if holds]:
             raise ValueError("; ".join(found))
         return self
+
+    def gradient_at(self, outer_step: int | None) -> str:
+        """Return the method of an outer step; None stands for one after all changes."""
+        early = outer_step is not None and outer_step < self.first_order_steps
+        return "first_order" if early else self.gradient
 
     @model_validator(mode="after")
     def _method_fits(self) -> InnerConfig:

@@ -183,6 +183,11 @@ class ClusterConfig(Section):
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """float32; tf32: convolutions and products of a GPU with 10 bits of mantissa; bf16: autocast,
     convolutions and products in bfloat16, weights, sums and losses in float32."""
+    deterministic: bool = False
+    """On a GPU, the same bits in each run, by deterministic kernels; what has none is refused. Runs
+    on CPU always repeat to the bit."""
+    reduction: Literal["exact", "fast"] = "exact"
+    """exact: gradients added up in episode order. fast: by one all-reduce, equal to rounding."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     """Layout of images, where it makes a difference: auto is channels_last on CPU."""
     kernels: Annotated[
@@ -195,8 +200,13 @@ class ClusterConfig(Section):
     keep_freed_memory: bool = True
     """Keep freed memory in a CPU process (glibc's mmap and trim thresholds at 1 GiB, one arena).
     Otherwise glibc returns it to the kernel, and every reuse costs page faults."""
-    episodes_per_chunk: PositiveInt = 1
-    """Training episodes vectorised by torch.func.vmap; 1 is a loop, the fastest on CPU."""
+    episodes_per_chunk: PositiveInt | Literal["auto"] = "auto"
+    """Episodes that a worker computes at once, in training and evaluation; results are equal to
+    rounding. auto: as many of its share as the memory of its GPU allows; on CPU 1, which is fastest
+    there."""
+    cuda_graphs: bool = True
+    """On a GPU, record the computation of episodes at once, and replay it without Python. What
+    cannot be recorded is computed as ever, and a line says why."""
     grace_seconds: Seconds = 20
     """Seconds after SIGTERM in which the current step may end. Then the process ends and keeps the
     last checkpoint. Stay below the 30 s after which Kubernetes and Slurm kill."""
@@ -206,6 +216,11 @@ class ClusterConfig(Section):
     timeout: Annotated[PositiveInt, Field(le=10_000_000)] = 600
     """Seconds after which a training worker that does not answer counts as lost. Choose more than
     a validation and the writing of a checkpoint take."""
+
+    @property
+    def episodes_together(self) -> int:
+        """Number of training episodes that always stay together on one worker."""
+        return 1 if self.episodes_per_chunk == "auto" else self.episodes_per_chunk
 
     @model_validator(mode="after")
     def _minimum_is_within(self) -> ClusterConfig:
@@ -300,10 +315,18 @@ class Config(Section):
         }
         if self.stage == "train":
             data["augment"] = {"train"}
-            cluster.add("episodes_per_chunk")
+            cluster |= {"episodes_per_chunk", "deterministic", "reduction"}
             inner = set(InnerConfig.model_fields) - {"tape_memory"}
             include |= {"episodes": {"seed", "train"}, "inner": inner}
-        return self.model_dump(mode="json", include=include)
+        found = self.model_dump(mode="json", include=include)
+        kept: dict[str, Any] = found["cluster"]
+        if kept.get("episodes_per_chunk") == "auto":  # on CPU the same
+            kept["episodes_per_chunk"] = 1
+        # older runs have neither
+        for name, default in {"deterministic": False, "reduction": "exact"}.items():
+            if kept.get(name) == default:
+                del kept[name]
+        return found
 
     @property
     def validating(self) -> dict[str, Any]:

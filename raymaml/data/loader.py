@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from raymaml.common.episode_checks import unchecked
 from raymaml.data.augment import Augmenter
 from raymaml.data.bank import ImageBank
 from raymaml.data.sampling import EpisodeRows
-from raymaml.types import EpisodeBatch
+from raymaml.types import EpisodeBatch, tensors_of
 
 _CACHED_ELEMENTS = 2**18
 """Elements converted at once: as floats they take one megabyte, which stays in a core's cache."""
@@ -92,13 +93,27 @@ class EpisodeLoader:
             pixels: support [E, N*K, H, W, C] and query [E, N*Q, H, W, C] of materialised episodes;
                 if None they are gathered from the bank.
         """
+        with uploading(self.device):
+            batch = self._load(rows, indices, pixels)
+        if self.device.type == "cuda":  # else the side stream takes memory again that is in use
+            for tensor in tensors_of(batch).values():
+                tensor.record_stream(torch.cuda.default_stream(self.device))
+        return batch
+
+    def _load(
+        self,
+        rows: Sequence[EpisodeRows],
+        indices: Sequence[int] | range,
+        pixels: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None,
+    ) -> EpisodeBatch:
         # Shards are checked when they are opened; a check of this batch would wait for the GPU.
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor | int] = {"num_ways": len(rows[0].classes)} if rows else {}
         for number, name in enumerate(("support", "query")):
             images = self._gathered(rows, name) if pixels is None else pixels[number]
             tensors[f"{name}_x"] = self._images(images, name, indices)
             labels = _joined([getattr(each, f"{name}_labels") for each in rows])
-            tensors[f"{name}_y"] = torch.from_numpy(labels).view(images.shape[:2]).to(self.device)
+            labels_of = torch.from_numpy(labels).view(images.shape[:2])
+            tensors[f"{name}_y"] = uploaded(labels_of, self.device)
         return unchecked(EpisodeBatch, tensors)
 
     def _gathered(self, rows: Sequence[EpisodeRows], name: str) -> NDArray[np.uint8]:
@@ -113,12 +128,34 @@ class EpisodeLoader:
         """Augment pixels [E, n, H, W, C] episode by episode, and normalise them."""
         # torch wants memory that it may write to; views of mapped files are read-only
         owned = pixels if pixels.flags.writeable else pixels.copy(order="K")
-        images = torch.from_numpy(owned).to(self.device)
+        images = uploaded(torch.from_numpy(owned), self.device)
         if len(images) and getattr(self.augment.pair, name) != "none":
             episodes = zip(images.movedim(-1, -3), indices, strict=True)  # [n, C, H, W] each
             changed = [self.augment(planes, name, index) for planes, index in episodes]
             images = torch.stack(changed).movedim(-3, -1)
         return self.normalize(images)
+
+
+@contextmanager
+def uploading(device: torch.device) -> Iterator[None]:
+    """Let a thread copy to a GPU and convert there beside its other work, and wait for the end."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = _side_stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def uploaded(x: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on ``device``; on the way to a GPU it lies in pinned memory."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _joined(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:

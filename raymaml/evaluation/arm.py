@@ -26,7 +26,7 @@ from raymaml.evaluation.examination import (
     write_examination,
 )
 from raymaml.evaluation.judge import judge
-from raymaml.evaluation.model import MODELS, JudgedModel, ensemble
+from raymaml.evaluation.model import MODELS, JudgedModel, by_graphs, ensemble
 from raymaml.evaluation.record_files import (
     chunk_path,
     leading_accuracies,
@@ -45,6 +45,7 @@ from raymaml.seeding import fold_in
 from raymaml.statistics.confidence_sequence import Stopping
 from raymaml.storage.files import reaching
 from raymaml.storage.place import Place
+from raymaml.training.at_once import AtOnce, judging_at_once
 from raymaml.training.checkpoint import CheckpointCard, load_weights, read_card, versions
 from raymaml.training.data import EpisodeSet, open_bank, open_episode_sets
 from raymaml.training.explain import explained
@@ -63,6 +64,7 @@ class Shared:
         self.device = device
         self._opened: dict[str, tuple[ImageBank, EpisodeSet]] = {}
         self._codes: dict[str, dict[str, str]] = {}
+        self._last: tuple[Arm, JudgedModel] | None = None
 
     def data(self, data: DataConfig, episodes: AllEpisodes) -> tuple[ImageBank, EpisodeSet]:
         """Return the bank and the test episodes."""
@@ -73,6 +75,12 @@ class Shared:
             sets = open_episode_sets(data, episodes, bank, ("test",), self.device)
             self._opened[key] = bank, sets["test"]
         return self._opened[key]
+
+    def model_of(self, arm: Arm) -> JudgedModel:
+        """Return the model of an arm, which is built once while no other arm is judged."""
+        if self._last is None or self._last[0] is not arm:
+            self._last = arm, arm.build()
+        return self._last[1]
 
     def code(self, model: ModelConfig, inner: InnerConfig) -> dict[str, str]:
         """Return the identity of the code: versions, and the files of one's own encoder and rule.
@@ -158,6 +166,11 @@ class Arm:
             **(self.shared.code(config.model, config.inner) if self.code is None else self.code),
         }
 
+    @cached_property
+    def at_once(self) -> AtOnce:
+        """The number of episodes at once, on which no record depends but by rounding."""
+        return judging_at_once(self.config.cluster, self.config.test_inner, self.shared.device)
+
     @property
     def records(self) -> Place:
         """Folder of the records."""
@@ -184,9 +197,13 @@ class Arm:
         Raises:
             UserError: as ``learners``.
         """
-        head = MODELS[self.config.evaluation.head]
-        first, *others = map(head, self.learners())
+        first, *others = map(self._judged, self.learners())
         return ensemble([first, *others]) if others else first
+
+    def _judged(self, learner: MetaLearner) -> JudgedModel:
+        head = self.config.evaluation.head
+        model = MODELS[head](learner)
+        return by_graphs(model, learner, self.config.cluster) if head == "model" else model
 
     def learners(self) -> list[MetaLearner]:
         """Build a learner with the weights of each checkpoint, or one with the initial ones.
@@ -247,12 +264,12 @@ class Arm:
         """
         cluster, require_unaltered = self.config.cluster, self.episodes.watch.require
         with explained(self.config.run_folder, cluster, require=require_unaltered):
-            model = self.build()
+            model = self.shared.model_of(self)
             if indices.start == 0:
                 some = self.episodes.load(range(min(EPISODES, self.num_episodes)))
                 examination = examine(model.by_step, model.company, some, cluster.precision)
                 write_examination(self.records, examination)
-            records = list(judge(model.by_step, self.episodes, indices))
+            records = list(judge(model.by_step, self.episodes, indices, self.at_once))
             require_unaltered()
             path = chunk_path(self.records, indices.start, len(indices))
             write_chunk(path, records, self.identity, self._circumstances())

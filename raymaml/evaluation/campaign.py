@@ -204,7 +204,8 @@ def replay(campaign: Campaign, echo: Echo) -> int:
         for result in campaign.results():
             arm = campaign.arm(result.name)
             columns = vars(record_arrays(result.records))
-            again = judge(arm.build().by_step, arm.episodes, range(len(result.records)))
+            indices = range(len(result.records))
+            again = judge(arm.build().by_step, arm.episodes, indices, arm.at_once)
             found = next(filter(None, (_difference(columns, each) for each in again)), None)
             if found is not None:
                 mistakes.add(f"{arm.name}: {found}", "the record, or its model, was altered")

@@ -19,15 +19,16 @@ from raymaml.common.errors import UserError, reason_of
 from raymaml.common.untrusted import checked, parse_json
 from raymaml.storage.files import exists, read_bytes, write_text
 from raymaml.storage.place import Place
-from raymaml.types import Episode
+from raymaml.types import Episode, EpisodeBatch
 
 EPISODES = 3
 """Number of episodes that are examined."""
 EXAMINATION_FILE = "examination.json"
 Found = TypeVar("Found")
 Precision = Literal["float32", "tf32", "bf16"]
-ByStep = Callable[[Episode], Tensor]
-"""An episode -> the query logits after each inner step, [T+1, N*Q, N]."""
+ByStep = Callable[[Episode | EpisodeBatch], Tensor]
+"""An episode -> the query logits after each inner step, [T+1, N*Q, N]; of several, which are
+computed at once where they can be, [E, T+1, N*Q, N]."""
 Company = Callable[[Episode], Iterator[Tensor]]
 """An episode -> query logits of one adaptation: of all queries [N*Q, N], then of each [1, N]."""
 
@@ -99,6 +100,17 @@ class Examination(BaseModel):
     @property
     def _tolerance(self) -> float:
         return _ORDER_TOLERANCE[self.precision]
+
+
+def one_by_one(by_step: Callable[[Episode], Tensor]) -> ByStep:
+    """Return a function of one episode for several as well, one after the other."""
+
+    def found(episode: Episode | EpisodeBatch) -> Tensor:
+        if isinstance(episode, EpisodeBatch):
+            return torch.stack([by_step(each) for each in episode])
+        return by_step(episode)
+
+    return found
 
 
 def examine(

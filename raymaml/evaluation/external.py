@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,9 +16,11 @@ from raymaml.config.schema import ClusterConfig, Config
 from raymaml.data.bank_format import HEADER_FILE
 from raymaml.evaluation.examination import (
     EPISODES,
+    ByStep,
     Examination,
     Precision,
     examine,
+    one_by_one,
     one_query,
 )
 from raymaml.evaluation.judge import judge as judge_episodes
@@ -26,8 +29,10 @@ from raymaml.evaluation.results import other_bank
 from raymaml.meta.learner import MetaLearner
 from raymaml.storage.files import exists
 from raymaml.storage.place import Place
+from raymaml.training.at_once import AtOnce, judging_at_once
 from raymaml.training.data import open_bank, open_episode_sets
 from raymaml.training.features import Predict
+from raymaml.training.graphs import replayed
 from raymaml.training.settings import local_device, set_precision
 from raymaml.training.trained import open_trained
 from raymaml.types import Episode, EpisodeBatch
@@ -45,7 +50,8 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
             on). First it is examined on a few episodes: with the images in another order, and one
             query at a time. The ``examination`` of the result shows whether it is inductive, and a
             warning names what is wrong; None where the examination fails. Then ``predict`` is
-            called once per episode, in order.
+            called once per episode, in order; a ``MetaLearner`` takes as many at once as
+            ``cluster.episodes_per_chunk`` says.
         config: names bank, shards, normalisation and precision, which the process keeps; its model
             and its run do not matter.
         num_episodes: number of the first episodes to judge; None: all.
@@ -68,16 +74,26 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
         )
     some = episodes.load(range(min(EPISODES, count)))
     examination = _examined(predict, some, config.cluster.precision)
-    numbers = itertools.count()
-
-    def by_step(episode: Episode) -> Tensor:  # [1, N*Q, N]
-        return _logits(predict, episode, f"episode {next(numbers)}")[None]
-
-    table = records_table([*judge_episodes(by_step, episodes, range(count))])
+    by_step, at_once = _one_by_one(predict), AtOnce(1, device)
+    if type(predict) is MetaLearner:
+        of = partial(replayed, cluster=config.cluster, name="predict")
+        by_step = of(partial(_at_once, predict), predict, predict.test_inner)
+        at_once = judging_at_once(config.cluster, predict.test_inner, device)
+    table = records_table([*judge_episodes(by_step, episodes, range(count), at_once)])
     found = record_arrays(
         table.replace_schema_metadata({"bank": episodes.shards.manifest.bank_hash})
     )
     return replace(found, examination=examination)
+
+
+def _one_by_one(predict: Predict) -> ByStep:
+    numbers = itertools.count()
+    return one_by_one(lambda each: _logits(predict, each, f"episode {next(numbers)}")[None])
+
+
+def _at_once(learner: MetaLearner, episodes: Episode | EpisodeBatch) -> Tensor:
+    assert isinstance(episodes, EpisodeBatch)
+    return learner.predict(episodes, at_once=len(episodes))[:, None]  # [E, 1, N*Q, N]
 
 
 def _examined(predict: Predict, episodes: EpisodeBatch, precision: Precision) -> Examination | None:
@@ -106,7 +122,7 @@ def examine_predictions(
 
     half = logits_of(episodes[0]).dtype in (torch.bfloat16, torch.float16)
     return examine(
-        lambda episode: logits_of(episode).float()[None],
+        one_by_one(lambda episode: logits_of(episode).float()[None]),
         company,
         episodes,
         "bf16" if half else precision,

@@ -12,24 +12,38 @@ from torch.nn import functional as F
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation.examination import ByStep
 from raymaml.evaluation.records import BINS, Record
+from raymaml.training.at_once import AtOnce
 from raymaml.training.data import EpisodeSet
-
-EPISODES_AT_ONCE = 8
-"""Episodes whose images are in memory together; records do not depend on it."""
+from raymaml.types import EpisodeBatch
 
 
-def judge(by_step: ByStep, episodes: EpisodeSet, indices: range) -> Iterator[Record]:
-    """Have a model adapt to each episode, and yield its record, in order."""
-    for start in range(indices.start, indices.stop, EPISODES_AT_ONCE):
-        some = range(start, min(start + EPISODES_AT_ONCE, indices.stop))
-        for index, rows, episode in zip(
-            some, episodes.shards.rows(some), episodes.load(some), strict=True
-        ):
-            torch.manual_seed(episodes.seed_of(index))
-            started = seconds_after_all(episode.query_x.device)
-            logits = by_step(episode)  # [T+1, N*Q, N]
-            seconds = seconds_after_all(episode.query_x.device) - started
-            yield record_of(logits, episode.query_y, seconds, rows, index)
+def judge(
+    by_step: ByStep, episodes: EpisodeSet, indices: range, at_once: AtOnce
+) -> Iterator[Record]:
+    """Have a model adapt to each episode, and yield its record, in order.
+
+    Args:
+        by_step: the model.
+        episodes: of the test split.
+        indices: episodes to judge.
+        at_once: the number of episodes at once; each has the same share of their time.
+    """
+    for some, loaded in episodes.loaded(indices, at_once.loaded):
+
+        def judged(
+            rows: range, some: range = some, loaded: EpisodeBatch = loaded
+        ) -> list[tuple[Tensor, float]]:
+            torch.manual_seed(episodes.seed_of(some[rows.start]))
+            device = loaded.query_x.device
+            started = seconds_after_all(device)
+            logits = by_step(loaded.among(rows))
+            seconds = seconds_after_all(device) - started
+            return [(each, seconds / len(rows)) for each in logits]
+
+        found = at_once.apply(len(some), judged)
+        each = zip(some, episodes.shards.rows(some), loaded.query_y, found, strict=True)
+        for index, rows, labels, (logits, seconds) in each:
+            yield record_of(logits, labels, seconds, rows, index)
 
 
 def seconds_after_all(device: torch.device) -> float:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from raymaml.evaluation.examination import ByStep, Company, one_query
+from raymaml.config.schema import ClusterConfig
+from raymaml.evaluation.examination import ByStep, Company, one_by_one, one_query
 from raymaml.meta.learner import MetaLearner
 from raymaml.training.features import HEADS, Predict
-from raymaml.types import Episode
+from raymaml.training.graphs import replayed
+from raymaml.types import Episode, EpisodeBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,16 @@ def adapting(learner: MetaLearner) -> JudgedModel:
     )
 
 
+def by_graphs(model: JudgedModel, learner: MetaLearner, cluster: ClusterConfig) -> JudgedModel:
+    """Return what ``adapting`` returned for a learner, on a GPU by CUDA graphs."""
+    replays = replayed(model.by_step, learner, learner.test_inner, cluster, name="evaluation")
+
+    def by_step(episode: Episode | EpisodeBatch) -> Tensor:
+        return (replays if isinstance(episode, EpisodeBatch) else model.by_step)(episode)
+
+    return replace(model, by_step=by_step)
+
+
 def by_cosine(learner: MetaLearner) -> JudgedModel:
     """Return the features of a meta-learner under ``cosine_similarity``: no step is taken."""
     predict = HEADS["cosine"](learner)
@@ -51,7 +63,9 @@ def by_cosine(learner: MetaLearner) -> JudgedModel:
             yield logits(one_query(episode, place))
 
     return JudgedModel(
-        predict=predict, by_step=lambda episode: logits(episode)[None], company=company
+        predict=predict,
+        by_step=one_by_one(lambda episode: logits(episode)[None]),
+        company=company,
     )
 
 

@@ -74,6 +74,12 @@ class Images:
         """Covariance of the 3x3 patches, and below it their mean, [9c + 1, 9c]."""
         return self.kernels.patches(self.padded)
 
+    def block(self, numbers: Numbers, norm: Norm, below: Tensor | None, order: int) -> Block:
+        """Return a block on these images, or on the result of the block below."""
+        if below is None:
+            return FirstBlock(self.kernels, numbers, norm, self, order=order)
+        return InnerBlock(self.kernels, numbers, norm, below, order=order)
+
 
 class Block:
     """Batch norm, max-pool and ReLU behind a convolution, which subclasses bring.

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from raymaml.kernels.blocks import Block, FirstBlock, Images, InnerBlock, Norm, Numbers
-from raymaml.kernels.library import Kernels
+from raymaml.kernels.batched import BatchedBlock, BatchedImages
+from raymaml.kernels.blocks import Block, Images, Norm, Numbers
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The parameters of a chain, or a gradient, or a direction."""
+    """The parameters of a chain, or a gradient, or a direction; of several episodes, each tensor
+    has a leading axis E."""
 
     blocks: Sequence[Numbers]
     """A gradient that does not go all the way down has those of the upper blocks alone."""
@@ -25,13 +25,12 @@ class Weights:
 
 
 class Chain:
-    """A pass of images through the blocks and the head; it keeps its tape.
+    """A pass of the images of one episode, or of several, through blocks and head; it keeps a tape.
 
     With ``u = features head^T + bias`` the logits are ``temperature * u``, and ``errors`` the
     derivatives of the mean cross-entropy in them.
 
     Args:
-        kernels: of the type of all tensors.
         images: of the set.
         weights: of the pass.
         norms: of the blocks.
@@ -40,27 +39,23 @@ class Chain:
 
     def __init__(
         self,
-        kernels: Kernels,
-        images: Images,
+        images: Images | BatchedImages,
         weights: Weights,
         norms: Sequence[Norm],
         *,
         order: int = 2,
     ) -> None:
-        self.weights, self.blocks = weights, list[Block]()
+        self.weights, self.blocks = weights, list[Block | BatchedBlock]()
         out: Tensor | None = None
         for numbers, norm in zip(weights.blocks, norms, strict=True):
-            block: Block
-            if out is None:
-                block = FirstBlock(kernels, numbers, norm, images, order=order)
-            else:
-                block = InnerBlock(kernels, numbers, norm, out, order=order)
+            block = images.block(numbers, norm, out, order)
             out = block.forward()
             self.blocks.append(block)
         assert out is not None
-        self.out, self.features = out, out.flatten(1)  # [B, K, h, w], [B, F]
-        self.u = torch.addmm(weights.bias, self.features, weights.head.T)  # [B, N]
-        self.logits = weights.temperature * self.u
+        self.out, self.features = out, out.flatten(-3)  # [B, K, h, w], [B, F]
+        self.u = self.features @ weights.head.mT + weights.bias[..., None, :]  # [B, N]
+        self.temperature = weights.temperature[..., None, None]
+        self.logits = self.temperature * self.u
 
     @property
     def nbytes(self) -> int:
@@ -75,13 +70,13 @@ class Chain:
             labels: ``[B]``.
             lowest: block to go down to; of as many as there are, the head alone has a gradient.
         """
-        self.probabilities = self.logits.softmax(1)
-        ones = F.one_hot(labels, self.logits.shape[1])
-        self.errors = (self.probabilities - ones) / len(labels)
-        along = self.weights.temperature * self.errors  # the gradient in u
+        self.probabilities = self.logits.softmax(-1)
+        ones = labels[..., None] == torch.arange(self.logits.shape[-1], device=labels.device)
+        self.errors = (self.probabilities - ones.to(self.u.dtype)) / labels.shape[-1]
+        along = self.temperature * self.errors  # the gradient in u
         found = self._down(along @ self.weights.head, lowest)
-        temperature = (self.errors * self.u).sum()
-        return Weights(found, along.T @ self.features, along.sum(0), temperature)
+        temperature = (self.errors * self.u).sum((-2, -1))
+        return Weights(found, along.mT @ self.features, along.sum(-2), temperature)
 
     def product(self, direction: Weights) -> Weights:
         """Return the Hessian of that loss times a direction, in which the temperature stays.
@@ -92,21 +87,24 @@ class Chain:
         for block, numbers in zip(self.blocks, direction.blocks, strict=True):
             out_t = block.forward_along(out_t, numbers)
         assert out_t is not None
-        features_t, head, p = out_t.flatten(1), self.weights.head, self.probabilities
-        u_t = torch.addmm(direction.bias, features_t, head.T) + self.features @ direction.head.T
-        logits_t = self.weights.temperature * u_t
-        errors_t = p * (logits_t - (p * logits_t).sum(1, keepdim=True)) / len(p)
-        along, along_t = (self.weights.temperature * each for each in (self.errors, errors_t))
+        features_t, head, p = out_t.flatten(-3), self.weights.head, self.probabilities
+        u_t = features_t @ head.mT + direction.bias[..., None, :]
+        u_t = u_t + self.features @ direction.head.mT
+        logits_t = self.temperature * u_t
+        errors_t = p * (logits_t - (p * logits_t).sum(-1, keepdim=True)) / p.shape[-2]
+        along, along_t = (self.temperature * each for each in (self.errors, errors_t))
         below = along_t @ head + along @ direction.head
         found = self._down(below, 0, along=True)
-        head_grad = along.T @ features_t + along_t.T @ self.features
-        temperature = (errors_t * self.u + self.errors * u_t).sum()
-        return Weights(found, head_grad, along_t.sum(0), temperature)
+        head_grad = along.mT @ features_t + along_t.mT @ self.features
+        temperature = (errors_t * self.u + self.errors * u_t).sum((-2, -1))
+        return Weights(found, head_grad, along_t.sum(-2), temperature)
 
     def _down(self, features_grad: Tensor, lowest: int, *, along: bool = False) -> list[Numbers]:
         """Take a gradient in the features, or its tangent, down to the block ``lowest``."""
         images = features_grad.reshape(self.out.shape)
-        grad: Tensor | None = images.contiguous(memory_format=torch.channels_last)
+        grad: Tensor | None = images
+        if images.dim() == 4:
+            grad = images.contiguous(memory_format=torch.channels_last)
         found: list[Numbers] = []
         for number in range(len(self.blocks) - 1, lowest - 1, -1):
             assert grad is not None

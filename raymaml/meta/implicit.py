@@ -67,8 +67,9 @@ def _solved(
     square = _dot(residual, residual, first)
     least = torch.full_like(square, torch.inf)
     going = square > 0
+    reads = square.device.type == "cpu"  # elsewhere a look at numbers would wait for the device
     for _ in range(num_steps):
-        if not going.any():
+        if reads and not going.any():
             break
         product = times(direction)
         curvature = _dot(direction, product, first)
@@ -81,7 +82,7 @@ def _solved(
         before, square = square, _dot(residual, residual, first)
         going = going & (square > 0)
         direction = _plus(residual, torch.where(going, square / before, 0), direction)
-    if bool((least <= 0).any()):
+    if reads and bool((least <= 0).any()):
         warnings.warn(  # constant words: Python shows them once
             "inner.proximal is too small: I + H / lambda is not positive definite, and conjugate"
             " gradients stop at such a direction; raise it (cg_curvature in the metrics)",

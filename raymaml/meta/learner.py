@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +163,7 @@ class MetaLearner(Guarded):
             episode: one.
             outer_step: for settings of ``inner`` that change with it; None: after all changes.
         """
-        method = self._method(outer_step)
+        method = self.inner.gradient_at(outer_step)
         if method in SINGLE_BACKWARD:
             return self._gradient(self._laid_out(episode), outer_step, method, "closed")
         return self._gradient(episode, outer_step, method, "torch")
@@ -175,15 +177,11 @@ class MetaLearner(Guarded):
         """
         if len(episodes) == 1:
             return [self.episode_gradient(episodes[0], outer_step)]
-        method = self._method(outer_step)
+        method = self.inner.gradient_at(outer_step)
         rules: Rules = "composed" if method in SINGLE_BACKWARD else "torch"
         with alone(several=True):
             found = self._gradient(episodes, outer_step, method, rules)
             return apart(found, episodes.query_y, self.loss_fn)
-
-    def _method(self, outer_step: int | None) -> str:
-        early = outer_step is not None and outer_step < self.inner.first_order_steps
-        return "first_order" if early else self.inner.gradient
 
     @torch.enable_grad()
     def _gradient(
@@ -194,7 +192,7 @@ class MetaLearner(Guarded):
             self.loss_fn,
             self.half_precision,
             rules=rules,
-            kernels=self.kernels and rules == "closed",
+            kernels=self.kernels and rules != "torch",
         )
         start, adaptation = self._begun(passes, episode, self.inner, self._frozen, outer_step)
         if self.inner.num_steps == 0:
@@ -245,7 +243,7 @@ class MetaLearner(Guarded):
                 model unchanged.
             outer_step: for settings of ``inner`` that change with it; None: after all changes.
             at_once: episodes that ``chunk_gradients`` takes together, which is faster where each is
-                small, and on a GPU.
+                small, and on a GPU. Those together start from the same running moments.
         """
         results: list[EpisodeGradient] = []
         with nullcontext() if update_moments else restored(self.model):
@@ -293,29 +291,38 @@ class MetaLearner(Guarded):
                 return
             yield fast
 
-    @alone()
-    def logits_by_step(self, episode: Episode) -> Tensor:
-        """Return the query logits after 0..T inner steps: ``[T+1, N*Q, N]``."""
-        passes, episode = self.passes_of_test(), self._laid_out(episode)
-        return torch.stack([passes.judged(f, episode) for f in self._adapted(passes, episode)])
+    def logits_by_step(self, episode: Episode | EpisodeBatch) -> Tensor:
+        """Return the query logits after 0..T inner steps: ``[T+1, N*Q, N]``; of several episodes,
+        all at once and equal to rounding, ``[E, T+1, N*Q, N]``."""
+        return self._logits(episode)
 
-    @alone()
-    def predict(self, episodes: EpisodeBatch) -> Tensor:
-        """Adapt to each support set and return the query logits ``[E, N*Q, N]``."""
-        passes, logits = self.passes_of_test(), []
-        for episode in map(self._laid_out, episodes):
-            *_, fast = self._adapted(passes, episode)
-            logits.append(passes.judged(fast, episode))
-        return torch.stack(logits)
+    def predict(self, episodes: EpisodeBatch, *, at_once: int = 1) -> Tensor:
+        """Adapt to each support set and return the query logits ``[E, N*Q, N]``.
+
+        For ``at_once`` see ``meta_gradient``; results are equal to rounding.
+        """
+        found = [self._logits(chunk, last=True)[:, 0] for chunk in episodes.chunks(at_once)]
+        return torch.cat(found)
+
+    def _logits(self, episode: Episode | EpisodeBatch, *, last: bool = False) -> Tensor:
+        """Return the query logits by inner step, or after the last alone."""
+        several = isinstance(episode, EpisodeBatch)
+        if isinstance(episode, EpisodeBatch) and len(episode) == 1:
+            return self._logits(episode[0], last=last)[None]
+        with alone(several=several):
+            passes, episode = self.passes_of_test(several=several), self._laid_out(episode)
+            states: Iterable[Fast] = self._adapted(passes, episode)
+            states = deque(states, maxlen=1) if last else states
+            return torch.stack([passes.judged(fast, episode) for fast in states], int(several))
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         """Adapt to one support set and return the query logits ``[N*Q, N]``, without a graph.
 
         ``backward`` gives the gradient.
         """
-        unread = support_y.new_zeros(1, len(query_x), *support_y.shape[1:])
-        sets = {"support_x": support_x[None], "support_y": support_y[None]}
-        return self.predict(EpisodeBatch(**sets, query_x=query_x[None], query_y=unread))[0]
+        unread = support_y.new_zeros(len(query_x), *support_y.shape[1:])
+        sets: Any = {"support_x": support_x, "support_y": support_y, "query_x": query_x}
+        return self._logits(Episode(**sets, query_y=unread), last=True)[0]
 
     @alone()
     def adaptation_table(self) -> str:
@@ -328,18 +335,21 @@ class MetaLearner(Guarded):
         """Return the query logits ``[N*Q, N]`` at fast weights that ``adapt`` yielded."""
         return self.passes_of_test().judged(fast, episode)
 
-    def passes_of_test(self) -> Passes:
-        """Return the passes of evaluation."""
-        rules: Rules = "closed" if self.kernels and self.channels_last else "torch"
+    def passes_of_test(self, *, several: bool = False) -> Passes:
+        """Return the passes of evaluation, of an episode or of several at once."""
+        closed = self.kernels and self.channels_last and not several
+        rules: Rules = "closed" if closed else "torch"
         loss_fn, half, kernels = self.loss_fn, self.half_precision, self.kernels
         return Passes(self.model, loss_fn, half, training=False, rules=rules, kernels=kernels)
 
     @torch.enable_grad()
-    def _adapted(self, passes: Passes, episode: Episode) -> Iterator[Fast]:
+    def _adapted(self, passes: Passes, episode: Episode | EpisodeBatch) -> Iterator[Fast]:
         _, adaptation = self._begun(passes, episode, self.test_inner, self._test_frozen)
         for state in unroll(adaptation, create_graph=False):
             fast = state if state.steps else passes.observed(state, adaptation.support)
             yield fast.among(adaptation.frozen)
 
-    def _laid_out(self, episode: Episode) -> Episode:
-        return episode.channels_last() if self.channels_last else episode
+    def _laid_out(self, episode: Episode | EpisodeBatch) -> Episode | EpisodeBatch:
+        if self.channels_last and isinstance(episode, Episode):
+            return episode.channels_last()
+        return episode

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raymaml.common.memory import MIB, tape_budget
 from raymaml.config.inner import InnerConfig
@@ -71,7 +70,8 @@ def begin(
         learned = repeated(learned, len(episode))
     batches = drawn_batches(episode, inner.support_batch_size, inner.num_steps)
     support, query = passes.losses(episode, fixed, batches)
-    budget = tape_budget() if inner.tape_memory == "auto" else inner.tape_memory * MIB
+    memory = inner.tape_memory
+    budget = tape_budget(episode.support_x.device) if memory == "auto" else memory * MIB
     return start, Adaptation(
         start=Fast(params=params, state=rule.init(params), buffers=start.buffers),
         support=support,
@@ -134,7 +134,8 @@ def prototypes(features: Tensor, labels: Tensor, ways: int) -> tuple[Tensor, Ten
     Returns:
         ``[..., N, F]`` and ``[..., N]``.
     """
-    members = F.one_hot(labels, ways).to(features.dtype)  # [..., S, N]
+    members = labels[..., None] == torch.arange(ways, device=labels.device)  # [..., S, N]
+    members = members.to(features.dtype)
     means = members.mT @ features / members.sum(-2)[..., None]
     return 2 * means, -means.square().sum(-1)
 

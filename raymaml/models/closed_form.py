@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as of_torch
 
-from raymaml.kernels.blocks import Images, Norm, Numbers
+from raymaml.kernels.batched import BatchedImages
+from raymaml.kernels.blocks import Block, Images, Norm, Numbers
 from raymaml.kernels.chain import Chain, Weights
-from raymaml.kernels.library import WIDTHS, Kernels, kernels_like
+from raymaml.kernels.library import WIDTHS, kernels_like
 from raymaml.layers import Pass, row_of_step
 from raymaml.models import norm as norms
 from raymaml.models.closed_rules.duals import Conv2d
@@ -44,7 +45,6 @@ class ConvNet4Pass:
     """A pass through the blocks and the head; see ``passes.closed.ClosedPass``.
 
     Args:
-        kernels: of the type of all tensors.
         params: the parameters.
         images: of the set.
         layers: the norms of the blocks, as the pass has set them.
@@ -55,31 +55,27 @@ class ConvNet4Pass:
 
     def __init__(
         self,
-        kernels: Kernels,
         params: Params,
-        images: Images,
+        images: Images | BatchedImages,
         layers: list[norms.ScaledNorm2d],
         *,
         step: int,
-        temperature: Tensor | float,
+        temperature: Tensor,
         order: int,
     ) -> None:
         self._params, self._labels = params, torch.empty(0)
         self._rows = [
             row_of_step(layer.bias, step) if layer.bias.dim() > 1 else None for layer in layers
         ]
-        self._temperature = torch.as_tensor(temperature, dtype=kernels.dtype)
+        self._temperature = temperature
         self._lowest = 0
         chosen = [Norm(layer.eps, layer.given()) for layer in layers]
         weights = self._weights(params, missing_scale=1.0)
-        self._chain = Chain(kernels, images, weights, chosen, order=order)
+        self._chain = Chain(images, weights, chosen, order=order)
         self.logits = self._chain.logits
-        for layer, norm, block in zip(layers, chosen, self._chain.blocks, strict=True):
-            if layer.accumulates and norm.given is None:
-                mean, var = (each.to(kernels.dtype) for each in block.moments)
-                layer.absorb(mean, var, block.count)
-            if isinstance(layer, norms.ReferenceTaskNorm2d):
-                layer.see(images.padded)
+        for layer, block in zip(layers, self._chain.blocks, strict=True):
+            if isinstance(block, Block):  # of several episodes no norm keeps moments
+                _absorb(layer, block)
 
     @property
     def nbytes(self) -> int:
@@ -110,7 +106,7 @@ class ConvNet4Pass:
             return torch.zeros_like(self._params[name]) if found is None else found
 
         def of_step(name: str, row: int | None) -> Tensor:
-            return value(name) if row is None else value(name)[row]
+            return value(name) if row is None else value(name)[..., row, :]
 
         blocks = []
         for number, row in enumerate(self._rows):
@@ -139,8 +135,17 @@ class ConvNet4Pass:
                 named[f"{name}.norm.{part}"] = value
                 if row is not None and whole is not None:
                     named[f"{name}.norm.{part}"] = torch.zeros_like(whole)
-                    named[f"{name}.norm.{part}"][row] = value
+                    named[f"{name}.norm.{part}"][..., row, :] = value
         return {name: value for name, value in named.items() if name in self._params}
+
+
+def _absorb(layer: norms.ScaledNorm2d, block: Block) -> None:
+    """Move the moments that a norm keeps by those of a block."""
+    if layer.accumulates and block.norm.given is None:
+        mean, var = (each.to(block.numbers.scale.dtype) for each in block.moments)
+        layer.absorb(mean, var, block.count)
+    if isinstance(layer, norms.ReferenceTaskNorm2d):
+        layer.see(block.maxima)
 
 
 def block_name(number: int) -> str:
@@ -151,8 +156,9 @@ def block_name(number: int) -> str:
 def closed_form(model: Any, current: Pass, params: Params, x: Tensor) -> ClosedForm | None:
     """Return the passes of a ``Classifier`` in closed form; see ``passes.closed.InClosedForm``.
 
-    None: encoder and head are not exactly raymaml's own, the norms go neither by the batch nor by
-    constants, or the kernels are not for these tensors, or are not there.
+    Of one episode they go by the kernels, of several by batched matrix products. None: encoder and
+    head are not exactly raymaml's own; the norms go neither by the batch nor by constants, or keep
+    moments of several episodes; or the kernels are not for these tensors, or are not there.
     """
     encoder = model.encoder
     if type(encoder) is not ConvNet4 or encoder.strided:
@@ -167,17 +173,27 @@ def closed_form(model: Any, current: Pass, params: Params, x: Tensor) -> ClosedF
         for part in ("conv.weight", "conv.bias", "norm.bias", "norm.weight")
         if part != "norm.weight" or layer.weight is not None
     }
-    if not expected <= params.keys() or (kernels := kernels_like(x)) is None:
+    if not expected <= params.keys() or (images := _images(x, layers)) is None:
         return None
-    images = Images(kernels, x)
 
     def form(params: Params, step: int, order: int) -> ConvNet4Pass:
         factor = params.get("temperature", model.temperature)
-        return ConvNet4Pass(
-            kernels, params, images, layers, step=step, temperature=factor, order=order
-        )
+        if not isinstance(factor, Tensor):
+            factor = x.new_full((), factor)
+        factor = factor.to(x.dtype)
+        return ConvNet4Pass(params, images, layers, step=step, temperature=factor, order=order)
 
     return form
+
+
+def _images(x: Tensor, layers: list[Any]) -> Images | BatchedImages | None:
+    """Return images for a chain; None: there is none for them."""
+    if x.dim() == 5:
+        return None if any(layer._buffers for layer in layers) else BatchedImages(x)
+    if any(layer.bias.shape[-1] % WIDTHS for layer in layers):
+        return None
+    kernels = kernels_like(x)
+    return None if kernels is None else Images(kernels, x)
 
 
 def _are_closed(blocks: list[Any], current: Pass) -> bool:
@@ -186,7 +202,6 @@ def _are_closed(blocks: list[Any], current: Pass) -> bool:
         type(block) is ConvBlock
         and type(block.conv) is Conv2d
         and block.conv.bias is not None
-        and block.conv.out_channels % WIDTHS == 0
         and all(getattr(block.conv, name) == value for name, value in _PLAIN.items())
         and current in CLOSED_PASSES.get(type(block.norm), ())
         and _do_no_more([block, block.conv, block.norm])
@@ -197,12 +212,12 @@ def _are_closed(blocks: list[Any], current: Pass) -> bool:
 def _fits(model: Any, x: Tensor) -> bool:
     """Return whether the head is raymaml's own, and fits the features of the images."""
     encoder, head = model.encoder, model.head
-    length = encoder.conv4.conv.out_channels * (x.shape[2] // 16) * (x.shape[3] // 16)
+    length = encoder.conv4.conv.out_channels * (x.shape[-2] // 16) * (x.shape[-1] // 16)
     return (
         type(head) is nn.Linear
         and head.bias is not None
         and head.in_features == length > 0
-        and x.shape[1] == encoder.conv1.conv.in_channels
+        and x.shape[-3] == encoder.conv1.conv.in_channels
         and _do_no_more([model, encoder, head])
     )
 
@@ -210,9 +225,9 @@ def _fits(model: Any, x: Tensor) -> bool:
 def _are_alike(x: Tensor, params: Params) -> bool:
     """Return whether these are images for the first block, and plain tensors of one type."""
     return (
-        x.dim() == 4
-        and x.shape[1] in (1, 3)
-        and len(x) > 0
+        x.dim() in (4, 5)
+        and x.shape[-3] in (1, 3)
+        and x.shape[-4] > 0
         and all(
             type(each) in (Tensor, nn.Parameter)
             and each.dtype == x.dtype

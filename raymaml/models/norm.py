@@ -102,7 +102,7 @@ class ScaledNorm2d(PassAware):
         weight, bias = self._affine()
         scale = weight * torch.rsqrt(var + self.eps)
         # Where no weight is negative, the maximum can go first: a quarter is left to scale.
-        first = window > 1 and self.rules == "closed" and bool((weight > 0).all())
+        first = window > 1 and self.rules == "closed" and _all_positive(weight)
         x = max_pool(x, window, self.rules) if first else x
         x = x * scale[..., None, None] + (bias - mean * scale)[..., None, None]
         return x if first else max_pool(x, window, self.rules)
@@ -214,7 +214,7 @@ class TaskNorm2d(ScaledNorm2d):
         if self.current_pass == "query":
             return self._mixed(x, self.mean, self.var, self.size, window)
         mean, var = _moments(x, (0, 2, 3))
-        size = x.new_tensor(float(x.shape[0]))
+        size = x.new_full((), float(x.shape[0]))
         if self.current_pass == "context":
             self.mean, self.var, self.size = mean, var, size
         return self._mixed(x, mean, var, size, window)
@@ -255,7 +255,12 @@ class ReferenceTaskNorm2d(TaskNorm2d):
 
     def see(self, x: Tensor) -> None:
         """Take note of the number of images."""
-        self.size = x.new_tensor(float(x.shape[0]))
+        self.size = x.new_full((), float(x.shape[0]))
+
+
+def _all_positive(weight: Tensor) -> bool:
+    """Return whether a weight is known to be positive, which costs nothing on CPU alone."""
+    return weight.device.type == "cpu" and bool((weight > 0).all())
 
 
 def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,8 @@ _MESSAGES = {
     " checkpointed or unrolled",
     _AT_ONCE: "cluster.episodes_per_chunk: an operation of the model cannot take several episodes"
     " at once ({reason}); set cluster.episodes_per_chunk: 1",
+    ("deterministic implementation",): "cluster.deterministic: an operation has no deterministic"
+    " kernel on a GPU ({reason}); set cluster.deterministic: false, or take another model",
     ("derivative for ", "double backward", "once_differentiable", "differentiate twice"): "inner"
     ".gradient: an operation of the model or of the loss has no second derivative ({reason}); set"
     " inner.gradient: first_order, or, where it is attention, let the encoder call it within"

@@ -15,21 +15,22 @@ from torch.nn import functional as F
 from raymaml.layers import Pass
 from raymaml.passes.batches import rows_of
 from raymaml.passes.derivatives import ByAutograd, Product, SupportGradient
-from raymaml.types import Buffers, Episode, Fast, Params
+from raymaml.passes.losses import loss_of
+from raymaml.types import Buffers, Episode, EpisodeBatch, Fast, Params
 
 
 class ClosedPass(Protocol):
-    """One pass of images through a model, which keeps its activations."""
+    """A pass of an episode's images, or of those of several, which keeps its activations."""
 
-    logits: Tensor  # [B, N]
+    logits: Tensor  # [B, N], or [E, B, N] of several episodes
 
     @property
     def nbytes(self) -> int:
         """The memory of the activations, with those that ``gradient`` adds."""
 
     def gradient(self, labels: Tensor, names: Iterable[str]) -> Params:
-        """Return the gradient of the mean cross-entropy, in those of the parameters ``names`` that
-        it depends on."""
+        """Return the gradient of the mean cross-entropy of each episode, in those of the parameters
+        ``names`` that it depends on."""
 
     def product(self, direction: Params) -> Params:
         """Return the derivative of the whole gradient along a direction, once there is one."""
@@ -52,7 +53,7 @@ class InClosedForm(Protocol):
         Args:
             current: purpose of the passes.
             params: parameters of the shapes and types of those to come.
-            x: the images.
+            x: the images; of several episodes ``[E, B, C, H, W]``.
         """
 
 
@@ -72,7 +73,7 @@ class ByClosedForm:
 
     Args:
         passings: gives the closed passes.
-        episode: the episode.
+        episode: one, or several.
         frozen: parameters that the losses depend on beside those that adapt.
         batches: rows of the support set for each inner step; None: all.
         budget: bytes of activations.
@@ -80,7 +81,7 @@ class ByClosedForm:
     """
 
     passings: Passings
-    episode: Episode
+    episode: Episode | EpisodeBatch
     frozen: Params
     batches: Tensor | None
     budget: float
@@ -120,7 +121,8 @@ class ByClosedForm:
             with torch.enable_grad():
                 return self.otherwise.query(fast, weight)
         (closed, _), params = found, self.frozen | fast.params
-        loss = F.cross_entropy(closed.logits, self.episode.query_y)
+        several = isinstance(self.episode, EpisodeBatch)
+        loss = loss_of(F.cross_entropy, closed.logits, self.episode.query_y, several=several)
         grads = closed.gradient(self.episode.query_y, params)
         grads = {
             name: grads[name] if name in grads else torch.zeros_like(value)

@@ -17,6 +17,8 @@ Generators = tuple[Tensor, dict[torch.device, Tensor]]
 def generators(fast: Fast) -> Generators:
     """Return the states of torch's generators now, on all devices of the weights."""
     devices = {value.device for value in fast.params.values() if value.is_cuda}
+    if devices and torch.cuda.is_current_stream_capturing():  # nothing draws in a CUDA graph
+        devices = set()
     return torch.get_rng_state(), {each: torch.cuda.get_rng_state(each) for each in devices}
 
 

@@ -233,7 +233,9 @@ def require_rows(model: nn.Module, head: Head, episode: Episode | EpisodeBatch) 
 def num_ways(episode: Episode | EpisodeBatch, rows: int) -> int:
     """Return the number of classes; targets that are no labels leave the head its rows."""
     labels = episode.support_y
-    return rows if labels.is_floating_point() else int(labels.max()) + 1
+    if labels.is_floating_point():
+        return rows
+    return int(labels.max()) + 1 if episode.num_ways is None else episode.num_ways
 
 
 def adaptation_table(model: nn.Module, frozen: Set[str], learned: Params) -> str:

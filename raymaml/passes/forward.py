@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -123,7 +123,7 @@ class Passes:
         ``budget`` is the number of bytes of activations that may be kept for them.
         """
         by_autograd = ByAutograd(*losses, frozen)
-        if self._in_closed_form is None or isinstance(episode, EpisodeBatch):
+        if self._in_closed_form is None:
             return by_autograd
         budget = budget if self._training else 0  # evaluation takes no products
         return ByClosedForm(self._closed_passes, episode, frozen, batches, budget, by_autograd)
@@ -187,7 +187,7 @@ class Passes:
         return last[1]
 
     @torch.no_grad()
-    def judged(self, fast: Fast, episode: Episode) -> Tensor:
+    def judged(self, fast: Fast, episode: Episode | EpisodeBatch) -> Tensor:
         """Return the query logits at fast weights, without a graph."""
         return self.query_logits(fast, episode)
 
@@ -211,13 +211,14 @@ class Passes:
     ) -> tuple[Tensor, Buffers]:
         """Return the logits, or what the head ``head`` gets, and the moments after the pass."""
         call: Callable[..., tuple[Tensor, Buffers]]
-        call = partial(self._call, current, step, labelled=labelled, head=head)
         name, value = next(iter(params.items()))
-        if value.dim() > self._params[name].dim():  # several episodes, each with its weights
+        several = value.dim() > self._params[name].dim()  # episodes, each with its weights
+        call = partial(self._call, current, step, several=several, labelled=labelled, head=head)
+        if several:
             call = vmap(call, randomness="different")
         half = self._half_precision
         # The autocast cache is off: a derivative would find casts of another pass in it.
-        with torch.autocast(x.device.type, half, enabled=half is not None, cache_enabled=False):
+        with _autocast(x.device.type, half):
             logits, buffers = call(params, buffers, x)
         return logits if half is None else logits.float(), buffers
 
@@ -229,10 +230,11 @@ class Passes:
         buffers: Buffers,
         x: Tensor,
         *,
+        several: bool,
         labelled: bool,
         head: str | None,
     ) -> tuple[Tensor, Buffers]:
-        with self._standing(self._modules, current, step, params, buffers):
+        with self._standing(self._modules, current, step, params, buffers, several=several):
             logits = self.model(x) if head is None else _entering(self.model, head, x)
             _require_outputs(logits, len(x), labelled)
             return logits, {name: self._buffer_now(name) for name in buffers}
@@ -245,6 +247,8 @@ class Passes:
         step: int,
         params: Params,
         buffers: Buffers,
+        *,
+        several: bool = False,
     ) -> Iterator[None]:
         """Let ``modules`` have the weights, moments and modes of a pass in the block."""
         # Buffers are cloned: a layer may change them in place, and the pass may run again.
@@ -255,7 +259,7 @@ class Passes:
                 own = vars(module)  # to assign attributes of a module takes long
                 own["training"] = self._modes[module]
                 if isinstance(module, OwnRules):
-                    own |= {"rules": self._rules, "kernels": self._kernels}
+                    own |= {"rules": self._rules, "kernels": self._kernels, "several": several}
                 if isinstance(module, PassAware):
                     own |= {"current_pass": current, "inner_step": step}
             yield
@@ -294,6 +298,13 @@ def entering(model: nn.Module, head: str) -> Iterator[list[Tensor]]:
         yield captured
     finally:
         hook.remove()
+
+
+def _autocast(device: str, half: torch.dtype | None) -> AbstractContextManager[None]:
+    """Cast to a type, or not at all: also where the caller casts."""
+    if not torch.amp.is_autocast_available(device):  # the meta device
+        return nullcontext()
+    return torch.autocast(device, half, enabled=half is not None, cache_enabled=False)
 
 
 def _labelled(episode: Episode | EpisodeBatch) -> bool:

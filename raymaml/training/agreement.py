@@ -82,7 +82,8 @@ def _compared(twin: MetaLearner, episode: Episode) -> str | None:
     twin.inner = inner.model_copy(update={"num_steps": min(inner.num_steps, STEPS)})
     dtype = next(twin.model.parameters()).dtype
     tolerance = TOLERANCE[twin.half_precision or dtype]
-    numbers = {n: v.to(dtype) for n, v in tensors_of(episode).items() if v.is_floating_point()}
+    tensors = tensors_of(episode).items()
+    numbers: Any = {n: v.to(dtype) for n, v in tensors if v.is_floating_point()}
     episode = replace(episode, **numbers)
     with _no_second_runs(twin.model):
         found = _gradient(twin, episode)

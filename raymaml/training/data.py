@@ -59,6 +59,12 @@ class EpisodeSet:
         split = {"train": "training", "val": "validation"}.get(self.shards.manifest.split, "test")
         return [f"{split} episode {index % self.shards.count}" for index in indices]
 
+    def loaded(self, indices: range, size: int) -> Iterator[tuple[range, EpisodeBatch]]:
+        """Yield runs of ``size`` episodes, the last one shorter, with their indices."""
+        for first in range(indices.start, indices.stop, size):
+            some = range(first, min(first + size, indices.stop))
+            yield some, self.load(some)
+
     def load(self, indices: range) -> EpisodeBatch:
         """Read episodes by index, going round again past the last one."""
         wrapped = [index % self.shards.count for index in indices]
@@ -75,7 +81,8 @@ class TrainingData:
     val: EpisodeSet
     first_episode: int
     meta_batch_size: int
-    episodes_per_chunk: int
+    episodes_together: int
+    """Episodes that always stay together on one worker."""
 
     def meta_batches(self, first_step: int, rank: int, world_size: int) -> MetaBatches:
         """Yield a worker's share of every meta-batch from ``first_step`` on, read ahead."""
@@ -99,7 +106,7 @@ class TrainingData:
 
     def indices(self, step: int, rank: int, world_size: int) -> range:
         """Return the training episodes that a worker learns from in one outer step."""
-        mine = share(self.meta_batch_size, rank, world_size, self.episodes_per_chunk)
+        mine = share(self.meta_batch_size, rank, world_size, self.episodes_together)
         first = self.first_episode + step * self.meta_batch_size
         return range(first + mine.start, first + mine.stop)
 
@@ -131,7 +138,7 @@ def open_training_data(config: Config, device: torch.device) -> TrainingData:
         val=sets["val"],
         first_episode=order % config.episodes.train.num_episodes,
         meta_batch_size=config.outer.meta_batch_size,
-        episodes_per_chunk=config.cluster.episodes_per_chunk,
+        episodes_together=config.cluster.episodes_together,
     )
 
 
@@ -150,7 +157,7 @@ def _images_of(config: Config, pretrain: PretrainConfig, val: EpisodeSet) -> Tra
         val=val,
         first_episode=0,
         meta_batch_size=pretrain.meta_batch_size,
-        episodes_per_chunk=1,
+        episodes_together=1,
     )
 
 

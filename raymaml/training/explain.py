@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from raymaml.common.errors import UserError, storage_error
 from raymaml.config.model import ENCODERS, ModelConfig
@@ -113,7 +114,7 @@ def _memory_problem(folder: Place, cluster: ClusterConfig, error: Exception, met
     under_another_name = {
         "inner.gradient: checkpointed": method and method not in METHODS_OF_LITTLE_MEMORY,
         "a smaller cluster.episodes_per_chunk": (
-            method and not plain and cluster.episodes_per_chunk > 1
+            method and not plain and cluster.episodes_together > 1
         ),
         "a smaller pretrain.slice_size": plain,
         f"fewer episodes.{split}.num_queries": not plain,
@@ -131,13 +132,23 @@ class NotFiniteError(UserError):
     """A loss or gradient is not finite: learning cannot go on."""
 
 
+def finite_rows(outcomes: Params) -> Tensor:
+    """Return whether all outcomes of an episode, by name ``[E, ...]``, are finite: ``[E]``."""
+    return torch.stack(
+        [
+            each.flatten(1).isfinite().all(1) if each.ndim > 1 else each.isfinite()
+            for each in outcomes.values()
+        ]
+    ).all(0)
+
+
 def require_finite(
-    outcomes: Params, what: str, *, step: int, of: Sequence[str], section: str
+    finite: Tensor, what: str, *, step: int, of: Sequence[str], section: str
 ) -> None:
-    """Check the outcomes of episodes, which all workers have alike.
+    """Check that the outcomes of all episodes are finite.
 
     Args:
-        outcomes: by name, ``[E, ...]``.
+        finite: of ``finite_rows``, which all workers have alike.
         what: name of the numbers, such as "a loss or gradient".
         step: of the outer loop.
         of: names of the episodes.
@@ -146,12 +157,6 @@ def require_finite(
     Raises:
         NotFiniteError: naming the first episode with an outcome that is not finite.
     """
-    finite = torch.stack(
-        [
-            each.flatten(1).isfinite().all(1) if each.ndim > 1 else each.isfinite()
-            for each in outcomes.values()
-        ]
-    ).all(0)
     if not finite.all():
         rates = "inner.lr, outer.lr or outer.rule_lr" if section == "outer" else f"{section}.lr"
         raise NotFiniteError(

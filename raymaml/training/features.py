@@ -27,6 +27,11 @@ def predictor(learner: MetaLearner) -> Predict:
     return learner
 
 
+def at_once(learner: MetaLearner) -> Callable[[EpisodeBatch], Tensor]:
+    """Return a callable for the logits ``[E, N*Q, N]`` of episodes, which are vectorised."""
+    return lambda episodes: learner.predict(episodes, at_once=len(episodes))
+
+
 def features(learner: MetaLearner) -> Embed:
     """Return a callable for the encoder's features of support and query images: ``[B, F]`` each.
 

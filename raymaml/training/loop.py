@@ -6,11 +6,12 @@ from contextlib import closing
 
 import torch
 
+from raymaml.meta.gradients import EpisodeGradient
 from raymaml.seeding import fold_in
-from raymaml.training.explain import NotFiniteError, require_exact, require_finite
+from raymaml.training.explain import NotFiniteError, finite_rows, require_exact, require_finite
 from raymaml.training.metrics import MetricsWriter
 from raymaml.training.optimizer import update
-from raymaml.training.reduction import flatten, mean_in_order, share, share_sizes, unflatten
+from raymaml.training.reduction import flatten, mean_in_order, read, share, share_sizes, unflatten
 from raymaml.training.run import Run
 from raymaml.training.session import Session, gather_by_name
 from raymaml.training.state import TrainState, initial_state
@@ -63,37 +64,43 @@ def meta_step(
     state: TrainState, episodes: EpisodeBatch, run: Run, session: Session
 ) -> tuple[dict[str, float], bool]:
     """Take one outer step; also return whether any worker was asked to stop."""
-    outer, learner, at_once = run.config.steps, state.learner, run.data.episodes_per_chunk
+    outer, learner, together = run.config.steps, state.learner, run.data.episodes_together
     moments = learner.running_moments
-    stop = torch.tensor(float(session.stop_requested()), device=session.device)
+    stop = torch.full((), float(session.stop_requested()), device=session.device)
     gradients, outcomes = [torch.empty(0, state.num_params, device=session.device)], []
-    mine = share(outer.meta_batch_size, session.rank, session.world_size, at_once)
-    for number, chunk in zip(mine[::at_once], episodes.chunks(at_once), strict=True):
-        torch.manual_seed(fold_in(run.config.seed, "episode", state.step, number))  # for dropout
-        for result, labels in zip(run.gradients(chunk, state.step), chunk.query_y, strict=True):
-            gradient = flatten({name: result.grads[name] for name in state.params})
-            # A gradient that is not finite makes the loss NaN: all workers see the losses.
-            loss = torch.where(gradient.isfinite().all(), result.loss, torch.nan)
-            accuracy = (result.logits.argmax(-1) == labels).float().mean()
-            gradients.append(gradient[None])
-            more = {**result.buffers, **result.metrics}
-            outcomes.append({"loss": loss, "accuracy": accuracy, "stop": stop, **more})
+    mine = share(outer.meta_batch_size, session.rank, session.world_size, together)
 
-    sizes = share_sizes(outer.meta_batch_size, session.world_size, at_once)
+    def gradients_of(rows: range) -> list[EpisodeGradient]:
+        number = mine[rows.start]
+        torch.manual_seed(fold_in(run.config.seed, "episode", state.step, number))  # for dropout
+        return run.gradients(episodes.among(rows), state.step)
+
+    found = run.at_once.apply(len(mine), gradients_of)
+    for result, labels in zip(found, episodes.query_y, strict=True):
+        gradient = flatten({name: result.grads[name] for name in state.params})
+        # A gradient that is not finite makes the loss NaN: all workers see the losses.
+        loss = torch.where(gradient.isfinite().all(), result.loss, torch.nan)
+        accuracy = (result.logits.argmax(-1) == labels).float().mean()
+        gradients.append(gradient[None])
+        more = {**result.buffers, **result.metrics}
+        outcomes.append({"loss": loss, "accuracy": accuracy, "stop": stop, **more})
+
+    sizes = share_sizes(outer.meta_batch_size, session.world_size, together)
     metrics = dict.fromkeys(learner.metrics, stop)
     like = {"loss": stop, "accuracy": stop, "stop": stop, **moments, **metrics}
     of_all = gather_by_name(session, outcomes, like, sizes)  # each [E, ...], in episode order
-    which = run.data.names(state.step)
-    require_finite(of_all, "a loss or gradient", step=state.step, of=which, section=outer.section)
     mean = session.mean(torch.cat(gradients), sizes)  # [P], added up in episode order
-    grad_norm = mean.norm().item()
+    finite, numbers = finite_rows(of_all), ("loss", "accuracy", "stop", *metrics)
+    averages = {name: mean_in_order(of_all[name]) for name in numbers}
+    means = read({**averages, "grad_norm": mean.norm(), "finite": finite.all()})
+    if not means["finite"]:
+        which, what = run.data.names(state.step), "a loss or gradient"
+        require_finite(finite, what, step=state.step, of=which, section=outer.section)
     update(state.optimizer, outer, state.params, unflatten(mean, state.params), state.step)
     if moments:
         learner.absorb([{name: of_all[name][row] for name in moments} for row in range(sum(sizes))])
-    mean_of = {n: mean_in_order(of_all[n]).item() for n in ("loss", "accuracy", "stop", *metrics)}
-    means = {"query_loss": mean_of["loss"], "query_accuracy": mean_of["accuracy"]}
-    means |= {name: mean_of[name] for name in metrics}
-    return {**means, "grad_norm": grad_norm}, mean_of["stop"] > 0
+    shown = {"query_loss": means["loss"], "query_accuracy": means["accuracy"]}
+    return shown | {name: means[name] for name in (*metrics, "grad_norm")}, means["stop"] > 0
 
 
 def judge_and_save(

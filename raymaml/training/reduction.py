@@ -51,3 +51,10 @@ def mean_in_order(rows: Sequence[Tensor] | Tensor) -> Tensor:
     for row in rows[1:]:
         total += row
     return total / len(rows)
+
+
+def read(numbers: Params) -> dict[str, float]:
+    """Return numbers, [] each, from their device, for which it is waited once."""
+    return dict(
+        zip(numbers, torch.stack([n.double() for n in numbers.values()]).tolist(), strict=True)
+    )

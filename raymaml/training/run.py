@@ -19,19 +19,22 @@ from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
 from raymaml.meta.gradients import EpisodeGradient
 from raymaml.meta.learner import MetaLearner
+from raymaml.meta.objective import query_weights
 from raymaml.storage.files import exists, make_folder, reaching, remove, write_text
 from raymaml.storage.lease import hold
 from raymaml.storage.place import Place, is_remote
 from raymaml.storage.temporary import remove_partial
+from raymaml.training.at_once import AtOnce, judging_at_once
 from raymaml.training.checkpoint import CARD, checkpoint_path, list_steps, read_card, saved_step
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import explained
-from raymaml.training.features import HEADS, features, nearest_class_mean, over_episodes
+from raymaml.training.features import HEADS, at_once, features, nearest_class_mean, over_episodes
+from raymaml.training.graphs import replayed
 from raymaml.training.identity import IDENTITY, SCHEMA_VERSION, Classes, Identity, identity_of
 from raymaml.training.images import LabelledImages
 from raymaml.training.origin import require_of_today, require_same_start
 from raymaml.training.plain import plain_gradients
-from raymaml.training.settings import gradient_method, kernels_line, workers_line
+from raymaml.training.settings import at_once_line, gradient_method, kernels_line, workers_line
 from raymaml.training.state import build_classifier, build_learner
 from raymaml.training.store import check_last
 from raymaml.training.weights import Start, start_from_weights, weights_hash
@@ -59,7 +62,11 @@ class Run:
     gradients: Gradients
     """The gradients of training episodes, or of slices of labelled images."""
     predict: Callable[[EpisodeBatch], Tensor]
-    """The query logits ``[E, N*Q, N]`` of validation episodes."""
+    """The query logits ``[E, N*Q, N]`` of validation episodes, computed at once."""
+    at_once: AtOnce
+    """The number of training episodes at once."""
+    judged_at_once: AtOnce
+    """The number of validation episodes at once."""
     start: str = ""
     """A sentence on the ``model.weights`` that the learner has; empty where it has none of them."""
 
@@ -76,9 +83,8 @@ class Run:
         support = (spec.num_ways * spec.num_shots, *self.data.image_shape)
         method = gradient_method(config.inner, config.model, config.cluster, support, device)
         chosen = " (auto)" if config.inner.gradient == "auto" else ""
-        chunk = config.cluster.episodes_per_chunk
-        at_once = f", {chunk} episodes at once" if chunk > 1 else ""
-        workers += at_once + kernels_line([config.model], config.cluster, device)
+        workers += at_once_line(config.cluster, device)
+        workers += kernels_line([config.model], config.cluster, device)
         return (
             f"{start}{self.folder}: {workers}; meta-gradient by {method}{chosen}\n"
             f"{self.folder}: the inner loop adapts\n{self.learner.adaptation_table()}"
@@ -96,18 +102,17 @@ def open_run(config: Config, device: torch.device) -> Run:
             fit; or an earlier raymaml, or other weights, started the run.
     """
     require_of_today(config.run_folder)
-    data = open_training_data(config, device)
+    data, cluster = open_training_data(config, device), config.cluster
     train, shape = data.train, data.image_shape
     bank = train.loader.bank
-    with explained(config.run_folder, config.cluster):
+    with explained(config.run_folder, cluster):
         if isinstance(train, LabelledImages):
             learner = build_classifier(config, shape, train.num_classes, device)
             gradients: Gradients = partial(plain_gradients, learner)
             predict = over_episodes(nearest_class_mean(features(learner)))
         else:
             learner = build_learner(config, shape, config.episodes.train.num_ways, device)
-            gradients = learner.chunk_gradients
-            predict = over_episodes(HEADS[config.evaluation.head](learner))
+            gradients, predict = _by_graphs(config, learner)
     if saved_step(config.run_folder) < 0:
         start = start_from_weights(config, learner.model, shape)
     else:
@@ -123,8 +128,26 @@ def open_run(config: Config, device: torch.device) -> Run:
         identity=identity,
         gradients=gradients,
         predict=predict,
+        at_once=AtOnce(1 if config.stage == "pretrain" else cluster.episodes_per_chunk, device),
+        judged_at_once=judging_at_once(cluster, config.test_inner, device),
         start=start.text,
     )
+
+
+def _by_graphs(
+    config: Config, learner: MetaLearner
+) -> tuple[Gradients, Callable[[EpisodeBatch], Tensor]]:
+    """Return the gradients and the predictions of a learner, on a GPU by CUDA graphs."""
+    inner, head = config.inner, config.evaluation.head
+
+    def key(outer_step: int) -> tuple[str, tuple[float, ...]]:
+        return inner.gradient_at(outer_step), query_weights(inner, outer_step)
+
+    of, test_inner = partial(replayed, cluster=config.cluster), config.test_inner
+    gradients = of(learner.chunk_gradients, learner, inner, key=key, name="training")
+    if head != "model":
+        return gradients, over_episodes(HEADS[head](learner))
+    return gradients, of(at_once(learner), learner, test_inner, name="validation")
 
 
 @contextlib.contextmanager

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from raymaml.common.logs import LOG
 from raymaml.statistics.intervals import bounded_interval
-from raymaml.training.explain import require_finite
+from raymaml.training.explain import finite_rows, require_finite
 from raymaml.training.reduction import share, share_sizes
 from raymaml.training.run import Run
 from raymaml.training.session import Session, gather_by_name
 from raymaml.training.state import TrainState, Validation
-
-EPISODES_AT_ONCE = 8
-"""Episodes whose images are in memory together; the result does not depend on it."""
+from raymaml.types import EpisodeBatch, Params
 
 
 def validate(state: TrainState, run: Run, session: Session) -> Validation:
@@ -24,20 +23,21 @@ def validate(state: TrainState, run: Run, session: Session) -> Validation:
         NotFiniteError: naming the first episode whose loss is not finite, on all workers alike.
     """
     data, count = run.data, run.data.val.shards.count
-    mine = share(count, session.rank, session.world_size)
-    outcomes = []
-    for start in range(mine.start, mine.stop, EPISODES_AT_ONCE):
-        some = range(start, min(start + EPISODES_AT_ONCE, mine.stop))
-        for index, episode in zip(some, data.val.load(some).chunks(1), strict=True):
-            torch.manual_seed(data.val.seed_of(index))
-            (scores,), (labels,) = run.predict(episode), episode.query_y
-            accuracy = (scores.argmax(-1) == labels).float().mean()
-            outcomes.append({"loss": F.cross_entropy(scores, labels), "accuracy": accuracy})
+    mine = share(count, session.rank, session.world_size, data.episodes_together)
+    outcomes: list[Params] = []
+    for some, loaded in data.val.loaded(mine, run.judged_at_once.loaded):
+
+        def judged(rows: range, some: range = some, loaded: EpisodeBatch = loaded) -> list[Params]:
+            torch.manual_seed(data.val.seed_of(some[rows.start]))
+            episodes = loaded.among(rows)
+            return list(map(_outcome, run.predict(episodes), episodes.query_y))
+
+        outcomes += run.judged_at_once.apply(len(some), judged)
     number = torch.zeros((), device=session.device)
-    sizes = share_sizes(count, session.world_size)
+    sizes = share_sizes(count, session.world_size, data.episodes_together)
     of_all = gather_by_name(session, outcomes, {"loss": number, "accuracy": number}, sizes)
     which, section = data.val.names(range(count)), run.config.steps.section
-    require_finite(of_all, "a loss", step=state.step, of=which, section=section)
+    require_finite(finite_rows(of_all), "a loss", step=state.step, of=which, section=section)
     interval = bounded_interval(of_all["accuracy"].double().cpu().numpy())
     found = Validation(
         step=state.step,
@@ -51,3 +51,8 @@ def validate(state: TrainState, run: Run, session: Session) -> Validation:
         extra={"state": state},
     )
     return found
+
+
+def _outcome(logits: Tensor, labels: Tensor) -> Params:
+    accuracy = (logits.argmax(-1) == labels).float().mean()
+    return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy}

@@ -68,6 +68,7 @@ def train_worker(
             state = meta_train(run, store, NoMetrics(), session)
         else:
             with sole_writer(folder) as require_held:
+                run.at_once.announce = lambda line: echo(f"{folder}: {line}")
                 write_identity(run)
                 store = CheckpointStore(folder, run.identity, unaltered, require_held)
                 metrics = RunMetrics(folder, outer, echo, show, workers=session.world_size)

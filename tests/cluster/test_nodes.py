@@ -190,6 +190,7 @@ import ray, torch
 from raymaml.cluster import stream
 from raymaml.config.load import load_config
 from raymaml.training.data import open_training_data
+from raymaml.types import tensors_of
 
 config, places = map(Path, sys.argv[1:])
 read = stream.read_steps
@@ -206,7 +207,7 @@ data = open_training_data(load_config(config), torch.device("cpu"))
 found = stream.stream_meta_batches(data, range(800), 0, 1, 200)
 expected = data.meta_batches(0, 0, 1)
 for step, (one, other) in enumerate(zip(found, islice(expected, 800), strict=True)):
-    for name, tensor in vars(one).items():
+    for name, tensor in tensors_of(one).items():
         assert torch.equal(tensor, vars(other)[name]), (step, name)
     if step == 10:
         print("streaming", flush=True)

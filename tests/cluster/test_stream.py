@@ -12,7 +12,7 @@ import torch
 from raymaml.cluster.workers import WORKER_CPUS
 from raymaml.data.shards import Sampling
 from raymaml.training.data import open_training_data
-from raymaml.types import EpisodeBatch
+from raymaml.types import EpisodeBatch, tensors_of
 
 pytestmark = pytest.mark.ray
 
@@ -75,7 +75,7 @@ def read(config, *, rank=0, world_size=1, first_step=0, take=STEPS):
 def assert_same(found: list[EpisodeBatch], expected: list[EpisodeBatch]) -> None:
     assert [len(batch) for batch in found] == [len(batch) for batch in expected]
     for step, (one, other) in enumerate(zip(found, expected, strict=True)):
-        for name, tensor in vars(one).items():
+        for name, tensor in tensors_of(one).items():
             assert torch.equal(tensor, vars(other)[name]), (step, name)
 
 

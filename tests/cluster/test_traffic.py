@@ -13,7 +13,7 @@ WORKER = """
 import json, sys
 import torch, torch.distributed as dist
 from raymaml.cluster.session import RaySession
-from raymaml.training.reduction import share_sizes
+from raymaml.training.reduction import mean_in_order, share_sizes
 
 rank, world, count, length = map(int, sys.argv[1:5])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[5]}", rank=rank, world_size=world)
@@ -32,9 +32,13 @@ dist.all_to_all_single, dist.all_gather_into_tensor = counted_all_to_all, counte
 session = object.__new__(RaySession)  # its reduction alone, without Ray
 session.rank, session.world_size = rank, world
 sizes = share_sizes(count, world)
-rows = torch.randn(count, length, generator=torch.Generator().manual_seed(0)).split(sizes)[rank]
+whole = torch.randn(count, length, generator=torch.Generator().manual_seed(0))
+rows, session.fast = whole.split(sizes)[rank], False
 mean = session.mean(rows, sizes)
-print(json.dumps([sum(sent), mean.double().sum().item()]))
+exact = torch.equal(mean, mean_in_order(whole))  # the bits of a lone worker
+session.fast = True
+fast = session.mean(rows, sizes)
+print(json.dumps([sum(sent), exact, (fast - mean).abs().max().item(), fast.sum().item()]))
 """
 
 
@@ -61,5 +65,9 @@ def test_a_worker_sends_its_episodes_once_and_its_slice(
     episodes = [count // world + (rank < count % world) for rank in range(world)]
     # (c + 1) P (W - 1) / W floats of 4 bytes
     expected = [(c + 1) * num_params * (world - 1) // world * 4 for c in episodes]
-    assert [sent for sent, _ in outputs] == expected
-    assert len({mean for _, mean in outputs}) == 1
+    sent, exact, errors, sums = zip(*outputs, strict=True)
+    assert list(sent) == expected
+    assert exact == (True,) * world
+    # by one all-reduce, to the rounding of a sum of numbers of about 1
+    assert max(errors) < count * 2.0**-23
+    assert len(set(sums)) == 1  # equal on all workers

@@ -75,7 +75,7 @@ SUGGESTIONS = {
     "norm=context": "norm is unknown; did you mean model.norm?",
     "outer.num_ways=5": "outer.num_ways is unknown; did you mean episodes.train.num_ways or",
     "lr.outer=0.1": "lr is unknown; did you mean inner.lr or outer.lr or",
-    "cluster.zzz=3": "cluster.zzz is unknown; allowed here: device, episodes_per_chunk, grace_sec",
+    "cluster.zzz=3": "cluster.zzz is unknown; allowed here: cuda_graphs, deterministic, device,",
 }
 
 

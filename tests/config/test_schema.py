@@ -152,6 +152,8 @@ DECIDING: list[tuple[str, dict[str, Any]]] = [
     ("cluster", {"precision": "bf16"}),
     ("cluster", {"memory_format": "contiguous"}),
     ("cluster", {"episodes_per_chunk": 2}),
+    ("cluster", {"deterministic": True}),
+    ("cluster", {"reduction": "fast"}),
     ("cluster", {"threads_per_worker": 2}),
 ]
 
@@ -162,6 +164,9 @@ def test_the_fingerprint_has_the_settings_that_decide_the_weights() -> None:
 
     assert all(fingerprint(section, **keys) == fingerprint() for section, keys in FREE)
     assert all(fingerprint(section, **keys) != fingerprint() for section, keys in DECIDING)
+    # one by one, as auto on a CPU: runs of before these keys go on
+    assert fingerprint("cluster", episodes_per_chunk=1) == fingerprint()
+    assert not {"deterministic", "reduction"} & fingerprint()["cluster"].keys()
     # under a schedule the number of steps decides, too
     long, short = (fingerprint(schedule="cosine", num_steps=steps) for steps in (20, 10))
     assert long != short

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from raymaml.common.memory import memory_limit
+from raymaml.common.memory import memory_limit, tape_budget
 from raymaml.doctor.machine import (
     ENOUGH_MEMORY,
     GIB,
@@ -96,3 +97,14 @@ def test_the_limit_of_a_container(name: str, tmp_path: Path) -> None:
     for text, limit in (("max\n", math.inf), ("1073741824\n", GIB)):
         (tmp_path / name).write_text(text, encoding="ascii")
         assert memory_limit(tmp_path) == limit
+
+
+def test_activations_may_take_a_quarter_of_the_free_memory_of_their_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raymaml.common.memory.memory", lambda: (800.0, 1000.0))
+    monkeypatch.setattr("raymaml.common.memory.psutil.cpu_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device: (4000, 9000))
+    budget = tape_budget.__wrapped__
+    assert budget(torch.device("cpu")) == 50  # 800 / 4, of each of 4 processes
+    assert budget(torch.device("cuda", 0)) == 1000

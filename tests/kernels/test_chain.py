@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raymaml.kernels.batched import BatchedImages
 from raymaml.kernels.blocks import Images, Moments, Norm, Numbers
 from raymaml.kernels.build import NoKernelsError
 from raymaml.kernels.chain import Chain, Weights
@@ -15,8 +16,57 @@ from raymaml.kernels.library import kernels
 Named = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _kernels_are_there() -> None:
+class OfOne:
+    """The pass of one episode, by the kernels."""
+
+    def __init__(
+        self, x: Tensor, named: Named, depth: int, norms: list[Norm] | None = None, order: int = 2
+    ) -> None:
+        norms = norms or [Norm()] * depth
+        images = Images(kernels(x.dtype), x)
+        self.chain = Chain(images, weights(named, depth), norms, order=order)
+        self.logits, self.depth = self.chain.logits, depth
+
+    def gradient(self, y: Tensor, lowest: int = 0) -> Named:
+        return by_name(self.chain.gradient(y, lowest), lowest)
+
+    def product(self, along: Named) -> Named:
+        return by_name(self.chain.product(weights(along, self.depth)), 0)
+
+
+class AmongOthers:
+    """The pass of the second of three episodes, by batched matrix products."""
+
+    def __init__(
+        self, x: Tensor, named: Named, depth: int, norms: list[Norm] | None = None, order: int = 2
+    ) -> None:
+        images, norms = BatchedImages(torch.stack([x + 1, x, 2 * x])), norms or [Norm()] * depth
+        at = weights({n: torch.stack([v + 0.1, v, 2 * v]) for n, v in named.items()}, depth)
+        self.chain = Chain(images, at, norms, order=order)
+        self.logits, self.depth = self.chain.logits[1], depth
+
+    def gradient(self, y: Tensor, lowest: int = 0) -> Named:
+        labels = torch.stack([1 - y.clamp(max=1), y, y.clamp(max=1)])
+        found = by_name(self.chain.gradient(labels, lowest), lowest)
+        return {name: value[1] for name, value in found.items()}
+
+    def product(self, along: Named) -> Named:
+        direction = {n: torch.stack([2 * v, v, v - 1]) for n, v in along.items()}
+        found = by_name(self.chain.product(weights(direction, self.depth)), 0)
+        return {name: value[1] for name, value in found.items()}
+
+
+PassOf = type[OfOne] | type[AmongOthers]
+
+
+@pytest.fixture(params=[OfOne, AmongOthers], ids=["one episode", "several"])
+def pass_of(request: pytest.FixtureRequest) -> PassOf:
+    if request.param is OfOne:
+        _require_kernels()
+    return request.param
+
+
+def _require_kernels() -> None:
     try:
         kernels(torch.float64)
     except NoKernelsError as error:
@@ -81,7 +131,9 @@ CASES = [  # channels, width, depth, size, images, lowest block, temperature
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_gradient_and_hessian_product_are_those_of_autograd(case: tuple[float, ...]) -> None:
+def test_gradient_and_hessian_product_are_those_of_autograd(
+    case: tuple[float, ...], pass_of: PassOf
+) -> None:
     channels, width, depth, size, count, lowest = map(int, case[:6])
     torch.manual_seed(0)
     x, y = torch.randn(count, channels, size, size).double(), torch.arange(count) % 5
@@ -95,25 +147,19 @@ def test_gradient_and_hessian_product_are_those_of_autograd(case: tuple[float, .
     inner = sum((grad * along[name]).sum() for name, grad in zip(leaves, grads, strict=True))
     products = torch.autograd.grad(inner, list(leaves.values()))
 
-    built = kernels(torch.float64)
-    images = Images(built, x)
-
-    def chain(named: Named) -> Chain:
-        return Chain(built, images, weights(named, depth), [Norm()] * depth)
-
-    here = chain(named)
+    here = pass_of(x, named, depth)
     found = here.gradient(y, lowest)
     value = F.cross_entropy(here.logits, y)
     assert float(value - total.detach()) == pytest.approx(0, abs=1e-12)
-    assert len(found.blocks) == depth - lowest
-    assert distance(by_name(found, lowest), dict(zip(leaves, grads, strict=True))) < 1e-11
+    assert len(found) == 4 * (depth - lowest) + 3
+    assert distance(found, dict(zip(leaves, grads, strict=True))) < 1e-11
     here.gradient(y)
-    product = by_name(here.product(weights(along, depth)), 0)
+    product = here.product(along)
     assert distance(product, dict(zip(leaves, products, strict=True))) < 1e-10
 
     def moved(by: float) -> Named:
         at = {name: value + by * along[name] for name, value in named.items()}
-        return by_name(chain(at).gradient(y), 0)
+        return pass_of(x, at, depth).gradient(y)
 
     if size == 84:  # of a million values some flip in their window at any step
         return
@@ -136,17 +182,21 @@ def test_with_given_moments_the_gradient_is_that_of_autograd(case: tuple[float, 
     total = loss(x, y, leaves, depth, given)
     grads = torch.autograd.grad(total, list(leaves.values()))
     norms = [Norm(given=moments) for moments in given]
-    built = kernels(torch.float64)
-    found = Chain(built, Images(built, x), weights(named, depth), norms).gradient(y, lowest)
+    _require_kernels()
+    found = OfOne(x, named, depth, norms).gradient(y, lowest)
     wanted = dict(zip(leaves, grads, strict=True))
     assert float(wanted["0.c"].norm()) > 1e-3  # here the biases have gradients
-    assert distance(by_name(found, lowest), wanted) < 1e-11
+    assert distance(found, wanted) < 1e-11
 
 
 @pytest.mark.parametrize("broken", ["x", "weight", "infinite"])
 @pytest.mark.parametrize("by_batch", [True, False], ids=["by the batch", "given moments"])
-def test_what_is_no_number_goes_up_to_the_loss(broken: str, by_batch: bool) -> None:
+def test_what_is_no_number_goes_up_to_the_loss(
+    broken: str, by_batch: bool, pass_of: PassOf
+) -> None:
     """As in PyTorch: a maximum and a ReLU keep it, and training stops with a message."""
+    if pass_of is AmongOthers and not by_batch:
+        return  # of several episodes all norms go by the batch
     torch.manual_seed(0)
     x, y, named = torch.randn(5, 3, 28, 28), torch.arange(5), drawn(3, 16, 3, 28)
     values = {"x": x[0, 0, 9], "weight": named["1.w"][3, 4], "infinite": named["1.w"][3, 4]}
@@ -155,43 +205,35 @@ def test_what_is_no_number_goes_up_to_the_loss(broken: str, by_batch: bool) -> N
     norms = [Norm(given=None if by_batch else ones)] * 3
     wanted = loss(x, y, named, 3, None if by_batch else [ones] * 3)
     for order in (2, 1, 0):
-        images = Images(kernels(torch.float32), x)
-        at = weights(named, 3)
-        chain = Chain(kernels(torch.float32), images, at, norms, order=order)
         assert wanted.isnan()
-        assert F.cross_entropy(chain.logits, y).isnan()
+        assert F.cross_entropy(pass_of(x, named, 3, norms, order).logits, y).isnan()
 
 
 @pytest.mark.parametrize("size", [28, 21])  # even and odd
-def test_values_and_gradients_alone_are_the_same(size: int) -> None:
+def test_values_and_gradients_alone_are_the_same(size: int, pass_of: PassOf) -> None:
     """They take other ways through the first block."""
     torch.manual_seed(0)
-    built, y = kernels(torch.float64), torch.arange(5)
+    y = torch.arange(5)
     x = (torch.randn(5, 3, size, size) + 10).double()  # a large mean costs no digits
     named = {name: value.double() for name, value in drawn(3, 32, 2, size).items()}
-    value, gradient, product = (
-        Chain(built, Images(built, x), weights(named, 2), [Norm()] * 2, order=order)
-        for order in (0, 1, 2)
-    )
+    value, gradient, product = (pass_of(x, named, 2, order=order) for order in (0, 1, 2))
     assert float((value.logits - product.logits).abs().max()) < 1e-10
     assert torch.equal(gradient.logits, product.logits)
-    found, wanted = (by_name(each.gradient(y), 0) for each in (gradient, product))
+    found, wanted = (each.gradient(y) for each in (gradient, product))
     assert distance(found, wanted) < 1e-12
 
 
-def test_float32_is_as_near_as_its_rounding() -> None:
+def test_float32_is_as_near_as_its_rounding(pass_of: PassOf) -> None:
     """On an episode without ties: each result is within 1e-5 of float64."""
     torch.manual_seed(1)
     x, y = torch.randn(5, 3, 28, 28), torch.arange(5)
     named, along = drawn(3, 32, 2, 28), drawn(3, 32, 2, 28)
     found: list[list[Named]] = []
     for dtype in (torch.float32, torch.float64):
-        images = Images(kernels(dtype), x.to(dtype))
         at, direction = (
-            weights({name: value.to(dtype) for name, value in each.items()}, 2)
-            for each in (named, along)
+            {name: value.to(dtype) for name, value in each.items()} for each in (named, along)
         )
-        chain = Chain(kernels(dtype), images, at, [Norm()] * 2)
-        found.append([by_name(chain.gradient(y), 0), by_name(chain.product(direction), 0)])
+        here = pass_of(x.to(dtype), at, 2)
+        found.append([here.gradient(y), here.product(direction)])
     for single, double in zip(*found, strict=True):
         assert distance(single, double) < 1e-5

@@ -87,6 +87,8 @@ def build(
     norm: str | dict[str, Any] = "transductive",
     head: str = "learned",
     ways: int = WAYS,
+    *,
+    learn_temperature: bool = True,
     **inner: Any,
 ) -> MetaLearner:
     """A learner whose head and mixtures are away from where they start.
@@ -95,7 +97,7 @@ def build(
     """
     encoder, width = ("convnet4", 16) if encoder == "kernels" else (encoder, 2)
     own = {"encoder": encoder, "width": width, "norm": norm, "head": head}
-    config = ModelConfig(**own, learn_temperature=True)
+    config = ModelConfig(**own, learn_temperature=learn_temperature)
     steps = inner.get("num_steps", 2)
     shape = (1, SIZE, SIZE)
     model = build_model(config, image_shape=shape, num_ways=ways, seed=1, num_steps=steps).double()

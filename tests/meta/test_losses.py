@@ -23,7 +23,7 @@ from raymaml.common.errors import UserError
 from raymaml.config.inner import InnerConfig
 from raymaml.layers import LOCK
 from raymaml.meta.learner import MetaLearner
-from raymaml.types import EpisodeBatch
+from raymaml.types import EpisodeBatch, tensors_of
 
 EXACT = METHODS[:3]
 SINUSOIDS = SHARED / "family"
@@ -221,7 +221,7 @@ class _Once(torch.autograd.Function):
 
 def test_the_loss_is_checked_with_the_model() -> None:
     episode, maml = waves()[0], sinusoids("checkpointed", num_steps=2)
-    single = replace(episode, **{n: v.float() for n, v in vars(episode).items()})
+    single = replace(episode, **{n: v.float() for n, v in tensors_of(episode).items()})
     raymaml.check_gradient(maml, single)  # float32 targets, compared in float64
     maml.loss_fn = lambda outputs, targets: _Once.apply(outputs - targets).mean()
     with pytest.raises(UserError, match=r"model or of the loss is once_differentiable"):
@@ -347,7 +347,7 @@ def test_a_learner_is_a_module() -> None:
         assert torch.equal(twin.predict(batch), wanted)
         assert {f"model.{name}" for name in maml.model.state_dict()} == set(twin.state_dict())
         twin.float()
-        floats = {n: v.float() if v.is_floating_point() else v for n, v in vars(one).items()}
+        floats = {n: v.float() if v.is_floating_point() else v for n, v in tensors_of(one).items()}
         assert twin.episode_gradient(replace(one, **floats)).logits.dtype == torch.float32
 
 

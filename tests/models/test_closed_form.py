@@ -22,7 +22,7 @@ from raymaml.models import build_model
 from raymaml.models.closed_form import ConvNet4Pass
 from raymaml.models.heads import Classifier
 from raymaml.models.policies import POLICIES
-from raymaml.types import Episode, EpisodeBatch, tensors_of
+from raymaml.types import Episode, tensors_of
 
 STEPS = 3
 QUERY_BY_KERNELS = {"transductive", "running", "episodic", "episodic_biased"}
@@ -209,8 +209,6 @@ def test_another_loss_type_width_or_number_of_threads_takes_pytorchs_way(
     wide.episode_gradient(one)
     own_loss.episode_gradient(one)
     half.episode_gradient(single)
-    several = EpisodeBatch(**{name: torch.stack([v, v]) for name, v in tensors_of(one).items()})
-    learner().chunk_gradients(several)
     with threads(MOST_THREADS + 1):
         learner().episode_gradient(one)
     learner(kernels=False).episode_gradient(one)

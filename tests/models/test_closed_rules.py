@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from raymaml.kernels.library import Kernels, usable
 from raymaml.models.closed_rules.batch_norm import batch_norm
-from raymaml.models.closed_rules.duals import Conv2d, max_pool
+from raymaml.models.closed_rules.duals import Conv2d, convolved_by_patches, max_pool
 from raymaml.models.closed_rules.winograd import kernels_for
 
 EPS = 1e-5
@@ -181,6 +181,34 @@ def test_a_convolution_has_pytorchs_derivatives(
         assert all(found[place].isnan().all() for place in unused)
     for place in set(range(len(found))) - unused:
         torch.testing.assert_close(found[place], wanted[place], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("moving", MOVING)
+@pytest.mark.parametrize(
+    "geometry", [(3, (1, 1), (1, 1)), (3, (2, 2), (1, 1)), (1, (2, 1), (0, 2))]
+)
+def test_the_product_of_patches_is_the_convolution(
+    moving: set[str], geometry: tuple[int, tuple[int, int], tuple[int, int]]
+) -> None:
+    """Of three episodes with filters of their own: values, gradients and tangents."""
+    size, stride, padding = geometry
+    values = {
+        "x": drawn(3, 2, 4, 7, 6, seed=1).requires_grad_(),
+        "weight": drawn(3, 5, 4, size, size, seed=2).requires_grad_(),
+        "bias": drawn(3, 5, seed=3).requires_grad_(),
+    }
+
+    def by_patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return vmap(lambda *each: convolved_by_patches(*each, stride, padding))(x, weight, bias)
+
+    def by_pytorch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        episodes = zip(x, weight, bias, strict=True)
+        return torch.stack([F.conv2d(*each, stride, padding) for each in episodes])
+
+    found, wanted = (derivatives(each, values, moving) for each in (by_patches, by_pytorch))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    assert torch.autograd.gradgradcheck(by_patches, tuple(values.values()), fast_mode=True)
 
 
 def test_with_few_pixels_a_channel_filters_are_not_transformed() -> None:

@@ -27,18 +27,22 @@ from helpers_training import (
     run_with_workers,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymaml.cli import main
 from raymaml.common.errors import UserError
 from raymaml.config.schema import Config
 from raymaml.data.bank import ImageBank
-from raymaml.training import store
+from raymaml.training import loop, store
 from raymaml.training.checkpoint import find_checkpoint, list_steps, saved_step, weights_of
 from raymaml.training.data import TrainingData, open_training_data
 from raymaml.training.explain import require_exact
 from raymaml.training.metrics import METRICS_FILE, read_metrics
-from raymaml.training.state import build_learner, build_state
-from raymaml.types import EpisodeBatch
+from raymaml.training.reduction import read
+from raymaml.training.run import open_run
+from raymaml.training.session import LocalSession
+from raymaml.training.state import build_learner, build_state, initial_state
+from raymaml.types import EpisodeBatch, tensors_of
 
 STEPS = 6  # outer steps of the tiny config, validations before steps 0, 3 and after 5
 
@@ -191,6 +195,40 @@ def test_chunks_of_episodes_are_the_same_for_any_number_of_workers(
         assert result(folder) == lone
 
 
+class Reads(TorchDispatchMode):
+    """Counts the looks at a number of a tensor, for each of which a GPU's queue would run dry."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_an_outer_step_reads_all_its_numbers_at_once(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Adam counts its steps on the CPU, so SGD."""
+    options = ("outer.optimizer=sgd", "outer.clip_norm=1.0", f"cluster.episodes_per_chunk={chunk}")
+    opened = open_run(make_config("a", *options), CPU)
+    state = initial_state(opened.learner, opened.config.outer)
+    session = LocalSession(opened.data, CPU)
+    taken: list[set[str]] = []
+    monkeypatch.setattr(loop, "read", lambda numbers: (taken.append({*numbers}), read(numbers))[1])
+    with contextlib.closing(session.meta_batches(0)) as batches, Reads() as reads:
+        shown, stops = loop.meta_step(state, next(batches), opened, session)
+    assert taken == [{"loss", "accuracy", "stop", "grad_norm", "finite"}]
+    assert reads.count == 0
+    assert shown.keys() == {"query_loss", "query_accuracy", "grad_norm"}
+    assert not stops
+    with Reads() as reads:
+        float(torch.ones(()))
+    assert reads.count == 1
+
+
 def test_another_seed_gives_other_bits(config: Config, make_config: Any) -> None:
     # so the equalities above are not those of a constant
     other = run(make_config("other", "seed=4"))
@@ -207,7 +245,7 @@ def test_replicas_share_all_episodes_and_differ_in_weights_order_and_augmentatio
     first, second = opened(one), opened(other)
     assert first.train.shards.manifest_hash == second.train.shards.manifest_hash
     # val: bit-equal, augmentation included
-    for name, value in vars(first.val.load(range(4))).items():
+    for name, value in tensors_of(first.val.load(range(4))).items():
         assert torch.equal(value, vars(second.val.load(range(4)))[name])
     # train: the same 24 episodes, from another one on, and other draws of the augmentation
     assert (first.indices(0, 0, 1), second.indices(0, 0, 1)) == (range(5, 8), range(14, 17))

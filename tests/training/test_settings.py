@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +21,7 @@ from raymaml.training.settings import (
     gradient_method,
     image_layout,
     kernels_line,
+    set_determinism,
     workers_line,
 )
 from raymaml.training.state import build_learner
@@ -94,8 +96,42 @@ def test_by_kernels_mixed_mode_is_best(overrides, shape, method: str, has_kernel
     assert method_of(config(*overrides), shape, CPU) == method
 
 
-def test_what_was_not_measured_gets_what_is_always_right() -> None:
-    assert method_of(config(), COLOUR, CUDA) == "checkpointed"
+@pytest.mark.parametrize(
+    ("overrides", "shape", "method"),
+    [
+        ((), COLOUR, "unrolled"),  # 5 images of 84 x 84 with 32 channels: 1,128,960 activations
+        (("model.width=64",), GRAY, "unrolled"),
+        (("episodes.train.num_shots=5",), COLOUR, "mixed_mode"),  # 5,644,800
+        (("inner.num_steps=6",), GRAY, "mixed_mode"),
+        (("model.encoder=resnet12", "model.width=64"), GRAY, "mixed_mode"),
+        (("model.norm=layer",), COLOUR, "checkpointed"),  # not measured
+        (("model.norm=layer", "inner.num_steps=1"), COLOUR, "unrolled"),
+        (("model.encoder=torch.nn:Flatten", "model.width=null"), COLOUR, "checkpointed"),
+        (("inner.gradient=first_order",), COLOUR, "first_order"),
+    ],
+)
+def test_on_a_gpu_auto_picks_what_was_measured_there(overrides, shape, method: str) -> None:
+    assert method_of(config(*overrides), shape, CUDA) == method
+
+
+def test_deterministic_kernels_are_asked_for_where_the_config_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    set_determinism(config().cluster)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    try:
+        set_determinism(config("cluster.deterministic=true").cluster)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_layout_on_a_gpu() -> None:
     assert image_layout(config().cluster, CUDA) == "contiguous"
     asked = config("cluster.memory_format=channels_last").cluster
     assert image_layout(asked, CUDA) == "channels_last"
@@ -134,7 +170,12 @@ ASKED = ("inner.gradient=unrolled", "cluster.precision=bf16", "cluster.episodes_
             "1 CPU worker(s) of 1 thread(s), default allocator, channels_last, bf16, 2 episodes at"
             " once; meta-gradient by unrolled",
         ),
-        ((), CUDA, 8, "8 GPU worker(s), contiguous, float32; meta-gradient by checkpointed (auto)"),
+        (
+            (),
+            *(CUDA, 8),
+            "8 GPU worker(s), contiguous, float32, as many episodes at once as memory allows;"
+            " meta-gradient by unrolled (auto)",
+        ),
     ],
 )
 def test_the_line_says_all(overrides, device, workers: int, says: str, has_kernels: bool) -> None:
@@ -149,6 +190,8 @@ def test_the_line_says_all(overrides, device, workers: int, says: str, has_kerne
         identity=cast("Any", None),
         gradients=cast("Any", None),
         predict=cast("Any", None),
+        at_once=cast("Any", None),
+        judged_at_once=cast("Any", None),
     )
     assert run.introduction(device, workers).splitlines()[0] == f"r/n: {says}"
 

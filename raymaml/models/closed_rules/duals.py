@@ -9,7 +9,7 @@ apart, compute both, and put them together again.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,23 @@ def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 class Conv2d(OwnRules, nn.Conv2d):
-    """``nn.Conv2d``; its closed rules leave out every convolution that is not needed."""
+    """``nn.Conv2d``; its closed rules leave out every convolution that is not needed.
+
+    Of several episodes on a GPU it is a batched matrix product; on a CPU PyTorch's grouped
+    convolution is up to twice as fast.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
         zeros = self.padding_mode == "zeros" and isinstance(self.padding, tuple)
+        by_patches = self.several and x.device.type != "cpu"
+        if by_patches and zeros and self.groups == 1 and self.dilation == (1, 1):
+            padding = cast(tuple[int, int], self.padding)
+            return convolved_by_patches(x, self.weight, self.bias, self.stride, padding)
         if self.rules != "closed" or not zeros:
             return nn.Conv2d.forward(self, x)
-        if torch.is_autocast_enabled(x.device.type):
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             half = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(half), self.weight.to(half)
             bias = None if self.bias is None else self.bias.to(half)
@@ -49,6 +58,28 @@ class Conv2d(OwnRules, nn.Conv2d):
         if kernels is not None:
             return joined(*Winograd.apply(*primals, *tangents, kernels))
         return joined(*_Convolution.apply(*primals, *tangents, geometry))
+
+
+def convolved_by_patches(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+) -> Tensor:
+    """Convolve ``[B, C, H, W]`` by the product of its patches with the filters.
+
+    vmap over weights makes it a batched product, and ``F.conv2d`` a grouped convolution, with a
+    group for each episode. PyTorch differentiates it to any order, forward and backward.
+    """
+    height, width = weight.shape[2:]
+    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    windows = padded.unfold(2, height, stride[0]).unfold(3, width, stride[1])
+    B, _, H, W = windows.shape[:4]
+    patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(B * H * W, -1)
+    rows = patches @ weight.flatten(1).mT
+    rows = rows if bias is None else rows + bias
+    return rows.view(B, H, W, -1).permute(0, 3, 1, 2)
 
 
 class _Convolution(Function):
