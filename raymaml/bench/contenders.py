@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from raymaml.config.data_sources import ImageFolderSource
@@ -25,7 +25,7 @@ from raymaml.meta.rules import learning_rate
 from raymaml.seeding import fold_in
 from raymaml.storage.place import Place
 from raymaml.training.state import build_learner
-from raymaml.types import Episode, Params, leaves
+from raymaml.types import Episode, EpisodeBatch, Params, leaves, tensors_of
 
 Phase = Literal["training", "evaluation"]
 """training: one meta-gradient; evaluation: adaptation without a graph, and the query pass."""
@@ -54,6 +54,34 @@ def _plain(model: nn.Module, episode: Episode, inner: InnerConfig, training: boo
             for (name, weight), grad in zip(fast.items(), grads, strict=True)
         }
     yield partial(functional_call, model, fast)
+
+
+def _plain_at_once(
+    model: nn.Module, episodes: EpisodeBatch, inner: InnerConfig, *, training: bool
+) -> Params | Tensor:
+    """MAML of several episodes by ``torch.func``: gradients [E, ...] by name, or logits."""
+
+    def logits(params: Params, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
+        def loss(params: Params) -> Tensor:
+            return F.cross_entropy(functional_call(model, params, support_x), support_y)
+
+        for _ in range(inner.num_steps):
+            grads = grad(loss)(params)
+            params = {n: w - learning_rate(n, inner) * grads[n] for n, w in params.items()}
+        found: Tensor = functional_call(model, params, query_x)
+        return found
+
+    def query_loss(params: Params, *sets: Tensor) -> Tensor:
+        *others, query_y = sets
+        return F.cross_entropy(logits(params, *others), query_y)
+
+    params = {name: value.detach() for name, value in model.named_parameters()}
+    sets = (episodes.support_x, episodes.support_y, episodes.query_x)
+    compute, given = (
+        (logits, sets) if not training else (grad(query_loss), (*sets, episodes.query_y))
+    )
+    result: Params | Tensor = vmap(compute, in_dims=(None, *[0] * len(given)))(params, *given)
+    return result
 
 
 @contextlib.contextmanager
@@ -130,6 +158,8 @@ class Contender:
         config: The configuration that is measured.
         device: Device of weights and images.
         dtype: Type of weights and images.
+        at_once: Number of copies of an episode that are computed together; ``raymaml`` and
+            ``plain`` alone can do more than one.
     """
 
     def __init__(
@@ -140,6 +170,7 @@ class Contender:
         config: Config,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        at_once: int = 1,
     ) -> None:
         inner = config.inner.model_copy(update={"gradient": method, "proximal": None})
         precision = {} if dtype is torch.float32 else {"precision": "float32"}  # no autocast
@@ -150,13 +181,21 @@ class Contender:
         self.model = self._learner.model.to(dtype)
         self._library, self._config = library, config
         self._episodes = {phase: _episode(config, phase, device, dtype) for phase in PHASES}
+        self._at_once = at_once
+        self._batches = {
+            phase: copies_of(each, at_once, config.episodes.train.num_ways)
+            for phase, each in self._episodes.items()
+        }
 
     def compute(self, phase: Phase) -> Tensor:
         """Return the second-order meta-gradient, [P], or the logits of the queries, [N*Q * N].
 
-        The gradient is that of the query loss in all parameters of the model.
+        The gradient is that of the query loss in all parameters of the model. Of copies that are
+        computed together, it is that of the first.
         """
         torch.manual_seed(0)  # for dropout
+        if self._at_once > 1:
+            return self._together(phase)
         episode, training = self._episodes[phase], phase == "training"
         params = dict(self.model.named_parameters())
         if self._library == "raymaml" and training:
@@ -176,6 +215,29 @@ class Contender:
             loss = F.cross_entropy(logits, episode.query_y)
             grads = torch.autograd.grad(loss, list(params.values()))
         return torch.cat([grad.reshape(-1) for grad in grads])
+
+    def _together(self, phase: Phase) -> Tensor:
+        batch, training, model = self._batches[phase], phase == "training", self.model
+        if self._library == "raymaml" and not training:
+            return self._learner.predict(batch, at_once=self._at_once)[0].reshape(-1)
+        if self._library == "raymaml":
+            grads = self._learner.chunk_gradients(batch)[0].grads
+        else:
+            model.train(training)
+            inner = self._config.inner if training else self._config.test_inner
+            found = _plain_at_once(model, batch, inner, training=training)
+            if isinstance(found, Tensor):
+                return found[0].reshape(-1)
+            grads = {name: value[0] for name, value in found.items()}
+        return torch.cat([grads[name].reshape(-1) for name, _ in model.named_parameters()])
+
+
+def copies_of(episode: Episode, count: int, ways: int) -> EpisodeBatch:
+    """Return an episode ``count`` times."""
+    copies: dict[str, Any] = {
+        name: torch.stack([value] * count) for name, value in tensors_of(episode).items()
+    }
+    return EpisodeBatch(**copies, num_ways=ways)
 
 
 def _image_shape(config: Config) -> tuple[int, int, int]:

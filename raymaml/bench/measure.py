@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ from raymaml.config.schema import Config
 from raymaml.training.settings import local_device
 
 Echo = Callable[[str], None]
+ON_GPU = [1, 16, 64]
+"""Episodes at once on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +36,17 @@ class Effort:
     repeats: int
     """Number of rounds; each contender has a turn in each."""
     episodes: int
-    """Number of timed episodes in a turn of a process."""
+    """Number of timed computations in a turn of a process, each of one episode, or of several."""
     steps: Sequence[int]
     """Numbers of inner steps of the curve."""
+    at_once: Sequence[int] | None
+    """Numbers of episodes at once; None: 1, on a GPU also 16 and 64."""
 
 
-def effort(names: str | None, steps: str, repeats: int, episodes: int) -> Effort:
-    """Read the options of the command; commas separate ``names`` and ``steps``.
+def effort(
+    names: str | None, steps: str, repeats: int, episodes: int, at_once: str | None = None
+) -> Effort:
+    """Read the options of the command; commas separate ``names``, ``steps`` and ``at_once``.
 
     Raises:
         UserError: a name is unknown, or a number is invalid.
@@ -47,7 +54,12 @@ def effort(names: str | None, steps: str, repeats: int, episodes: int) -> Effort
     known = (*EXACT_METHODS, *OTHERS)
     chosen = known if names is None else tuple(dict.fromkeys(names.split(",")))
     texts = steps.split(",") if steps else []
+    counts = at_once.split(",") if at_once else []
     with gathered() as mistakes:
+        for text in counts:
+            if not re.fullmatch("[1-9][0-9]{0,4}", text):
+                remedy = "give numbers from 1 to 99,999, such as 1,16,64"
+                mistakes.add(f"--at-once: {text!r} is no number of episodes", remedy)
         for name in chosen:
             if name not in known:
                 remedy = f"give some of {','.join(known)}"
@@ -56,7 +68,13 @@ def effort(names: str | None, steps: str, repeats: int, episodes: int) -> Effort
             if not re.fullmatch("[0-9]{1,5}", text):
                 remedy = "give numbers below 100,000, such as 1,5,10"
                 mistakes.add(f"--steps: {text!r} is no number of inner steps", remedy)
-    return Effort(names=chosen, repeats=repeats, episodes=episodes, steps=[*map(int, texts)])
+    return Effort(
+        names=chosen,
+        repeats=repeats,
+        episodes=episodes,
+        steps=[*map(int, texts)],
+        at_once=[*map(int, counts)] or None,
+    )
 
 
 class Contestant:
@@ -110,7 +128,7 @@ def measure(config: Config, effort: Effort, echo: Echo) -> list[Row]:
     Raises:
         UserError: the model cannot be built, or no contender is left.
     """
-    contenders = list(_contenders(config, effort.names, echo))
+    contenders = list(_contenders(config, effort, echo))
     echo(f"{config.name}: one episode by each: {', '.join(row.name for row in contenders)}")
     trained = _race(contenders, config, effort, echo)
     if not trained:
@@ -126,7 +144,7 @@ def measure(config: Config, effort: Effort, echo: Echo) -> list[Row]:
     return rows + _curve(config, trained, effort, echo)
 
 
-def _contenders(config: Config, names: Sequence[str], echo: Echo) -> Iterator[Row]:
+def _contenders(config: Config, effort: Effort, echo: Echo) -> Iterator[Row]:
     """Yield an empty row for each contender that can compute the episode.
 
     raymaml has its own number of threads. Another library may be at its best with any of several,
@@ -137,13 +155,14 @@ def _contenders(config: Config, names: Sequence[str], echo: Echo) -> Iterator[Ro
     others |= ours | {(_whole_machine(config), 1)}
     on_cpu = local_device(config.cluster).type == "cpu"
     model = Contender("raymaml", "unrolled", config=config, device=torch.device("cpu")).model
-    for name in names:
+    counts = effort.at_once or ([1] if on_cpu else ON_GPU)
+    for name in effort.names:
         library, method = ("raymaml", name) if name in EXACT_METHODS else (name, "unrolled")
         if library != "raymaml" and (reason := why_not(name, config, model)):
             echo(f"  {name}: left out: {reason}")
             continue
         for processes, threads in sorted(others if library != "raymaml" and on_cpu else ours):
-            yield Row(
+            row = Row(
                 config=config.name,
                 phase="training",
                 library=library,
@@ -152,6 +171,10 @@ def _contenders(config: Config, names: Sequence[str], echo: Echo) -> Iterator[Ro
                 threads=threads,
                 inner_steps=config.inner.num_steps,
             )
+            together = counts if library in {"raymaml", "plain"} else [1]
+            for count, graph in itertools.product(together, [False, True]):
+                if not graph or (count > 1 and not on_cpu):
+                    yield replace(row, at_once=count, graph=graph)
 
 
 def _race(rows: Sequence[Row], config: Config, effort: Effort, echo: Echo) -> list[Row]:

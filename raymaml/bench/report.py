@@ -18,9 +18,9 @@ from raymaml.common.untrusted import json_text
 from raymaml.storage.files import replacing, write_text
 
 _HEADER = (
-    f"  {'':<22}{'processes':>10}{'episodes':>10}{'peak':>8}{'ATen calls':>12}"
+    f"  {'':<30}{'processes':>10}{'episodes':>10}{'peak':>8}{'ATen calls':>12}"
     f"{'difference in':>20}\n"
-    f"  {'':<22}{'x threads':>10}{'a second':>10}{'MiB':>8}{'an episode':>12}"
+    f"  {'':<30}{'x threads':>10}{'a second':>10}{'MiB':>8}{'a result':>12}"
     f"{'float64':>10}{'float32':>10}"
 )
 _COLORS = ("#1f6feb", "#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#57606a")
@@ -43,13 +43,17 @@ class Row:
     threads: int
     """Intra-op threads of each process."""
     inner_steps: int
+    at_once: int = 1
+    """Number of episodes that a process computes at once, by vmap or batched products."""
+    graph: bool = False
+    """Whether a CUDA graph replays the computation."""
     episodes_per_second: float = 0.0
     """Of all processes together; the median over the rounds."""
     peak_mib: float | None = None
-    """Highest memory in one episode above that before it, MiB, times ``processes``; None where the
-    system does not measure it."""
+    """Highest memory in one computation above that before it, MiB, times ``processes``; None where
+    the system does not measure it."""
     aten_calls: int | None = None
-    """Operators called in one episode; None for points of the curve, as the differences."""
+    """Operators called in one computation; None for points of the curve, as the differences."""
     difference: float | None = None
     """Of its gradient, or logits, from the first contender's, in float32: the largest entry of the
     difference divided by the largest of the result. Where rounding tips a rectifier or a maximum
@@ -60,7 +64,9 @@ class Row:
     @property
     def contender(self) -> str:
         """Its name in the table."""
-        return f"raymaml {self.method}" if self.library == "raymaml" else self.library
+        name = f"raymaml {self.method}" if self.library == "raymaml" else self.library
+        name += f" x{self.at_once}" if self.at_once > 1 else ""
+        return f"{name} graph" if self.graph else name
 
     @property
     def name(self) -> str:
@@ -72,7 +78,7 @@ class Row:
     def on_the_curve(self) -> bool:
         """Whether its library is followed over the inner steps, in one process, in training."""
         followed = self.library in {"raymaml", "plain"} and self.processes == 1
-        return followed and self.phase == "training"
+        return followed and self.phase == "training" and self.at_once == 1
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -91,7 +97,7 @@ def table(rows: Sequence[Row]) -> str:
 def _line(row: Row) -> str:
     peak = "?" if row.peak_mib is None else f"{row.peak_mib:,.0f}"
     return (
-        f"    {row.contender:<20}{f'{row.processes} x {row.threads}':>10}"
+        f"    {row.contender:<28}{f'{row.processes} x {row.threads}':>10}"
         f"{row.episodes_per_second:>10.3g}{peak:>8}{row.aten_calls:>12,}"
         f"{row.difference_float64:>10.0e}{row.difference:>10.0e}"
     )

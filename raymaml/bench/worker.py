@@ -19,11 +19,13 @@ from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymaml.bench.contenders import PHASES, Contender, standard
 from raymaml.bench.report import Row
 from raymaml.config.schema import Config
+from raymaml.training.graphs import record_on_gpu
 from raymaml.training.settings import local_device, prepare_process
 
 Detail = Literal["speed", "memory", "results"]
@@ -62,11 +64,11 @@ def measure(episodes: int, detail: Detail) -> tuple[Row, Results]:
     torch.set_num_threads(row.threads)
     if row.library == "raymaml":
         prepare_process(config.cluster, device)
-    build = partial(Contender, row.library, row.method, device=device)
+    build = partial(Contender, row.library, row.method, device=device, at_once=row.at_once)
     try:
         for phase in PHASES:  # libraries load parts of themselves at the first use
             build(config=standard("smallest", "omniglot", 16, 1, 1)).compute(phase)
-        compute = partial(build(config=config).compute, row.phase)
+        compute: Callable[[], Tensor] = partial(build(config=config).compute, row.phase)
         results = []
         if detail != "speed":
             peak = peak_mib(compute, device)
@@ -76,14 +78,27 @@ def measure(episodes: int, detail: Detail) -> tuple[Row, Results]:
                 results = [compute()]
             results += [build(config=config, dtype=torch.float64).compute(row.phase)]
             row = replace(row, aten_calls=calls.count)
+        if row.graph:
+            compute = replaying(compute)
         timer = Timer("compute()", globals={"compute": compute}, num_threads=row.threads)
         together.wait()
-        speed = row.processes / timer.timeit(episodes).median
+        speed = row.processes * row.at_once / timer.timeit(episodes).median
         _release(device)
         return replace(row, episodes_per_second=speed), [each.cpu().numpy() for each in results]
     except BaseException:
         together.abort()  # the others need not wait for this one
         raise
+
+
+def replaying(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Return a computation as a CUDA graph."""
+    result, replay = record_on_gpu(compute)
+
+    def replayed() -> Tensor:
+        replay()
+        return result
+
+    return replayed
 
 
 class AtenCalls(TorchDispatchMode):

@@ -220,6 +220,7 @@ def doctor(
 @click.option("--steps", default="1,5,10,20,50", help="Inner steps of the plot; empty for none.")
 @click.option("--repeats", default=5, type=click.IntRange(min=1), help="Rounds.")
 @click.option("--episodes", default=2, type=click.IntRange(min=1), help="A process, in a round.")
+@click.option("--at-once", metavar="NUMBERS", help="Episodes at once; default 1, on GPUs 1,16,64.")
 @click.option("--json", "json_path", type=UserPath(dir_okay=False))
 @click.option("--plot", "plot_path", type=UserPath(dir_okay=False), default="bench.png")
 @reports_user_errors
@@ -231,6 +232,7 @@ def bench(
     steps: str,
     repeats: int,
     episodes: int,
+    at_once: str | None,
     json_path: Path | None,
     plot_path: Path,
 ) -> None:
@@ -243,7 +245,7 @@ def bench(
     from raymaml.bench.measure import effort, measure
     from raymaml.bench.report import draw, table, write_json
 
-    how = effort(methods, steps, repeats, episodes)
+    how = effort(methods, steps, repeats, episodes, at_once)
     rows = []
     try:
         for config in configs_to_measure(config_path, overrides):

@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from helpers_bench import tiny
 from PIL import Image
 
-from raymaml.bench.contenders import Contender, why_not
-from raymaml.bench.measure import Contestant, drop_failing
+from raymaml.bench import measure
+from raymaml.bench.contenders import EXACT_METHODS, PHASES, Contender, Phase, why_not
+from raymaml.bench.measure import Contestant, drop_failing, effort
 from raymaml.bench.report import Row, table
 from raymaml.bench.worker import AtenCalls, peak_mib
 from raymaml.cli import main
@@ -27,6 +28,7 @@ from raymaml.config.load import dump_config
 CPU = torch.device("cpu")
 ROW_KEYS = {
     *("config", "phase", "library", "method", "processes", "threads", "inner_steps"),
+    *("at_once", "graph"),
     *("episodes_per_second", "peak_mib", "aten_calls", "difference", "difference_float64"),
 }
 
@@ -108,6 +110,27 @@ def test_a_contender_that_fails_or_is_killed_is_left_out_with_the_reason() -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("library", ["raymaml", "plain"])
+def test_copies_at_once_give_what_one_episode_gives(library: str, phase: Phase) -> None:
+    options: dict[str, Any] = {"config": tiny(), "device": CPU, "dtype": torch.float64}
+    for method in EXACT_METHODS if library == "raymaml" else ["unrolled"]:
+        one = Contender(library, method, **options).compute(phase)
+        several = Contender(library, method, **options, at_once=3).compute(phase)
+        torch.testing.assert_close(several, one, rtol=1e-10, atol=1e-10)
+
+
+def test_on_a_gpu_several_episodes_and_graphs_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "local_device", lambda _cluster: torch.device("cuda"))
+    how = effort("mixed_mode,plain,higher", "", 1, 1)
+    monkeypatch.setattr(measure, "why_not", lambda *_arguments: None)
+    found = [row.contender for row in measure._contenders(tiny(), how, lambda _line: None)]
+    each = ["", " x16", " x16 graph", " x64", " x64 graph"]
+    wanted = [f"{name}{more}" for name in ("raymaml mixed_mode", "plain") for more in each]
+    assert found == [*wanted, "higher"]
+
+
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raymaml.bench.measure.number_of_cores", lambda: 1)
     path = tmp_path / "config.yaml"
@@ -146,6 +169,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "says"),
     [
         (["--methods", "unroled"], "--methods: 'unroled' is unknown; give some of unrolled,"),
+        (["--at-once", "0"], "--at-once: '0' is no number of episodes; give numbers from 1 to"),
         (["--steps", "1,-5"], "--steps: '-5' is no number of inner steps"),
         (["--steps", "1000000000"], "is no number of inner steps; give numbers below 100,000"),
         (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
