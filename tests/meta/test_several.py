@@ -8,8 +8,10 @@ import pytest
 import torch
 from helpers_meta import METHODS, WAYS, build, episodes, flat, relative_error
 
+from raymaml.common.errors import UserError
 from raymaml.models import closed_form
 from raymaml.models.policies import POLICIES
+from raymaml.passes.calls import alone
 from raymaml.types import EpisodeBatch
 
 ALL = [*METHODS, "reptile", "implicit"]
@@ -128,3 +130,27 @@ def test_the_number_of_ways_is_that_of_the_labels() -> None:
         assert torch.equal(learner.predict(known), learner.predict(batch))
     assert known[0].num_ways == known.among(range(1)).num_ways == WAYS
     assert known.to(torch.device("cpu")).num_ways == known.cloned().num_ways == WAYS
+
+
+def test_deterministic_kernels_pool_by_two_maxima(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU; the meta device stands for one."""
+    learner = build(norm="layer", gradient="checkpointed")
+    monkeypatch.setattr("torch.nn.functional.max_pool2d", None)
+    learner.to("meta")
+    batch = episodes(2).to(torch.device("meta"))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert len(learner.chunk_gradients(batch)) == 2
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with pytest.raises(TypeError):  # it would have been called
+        learner.chunk_gradients(batch)
+
+
+def test_an_operation_without_a_deterministic_kernel_is_named() -> None:
+    words = "roll_cuda does not have a deterministic implementation, but you set 'torch.use"
+    with (
+        pytest.raises(UserError, match=r"cluster\.deterministic: .* \(roll_cuda does not"),
+        alone(),
+    ):
+        raise RuntimeError(words)

@@ -16,7 +16,12 @@ from torch.nn import functional as F
 
 from raymaml.kernels.library import Kernels, usable
 from raymaml.models.closed_rules.batch_norm import batch_norm
-from raymaml.models.closed_rules.duals import Conv2d, convolved_by_patches, max_pool
+from raymaml.models.closed_rules.duals import (
+    Conv2d,
+    convolved_by_patches,
+    max_pool,
+    pooled_by_lines,
+)
 from raymaml.models.closed_rules.winograd import kernels_for
 
 EPS = 1e-5
@@ -229,3 +234,21 @@ def test_max_pool_has_pytorchs_derivatives(layout: torch.memory_format, window: 
     wanted = derivatives(lambda x: F.max_pool2d(x, window), values, {"x"})
     found = derivatives(partial(max_pool, window=window, rules="closed"), values, {"x"})
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("moving", [set(), {"x"}])
+@pytest.mark.parametrize("window", [2, 3])
+def test_two_maxima_are_a_max_pool(moving: set[str], window: int) -> None:
+    """Also where values are equal: of whole numbers 0 to 2 most windows have several maxima."""
+    generator = torch.Generator().manual_seed(0)
+    for x in (
+        torch.randint(0, 3, (2, 3, 7, 8), generator=generator).double(),
+        drawn(2, 3, 7, 8, seed=1),
+    ):
+        values = {"x": x.requires_grad_()}
+        found = derivatives(lambda x: pooled_by_lines(x, window), values, moving)
+        wanted = derivatives(lambda x: F.max_pool2d(x, window), values, moving)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    broken = torch.tensor([[[[1.0, torch.nan], [2.0, 3.0]]]])
+    assert pooled_by_lines(broken, 2).isnan().all()
