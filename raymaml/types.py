@@ -39,7 +39,7 @@ class Episode:
     num_ways: int | None = None  # N; None: it is read from the labels
 
     def __post_init__(self) -> None:
-        vars(self).update(checked(tensors_of(self), batch=False))
+        vars(self).update(checked(tensors_of(self), batch=False, num_ways=self.num_ways))
 
     def channels_last(self) -> Episode:
         """Return the same episode with images in the channels-last memory format."""
@@ -61,7 +61,7 @@ class EpisodeBatch:
     num_ways: int | None = None
 
     def __post_init__(self) -> None:
-        vars(self).update(checked(tensors_of(self), batch=True))
+        vars(self).update(checked(tensors_of(self), batch=True, num_ways=self.num_ways))
 
     def __len__(self) -> int:
         return self.support_x.shape[0]

@@ -25,7 +25,9 @@ def unchecked(kind: type[Made], tensors: Mapping[str, Any]) -> Made:
     return made
 
 
-def checked(tensors: Mapping[str, Any], *, batch: bool) -> dict[str, Tensor]:
+def checked(
+    tensors: Mapping[str, Any], *, batch: bool, num_ways: int | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of an episode, or of a batch of them, with labels and rows as int64.
 
     Targets of floating point are no labels: they, and their inputs, are of any shape ``[n, ...]``.
@@ -43,6 +45,10 @@ def checked(tensors: Mapping[str, Any], *, batch: bool) -> dict[str, Tensor]:
     problems = problems or _row_problems(tensors, batch)
     if labelled:
         problems = problems + _label_problems(tensors)
+    if labelled and num_ways is not None and not problems:
+        highest = int(tensors["support_y"].long().max())
+        if num_ways != highest + 1:
+            problems = [f"num_ways: is {num_ways}, and support_y has the labels 0 to {highest}"]
     if problems:
         kind = "EpisodeBatch" if batch else "Episode"
         raise UserError(*(f"{kind}.{problem}" for problem in problems))

@@ -28,7 +28,7 @@ def judge(
         indices: episodes to judge.
         at_once: the number of episodes at once; each has the same share of their time.
     """
-    for some, loaded in episodes.loaded(indices, at_once.loaded):
+    for some, loaded in episodes.loaded(indices, at_once.loaded, at_once.most_bytes):
 
         def judged(
             rows: range, some: range = some, loaded: EpisodeBatch = loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ SHARE, JUDGING_SHARE = 0.7, 0.4
 """Shares of the free memory of a GPU that the episodes at once may take in training and judging; a
 validation comes first, and its CUDA graph keeps its memory."""
 _LOADED, _LOADED_FOR_GPU = 8, 64
+_MOST_BYTES = 1 << 29
 _TRIAL = 2
 """Episodes at once that are measured."""
 
@@ -86,7 +88,9 @@ class AtOnce:
         """0: not measured yet."""
         self.announce: Callable[[str], None] = LOG.info
         self.loaded = _LOADED_FOR_GPU if self._memory else _over(_LOADED, self._most) * self._most
-        """Number of episodes to judge whose images are in memory together."""
+        """Number of episodes to judge whose images are in memory together..."""
+        self.most_bytes = _MOST_BYTES if self._memory else math.inf
+        """...and their bytes."""
 
     def apply(self, count: int, compute: Callable[[range], Sequence[T]]) -> Iterator[T]:
         """Yield the results of episodes 0 to ``count`` - 1.

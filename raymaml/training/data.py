@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ from raymaml.training.images import LabelledImages
 from raymaml.training.reduction import share
 from raymaml.types import EpisodeBatch
 
+_FEW = 8
 MetaBatches = Generator[EpisodeBatch, None, None]
 """A worker's shares of the meta-batches, read ahead by a thread that ends when this is closed."""
 
@@ -59,8 +61,15 @@ class EpisodeSet:
         split = {"train": "training", "val": "validation"}.get(self.shards.manifest.split, "test")
         return [f"{split} episode {index % self.shards.count}" for index in indices]
 
-    def loaded(self, indices: range, size: int) -> Iterator[tuple[range, EpisodeBatch]]:
-        """Yield runs of ``size`` episodes, the last one shorter, with their indices."""
+    def loaded(
+        self, indices: range, size: int, most_bytes: float
+    ) -> Iterator[tuple[range, EpisodeBatch]]:
+        """Yield runs of up to ``size`` episodes, with their indices; images of at most
+        ``most_bytes`` are in memory together, but for eight episodes."""
+        manifest = self.shards.manifest
+        images = manifest.spec.num_ways * manifest.spec.images_per_class
+        bytes_of_one = 4 * images * math.prod(manifest.image_shape)
+        size = int(min(size, max(_FEW, most_bytes // bytes_of_one)))
         for first in range(indices.start, indices.stop, size):
             some = range(first, min(first + size, indices.stop))
             yield some, self.load(some)

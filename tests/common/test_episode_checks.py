@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,6 +122,15 @@ def test_labels_of_any_width_are_taken(kind: str) -> None:
     found = batch(support_y=labels, query_y=labels.long().repeat(1, 2).to(labels.dtype))
     assert found.support_y.dtype == found.query_y.dtype == torch.int64
     assert learner().meta_gradient(found)[0].isfinite()
+
+
+def test_a_given_number_of_ways_is_that_of_the_labels() -> None:
+    right = EpisodeBatch(**{**vars(batch()), "num_ways": 3})
+    assert right.num_ways == 3
+    with pytest.raises(UserError, match=r"EpisodeBatch\.num_ways: is 4, and .* labels 0 to 2"):
+        replace(right, num_ways=4)
+    with pytest.raises(UserError, match=r"Episode\.num_ways: is 2"):
+        replace(right[0], num_ways=2)
 
 
 def test_an_episode_alone_is_checked_alike() -> None:
