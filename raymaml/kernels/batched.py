@@ -61,11 +61,13 @@ class BatchedBlock:
         self.n = d.shape[1]
         self.r = torch.rsqrt(d.square().mean(1, keepdim=True) + self.eps)
         self.s = numbers.scale[:, None] * self.r
-        self.places = places_of_maxima(self._as_images(self.s * d))
-        self.d, self.d_max = d, d.gather(1, self.places)
+        places = places_of_maxima(self._as_images(self.s * d))
+        d_max = d.gather(1, places)
         # A ReLU, and not a comparison: what is no number stays so.
-        self.out = torch.relu(self.s * self.d_max + numbers.shift[:, None])
-        return self._as_images(self.out, pooled=True)
+        out = torch.relu(self.s * d_max + numbers.shift[:, None])
+        if self.order:
+            self.d, self.d_max, self.places, self.out = d, d_max, places, out
+        return self._as_images(out, pooled=True)
 
     def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
@@ -113,8 +115,9 @@ class BatchedBlock:
         return below, self._grads(weight_t, scale_t, n * g_mean_t)
 
     def kept(self) -> list[Tensor]:
-        """Return the tensors that the block holds."""
-        return [each for each in vars(self).values() if isinstance(each, Tensor)]
+        """Return the tensors that the block holds; its input is the result of the one below."""
+        own = {name: value for name, value in vars(self).items() if name != "x"}
+        return [each for each in own.values() if isinstance(each, Tensor)]
 
     def _patches(self) -> Tensor:
         return patches_of(self.x) if self.images is None else self.images.patches

@@ -223,6 +223,20 @@ def test_values_and_gradients_alone_are_the_same(size: int, pass_of: PassOf) -> 
     assert distance(found, wanted) < 1e-12
 
 
+@pytest.mark.parametrize("order", [0, 2])
+def test_memory_of_several_episodes_is_counted_once(order: int) -> None:
+    """Of values alone, nothing large stays but the result."""
+    x, named = torch.randn(5, 3, 28, 28), drawn(3, 16, 3, 28)
+    here = AmongOthers(x, named, 3, order=order)
+    if order:
+        here.gradient(torch.arange(5))
+    tensors = [each for block in here.chain.blocks for each in block.kept()]
+    sizes = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    assert here.chain.nbytes == sum(sizes.values())
+    of_a_result = 4 * 3 * 5 * 28 * 28 * 16  # bytes of the first convolution's, of three episodes
+    assert here.chain.nbytes < 1e-2 * of_a_result if order == 0 else here.chain.nbytes > of_a_result
+
+
 def test_float32_is_as_near_as_its_rounding(pass_of: PassOf) -> None:
     """On an episode without ties: each result is within 1e-5 of float64."""
     torch.manual_seed(1)
