@@ -155,20 +155,29 @@ def _clear(base: Path) -> None:
 def _remove(folder: Path) -> None:
     """Remove a folder of Ray, after this user's other processes that write into it.
 
-    Every process of Ray writes a log there. Those of the dashboard outlive ``ray.shutdown`` by a
-    second: a file that one of them makes meanwhile would keep the folder. Processes that only read
-    there, such as ``tail -f``, are somebody else's.
+    Those of the dashboard outlive ``ray.shutdown`` by a second, and a worker that starts makes its
+    folders again: a file that one of them makes meanwhile would keep the folder.
     """
     killed = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has just ended, or is another user's
-            written = [file.path for file in process.open_files() if file.mode != "r"]
-            below = any(path.startswith(f"{folder}/") for path in written)
-            if below and process.pid != os.getpid():
+            if process.pid != os.getpid() and _writes(process, folder):
                 process.kill()
                 killed.append(process)
     psutil.wait_procs(killed, timeout=_LAST_WORDS)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _writes(process: psutil.Process, folder: Path) -> bool:
+    """Return whether a process has a file below the folder open to write, or will have.
+
+    Every process of Ray writes a log there; before it does, its arguments name the folder, as in
+    ``--temp-dir=``. Processes that only read there, such as ``tail -f``, are somebody else's.
+    """
+    if any(f"={folder}/" in argument for argument in process.cmdline()):
+        return True
+    written = [file.path for file in process.open_files() if file.mode != "r"]
+    return any(path.startswith(f"{folder}/") for path in written)
 
 
 def has_token() -> bool:

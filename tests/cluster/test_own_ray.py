@@ -109,6 +109,32 @@ def test_processes_that_outlive_ray_leave_no_folder(base: Path) -> None:
         assert list(base.iterdir()) == []
 
 
+def test_a_worker_that_starts_makes_no_folder_again(base: Path) -> None:
+    """It has no file open yet, but its arguments name the folder; those of `tail` do as well."""
+    code = (
+        "import os, sys, time\n"
+        "folder = sys.argv[1].removeprefix('--temp-dir=')\n"
+        "while os.path.exists(folder):\n"
+        "    time.sleep(0.001)\n"
+        "os.makedirs(folder)\n"
+    )
+    with own_ray() as arguments:
+        room = Path(arguments["_temp_dir"])
+        room.mkdir()
+        (room / "log").touch()
+        starting = subprocess.Popen([sys.executable, "-c", code, f"--temp-dir={room}"])
+        wait = [sys.executable, "-c", "import time; time.sleep(600)", str(room / "log")]
+        reader = subprocess.Popen(wait)
+    try:
+        assert not psutil.pid_exists(starting.pid)
+        assert list(base.iterdir()) == []
+        assert reader.poll() is None
+    finally:
+        for process in (starting, reader):
+            process.kill()
+            process.wait()
+
+
 def test_where_all_names_are_taken_the_next_base_is_used(
     base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
