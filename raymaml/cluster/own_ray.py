@@ -11,6 +11,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ _NAMES = 0x100
 """Folders of Ray that a machine may have in one place: two hexadecimal digits tell them apart."""
 _SHORT = Path("/tmp")
 """Holds Ray's folder where the path of the usual temporary folder is too long for sockets."""
-_LAST_WORDS = 10.0
-"""Seconds to wait for the end of processes that are killed."""
+_TRIES, _PAUSE = 20, 0.1
+"""How often a folder is removed whose processes are being killed, and seconds between two tries."""
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Variable that lets Ray listen beyond this machine, whatever the operating system."""
 
@@ -158,14 +159,15 @@ def _remove(folder: Path) -> None:
     Those of the dashboard outlive ``ray.shutdown`` by a second, and a worker that starts makes its
     folders again: a file that one of them makes meanwhile would keep the folder.
     """
-    killed = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # it has just ended, or is another user's
-            if process.pid != os.getpid() and _writes(process, folder):
-                process.kill()
-                killed.append(process)
-    psutil.wait_procs(killed, timeout=_LAST_WORDS)
-    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(_TRIES):
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # it has just ended, or is another user's
+                if process.pid != os.getpid() and _writes(process, folder):
+                    process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_PAUSE)  # a killed process ends its last call
 
 
 def _writes(process: psutil.Process, folder: Path) -> bool:

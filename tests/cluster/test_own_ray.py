@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from machinery import fresh_shell
 
@@ -76,7 +75,7 @@ def test_the_processes_of_a_dead_folder_are_ended_and_no_others(base: Path) -> N
         reader = subprocess.Popen(nap, stdin=log)
     try:
         with (dead / "own").open("wb"), own_ray():  # as the log of an earlier driver in here
-            assert not psutil.pid_exists(theirs.pid)
+            assert theirs.wait(30) == -9
             assert stranger.poll() is None
             assert reader.poll() is None
             assert not dead.exists()
@@ -104,9 +103,8 @@ def test_processes_that_outlive_ray_leave_no_folder(base: Path) -> None:
                 process = subprocess.Popen(command, stdout=log)
             while not (folder / "r").exists():
                 assert process.poll() is None
-        assert not psutil.pid_exists(process.pid)
-        process.wait()  # was waited for already
         assert list(base.iterdir()) == []
+        assert process.wait(30) == -9
 
 
 def test_a_worker_that_starts_makes_no_folder_again(base: Path) -> None:
@@ -126,8 +124,8 @@ def test_a_worker_that_starts_makes_no_folder_again(base: Path) -> None:
         wait = [sys.executable, "-c", "import time; time.sleep(600)", str(room / "log")]
         reader = subprocess.Popen(wait)
     try:
-        assert not psutil.pid_exists(starting.pid)
         assert list(base.iterdir()) == []
+        assert starting.wait(30) == -9
         assert reader.poll() is None
     finally:
         for process in (starting, reader):

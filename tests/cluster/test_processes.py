@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers_cluster import SETTINGS, attempts, not_of_training, trained_steps
+from helpers_cluster import SETTINGS, not_of_training, trained_steps
 from machinery import Command, kill, wait_until
 
 from raymaml.training.checkpoint import list_steps
@@ -34,17 +34,10 @@ def test_a_run_that_is_interrupted_terminated_and_killed_ends_in_the_bits_of_a_l
     config = make_config("run", "name=disturbed", "outer.num_steps=100000", rhythm)
     folder, path = config.run_folder, str(tmp_path / "run/config.yaml")
 
-    def begun() -> int:
-        return attempts(folder) if (folder / "tensorboard").exists() else 0
-
     def started() -> tuple[Command, dict[psutil.Process, tuple[int, int]]]:
-        at, before = max(list_steps(folder), default=0), begun()
+        at = max(list_steps(folder), default=0)
         command = start("train", path, RAY_TMPDIR=str(base))
-
-        def goes_on() -> bool:  # the command before may have trained beyond its last checkpoint
-            return begun() > before and trained_steps(folder) >= at + 10
-
-        command.wait_until(goes_on, "ten steps further")
+        command.wait_until(lambda: trained_steps(folder) >= at + 10, "ten steps further")
         (own,) = base.glob("raymaml.*")
         found = processes_of(own)
         return command, {each: of for each, of in found.items() if each.pid != command.process.pid}
@@ -76,12 +69,13 @@ def test_a_run_that_is_interrupted_terminated_and_killed_ends_in_the_bits_of_a_l
 
     command, processes = started()
     wait_until(lambda: not any(each.is_running() for each in killed), "rid of the killed ones")
-    assert not left.exists()
+    wait_until(lambda: not left.exists(), "rid of their folder")
     command.process.terminate()  # and all others, as a service manager does
     for each in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.terminate()
-    assert command.finish() == 143  # Ray may end the driver before it can say where it stopped
+    code = command.finish()
+    assert code == 143, command.errors  # Ray may end the driver before it says where it stopped
     last = [*command.lines, *command.errors.splitlines()][-1]
     assert re.fullmatch(r".*(saved|kept)[;:] run the same command to go on", last)
     wait_until(lambda: not any(each.is_running() for each in processes), "rid of all")
