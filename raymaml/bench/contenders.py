@@ -180,11 +180,8 @@ class Contender:
         self._learner = build_learner(config, shape, ways, device)
         self.model = self._learner.model.to(dtype)
         self._library, self._config = library, config
-        self._episodes = {phase: _episode(config, phase, device, dtype) for phase in PHASES}
-        self._at_once = at_once
         self._batches = {
-            phase: copies_of(each, at_once, config.episodes.train.num_ways)
-            for phase, each in self._episodes.items()
+            phase: _copies_of(_episode(config, phase, device, dtype), at_once) for phase in PHASES
         }
 
     def compute(self, phase: Phase) -> Tensor:
@@ -194,19 +191,19 @@ class Contender:
         computed together, it is that of the first.
         """
         torch.manual_seed(0)  # for dropout
-        if self._at_once > 1:
-            return self._together(phase)
-        episode, training = self._episodes[phase], phase == "training"
-        params = dict(self.model.named_parameters())
+        batch, training = self._batches[phase], phase == "training"
         if self._library == "raymaml" and training:
-            found = self._learner.episode_gradient(episode).grads
-            return torch.cat([found[name].reshape(-1) for name in params])
+            return self._flat(self._learner.chunk_gradients(batch)[0].grads)
         if self._library == "raymaml":
-            sets = (episode.support_x, episode.support_y, episode.query_x)
-            logits: Tensor = self._learner(*sets)
-            return logits.reshape(-1)
+            return self._learner.predict(batch, at_once=len(batch))[0].reshape(-1)
         self.model.train(training)
         inner = self._config.inner if training else self._config.test_inner
+        if len(batch) > 1:
+            found = _plain_at_once(self.model, batch, inner, training=training)
+            if isinstance(found, Tensor):
+                return found[0].reshape(-1)
+            return self._flat({name: value[0] for name, value in found.items()})
+        episode, params = batch[0], dict(self.model.named_parameters())
         adapt = OTHERS[self._library](self.model, episode, inner, training=training)
         with adapt as adapted, torch.set_grad_enabled(training):
             logits = adapted(episode.query_x)
@@ -214,30 +211,18 @@ class Contender:
                 return logits.reshape(-1)
             loss = F.cross_entropy(logits, episode.query_y)
             grads = torch.autograd.grad(loss, list(params.values()))
-        return torch.cat([grad.reshape(-1) for grad in grads])
+        return self._flat(dict(zip(params, grads, strict=True)))
 
-    def _together(self, phase: Phase) -> Tensor:
-        batch, training, model = self._batches[phase], phase == "training", self.model
-        if self._library == "raymaml" and not training:
-            return self._learner.predict(batch, at_once=self._at_once)[0].reshape(-1)
-        if self._library == "raymaml":
-            grads = self._learner.chunk_gradients(batch)[0].grads
-        else:
-            model.train(training)
-            inner = self._config.inner if training else self._config.test_inner
-            found = _plain_at_once(model, batch, inner, training=training)
-            if isinstance(found, Tensor):
-                return found[0].reshape(-1)
-            grads = {name: value[0] for name, value in found.items()}
-        return torch.cat([grads[name].reshape(-1) for name, _ in model.named_parameters()])
+    def _flat(self, grads: Params) -> Tensor:
+        return torch.cat([grads[name].reshape(-1) for name, _ in self.model.named_parameters()])
 
 
-def copies_of(episode: Episode, count: int, ways: int) -> EpisodeBatch:
+def _copies_of(episode: Episode, count: int) -> EpisodeBatch:
     """Return an episode ``count`` times."""
     copies: dict[str, Any] = {
         name: torch.stack([value] * count) for name, value in tensors_of(episode).items()
     }
-    return EpisodeBatch(**copies, num_ways=ways)
+    return EpisodeBatch(**copies, num_ways=episode.num_ways)
 
 
 def _image_shape(config: Config) -> tuple[int, int, int]:
@@ -258,7 +243,7 @@ def _episode(config: Config, phase: Phase, device: torch.device, dtype: torch.dt
         tensors[f"{name}_x"] = torch.randn(shape, generator=generator).to(device, dtype)
         labels = torch.arange(spec.num_ways, device=device)
         tensors[f"{name}_y"] = labels.repeat_interleave(per_class)
-    return Episode(**tensors)
+    return Episode(**tensors, num_ways=spec.num_ways)
 
 
 def why_not(library: str, config: Config, model: nn.Module) -> str | None:

@@ -120,6 +120,15 @@ def test_copies_at_once_give_what_one_episode_gives(library: str, phase: Phase) 
         torch.testing.assert_close(several, one, rtol=1e-10, atol=1e-10)
 
 
+def test_evaluation_may_have_other_ways_than_training() -> None:
+    split = {"num_ways": 3, "num_shots": 1, "num_queries": 2, "num_episodes": 1}
+    splits = {"train": split, "val": split, "test": {**split, "num_ways": 2}}
+    config = tiny(episodes=splits, model={"width": 2, "head": "zero"})
+    for count in (1, 2):
+        contender = Contender("raymaml", "unrolled", config=config, device=CPU, at_once=count)
+        assert contender.compute("evaluation").shape == (2 * 2 * 2,)
+
+
 def test_on_a_gpu_several_episodes_and_graphs_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "local_device", lambda _cluster: torch.device("cuda"))
     how = effort("mixed_mode,plain,higher", "", 1, 1)
