@@ -80,20 +80,19 @@ class EpisodeBatch:
 
     def among(self, rows: range) -> EpisodeBatch:
         """Return consecutive episodes."""
-        some = slice(rows.start, rows.stop)
-        tensors = {name: value[some] for name, value in tensors_of(self).items()}
-        return unchecked(EpisodeBatch, vars(self) | tensors)
+        return self._by_tensor(lambda value: value[rows.start : rows.stop])
 
     def cloned(self) -> EpisodeBatch:
         """Return the same episodes in other memory."""
-        copies = {name: value.clone() for name, value in tensors_of(self).items()}
-        return unchecked(EpisodeBatch, vars(self) | copies)
+        return self._by_tensor(torch.clone)
 
     def to(self, device: torch.device) -> EpisodeBatch:
         """Return the same episodes on ``device``."""
-        tensors = tensors_of(self)
-        moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        return unchecked(EpisodeBatch, vars(self) | moved)
+        return self._by_tensor(lambda value: value.to(device, non_blocking=True))
+
+    def _by_tensor(self, change: Callable[[Tensor], Tensor]) -> EpisodeBatch:
+        changed = {name: change(value) for name, value in tensors_of(self).items()}
+        return unchecked(EpisodeBatch, vars(self) | changed)
 
 
 def tensors_of(episode: Episode | EpisodeBatch) -> dict[str, Tensor]:

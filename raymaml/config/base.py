@@ -62,3 +62,10 @@ class Section(BaseModel):
     """Frozen; unknown keys are errors; the text under a field is its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of the keys that do not have their default."""
+        fields = type(self).model_fields.items()
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in fields}
+        return [name for name, default in defaults.items() if getattr(self, name) != default]

@@ -114,13 +114,6 @@ class InnerConfig(Section):
         """Whether the outer loop learns rates, numbers or tensors of the rule."""
         return self.rates != "fixed" or bool(self.learned) or self.rule in LEARNS
 
-    @property
-    def changed(self) -> list[str]:
-        """The names of the keys that do not have their default."""
-        fields = type(self).model_fields.items()
-        defaults = {name: field.get_default(call_default_factory=True) for name, field in fields}
-        return [name for name, default in defaults.items() if getattr(self, name) != default]
-
     def of_records(self) -> str:
         """Return the keys as JSON that decide a record of evaluation; a later key that has its
         default is left out, so that records of before it keep their name."""

@@ -315,17 +315,13 @@ class Config(Section):
         }
         if self.stage == "train":
             data["augment"] = {"train"}
-            cluster |= {"episodes_per_chunk", "deterministic", "reduction"}
+            later = {"deterministic", "reduction"}  # older runs have neither
+            cluster |= {"episodes_per_chunk", *(later & {*self.cluster.changed})}
             inner = set(InnerConfig.model_fields) - {"tape_memory"}
             include |= {"episodes": {"seed", "train"}, "inner": inner}
         found = self.model_dump(mode="json", include=include)
-        kept: dict[str, Any] = found["cluster"]
-        if kept.get("episodes_per_chunk") == "auto":  # on CPU the same
-            kept["episodes_per_chunk"] = 1
-        # older runs have neither
-        for name, default in {"deterministic": False, "reduction": "exact"}.items():
-            if kept.get(name) == default:
-                del kept[name]
+        if found["cluster"].get("episodes_per_chunk") == "auto":  # on CPU the same
+            found["cluster"]["episodes_per_chunk"] = 1
         return found
 
     @property

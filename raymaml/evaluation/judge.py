@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from raymaml.data.sampling import EpisodeRows
 from raymaml.evaluation.examination import ByStep
 from raymaml.evaluation.records import BINS, Record
-from raymaml.training.at_once import AtOnce
+from raymaml.training.at_once import AtOnce, computed
 from raymaml.training.data import EpisodeSet
 from raymaml.types import EpisodeBatch
 
@@ -28,22 +28,17 @@ def judge(
         indices: episodes to judge.
         at_once: the number of episodes at once; each has the same share of their time.
     """
-    for some, loaded in episodes.loaded(indices, at_once.loaded, at_once.most_bytes):
 
-        def judged(
-            rows: range, some: range = some, loaded: EpisodeBatch = loaded
-        ) -> list[tuple[Tensor, float]]:
-            torch.manual_seed(episodes.seed_of(some[rows.start]))
-            device = loaded.query_x.device
-            started = seconds_after_all(device)
-            logits = by_step(loaded.among(rows))
-            seconds = seconds_after_all(device) - started
-            return [(each, seconds / len(rows)) for each in logits]
+    def judged(some: EpisodeBatch) -> list[tuple[Tensor, Tensor, float]]:
+        device = some.query_x.device
+        started = seconds_after_all(device)
+        logits = by_step(some)
+        seconds = (seconds_after_all(device) - started) / len(some)
+        return [(each, labels, seconds) for each, labels in zip(logits, some.query_y, strict=True)]
 
-        found = at_once.apply(len(some), judged)
-        each = zip(some, episodes.shards.rows(some), loaded.query_y, found, strict=True)
-        for index, rows, labels, (logits, seconds) in each:
-            yield record_of(logits, labels, seconds, rows, index)
+    found = computed(episodes, indices, at_once, judged)
+    for index, rows, result in zip(indices, episodes.shards.rows(indices), found, strict=True):
+        yield record_of(*result, rows, index)
 
 
 def seconds_after_all(device: torch.device) -> float:

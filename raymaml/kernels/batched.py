@@ -23,7 +23,7 @@ class BatchedImages:
     """Images of several episodes, ``[E, B, c, H, W]``, that do not move."""
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.dtype = x, x.dtype
+        self.x = x
 
     @cached_property
     def patches(self) -> Tensor:
@@ -168,15 +168,16 @@ def places_of_maxima(x: Tensor) -> Tensor:
     B, H, W = x.shape[1:4]
     h, w = H // 2, W // 2
     quarters = x[:, :, : 2 * h, : 2 * w].unflatten(3, (w, 2)).unflatten(2, (h, 2))
-    values, right = _larger(*quarters.unbind(5))  # [E, B, h, 2, w, K]
-    _, lower = _larger(*values.unbind(3))  # [E, B, h, w, K]
+    left_values, right_values = quarters.unbind(5)  # [E, B, h, 2, w, K]
+    right = _is_larger(right_values, left_values)
+    values = torch.where(right, right_values, left_values)
+    lower = _is_larger(values[:, :, :, 1], values[:, :, :, 0])  # [E, B, h, w, K]
     right = torch.where(lower, right[:, :, :, 1], right[:, :, :, 0])
     image, line, pixel = (torch.arange(size, device=x.device) for size in (B, h, w))
     first = W * (H * image[:, None, None] + 2 * line[:, None]) + 2 * pixel  # [B, h, w]
     return (first[..., None] + W * lower + right).flatten(1, 3)
 
 
-def _larger(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the larger of two values, and whether it is the second; what is no number is."""
-    second = (b > a) | b.isnan()
-    return torch.where(second, b, a), second
+def _is_larger(a: Tensor, b: Tensor) -> Tensor:
+    """Return where ``a`` is larger than ``b``; what is no number is."""
+    return (a > b) | a.isnan()

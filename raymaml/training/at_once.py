@@ -12,7 +12,9 @@ from raymaml.common.logs import LOG
 from raymaml.common.memory import MIB
 from raymaml.config.inner import InnerConfig
 from raymaml.config.schema import ClusterConfig
+from raymaml.training.data import EpisodeSet
 from raymaml.training.explain import is_out_of_memory
+from raymaml.types import EpisodeBatch
 
 T = TypeVar("T")
 SHARE, JUDGING_SHARE = 0.7, 0.4
@@ -143,6 +145,22 @@ class AtOnce:
         sizes = f"each takes {each / MIB:.0f} MiB, and {free / MIB:.0f} MiB are free"
         self.announce(f"{self._most} episodes fit into memory at once: {sizes}")
         return found
+
+
+def computed(
+    episodes: EpisodeSet,
+    indices: range,
+    at_once: AtOnce,
+    compute: Callable[[EpisodeBatch], Sequence[T]],
+) -> Iterator[T]:
+    """Yield the results of episodes of a set, in order, each run seeded by its first episode."""
+    for some, loaded in episodes.loaded(indices, at_once.loaded, at_once.most_bytes):
+
+        def of_rows(rows: range, some: range = some, loaded: EpisodeBatch = loaded) -> Sequence[T]:
+            torch.manual_seed(episodes.seed_of(some[rows.start]))
+            return compute(loaded.among(rows))
+
+        yield from at_once.apply(len(some), of_rows)
 
 
 def _over(count: int, by: int) -> int:

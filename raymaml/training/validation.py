@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from raymaml.common.logs import LOG
 from raymaml.statistics.intervals import bounded_interval
+from raymaml.training.at_once import computed
 from raymaml.training.explain import finite_rows, require_finite
 from raymaml.training.reduction import share, share_sizes
 from raymaml.training.run import Run
@@ -22,17 +23,13 @@ def validate(state: TrainState, run: Run, session: Session) -> Validation:
     Raises:
         NotFiniteError: naming the first episode whose loss is not finite, on all workers alike.
     """
-    data, count, at_once = run.data, run.data.val.shards.count, run.judged_at_once
+    data, count = run.data, run.data.val.shards.count
     mine = share(count, session.rank, session.world_size, data.episodes_together)
-    outcomes: list[Params] = []
-    for some, loaded in data.val.loaded(mine, at_once.loaded, at_once.most_bytes):
 
-        def judged(rows: range, some: range = some, loaded: EpisodeBatch = loaded) -> list[Params]:
-            torch.manual_seed(data.val.seed_of(some[rows.start]))
-            episodes = loaded.among(rows)
-            return list(map(_outcome, run.predict(episodes), episodes.query_y))
+    def judged(episodes: EpisodeBatch) -> list[Params]:
+        return list(map(_outcome, run.predict(episodes), episodes.query_y))
 
-        outcomes += at_once.apply(len(some), judged)
+    outcomes = list(computed(data.val, mine, run.judged_at_once, judged))
     number = torch.zeros((), device=session.device)
     sizes = share_sizes(count, session.world_size, data.episodes_together)
     of_all = gather_by_name(session, outcomes, {"loss": number, "accuracy": number}, sizes)
