@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.classify.adapted import adapted, query_logits
+from raymaml.classify.adapted import adapted, fold_logits, query_logits
 from raymaml.common.errors import UserError
 from raymaml.seeding import bit_stream, draw_without_replacement
 from raymaml.statistics.intervals import Interval, wilson_interval
+from raymaml.training.at_once import judging_at_once
 from raymaml.training.tensor_file import weights_bytes
 from raymaml.training.trained import TrainedModel
 from raymaml.types import Fast
@@ -24,7 +25,6 @@ BATCH = 16
 """Images in a pass of an inductive model. Some kernels round by the size of the batch, so that the
 last batch is filled up to it."""
 MOST_FOLDS = 50
-_GENTLER = "take a lower rate, or fewer steps"
 Pixels = NDArray[np.uint8]
 """[n, H, W, C], as ``Preprocessing.pixels`` gives them."""
 
@@ -77,7 +77,7 @@ class Adaptation:
             logits = query_logits(self.trained.learner, self.fast, images)[:count]
             found[first : first + count] = logits.double().softmax(1).cpu().numpy()
         if not np.isfinite(found).all():
-            raise UserError("evaluation.inner: probabilities are not finite", remedy=_GENTLER)
+            raise _not_finite("probabilities")
         return found
 
 
@@ -100,7 +100,7 @@ def adapt(trained: TrainedModel, pixels: Pixels, numbers: NDArray[np.int64]) -> 
     images = _tensor(trained, pixels)
     fast = adapted(trained.learner, images, torch.from_numpy(numbers).to(images.device))
     if not all(bool(value.isfinite().all()) for value in fast.params.values()):
-        raise UserError("evaluation.inner: the adapted weights are not finite", remedy=_GENTLER)
+        raise _not_finite("the adapted weights")
     return Adaptation(trained=trained, fast=fast, shots=tuple(np.bincount(numbers).tolist()))
 
 
@@ -114,6 +114,9 @@ def leave_one_out(
 
     Returns:
         None where a class has one image, so that nothing can be estimated.
+
+    Raises:
+        UserError: a logit is not finite.
     """
     pairs = zip(numbers.tolist(), pixels, strict=True)
     last = {(way, image.tobytes()): index for index, (way, image) in enumerate(pairs)}
@@ -123,17 +126,28 @@ def leave_one_out(
         return None
     folds = min(len(numbers), MOST_FOLDS)
     bits = bit_stream(seed, "leave-one-out")
-    right = 0
-    for left_out in sorted(draw_without_replacement(bits, len(numbers), folds).tolist()):
-        others = np.arange(len(numbers)) != left_out
-        adaptation = adapt(trained, pixels[others], numbers[others])
-        if adaptation.is_transductive:
-            found = adaptation.probabilities(pixels)[left_out]
-        else:
-            found = adaptation.probabilities(pixels[[left_out]])[0]
-        right += int(found.argmax() == numbers[left_out])
+    drawn = sorted(draw_without_replacement(bits, len(numbers), folds).tolist())
+    config, images = trained.config, _tensor(trained, pixels)
+    labels, left_out = (torch.as_tensor(each, device=images.device) for each in (numbers, drawn))
+
+    def judged(rows: range) -> list[Tensor]:
+        asked = left_out[rows.start : rows.stop]
+        among = config.model.is_transductive
+        return list(fold_logits(trained.learner, images, labels, asked, among=among))
+
+    at_once = judging_at_once(config.cluster, config.test_inner, images.device)
+    logits = torch.stack(list(at_once.apply(folds, judged)))  # [folds, N]
+    if not bool(logits.isfinite().all()):
+        raise _not_finite("logits of a left-out image")
+    right = int((logits.argmax(1) == labels[left_out]).sum())
     interval = wilson_interval(right, folds)
     return LeaveOneOut(interval.mean, interval, folds)
+
+
+def _not_finite(values: str) -> UserError:
+    return UserError(
+        f"evaluation.inner: {values} are not finite", remedy="take a lower rate, or fewer steps"
+    )
 
 
 def _tensor(trained: TrainedModel, pixels: Pixels) -> Tensor:

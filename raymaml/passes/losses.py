@@ -16,10 +16,11 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 """(outputs ``[B, ...]``, targets ``[B, ...]``) -> the loss of one set, a number."""
 
 
-def balanced_cross_entropy(counts: Tensor) -> LossFn:
-    """Return the mean over classes of the mean cross-entropy of each, of ``counts`` images: [N]."""
-    shares = 1 / counts
-    return lambda outputs, targets: F.cross_entropy(outputs, targets, shares.to(outputs.dtype))
+def balanced_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over the classes among the targets of the mean cross-entropy of each."""
+    ways = torch.arange(outputs.shape[-1], device=targets.device)
+    counts = (targets[:, None] == ways).sum(0)  # [N]
+    return F.cross_entropy(outputs, targets, (1 / counts).to(outputs.dtype))
 
 
 def require_targets(loss_fn: LossFn, targets: Tensor) -> None:

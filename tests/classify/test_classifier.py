@@ -16,6 +16,7 @@ from PIL import Image
 import raymaml
 from raymaml.classify import adaptation
 from raymaml.classify.adaptation import BATCH
+from raymaml.classify.adapted import adapted, fold_logits, query_logits
 from raymaml.common.errors import UserError
 from raymaml.training.worker import train_locally
 from raymaml.types import EpisodeBatch
@@ -159,6 +160,50 @@ def test_leave_one_out_adapts_to_the_others(make_config: MakeConfig, norm: str) 
     assert (accuracy, folds) == (right / 7, 7)
     assert 0 <= interval.low <= accuracy <= interval.high <= 1
     assert found.fit(*images((3, 1))).leave_one_out() is None
+
+
+@pytest.mark.parametrize("norm", [*NORMS, "transductive"])
+@pytest.mark.parametrize(("head", "shots"), [("zero", (3, 2, 2)), ("prototypes", (2, 2, 2))])
+def test_images_left_out_at_once_and_one_by_one(
+    make_config: MakeConfig, norm: str, head: str, shots: tuple[int, ...]
+) -> None:
+    """Without the first of 3, 2, 2 images the classes are even; without any other they are not."""
+    found = classifier(make_config, f"model.norm={norm}", f"model.head={head}")
+    learner = found.trained.learner.double()
+    pixels, labels = images(shots)
+    x, count = PREPROCESSING.tensor(pixels).double(), len(labels)
+    y = torch.from_numpy(np.searchsorted(["a", "b", "c"], labels))
+    together = fold_logits(learner, x, y, torch.arange(count), among=norm == "transductive")
+    for row, logits in enumerate(together):
+        others = [index for index in range(count) if index != row]
+        asked, place = (x, row) if norm == "transductive" else (x[[row]], 0)
+        fast = adapted(learner, x[others], y[others])
+        torch.testing.assert_close(logits, query_logits(learner, fast, asked)[place])
+
+
+def test_a_gpu_leaves_as_many_out_at_once_as_the_config_says(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(*given: Any, **more: Any) -> torch.Tensor:
+        seen.append(len(given[3]))
+        return fold_logits(*given, **more)
+
+    monkeypatch.setattr(adaptation, "fold_logits", counted)
+    pixels, labels = images((3, 2, 2))
+    alone = classifier(make_config).fit(pixels, labels).leave_one_out()
+    three = classifier(make_config, "cluster.episodes_per_chunk=3").fit(pixels, labels)
+    assert three.leave_one_out() == alone
+    assert seen == [1] * 7 + [3, 3, 1]
+
+
+def test_logits_of_an_image_left_out_that_are_not_finite_are_named(make_config: MakeConfig) -> None:
+    found = classifier(make_config).fit(*images((2, 2)))
+    with torch.no_grad():
+        next(found.trained.learner.model.parameters()).fill_(math.nan)
+    with pytest.raises(UserError, match=r"^evaluation.inner: logits of a left-out image are not"):
+        found.leave_one_out()
 
 
 def test_of_many_images_some_are_left_out(
