@@ -11,9 +11,9 @@ import torch
 
 GROUPS = Path("/sys/fs/cgroup")
 MIB = 1 << 20
-TAPE_SHARE = 0.25
-"""Share of free memory that the activations kept by all processes of a machine, or by that of a
-GPU, may take."""
+TAPE_SHARE, TAPE_SHARE_OF_GPU = 0.25, 0.5
+"""Shares of free memory that the activations kept by all processes of a machine, or by that of a
+GPU, may take. The episodes at once on a GPU are as many as fit with all of theirs."""
 
 
 def memory_limit(groups: Path = GROUPS) -> float:
@@ -37,5 +37,5 @@ def tape_budget(device: torch.device) -> float:
     On CPU there is a process for each core.
     """
     if device.type == "cuda":
-        return TAPE_SHARE * torch.cuda.mem_get_info(device)[0]
+        return TAPE_SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]
     return TAPE_SHARE * memory()[0] / (psutil.cpu_count() or 1)

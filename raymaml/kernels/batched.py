@@ -4,8 +4,12 @@ The formulas are those of ``blocks.py``, in PyTorch, on any device. A convolutio
 all 3x3 patches of an episode's images, ``[n, 9C]``, with its filters, ``[9C, K]``; PyTorch's own
 would be a grouped one, with a group for each episode. Nothing reads a value from the device.
 
+On a GPU memory is the limit, and not arithmetic. So patches are made once, a pass over all pixels
+does as much as it can, and everything behind the maxima is a quarter of the size.
+
 Inside, the pixels of an episode are rows: ``[E, n, C]`` for n = B H W, ``[E, m, C]`` for the
-m = B h w of pooled images.
+m = B h w of pooled images. A channel whose scale is negative has its filter and its scale turned
+around, which changes no result: the maxima of the output are then those of the convolution.
 """
 
 from __future__ import annotations
@@ -27,72 +31,82 @@ class BatchedImages:
 
     @cached_property
     def patches(self) -> Tensor:
-        """The 3x3 patches, computed once for all passes."""
+        """The 3x3 patches, [E, n, 9c], computed once for all passes."""
         return patches_of(self.x)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean of the patches, [E, 1, 9c]."""
+        return self.patches.mean(1, keepdim=True)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """The covariance of the patches, [E, 9c, 9c]."""
+        centred = self.patches - self.mean
+        return product_of_rows(centred, centred, len(self.x[0])) / centred.shape[1]
 
     def block(self, numbers: Numbers, norm: Norm, below: Tensor | None, order: int) -> BatchedBlock:
         """Return a block on these images, or on the result of the block below."""
-        return BatchedBlock(numbers, norm, self if below is None else below, order=order)
+        if below is None:
+            return BatchedFirstBlock(numbers, norm, self, order=order)
+        return BatchedInnerBlock(numbers, norm, below, order=order)
 
 
 class BatchedBlock:
-    """Convolution, batch norm by the batch, 2x2 max-pool and ReLU; see ``blocks.Block``.
+    """Batch norm by the batch, max-pool and ReLU behind a convolution, which subclasses bring.
+
+    See ``blocks.Block``.
 
     Args:
         numbers: the parameters, each with a leading axis E.
         norm: by the batch.
-        x: ``[E, B, C, H, W]``, or images.
+        x: ``[E, B, C, H, W]``.
         order: highest derivative that follows, 0 to 2.
     """
 
-    def __init__(
-        self, numbers: Numbers, norm: Norm, x: Tensor | BatchedImages, *, order: int
-    ) -> None:
+    d_max: Tensor
+    """d at the maxima, [E, m, K]."""
+    places: Tensor
+    """The maxima's rows of pixels, [E, m, K]."""
+    d_max_t: Tensor
+
+    def __init__(self, numbers: Numbers, norm: Norm, x: Tensor, *, order: int) -> None:
         assert norm.given is None
-        self.numbers, self.eps, self.order = numbers, norm.eps, order
-        self.images = x if isinstance(x, BatchedImages) else None
-        self.x = x.x if isinstance(x, BatchedImages) else x
+        self.x, self.eps, self.order = x, norm.eps, order
+        self.count, self.n = x.shape[1], x[0, :, 0].numel()
+        self.shift = numbers.shift[:, None]
+        self.sign = (1 - 2 * (numbers.scale < 0).to(x.dtype))[:, None]  # [E, 1, K]
+        self.scale = self.sign * numbers.scale[:, None]
+        self.filters = self.sign * columns(numbers.weight)
 
     def forward(self) -> Tensor:
         """Return the result ``[E, B, K, H // 2, W // 2]``."""
-        numbers = self.numbers
-        y = self._patches() @ columns(numbers.weight)
-        d = y.sub_(y.mean(1, keepdim=True))
-        self.n = d.shape[1]
-        self.r = torch.rsqrt(d.square().mean(1, keepdim=True) + self.eps)
-        self.s = numbers.scale[:, None] * self.r
-        places = places_of_maxima(self._as_images(self.s * d))
-        d_max = d.gather(1, places)
+        variance, d_max, places = self._convolve()
+        self.r = torch.rsqrt(variance + self.eps)
+        self.s = self.scale * self.r
         # A ReLU, and not a comparison: what is no number stays so.
-        out = torch.relu(self.s * d_max + numbers.shift[:, None])
+        out = torch.relu(self.s * d_max + self.shift)
         if self.order:
-            self.d, self.d_max, self.places, self.out = d, d_max, places, out
+            self.d_max, self.places, self.out = d_max, places, out
         return self._as_images(out, pooled=True)
 
     def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
-        n, r, s = self.n, self.r, self.s
+        n, r = self.n, self.r
         self.g = rows_of_pixels(grad) * (self.out > 0)
         self.g_mean = self.g.sum(1, keepdim=True) / n
         self.gd = (self.g * self.d_max).sum(1, keepdim=True) / n
-        self.bend = s * r * r * self.gd
-        self.y_grad = self._spread(s * self.g).sub_(s * self.g_mean).sub_(self.bend * self.d)
-        weight = self._patches().mT @ self.y_grad
-        below = self._turned(self.y_grad, self.numbers.weight) if down else None
+        self.bend = self.s * r * r * self.gd
+        below, weight = self._back(down=down)
         return below, self._grads(weight, n * r * self.gd, n * self.g_mean)
 
     def forward_along(self, x_t: Tensor | None, numbers_t: Numbers) -> Tensor:
         """Return the derivative of the result; ``x_t`` is None for an input that does not move."""
-        numbers, r, s = self.numbers, self.r, self.s
-        self.x_t, self.weight_t = x_t, numbers_t.weight
-        y_t = self._patches() @ columns(numbers_t.weight)
-        if x_t is not None:
-            y_t.baddbmm_(patches_of(x_t), columns(numbers.weight))
-        self.d_t = y_t.sub_(y_t.mean(1, keepdim=True))
-        self.d_max_t = self.d_t.gather(1, self.places)
-        self.r_t = -(r**3) * (self.d_t * self.d).mean(1, keepdim=True)
-        self.s_t = numbers_t.scale[:, None] * r + numbers.scale[:, None] * self.r_t
-        out_t = s * self.d_max_t + self.s_t * self.d_max + numbers_t.shift[:, None]
+        scale_t, filters_t = numbers_t.scale[:, None], columns(numbers_t.weight)
+        yd_t = self._convolve_along(x_t, self.sign * filters_t)
+        self.r_t = -(self.r**3) * yd_t
+        self.s_t = self.sign * scale_t * self.r + self.scale * self.r_t
+        out_t = self.s * self.d_max_t + self.s_t * self.d_max + numbers_t.shift[:, None]
         return self._as_images(out_t * (self.out > 0), pooled=True)
 
     def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
@@ -102,46 +116,154 @@ class BatchedBlock:
         g_mean_t = g_t.sum(1, keepdim=True) / n
         gd_t = (g_t * self.d_max + self.g * self.d_max_t).sum(1, keepdim=True) / n
         bend_t = r * r * (s_t * self.gd + s * gd_t) + 2 * s * r * r_t * self.gd
-        y_grad_t = self._spread(s * g_t + s_t * self.g).sub_(s * g_mean_t + s_t * self.g_mean)
-        y_grad_t.sub_(bend_t * self.d).sub_(self.bend * self.d_t)
-        weight_t = self._patches().mT @ y_grad_t
-        if self.x_t is not None:
-            weight_t.baddbmm_(patches_of(self.x_t).mT, self.y_grad)
-        below = None
-        if down:
-            below = self._turned(y_grad_t, self.numbers.weight)
-            below += self._turned(self.y_grad, self.weight_t)
-        scale_t = n * (r_t * self.gd + r * gd_t)
-        return below, self._grads(weight_t, scale_t, n * g_mean_t)
+        below, weight_t = self._back_along(g_t, g_mean_t, bend_t, down=down)
+        return below, self._grads(weight_t, n * (r_t * self.gd + r * gd_t), n * g_mean_t)
+
+    def _convolve(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the variance, [E, 1, K], d at the maxima, and their places."""
+        raise NotImplementedError
+
+    def _back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
+        """Return the gradients in the input and in the filters, [E, 9C, K]."""
+        raise NotImplementedError
+
+    def _convolve_along(self, x_t: Tensor | None, filters_t: Tensor) -> Tensor:
+        """Set the maxima'; return <x' d>, [E, 1, K]."""
+        raise NotImplementedError
+
+    def _back_along(
+        self, g_t: Tensor, g_mean_t: Tensor, bend_t: Tensor, *, down: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return the derivatives of the gradients of ``_back``."""
+        raise NotImplementedError
 
     def kept(self) -> list[Tensor]:
         """Return the tensors that the block holds; its input is the result of the one below."""
         own = {name: value for name, value in vars(self).items() if name != "x"}
         return [each for each in own.values() if isinstance(each, Tensor)]
 
-    def _patches(self) -> Tensor:
-        return patches_of(self.x) if self.images is None else self.images.patches
+    def _pooled(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the maxima of 2x2 windows of ``y``, [E, n, K], and their rows of pixels."""
+        images = self._as_images(y).flatten(0, 1)
+        values, places = F.max_pool2d(images, 2, return_indices=True)  # [E B, K, h, w]
+        values, places = (
+            rows_of_pixels(each.unflatten(0, (-1, self.count))) for each in (values, places)
+        )
+        first = torch.arange(0, self.n, self.n // self.count, device=y.device)
+        return values, places + first.repeat_interleave(values.shape[1] // self.count)[:, None]
 
     def _as_images(self, rows: Tensor, *, pooled: bool = False) -> Tensor:
         """Return rows of pixels as images ``[E, B, K, H, W]``."""
-        B, _, H, W = self.x.shape[1:]
-        sizes = (B, H // 2, W // 2) if pooled else (B, H, W)
-        images: Tensor = rows.unflatten(1, sizes)
+        H, W = self.x.shape[3:]
+        sizes = (H // 2, W // 2) if pooled else (H, W)
+        images: Tensor = rows.unflatten(1, (self.count, *sizes))
         return images.movedim(-1, 2)
 
-    def _spread(self, values: Tensor) -> Tensor:
-        """Put values of the maxima at their places among zeros, ``[E, n, K]``."""
-        return torch.zeros_like(self.d).scatter_(1, self.places, values)
-
-    def _turned(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """Take a gradient ``[E, n, K]`` back through the convolution, ``[E, B, C, H, W]``."""
-        turned = weight.flip(-2, -1).transpose(1, 2)
-        return self._as_images(patches_of(self._as_images(rows)) @ columns(turned))
+    def _product(self, patches: Tensor, rows: Tensor) -> Tensor:
+        return product_of_rows(patches, rows, self.count)
 
     def _grads(self, weight: Tensor, scale: Tensor, shift: Tensor) -> Numbers:
         """Return gradients by parameter; that of a bias before a norm by the batch is zero."""
-        filters = weight.unflatten(1, (3, 3, -1)).permute(0, 4, 3, 1, 2)  # [E, K, C, 3, 3]
-        return Numbers(filters, torch.zeros_like(self.numbers.bias), scale[:, 0], shift[:, 0])
+        filters = (self.sign * weight).unflatten(1, (3, 3, -1)).permute(0, 4, 3, 1, 2)
+        scale, shift = ((self.sign * scale)[:, 0], shift[:, 0])
+        return Numbers(filters, torch.zeros_like(shift), scale, shift)
+
+
+class BatchedInnerBlock(BatchedBlock):
+    """A block of activations."""
+
+    def _convolve(self) -> tuple[Tensor, Tensor, Tensor]:
+        patches = patches_of(self.x)
+        y = patches @ self.filters
+        d = y.sub_(y.mean(1, keepdim=True))
+        if self.order:
+            self.patches, self.d = patches, d
+        variance = torch.linalg.vector_norm(d, dim=1, keepdim=True).square() / self.n
+        return variance, *self._pooled(d)
+
+    def _back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
+        s = self.s
+        self.y_grad = torch.addcmul(-s * self.g_mean, self.d, self.bend, value=-1)
+        at_maxima = s * (self.g - self.g_mean) - self.bend * self.d_max
+        self.y_grad.scatter_(1, self.places, at_maxima)
+        below = None
+        if down:
+            self.grad_patches = patches_of(self._as_images(self.y_grad))
+            below = self._as_images(self.grad_patches @ turned(self.filters))
+        return below, self._product(self.patches, self.y_grad)
+
+    def _convolve_along(self, x_t: Tensor | None, filters_t: Tensor) -> Tensor:
+        assert x_t is not None  # the block below moves
+        self.filters_t, self.patches_t = filters_t, patches_of(x_t)
+        self.y_t = torch.baddbmm(self.patches @ filters_t, self.patches_t, self.filters)
+        self.mean_t = self.y_t.mean(1, keepdim=True)
+        self.d_max_t = self.y_t.gather(1, self.places) - self.mean_t
+        return (self.y_t * self.d).mean(1, keepdim=True)
+
+    def _back_along(
+        self, g_t: Tensor, g_mean_t: Tensor, bend_t: Tensor, *, down: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        s, s_t, bend = self.s, self.s_t, self.bend
+        constant = bend * self.mean_t - s * g_mean_t - s_t * self.g_mean
+        y_grad_t = torch.addcmul(constant, self.d, bend_t, value=-1)
+        y_grad_t.addcmul_(self.y_t, bend, value=-1)
+        at_maxima = s * (g_t - g_mean_t) + s_t * (self.g - self.g_mean)
+        at_maxima -= bend_t * self.d_max + bend * self.d_max_t
+        y_grad_t.scatter_(1, self.places, at_maxima)
+        below = None
+        if down:
+            rows = patches_of(self._as_images(y_grad_t)) @ turned(self.filters)
+            rows.baddbmm_(self.grad_patches, turned(self.filters_t))
+            below = self._as_images(rows)
+        weight_t = self._product(self.patches, y_grad_t)
+        return below, weight_t + self._product(self.patches_t, self.y_grad)
+
+
+class BatchedFirstBlock(BatchedBlock):
+    """A block of images, whose convolution is not kept: see ``blocks.FirstBlock``.
+
+    Args:
+        numbers: see ``BatchedBlock``.
+        norm: see ``BatchedBlock``.
+        images: of the set.
+        order: see ``BatchedBlock``.
+    """
+
+    def __init__(self, numbers: Numbers, norm: Norm, images: BatchedImages, *, order: int) -> None:
+        super().__init__(numbers, norm, images.x, order=order)
+        self.images = images
+
+    def _convolve(self) -> tuple[Tensor, Tensor, Tensor]:
+        images, filters = self.images, self.filters
+        maxima, places = self._pooled(images.patches @ filters)
+        self.spread = images.covariance @ filters
+        variance = (filters * self.spread).sum(1, keepdim=True)
+        return variance, maxima - images.mean @ filters, places
+
+    def _back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
+        self.sums = self._sums(self.g)
+        dense = self.s * self.g_mean * self.images.mean.mT + self.bend * self.spread
+        return None, self.s * self.sums - self.n * dense
+
+    def _convolve_along(self, x_t: Tensor | None, filters_t: Tensor) -> Tensor:
+        images = self.images
+        maxima_t = (images.patches @ filters_t).gather(1, self.places)
+        self.d_max_t = maxima_t - images.mean @ filters_t
+        self.spread_t = images.covariance @ filters_t
+        return (filters_t * self.spread).sum(1, keepdim=True)
+
+    def _back_along(
+        self, g_t: Tensor, g_mean_t: Tensor, bend_t: Tensor, *, down: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        s, s_t = self.s, self.s_t
+        dense = (s_t * self.g_mean + s * g_mean_t) * self.images.mean.mT
+        dense += bend_t * self.spread + self.bend * self.spread_t
+        return None, s_t * self.sums + s * self._sums(g_t) - self.n * dense
+
+    def _sums(self, g: Tensor) -> Tensor:
+        """Return the sums of g p over the maxima, [E, 9c, K]."""
+        at_maxima = g.new_zeros(len(g), self.n, g.shape[-1]).scatter_(1, self.places, g)
+        return self._product(self.images.patches, at_maxima)
 
 
 def patches_of(x: Tensor) -> Tensor:
@@ -156,28 +278,19 @@ def columns(weight: Tensor) -> Tensor:
     return weight.permute(0, 3, 4, 2, 1).flatten(1, 3)
 
 
+def turned(filters: Tensor) -> Tensor:
+    """Return the filters ``[E, 9K, C]`` that take a gradient back through those ``[E, 9C, K]``."""
+    taps: Tensor = filters.unflatten(1, (9, -1))
+    return taps.flip(1).mT.flatten(1, 2)
+
+
+def product_of_rows(a: Tensor, b: Tensor, count: int) -> Tensor:
+    """Return ``a^T b`` for ``[E, n, A]`` and ``[E, n, B]``, as a sum over ``count`` parts of equal
+    length: a GPU has enough to do at once."""
+    a, b = (each.unflatten(1, (count, -1)) for each in (a, b))
+    return (a.mT @ b).sum(1)
+
+
 def rows_of_pixels(x: Tensor) -> Tensor:
     """Return images ``[E, B, K, h, w]`` as ``[E, m, K]``."""
     return x.movedim(2, -1).flatten(1, 3)
-
-
-def places_of_maxima(x: Tensor) -> Tensor:
-    """Return the rows of pixels, ``[E, m, K]``, of the maxima of 2x2 windows of images
-    ``[E, B, K, H, W]``; of equal ones the first."""
-    x = x.movedim(2, -1)
-    B, H, W = x.shape[1:4]
-    h, w = H // 2, W // 2
-    quarters = x[:, :, : 2 * h, : 2 * w].unflatten(3, (w, 2)).unflatten(2, (h, 2))
-    left_values, right_values = quarters.unbind(5)  # [E, B, h, 2, w, K]
-    right = _is_larger(right_values, left_values)
-    values = torch.where(right, right_values, left_values)
-    lower = _is_larger(values[:, :, :, 1], values[:, :, :, 0])  # [E, B, h, w, K]
-    right = torch.where(lower, right[:, :, :, 1], right[:, :, :, 0])
-    image, line, pixel = (torch.arange(size, device=x.device) for size in (B, h, w))
-    first = W * (H * image[:, None, None] + 2 * line[:, None]) + 2 * pixel  # [B, h, w]
-    return (first[..., None] + W * lower + right).flatten(1, 3)
-
-
-def _is_larger(a: Tensor, b: Tensor) -> Tensor:
-    """Return where ``a`` is larger than ``b``; what is no number is."""
-    return (a > b) | a.isnan()

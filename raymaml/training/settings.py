@@ -58,8 +58,9 @@ def gradient_method(
     """Return the method of the meta-gradient: the one asked for, or the fastest one measured.
 
     ``mixed_mode`` by kernels, where the model has some, and else for encoders of raymaml with norms
-    that have closed rules, unless images are so few and small that the plain graph is faster; on a
-    GPU ``mixed_mode`` for all resnets. ``checkpointed``, which needs no rules but PyTorch's and has
+    that have closed rules, unless images are so few and small that the plain graph is faster. On a
+    GPU ``mixed_mode`` for all resnets, and for several episodes at once in closed form, which was
+    not measured there: an episode moves half the bytes of ``unrolled``. ``checkpointed``, which needs no rules but PyTorch's and has
     a memory as flat, for all that was not measured or where it was faster; of a single step there
     is nothing to save, and the plain graph does.
 
@@ -82,6 +83,8 @@ def gradient_method(
     support, _, height, width = support_shape
     activations = support * height * width * model.stage_widths[0]
     if on_gpu:
+        if _in_batched_closed_form(model, cluster):
+            return "mixed_mode"
         few = inner.num_steps <= FEW_STEPS_ON_GPU and activations <= LITTLE_ON_GPU
         return "unrolled" if few and model.encoder == "convnet4" else "mixed_mode"
     worth_it = activations >= WORTH_IT.get(model.encoder, WORTH_IT_ELSEWHERE)
@@ -113,6 +116,13 @@ def _loss_without_kernels(model: ModelConfig, cluster: ClusterConfig, device: to
         return ""
     in_closed_form = model.encoder == "convnet4" and model.norm_policies <= BY_THE_BATCH
     return IN_CLOSED_FORM if in_closed_form else BY_CONVOLUTIONS.get(model.encoder, "")
+
+
+def _in_batched_closed_form(model: ModelConfig, cluster: ClusterConfig) -> bool:
+    """Return whether several episodes at once have the closed form of ``kernels/batched.py``."""
+    fits = model.encoder == "convnet4" and model.norm_policies == {"transductive"}
+    asked = cluster.kernels != "off" and cluster.episodes_per_chunk != 1
+    return fits and asked and cluster.precision != "bf16"
 
 
 def _no_kernels(cluster: ClusterConfig) -> str | None:

@@ -99,12 +99,12 @@ def test_the_limit_of_a_container(name: str, tmp_path: Path) -> None:
         assert memory_limit(tmp_path) == limit
 
 
-def test_activations_may_take_a_quarter_of_the_free_memory_of_their_device(
+def test_activations_may_take_a_share_of_the_free_memory_of_their_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("raymaml.common.memory.memory", lambda: (800.0, 1000.0))
     monkeypatch.setattr("raymaml.common.memory.psutil.cpu_count", lambda: 4)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device: (4000, 9000))
     budget = tape_budget.__wrapped__
-    assert budget(torch.device("cpu")) == 50  # 800 / 4, of each of 4 processes
-    assert budget(torch.device("cuda", 0)) == 1000
+    assert budget(torch.device("cpu")) == 50  # a quarter of 800, of each of 4 processes
+    assert budget(torch.device("cuda", 0)) == 2000
