@@ -95,8 +95,7 @@ class InnerConfig(Section):
     tape_memory: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     """mixed_mode, in closed form: MiB of activations that a process keeps for the way back; it
     computes those of further inner steps once more, to the same bits. auto: its share, by core, of
-    a quarter of free memory, or a quarter of that of its GPU. 0 keeps the memory of one inner
-    step."""
+    a quarter of free memory, or half of that of its GPU. 0 keeps the memory of one inner step."""
     clip_between: PositiveRate | None = None
     """Scale the derivatives that go back from each inner step down to this Euclidean norm; null
     does not. The meta-gradient is no longer exact."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymaml.kernels.blocks import Norm, Numbers
+from raymaml.kernels.blocks import Moments, Norm, Numbers
 
 
 class BatchedImages:
@@ -53,17 +53,19 @@ class BatchedImages:
 
 
 class BatchedBlock:
-    """Batch norm by the batch, max-pool and ReLU behind a convolution, which subclasses bring.
+    """Batch norm, max-pool and ReLU behind a convolution, which subclasses bring.
 
-    See ``blocks.Block``.
+    See ``blocks.Block``. ``mean`` and ``variance`` are those of the convolution without its bias.
 
     Args:
         numbers: the parameters, each with a leading axis E.
-        norm: by the batch.
+        norm: given moments are [E, K].
         x: ``[E, B, C, H, W]``.
         order: highest derivative that follows, 0 to 2.
     """
 
+    mean: Tensor
+    variance: Tensor
     d_max: Tensor
     """d at the maxima, [E, m, K]."""
     places: Tensor
@@ -71,34 +73,39 @@ class BatchedBlock:
     d_max_t: Tensor
 
     def __init__(self, numbers: Numbers, norm: Norm, x: Tensor, *, order: int) -> None:
-        assert norm.given is None
-        self.x, self.eps, self.order = x, norm.eps, order
-        self.count, self.n = x.shape[1], x[0, :, 0].numel()
-        self.shift = numbers.shift[:, None]
+        self.numbers, self.norm, self.x, self.order = numbers, norm, x, order
+        self.num_images, self.count = x.shape[1], x[0, :, 0].numel()  # B and n
         self.sign = (1 - 2 * (numbers.scale < 0).to(x.dtype))[:, None]  # [E, 1, K]
         self.scale = self.sign * numbers.scale[:, None]
         self.filters = self.sign * columns(numbers.weight)
+        if norm.given is not None:
+            mean, variance = norm.given
+            self.mean, self.variance = self.sign * (mean - numbers.bias)[:, None], variance[:, None]
 
     def forward(self) -> Tensor:
         """Return the result ``[E, B, K, H // 2, W // 2]``."""
-        variance, d_max, places = self._convolve()
-        self.r = torch.rsqrt(variance + self.eps)
+        d_max, places = self._convolve()
+        self.r = torch.rsqrt(self.variance + self.norm.eps)
         self.s = self.scale * self.r
         # A ReLU, and not a comparison: what is no number stays so.
-        out = torch.relu(self.s * d_max + self.shift)
+        out = torch.relu(self.s * d_max + self.numbers.shift[:, None])
         if self.order:
             self.d_max, self.places, self.out = d_max, places, out
         return self._as_images(out, pooled=True)
 
     def backward(self, grad: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the gradient in the input, if it goes ``down``, and that in the parameters."""
-        n, r = self.n, self.r
+        n, r, by_batch = self.count, self.r, self.norm.given is None
         self.g = rows_of_pixels(grad) * (self.out > 0)
         self.g_mean = self.g.sum(1, keepdim=True) / n
         self.gd = (self.g * self.d_max).sum(1, keepdim=True) / n
+        scale, shift = n * r * self.gd, n * self.g_mean
+        bias = torch.zeros_like(shift) if by_batch else self.sign * self.s * shift
         self.bend = self.s * r * r * self.gd
+        if not by_batch:  # constants pull at nothing
+            self.g_mean, self.bend = torch.zeros_like(shift), torch.zeros_like(shift)
         below, weight = self._back(down=down)
-        return below, self._grads(weight, n * r * self.gd, n * self.g_mean)
+        return below, self._grads(weight, scale, shift, bias)
 
     def forward_along(self, x_t: Tensor | None, numbers_t: Numbers) -> Tensor:
         """Return the derivative of the result; ``x_t`` is None for an input that does not move."""
@@ -111,16 +118,17 @@ class BatchedBlock:
 
     def backward_along(self, grad_t: Tensor, *, down: bool) -> tuple[Tensor | None, Numbers]:
         """Return the derivatives of both gradients of ``backward``."""
-        n, r, r_t, s, s_t = self.n, self.r, self.r_t, self.s, self.s_t
+        n, r, r_t, s, s_t = self.count, self.r, self.r_t, self.s, self.s_t
         g_t = rows_of_pixels(grad_t) * (self.out > 0)
         g_mean_t = g_t.sum(1, keepdim=True) / n
         gd_t = (g_t * self.d_max + self.g * self.d_max_t).sum(1, keepdim=True) / n
         bend_t = r * r * (s_t * self.gd + s * gd_t) + 2 * s * r * r_t * self.gd
         below, weight_t = self._back_along(g_t, g_mean_t, bend_t, down=down)
-        return below, self._grads(weight_t, n * (r_t * self.gd + r * gd_t), n * g_mean_t)
+        scale_t, shift_t = n * (r_t * self.gd + r * gd_t), n * g_mean_t
+        return below, self._grads(weight_t, scale_t, shift_t, torch.zeros_like(shift_t))
 
-    def _convolve(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the variance, [E, 1, K], d at the maxima, and their places."""
+    def _convolve(self) -> tuple[Tensor, Tensor]:
+        """Return d at the maxima, and their places; set the moments, unless they are given."""
         raise NotImplementedError
 
     def _back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
@@ -137,6 +145,11 @@ class BatchedBlock:
         """Return the derivatives of the gradients of ``_back``."""
         raise NotImplementedError
 
+    @property
+    def moments(self) -> Moments:
+        """Mean and biased variance of the convolution's result, its bias included, [E, K]."""
+        return (self.sign * self.mean)[:, 0] + self.numbers.bias, self.variance[:, 0]
+
     def kept(self) -> list[Tensor]:
         """Return the tensors that the block holds; its input is the result of the one below."""
         own = {name: value for name, value in vars(self).items() if name != "x"}
@@ -147,39 +160,42 @@ class BatchedBlock:
         images = self._as_images(y).flatten(0, 1)
         values, places = F.max_pool2d(images, 2, return_indices=True)  # [E B, K, h, w]
         values, places = (
-            rows_of_pixels(each.unflatten(0, (-1, self.count))) for each in (values, places)
+            rows_of_pixels(each.unflatten(0, (-1, self.num_images))) for each in (values, places)
         )
-        first = torch.arange(0, self.n, self.n // self.count, device=y.device)
-        return values, places + first.repeat_interleave(values.shape[1] // self.count)[:, None]
+        first = torch.arange(0, self.count, self.count // self.num_images, device=y.device)
+        return values, places + first.repeat_interleave(values.shape[1] // len(first))[:, None]
 
     def _as_images(self, rows: Tensor, *, pooled: bool = False) -> Tensor:
         """Return rows of pixels as images ``[E, B, K, H, W]``."""
         H, W = self.x.shape[3:]
         sizes = (H // 2, W // 2) if pooled else (H, W)
-        images: Tensor = rows.unflatten(1, (self.count, *sizes))
+        images: Tensor = rows.unflatten(1, (self.num_images, *sizes))
         return images.movedim(-1, 2)
 
     def _product(self, patches: Tensor, rows: Tensor) -> Tensor:
-        return product_of_rows(patches, rows, self.count)
+        return product_of_rows(patches, rows, self.num_images)
 
-    def _grads(self, weight: Tensor, scale: Tensor, shift: Tensor) -> Numbers:
-        """Return gradients by parameter; that of a bias before a norm by the batch is zero."""
+    def _grads(self, weight: Tensor, scale: Tensor, shift: Tensor, bias: Tensor) -> Numbers:
+        """Return gradients by parameter."""
         filters = (self.sign * weight).unflatten(1, (3, 3, -1)).permute(0, 4, 3, 1, 2)
-        scale, shift = ((self.sign * scale)[:, 0], shift[:, 0])
-        return Numbers(filters, torch.zeros_like(shift), scale, shift)
+        return Numbers(filters, bias[:, 0], (self.sign * scale)[:, 0], shift[:, 0])
 
 
 class BatchedInnerBlock(BatchedBlock):
     """A block of activations."""
 
-    def _convolve(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _convolve(self) -> tuple[Tensor, Tensor]:
         patches = patches_of(self.x)
         y = patches @ self.filters
-        d = y.sub_(y.mean(1, keepdim=True))
+        if self.norm.given is None:
+            self.mean = y.mean(1, keepdim=True)
+        d = y.sub_(self.mean)
+        if self.norm.given is None:
+            norm = torch.linalg.vector_norm(d, dim=1, keepdim=True)
+            self.variance = norm.square() / self.count
         if self.order:
             self.patches, self.d = patches, d
-        variance = torch.linalg.vector_norm(d, dim=1, keepdim=True).square() / self.n
-        return variance, *self._pooled(d)
+        return self._pooled(d)
 
     def _back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
         s = self.s
@@ -233,17 +249,19 @@ class BatchedFirstBlock(BatchedBlock):
         super().__init__(numbers, norm, images.x, order=order)
         self.images = images
 
-    def _convolve(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _convolve(self) -> tuple[Tensor, Tensor]:
         images, filters = self.images, self.filters
+        self.spread = torch.zeros_like(filters)
+        if self.norm.given is None:
+            self.mean, self.spread = images.mean @ filters, images.covariance @ filters
+            self.variance = (filters * self.spread).sum(1, keepdim=True)
         maxima, places = self._pooled(images.patches @ filters)
-        self.spread = images.covariance @ filters
-        variance = (filters * self.spread).sum(1, keepdim=True)
-        return variance, maxima - images.mean @ filters, places
+        return maxima - self.mean, places
 
     def _back(self, *, down: bool) -> tuple[Tensor | None, Tensor]:
         self.sums = self._sums(self.g)
         dense = self.s * self.g_mean * self.images.mean.mT + self.bend * self.spread
-        return None, self.s * self.sums - self.n * dense
+        return None, self.s * self.sums - self.count * dense
 
     def _convolve_along(self, x_t: Tensor | None, filters_t: Tensor) -> Tensor:
         images = self.images
@@ -258,11 +276,11 @@ class BatchedFirstBlock(BatchedBlock):
         s, s_t = self.s, self.s_t
         dense = (s_t * self.g_mean + s * g_mean_t) * self.images.mean.mT
         dense += bend_t * self.spread + self.bend * self.spread_t
-        return None, s_t * self.sums + s * self._sums(g_t) - self.n * dense
+        return None, s_t * self.sums + s * self._sums(g_t) - self.count * dense
 
     def _sums(self, g: Tensor) -> Tensor:
         """Return the sums of g p over the maxima, [E, 9c, K]."""
-        at_maxima = g.new_zeros(len(g), self.n, g.shape[-1]).scatter_(1, self.places, g)
+        at_maxima = g.new_zeros(len(g), self.count, g.shape[-1]).scatter_(1, self.places, g)
         return self._product(self.images.patches, at_maxima)
 
 

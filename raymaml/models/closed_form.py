@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.nn.modules import module as of_torch
 
 from raymaml.kernels.batched import BatchedImages
-from raymaml.kernels.blocks import Block, Images, Norm, Numbers
+from raymaml.kernels.blocks import Images, Norm, Numbers
 from raymaml.kernels.chain import Chain, Weights
 from raymaml.kernels.library import WIDTHS, kernels_like
 from raymaml.layers import Pass, row_of_step
@@ -69,13 +71,18 @@ class ConvNet4Pass:
         ]
         self._temperature = temperature
         self._lowest = 0
-        chosen = [Norm(layer.eps, layer.given()) for layer in layers]
+        several = isinstance(images, BatchedImages)
+        call = _call_for_each if several else _call
+        chosen = [Norm(layer.eps, call(layer, layer.given)) for layer in layers]
         weights = self._weights(params, missing_scale=1.0)
         self._chain = Chain(images, weights, chosen, order=order)
         self.logits = self._chain.logits
         for layer, block in zip(layers, self._chain.blocks, strict=True):
-            if isinstance(block, Block):  # of several episodes no norm keeps moments
-                _absorb(layer, block)
+            if layer.accumulates and block.norm.given is None:
+                moments = (each.to(block.numbers.scale.dtype) for each in block.moments)
+                call(layer, partial(layer.absorb, count=block.count), *moments)
+            if isinstance(layer, norms.ReferenceTaskNorm2d):
+                call(layer, layer.see, self._chain.features)
 
     @property
     def nbytes(self) -> int:
@@ -139,13 +146,23 @@ class ConvNet4Pass:
         return {name: value for name, value in named.items() if name in self._params}
 
 
-def _absorb(layer: norms.ScaledNorm2d, block: Block) -> None:
-    """Move the moments that a norm keeps by those of a block."""
-    if layer.accumulates and block.norm.given is None:
-        mean, var = (each.to(block.numbers.scale.dtype) for each in block.moments)
-        layer.absorb(mean, var, block.count)
-    if isinstance(layer, norms.ReferenceTaskNorm2d):
-        layer.see(block.maxima)
+def _call(layer: nn.Module, method: Callable[..., Any], *values: Tensor) -> Any:
+    return method(*values)
+
+
+def _call_for_each(layer: nn.Module, method: Callable[..., Any], *values: Tensor) -> Any:
+    """Call a method of a norm for each of several episodes, whose moments it has: [E, ...]."""
+    own: dict[str, Any] = layer._buffers
+    if not own:
+        return method(*values)
+
+    def of_one(moments: dict[str, Any], *values: Tensor) -> tuple[Any, dict[str, Any]]:
+        own.update(moments)
+        return method(*values) or (), dict(own)
+
+    found, after = vmap(of_one)(dict(own), *values)
+    own.update(after)
+    return found or None
 
 
 def block_name(number: int) -> str:
@@ -157,8 +174,8 @@ def closed_form(model: Any, current: Pass, params: Params, x: Tensor) -> ClosedF
     """Return the passes of a ``Classifier`` in closed form; see ``passes.closed.InClosedForm``.
 
     Of one episode they go by the kernels, of several by batched matrix products. None: encoder and
-    head are not exactly raymaml's own; the norms go neither by the batch nor by constants, or keep
-    moments of several episodes; or the kernels are not for these tensors, or are not there.
+    head are not exactly raymaml's own; the norms go neither by the batch nor by constants; or the
+    kernels are not for these tensors, or are not there.
     """
     encoder = model.encoder
     if type(encoder) is not ConvNet4 or encoder.strided:
@@ -189,7 +206,7 @@ def closed_form(model: Any, current: Pass, params: Params, x: Tensor) -> ClosedF
 def _images(x: Tensor, layers: list[Any]) -> Images | BatchedImages | None:
     """Return images for a chain; None: there is none for them."""
     if x.dim() == 5:
-        return None if any(layer._buffers for layer in layers) else BatchedImages(x)
+        return BatchedImages(x)
     if any(layer.bias.shape[-1] % WIDTHS for layer in layers):
         return None
     kernels = kernels_like(x)

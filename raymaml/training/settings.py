@@ -60,9 +60,9 @@ def gradient_method(
     ``mixed_mode`` by kernels, where the model has some, and else for encoders of raymaml with norms
     that have closed rules, unless images are so few and small that the plain graph is faster. On a
     GPU ``mixed_mode`` for all resnets, and for several episodes at once in closed form, which was
-    not measured there: an episode moves half the bytes of ``unrolled``. ``checkpointed``, which needs no rules but PyTorch's and has
-    a memory as flat, for all that was not measured or where it was faster; of a single step there
-    is nothing to save, and the plain graph does.
+    not measured there: an episode moves half the bytes of ``unrolled``. ``checkpointed``, which
+    needs no rules but PyTorch's and has a memory as flat, for all that was not measured or where it
+    was faster; of a single step there is nothing to save, and the plain graph does.
 
     Args:
         inner: the inner loop.
@@ -120,7 +120,7 @@ def _loss_without_kernels(model: ModelConfig, cluster: ClusterConfig, device: to
 
 def _in_batched_closed_form(model: ModelConfig, cluster: ClusterConfig) -> bool:
     """Return whether several episodes at once have the closed form of ``kernels/batched.py``."""
-    fits = model.encoder == "convnet4" and model.norm_policies == {"transductive"}
+    fits = model.encoder == "convnet4" and model.norm_policies <= BY_THE_BATCH
     asked = cluster.kernels != "off" and cluster.episodes_per_chunk != 1
     return fits and asked and cluster.precision != "bf16"
 

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import torch
 from helpers_meta import METHODS, WAYS, build, episodes, flat, relative_error
+from torch import is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from raymaml.common.errors import UserError
 from raymaml.models import closed_form
+from raymaml.models.norm import RunningNorm2d
 from raymaml.models.policies import POLICIES
 from raymaml.passes.calls import alone
 from raymaml.types import EpisodeBatch
@@ -87,12 +91,55 @@ def test_any_number_at_once_is_the_loop(norm: str, gradient: str) -> None:
         torch.testing.assert_close(last, steps[:, -1], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("gradient", ["mixed_mode", "first_order", "unrolled"])
-@pytest.mark.parametrize("norm", ["transductive", "episodic"])
-def test_batched_products_are_for_norms_without_moments(
-    norm: str, gradient: str, monkeypatch: pytest.MonkeyPatch
+WITH_MOMENTS: list[str | dict[str, Any]] = [
+    *("running", "episodic", "episodic_biased", "context", "tasknorm_reference"),
+    {"policy": "running", "per_step": "both"},
+    {"policy": "transductive", "per_step": "affine", "scale": False},
+]
+
+
+@pytest.mark.parametrize("gradient", ["mixed_mode", "first_order", "implicit"])
+@pytest.mark.parametrize("norm", WITH_MOMENTS, ids=str)
+def test_each_of_several_episodes_keeps_its_own_moments(
+    norm: str | dict[str, Any], gradient: str
 ) -> None:
-    """And for methods without a graph; ``unrolled`` takes PyTorch's way."""
+    batch, learner = episodes(3), build(norm=norm, **options(gradient))
+    for each in learner.model.modules():
+        if isinstance(each, RunningNorm2d):
+            each.mean.copy_(torch.linspace(-0.2, 0.3, each.mean.numel()).view_as(each.mean))
+            each.var.copy_(torch.linspace(0.4, 1.2, each.var.numel()).view_as(each.var))
+    for found, episode in zip(learner.chunk_gradients(batch), batch, strict=True):
+        wanted = learner.episode_gradient(episode)
+        assert relative_error(flat(found.grads), flat(wanted.grads)) < 1e-10
+        assert found.buffers.keys() == wanted.buffers.keys()
+        assert ("running" in str(norm)) == bool(found.buffers)
+        for name, value in wanted.buffers.items():
+            torch.testing.assert_close(found.buffers[name], value, rtol=1e-12, atol=1e-12)
+    several = learner.logits_by_step(batch)
+    one_by_one = torch.stack([learner.logits_by_step(each) for each in batch])
+    torch.testing.assert_close(several, one_by_one, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("norm", "gradient", "in_training", "in_evaluation"),
+    [  # a support and a query set; that of queries by `context` is differentiated through moments
+        ("transductive", "mixed_mode", 2, 2),
+        ("transductive", "first_order", 2, 2),
+        ("transductive", "unrolled", 0, 2),
+        ("episodic", "mixed_mode", 2, 2),
+        ("running", "mixed_mode", 2, 2),
+        ("context", "mixed_mode", 1, 1),
+        ("tasknorm_i", "mixed_mode", 0, 0),
+    ],
+)
+def test_norms_by_the_batch_or_by_constants_take_batched_products(
+    norm: str,
+    gradient: str,
+    in_training: int,
+    in_evaluation: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And methods without a graph; ``unrolled`` takes PyTorch's way."""
     made: list[object] = []
 
     class Spy(closed_form.BatchedImages):
@@ -103,10 +150,38 @@ def test_batched_products_are_for_norms_without_moments(
     monkeypatch.setattr(closed_form, "BatchedImages", Spy)
     learner = build(norm=norm, gradient=gradient)
     learner.chunk_gradients(episodes(2))
-    wanted = 2 if norm == "transductive" and gradient != "unrolled" else 0
-    assert len(made) == wanted  # the support and the query images, once each
+    assert len(made) == in_training
     learner.predict(episodes(2), at_once=2)
-    assert len(made) - wanted == (2 if norm == "transductive" else 0)
+    assert len(made) - in_training == in_evaluation
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that operations read and write."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [each for each in tree_leaves((args, kwargs, result)) if is_tensor(each)]
+            self.nbytes += sum(each.nbytes for each in tensors)
+        return result
+
+
+@pytest.mark.parametrize("norm", ["transductive", "episodic"])
+def test_the_closed_form_moves_half_the_bytes_of_the_graph(norm: str) -> None:
+    """Memory is the limit on a GPU: so ``auto`` takes it there."""
+    batch, moved = episodes(4, dtype=torch.float32).to(torch.device("meta")), {}
+    vars(batch)["num_ways"] = WAYS
+    for gradient in ("mixed_mode", "unrolled"):
+        learner = build("kernels", norm, gradient=gradient, num_steps=5, tape_memory=1000)
+        learner.float().to("meta")
+        with Traffic() as traffic:
+            learner.chunk_gradients(batch)
+        moved[gradient] = traffic.nbytes
+    assert moved["mixed_mode"] < 0.6 * moved["unrolled"], moved
 
 
 def test_rows_of_each_step_and_a_budget_of_nothing() -> None:

@@ -76,7 +76,7 @@ def test_auto_picks_what_was_measured(overrides, shape, method: str, has_kernels
 
 
 GRAY = (1, 28, 28)
-BY_BATCH, ONE_BY_ONE = "model.norm=transductive", ("cluster.episodes_per_chunk=1",)
+ONE_BY_ONE = ("cluster.episodes_per_chunk=1",)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,10 @@ def test_by_kernels_mixed_mode_is_best(overrides, shape, method: str, has_kernel
         ((*ONE_BY_ONE, "model.width=64"), GRAY, "unrolled"),
         ((*ONE_BY_ONE, "episodes.train.num_shots=5"), COLOUR, "mixed_mode"),  # 5,644,800
         ((*ONE_BY_ONE, "inner.num_steps=6"), GRAY, "mixed_mode"),
-        ((), COLOUR, "unrolled"),  # episodic_biased
-        ((BY_BATCH,), COLOUR, "mixed_mode"),  # several at once, in closed form
-        ((BY_BATCH, "cluster.precision=tf32"), GRAY, "mixed_mode"),
-        ((BY_BATCH, "cluster.precision=bf16"), COLOUR, "unrolled"),
-        ((BY_BATCH, "cluster.kernels=off"), COLOUR, "unrolled"),
+        ((), COLOUR, "mixed_mode"),  # several at once, in closed form
+        (("cluster.precision=tf32",), GRAY, "mixed_mode"),
+        (("cluster.precision=bf16",), COLOUR, "unrolled"),
+        (("cluster.kernels=off",), COLOUR, "unrolled"),
         (("model.encoder=resnet12", "model.width=64"), GRAY, "mixed_mode"),
         (("model.norm=layer",), COLOUR, "checkpointed"),  # not measured
         (("model.norm=layer", "inner.num_steps=1"), COLOUR, "unrolled"),
@@ -116,7 +115,9 @@ def test_by_kernels_mixed_mode_is_best(overrides, shape, method: str, has_kernel
         (("inner.gradient=first_order",), COLOUR, "first_order"),
     ],
 )
-def test_on_a_gpu_auto_picks_what_was_measured_there_or_moves_less(overrides, shape, method: str) -> None:
+def test_on_a_gpu_auto_picks_what_was_measured_there_or_moves_less(
+    overrides, shape, method: str
+) -> None:
     assert method_of(config(*overrides), shape, CUDA) == method
 
 
@@ -180,7 +181,7 @@ ASKED = ("inner.gradient=unrolled", "cluster.precision=bf16", "cluster.episodes_
             (),
             *(CUDA, 8),
             "8 GPU worker(s), contiguous, float32, as many episodes at once as memory allows;"
-            " meta-gradient by unrolled (auto)",
+            " meta-gradient by mixed_mode (auto)",
         ),
     ],
 )
