@@ -82,9 +82,12 @@ class EpisodeBatch:
         """Return consecutive episodes."""
         return self._by_tensor(lambda value: value[rows.start : rows.stop])
 
-    def cloned(self) -> EpisodeBatch:
-        """Return the same episodes in other memory."""
-        return self._by_tensor(torch.clone)
+    def shuffled(self) -> EpisodeBatch:
+        """Return other episodes of the same shape, in other memory: images and episodes are one
+        place further, and labels where they are."""
+        return self._by_tensor(
+            lambda x: x.roll((1, 1), (0, 1)) if x.is_floating_point() else x.clone()
+        )
 
     def to(self, device: torch.device) -> EpisodeBatch:
         """Return the same episodes on ``device``."""

@@ -15,10 +15,10 @@ from helpers_meta import METHODS, WAYS, build, episodes, flat, relative_error
 from test_golden import CASES, gradient_error, load
 
 from raymaml import MetaLearner, UserError
-from raymaml.config.schema import Config
+from raymaml.config.schema import ClusterConfig, Config
 from raymaml.training.checkpoint import WEIGHTS, checkpoint_path
 from raymaml.training.graphs import Graphs, record_on_gpu
-from raymaml.training.settings import set_determinism
+from raymaml.training.settings import set_determinism, set_precision
 from raymaml.training.tensor_file import read_weights
 from raymaml.training.worker import train_locally
 from raymaml.types import EpisodeBatch
@@ -33,6 +33,12 @@ pytestmark = [
 ]
 NORMS = ["transductive", "context", "episodic", "running", "tasknorm_i", "layer"]
 MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(autouse=True)
+def _float32() -> None:
+    """PyTorch's convolutions multiply in TF32 by default."""
+    set_precision(ClusterConfig())
 
 
 def on_device(learner: MetaLearner, batch: EpisodeBatch) -> tuple[MetaLearner, EpisodeBatch]:

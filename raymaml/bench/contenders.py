@@ -190,7 +190,8 @@ class Contender:
         The gradient is that of the query loss in all parameters of the model. Of copies that are
         computed together, it is that of the first.
         """
-        torch.manual_seed(0)  # for dropout
+        if not torch.cuda.is_current_stream_capturing():
+            torch.manual_seed(0)  # for dropout
         batch, training = self._batches[phase], phase == "training"
         if self._library == "raymaml" and training:
             return self._flat(self._learner.chunk_gradients(batch)[0].grads)

@@ -40,6 +40,7 @@ class Normalize:
         flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
         sources = planes.reshape(flat.shape)
         step = max(1, _CACHED_ELEMENTS // planes.shape[-3:].numel())
+        step = step if planes.device.type == "cpu" else len(flat)
         for at in range(0, len(flat), step):
             # multiply, then add: two roundings whatever the device, hence equal bits
             flat[at : at + step].copy_(sources[at : at + step]).mul_(scale).add_(shift)

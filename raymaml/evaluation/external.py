@@ -33,7 +33,7 @@ from raymaml.training.at_once import AtOnce, judging_at_once
 from raymaml.training.data import open_bank, open_episode_sets
 from raymaml.training.features import Predict
 from raymaml.training.graphs import replayed
-from raymaml.training.settings import local_device, set_precision
+from raymaml.training.settings import local_device, set_determinism, set_precision
 from raymaml.training.trained import open_trained
 from raymaml.types import Episode, EpisodeBatch
 
@@ -62,6 +62,7 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
     """
     device = local_device(config.cluster)
     set_precision(config.cluster)
+    set_determinism(config.cluster)
     episodes = open_episode_sets(
         config.data, config.episodes, open_bank(config.data), ("test",), device
     )["test"]

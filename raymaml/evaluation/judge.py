@@ -34,7 +34,8 @@ def judge(
         started = seconds_after_all(device)
         logits = by_step(some)
         seconds = (seconds_after_all(device) - started) / len(some)
-        return [(each, labels, seconds) for each, labels in zip(logits, some.query_y, strict=True)]
+        pairs = zip(logits.cpu(), some.query_y.cpu(), strict=True)
+        return [(each, labels, seconds) for each, labels in pairs]
 
     found = computed(episodes, indices, at_once, judged)
     for index, rows, result in zip(indices, episodes.shards.rows(indices), found, strict=True):

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raymaml.common.determinism import in_any_order
 from raymaml.kernels.blocks import Moments, Norm, Numbers
+
+MOST_POOLED = 2**31 - 1
+"""Elements that PyTorch 2.9 pools in a call on a GPU."""
+FEWEST_ROWS = 1024
+"""Rows of a part of a product of rows: the sum of smaller ones costs more than it saves."""
 
 
 class BatchedImages:
@@ -157,8 +163,12 @@ class BatchedBlock:
 
     def _pooled(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the maxima of 2x2 windows of ``y``, [E, n, K], and their rows of pixels."""
-        images = self._as_images(y).flatten(0, 1)
-        values, places = F.max_pool2d(images, 2, return_indices=True)  # [E B, K, h, w]
+        images = self._as_images(y).flatten(0, 1)  # [E B, K, H, W]
+        parts = images.split(max(1, MOST_POOLED // images[0].numel()))
+        pooled = [F.max_pool2d(part, 2, return_indices=True) for part in parts]
+        values, places = (
+            pooled[0] if len(pooled) == 1 else map(torch.cat, zip(*pooled, strict=True))
+        )
         values, places = (
             rows_of_pixels(each.unflatten(0, (-1, self.num_images))) for each in (values, places)
         )
@@ -171,6 +181,11 @@ class BatchedBlock:
         sizes = (H // 2, W // 2) if pooled else (H, W)
         images: Tensor = rows.unflatten(1, (self.num_images, *sizes))
         return images.movedim(-1, 2)
+
+    def _put(self, rows: Tensor, values: Tensor) -> Tensor:
+        """Put values at the places of the maxima, in place; windows share no pixel."""
+        with in_any_order():
+            return rows.scatter_(1, self.places, values)
 
     def _product(self, patches: Tensor, rows: Tensor) -> Tensor:
         return product_of_rows(patches, rows, self.num_images)
@@ -201,7 +216,7 @@ class BatchedInnerBlock(BatchedBlock):
         s = self.s
         self.y_grad = torch.addcmul(-s * self.g_mean, self.d, self.bend, value=-1)
         at_maxima = s * (self.g - self.g_mean) - self.bend * self.d_max
-        self.y_grad.scatter_(1, self.places, at_maxima)
+        self._put(self.y_grad, at_maxima)
         below = None
         if down:
             self.grad_patches = patches_of(self._as_images(self.y_grad))
@@ -225,7 +240,7 @@ class BatchedInnerBlock(BatchedBlock):
         y_grad_t.addcmul_(self.y_t, bend, value=-1)
         at_maxima = s * (g_t - g_mean_t) + s_t * (self.g - self.g_mean)
         at_maxima -= bend_t * self.d_max + bend * self.d_max_t
-        y_grad_t.scatter_(1, self.places, at_maxima)
+        self._put(y_grad_t, at_maxima)
         below = None
         if down:
             rows = patches_of(self._as_images(y_grad_t)) @ turned(self.filters)
@@ -280,8 +295,8 @@ class BatchedFirstBlock(BatchedBlock):
 
     def _sums(self, g: Tensor) -> Tensor:
         """Return the sums of g p over the maxima, [E, 9c, K]."""
-        at_maxima = g.new_zeros(len(g), self.count, g.shape[-1]).scatter_(1, self.places, g)
-        return self._product(self.images.patches, at_maxima)
+        at_maxima = g.new_zeros(len(g), self.count, g.shape[-1])
+        return self._product(self.images.patches, self._put(at_maxima, g))
 
 
 def patches_of(x: Tensor) -> Tensor:
@@ -303,9 +318,12 @@ def turned(filters: Tensor) -> Tensor:
 
 
 def product_of_rows(a: Tensor, b: Tensor, count: int) -> Tensor:
-    """Return ``a^T b`` for ``[E, n, A]`` and ``[E, n, B]``, as a sum over ``count`` parts of equal
-    length: a GPU has enough to do at once."""
-    a, b = (each.unflatten(1, (count, -1)) for each in (a, b))
+    """Return ``a^T b`` for ``[E, n, A]`` and ``[E, n, B]``, as a sum over up to ``count`` parts of
+    equal length: a GPU has enough to do at once."""
+    rows = a.shape[1]
+    fits = (n for n in range(count, 1, -1) if count % n == 0 and rows // n >= FEWEST_ROWS)
+    parts = next(fits, 1)
+    a, b = (each.unflatten(1, (parts, -1)) for each in (a, b))
     return (a.mT @ b).sum(1)
 
 

@@ -71,8 +71,7 @@ class ConvNet4Pass:
         ]
         self._temperature = temperature
         self._lowest = 0
-        several = isinstance(images, BatchedImages)
-        call = _call_for_each if several else _call
+        call = partial(_called, several=isinstance(images, BatchedImages))
         chosen = [Norm(layer.eps, call(layer, layer.given)) for layer in layers]
         weights = self._weights(params, missing_scale=1.0)
         self._chain = Chain(images, weights, chosen, order=order)
@@ -146,14 +145,10 @@ class ConvNet4Pass:
         return {name: value for name, value in named.items() if name in self._params}
 
 
-def _call(layer: nn.Module, method: Callable[..., Any], *values: Tensor) -> Any:
-    return method(*values)
-
-
-def _call_for_each(layer: nn.Module, method: Callable[..., Any], *values: Tensor) -> Any:
-    """Call a method of a norm for each of several episodes, whose moments it has: [E, ...]."""
+def _called(layer: nn.Module, method: Callable[..., Any], *values: Tensor, several: bool) -> Any:
+    """Call a method of a norm; of several episodes, for each with its own moments: [E, ...]."""
     own: dict[str, Any] = layer._buffers
-    if not own:
+    if not (several and own):
         return method(*values)
 
     def of_one(moments: dict[str, Any], *values: Tensor) -> tuple[Any, dict[str, Any]]:

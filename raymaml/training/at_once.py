@@ -14,6 +14,7 @@ from raymaml.config.inner import InnerConfig
 from raymaml.config.schema import ClusterConfig
 from raymaml.training.data import EpisodeSet
 from raymaml.training.explain import is_out_of_memory
+from raymaml.training.graphs import forget_recordings
 from raymaml.types import EpisodeBatch
 
 T = TypeVar("T")
@@ -47,8 +48,8 @@ class GpuMemory:
 
     def free(self) -> int:
         """See ``Memory``."""
-        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return torch.cuda.mem_get_info(self._device)[0] + kept
+        torch.cuda.empty_cache()  # what stays is in use, or of CUDA graphs
+        return torch.cuda.mem_get_info(self._device)[0]
 
     def peak_of(self, call: Callable[[], T]) -> tuple[T, int]:
         """See ``Memory``."""
@@ -59,6 +60,7 @@ class GpuMemory:
 
     def release(self) -> None:
         """See ``Memory``."""
+        forget_recordings()
         torch.cuda.empty_cache()
 
 

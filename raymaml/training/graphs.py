@@ -2,18 +2,21 @@
 
 A GPU waits for Python in each of the thousands of calls of an episode. A graph makes all of them
 at once. It repeats the calls of its recording: on other episodes and other weights, which lie at
-the same addresses, but by the same branches. So a graph stays only if its first replay on episodes
-that it was not recorded on agrees with the computation itself.
+the same addresses, but by the same branches. So a graph is recorded on other episodes than it is
+called with, and stays only if its first replay agrees with the computation itself.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import is_dataclass, replace
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymaml.common.errors import reason_of
 from raymaml.common.logs import LOG
@@ -35,48 +38,80 @@ _AGREES = 0.05
 maxima, which moves a gradient by up to a hundredth."""
 
 
+_READS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2"}
+_BY_INDEX = {"index", "index_put", "index_put_"}
+"""These read a mask."""
+
+
 class _Disagrees(Exception):  # noqa: N818  (not an error)
     """A replay is not what the computation gives."""
 
 
+class WithoutReads(TorchDispatchMode):
+    """Raises an error where a computation looks at a value, for which it waits for the device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Make the call, if it is none of these."""
+        name = func.overloadpacket.__name__
+        by_mask = name in _BY_INDEX and any(
+            each is not None and each.dtype is torch.bool for each in args[1]
+        )
+        if name in _READS or by_mask:
+            raise RuntimeError(f"{name} reads a value from the device")
+        return func(*args, **(kwargs or {}))
+
+
+@functools.cache
+def _place_of_recordings(_device: int) -> tuple[torch.cuda.Stream, Any]:
+    """Return the stream and the memory of all recordings: replays follow one another, and their
+    results are copied."""
+    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+
 def record_on_gpu(computation: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-    """Record a computation as a CUDA graph; see ``Recorder``."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    """Record a computation as a CUDA graph; see ``Recorder``.
+
+    Another thread may load episodes meanwhile. After an error, PyTorch keeps memory back for ever
+    and leaves the stream of the recording current: what reads a value ends before the recording.
+    """
+    side, pool = _place_of_recordings(torch.cuda.current_device())
+    now = torch.cuda.current_stream()
+    side.wait_stream(now)
+    with torch.cuda.stream(side), WithoutReads():  # type: ignore[no-untyped-call]
         for _ in range(_WARM_UP):
             computation()
-    torch.cuda.current_stream().wait_stream(side)
+    now.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    recording = torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local")
+    with torch.cuda.stream(now), recording:
         result = computation()
     return result, graph.replay
 
 
 class Graph(Generic[T]):
-    """The recording of a function of episodes of one shape."""
+    """The recording of a function of episodes of one shape.
+
+    Raises:
+        _Disagrees: a replay is not what the function gives.
+    """
 
     def __init__(
         self, function: Callable[[EpisodeBatch], T], episodes: EpisodeBatch, record: Recorder
     ) -> None:
-        self._function, self._replays = function, 0
-        self._inputs = episodes.cloned()
+        wanted = function(episodes)  # before the recording, which takes as much memory
+        self._inputs = episodes.shuffled()
         self._result, self._replay = record(lambda: function(self._inputs))
+        self._require_agreement(self(episodes), wanted)
 
     def __call__(self, episodes: EpisodeBatch) -> T:
-        """Return what the function returns.
-
-        Raises:
-            _Disagrees: the replay is something else, on the first episodes after those recorded.
-        """
+        """Return what the function returns."""
         for name, value in tensors_of(self._inputs).items():
             value.copy_(getattr(episodes, name))
         self._replay()
         # copied: the next replay overwrites it
-        found: T = _copied(self._result)
-        if self._replays == 1:
-            self._require_agreement(found, self._function(episodes))
-        self._replays += 1
+        found: T = _copied(self._result, {})
         return found
 
     @staticmethod
@@ -88,16 +123,27 @@ class Graph(Generic[T]):
             raise _Disagrees(f"a replay differs by {apart:.1e} from a result of {size:.1e}")
 
 
-def _copied(value: Any) -> Any:
-    """Copy all tensors in lists, dictionaries and dataclasses."""
+def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
+    """Copy all tensors in lists, dictionaries and dataclasses; views of one tensor stay views.
+
+    Args:
+        value: the containers.
+        copies: by the identity of what was copied.
+    """
     if isinstance(value, Tensor):
-        return value.clone()
+        base = value if value._base is None else value._base
+        if id(base) not in copies:
+            copies[id(base)] = base.clone()
+        copy, first = copies[id(base)], value.storage_offset() - base.storage_offset()
+        if copy.stride() != base.stride():  # of memory with holes
+            return value.clone()
+        return copy.as_strided(value.shape, value.stride(), first)
     if isinstance(value, list | tuple):
-        return type(value)(map(_copied, value))
+        return type(value)(_copied(each, copies) for each in value)
     if isinstance(value, dict):
-        return {name: _copied(each) for name, each in value.items()}
+        return {name: _copied(each, copies) for name, each in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{name: _copied(each) for name, each in vars(value).items()})
+        return replace(value, **_copied(vars(value), copies))
     return value
 
 
@@ -139,6 +185,7 @@ class Graphs(Generic[T]):
         self._graphs: dict[Hashable, Graph[T] | None] = {}
         """By key, the one used last at the end; None: of a key that came once."""
         self._refused: set[Hashable] = set()
+        _ALL.add(self)
 
     def __call__(self, episodes: EpisodeBatch, *others: Any) -> T:
         """Return what the function returns; the result is the caller's."""
@@ -155,20 +202,34 @@ class Graphs(Generic[T]):
                 graph = Graph(lambda each: self._function(each, *others), episodes, self._record)
             found = graph(episodes)
         except (RuntimeError, _Disagrees) as error:
-            if is_out_of_memory(error):
-                raise
             self._refused.add(key)
             say(self._name, reason_of(error))
+            no_memory = is_out_of_memory(error)
         else:
             self._keep(key, graph)
             return found
+        if no_memory:
+            forget_recordings()
         return self._function(episodes, *others)
+
+    def forget(self) -> None:
+        """Give back the memory of all recordings."""
+        self._graphs.clear()
 
     def _keep(self, key: Hashable, graph: Graph[T]) -> None:
         self._graphs[key] = graph
         recorded = [key for key, graph in self._graphs.items() if graph is not None]
         for oldest in recorded[:-MOST]:
             del self._graphs[oldest]
+
+
+_ALL: WeakSet[Graphs[Any]] = WeakSet()
+
+
+def forget_recordings() -> None:
+    """Give back the memory of all recordings of this process, where there is none left."""
+    for graphs in _ALL:
+        graphs.forget()
 
 
 def replayed(

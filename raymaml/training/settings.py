@@ -176,7 +176,7 @@ def local_device(cluster: ClusterConfig) -> torch.device:
         )
     use_gpu = available and cluster.device != "cpu"
     require_precision(cluster, use_gpu)
-    return torch.device("cuda" if use_gpu else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
 
 
 def require_precision(cluster: ClusterConfig, use_gpu: bool) -> None:

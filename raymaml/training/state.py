@@ -19,7 +19,7 @@ from raymaml.models import build_model
 from raymaml.seeding import fold_in
 from raymaml.storage.place import Place
 from raymaml.training.optimizer import build_optimizer
-from raymaml.training.settings import gradient_method, image_layout
+from raymaml.training.settings import gradient_method, image_layout, set_precision
 from raymaml.training.tensor_file import can_be_kept, is_plain
 from raymaml.types import Params
 
@@ -96,11 +96,14 @@ def build_learner(
 ) -> MetaLearner:
     """Return the meta-learner with its initial weights, a function of ``config.seed``.
 
-    ``test_inner`` is the inner loop of evaluation, ``config.test_inner`` if None.
+    On a GPU the process keeps the precision of the configuration. ``test_inner`` is the inner loop
+    of evaluation, ``config.test_inner`` if None.
 
     Raises:
         UserError: the model cannot be built, has nothing to learn, or name patterns do not fit it.
     """
+    if device.type == "cuda":
+        set_precision(config.cluster)
     model = build_model(
         config.model,
         image_shape=image_shape,

@@ -56,7 +56,8 @@ class CheckpointStore:
         card = read_card(path)
         params = load_tensors(path, card, card.weights, session.device)
         require_fitting(path, params, state.weights)
-        optimizer = load_tensors(path, card, "optimizer.pt", session.device)
+        # its numbers of steps stay on the CPU, or each step would read them from a GPU
+        optimizer = load_tensors(path, card, "optimizer.pt", torch.device("cpu"))
         try:
             load_optimizer(state.optimizer, optimizer)
         except ValueError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raymaml.kernels import batched
 from raymaml.kernels.batched import BatchedImages
 from raymaml.kernels.blocks import Images, Moments, Norm, Numbers
 from raymaml.kernels.build import NoKernelsError
@@ -230,6 +231,17 @@ def test_values_and_gradients_alone_are_the_same(size: int, pass_of: PassOf) -> 
     assert torch.equal(gradient.logits, product.logits)
     found, wanted = (each.gradient(y) for each in (gradient, product))
     assert distance(found, wanted) < 1e-12
+
+
+def test_images_are_pooled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.9 pools up to 2^31 elements in a call on a GPU."""
+    x, y, named = torch.randn(5, 3, 28, 28), torch.arange(5), drawn(3, 16, 3, 28)
+    whole = AmongOthers(x, named, 3)
+    monkeypatch.setattr(batched, "MOST_POOLED", 4 * 28 * 28 * 16)  # 4 of 15 images
+    parts = AmongOthers(x, named, 3)
+    assert torch.equal(parts.logits, whole.logits)
+    found, wanted = parts.gradient(y), whole.gradient(y)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
 @pytest.mark.parametrize("order", [0, 2])

@@ -52,7 +52,10 @@ def test_no_value_is_read_from_the_device(encoder: str, norm: str, head: str, me
     learner.to("meta")
     batch = episodes(2).to(torch.device("meta"))
     vars(batch)["num_ways"] = WAYS  # as the loader knows
-    for each in (learner.chunk_gradients(batch)[1], learner.episode_gradient(batch[0])):
+    found = [learner.chunk_gradients(batch)[1], learner.episode_gradient(batch[0])]
+    learner.channels_last = True
+    found.append(learner.episode_gradient(batch[0]))
+    for each in found:
         assert {value.device.type for value in each.grads.values()} == {"meta"}
     assert learner.logits_by_step(batch).shape == (2, 3, 9, WAYS)
     assert learner.logits_by_step(batch[0]).shape == (3, 9, WAYS)
@@ -204,7 +207,7 @@ def test_the_number_of_ways_is_that_of_the_labels() -> None:
         learner = build(head=head)
         assert torch.equal(learner.predict(known), learner.predict(batch))
     assert known[0].num_ways == known.among(range(1)).num_ways == WAYS
-    assert known.to(torch.device("cpu")).num_ways == known.cloned().num_ways == WAYS
+    assert known.to(torch.device("cpu")).num_ways == known.shuffled().num_ways == WAYS
 
 
 def test_deterministic_kernels_pool_by_two_maxima(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymaml import EpisodeBatch, InnerConfig, MetaLearner, ModelConfig, UserError, build_model
 from raymaml.config.schema import ClusterConfig
-from raymaml.training.graphs import MOST, Graphs, refusal_of, replayed
+from raymaml.training.graphs import (
+    MOST,
+    Graphs,
+    WithoutReads,
+    _copied,
+    refusal_of,
+    replayed,
+)
 
 
 class Recording(TorchDispatchMode):
@@ -173,7 +180,7 @@ def test_a_branch_that_changes_is_found(lines: Callable[[], list[str]]) -> None:
         return episodes.query_x if len(calls) < 3 else -episodes.query_x
 
     graphs = graphs_of(fickle, recorder := Recorder())
-    for step, sign in enumerate([1, 1, -1, -1]):  # computed, recorded, compared, computed
+    for step, sign in enumerate([1, -1, -1]):  # computed; recorded, and otherwise; computed
         torch.testing.assert_close(graphs(batch(step)), sign * batch(step).query_x)
     assert recorder.count == 1
     (line,) = lines()
@@ -193,16 +200,87 @@ def test_what_reads_a_value_is_computed_as_before(lines: Callable[[], list[str]]
     assert lines() == [expected]
 
 
-def test_errors_of_memory_are_for_the_caller() -> None:
-    """It halves the episodes at once."""
-
+def test_without_memory_for_a_recording_all_are_forgotten(lines: Callable[[], list[str]]) -> None:
     def record(computation: Callable[[], Any]) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    graphs = Graphs(lambda each: each.query_x, lambda: None, record, name="training")
-    graphs(batch(0))
-    with pytest.raises(torch.OutOfMemoryError):
-        graphs(batch(0))
+    def triple(episodes: EpisodeBatch) -> Tensor:
+        return 3 * episodes.query_x
+
+    others = graphs_of(triple, recorder := Recorder())
+    graphs = Graphs(triple, lambda: None, record, name="training")
+    for step in range(3):
+        assert torch.equal(others(batch(step)), 3 * batch(step).query_x)
+        assert torch.equal(graphs(batch(step)), 3 * batch(step).query_x)
+    assert lines() == ["training: no CUDA graph: CUDA out of memory"]
+    assert recorder.count == 1  # forgotten at step 1, and at step 2 a shape that comes once
+    others(batch(3))
+    assert recorder.count == 2
+
+
+def test_errors_of_memory_of_the_computation_are_for_the_caller() -> None:
+    """It halves the episodes at once."""
+
+    def too_large(episodes: EpisodeBatch) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graphs = graphs_of(too_large, Recorder())
+    for _ in range(3):
+        with pytest.raises(torch.OutOfMemoryError):
+            graphs(batch(0))
+
+
+def test_a_computation_and_its_recording_are_never_in_memory_together() -> None:
+    """The computation, on the episodes of the call; then the recording, on others."""
+    seen: list[tuple[str, EpisodeBatch]] = []
+
+    def record(computation: Callable[[], Any]) -> Any:
+        seen.append(("recording", batch(1)))
+        return Recorder()(computation)
+
+    def double(episodes: EpisodeBatch) -> Tensor:
+        seen.append(("call", episodes))
+        return 2 * episodes.query_x
+
+    graphs = Graphs(double, lambda: None, record, name="training")
+    for step in range(4):
+        graphs(batch(step))
+    assert [kind for kind, _ in seen] == ["call", "call", "recording", "call"]
+    given, recorded = seen[1][1], seen[3][1]
+    assert torch.equal(given.query_x, batch(1).query_x)
+    assert recorded.query_x.shape == given.query_x.shape
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_other_episodes_have_other_images_and_the_same_labels(count: int) -> None:
+    episodes = batch(0, count)
+    others = episodes.shuffled()
+    assert not torch.equal(others.support_x, episodes.support_x)
+    assert torch.equal(others.support_x[0, 0], episodes.support_x[-1, -1])
+    assert torch.equal(others.query_y, episodes.query_y)
+    assert others.query_y.data_ptr() != episodes.query_y.data_ptr()
+
+
+def test_views_of_one_tensor_are_copied_at_once() -> None:
+    base = torch.arange(12.0).view(3, 4)
+    part = torch.arange(10.0)[::2]
+    copied = _copied([base[1], base[2, 1:], base.T, part], {})
+    for found, wanted in zip(copied, [base[1], base[2, 1:], base.T, part], strict=True):
+        assert torch.equal(found, wanted)
+    base.zero_()
+    part.zero_()
+    assert float(copied[0].sum()) == 4 + 5 + 6 + 7
+    assert torch.equal(copied[3], torch.tensor([0.0, 2.0, 4.0, 6.0, 8.0]))
+    assert copied[0]._base is copied[1]._base
+
+
+def test_a_look_at_a_value_ends_a_warm_up() -> None:
+    x = torch.arange(3.0)
+    for look in (lambda: bool(x.sum() > 0), x.nonzero, lambda: x[x > 1], lambda: x.equal(x)):
+        with pytest.raises(RuntimeError, match="reads a value from the device"), WithoutReads():
+            look()
+    with WithoutReads():
+        assert len(x.relu()) == 3
 
 
 def test_mistakes_of_the_user_stay_messages() -> None:

@@ -68,7 +68,8 @@ class _BatchNorm(Function):
         rstd = torch.rsqrt(var + eps)
         at, where = centred, None  # d where out is needed, and the positions
         if window > 1:
-            rising = bool((weight > 0).all())
+            # a look at the values of a GPU would wait for it
+            rising = weight.device.type == "cpu" and bool((weight > 0).all())
             at, where = pooled(centred if rising else centred * _by_channel(weight.sign()), window)
             at = at if rising else pick(centred, where)
         scale = weight * rstd

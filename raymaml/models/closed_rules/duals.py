@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from raymaml.common.determinism import in_any_order
 from raymaml.layers import OwnRules, Rules
 from raymaml.models.closed_rules.pairs import Pair, joined, only, pair
 from raymaml.models.closed_rules.winograd import Winograd, kernels_for
@@ -205,8 +206,9 @@ def pick(x: Tensor, where: Tensor) -> Tensor:
 
 
 def spread(x: Tensor, where: Tensor, values: Tensor) -> Tensor:
-    """Add ``values`` in place to the memory of ``x`` at the positions ``where``."""
-    _memory(x).scatter_add_(0, _memory(where), _memory(laid_out_as(where, values.to(x.dtype))))
+    """Add ``values`` in place to the memory of ``x`` at the positions ``where``, which differ."""
+    with in_any_order():
+        _memory(x).scatter_add_(0, _memory(where), _memory(laid_out_as(where, values.to(x.dtype))))
     return x
 
 
