@@ -179,7 +179,7 @@ class Contender:
         shape, ways = _image_shape(config), config.episodes.train.num_ways
         self._learner = build_learner(config, shape, ways, device)
         self.model = self._learner.model.to(dtype)
-        self._library, self._config = library, config
+        self._library, self._config, self._on_gpu = library, config, device.type == "cuda"
         self._batches = {
             phase: _copies_of(_episode(config, phase, device, dtype), at_once) for phase in PHASES
         }
@@ -190,7 +190,7 @@ class Contender:
         The gradient is that of the query loss in all parameters of the model. Of copies that are
         computed together, it is that of the first.
         """
-        if not torch.cuda.is_current_stream_capturing():
+        if not (self._on_gpu and torch.cuda.is_current_stream_capturing()):
             torch.manual_seed(0)  # for dropout
         batch, training = self._batches[phase], phase == "training"
         if self._library == "raymaml" and training:
