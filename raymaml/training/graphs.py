@@ -36,8 +36,6 @@ _WARM_UP = 2
 _AGREES = 0.05
 """Largest accepted distance of a replay from the computation, relative to its norm: rounding tips
 maxima, which moves a gradient by up to a hundredth."""
-
-
 _READS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2"}
 _BY_INDEX = {"index", "index_put", "index_put_"}
 """These read a mask."""
@@ -123,18 +121,18 @@ class Graph(Generic[T]):
             raise _Disagrees(f"a replay differs by {apart:.1e} from a result of {size:.1e}")
 
 
-def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
+def _copied(value: Any, copies: dict[Tensor, Tensor]) -> Any:
     """Copy all tensors in lists, dictionaries and dataclasses; views of one tensor stay views.
 
     Args:
         value: the containers.
-        copies: by the identity of what was copied.
+        copies: by the tensor.
     """
     if isinstance(value, Tensor):
         base = value if value._base is None else value._base
-        if id(base) not in copies:
-            copies[id(base)] = base.clone()
-        copy, first = copies[id(base)], value.storage_offset() - base.storage_offset()
+        if base not in copies:
+            copies[base] = base.clone()
+        copy, first = copies[base], value.storage_offset() - base.storage_offset()
         if copy.stride() != base.stride():  # of memory with holes
             return value.clone()
         return copy.as_strided(value.shape, value.stride(), first)
