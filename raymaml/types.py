@@ -83,11 +83,8 @@ class EpisodeBatch:
         return self._by_tensor(lambda value: value[rows.start : rows.stop])
 
     def shuffled(self) -> EpisodeBatch:
-        """Return other episodes of the same shape, in other memory: images and episodes are one
-        place further, and labels where they are."""
-        return self._by_tensor(
-            lambda x: x.roll((1, 1), (0, 1)) if x.is_floating_point() else x.clone()
-        )
+        """Return other episodes of this shape: images and episodes move one place, labels stay."""
+        return self._by_tensor(lambda x: x.roll((1, 1), (0, 1)) if x.dim() > 2 else x.clone())
 
     def to(self, device: torch.device) -> EpisodeBatch:
         """Return the same episodes on ``device``."""
