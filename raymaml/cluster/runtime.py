@@ -135,7 +135,7 @@ def _connect(arguments: dict[str, Any]) -> None:
                 configure_logging=True,
                 **arguments,
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises a plain one, too: that it took too long to start
         raise _no_cluster(arguments, error) from None
 
 
