@@ -71,7 +71,7 @@ def fold_logits(
         among: whether an image is judged together with the others, or alone.
     """
     rows = torch.arange(len(labels), device=labels.device)
-    others = torch.stack([rows[rows != row] for row in left_out])  # [E, S-1]
+    others = rows[:-1] + (rows[:-1] >= left_out[:, None])  # [E, S-1]
     asked = rows.expand(len(left_out), -1) if among else left_out[:, None]
     folds = EpisodeBatch(
         support_x=images[others],

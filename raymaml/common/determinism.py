@@ -14,12 +14,12 @@ def in_any_order() -> Iterator[None]:
 
     The deterministic algorithms for it sort the places, and wait for the device.
     """
-    asked, warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(asked, warn_only=warns)
+        torch.use_deterministic_algorithms(True, warn_only=warns)

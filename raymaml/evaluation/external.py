@@ -62,7 +62,8 @@ def judge(predict: Predict, config: Config, *, num_episodes: int | None = None) 
     """
     device = local_device(config.cluster)
     set_precision(config.cluster)
-    set_determinism(config.cluster)
+    if device.type != "cpu":
+        set_determinism(config.cluster)
     episodes = open_episode_sets(
         config.data, config.episodes, open_bank(config.data), ("test",), device
     )["test"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raymaml.layers import PassAware, row_of_step
-from raymaml.models.closed_rules.batch_norm import batch_norm
+from raymaml.models.closed_rules.batch_norm import all_positive, batch_norm
 from raymaml.models.closed_rules.duals import max_pool
 
 
@@ -102,7 +102,7 @@ class ScaledNorm2d(PassAware):
         weight, bias = self._affine()
         scale = weight * torch.rsqrt(var + self.eps)
         # Where no weight is negative, the maximum can go first: a quarter is left to scale.
-        first = window > 1 and self.rules == "closed" and _all_positive(weight)
+        first = window > 1 and self.rules == "closed" and all_positive(weight)
         x = max_pool(x, window, self.rules) if first else x
         x = x * scale[..., None, None] + (bias - mean * scale)[..., None, None]
         return x if first else max_pool(x, window, self.rules)
@@ -256,11 +256,6 @@ class ReferenceTaskNorm2d(TaskNorm2d):
     def see(self, x: Tensor) -> None:
         """Take note of the number of images."""
         self.size = x.new_full((), float(x.shape[0]))
-
-
-def _all_positive(weight: Tensor) -> bool:
-    """Return whether a weight is known to be positive, which costs nothing on CPU alone."""
-    return weight.device.type == "cpu" and bool((weight > 0).all())
 
 
 def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 Recorder = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
 """A computation -> its result, and a replay, which computes the result in the same memory."""
 MOST = 4
-"""Graphs of a function that are kept at once; each holds the memory of its computation."""
+"""Graphs of a function that are kept at once."""
 _WARM_UP = 2
 """Calls before a recording, in which libraries choose their kernels."""
 _AGREES = 0.05

@@ -114,15 +114,17 @@ def _loss_without_kernels(model: ModelConfig, cluster: ClusterConfig, device: to
         return ""
     if any(width % WIDTHS for width in model.stage_widths):
         return ""
-    in_closed_form = model.encoder == "convnet4" and model.norm_policies <= BY_THE_BATCH
-    return IN_CLOSED_FORM if in_closed_form else BY_CONVOLUTIONS.get(model.encoder, "")
+    return IN_CLOSED_FORM if _has_closed_form(model) else BY_CONVOLUTIONS.get(model.encoder, "")
 
 
 def _in_batched_closed_form(model: ModelConfig, cluster: ClusterConfig) -> bool:
     """Return whether several episodes at once have the closed form of ``kernels/batched.py``."""
-    fits = model.encoder == "convnet4" and model.norm_policies <= BY_THE_BATCH
     asked = cluster.kernels != "off" and cluster.episodes_per_chunk != 1
-    return fits and asked and cluster.precision != "bf16"
+    return _has_closed_form(model) and asked and cluster.precision != "bf16"
+
+
+def _has_closed_form(model: ModelConfig) -> bool:
+    return model.encoder == "convnet4" and model.norm_policies <= BY_THE_BATCH
 
 
 def _no_kernels(cluster: ClusterConfig) -> str | None:

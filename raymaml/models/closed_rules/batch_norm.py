@@ -58,6 +58,11 @@ def batch_norm(
     return joined(out, tangent), mean, var
 
 
+def all_positive(weight: Tensor) -> bool:
+    """Return whether a weight is known to be positive; of a GPU that would take a wait."""
+    return weight.device.type == "cpu" and bool((weight > 0).all())
+
+
 class _BatchNorm(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -68,8 +73,7 @@ class _BatchNorm(Function):
         rstd = torch.rsqrt(var + eps)
         at, where = centred, None  # d where out is needed, and the positions
         if window > 1:
-            # a look at the values of a GPU would wait for it
-            rising = weight.device.type == "cpu" and bool((weight > 0).all())
+            rising = all_positive(weight)
             at, where = pooled(centred if rising else centred * _by_channel(weight.sign()), window)
             at = at if rising else pick(centred, where)
         scale = weight * rstd
